@@ -1,0 +1,66 @@
+"""How slurmlaunch is checked: `nox` runs lint, typing and tests, on every Python found."""
+
+import sys
+from pathlib import Path
+
+import nox
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+# This Python comes last, because its test run is the complete one and the one to end on.
+PYTHONS = sorted(nox.project.python_versions(PYPROJECT), key=lambda version: version == HERE)
+
+nox.options.sessions = ["lint", "typing", "tests"]
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+
+
+def install(session: nox.Session, *groups: str, package: bool = True) -> None:
+    """Install the dependency groups, and the package as its users would."""
+    project = ["."] if package else []
+    session.install(*project, *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+def run_each(session: nox.Session, folder: str) -> None:
+    """Run the folder's scripts, or those that are named after `--`."""
+    scripts = session.posargs or sorted(map(str, Path(folder).glob("[!_]*.py")))
+    for script in scripts:
+        session.run("python", script)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check rules and format."""
+    install(session, "lint", package=False)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types."""
+    install(session, "test", "typing")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run every test on the last Python, and those without Slurm that are quick on the others."""
+    install(session, "test")
+    selection = [] if session.python == PYTHONS[-1] else ["-m", "not slurm and not slow"]
+    session.run("pytest", *selection, *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the examples on this machine's own cores."""
+    install(session, "test")
+    session.env["SLURMLAUNCH_CLUSTER"] = "local"
+    run_each(session, "examples")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against peers and floors."""
+    install(session, "bench")
+    run_each(session, "benchmarks")

@@ -1,0 +1,1 @@
+"""Where tasks run: `slurm`, `local` and `inline`, each behind the protocol in `base`."""

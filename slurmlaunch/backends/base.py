@@ -1,0 +1,212 @@
+"""What every backend is given and what it answers.
+
+A backend knows how to start the tasks of one array, to stop them, and to say
+what has become of them. It knows nothing of functions, items and outcomes:
+these lie in the run folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+
+class TaskState(str, Enum):
+    """What the scheduler says of a task, in Slurm's words.
+
+    Source: the section JOB STATE CODES of squeue(1) and sacct(1).
+    """
+
+    PENDING = "PENDING"
+    CONFIGURING = "CONFIGURING"
+    RUNNING = "RUNNING"
+    COMPLETING = "COMPLETING"
+    SUSPENDED = "SUSPENDED"
+    STOPPED = "STOPPED"
+    REQUEUED = "REQUEUED"
+    REQUEUE_FED = "REQUEUE_FED"
+    REQUEUE_HOLD = "REQUEUE_HOLD"
+    RESV_DEL_HOLD = "RESV_DEL_HOLD"
+    SPECIAL_EXIT = "SPECIAL_EXIT"
+    RESIZING = "RESIZING"
+    SIGNALING = "SIGNALING"
+    STAGE_OUT = "STAGE_OUT"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    DEADLINE = "DEADLINE"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    NODE_FAIL = "NODE_FAIL"
+    BOOT_FAIL = "BOOT_FAIL"
+    LAUNCH_FAILED = "LAUNCH_FAILED"
+    PREEMPTED = "PREEMPTED"
+    REVOKED = "REVOKED"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a task in this state never runs again by itself."""
+        return self in _FINAL
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether a task in this state has yet to start."""
+        return self in _QUEUED
+
+    @classmethod
+    def parse(cls, text: str) -> TaskState:
+        """Read a state as squeue or sacct print it, ``CANCELLED by 1000`` included.
+
+        A word that is not known (a newer Slurm's) is `UNKNOWN`, which is not final.
+        """
+        words = text.split()
+        word = words[0].rstrip("+") if words else ""
+        return cls._value2member_map_.get(word, cls.UNKNOWN)  # type: ignore[return-value]
+
+
+_FINAL = frozenset({
+    TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT,
+    TaskState.DEADLINE, TaskState.OUT_OF_MEMORY, TaskState.NODE_FAIL, TaskState.BOOT_FAIL,
+    TaskState.LAUNCH_FAILED, TaskState.PREEMPTED, TaskState.REVOKED,
+})  # fmt: skip
+_QUEUED = frozenset({
+    TaskState.PENDING, TaskState.CONFIGURING, TaskState.REQUEUED, TaskState.REQUEUE_FED,
+    TaskState.REQUEUE_HOLD, TaskState.RESV_DEL_HOLD, TaskState.SPECIAL_EXIT,
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArrayJob:
+    """One array to submit: all that a scheduler is told, and nothing else.
+
+    Attributes:
+        run_folder: absolute path of the run folder.
+        name: the job's name, unique to this array: ``[A-Za-z0-9._-]``, at most 64 characters.
+        round: the submission round that the array belongs to.
+        array: the number of the array within its round.
+        first_task: the task index of the array's element 0.
+        length: the number of elements.
+        throttle: how many elements may run at once (``%N``), or None.
+        cwd: the folder in which the tasks run.
+        python: how to start Python: the first words of the node's command line.
+        cpus_per_task: CPUs of each task, at least 1.
+        threads: CPUs of each pool process (see `slurmlaunch.caps`).
+        options: sbatch's long option names (with underscores) and their values,
+            where True is a bare flag; values are text without line breaks.
+        flags: further sbatch arguments, passed on as they are.
+        env: variables to set for the tasks, beside the client's own environment.
+        modules: what is given to ``module load``, in order.
+        setup: shell lines that run before Python starts.
+        after: id of a job that must have ended before this one starts, or None.
+    """
+
+    run_folder: Path
+    name: str
+    round: int = 0
+    array: int = 0
+    first_task: int = 0
+    length: int = 1
+    throttle: int | None = None
+    cwd: Path | None = None
+    python: tuple[str, ...] = ("python3",)
+    cpus_per_task: int = 1
+    threads: int = 1
+    options: Mapping[str, str | bool] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    after: str | None = None
+
+    def command(self, task: str) -> tuple[str, ...]:
+        """Return the node's command line for a task index (or the shell word for one)."""
+        return (*self.python, "-m", "slurmlaunch.node", str(self.run_folder), task)
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What the scheduler says of one element of an array.
+
+    Attributes:
+        state: its state.
+        exit_code: Slurm's ``code:signal``, where it is known.
+        node: the machine, where it is known.
+        reason: why it waits or was ended, where the scheduler says so.
+    """
+
+    state: TaskState
+    exit_code: str | None = None
+    node: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the cluster allows.
+
+    Attributes:
+        max_array_size: elements of one array (Slurm's ``MaxArraySize``, whose
+            largest index is one less), or None for no limit.
+        cpus: CPUs of the machine, where the backend clips to it; None elsewhere.
+    """
+
+    max_array_size: int | None = None
+    max_array_tasks: int | None = None
+    max_submit: int | None = None
+    cpus: int | None = None
+
+
+class Snapshot(Protocol):
+    """What the scheduler said at one moment."""
+
+    @property
+    def taken(self) -> float:
+        """When, in seconds since the epoch (`time.time`)."""
+
+    def get(self, job_id: str, element: int) -> TaskRecord | None:
+        """Return what is known of an element; None means not yet, never gone."""
+
+
+class Backend(Protocol):
+    """Where tasks run. All methods may be called from any thread."""
+
+    name: str
+
+    query_every: float
+    """How often `query` is worth a call, in seconds."""
+
+    def limits(self) -> Limits:
+        """Return what the cluster allows; asked once, then remembered."""
+
+    def script(self, job: ArrayJob) -> str:
+        """Return what `submit` would hand over, as a person reads it."""
+
+    def submit(self, job: ArrayJob) -> str:
+        """Start the array; return its job id.
+
+        Raises:
+            SubmissionError: the scheduler refused it.
+        """
+
+    def find(self, name: str, since: float) -> str | None:
+        """Return the id of the job of that unique name, submitted after *since*, or None."""
+
+    def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
+        """End a job, or these of its elements, pending or running, in one call."""
+
+    def set_throttle(self, job_id: str, throttle: int | None) -> None:
+        """Change how many elements run at once, while they run."""
+
+    def query(self, job_ids: Collection[str]) -> Snapshot | None:
+        """Return the newest snapshot that covers these jobs, asking if the last is too old.
+
+        Where *job_ids* is a mapping, its values are the times of submission (`time.time`).
+        May block for as long as the scheduler's commands are allowed to take, and
+        never raises for a scheduler that is away: then the last answer, or None.
+        """

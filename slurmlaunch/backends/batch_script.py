@@ -1,0 +1,234 @@
+"""The batch script of an array: a pure function of the `ArrayJob`, and the whole truth.
+
+What is asked of Slurm stands in the script's ``#SBATCH`` lines, none of it on a
+command line, so that what a person is shown is what is submitted.
+
+What the script does in a task, in order::
+
+    ignore USR1 and TERM      both reach the script too, and it has to outlive the node
+    go to the client's folder
+    set the variables, load the modules, run the set-up lines
+    start the node, forward USR1 to it, and wait until it has really ended
+    leave the end mark        an empty file whose name is the `EndMark`
+    end with the node's exit status
+
+The exit status is `SETUP_FAILED` where the node was never started: the folder is
+not there, a module does not load, a set-up line fails. The end mark is left then
+too, and the log says what failed.
+
+Only what bash has built in is used, since the set-up lines may change PATH.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slurmlaunch.caps import OURS
+from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.layout import EndMark, RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from slurmlaunch.backends.base import ArrayJob
+
+SETUP_FAILED = 3
+"""The exit status of a task whose node was never started; the node's own are 0 and 1."""
+
+_CPU_COUNT = "PYTHON_CPU_COUNT"
+_TASK = "${slurmlaunch_task}"
+_PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+*^~-]+")
+# An OR of conditions; Slurm cannot mix it with the AND that our own condition needs.
+_EITHER = "?"
+
+
+def render(job: ArrayJob) -> str:
+    """Return the batch script of an array.
+
+    Raises:
+        OptionError: a value cannot stand in a batch script (a line break, say).
+    """
+    lines = ["#!/bin/bash", *(f"#SBATCH {_sbatch_word(word)}" for word in sbatch_words(job)), "", *_body(job)]
+    script = "\n".join(lines) + "\n"
+    if "\0" in script:
+        raise OptionError("a batch script cannot hold a NUL character")
+    return script
+
+
+def sbatch_words(job: ArrayJob) -> list[str]:
+    """Return what sbatch is asked for, as the arguments of a command line."""
+    given = {name.replace("_", "-"): value for name, value in job.options.items() if value is not False}
+    ours = _our_options(job, given)
+    options = {**ours, **{name: value for name, value in given.items() if name not in ours}}
+    words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    return [*words, *job.flags]
+
+
+def _our_options(job: ArrayJob, given: Mapping[str, str | bool]) -> dict[str, str | bool]:
+    throttle = f"%{job.throttle}" if job.throttle else ""
+    options: dict[str, str | bool] = {
+        "job-name": job.name,
+        "array": f"0-{job.length - 1}{throttle}",
+        "output": _log_pattern(job, "out"),
+        "error": _log_pattern(job, "err"),
+        "open-mode": "append",  # else a requeue would empty the log
+        "export": "ALL",
+        "dependency": _dependency(job, given.get("dependency")),
+    }
+    if "cpus-per-gpu" not in given:  # sbatch refuses both together
+        options["cpus-per-task"] = str(job.cpus_per_task)
+    return options
+
+
+def _log_pattern(job: ArrayJob, stream: str) -> str:
+    folder = str(job.run_folder)
+    if "\\" in folder:
+        raise OptionError(
+            f"Slurm cannot write its logs below a path with a backslash: {folder!r}. Give another folder.",
+            option="folder",
+        )
+    # Of all patterns only the last, our own, is to be filled in.
+    escaped = RunFolder(Path(folder.replace("%", "%%")))
+    return str(escaped.log(job.round, job.array, "%a", stream))
+
+
+def _dependency(job: ArrayJob, users: object) -> str:
+    """Return the user's conditions and ours: a second job of this name would wait for the first."""
+    ours = ["singleton"]
+    if job.after is not None:
+        ours.insert(0, f"afterany:{job.after.partition(';')[0]}")
+    if not isinstance(users, str) or not users:
+        return ",".join(ours)
+    if _EITHER in users:
+        raise OptionError(
+            f"dependency={users!r}: conditions joined by '?' (either) cannot be combined with slurmlaunch's own; "
+            "join them by commas (all of them)",
+            option="dependency",
+        )
+    return ",".join([users, *(condition for condition in ours if condition not in users.split(","))])
+
+
+def _sbatch_word(word: str) -> str:
+    """Quote an argument for sbatch's own reader of ``#SBATCH`` lines, which is not a shell's."""
+    if re.search(r"[\n\r\0]", word):
+        raise OptionError(f"a line break cannot stand in what sbatch is given: {word!r}", option=_option_name(word))
+    if word.startswith("-") and _PLAIN.fullmatch(word):
+        return word
+    name, equals, value = word.partition("=")
+    if not (name.startswith("-") and _PLAIN.fullmatch(name)):
+        name, equals, value = "", "", word
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{name}{equals}"{escaped}"'
+
+
+def _option_name(word: str) -> str:
+    return word.partition("=")[0].lstrip("-").replace("-", "_")
+
+
+def _body(job: ArrayJob) -> Iterator[str]:
+    yield "# Not at once: a signal for the task reaches this script too, which has to outlive the node."
+    yield "trap '' USR1 TERM"
+    yield ""
+    yield from _end(job)
+    yield ""
+    yield from _environment(job)
+    yield from _python_cpu_count(job)
+    yield from _node(job)
+
+
+def _end(job: ArrayJob) -> Iterator[str]:
+    ended = shell_quote(str(RunFolder(job.run_folder).ended))
+    start = "${SLURM_RESTART_COUNT:-0}"
+    # The class that reads the name also writes it: its fields stand here as the shell's words.
+    mark = EndMark(_TASK, start, "$1").filename  # type: ignore[arg-type]
+    yield f"slurmlaunch_task=$(({job.first_task} + SLURM_ARRAY_TASK_ID))"
+    yield "slurmlaunch_marked="
+    yield "slurmlaunch_mark() {  # how this start of the task ended"
+    yield '    [ -z "$slurmlaunch_marked" ] || return 0; slurmlaunch_marked=1'
+    yield f'    (umask 077; : >| {ended}/"{mark}") || :'
+    yield "}"
+    yield "slurmlaunch_give_up() {"
+    yield '    trap - ERR; echo "slurmlaunch: the task was not started: $1" >&2'
+    yield f"    slurmlaunch_mark {SETUP_FAILED}; exit {SETUP_FAILED}"
+    yield "}"
+    yield "trap 'slurmlaunch_mark $?' EXIT"
+
+
+def _environment(job: ArrayJob) -> Iterator[str]:
+    if job.cwd is not None:
+        yield f"cd -- {shell_quote(str(job.cwd))} || slurmlaunch_give_up 'its working directory is not there'"
+    for name, value in job.env.items():
+        yield f"export {name}={shell_quote(value)}"
+    if job.modules:
+        yield from _MODULE_COMMAND
+    for module in job.modules:
+        word = shell_quote(module)
+        yield f"module load {word} || slurmlaunch_give_up {shell_quote(f'module load {word} failed')}"
+    if job.setup:
+        yield from _SETUP_BEGINS
+        yield from job.setup
+        yield ""  # a backslash that ends the last line takes this one
+        yield "trap - ERR"
+    yield ""
+
+
+# A batch shell reads no profile, so `module` is there only if it came with the environment.
+_MODULE_COMMAND = (
+    "if ! declare -F module >/dev/null; then",
+    "    for slurmlaunch_file in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh \\",
+    "        /usr/share/modules/init/bash /usr/share/lmod/lmod/init/bash; do",
+    '        [ -r "$slurmlaunch_file" ] || continue',
+    '        . "$slurmlaunch_file"',
+    "        declare -F module >/dev/null && break",
+    "    done",
+    "fi",
+    "declare -F module >/dev/null || slurmlaunch_give_up 'there is no module command on this machine'",
+)
+
+# Lines may belong together (an if, a loop), so each is not tested on its own. What fails inside
+# a file that they source is that file's affair.
+_SETUP_BEGINS = (
+    "slurmlaunch_failed() {",
+    '    [ "$3" -gt 1 ] || slurmlaunch_give_up "set-up failed with status $1: $2"',
+    "}",
+    """trap 'slurmlaunch_failed $? "$BASH_COMMAND" ${#BASH_SOURCE[@]}' ERR""",
+)
+
+
+def _python_cpu_count(job: ArrayJob) -> Iterator[str]:
+    # Read by Python 3.13 when it starts, so that nothing later can set it.
+    yield f"if [ -z ${{{_CPU_COUNT}+set}} ]; then"
+    yield f"    export {_CPU_COUNT}={job.threads} {OURS}=${{{OURS}:+${OURS}:}}{_CPU_COUNT}"
+    yield "fi"
+
+
+def _node(job: ArrayJob) -> Iterator[str]:
+    words = [f'"{_TASK}"' if word == _TASK else shell_quote(word) for word in job.command(_TASK)]
+    yield ""
+    yield f"{' '.join(words)} &"
+    yield "slurmlaunch_node=$!"
+    yield """trap 'kill -USR1 "$slurmlaunch_node" 2>/dev/null' USR1"""
+    yield "# A signal ends the wait, but not the node: then wait again. Once the node has ended bash remembers its"
+    yield "# status, though the next wait may still answer to the last signal, and -1 says that it was missed."
+    yield 'while wait "$slurmlaunch_node"; kill -0 "$slurmlaunch_node" 2>/dev/null; do :; done'
+    yield "trap '' USR1"
+    yield 'wait "$slurmlaunch_node" || :'
+    yield "slurmlaunch_status=0"
+    yield 'wait "$slurmlaunch_node" || slurmlaunch_status=$?'
+    yield '[ "$slurmlaunch_status" -ge 0 ] || slurmlaunch_status=255'
+    yield 'slurmlaunch_mark "$slurmlaunch_status"'
+    yield 'exit "$slurmlaunch_status"'
+
+
+def shell_quote(text: str) -> str:
+    """Quote for bash, on one line, so that no value begins a line of the script.
+
+    `shlex.quote` keeps line breaks, and sbatch reads ``#PBS`` and ``#BSUB`` lines wherever they stand.
+    """
+    if re.search(r"[\n\r]", text):
+        escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+        return f"$'{escaped}'"
+    return shlex.quote(text)

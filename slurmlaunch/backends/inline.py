@@ -1,0 +1,148 @@
+"""The inline backend: each item is run in the calling thread, during the call.
+
+What is pickled elsewhere is pickled here, so that what would not arrive there
+does not arrive here. There is no pool, no cap and no process: a debugger works.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from slurmlaunch import context
+from slurmlaunch.backends.base import ArrayJob, Limits, TaskRecord, TaskState
+from slurmlaunch.errors import NodeStartError
+from slurmlaunch.outcome import Failure
+from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
+from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.rounds import Round
+from slurmlaunch.runfolder.work import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from types import FrameType
+
+    from typing_extensions import Self
+
+    from slurmlaunch.runfolder.rounds import RoundPlan
+
+
+class _AllEnded:
+    """What there is to say of tasks that were over before anyone could ask."""
+
+    def __init__(self) -> None:
+        self.taken = time.time()
+
+    def get(self, job_id: str, element: int) -> TaskRecord | None:
+        """Return that the element is over."""
+        del job_id, element
+        return TaskRecord(TaskState.COMPLETED)
+
+
+class InlineBackend:
+    """Runs the tasks of an array at once, one after the other."""
+
+    name = "inline"
+    query_every = 60.0
+    _ids = itertools.count(1)
+
+    def limits(self) -> Limits:
+        """Return no limits."""
+        return Limits()
+
+    def script(self, job: ArrayJob) -> str:
+        """Return a comment: there is no script."""
+        return f"# {job.length} tasks, run in the calling thread during the call\n"
+
+    def submit(self, job: ArrayJob) -> str:
+        """Run the tasks of the array; return its id when they are over."""
+        folder = RunFolder(job.run_folder)
+        manifest = Manifest.read(folder)
+        plan = Round.read(folder, job.round).plan
+        with _Interrupted() as interrupted:
+            for task in range(job.first_task, job.first_task + job.length):
+                _run_task(folder, manifest, plan, task, interrupted)
+        return f"inline-{os.getpid()}-{next(self._ids)}"
+
+    def find(self, name: str, since: float) -> str | None:
+        """Return None: a job that is over cannot be found."""
+        del name, since
+        return None
+
+    def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
+        """Do nothing: the tasks are over."""
+
+    def set_throttle(self, job_id: str, throttle: int | None) -> None:
+        """Do nothing: the tasks are over."""
+
+    def query(self, job_ids: Collection[str]) -> _AllEnded:
+        """Return that all tasks are over."""
+        del job_ids
+        return _AllEnded()
+
+
+def _run_task(folder: RunFolder, manifest: Manifest, plan: RoundPlan, task: int, interrupted: _Interrupted) -> None:
+    writer = OutcomeWriter(folder, task)
+    outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=plan.threads))
+    try:
+        _run_items(folder, manifest, plan.items_of(task), writer, interrupted)
+    finally:
+        context.swap(outer)
+        writer.close()
+    status = Status.FAILURES if writer.failures else Status.VALUES
+    (folder.ended / EndMark(task, writer.attempt, status).filename).touch(0o600)
+
+
+def _run_items(
+    folder: RunFolder,
+    manifest: Manifest,
+    items: Collection[int],
+    writer: OutcomeWriter,
+    interrupted: _Interrupted,
+) -> None:
+    try:
+        work = Work(folder, manifest)
+    except NodeStartError as error:
+        for item in items:
+            writer.failure(item, Failure(error).dump())
+        return
+    for item in items:
+        context.current_task().item = item
+        succeeded, data = work.run(item)
+        record = writer.value if succeeded else writer.failure
+        record(item, data)
+        interrupted.check()
+
+
+class _Interrupted:
+    """Tells Ctrl-C, which ends the call, from a KeyboardInterrupt that the function raises."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        if self._in_main_thread:
+            self._handler = signal.getsignal(signal.SIGINT)
+            if callable(self._handler):
+                signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._pressed = True
+        if callable(self._handler):
+            self._handler(number, frame)
+
+    def check(self) -> None:
+        """Raise where Ctrl-C was pressed."""
+        if self._pressed:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        if self._in_main_thread and callable(self._handler):
+            signal.signal(signal.SIGINT, self._handler)

@@ -1,0 +1,257 @@
+"""Tasks as processes of this machine: the same run on a laptop, and in tests.
+
+A task is started as the batch script starts it on Slurm, with the same logs and
+the same end mark, and the scheduler is a thread of the client: see
+`slurmlaunch.backends.machine.dispatcher`. All local backends of a process share
+the machine, and never run tasks of more CPUs than it has.
+
+Of sbatch's options those count that have a meaning here: ``cpus_per_task``,
+``time``, and ``mem`` and ``mem_per_cpu`` where Linux's /proc shows what is used.
+
+The jobs are the client's own. It waits for them when the interpreter exits, and
+they end if it is killed. What is known of them lies in its memory: of a job that
+another process runs, only that process can tell the state, change the throttle
+or cancel; once it is gone, its tasks are `NODE_FAIL`, for the place where they
+ran is gone with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from slurmlaunch import caps
+from slurmlaunch.backends.base import Limits, TaskRecord, TaskState
+from slurmlaunch.backends.machine.allowance import Allowance
+from slurmlaunch.backends.machine.dispatcher import DISPATCHER
+from slurmlaunch.backends.machine.jobs import LocalJob
+from slurmlaunch.backends.machine.owner import Owner
+from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
+from slurmlaunch.runfolder.layout import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from slurmlaunch.backends.base import ArrayJob
+
+_SETUP_FAILED = 3
+_CPU_COUNT = "PYTHON_CPU_COUNT"  # read as Python starts: too early for the node to set it
+
+_GONE = TaskRecord(TaskState.NODE_FAIL, reason="the client that ran it is gone")
+
+_ELEMENT = "ELEMENT"
+
+# Of an outer task: which element, which start, which rank of MPI it is. The outer
+# job's allocation stays, for it is where local tasks run too.
+_OF_AN_OUTER_TASK = (
+    "SLURM_ARRAY_", "SLURM_RESTART_COUNT", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "PMI", "OMPI_COMM_WORLD_",
+)  # fmt: skip
+
+
+class LocalSnapshot(NamedTuple):
+    """What was known at one moment.
+
+    Attributes:
+        taken: when, in seconds since the epoch.
+        jobs: the states of the elements of each job of this process.
+        gone: the jobs whose client is gone.
+    """
+
+    taken: float
+    jobs: Mapping[str, Sequence[TaskRecord]]
+    gone: frozenset[str]
+
+    def get(self, job_id: str, element: int) -> TaskRecord | None:
+        """Return what is known of an element; None where only another process knows."""
+        if job_id in self.gone:
+            return _GONE
+        records = self.jobs.get(job_id, ())
+        return records[element] if element < len(records) else None
+
+
+class LocalBackend:
+    """The `slurmlaunch.backends.base.Backend` of this machine."""
+
+    name = "local"
+    query_every = 0.25
+
+    def limits(self) -> Limits:
+        """Return the CPUs that tasks are clipped to; arrays may have any length."""
+        return Limits(cpus=DISPATCHER.cpus)
+
+    def script(self, job: ArrayJob) -> str:
+        """Return shell commands that run the same tasks, one after the other."""
+        folder = RunFolder(job.run_folder)
+        out, err = (_log_words(folder.log(job.round, job.array, _ELEMENT, stream)) for stream in ("out", "err"))
+        variables = _added(job, caps.without_ours(os.environ))
+        at_once = min(job.length, job.throttle or job.length, max(1, DISPATCHER.cpus // job.cpus_per_task))
+        lines = [
+            f"#!{_shell(job)}",
+            f"# {job.name}: one after the other here, up to {at_once} at once when submitted",
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+            f"cd -- {shlex.quote(str(_cwd(job)))} || exit {_SETUP_FAILED}",
+            *_preparation(job),
+            f"for element in $(seq 0 {job.length - 1}); do",
+            f"    {shlex.join(job.command('')[:-1])} $(({job.first_task} + element)) >>{out} 2>>{err}",
+            "done",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def submit(self, job: ArrayJob) -> str:
+        """Put the array in the queue of this process; return its job id.
+
+        Raises:
+            SubmissionError: what the tasks need is missing, an option's value
+                cannot be, or the interpreter is exiting.
+        """
+        env = _environment(job)
+        _check(job, env)
+        try:
+            queued = LocalJob(
+                Owner.me().new_job_id(),
+                job,
+                allowance=Allowance.of(job, DISPATCHER.cpus),
+                command=_command(job),
+                env=env,
+                after=_own(job.after, "waited for") if job.after else None,
+            )
+            DISPATCHER.submit(queued)
+        except (OptionError, SchedulerError, RuntimeError, OSError) as error:
+            raise _refusal(job, str(error)) from error
+        return queued.id
+
+    def find(self, name: str, since: float) -> str | None:
+        """Return the id of this process's newest job of that name, submitted after *since*, or None."""
+        return DISPATCHER.find(name, since)
+
+    def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
+        """End a job, or these of its elements; what has not started never will.
+
+        Running ones get SIGTERM, and SIGKILL five seconds later.
+
+        Raises:
+            SchedulerError: another living process runs the job.
+        """
+        if job := _own(job_id, "cancelled"):
+            DISPATCHER.cancel(job, elements)
+
+    def set_throttle(self, job_id: str, throttle: int | None) -> None:
+        """Change how many elements run at once; those that run go on.
+
+        Raises:
+            SchedulerError: another living process runs the job.
+        """
+        if job := _own(job_id, "throttled"):
+            DISPATCHER.set_throttle(job, throttle)
+
+    def query(self, job_ids: Collection[str]) -> LocalSnapshot:
+        """Return the states of the jobs at this moment; never blocks for long."""
+        taken = time.time()
+        jobs, gone = {}, set()
+        for job_id in job_ids:
+            if (records := DISPATCHER.records(job_id)) is not None:
+                jobs[job_id] = records
+            elif (owner := Owner.of(job_id)) and owner.is_gone:
+                gone.add(job_id)
+        return LocalSnapshot(taken, jobs, frozenset(gone))
+
+
+def _own(job_id: str, deed: str) -> LocalJob | None:
+    """Return a job of this process, or None for one whose process is gone, as then all is over."""
+    job = DISPATCHER.get(job_id)
+    if job is None:
+        owner = Owner.of(job_id)
+        if owner is None:
+            raise SchedulerError(f"{job_id!r} is not the id of a local job")
+        if not owner.is_gone:
+            whose = f"process {owner.pid} on {owner.machine}"
+            raise SchedulerError(f"job {job_id} can only be {deed} by the client that runs it, {whose}")
+    return job
+
+
+def _check(job: ArrayJob, env: Mapping[str, str]) -> None:
+    """Refuse at once what could only fail later, task by task."""
+    for folder in (RunFolder(job.run_folder).logs, _cwd(job)):
+        if not folder.is_dir():
+            raise _refusal(job, f"there is no folder {folder}")
+    if _shell(job) is None:
+        raise _refusal(job, "modules and setup need bash, which is not on the PATH")
+    program = job.python[0]
+    path = str(_cwd(job) / program) if os.sep in program else program
+    # What is loaded or set up first may bring its own Python along.
+    if not (job.modules or job.setup or shutil.which(path, path=env.get("PATH"))):
+        raise _refusal(job, f"there is no program {program!r} to start Python with: see the option python=[...]")
+
+
+def _refusal(job: ArrayJob, message: str) -> SubmissionError:
+    return SubmissionError(message, command=job.command("0"), stderr=message)
+
+
+def _cwd(job: ArrayJob) -> Path:
+    return job.cwd or Path.cwd()
+
+
+def _shell(job: ArrayJob) -> str | None:
+    """Return the shell that starts the tasks: bash where the user's own lines run in it, as on Slurm."""
+    return shutil.which("bash") if job.modules or job.setup else "/bin/sh"
+
+
+def _command(job: ArrayJob) -> tuple[str, ...]:
+    """Return the command line of a task, less the task index at its end."""
+    lines = (f'cd -- "$1" || exit {_SETUP_FAILED}', "shift", *_preparation(job), 'exec "$@"')
+    return (str(_shell(job)), "-c", "\n".join(lines), job.name, str(_cwd(job)), *job.command("")[:-1])
+
+
+def _preparation(job: ArrayJob) -> tuple[str, ...]:
+    """Return the shell lines before Python: whichever fails ends the task with status 3.
+
+    Modules are loaded where there is a `module` command. A laptop has none, and
+    has what they would bring, or the task will say what is missing.
+    """
+    if not (job.modules or job.setup):
+        return ()
+    load = f"if type module >/dev/null 2>&1; then module load {shlex.join(job.modules)}; fi"
+    # The empty line is for a backslash that ends the last line: it would take the next one.
+    return (*_PREPARATION_BEGINS, *([load] if job.modules else []), *job.setup, "", "trap - ERR EXIT")
+
+
+# Lines may belong together (an if, a loop), so each is not tested on its own. What fails inside
+# a file that they source is that file's affair.
+_PREPARATION_BEGINS = (
+    "slurmlaunch_depth=${#BASH_SOURCE[@]}",
+    "slurmlaunch_failed() {",
+    '    [ "$3" -le "$slurmlaunch_depth" ] || return 0',
+    "    trap - ERR EXIT",
+    '    echo "slurmlaunch: the task was not started: set-up ended with status $1: $2" >&2',
+    f"    exit {_SETUP_FAILED}",
+    "}",
+    """trap 'slurmlaunch_failed $? "$BASH_COMMAND" ${#BASH_SOURCE[@]}' ERR""",
+    """trap 'slurmlaunch_failed $? "$BASH_COMMAND" 0' EXIT""",
+)
+
+
+def _environment(job: ArrayJob) -> dict[str, str]:
+    """Return the environment of the tasks: the client's, less what an outer task of ours left in it."""
+    inherited = {
+        name: value for name, value in caps.without_ours(os.environ).items() if not name.startswith(_OF_AN_OUTER_TASK)
+    }
+    return {**inherited, **_added(job, inherited)}
+
+
+def _added(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that the tasks have and the client has not."""
+    env = dict(job.env)
+    if _CPU_COUNT not in env and _CPU_COUNT not in inherited:
+        ours = filter(None, (env.get(caps.OURS), _CPU_COUNT))
+        env |= {_CPU_COUNT: str(job.threads), caps.OURS: ":".join(ours)}
+    return env
+
+
+def _log_words(path: Path) -> str:
+    """Return the shell words for the log of ``$element``, whatever the folder is called."""
+    name = path.name.replace(_ELEMENT, "${element}")
+    return f"{shlex.quote(str(path.parent))}/{name}"

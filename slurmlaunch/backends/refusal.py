@@ -1,0 +1,92 @@
+"""What to tell the user when sbatch refuses, or does not answer."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from slurmlaunch.errors import SubmissionError
+
+if TYPE_CHECKING:
+    from slurmlaunch.backends.command import Command, Finished
+
+# What Slurm says, and what to do about it. The first that fits counts, so the narrow ones stand first.
+# Source of the words: slurm_errtab in Slurm's src/common/slurm_errno.c, and the errors of its sbatch.
+_ADVICE = tuple(
+    (re.compile(words, re.IGNORECASE), advice)
+    for words, advice in (
+        (
+            r"invalid account|must specify account|invalid.*account/partition",
+            "Give your account with account=...; `sacctmgr show associations user=$USER` lists those you may use.",
+        ),
+        (
+            r"invalid partition|no partition|partition.*(not available|down|inactive)",
+            "Give another partition with partition=...; `sinfo --summarize` lists them.",
+        ),
+        (r"group not permitted|access/permission denied", "Ask your site, or try another partition= or account=."),
+        (r"invalid qos", "Give another QOS with qos=..., or none; `sacctmgr show qos` lists them."),
+        (
+            r"time ?limit",
+            "Give a time within the partition's limit with time=...; `sinfo --format='%P %l'` lists the limits.",
+        ),
+        (
+            r"invalid job array|job array.*(size|limit)",
+            "The array is longer than the cluster allows: give map_array fewer tasks= or a larger chunksize=.",
+        ),
+        (
+            r"submit(jobs?)?(peruser)?limit|job submit limit|too many.*jobs|QOSMax|AssocMax|AssocGrp|QOSGrp",
+            "The site limits how much you may have queued: give map_array fewer tasks=, or wait for your other jobs.",
+        ),
+        (r"memory specification|memory required", "Ask for less with mem=... or mem_per_cpu=..."),
+        (r"cpu count", "Ask for fewer with cpus_per_task=... (or ntasks=, nodes=)."),
+        (
+            r"generic resource|gres|\bgpus?\b",
+            "Check gpus=... and gres=...; `sinfo --format='%P %G'` lists what nodes have.",
+        ),
+        (r"invalid feature", "Check constraint=...; `sinfo --format='%P %f'` lists what nodes have."),
+        (
+            r"node configuration is not available|node count specification|invalid node",
+            "No node has all that was asked for: check cpus_per_task=, mem=, gpus=, constraint= and nodes=.",
+        ),
+        (r"dependency", "Check dependency=...: does the job still exist?"),
+        (
+            r"unrecognized option|invalid option|unknown option|invalid directive|requires an argument|ambiguous",
+            "This cluster's sbatch does not know an option: check the executor's options, and sbatch=[...].",
+        ),
+        (r"invalid (specification|value)|invalid --", "Check the value of that option."),
+        (r"unable to contact|connection refused|controller not|unable to establish", "Slurm is away: try again later."),
+    )
+)
+# After these the job may be in the queue all the same.
+_AMBIGUOUS = re.compile(
+    r"timed out|zero bytes were transmitted|message send failure|message receive failure", re.IGNORECASE
+)
+
+
+def submission_error(command: Command, done: Finished, name: str) -> SubmissionError:
+    """Return the error for an sbatch that did not accept the job of that name."""
+    stderr = done.stderr.strip()
+    if done.missing:
+        what = f"there is no {command.words[0]} on PATH: is this a machine of the cluster?"
+        advice = "Executor(cluster='local') runs the same on this machine."
+    elif is_ambiguous(done):
+        what = f"sbatch had no answer from Slurm: {stderr}"
+        advice = f"The job may be in the queue nevertheless: `squeue --name={name}` shows it."
+    else:
+        what = f"sbatch refused the job: {stderr or f'exit status {done.returncode}'}"
+        advice = next((advice for words, advice in _ADVICE if words.search(stderr)), "")
+    return SubmissionError(
+        "\n".join(filter(None, (what, advice))),
+        command=command.words,
+        stderr=stderr,
+        returncode=done.returncode,
+        job_name=name,
+    )
+
+
+def is_ambiguous(done: Finished) -> bool:
+    """Whether the job may have been submitted although sbatch did not say so."""
+    if done.ok:
+        return True  # it succeeded, and printed no job id
+    started = done.returncode is not None or "no answer" in done.stderr
+    return started and (done.returncode is None or _AMBIGUOUS.search(done.stderr) is not None)

@@ -1,0 +1,215 @@
+"""The Slurm backend: Slurm is spoken to through its own commands, and in no other way.
+
+A job id is what sbatch prints: ``"123"``, or ``"123;cluster"`` where the job went
+to another cluster than the one that the backend was made for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slurmlaunch.backends import command as commands
+from slurmlaunch.backends import environment
+from slurmlaunch.backends.base import Limits
+from slurmlaunch.backends.batch_script import render, sbatch_words
+from slurmlaunch.backends.command import Command
+from slurmlaunch.backends.elements import Elements
+from slurmlaunch.backends.queries import NO_SUCH_JOB, TIMEOUT, Queries, on_cluster, scheduler_error
+from slurmlaunch.backends.refusal import submission_error
+from slurmlaunch.backends.snapshot import Intervals, SharedSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from slurmlaunch.backends.base import ArrayJob, Snapshot, TaskRecord
+    from slurmlaunch.backends.command import Finished, Runner
+
+# A busy controller lets sbatch wait; killed too early, it leaves a job that nobody knows of.
+_SUBMIT_TIMEOUT = 120.0
+# A line of its own: a site's wrapper may say more.
+_PRINTED_ID = re.compile(r"^(?P<id>\d+)(?:;(?P<cluster>\S+))?$", re.MULTILINE)
+_ENDED_ALREADY = re.compile(
+    rf"{NO_SUCH_JOB.pattern}|already completing or completed|job has already finished|: No error$", re.IGNORECASE
+)
+# Linux takes no argument of more than 128 KiB, and a few times as much in all.
+_LONGEST_ARGUMENT = 60_000
+_ARGUMENTS = 10
+
+_DEFAULT_MAX_ARRAY_SIZE = 1001
+# What clusters allow, by where they are: asked once per process.
+_LIMITS: dict[tuple[str | None, str | None], Limits] = {}
+
+
+class SlurmBackend:
+    """Arrays on Slurm.
+
+    Attributes:
+        clusters: what sbatch's ``--clusters`` is given, or None for the default cluster.
+    """
+
+    name = "slurm"
+    query_every = 2.0
+
+    def __init__(
+        self, clusters: str | None = None, *, run: Runner = commands.run, intervals: Intervals | None = None
+    ) -> None:
+        """Speak to these clusters; *run* runs the commands, *intervals* say how often to ask for states."""
+        self.clusters = clusters or os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
+        self._run = run
+        self._intervals = intervals or Intervals.from_environment()
+        self._submitted: dict[str, float] = {}
+        self._snapshots: dict[str | None, SharedSnapshot] = {}
+
+    def limits(self) -> Limits:
+        """Return what the cluster allows; Slurm's own default where it does not answer."""
+        cluster = self._clusters()[0]
+        place = (os.environ.get("SLURM_CONF"), cluster)
+        if place not in _LIMITS:
+            done = self._call("scontrol", *on_cluster(cluster), "show", "config")
+            if not done.ok:
+                return Limits(max_array_size=_DEFAULT_MAX_ARRAY_SIZE)
+            _LIMITS[place] = _limits(done.stdout)
+        return _LIMITS[place]
+
+    def script(self, job: ArrayJob) -> str:
+        """Return the batch script that `submit` hands to sbatch."""
+        return render(job)
+
+    def submit(self, job: ArrayJob) -> str:
+        """Hand the array to sbatch; return its job id.
+
+        Raises:
+            OptionError: a value cannot stand in a batch script.
+            SubmissionError: Slurm refused it, or did not answer in time.
+        """
+        env = environment.for_submission(os.environ, sbatch_words(job))
+        command = Command(("sbatch", "--parsable"), env, _SUBMIT_TIMEOUT, stdin=render(job), cwd=job.cwd)
+        before = time.time()
+        done = self._run(command)
+        printed = _PRINTED_ID.search(done.stdout) if done.ok else None
+        if printed is None:
+            raise submission_error(command, done, job.name)
+        cluster = printed["cluster"]
+        job_id = printed["id"] if cluster in {None, self.clusters} else f"{printed['id']};{cluster}"
+        self._submitted[job_id] = before
+        return job_id
+
+    def find(self, name: str, since: float) -> str | None:
+        """Return the id of the job of that unique name, submitted after *since*, or None.
+
+        Raises:
+            SchedulerError: neither the queue nor the accounts can say.
+        """
+        for cluster in self._clusters():
+            number = Queries(self._run, cluster).find(name, since)
+            if number is not None:
+                return number if cluster == self.clusters else f"{number};{cluster}"
+        return None
+
+    def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
+        """End a job, or these of its elements, pending or running; what has ended already is no error.
+
+        Raises:
+            SchedulerError: Slurm did not do it.
+        """
+        number, cluster = self._place(job_id)
+        whole = elements is None
+        named = [number] if whole else [f"{number}_[{part}]" for part in _parts(Elements.of(elements or ()))]
+        for start in range(0, len(named), _ARGUMENTS):
+            self._change("scancel", *on_cluster(cluster), *named[start : start + _ARGUMENTS])
+
+    def set_throttle(self, job_id: str, throttle: int | None) -> None:
+        """Change how many elements run at once (None: all); for a job that has ended, nothing happens.
+
+        Raises:
+            SchedulerError: Slurm did not do it.
+        """
+        number, cluster = self._place(job_id)
+        words = ("update", f"JobId={number}", f"ArrayTaskThrottle={throttle or 0}")
+        self._change("scontrol", *on_cluster(cluster), *words)
+
+    def query(self, job_ids: Collection[str]) -> Snapshot | None:
+        """Return the newest answers, asking first if they are too old; None while there are none.
+
+        Where *job_ids* is a mapping, its values are the times of submission, which keep jobs
+        of the same number in an earlier age apart.
+        """
+        known: Mapping[str, float] = job_ids if isinstance(job_ids, Mapping) else self._submitted
+        watched: defaultdict[str | None, dict[str, float]] = defaultdict(dict)
+        for job_id in job_ids:
+            number, cluster = self._place(job_id)
+            watched[cluster][number] = known.get(job_id, 0.0)
+        # A cluster that nothing is left on has to hear of it too.
+        found = {cluster: self._snapshot(cluster).query(watched[cluster]) for cluster in {*watched, *self._snapshots}}
+        snapshots = {cluster: snapshot for cluster, snapshot in found.items() if snapshot is not None}
+        if not snapshots:
+            return None
+        return _Snapshots(min(snapshot.taken for snapshot in snapshots.values()), snapshots, self.clusters)
+
+    def _clusters(self) -> list[str | None]:
+        return [*self.clusters.split(",")] if self.clusters else [None]
+
+    def _place(self, job_id: str) -> tuple[str, str | None]:
+        return place(job_id, self.clusters)
+
+    def _snapshot(self, cluster: str | None) -> SharedSnapshot:
+        if cluster not in self._snapshots:
+            self._snapshots[cluster] = SharedSnapshot(Queries(self._run, cluster), self._intervals)
+        return self._snapshots[cluster]
+
+    def _call(self, *words: str) -> Finished:
+        return self._run(Command(words, environment.for_queries(os.environ), TIMEOUT))
+
+    def _change(self, *words: str) -> None:
+        done = self._call(*words)
+        complaints = done.stderr.strip().splitlines()
+        if not done.ok and not (complaints and all(map(_ENDED_ALREADY.search, complaints))):
+            raise scheduler_error(words, done)
+
+
+@dataclass(frozen=True)
+class _Snapshots:
+    """The answers of several clusters, as one."""
+
+    taken: float
+    of: Mapping[str | None, Snapshot]
+    default: str | None
+
+    def get(self, job_id: str, element: int) -> TaskRecord | None:
+        number, cluster = place(job_id, self.default)
+        snapshot = self.of.get(cluster)
+        return None if snapshot is None else snapshot.get(number, element)
+
+
+def place(job_id: str, default: str | None) -> tuple[str, str | None]:
+    """Return the number of a job and its cluster."""
+    number, _, cluster = job_id.partition(";")
+    return number, cluster or default
+
+
+def _limits(configuration: str) -> Limits:
+    """Read what ``scontrol show config`` prints."""
+    settings = dict(re.findall(r"^(\w+)\s*= (.*)$", configuration, re.MULTILINE))
+    tasks = re.search(r"\bmax_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
+    size = settings.get("MaxArraySize", "")
+    return Limits(
+        max_array_size=int(size) if size.isdigit() else _DEFAULT_MAX_ARRAY_SIZE,
+        max_array_tasks=int(tasks[1]) if tasks else None,
+    )
+
+
+def _parts(elements: Elements) -> Iterator[str]:
+    """Yield the elements as text, in pieces that an argument can hold."""
+    text = str(elements)
+    while len(text) > _LONGEST_ARGUMENT:
+        end = text.rindex(",", 0, _LONGEST_ARGUMENT)
+        yield text[:end]
+        text = text[end + 1 :]
+    if text:
+        yield text

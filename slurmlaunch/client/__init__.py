@@ -1,0 +1,1 @@
+"""The client's side: the process that submits and waits."""

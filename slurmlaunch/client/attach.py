@@ -1,0 +1,92 @@
+"""Finding a run again, and running again what is missing of it."""
+
+from __future__ import annotations
+
+from array import array
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slurmlaunch.backends.inline import InlineBackend
+from slurmlaunch.backends.local import LocalBackend
+from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.client.options import Options
+from slurmlaunch.client.plan import plan
+from slurmlaunch.client.run import Run, find_lost_jobs, make_plan
+from slurmlaunch.client.watcher import WATCHER
+from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
+from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.rounds import Round, read_rounds
+from slurmlaunch.runfolder.safety import check_folder
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from slurmlaunch.backends.base import Backend
+
+
+@cache
+def backend_of(name: str, clusters: str | None = None) -> Backend:
+    """Return the backend of that name: one for all runs of this process, as they share its queries."""
+    if name == "slurm":
+        return SlurmBackend(clusters)
+    return LocalBackend() if name == "local" else InlineBackend()
+
+
+def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> Run:
+    """Return the run of a folder, what is known of it taken in, and watched if items are open.
+
+    Args:
+        run_folder: the run folder.
+        rounds: how many of its rounds to look at; by default all.
+
+    Raises:
+        RunFolderError: it is no run folder, or cannot be used.
+        UnsafeRunFolder: another user owns it or may write to it.
+        UnknownProtocol: a newer slurmlaunch wrote it.
+    """
+    folder = RunFolder(Path(run_folder).resolve())
+    manifest = Manifest.read(folder)
+    for name in FOLDERS:
+        check_folder(folder.path / name)
+    found = list(read_rounds(folder))[:rounds]
+    run = Run(folder, manifest, backend_of(manifest.backend, manifest.clusters), found)
+    WATCHER.watch(run)
+    if run.ledger.open:
+        find_lost_jobs(run)
+    return run
+
+
+def retry(run: Run, changes: Mapping[str, Any]) -> Run:
+    """Make and submit a round for what has failed or is missing; return the view that includes it.
+
+    Raises:
+        SubmissionError: the scheduler refused it.
+        UnknownOption: a change is no option.
+    """
+    while True:
+        latest = find_run(run.folder.path)
+        items = latest.unfinished()
+        if not items:
+            return latest
+        try:
+            added = _add_round(latest, items, changes)
+        except FileExistsError:
+            continue  # another client was first: what it runs again is not ours to run
+        again = Run(latest.folder, latest.manifest, latest.backend, [*latest.rounds, added])
+        again.submit()
+        WATCHER.watch(again)
+        return again
+
+
+def _add_round(run: Run, items: list[int], changes: Mapping[str, Any]) -> Round:
+    before = run.rounds[-1]
+    options = Options.from_json(before.plan.options).changed(**changes)
+    limits = run.backend.limits()
+    shape = options.shape(single_item=run.manifest.single, available=limits.cpus)
+    first_task = before.plan.first_task + before.plan.slices.tasks
+    planned = plan(len(items), limits=limits, processes=shape.processes, first_task=first_task)
+    number = before.number + 1
+    made = make_plan(planned, options, run.manifest, number, shape, items=array("Q", items))
+    return Round.make(run.folder, number, made)

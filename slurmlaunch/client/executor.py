@@ -1,0 +1,394 @@
+"""The executor: from a function and its items to a run that is submitted."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import itertools
+import os
+import secrets
+import shutil
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import cloudpickle
+
+from slurmlaunch.backends.base import Limits
+from slurmlaunch.client.attach import backend_of
+from slurmlaunch.client.futures import Future, FutureArray
+from slurmlaunch.client.options import Options, check_cluster, job_name
+from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function
+from slurmlaunch.client.plan import plan
+from slurmlaunch.client.run import Run, make_plan
+from slurmlaunch.client.watcher import WATCHER
+from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.items import write_items
+from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
+from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.rounds import Round
+from slurmlaunch.runfolder.safety import make_folder
+from slurmlaunch.runfolder.work import write_function
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from typing_extensions import ParamSpec
+
+    from slurmlaunch.backends.base import Backend
+    from slurmlaunch.runfolder.rounds import RoundPlan
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
+
+_MISSING = object()
+_NO_LIMITS = Limits()
+_TOKEN_LENGTH = 8
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs functions on Slurm, on this machine, or in this thread.
+
+    Args:
+        folder: where run folders are made; on storage that the nodes share. By
+            default ``$SLURMLAUNCH_FOLDER``, else ``./slurmlaunch-runs``.
+        cluster: ``"slurm"``, ``"local"`` or ``"inline"``; by default
+            ``$SLURMLAUNCH_CLUSTER``, else slurm where sbatch is on PATH, else local.
+        options: sbatch's long option names with underscores (``time``,
+            ``partition``, ``cpus_per_task``, ...), and ours: ``throttle``,
+            ``processes``, ``threads``, ``python``, ``modules``, ``setup``, ``env``,
+            ``by_value``, ``name``, ``sbatch``.
+
+    Raises:
+        UnknownOption: an option is neither sbatch's nor ours, or ours to set.
+        OptionError: a value cannot be.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None = None, *, cluster: str | None = None, **options: Any
+    ) -> None:
+        chosen = cluster or os.environ.get(CLUSTER_VARIABLE) or ("slurm" if shutil.which("sbatch") else "local")
+        self._cluster = check_cluster(chosen)
+        self._folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs").absolute()
+        self._options = Options.parse(**options)
+        self._ours = _Submitted()
+
+    @property
+    def folder(self) -> Path:
+        """Where run folders are made."""
+        return self._folder
+
+    @property
+    def cluster(self) -> str:
+        """Where tasks run: ``"slurm"``, ``"local"`` or ``"inline"``."""
+        return self._cluster
+
+    def options(self, **changes: Any) -> Executor:
+        """Return an executor with some options changed: same folder, same shutdown.
+
+        Args:
+            changes: as for `Executor`; None takes an option back.
+
+        Raises:
+            UnknownOption: an option is neither sbatch's nor ours, or ours to set.
+            OptionError: a value cannot be.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._options = self._options.changed(**changes)
+        return other
+
+    def __repr__(self) -> str:
+        options = {**self._options.slurm}
+        shown = "".join(f", {name}={value!r}" for name, value in options.items())
+        return f"Executor({str(self._folder)!r}, cluster={self._cluster!r}{shown})"
+
+    # Calls.
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run one call as one task; it has all of the task's CPUs.
+
+        Returns:
+            Its future, once the scheduler has accepted it.
+
+        Raises:
+            NotPicklable: the function or an argument does not pickle.
+            SubmissionError: the scheduler refused it.
+            RuntimeError: the executor was shut down.
+        """
+        call = functools.partial(fn, *args, **kwargs) if args or kwargs else fn
+        array: FutureArray[T] = self._submit(_Call(call, [()], single=True, options=self._options))
+        return array[0]
+
+    def map_array(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        tasks: int | None = None,
+        chunksize: int | None = None,
+        throttle: int | None = None,
+        schedule: str = "static",
+        name: str | None = None,
+    ) -> FutureArray[T]:
+        """Run the function on each item, as one job array.
+
+        Args:
+            fn: the function.
+            iterables: its arguments, zipped; they must be equally long.
+            tasks: how many slices to cut the items into, or
+            chunksize: how many items each slice has; by default one per
+                process of a task, or more where the tasks would be too many.
+            throttle: how many tasks may run at once (``%N``).
+            schedule: ``"static"``: each task has its slice from the start.
+            name: what the run is called; by default the function's name.
+
+        Returns:
+            One future per item, in order, once the scheduler has accepted the first array.
+
+        Raises:
+            ValueError: the iterables are not equally long, or *tasks* and
+                *chunksize* are both given, or one is below 1.
+            NotPicklable, SubmissionError, RuntimeError: as for `submit`.
+        """
+        return self._submit(self._mapped(fn, _zip_equal(iterables), tasks, chunksize, throttle, schedule, name))
+
+    def starmap_array(
+        self,
+        fn: Callable[..., T],
+        argument_tuples: Iterable[Iterable[Any]],
+        *,
+        tasks: int | None = None,
+        chunksize: int | None = None,
+        throttle: int | None = None,
+        schedule: str = "static",
+        name: str | None = None,
+    ) -> FutureArray[T]:
+        """Run the function on each tuple of arguments; otherwise as `map_array`."""
+        rows = (tuple(row) for row in argument_tuples)
+        return self._submit(self._mapped(fn, rows, tasks, chunksize, throttle, schedule, name))
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+    ) -> Iterator[T]:
+        """Return an iterator over the results, as `concurrent.futures.Executor.map` does.
+
+        The items are sliced as for `map_array`: a chunk feeds all processes of
+        a task. It stops at the shortest iterable; what is left is cancelled
+        when the iterator is closed.
+
+        Raises:
+            ValueError: *chunksize* is below 1.
+            concurrent.futures.TimeoutError: a result is not there in time,
+                counted in seconds from this call.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        call = self._mapped(fn, zip(*iterables, strict=False), None, chunksize, None, "static", None)
+        return _results_of(self._submit(call), deadline)
+
+    def script(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        tasks: int | None = None,
+        chunksize: int | None = None,
+        throttle: int | None = None,
+        schedule: str = "static",
+        name: str | None = None,
+    ) -> str:
+        """Return what `map_array` would submit, without submitting or writing anything.
+
+        With no iterables it is what `submit` would.
+        """
+        call = self._mapped(fn, _zip_equal(iterables), tasks, chunksize, throttle, schedule, name)
+        if not iterables:
+            call = _Call(fn, [()], single=True, options=call.options)
+        count = sum(1 for _ in call.rows)
+        backend, token = self._backend(), "0" * _TOKEN_LENGTH
+        folder = RunFolder(self._folder / f"{_stamp()}-{token}")
+        manifest = self._manifest(call, token, count)
+        first = Round(folder, 0, self._plan(call, backend, manifest))
+        run = Run(folder, manifest, backend, [first])
+        return "\n".join(backend.script(run.array_job(first, i)) for i in range(len(first.plan.arrays)))
+
+    def _mapped(
+        self,
+        fn: Callable[..., Any],
+        rows: Iterable[tuple[Any, ...]],
+        tasks: int | None,
+        chunksize: int | None,
+        throttle: int | None,
+        schedule: str,
+        name: str | None,
+    ) -> _Call:
+        if schedule != "static":
+            raise OptionError(f'schedule={schedule!r}: only "static" is known', option="schedule")
+        plan(1, limits=_NO_LIMITS, tasks=tasks, chunksize=chunksize)  # refuses before anything is taken
+        given = {"throttle": throttle, "name": name}
+        options = self._options.changed(**{key: value for key, value in given.items() if value is not None})
+        return _Call(fn, rows, options=options, tasks=tasks, chunksize=chunksize)
+
+    # From a call to a run.
+
+    def _submit(self, call: _Call) -> FutureArray[Any]:
+        self._ours.check_open()
+        backend = self._backend()
+        token = secrets.token_hex(_TOKEN_LENGTH // 2)
+        folder = self._make_folder(call, token)
+        try:
+            run = self._write(call, backend, folder, token)
+        except BaseException:
+            shutil.rmtree(folder.path, ignore_errors=True)  # nothing was submitted, nothing is lost
+            raise
+        self._ours.add(run)
+        run.submit()
+        WATCHER.watch(run)
+        return FutureArray(run)
+
+    def _backend(self) -> Backend:
+        clusters = self._options.slurm.get("clusters")
+        return backend_of(self._cluster, clusters if isinstance(clusters, str) else None)
+
+    def _make_folder(self, call: _Call, token: str) -> RunFolder:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = job_name(call.name, token)
+        folder = RunFolder(self._folder.resolve() / f"{_stamp()}-{name}")
+        make_folder(folder.path)
+        for part in FOLDERS:
+            make_folder(folder.path / part)
+        return folder
+
+    def _write(self, call: _Call, backend: Backend, folder: RunFolder, token: str) -> Run:
+        """Write all that the tasks read: the manifest last, since with it the folder is a run."""
+        write_function(folder, pickle_function(call.function, call.options.by_value))
+        count = write_items(folder, call.rows, pickle_arguments)
+        manifest = self._manifest(call, token, count)
+        first = Round.make(folder, 0, self._plan(call, backend, manifest))
+        manifest.write(folder)
+        return Run(folder, manifest, backend, [first])
+
+    def _manifest(self, call: _Call, token: str, items: int) -> Manifest:
+        clusters = self._options.slurm.get("clusters")
+        return Manifest(
+            run=token,
+            name=call.name,
+            function=f"{getattr(call.function, '__module__', '?')}.{name_of(call.function)}",
+            items=items,
+            single=call.single,
+            backend=self._cluster,
+            clusters=clusters if isinstance(clusters, str) else None,
+            cwd=str(Path.cwd()),
+            sys_path=[str(Path(entry).absolute()) for entry in sys.path],
+            cloudpickle=cloudpickle.__version__,
+        )
+
+    def _plan(self, call: _Call, backend: Backend, manifest: Manifest) -> RoundPlan:
+        limits = backend.limits()
+        shape = call.options.shape(single_item=call.single, available=limits.cpus)
+        planned = plan(
+            manifest.items, limits=limits, tasks=call.tasks, chunksize=call.chunksize, processes=shape.processes
+        )
+        if planned.notice:
+            warnings.warn(planned.notice, LongSlices, stacklevel=5)
+        return make_plan(planned, call.options, manifest, 0, shape)
+
+    # The end.
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Take no more calls.
+
+        Args:
+            wait: return only when everything that was submitted has settled.
+            cancel_futures: cancel what has not started.
+        """
+        for run in self._ours.close():
+            if cancel_futures:
+                run.cancel(range(run.manifest.items), only_queued=True)
+        if wait:
+            for run in self._ours.close():
+                FutureArray(run).wait()
+
+
+class LongSlices(UserWarning):
+    """The slices are longer than one item per process, since the tasks would be too many."""
+
+
+class _Call:
+    """What is to be run: a function, its items, and how."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        rows: Iterable[tuple[Any, ...]],
+        *,
+        options: Options,
+        single: bool = False,
+        tasks: int | None = None,
+        chunksize: int | None = None,
+    ) -> None:
+        self.function, self.rows, self.options, self.single = function, rows, options, single
+        self.tasks, self.chunksize = tasks, chunksize
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.options.name or name_of(self.function).rpartition(".")[2].strip("<>")
+
+
+class _Submitted:
+    """The runs of an executor and of those made from it, and whether they take more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = True
+        self._runs: list[Run] = []
+
+    def check_open(self) -> None:
+        with self._lock:
+            if not self._open:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def add(self, run: Run) -> None:
+        with self._lock:
+            self._runs = [each for each in self._runs if each.ledger.open]
+            self._runs.append(run)
+
+    def close(self) -> list[Run]:
+        """Take no more; return those that are not settled."""
+        with self._lock:
+            self._open = False
+            return [run for run in self._runs if run.ledger.open]
+
+
+def _zip_equal(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
+    """Zip iterables that must be equally long (`zip` with *strict* raises the same, but says less)."""
+    for row in itertools.zip_longest(*iterables, fillvalue=_MISSING):
+        short = [i for i, value in enumerate(row) if value is _MISSING]
+        if short:
+            raise ValueError(f"the iterables are not equally long: number {short[0] + 1} is shorter than another")
+        yield row
+
+
+def _results_of(array: FutureArray[T], deadline: float | None) -> Iterator[T]:
+    """Yield results in order; when it is closed, cancel what is left."""
+    finished = False
+    try:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        yield from array.iter_results(left)
+        finished = True
+    finally:
+        if not finished:
+            array.cancel()
+
+
+def _stamp() -> str:
+    return time.strftime("%Y%m%d-%H%M%S")

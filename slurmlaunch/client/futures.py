@@ -1,0 +1,383 @@
+"""Futures, and arrays of them: how a run is seen from outside.
+
+A `Future` is the standard library's, settled by the watcher. It never is in the
+state ``RUNNING`` of the standard library, since there it could not be cancelled:
+`Future.running` asks the run instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import sys
+import time
+from array import array
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from slurmlaunch.client.attach import find_run, retry
+from slurmlaunch.client.ledger import Fate
+from slurmlaunch.outcome import Value
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Generator, Iterator
+    from pathlib import Path
+
+    from slurmlaunch.backends.base import TaskState
+    from slurmlaunch.client.run import Run
+
+T = TypeVar("T")
+
+
+class Future(concurrent.futures.Future[T]):
+    """The outcome of one item, as a `concurrent.futures.Future`.
+
+    It pickles, and finds its run again where it is unpickled.
+    """
+
+    def __init__(self, run: Run, index: int) -> None:
+        super().__init__()
+        self._run = run
+        self._index = index
+
+    @property
+    def index(self) -> int:
+        """The index of the item in its run."""
+        return self._index
+
+    @property
+    def run(self) -> FutureArray[T]:
+        """The run that the item belongs to; for `Executor.submit` one of length 1."""
+        return FutureArray(self._run)
+
+    @property
+    def job_id(self) -> str | None:
+        """The Slurm job id of the task, as ``"123_4"``; None before it is submitted."""
+        return self._run.place(self._run.task_of(self._index)).full_id
+
+    @property
+    def state(self) -> TaskState:
+        """What the task is doing, in Slurm's words, as far as is known without asking again."""
+        return self._run.state_of(self._run.task_of(self._index))
+
+    def stdout(self) -> str:
+        """Return what the task has written to standard output so far, by all of its items."""
+        return self._log("out")
+
+    def stderr(self) -> str:
+        """Return what the task has written to standard error so far, by all of its items."""
+        return self._log("err")
+
+    def _log(self, stream: str) -> str:
+        path = self._run.log(self._run.task_of(self._index), stream)
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def cancel(self) -> bool:
+        """Cancel the item; False if its outcome was known first.
+
+        Unlike the standard library's, this also ends an item that is running.
+
+        Raises:
+            SchedulerError: the scheduler could not be told; the item counts as
+                cancelled all the same, and is not handed out any more.
+        """
+        return bool(self._run.cancel([self._index])) or self.cancelled()
+
+    def running(self) -> bool:
+        """Return whether its task has started, and its outcome is not known."""
+        return not self.done() and self._run.task_of(self._index) in self._run.started
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the function returned.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            concurrent.futures.TimeoutError: the time is up.
+            concurrent.futures.CancelledError: it was cancelled, by us.
+            slurmlaunch.errors.ItemError: the item came to no outcome of its own.
+            BaseException: whatever the function raised.
+        """
+        self._wait(timeout)
+        return super().result(0 if timeout is not None else None)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise for the outcome, or None.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            concurrent.futures.TimeoutError: the time is up.
+            concurrent.futures.CancelledError: it was cancelled, by us.
+        """
+        self._wait(timeout)
+        return super().exception(0 if timeout is not None else None)
+
+    def _wait(self, timeout: float | None) -> None:
+        with advice_on_interrupt(self._run):
+            concurrent.futures.wait([self], timeout)
+
+    def tell_cancelled(self) -> None:
+        """Become cancelled, since the run says so."""
+        super().cancel()
+        self.set_running_or_notify_cancel()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait for it in a coroutine."""
+        return asyncio.wrap_future(self).__await__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _find_future, (str(self._run.folder.path), self._index, len(self._run.rounds))
+
+    def __repr__(self) -> str:
+        return f"<Future item {self._index} of {self._run.manifest.name} {self.job_id} {self._state}>"
+
+
+class FutureArray(Sequence[Future[T]]):
+    """The futures of a run, or of a part of it, in the order of its items.
+
+    A future is made when it is first asked for; `results` and the like need none.
+    """
+
+    def __init__(self, run: Run, items: Sequence[int] | None = None) -> None:
+        self._run = run
+        self._items = range(run.manifest.items) if items is None else items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Future[T]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> FutureArray[T]: ...
+
+    def __getitem__(self, index: int | slice) -> Future[T] | FutureArray[T]:
+        if isinstance(index, slice):
+            return FutureArray(self._run, self._items[index])
+        return self._run.future(self._items[index], Future)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{number} {word}" for word, number in self.counts().items() if number)
+        return f"<FutureArray {self._run.manifest.name}: {counts or 'empty'}; {self.folder}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        items = self._items if isinstance(self._items, range) else array("Q", self._items)
+        return _find_array, (str(self._run.folder.path), items, len(self._run.rounds))
+
+    # Waiting.
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all have settled, or for so many seconds; return whether all have."""
+        with advice_on_interrupt(self._run):
+            return self._run.wait_for(self.done, timeout)
+
+    def done(self) -> bool:
+        """Return whether all have settled."""
+        ledger = self._run.ledger
+        if not ledger.open:
+            return True
+        if isinstance(self._items, range) and self._items.step == 1:
+            return ledger.all_settled(self._items)
+        return not any(ledger.is_open(item) for item in self._items)
+
+    def results(self, timeout: float | None = None, *, return_exceptions: bool = False) -> list[T]:
+        """Return all results, in order.
+
+        Args:
+            timeout: seconds to wait for all of them; None waits for ever.
+            return_exceptions: return failures in their places, rather than raise.
+
+        Raises:
+            concurrent.futures.TimeoutError: the time is up.
+            concurrent.futures.CancelledError: the failure is a cancelled item.
+            BaseException: the failure of the lowest index, with a note that
+                says how many failed.
+        """
+        return list(self._stream(timeout, return_exceptions=return_exceptions))
+
+    def iter_results(self, timeout: float | None = None) -> Iterator[T]:
+        """Yield the results in order, each as soon as it and those before it are there.
+
+        Args:
+            timeout: seconds to wait for all of them; None waits for ever.
+
+        Raises:
+            As `results` does.
+        """
+        return self._stream(timeout, return_exceptions=False)
+
+    def _stream(self, timeout: float | None, *, return_exceptions: bool) -> Iterator[Any]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ledger = self._run.ledger
+        for item in self._items:
+            if ledger.is_open(item):
+                self._wait_for(item, deadline)
+            error: BaseException
+            if ledger.fate(item) == Fate.CANCELLED:
+                error = concurrent.futures.CancelledError(f"item {item} was cancelled")
+            else:
+                outcome = self._run.outcome(item)
+                if isinstance(outcome, Value):
+                    yield outcome.value
+                    continue
+                error = outcome.error
+            if not return_exceptions:
+                raise self._noted(error, item)
+            yield error
+
+    def _wait_for(self, item: int, deadline: float | None) -> None:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        with advice_on_interrupt(self._run):
+            settled = self._run.wait_for(lambda: not self._run.ledger.is_open(item), left)
+        if not settled:
+            done = len(self) - self._open()
+            raise concurrent.futures.TimeoutError(f"{done} of {len(self)} items were done in time; {self.folder}")
+
+    def _open(self) -> int:
+        return self._run.ledger.count(Fate.OPEN, self._part)
+
+    @property
+    def _part(self) -> Sequence[int] | None:
+        """The items, or None for all of them, which is counted faster."""
+        return None if len(self._items) == self._run.manifest.items else self._items
+
+    def _noted(self, error: BaseException, item: int) -> BaseException:
+        counts = self.counts()
+        failed, left = counts["failed"] + counts["cancelled"], counts["pending"] + counts["running"]
+        note = f"item {item} of {self._run.manifest.name}; {failed} of {len(self)} items failed"
+        notes = [f"{note}, {left} are not done yet" if left else note]
+        # What add_note() does, which Python 3.10 does not have.
+        error.__dict__["__notes__"] = notes + [n for n in getattr(error, "__notes__", []) if n not in notes]
+        return error
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[Future[T]]:
+        """Yield the futures as they settle, the earliest first.
+
+        Args:
+            timeout: seconds to wait for all of them; None waits for ever.
+
+        Raises:
+            concurrent.futures.TimeoutError: the time is up.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        log, position, left = self._run.ledger.log, 0, len(self)
+        mine = None if self._part is None else set(self._items)
+        while left:
+            self._wait_for_log(position, deadline)
+            for items in log[position:]:
+                position += 1
+                for item in items:
+                    if mine is None or item in mine:
+                        left -= 1
+                        yield self._run.future(item, Future)
+
+    def _wait_for_log(self, position: int, deadline: float | None) -> None:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        with advice_on_interrupt(self._run):
+            if not self._run.wait_for(lambda: len(self._run.ledger.log) > position, left):
+                raise concurrent.futures.TimeoutError(f"{self._open()} of {len(self)} items are not done")
+
+    def counts(self) -> dict[str, int]:
+        """Return how many items are ``pending``, ``running``, ``done``, ``failed``, ``cancelled``."""
+        ledger, part = self._run.ledger, self._part
+        with self._run.changed:
+            open_ = ledger.count(Fate.OPEN, part)
+            running = self._run.count_running(part) if open_ else 0
+            return {
+                "pending": open_ - running,
+                "running": running,
+                "done": ledger.count(Fate.VALUE, part),
+                "failed": ledger.count(Fate.FAILURE, part) + ledger.count(Fate.ENDED, part),
+                "cancelled": ledger.count(Fate.CANCELLED, part),
+            }
+
+    # The run.
+
+    def cancel(self) -> bool:
+        """Cancel all items that have not settled; return whether none has settled otherwise.
+
+        Raises:
+            SchedulerError: the scheduler could not be told; the items count as
+                cancelled all the same, and are not handed out any more.
+        """
+        self._run.cancel(self._items)
+        return self._run.ledger.count(Fate.CANCELLED, self._part) == len(self)
+
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        """The ids of the run's jobs, in the order of submission."""
+        return self._run.job_ids
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, absolute: what `slurmlaunch.attach` takes."""
+        return self._run.folder.path
+
+    @property
+    def throttle(self) -> int | None:
+        """How many tasks may run at once, or None; may be set while they run."""
+        return self._run.throttle
+
+    @throttle.setter
+    def throttle(self, throttle: int | None) -> None:
+        self._run.set_throttle(throttle)
+
+    def retry(self, **changes: Any) -> FutureArray[T]:
+        """Run again what has failed or is missing, perhaps with other options.
+
+        Args:
+            changes: options as `slurmlaunch.Executor` takes them.
+
+        Returns:
+            All items in the same order: the good ones settled, the others as new
+            futures. This array stays what it is.
+
+        Raises:
+            SubmissionError: the scheduler refused it.
+            UnknownOption: a name is no option.
+        """
+        return FutureArray(retry(self._run, changes), self._items)
+
+
+@contextmanager
+def advice_on_interrupt(run: Run) -> Iterator[None]:
+    """Say, at Ctrl-C, that the jobs go on and how to come back to them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.ledger.open and run.backend.name == "slurm":
+            folder = str(run.folder.path)
+            print(  # noqa: T201  (Ctrl-C is answered where it was pressed)
+                f"\nThe jobs {', '.join(run.job_ids)} go on. Come back to them, from any process, with\n"
+                f"    fs = slurmlaunch.attach({folder!r})\n"
+                "or end them with fs.cancel().",
+                file=sys.stderr,
+            )
+        raise
+
+
+def _find_array(folder: str, items: Sequence[int], rounds: int) -> FutureArray[Any]:
+    return FutureArray(find_run(folder, rounds), items)
+
+
+def _find_future(folder: str, index: int, rounds: int) -> Future[Any]:
+    return _find_array(folder, [index], rounds)[0]
+
+
+def attach(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
+    """Return the futures of a run, from any process, at any time.
+
+    Args:
+        run_folder: the run folder (`FutureArray.folder`).
+
+    Raises:
+        RunFolderError: it is no run folder, or cannot be used.
+        UnsafeRunFolder: another user owns it or may write to it.
+        UnknownProtocol: a newer slurmlaunch wrote it.
+    """
+    return FutureArray(find_run(run_folder))

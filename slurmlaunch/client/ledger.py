@@ -1,0 +1,141 @@
+"""What each item of a run has come to, as far as this process knows.
+
+A byte per item says what it is, four more say which record holds its outcome;
+the outcomes themselves stay on disk until someone asks for them. An item
+settles once, and whoever settles it is told so: that decides every race between
+a result that comes in and a cancel.
+"""
+
+from __future__ import annotations
+
+from array import array
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from slurmlaunch.errors import ResultLost
+from slurmlaunch.outcome import Failure
+from slurmlaunch.runfolder.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from slurmlaunch.outcome import Outcome
+    from slurmlaunch.runfolder.outcomes import Content, Recorded
+
+
+class Fate(IntEnum):
+    """What an item has come to."""
+
+    OPEN = 0
+    VALUE = 1
+    FAILURE = 2
+    ENDED = 3
+    """It has no outcome of its own: something ended it, and the ledger holds the error."""
+    CANCELLED = 4
+
+
+class Ledger:
+    """The fates of all items of a run.
+
+    Attributes:
+        open: how many items have not settled.
+        log: the stretches of items that settled, in the order in which they did.
+    """
+
+    def __init__(self, items: int) -> None:
+        self.open = items
+        self.log: list[range] = []
+        self._fates = bytearray(items)
+        self._record_of = array("I", bytes(4 * items))
+        self._records: list[Recorded] = []
+        self._errors: dict[int, BaseException] = {}
+        self._last: tuple[int, Content | None] = (-1, None)
+
+    def fate(self, item: int) -> Fate:
+        """Return what an item has come to."""
+        return Fate(self._fates[item])
+
+    def is_open(self, item: int) -> bool:
+        """Whether an item has not settled."""
+        return not self._fates[item]
+
+    def count(self, fate: Fate, items: Iterable[int] | None = None) -> int:
+        """Return how many items, of these or of all, have come to that."""
+        if items is None:
+            return self._fates.count(fate)
+        return sum(self._fates[item] == fate for item in items)
+
+    def all_settled(self, items: range) -> bool:
+        """Whether no item of a range is open."""
+        return self._fates.find(Fate.OPEN, items.start, items.stop) < 0
+
+    def open_among(self, items: Iterable[int]) -> list[int]:
+        """Return those that have not settled."""
+        return [item for item in items if not self._fates[item]]
+
+    def record(self, recorded: Recorded) -> list[range]:
+        """Settle the items of a record that are open; return them as ranges."""
+        fate = Fate.VALUE if recorded.header.kind == Kind.VALUES else Fate.FAILURE
+        items = range(recorded.header.first, min(recorded.header.stop, len(self._fates)))
+        number = len(self._records)
+        self._records.append(recorded)
+        settled = list(self._open_ranges(items))
+        for each in settled:
+            self._settle(each, fate)
+            self._record_of[each.start : each.stop] = array("I", [number]) * len(each)
+        return settled
+
+    def end(self, item: int, error: BaseException) -> bool:
+        """Settle an item with an error; False where it has settled before."""
+        if self._fates[item]:
+            return False
+        self._errors[item] = error
+        self._settle(range(item, item + 1), Fate.ENDED)
+        return True
+
+    def cancel(self, items: range) -> list[range]:
+        """Settle the open items of a range as cancelled; return them as ranges."""
+        settled = list(self._open_ranges(items))
+        for each in settled:
+            self._settle(each, Fate.CANCELLED)
+        return settled
+
+    def _settle(self, items: range, fate: Fate) -> None:
+        self._fates[items.start : items.stop] = bytes([fate]) * len(items)
+        self.open -= len(items)
+        self.log.append(items)
+
+    def _open_ranges(self, items: range) -> Iterator[range]:
+        if self._fates.count(Fate.OPEN, items.start, items.stop) == len(items):
+            if items:
+                yield items
+            return
+        start = self._fates.find(Fate.OPEN, items.start, items.stop)
+        while start >= 0:
+            stop = start
+            while stop < items.stop and not self._fates[stop]:
+                stop += 1
+            yield range(start, stop)
+            start = self._fates.find(Fate.OPEN, stop, items.stop)
+
+    def outcome(self, item: int) -> Outcome[Any]:
+        """Read the outcome of an item that has settled and was not cancelled.
+
+        What cannot be read is a `Failure` that says so.
+        """
+        if self._fates[item] == Fate.ENDED:
+            return Failure(self._errors[item])
+        try:
+            return self._content(self._record_of[item]).outcome(item)
+        except ResultLost as error:
+            return Failure(error.located(item=item))
+        except OSError as error:
+            return Failure(error)
+
+    def _content(self, number: int) -> Content:
+        """Read a record; the last one is kept, since its neighbours are asked for next."""
+        kept, content = self._last
+        if content is None or kept != number:
+            content = self._records[number].read()
+            self._last = (number, content if content.count > 1 else None)
+        return content

@@ -1,0 +1,254 @@
+"""Looking at one run: what has grown in its folder, and what an absence means.
+
+Files are the truth, states only explain an absence. A look costs two listings
+and, for each task that may have grown, the opening of its outcome file, as many
+of these as the budget allows.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from slurmlaunch.client import verdict
+from slurmlaunch.errors import Place, ResultLost, UnsafeRunFolder
+from slurmlaunch.runfolder.layout import EndMark, Status
+from slurmlaunch.runfolder.outcomes import OutcomeFile
+from slurmlaunch.runfolder.records import Damage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from slurmlaunch.backends.base import Snapshot, TaskRecord
+    from slurmlaunch.client.run import Run
+    from slurmlaunch.errors import ItemError
+
+LATENCY_VARIABLE = "SLURMLAUNCH_LATENCY"
+
+_NETWORK_LATENCY = 70.0
+"""Seconds for which a file that exists may be unseen: NFS caches absent names for up to a minute."""
+
+_LOCAL_LATENCY = 1.0
+
+_LOCAL_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs", "f2fs"})
+
+_CANCELLATIONS_EVERY = 1.0
+_LOOK_COST, _READ_COST = 4, 3
+_UNBOUNDED = 1 << 40
+
+
+def latency_of(folder: Path) -> float:
+    """Return for how many seconds a file in a folder may exist and not be seen.
+
+    Where the file system is this machine's own disk, and the nodes reach it
+    through this machine, nothing is cached in between.
+    """
+    given = os.environ.get(LATENCY_VARIABLE)
+    if given:
+        return float(given)
+    return _LOCAL_LATENCY if _file_system(folder) in _LOCAL_FILE_SYSTEMS else _NETWORK_LATENCY
+
+
+def _file_system(folder: Path) -> str:
+    best, kind = "", ""
+    try:
+        with Path("/proc/self/mounts").open(encoding="utf-8", errors="replace") as mounts:
+            for line in mounts:
+                _, point, this, *_ = line.split(" ")
+                inside = os.path.commonpath([point, folder]) == point if point.startswith("/") else False
+                if inside and len(point) >= len(best):
+                    best, kind = point, this
+    except OSError:  # not Linux: then it is taken for a network's
+        return ""
+    return kind
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+class _Absence(NamedTuple):
+    """Items that should have outcomes and have none.
+
+    Attributes:
+        since: when that was seen first.
+        error: what it comes to if it lasts.
+    """
+
+    since: float
+    error: Callable[[], ItemError]
+
+
+class Lookout:
+    """Looks at one run, again and again.
+
+    Attributes:
+        run: the run.
+        latency: for how many seconds a file may exist and not be seen.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.latency = latency_of(run.folder.path)
+        self._files: dict[tuple[int, int], OutcomeFile] = {}
+        self._attempts: dict[int, int] = {}
+        self._marks = run.marks
+        self._growing: deque[tuple[int, int]] = deque()
+        self._absent: dict[int, _Absence] = {}
+        self._seen_marks: set[str] = set()
+        self._seen_files: set[str] = set()
+        self._cancellations_at = 0.0
+        self._tasks = {task for each in run.rounds for task in each.plan.tasks}
+
+    def look(self, budget: float = _UNBOUNDED) -> tuple[bool, int]:
+        """Take in what is new; return whether there was anything, and what it cost in file operations."""
+        before = self.run.ledger.open, len(self._files), len(self._marks)
+        now = time.monotonic()
+        if now >= self._cancellations_at:
+            self._cancellations_at = now + _CANCELLATIONS_EVERY
+            self.run.look_for_cancellations()
+        ended = self._list_ended()
+        self._list_outcomes()
+        reads = self._read_ended(ended)
+        reads += self._read_growing(int((budget - _LOOK_COST) // _READ_COST))
+        self._judge(now)
+        news = before != (self.run.ledger.open, len(self._files), len(self._marks))
+        return news, _LOOK_COST + reads * _READ_COST
+
+    def _list_ended(self) -> list[int]:
+        """Note the tasks that have ended since the last look; return them."""
+        new = _names(self.run.folder.ended) - self._seen_marks
+        self._seen_marks |= new
+        ended = []
+        for mark in filter(None, map(EndMark.parse, sorted(new))):
+            last = self._marks.get(mark.task)
+            if mark.task in self._tasks and (last is None or mark.start >= last.start):
+                self._marks[mark.task] = mark
+                ended.append(mark.task)
+        return ended
+
+    def _list_outcomes(self) -> None:
+        """Note the attempts that have begun since the last look."""
+        new = _names(self.run.folder.outcomes) - self._seen_files
+        self._seen_files |= new
+        for name in sorted(new):
+            first, _, second = name.partition(".")
+            if first.isdigit() and second.isdigit() and int(first) in self._tasks:
+                task, attempt = int(first), int(second)
+                self._files[task, attempt] = OutcomeFile(self.run.folder.outcome_file(task, attempt))
+                self._attempts[task] = max(attempt + 1, self._attempts.get(task, 0))
+                self._growing.append((task, attempt))
+                self.run.started.add(task)
+
+    def _read_ended(self, tasks: Iterable[int]) -> int:
+        reads = 0
+        for task in tasks:
+            self._absent.pop(task, None)
+            for attempt in range(self._attempts.get(task, 0)):
+                self._read(task, attempt, final=False)
+                reads += 1
+        return reads
+
+    def _read_growing(self, most: int) -> int:
+        """Look at some of the files that may have grown, in turn."""
+        reads = 0
+        for _ in range(min(len(self._growing), max(1, most))):
+            task, attempt = self._growing.popleft()
+            self._read(task, attempt, final=False)
+            reads += 1
+            if self._has_open(task):
+                self._growing.append((task, attempt))
+        return reads
+
+    def _read(self, task: int, attempt: int, *, final: bool) -> None:
+        file = self._files[task, attempt]
+        try:
+            for found in file.read(final=final):
+                if isinstance(found, Damage):
+                    self._lost(file, found)
+                else:
+                    self.run.recorded(found)
+        except UnsafeRunFolder as error:
+            message = str(error)
+            self.run.ended(self._open(task), lambda _: ResultLost(message, file=str(file.path)))
+        except FileNotFoundError:
+            pass  # a listing may be ahead of the file, and behind it
+
+    def _lost(self, file: OutcomeFile, damage: Damage) -> None:
+        header = damage.header
+        if header is None or damage.stop > file.path.stat().st_size:
+            return  # a torn tail: what it would have said was never finished
+        what = "the outcome was recorded, but its record is damaged"
+        self.run.ended(
+            range(header.first, header.stop),
+            lambda _: ResultLost(what, file=str(file.path), offset=damage.offset),
+        )
+
+    def _open(self, task: int) -> list[int]:
+        return self.run.ledger.open_among(self.run.items_of(task))
+
+    def _has_open(self, task: int) -> bool:
+        return bool(self.run.ledger.open) and bool(self._open(task))
+
+    # What an absence means.
+
+    def hear(self, snapshot: Snapshot) -> None:
+        """Take in what the scheduler says."""
+        for task in self._tasks:
+            place = self.run.place(task)
+            record = snapshot.get(place.job_id, place.element) if place.job_id else None
+            if record is None:
+                continue
+            self.run.states[task] = record.state
+            if not record.state.is_final:
+                if not record.state.is_queued:
+                    self.run.started.add(task)
+                self._absent.pop(task, None)
+            elif self._has_open(task):
+                self._suspect(task, functools.partial(self._by_state, task, record))
+
+    def _suspect(self, task: int, error: Callable[[], ItemError]) -> None:
+        earlier = self._absent.get(task)
+        self._absent[task] = _Absence(earlier.since if earlier else time.monotonic(), error)
+
+    def _judge(self, now: float) -> None:
+        """Settle the items of tasks whose end explains that there is no outcome."""
+        for task, mark in self._marks.items():
+            if task not in self._absent and self._is_last_start(mark) and self._has_open(task):
+                self._weigh(task, mark)
+        for task, absence in list(self._absent.items()):
+            if now - absence.since >= self.latency:
+                self._settle(task, absence.error())
+
+    def _weigh(self, task: int, mark: EndMark) -> None:
+        if mark.status in (Status.STOPPED, Status.REQUEUE):
+            return  # something from outside ended it: the scheduler knows what
+        if mark.status in (Status.VALUES, Status.FAILURES):
+            # The outcomes were on disk before the mark, so they are only not visible yet. Or
+            # Python itself did not come up: its own status for that is 1, too.
+            self._suspect(task, lambda: verdict.of_status(mark.status, self._place(task)))
+        else:
+            self._settle(task, verdict.of_status(mark.status, self._place(task)))
+
+    def _is_last_start(self, mark: EndMark) -> bool:
+        return self._attempts.get(mark.task, 0) <= mark.start + 1
+
+    def _by_state(self, task: int, record: TaskRecord) -> ItemError:
+        mark = self._marks.get(task)
+        if mark and mark.status != Status.STOPPED and not verdict.names_a_cause(record):
+            return verdict.of_status(mark.status, self._place(task))
+        return verdict.of_state(record, self._place(task))
+
+    def _settle(self, task: int, error: ItemError) -> None:
+        for attempt in range(self._attempts.get(task, 0)):
+            self._read(task, attempt, final=True)
+        self._absent.pop(task, None)
+        self.run.ended(self._open(task), error.for_item)
+
+    def _place(self, task: int) -> Place:
+        place = self.run.place(task)
+        return Place(task=task, job_id=place.full_id, log=str(self.run.log(task, "err")))

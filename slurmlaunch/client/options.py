@@ -1,0 +1,245 @@
+"""How the work runs: keyword arguments become frozen data.
+
+Slurm's options carry sbatch's own long names with underscores, ours are the
+fields of `Options`. An option is replaced as a whole by a later one of its
+name; None takes it back.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from slurmlaunch.client.sbatch_options import NAMES, read_flag, read_option, unknown_option
+from slurmlaunch.client.shape import Shape
+from slurmlaunch.client.values import as_count, as_words, plain_text, refused
+from slurmlaunch.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+CLUSTERS = ("slurm", "local", "inline")
+JOB_NAME_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that says how a run runs.
+
+    Attributes:
+        slurm: sbatch's options by long name with underscores: text, or True for a bare flag.
+        sbatch: further flags for sbatch, passed on unread.
+        throttle: how many tasks may run at once, or None.
+        processes: how many items of a task run side by side, or None (see `shape`).
+        threads: how many threads an item may use, or None.
+        python: the words that start Python.
+        modules: what is given to ``module load``, in order.
+        setup: shell lines that run before Python starts.
+        env: variables to set for the tasks.
+        by_value: names of the modules whose code travels with the function.
+        name: what the user calls the run, or None.
+    """
+
+    slurm: Mapping[str, str | bool] = field(default_factory=dict, hash=False)
+    sbatch: tuple[str, ...] = ()
+    throttle: int | None = None
+    processes: int | None = None
+    threads: int | None = None
+    python: tuple[str, ...] = field(default_factory=lambda: (sys.executable,))
+    modules: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, hash=False)
+    by_value: tuple[str, ...] = ()
+    name: str | None = None
+
+    @classmethod
+    def parse(cls, /, **given: Any) -> Options:
+        """Read what `slurmlaunch.Executor` was given.
+
+        Raises:
+            UnknownOption: a name is no option, or one that slurmlaunch sets itself.
+            OptionError: a value cannot be.
+        """
+        return cls().changed(**given)
+
+    def changed(self, /, **changes: Any) -> Options:
+        """Return these options with some replaced; None takes one back to its default.
+
+        Raises:
+            UnknownOption: a name is no option, or one that slurmlaunch sets itself.
+            OptionError: a value cannot be, or not together with the others.
+        """
+        slurm = dict(self.slurm)
+        ours: dict[str, Any] = {}
+        defaults = Options()
+        for option, value in changes.items():
+            if option in _READERS:
+                ours[option] = getattr(defaults, option) if value is None else _READERS[option](option, value)
+            elif option in NAMES:
+                slurm.pop(option, None)
+                given = read_option(option, value)
+                if given is not None:
+                    slurm[option] = given
+            else:
+                raise unknown_option(option, _READERS)
+        options = replace(self, slurm=slurm, **ours)
+        options.shape()  # so that what does not fit together is refused here, not at a later call
+        return options
+
+    def shape(self, *, single_item: bool = False, available: int | None = None) -> Shape:
+        """Return the CPUs of a task, and how its processes share them.
+
+        *single_item* is true for `submit`, whose item has all of the task's CPUs by default.
+        *available* are the CPUs of the machine, where the backend is bound to one.
+
+        Raises:
+            OptionError: the processes with their threads need more CPUs than the task has.
+        """
+        cpus = self.slurm.get("cpus_per_task")
+        shape = Shape.resolve(
+            cpus_per_task=None if cpus is None else int(cpus),
+            processes=self.processes,
+            threads=self.threads,
+            single_item=single_item,
+        )
+        return shape.clipped(available)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as they stand in a manifest."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: _plain(value) for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Options:
+        """Read what `to_json` wrote: other keys are ignored, missing ones have their default.
+
+        Nothing is checked again: a manifest may hold what a newer Slurm's table allowed.
+        """
+        known = ((f.name, data[f.name]) for f in fields(cls) if f.name in data)
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in known}
+        return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _as_python(option: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) and len(value.split()) > 1:
+        # A path with a space, or a command with an argument: only the user knows.
+        raise refused(option, f"is it one word or several? Give a list of words, as {value.split()!r}")
+    words = as_words(option, value)
+    if not words:
+        raise refused(option, "needs at least one word")
+    return words
+
+
+def _as_modules(option: str, value: object) -> tuple[str, ...]:
+    return tuple(name for words in as_words(option, value) for name in words.split())
+
+
+def _as_setup(option: str, value: object) -> tuple[str, ...]:
+    texts = value if isinstance(value, (list, tuple)) else (value,)
+    lines: list[str] = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise refused(option, f"must be shell lines, not {text!r}")
+        # Not splitlines(): the shell ends a line at a line feed and nowhere else.
+        lines += text.replace("\r\n", "\n").split("\n")
+    if any("\0" in line for line in lines):
+        raise refused(option, "holds a NUL character")
+    return tuple(lines)
+
+
+def _as_env(option: str, value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise refused(option, f"must be a dict of names and values, not {value!r}")
+    return {_variable(option, name): _value_of(f"{option}[{name!r}]", v) for name, v in value.items()}
+
+
+def _variable(option: str, name: object) -> str:
+    if isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        return name
+    raise refused(option, f"{name!r} is no name of a variable: letters, digits and _, no digit first")
+
+
+def _value_of(option: str, value: object) -> str:
+    text = plain_text(option, value)
+    if "\0" in text:
+        raise refused(option, "holds a NUL character")
+    return text
+
+
+def _as_by_value(option: str, value: object) -> tuple[str, ...]:
+    modules = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(_module_name(option, module) for module in modules)
+
+
+def _module_name(option: str, module: object) -> str:
+    name = module.__name__ if isinstance(module, ModuleType) else module
+    if isinstance(name, str) and all(part.isidentifier() for part in name.split(".")):
+        return name
+    raise refused(option, f"must be modules or their names, not {module!r}")
+
+
+def _as_flags(option: str, value: object) -> tuple[str, ...]:
+    return tuple(read_flag(flag) for flag in as_words(option, value))
+
+
+def _as_name(option: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise refused(option, f"must be text, not {value!r}")
+    return value
+
+
+_READERS: Mapping[str, Callable[[str, object], Any]] = {
+    "by_value": _as_by_value,
+    "env": _as_env,
+    "modules": _as_modules,
+    "name": _as_name,
+    "processes": as_count,
+    "python": _as_python,
+    "sbatch": _as_flags,
+    "setup": _as_setup,
+    "threads": as_count,
+    "throttle": as_count,
+}
+
+
+def check_cluster(cluster: str, known: Collection[str] = CLUSTERS) -> str:
+    """Return the name of a kind of backend as it is.
+
+    Raises:
+        OptionError: there is no such kind; perhaps one of Slurm's own clusters was meant.
+    """
+    if cluster in known:
+        return cluster
+    raise OptionError(
+        f"cluster={cluster!r} is none of {', '.join(map(repr, known))}. "
+        f"One of several Slurm clusters (sbatch -M) is given as clusters={cluster!r}.",
+        option="cluster",
+    )
+
+
+def job_name(name: str | None, token: str) -> str:
+    """Return the name of a Slurm job: what can be read of *name*, and the token that makes it unique.
+
+    Of the name, what sbatch, squeue and sacct all take is kept: ``[A-Za-z0-9._-]``, at most
+    `JOB_NAME_LENGTH` characters with the token.
+
+    Raises:
+        ValueError: the token is no such name itself, or leaves no room.
+    """
+    room = JOB_NAME_LENGTH - len(token) - 1
+    if room < 1 or not re.fullmatch(r"[A-Za-z0-9._-]+", token):
+        raise ValueError(f"{token!r} makes no job's name")
+    letters = unicodedata.normalize("NFKD", name or "").encode("ascii", "ignore").decode()
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", letters).strip("-._")[:room].rstrip("-._")
+    return f"{readable or 'slurmlaunch'[:room]}-{token}"

@@ -1,0 +1,138 @@
+"""Pickling what is submitted, and saying what of it does not pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+import types
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from slurmlaunch.errors import NotPicklable, SlurmlaunchError
+from slurmlaunch.outcome import PICKLE_PROTOCOL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+_DEPTH = 6
+"""How deep the search for the culprit goes; beyond it the message names where it stopped."""
+
+
+def pickle_function(function: Callable[..., Any], by_value: Sequence[str] = ()) -> bytes:
+    """Return the pickled function; the code of the modules *by_value* travels with it.
+
+    Raises:
+        NotPicklable: it does not pickle; the error names the variable or attribute.
+    """
+    with _by_value(by_value):
+        return _dumps(function, f"the function {name_of(function)}")
+
+
+def pickle_arguments(arguments: tuple[Any, ...]) -> bytes:
+    """Return the pickled arguments of an item.
+
+    Raises:
+        NotPicklable: they do not pickle; the error names the argument.
+    """
+    return _dumps(arguments, "an item")
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return what a person calls a function: its name, or that of what it wraps."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__qualname__", None) or type(function).__qualname__
+
+
+@contextlib.contextmanager
+def _by_value(names: Sequence[str]) -> Iterator[None]:
+    modules = [importlib.import_module(name) for name in names]
+    listed = cloudpickle.list_registry_pickle_by_value()
+    ours = [module for module in modules if module.__name__ not in listed]
+    for module in ours:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in ours:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _dumps(value: object, what: str) -> bytes:
+    try:
+        data: bytes = cloudpickle.dumps(value, PICKLE_PROTOCOL)
+    except SlurmlaunchError:
+        raise
+    except Exception as error:
+        path = " → ".join(_culprit(value, _DEPTH))
+        where = f": {path}" if path else ""
+        message = (
+            f"{what} does not pickle{where} ({error}). Make it inside the function, or leave it out by __getstate__."
+        )
+        raise NotPicklable(message, path=path) from error
+    return data
+
+
+def _culprit(value: object, depth: int) -> list[str]:
+    """Return the way to the innermost part that does not pickle."""
+    if depth:
+        for name, part in _parts(value):
+            if part is not value and not _pickles(part):
+                return [name, *_culprit(part, depth - 1)]
+    return []
+
+
+def _pickles(value: object) -> bool:
+    try:
+        cloudpickle.dumps(value, PICKLE_PROTOCOL)
+    except Exception:  # noqa: BLE001  (a __reduce__ may raise anything)
+        return False
+    return True
+
+
+def _parts(value: object) -> Iterator[tuple[str, object]]:
+    """Yield what a value consists of, each part with a name that its owner would use."""
+    if isinstance(value, functools.partial):
+        yield "partial's function", value.func
+        yield from _arguments(value.args, value.keywords)
+    elif isinstance(value, types.MethodType):
+        yield f"the object of {value.__qualname__}", value.__self__
+    elif isinstance(value, types.FunctionType):
+        yield from _function_parts(value)
+    elif isinstance(value, dict):
+        yield from ((f"key {key!r}", part) for key, part in value.items())
+    elif isinstance(value, tuple):
+        yield from _arguments(value, {})
+    elif isinstance(value, (list, set, frozenset)):
+        yield from ((f"element {i}", part) for i, part in enumerate(value))
+    else:
+        yield from _attributes(value)
+
+
+def _arguments(args: tuple[Any, ...], keywords: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    yield from ((f"argument {i}", part) for i, part in enumerate(args))
+    yield from ((f"argument {name!r}", part) for name, part in keywords.items())
+
+
+def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    variables = inspect.getclosurevars(function)
+    yield from ((f"closure variable {n!r}", v) for n, v in variables.nonlocals.items())
+    yield from ((f"global variable {n!r}", v) for n, v in variables.globals.items())
+    yield from ((f"default of {n!r}", v) for n, v in _defaults(function))
+
+
+def _defaults(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is not parameter.empty:
+            yield name, parameter.default
+
+
+def _attributes(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, type):
+        members = {k: v for k, v in vars(value).items() if not k.startswith("__")}
+        yield from ((f"class attribute {n!r}", v) for n, v in members.items())
+    else:
+        yield from ((f"attribute {n!r}", v) for n, v in getattr(value, "__dict__", {}).items())

@@ -1,0 +1,127 @@
+"""How many tasks a run gets, and in how many arrays they are submitted.
+
+Pure arithmetic: the numbers of the call and the limits of the cluster go in, a
+frozen `Plan` comes out. Nothing here grows with the items, and only the list of
+arrays grows with the tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from slurmlaunch.client.values import as_count
+from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.slices import Slices
+
+if TYPE_CHECKING:
+    from slurmlaunch.backends.base import Limits
+
+# What sites can bear of one user without being asked. Whoever wants more says so
+# with tasks= or chunksize=.
+DEFAULT_TASKS = 1000
+
+
+@dataclass(frozen=True)
+class PlannedArray:
+    """One array: its elements ``0..length-1`` are the tasks from `first_task` on."""
+
+    first_task: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one submission round comes to.
+
+    Attributes:
+        slices: which positions each task takes, tasks counted from 0.
+        arrays: what is submitted, in this order.
+        first_task: the run's index of the round's task 0.
+        notice: what the user should be told of the slices' length, or None.
+    """
+
+    slices: Slices
+    arrays: tuple[PlannedArray, ...]
+    first_task: int = 0
+    notice: str | None = None
+
+    @property
+    def next_task(self) -> int:
+        """The `first_task` of the round after this one."""
+        return self.first_task + self.slices.tasks
+
+
+def plan(
+    items: int,
+    *,
+    limits: Limits,
+    tasks: int | None = None,
+    chunksize: int | None = None,
+    processes: int = 1,
+    first_task: int = 0,
+) -> Plan:
+    """Decide slices and arrays for so many items.
+
+    With *tasks* the slices are balanced, and no task is left without an item; with
+    *chunksize* all slices but the last have that length. Either is taken as it is
+    given, in several arrays where one cannot hold it. With neither, a slice is one
+    item per process of the task, or longer where the tasks would be too many for
+    one array or more than `DEFAULT_TASKS`; the plan's notice then says so.
+
+    Raises:
+        OptionError: *tasks* and *chunksize* are both given, or one is below 1.
+    """
+    notice = None
+    if tasks is not None or chunksize is not None:
+        slices = _slices_asked_for(items, tasks, chunksize)
+    else:
+        slices, notice = _default_slices(items, processes, limits)
+    arrays = _arrays(first_task, slices.tasks, limits)
+    return Plan(slices, arrays, first_task, notice)
+
+
+def _slices_asked_for(items: int, tasks: int | None, chunksize: int | None) -> Slices:
+    if tasks is not None and chunksize is not None:
+        raise OptionError(
+            "give tasks (how many slices) or chunksize (how many items each), not both", option="chunksize"
+        )
+    if chunksize is not None:
+        chunksize = as_count("chunksize", chunksize)
+        return Slices(items, -(-items // chunksize), chunksize)
+    return Slices(items, min(as_count("tasks", tasks), items))
+
+
+def _default_slices(items: int, processes: int, limits: Limits) -> tuple[Slices, str | None]:
+    wanted = -(-items // processes)
+    ours = (DEFAULT_TASKS, "that is the most made by default")
+    allowed, reason = min([ours, *_array_limits(limits)], key=itemgetter(0))
+    allowed = max(1, allowed)  # as in _arrays
+    slices = Slices(items, min(wanted, allowed))
+    if wanted <= allowed:
+        return slices, None
+    return slices, (
+        f"{items} items go into {slices.tasks} tasks with up to {slices.longest} items each, "
+        f"instead of {wanted} tasks with up to {processes}: {reason}. "
+        "The time limit holds for all items of a task together; "
+        "tasks= or chunksize= decides otherwise."
+    )
+
+
+def _array_limits(limits: Limits) -> list[tuple[int, str]]:
+    named = (
+        (limits.max_array_size, "the cluster's MaxArraySize allows no longer array"),
+        (limits.max_array_tasks, "the cluster's max_array_tasks allows no longer array"),
+        (limits.max_submit, "the cluster lets you submit no more at once"),
+    )
+    return [(number, reason) for number, reason in named if number is not None]
+
+
+def _arrays(first_task: int, tasks: int, limits: Limits) -> tuple[PlannedArray, ...]:
+    # MaxArraySize limits the index, and the largest index is one less than it: since
+    # every array starts at 0, it is the greatest length too. A limit below 1 (arrays
+    # switched off) is left to sbatch, which then says what it wants.
+    longest = max(1, min((number for number, _ in _array_limits(limits)), default=tasks))
+    end = first_task + tasks
+    return tuple(PlannedArray(start, min(longest, end - start)) for start in range(first_task, end, longest))

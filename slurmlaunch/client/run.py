@@ -1,0 +1,463 @@
+"""A run as this process sees it: its folder, its rounds, and what its items have come to.
+
+A `Run` is one view of a run folder: the rounds up to one of them. A retry adds a
+round and is a new view, so that what was returned before stays what it was. A
+`Run` settles items; futures and arrays are how it is seen from outside.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import threading
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from slurmlaunch.backends.base import ArrayJob, TaskState
+from slurmlaunch.client.ledger import Fate, Ledger
+from slurmlaunch.client.options import Options, job_name
+from slurmlaunch.errors import ItemError, SubmissionError
+from slurmlaunch.outcome import Value
+from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
+from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.records import Kind
+from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+    from slurmlaunch.backends.base import Backend
+    from slurmlaunch.client.futures import Future
+    from slurmlaunch.client.plan import Plan
+    from slurmlaunch.client.shape import Shape
+    from slurmlaunch.outcome import Outcome
+    from slurmlaunch.runfolder.layout import EndMark, RunFolder
+    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.outcomes import Recorded
+
+
+@functools.cache
+def _client_token() -> str:
+    """Return a name for this process among all clients of a run."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+os.register_at_fork(after_in_child=_client_token.cache_clear)
+
+
+class TaskPlace:
+    """Where a task stands in its run, and in its job.
+
+    Attributes:
+        round: its round.
+        array: the number of its array in the round.
+        element: its place in the array.
+        job_id: the id of the array's job, or None where it is not submitted (yet).
+    """
+
+    __slots__ = ("array", "element", "job_id", "round")
+
+    def __init__(self, round_: Round, array: int, element: int, job_id: str | None) -> None:
+        self.round, self.array, self.element, self.job_id = round_, array, element, job_id
+
+    @property
+    def full_id(self) -> str | None:
+        """The id as Slurm writes it: ``123_4``."""
+        return f"{self.job_id}_{self.element}" if self.job_id else None
+
+
+class Run:
+    """One view of a run.
+
+    Attributes:
+        folder: the run folder.
+        manifest: its manifest.
+        backend: where its tasks run.
+        rounds: the rounds that the view includes.
+        jobs: job ids by round and array; an array that is not there is not submitted (yet).
+        ledger: what the items have come to.
+        changed: is notified whenever items settle; its lock guards everything here.
+        started: the tasks that are known to have started.
+        states: what the scheduler said last, by task, where it said something.
+        marks: how tasks have ended, where they left a mark.
+    """
+
+    def __init__(self, folder: RunFolder, manifest: Manifest, backend: Backend, rounds: list[Round]) -> None:
+        self.folder, self.manifest, self.backend, self.rounds = folder, manifest, backend, rounds
+        self.jobs: dict[tuple[int, int], str] = {}
+        self.ledger = Ledger(manifest.items)
+        self.changed = threading.Condition(threading.RLock())
+        self.started: set[int] = set()
+        self.states: dict[int, TaskState] = {}
+        self.marks: dict[int, EndMark] = {}
+        self._last_round = _last_rounds(manifest.items, rounds)
+        self._open: dict[int, Future[Any]] = {}
+        self._settled: WeakValueDictionary[int, Future[Any]] = WeakValueDictionary()
+        self._cancellations = CancellationReader(folder, [each.number for each in rounds])
+        for each in rounds:
+            for number, job_id in each.job_ids().items():
+                self.jobs[each.number, number] = job_id
+
+    # Where things are.
+
+    def round_of(self, item: int) -> Round:
+        """Return the last round that ran an item."""
+        return self.rounds[self._last_round[item] if self._last_round else 0]
+
+    def task_of(self, item: int) -> int:
+        """Return the task that an item was last given to."""
+        plan = self.round_of(item).plan
+        position = item if plan.items is None else plan.items.index(item)
+        return plan.first_task + plan.slices.task_of(position)
+
+    def place(self, task: int) -> TaskPlace:
+        """Return where a task stands."""
+        for each in self.rounds:
+            if task in each.plan.tasks:
+                array, element = each.plan.element_of(task)
+                return TaskPlace(each, array, element, self.jobs.get((each.number, array)))
+        raise LookupError(task)
+
+    def items_of(self, task: int) -> Sequence[int]:
+        """Return the items that a task has, those left out that a later round took over."""
+        place = self.place(task)
+        items = place.round.plan.items_of(task)
+        if not self._last_round:
+            return items
+        return [item for item in items if self._last_round[item] == place.round.number]
+
+    def state_of(self, task: int) -> TaskState:
+        """Return what a task is doing, as far as is known without asking again."""
+        mark = self.marks.get(task)
+        if mark is not None and not self.ledger.open_among(self.items_of(task)):
+            return TaskState.COMPLETED if mark.status == Status.VALUES else TaskState.FAILED
+        told = self.states.get(task)
+        if told is not None and (told.is_final or task not in self.started):
+            return told
+        return TaskState.RUNNING if task in self.started else TaskState.PENDING
+
+    def count_running(self, items: Sequence[int] | None = None) -> int:
+        """Return how many open items, of these or of all, are in tasks that have started."""
+        if items is not None:
+            return sum(self.task_of(i) in self.started for i in self.ledger.open_among(items))
+        return sum(len(self.ledger.open_among(self.items_of(task))) for task in self.started)
+
+    def log(self, task: int, stream: str) -> Path:
+        """Return the path of a task's log, *stream* being ``out`` or ``err``."""
+        place = self.place(task)
+        return self.folder.log(place.round.number, place.array, place.element, stream)
+
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        """The ids of all jobs, in the order of submission."""
+        with self.changed:
+            return tuple(self.jobs[key] for key in sorted(self.jobs))
+
+    # Settling.
+
+    def recorded(self, recorded: Recorded) -> None:
+        """Take in a record of outcomes."""
+        with self.changed:
+            if recorded.header.kind == Kind.FAILURE and not self._is_last_word(recorded):
+                return
+            settled = [item for part in self.ledger.record(recorded) for item in self._asked(part)]
+            futures = self._close(settled)
+            self.changed.notify_all()
+        for item, future in futures:
+            self._tell(future, item)
+
+    def _is_last_word(self, recorded: Recorded) -> bool:
+        """Whether no later round runs the items of a failure again."""
+        if not self._last_round:
+            return True
+        task = int(recorded.file.name.partition(".")[0])
+        number = self.place(task).round.number
+        return all(self._last_round[i] == number for i in range(recorded.header.first, recorded.header.stop))
+
+    def ended(self, items: Iterable[int], error_of: Callable[[int], BaseException]) -> None:
+        """Settle open items that will come to no outcome of their own."""
+        with self.changed:
+            settled = [item for item in items if self.ledger.is_open(item)]
+            for item in settled:
+                self.ledger.end(item, error_of(item))
+            futures = self._close(settled)
+            self.changed.notify_all()
+        for item, future in futures:
+            self._tell(future, item)
+
+    def _asked(self, items: range) -> Iterable[int]:
+        """Return those of the items that someone holds an open future of."""
+        if len(self._open) < len(items):
+            return [item for item in self._open if item in items]
+        return items
+
+    def _close(self, items: Iterable[int]) -> list[tuple[int, Future[Any]]]:
+        closed = []
+        for item in items:
+            future = self._open.pop(item, None)
+            if future is not None:
+                self._settled[item] = future
+                closed.append((item, future))
+        return closed
+
+    def _tell(self, future: Future[Any], item: int) -> None:
+        """Hand its outcome to a future; callbacks run here, so no lock may be held."""
+        outcome = self.outcome(item)
+        if isinstance(outcome, Value):
+            future.set_result(outcome.value)
+        else:
+            future.set_exception(outcome.error)
+
+    def outcome(self, item: int) -> Outcome[Any]:
+        """Read the outcome of an item that has settled and was not cancelled."""
+        outcome = self.ledger.outcome(item)
+        if not isinstance(outcome, Value) and isinstance(outcome.error, ItemError):
+            task = self.task_of(item)
+            outcome.error.located(item=item, task=task, job_id=self.place(task).full_id, log=str(self.log(task, "err")))
+        return outcome
+
+    def wait_for(self, ready: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until that holds or the time is up; it is tried whenever items settle."""
+        with self.changed:
+            return self.changed.wait_for(ready, timeout)
+
+    # Futures.
+
+    def future(self, item: int, make: Callable[[Run, int], Future[Any]]) -> Future[Any]:
+        """Return the one future of an item."""
+        with self.changed:
+            future = self._open.get(item) or self._settled.get(item)
+            if future is not None:
+                return future
+            future = make(self, item)
+            if self.ledger.is_open(item):
+                self._open[item] = future
+                return future
+            self._settled[item] = future
+        if self.ledger.fate(item) == Fate.CANCELLED:
+            future.tell_cancelled()
+        else:
+            self._tell(future, item)
+        return future
+
+    @property
+    def wanted(self) -> bool:
+        """Whether someone holds a future that has not settled."""
+        return bool(self._open)
+
+    # Cancelling.
+
+    def cancel(self, items: Collection[int], *, only_queued: bool = False) -> list[int]:
+        """Cancel those of the items that are open; return them.
+
+        The word stands once it is on disk. Tasks with nothing left to do are
+        then taken from the scheduler, in one call per job.
+        """
+        with self.changed:
+            chosen = [i for i in items if self.ledger.is_open(i)]
+            if only_queued:
+                chosen = [i for i in chosen if self.task_of(i) not in self.started]
+            if not chosen:
+                return []
+            futures = self._write_cancellations(chosen)
+        for future in futures:
+            future.tell_cancelled()
+        self._take_from_scheduler(chosen)
+        return chosen
+
+    def _write_cancellations(self, items: Sequence[int]) -> list[Future[Any]]:
+        by_round: dict[int, list[int]] = {}
+        for item in items:
+            by_round.setdefault(self.round_of(item).number, []).append(item)
+        futures = []
+        for number, some in by_round.items():
+            ranges = list(_ranges(some))
+            CancellationWriter(self.folder, number, _client_token()).add(ranges)
+            futures += self._cancelled(ranges)
+        self.changed.notify_all()
+        return futures
+
+    def _cancelled(self, ranges: Iterable[range]) -> list[Future[Any]]:
+        settled = [item for items in ranges for part in self.ledger.cancel(items) for item in self._asked(part)]
+        return [future for _, future in self._close(settled)]
+
+    def look_for_cancellations(self) -> None:
+        """Take in what other clients have cancelled."""
+        with self.changed:
+            futures: list[Future[Any]] = []
+            for number, items in self._cancellations.new():
+                if self._last_round:
+                    mine = [item for item in items if self._last_round[item] == number]
+                    futures += self._cancelled(_ranges(mine))
+                else:
+                    futures += self._cancelled([items])
+            self.changed.notify_all()
+        for future in futures:
+            future.tell_cancelled()
+
+    def _take_from_scheduler(self, items: Collection[int]) -> None:
+        elements: dict[str, list[int]] = {}
+        for task in sorted({self.task_of(item) for item in items}):
+            place = self.place(task)
+            if place.job_id and not self.ledger.open_among(self.items_of(task)):
+                elements.setdefault(place.job_id, []).append(place.element)
+        for job_id, some in elements.items():
+            whole = self.ledger.open == 0 or len(some) == self._length_of(job_id)
+            self.backend.cancel(job_id, None if whole else some)
+
+    def _length_of(self, job_id: str) -> int:
+        number, array = next(key for key, each in self.jobs.items() if each == job_id)
+        return next(r for r in self.rounds if r.number == number).plan.arrays[array].length
+
+    # Submitting.
+
+    def submit(self) -> None:
+        """Submit the last round: its first array now, the others from a thread.
+
+        Raises:
+            SubmissionError: the scheduler refused the first array.
+        """
+        latest = self.rounds[-1]
+        if not latest.plan.arrays:
+            return
+        self._submit_array(latest, 0)
+        if len(latest.plan.arrays) > 1:
+            threading.Thread(target=self._submit_rest, args=(latest,), name="slurmlaunch-submit", daemon=True).start()
+
+    def _submit_rest(self, latest: Round) -> None:
+        for number in range(1, len(latest.plan.arrays)):
+            try:
+                self._submit_array(latest, number)
+            except (SubmissionError, OSError) as error:
+                latest.refused(number, str(error))
+                refused = latest.plan.arrays[number]
+                tasks = range(refused.first_task, refused.first_task + refused.length)
+                items = [item for task in tasks for item in latest.plan.items_of(task)]
+                self.ended(items, _always(error))
+
+    def _submit_array(self, latest: Round, number: int) -> None:
+        job = self.array_job(latest, number)
+        latest.intend(number)
+        job_id = self.backend.submit(job)
+        latest.submitted(number, job_id)
+        with self.changed:
+            self.jobs[latest.number, number] = job_id
+            gone = not self.ledger.open
+        if gone:  # cancelled while it was being submitted
+            self.backend.cancel(job_id)
+
+    def array_job(self, latest: Round, number: int) -> ArrayJob:
+        """Return all that the scheduler is told of an array."""
+        plan, array = latest.plan, latest.plan.arrays[number]
+        options = Options.from_json(plan.options)
+        before = self.jobs.get((latest.number, number - 1)) if plan.throttle else None
+        return ArrayJob(
+            run_folder=self.folder.path,
+            name=array.name,
+            round=latest.number,
+            array=number,
+            first_task=array.first_task,
+            length=array.length,
+            throttle=plan.throttle,
+            cwd=Path(self.manifest.cwd),
+            python=options.python,
+            cpus_per_task=plan.cpus_per_task,
+            threads=plan.threads,
+            options=options.slurm,
+            flags=options.sbatch,
+            env=options.env,
+            modules=options.modules,
+            setup=options.setup,
+            after=before,
+        )
+
+    def set_throttle(self, throttle: int | None) -> None:
+        """Change how many tasks run at once."""
+        with self.changed:
+            self.rounds[-1].throttled(throttle)
+            live = [key for key in self.jobs if key[0] == self.rounds[-1].number]
+        for key in live:
+            self.backend.set_throttle(self.jobs[key], throttle)
+
+    @property
+    def throttle(self) -> int | None:
+        """How many tasks of the last round may run at once."""
+        latest = self.rounds[-1]
+        changes = [entry["throttle"] for entry in latest.journal() if "throttle" in entry]
+        return changes[-1] if changes else latest.plan.throttle
+
+    # Looking back, for a retry.
+
+    def unfinished(self) -> list[int]:
+        """Return the items that have failed, were cancelled, or were never submitted."""
+        with self.changed:
+            fates = {Fate.FAILURE, Fate.ENDED, Fate.CANCELLED}
+            return [
+                item
+                for item in range(self.manifest.items)
+                if self.ledger.fate(item) in fates or not self._was_submitted(item)
+            ]
+
+    def _was_submitted(self, item: int) -> bool:
+        if self.ledger.fate(item) == Fate.VALUE:
+            return True
+        return self.place(self.task_of(item)).job_id is not None
+
+
+def make_plan(
+    plan: Plan, options: Options, manifest: Manifest, number: int, shape: Shape, *, items: array[int] | None = None
+) -> RoundPlan:
+    """Return the plan of a round as it stands on disk."""
+    arrays = tuple(
+        ArrayPlan(job_name(manifest.name, f"{manifest.run}-{number}-{i}"), each.first_task, each.length)
+        for i, each in enumerate(plan.arrays)
+    )
+    return RoundPlan(
+        slices=plan.slices,
+        first_task=plan.first_task,
+        arrays=arrays,
+        cpus_per_task=shape.cpus_per_task,
+        processes=shape.processes,
+        threads=shape.threads,
+        throttle=options.throttle,
+        options=options.to_json(),
+        items=items,
+    )
+
+
+def _always(error: BaseException) -> Callable[[int], BaseException]:
+    return lambda _: error
+
+
+def find_lost_jobs(run: Run) -> None:
+    """Find the jobs that a client submitted and did not live to write down."""
+    for each in run.rounds:
+        intents = {entry["intent"]: entry["time"] for entry in each.journal() if "intent" in entry}
+        for number, when in intents.items():
+            if (each.number, number) not in run.jobs:
+                job_id = run.backend.find(each.plan.arrays[number].name, when)
+                if job_id is not None:
+                    each.submitted(number, job_id)
+                    run.jobs[each.number, number] = job_id
+
+
+def _last_rounds(items: int, rounds: Sequence[Round]) -> array[int] | None:
+    if len(rounds) <= 1:
+        return None
+    last = array("H", bytes(2 * items))
+    for each in rounds[1:]:
+        for item in each.plan.items or ():
+            last[item] = each.number
+    return last
+
+
+def _ranges(items: Sequence[int]) -> Iterator[range]:
+    ordered = sorted(items)
+    start = 0
+    for i in range(1, len(ordered) + 1):
+        if i == len(ordered) or ordered[i] != ordered[i - 1] + 1:
+            yield range(ordered[start], ordered[i - 1] + 1)
+            start = i

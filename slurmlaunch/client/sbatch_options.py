@@ -1,0 +1,245 @@
+"""What sbatch can be asked for: its long options, and what to say of other names.
+
+The table holds what Slurm 22.05 to 24.11 know, from sbatch(1) and from the table
+in Slurm's ``src/common/slurm_opt.c``. An option that a newer Slurm or a plugin
+brings goes through ``sbatch=["--flag=value"]`` and needs no entry here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING
+
+from slurmlaunch.client.values import as_count, as_time, as_words, one_line, refused
+from slurmlaunch.errors import UnknownOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+# Options without a value.
+FLAGS = frozenset({
+    "contiguous", "hold", "no_requeue", "overcommit", "oversubscribe", "reboot", "spread_job", "stepmgr",
+    "use_min_nodes",
+})  # fmt: skip
+
+# Options that may stand with a value or without one.
+OPTIONAL = frozenset({
+    "exclusive", "get_user_env", "nice", "no_kill", "oom_kill_step", "propagate", "requeue", "resv_ports",
+})  # fmt: skip
+
+VALUED = frozenset({
+    "account", "acctg_freq", "batch", "bb", "bbf", "begin", "cluster_constraint", "clusters", "comment",
+    "constraint", "container_id", "context", "core_spec", "cores_per_socket", "cpu_freq", "cpus_per_gpu",
+    "cpus_per_task", "deadline", "delay_boot", "dependency", "distribution", "exclude", "extra",
+    "extra_node_info", "gid", "gpu_bind", "gpu_freq", "gpus", "gpus_per_node", "gpus_per_socket",
+    "gpus_per_task", "gres", "gres_flags", "hint", "kill_on_invalid_dep", "licenses", "mail_type",
+    "mail_user", "mcs_label", "mem", "mem_bind", "mem_per_cpu", "mem_per_gpu", "mincpus", "network",
+    "nodefile", "nodelist", "nodes", "ntasks", "ntasks_per_core", "ntasks_per_gpu", "ntasks_per_node",
+    "ntasks_per_socket", "ntasks_per_tres", "partition", "power", "prefer", "priority", "profile", "qos",
+    "reservation", "segment", "sockets_per_node", "switches", "thread_spec", "threads_per_core", "time",
+    "time_min", "tmp", "tres_bind", "tres_per_task", "uid", "wait_all_nodes", "wckey",
+})  # fmt: skip
+
+NAMES = FLAGS | OPTIONAL | VALUED
+
+SHORT = {
+    "A": "account", "B": "extra_node_info", "C": "constraint", "D": "chdir", "F": "nodefile", "G": "gpus",
+    "H": "hold", "J": "job_name", "L": "licenses", "M": "clusters", "N": "nodes", "O": "overcommit",
+    "Q": "quiet", "S": "core_spec", "V": "version", "W": "wait", "a": "array", "b": "begin",
+    "c": "cpus_per_task", "d": "dependency", "e": "error", "h": "help", "i": "input", "k": "no_kill",
+    "m": "distribution", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "s": "oversubscribe",
+    "t": "time", "v": "verbose", "w": "nodelist", "x": "exclude",
+}  # fmt: skip
+_SHORT_FLAGS = frozenset("HOQVWhsv")
+
+# What a name that is not an option's stands for: what we offer instead, and our options for it.
+_Advice = tuple[str, tuple[str, ...]]
+_LOGS = "logs lie in the run folder: read them with future.stdout() and future.stderr()"
+_SCRIPT = "the batch script is written for you: shell lines before Python go into setup=[...]"
+_ENVIRONMENT = "tasks have the client's environment: add to it with env={...}"
+_TALK = "slurmlaunch reads what sbatch prints: ask for this in a shell"
+
+OURS_TO_SET: Mapping[str, _Advice] = {
+    "array": ("the array follows from the call: map_array(..., tasks=..., throttle=...)", ("tasks", "throttle")),
+    "autocomplete": (_TALK, ()),
+    "chdir": ("tasks run in the client's working directory: start the client there", ()),
+    "error": (_LOGS, ()),
+    "export": (_ENVIRONMENT, ("env",)),
+    "export_file": (_ENVIRONMENT, ("env",)),
+    "help": (_TALK, ()),
+    "ignore_pbs": (_SCRIPT, ()),
+    "input": ("tasks have no standard input: hand the data to the function", ()),
+    "job_name": ("give name=...; a unique token is added to it", ("name",)),
+    "open_mode": (_LOGS + " (a requeued task appends)", ()),
+    "output": (_LOGS, ()),
+    "parsable": ("the job id is read for you: future.job_id", ()),
+    "quiet": (_TALK, ()),
+    "signal": ("the signal before the time limit is slurmlaunch's own", ()),
+    "test_only": ("ex.script(...) shows what would be submitted, without submitting", ()),
+    "usage": (_TALK, ()),
+    "verbose": (_TALK, ()),
+    "version": (_TALK, ()),
+    "wait": ("calls return once sbatch has accepted; wait with .results() or future.result()", ()),
+    "wrap": (_SCRIPT, ("setup",)),
+}
+
+_CALL = "what the work is goes into the call, as in ex.map_array(fn, items, {}=...)"
+_EXECUTOR = "a new Executor takes this as a parameter; ex.options(...) keeps it"
+_ELSEWHERE: Mapping[str, _Advice] = {
+    "chunksize": (_CALL.format("chunksize"), ()),
+    "cluster": (_EXECUTOR + "; Slurm's own clusters are given as clusters=", ("clusters",)),
+    "container": ("not offered yet; Slurm's own OCI bundles go as sbatch=['--container=...']", ()),
+    "folder": (_EXECUTOR, ()),
+    "schedule": (_CALL.format("schedule"), ()),
+    "tasks": (_CALL.format("tasks"), ()),
+    "timeout": ("a timeout goes to the wait: .results(timeout=...), future.result(timeout=...)", ()),
+}
+
+# Names that people bring from a habit or from other launchers, too far from ours for difflib.
+_HABITS = {
+    "additional_parameters": "sbatch",
+    "array_parallelism": "throttle",
+    "cores": "cpus_per_task",
+    "cpu": "cpus_per_task",
+    "cpus": "cpus_per_task",
+    "environment": "env",
+    "max_workers": "processes",
+    "mem_gb": "mem",
+    "memory": "mem",
+    "modules_to_load": "modules",
+    "n_cpus": "cpus_per_task",
+    "n_jobs": "processes",
+    "n_workers": "processes",
+    "project": "account",
+    "queue": "partition",
+    "tasks_per_node": "ntasks_per_node",
+    "timeout_min": "time",
+    "walltime": "time",
+    "workers": "processes",
+}
+
+# A flag that is passed unread must not be one whose value we have to know: the caps follow the
+# CPUs, later queries go to the clusters, and our own dependency is added to the user's.
+_MUST_BE_KNOWN = frozenset({"clusters", "cpus_per_task", "dependency"})
+
+
+def read_option(name: str, value: object) -> str | bool | None:
+    """Return what sbatch is given for an option: text, True for a bare flag, or None for nothing.
+
+    *name* is one of `NAMES`. None, False and an empty list mean that it is not given.
+
+    Raises:
+        OptionError: the value cannot be.
+    """
+    if value is None or value is False or (isinstance(value, (list, tuple)) and not value):
+        return None
+    if value is True:
+        if name in VALUED:
+            raise refused(name, "needs a value, True is for flags")
+        return True
+    if name in FLAGS:
+        raise refused(name, f"is a flag: give True or False, not {value!r}")
+    return _READERS.get(name, _as_list)(name, value)
+
+
+def _as_list(option: str, value: object) -> str:
+    return ",".join(as_words(option, value))
+
+
+def _as_count(option: str, value: object) -> str:
+    return str(as_count(option, value))
+
+
+def _as_dependency(option: str, value: object) -> str:
+    text = _as_list(option, value)
+    if "?" in text:
+        # "a?b" means either, and ours, which must hold too, could not be joined to it.
+        raise refused(option, "alternatives ('?') cannot be combined with slurmlaunch's own dependency; use ','")
+    return text
+
+
+_READERS: Mapping[str, Callable[[str, object], str]] = {
+    "cpus_per_task": _as_count,
+    "dependency": _as_dependency,
+    "time": as_time,
+    "time_min": as_time,
+}
+
+
+def read_flag(flag: str) -> str:
+    """Return a flag for sbatch as it is, checked only for what would break the submission.
+
+    Raises:
+        OptionError: it holds a line break, is no flag, or has an option of its own here
+            whose value must be known.
+        UnknownOption: it is one that slurmlaunch sets itself.
+    """
+    one_line("sbatch", flag)
+    if not re.match(r"--?[A-Za-z]", flag):
+        raise refused("sbatch", f"every entry is one flag, as '--flag=value', not {flag!r}")
+    for name in _options_of(flag):
+        if name in OURS_TO_SET:
+            raise unknown_option(name, ())
+        if name in _MUST_BE_KNOWN:
+            raise refused("sbatch", f"give {name}=... instead of {flag!r}: slurmlaunch must know its value")
+    return flag
+
+
+def _options_of(flag: str) -> list[str]:
+    if not flag.startswith("--"):
+        return list(_short_options(flag[1:]))
+    name = flag[2:].partition("=")[0].replace("-", "_")
+    if name == "cluster":  # an undocumented twin
+        name = "clusters"
+    known = NAMES | OURS_TO_SET.keys() | {"container"}
+    # getopt takes the beginning of a name for the name where no other begins like that.
+    meant = [name] if name in known else [full for full in known if full.startswith(name)]
+    return meant if len(meant) == 1 else []
+
+
+def _short_options(letters: str) -> list[str]:
+    names = []
+    for letter in letters:  # "-HW" is two flags; what follows any other letter is its value
+        names.append(SHORT.get(letter, letter))
+        if letter not in _SHORT_FLAGS:
+            break
+    return names
+
+
+def unknown_option(name: str, ours: Collection[str]) -> UnknownOption:
+    """Return the error for a name that is no option, saying what may have been meant.
+
+    *ours* are the names of slurmlaunch's own options.
+    """
+    word = _snake_case(name)
+    advice = OURS_TO_SET.get(word) or _ELSEWHERE.get(word)
+    if advice:
+        sentence, suggestions = advice
+        return UnknownOption(f"{name} cannot be set: {sentence}", option=name, suggestions=suggestions)
+    suggestions = _nearest(word, sorted({*NAMES, *ours}))
+    meant = f"; did you mean {' or '.join(suggestions)}?" if suggestions else "."
+    return UnknownOption(
+        f"{name!r} is an option neither of sbatch nor of slurmlaunch{meant} "
+        "A flag of a plugin or of a newer Slurm goes as sbatch=['--flag=value'].",
+        option=name,
+        suggestions=suggestions,
+    )
+
+
+def _snake_case(name: str) -> str:
+    if name in SHORT:
+        return SHORT[name]
+    word = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip("-")).replace("-", "_").lower()
+    for prefix in ("slurm_", "sbatch_", "slurmlaunch_"):  # submitit's, and the environment's
+        word = word.removeprefix(prefix)
+    return word
+
+
+def _nearest(word: str, names: Collection[str]) -> tuple[str, ...]:
+    if word in names:
+        return (word,)
+    exact = [_HABITS[word]] if word in _HABITS else []
+    close = difflib.get_close_matches(word, names)
+    part_of = [name for name in names if word in name.split("_")]
+    return tuple(dict.fromkeys(exact + close + part_of))[:3]

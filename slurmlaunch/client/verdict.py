@@ -1,0 +1,99 @@
+"""What an end without an outcome means: from end marks and states to errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slurmlaunch.backends.base import TaskState
+from slurmlaunch.errors import (
+    ItemError,
+    NodeFailure,
+    NodeStartError,
+    OutOfMemory,
+    Place,
+    Preempted,
+    ResultLost,
+    TaskCancelled,
+    TaskEnded,
+    TimeLimitExceeded,
+    WorkerDied,
+)
+from slurmlaunch.runfolder.layout import Status
+
+if TYPE_CHECKING:
+    from slurmlaunch.backends.base import TaskRecord
+
+_BY_STATE: dict[TaskState, type[TaskEnded]] = {
+    TaskState.OUT_OF_MEMORY: OutOfMemory,
+    TaskState.TIMEOUT: TimeLimitExceeded,
+    TaskState.DEADLINE: TimeLimitExceeded,
+    TaskState.NODE_FAIL: NodeFailure,
+    TaskState.BOOT_FAIL: NodeFailure,
+    TaskState.LAUNCH_FAILED: NodeFailure,
+    TaskState.PREEMPTED: Preempted,
+    TaskState.CANCELLED: TaskCancelled,
+    TaskState.REVOKED: TaskCancelled,
+}
+
+_SIGNALLED = 128
+_TAIL_LINES = 12
+
+
+def names_a_cause(record: TaskRecord | None) -> bool:
+    """Whether a state says by itself what ended the task."""
+    return record is not None and record.state in _BY_STATE
+
+
+def of_state(record: TaskRecord, place: Place) -> ItemError:
+    """Return the error for a task that the scheduler calls ended, with items that have no outcome."""
+    kind = _BY_STATE.get(record.state)
+    if kind is not None:
+        reason = f" ({record.reason})" if record.reason and record.reason != "None" else ""
+        where = {"state": record.state.value, "exit_code": record.exit_code}
+        return kind(f"{kind.what}{reason}", place=place, **where)
+    if record.state is TaskState.COMPLETED:
+        return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
+    code, _, signal = (record.exit_code or "0:0").partition(":")
+    if signal.isdigit() and int(signal):
+        return _supervisor_killed(int(signal), place, record.state)
+    return _not_started(int(code) if code.isdigit() else None, place)
+
+
+def of_status(status: int, place: Place) -> ItemError:
+    """Return the error for a task that ended with this status, with items that have no outcome."""
+    if status > _SIGNALLED:
+        return _supervisor_killed(status - _SIGNALLED, place, TaskState.FAILED)
+    if status == Status.VALUES:
+        return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
+    return _not_started(status, place)
+
+
+def _supervisor_killed(number: int, place: Place, state: TaskState) -> ItemError:
+    error = WorkerDied.of(number, None, state=state.value, place=place)
+    error.what = error.what.replace("the process that ran the item", "the task's supervisor")
+    return error
+
+
+def _not_started(status: int | None, place: Place) -> ItemError:
+    what = "the set-up lines failed" if status == Status.SETUP else f"the node ended with status {status}"
+    tail = _tail(place.log)
+    said = f"; the end of its log:\n{tail}\n" if tail else ", and its log is empty"
+    return NodeStartError(f"{what}{said}", exit_code=status, place=place, advice=_advice(tail))
+
+
+def _advice(tail: str) -> str:
+    for module in ("slurmlaunch", "cloudpickle"):
+        if f"No module named {module!r}" in tail or f"No module named {module}" in tail:
+            return f"Install {module} for the Python that runs on the node, or name another: python=[...]."
+    return ""
+
+
+def _tail(log: str | None) -> str:
+    if not log:
+        return ""
+    try:
+        with Path(log).open(encoding="utf-8", errors="replace") as file:
+            return "".join(file.readlines()[-_TAIL_LINES:]).rstrip()
+    except OSError:  # no log: then there is no tail
+        return ""

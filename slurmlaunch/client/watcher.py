@@ -1,0 +1,211 @@
+"""The watcher: one thread per process that settles all futures.
+
+It looks at each run (`lookout`) often while news is likely, seldom when not,
+and never at more than so many file operations a second in all. A second thread
+asks the scheduler, since its commands may hang.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from slurmlaunch.client.lookout import Lookout
+from slurmlaunch.errors import ResultLost
+
+if TYPE_CHECKING:
+    from slurmlaunch.backends.base import Backend, Snapshot
+    from slurmlaunch.client.run import Run
+
+_log = logging.getLogger("slurmlaunch")
+
+SHORTEST, LONGEST = 0.015, 1.0
+"""Seconds between two looks at a run: at first, and where nothing has happened for long."""
+
+_SHARE_OF_QUIET = 0.03
+"""The next look comes after this share of the time since the last news: so what comes
+after a wait is seen at most so much later than it could have been."""
+
+OPERATIONS_PER_SECOND = 40.0
+_BURST = 200.0
+"""File operations that may be saved up while nothing is looked at."""
+
+
+class Budget:
+    """So many file operations a second, on average."""
+
+    def __init__(self) -> None:
+        self._left = _BURST
+        self._at = time.monotonic()
+
+    def left(self) -> float:
+        """Return how many operations may be made now."""
+        now = time.monotonic()
+        self._left = min(_BURST, self._left + (now - self._at) * OPERATIONS_PER_SECOND)
+        self._at = now
+        return self._left
+
+    def spend(self, operations: int) -> None:
+        """Note that they were made."""
+        self._left -= operations
+
+
+class _Watch:
+    """When a run is looked at next, and what is known so far."""
+
+    def __init__(self, run: Run) -> None:
+        self.lookout = Lookout(run)
+        self._folder = run.folder.path
+        self._trouble_since: float | None = None
+        self.news_at = self.due = time.monotonic()
+
+    def look(self, budget: Budget) -> None:
+        costly = self.lookout.run.backend.name != "local"
+        news, cost = self.lookout.look(budget.left()) if costly else self.lookout.look()
+        if costly:
+            budget.spend(cost)
+        now = time.monotonic()
+        self._trouble_since = None
+        if news:
+            self.news_at = now
+        self.due = now + min(LONGEST, max(SHORTEST, (now - self.news_at) * _SHARE_OF_QUIET))
+
+    def stumble(self, error: OSError) -> None:
+        """Look again later; where the folder is gone for good, so are the outcomes."""
+        now = time.monotonic()
+        if self._trouble_since is None:
+            self._trouble_since = now
+            _log.warning("slurmlaunch cannot look into %s (%s); it keeps trying", self._folder, error)
+        elif isinstance(error, FileNotFoundError) and now - self._trouble_since > self.lookout.latency:
+            message = f"the run folder is gone: {self._folder}"
+            self.lookout.run.ended(range(self.lookout.run.manifest.items), lambda _: ResultLost(message))
+        self.due = now + LONGEST
+
+
+class _Inquiry:
+    """Asks one backend for the states of what is watched, from a thread of its own."""
+
+    def __init__(self, backend: Backend, watcher: Watcher) -> None:
+        self._backend = backend
+        self._watcher = watcher
+        self._taken = 0.0
+        threading.Thread(target=self._ask, name=f"slurmlaunch-{backend.name}", daemon=True).start()
+
+    def _ask(self) -> None:
+        watcher, backend = self._watcher, self._backend
+        while True:
+            runs = watcher.runs_on(backend)
+            jobs = {job_id: run.manifest.created for run in runs for job_id in run.job_ids}
+            snapshot = backend.query(jobs)
+            if snapshot is not None and snapshot.taken != self._taken:
+                self._taken = snapshot.taken
+                watcher.told(runs, snapshot)
+            if not watcher.more_to_ask(backend):
+                return
+
+
+class Watcher:
+    """Watches the runs of this process that have open items."""
+
+    def __init__(self) -> None:
+        self._news = threading.Condition()
+        self._watches: dict[Run, _Watch] = {}
+        self._inquiries: dict[Backend, _Inquiry] = {}
+        self._told: list[tuple[list[Run], Snapshot]] = []
+        self._budget = Budget()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, run: Run) -> None:
+        """Take in what a run has come to so far, and watch it while it has open items."""
+        watch = _Watch(run)
+        watch.lookout.look()
+        if not run.ledger.open:
+            return
+        with self._news:
+            self._watches[run] = watch
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._look, name="slurmlaunch-watcher", daemon=True)
+                self._thread.start()
+            if run.backend not in self._inquiries:
+                self._inquiries[run.backend] = _Inquiry(run.backend, self)
+            self._news.notify_all()
+
+    def _look(self) -> None:
+        while True:
+            with self._news:
+                self._sleep()
+                told, self._told = self._told, []
+                now = time.monotonic()
+                ready = [(run, watch) for run, watch in self._watches.items() if watch.due <= now]
+            for runs, snapshot in told:
+                self._pass_on(runs, snapshot)
+            for run, watch in ready:
+                self._look_at(run, watch)
+
+    def _sleep(self) -> None:
+        """Wait until a run is due, or something is told."""
+        while not self._told:
+            now = time.monotonic()
+            due = min((watch.due for watch in self._watches.values()), default=None)
+            if due is not None and due <= now:
+                return
+            self._news.wait(None if due is None else due - now)
+
+    def _pass_on(self, runs: list[Run], snapshot: Snapshot) -> None:
+        for run in runs:
+            watch = self._watches.get(run)
+            if watch is not None:
+                watch.lookout.hear(snapshot)
+                watch.due = 0.0
+
+    def _look_at(self, run: Run, watch: _Watch) -> None:
+        try:
+            watch.look(self._budget)
+        except OSError as error:
+            watch.stumble(error)
+        except Exception as error:  # noqa: BLE001  (a fault of ours must not be an endless wait of theirs)
+            _log.exception("slurmlaunch cannot watch %s", run.folder.path)
+            failed = error
+            run.ended(range(run.manifest.items), lambda _: failed)
+        if not run.ledger.open:
+            with self._news:
+                self._watches.pop(run, None)
+
+    # For the inquiries.
+
+    def runs_on(self, backend: Backend) -> list[Run]:
+        """Return the runs that are watched and run on a backend."""
+        with self._news:
+            return [run for run in self._watches if run.backend is backend]
+
+    def told(self, runs: list[Run], snapshot: Snapshot) -> None:
+        """Take in what the scheduler said."""
+        with self._news:
+            self._told.append((runs, snapshot))
+            self._news.notify_all()
+
+    def more_to_ask(self, backend: Backend) -> bool:
+        """Wait until it is time to ask again; False, and no inquiry, where nothing is left to ask about."""
+        until = time.monotonic() + backend.query_every
+        with self._news:
+            while (left := until - time.monotonic()) > 0:
+                self._news.wait(left)
+            if not any(run.backend is backend for run in self._watches):
+                del self._inquiries[backend]
+                return False
+            return True
+
+
+WATCHER = Watcher()
+"""The watcher of this process."""
+
+
+def _start_anew() -> None:
+    """In a forked child: its parent's threads are not there, and its locks may be held."""
+    WATCHER.__init__()  # type: ignore[misc]
+
+
+os.register_at_fork(after_in_child=_start_anew)

@@ -1,0 +1,89 @@
+"""Inside a task: which item this is, how many CPUs are its own, and a pool to use them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slurmlaunch import caps
+from slurmlaunch.errors import SlurmlaunchError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from slurmlaunch.taskpool import TaskPool
+
+
+@dataclass
+class Task:
+    """The task that this code runs in.
+
+    Attributes:
+        run_folder: the run folder.
+        index: the index of the task in its run.
+        attempt: 0 for its first start, 1 after a requeue, and so on.
+        item: the index of the item that is being run.
+        process: the number of this pool process in the task, from 0.
+        processes: how many pool processes the task has.
+        threads: how many CPUs this process may use.
+    """
+
+    run_folder: Path
+    index: int
+    attempt: int
+    item: int = -1
+    process: int = 0
+    processes: int = 1
+    threads: int = 1
+
+
+_current: Task | None = None
+
+
+def swap(task: Task | None) -> Task | None:
+    """Make a task the current one of this process; return the one before."""
+    global _current
+    before, _current = _current, task
+    return before
+
+
+def current_task() -> Task:
+    """Return the task that this code runs in.
+
+    Raises:
+        SlurmlaunchError: it does not run in one.
+    """
+    if _current is None:
+        msg = "current_task() was called outside a task: call it in the function that you submit"
+        raise SlurmlaunchError(msg)
+    return _current
+
+
+def cpu_count() -> int:
+    """Return how many CPUs this process may use.
+
+    In a task that is its share of what was granted, even where the mask of the
+    node is smaller or larger. Elsewhere it is what the process may run on.
+    """
+    share = os.environ.get(caps.SHARE, "")
+    return int(share) if share.isdigit() else caps.usable_cpus()
+
+
+def task_pool(max_workers: int | None = None, *, threads: int = 1) -> TaskPool:
+    """Return a process pool that fills the CPUs of this process, and no more.
+
+    Args:
+        max_workers: the number of processes; by default as many as there are
+            CPUs (`cpu_count`) for so many threads each.
+        threads: how many threads each process may use.
+
+    Returns:
+        A `concurrent.futures.ProcessPoolExecutor` that also takes lambdas,
+        closures and functions of ``__main__``.
+    """
+    # Imported here: multiprocessing is too much for a node that nobody asks for a pool.
+    from slurmlaunch.taskpool import TaskPool
+
+    workers = max(1, cpu_count() // threads) if max_workers is None else max_workers
+    return TaskPool(workers, threads)

@@ -1,0 +1,40 @@
+"""``python -m slurmlaunch.node RUN_FOLDER TASK_INDEX``: run one task.
+
+The exit status is one of `slurmlaunch.runfolder.layout.Status`.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+import cloudpickle  # noqa: F401  (loaded before the pool is forked: once, not once per process)
+
+from slurmlaunch.errors import SlurmlaunchError
+from slurmlaunch.node.supervisor import Supervisor
+from slurmlaunch.runfolder.layout import RunFolder, Status
+from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.rounds import round_of_task
+
+_ARGUMENTS = 3
+
+
+def main(arguments: list[str]) -> int:
+    """Run the task that the command line names; return the exit status."""
+    if len(arguments) != _ARGUMENTS or not arguments[2].isdigit():
+        print("usage: python -m slurmlaunch.node RUN_FOLDER TASK_INDEX", file=sys.stderr)  # noqa: T201
+        return Status.NODE
+    folder, task = RunFolder(Path(arguments[1]).absolute()), int(arguments[2])
+    try:
+        manifest = Manifest.read(folder)
+        return Supervisor(folder, manifest, round_of_task(folder, task), task).run()
+    except SlurmlaunchError as error:
+        print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
+    except Exception:  # noqa: BLE001  (any status of Python's own could be taken for one of ours)
+        traceback.print_exc()
+    return Status.NODE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,28 @@
+"""Nothing outlives what it was started for: the process ends when its parent does."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+VARIABLE = "SLURMLAUNCH_LIFELINE"
+"""Names a descriptor whose end of file means that the client is gone (local backend)."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however it ends (Linux)."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before we had asked
+        os._exit(1)
+
+
+def from_environment() -> int | None:
+    """Return the descriptor of the client's lifeline, or None; what we start does not see it."""
+    number = os.environ.pop(VARIABLE, "")
+    return int(number) if number.isdigit() else None

@@ -1,0 +1,271 @@
+"""The pool of one task: what its processes are assigned, and what became of them.
+
+Nothing here knows of Slurm, of time limits or of clients; `supervisor` does. A
+process that dies is replaced: the item that it ran is reported, and the rest of
+what it was assigned goes back into stock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from contextlib import suppress
+from selectors import EVENT_READ, BaseSelector
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from slurmlaunch.node.channel import MAX_ITEMS, Channel
+from slurmlaunch.node.process import Process
+from slurmlaunch.node.worker import APPENDED, LENGTH, receive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from slurmlaunch.node.stock import Stock
+    from slurmlaunch.runfolder.outcomes import OutcomeWriter
+
+ASSIGNMENT_SECONDS = 0.1
+"""How much work is handed over at once, by measured duration: enough to make the
+hand-over vanish, and little enough to balance and to take back."""
+
+_GROWTH = 8
+"""How much longer an assignment may be than the last: the first item is handed over alone."""
+
+PATIENCE = 0.25
+"""Seconds that an item may run before those behind it are given to others."""
+
+_CLOSING_SECONDS = 2.0
+_CLOSING_TICK = 0.001
+
+
+class Death(NamedTuple):
+    """How a process of the pool ended, and what it was doing.
+
+    Attributes:
+        number: its place in the pool.
+        item: the item that it was running, or None.
+        signal: the signal that killed it, or None.
+        status: its exit status, or None.
+        ready: whether it had loaded the function.
+        failure: why it could not load it, pickled, or None.
+    """
+
+    number: int
+    item: int | None
+    signal: int | None
+    status: int | None
+    ready: bool
+    failure: bytes | None
+
+
+class Pool:
+    """The processes of one task.
+
+    Attributes:
+        processes: those that are alive, by process id.
+        recorded: how many outcomes have been recorded.
+    """
+
+    def __init__(
+        self,
+        selector: BaseSelector,
+        writer: OutcomeWriter,
+        stock: Stock,
+        child: Callable[[int, socket.socket, Channel], NoReturn],
+    ) -> None:
+        """Make an empty pool.
+
+        Args:
+            selector: is told of every socket, with what to call when it has news.
+            writer: takes the outcomes.
+            stock: gives the items.
+            child: runs in each new process: its number, its end of the socket
+                and its channel; never returns.
+        """
+        self.processes: dict[int, Process] = {}
+        self.recorded = 0
+        self._selector = selector
+        self._writer = writer
+        self._stock = stock
+        self._child = child
+        self._seconds_per_item = 0.0
+        self._last_size = 0
+        self._appending: Process | None = None
+        self._held: deque[tuple[Process, bytes]] = deque()
+
+    def start(self, number: int) -> None:
+        """Start a process in this place of the pool."""
+        ours, theirs = socket.socketpair()
+        channel = Channel()
+        pid = os.fork()
+        if not pid:
+            ours.close()
+            for other in self.processes.values():
+                other.connection.close()  # or the others would not see the supervisor's end
+            self._child(number, theirs, channel)
+        theirs.close()
+        process = Process(number, pid, ours, channel)
+        self.processes[pid] = process
+        self._selector.register(ours, EVENT_READ, lambda: self._hear(process))
+
+    def feed(self) -> None:
+        """Assign items to every process that waits for some."""
+        for process in self.processes.values():
+            if process.ready and not process.busy:
+                items = self._stock.take(self._size())
+                if items:
+                    process.assign(items)
+
+    def _size(self) -> int:
+        """Return how many items to hand over at once."""
+        if not self._seconds_per_item:
+            return 1
+        size = int(ASSIGNMENT_SECONDS / self._seconds_per_item)
+        share = -(-len(self._stock) // (2 * len(self.processes)))
+        return max(1, min(size, _GROWTH * self._last_size, share, MAX_ITEMS))
+
+    def _hear(self, process: Process) -> None:
+        try:
+            word = process.connection.recv(1)
+        except ConnectionResetError:
+            word = b""
+        if word:
+            self._take(process, word)
+        else:
+            self._selector.unregister(process.connection)  # dead, or about to be: see reap
+
+    def _take(self, process: Process, word: bytes) -> None:
+        if word == b"X":
+            process.failure = self._receive_failure(process)
+        elif word == b"R":
+            process.ready = True
+        elif self._appending is not None and process is not self._appending:
+            # One writer at a time: until the large outcome is in the file, the others wait.
+            self._held.append((process, word))
+        elif word in APPENDED:
+            self._adopt(process, failed=word == b"L")
+        else:
+            self.recorded += process.drain(self._writer)
+            self._reply(process, word)
+
+    def _reply(self, process: Process, word: bytes) -> None:
+        if word == b"E":
+            self._learn(process)
+            self._stock.put_back(process.end())
+        elif word in (b"F", b"W"):
+            if word == b"W":
+                self._appending = process
+            process.answer()
+
+    def _learn(self, process: Process) -> None:
+        number = len(process.items)
+        self._last_size = max(1, number)
+        self._seconds_per_item = max((monotonic() - process.since) / max(1, number), 1e-7)
+
+    def _receive_failure(self, process: Process) -> bytes | None:
+        header = receive(process.connection, LENGTH.size)
+        return receive(process.connection, LENGTH.unpack(header)[0]) if header else None
+
+    def _adopt(self, process: Process, *, failed: bool) -> None:
+        self._writer.adopt(failed=failed)
+        process.base += 1
+        self.recorded += 1
+        self._release()
+
+    def _release(self) -> None:
+        self._appending = None
+        held, self._held = self._held, deque()
+        for process, word in held:
+            self._take(process, word)
+
+    def look(self) -> None:
+        """Record what was not announced yet, and take items back from behind slow ones."""
+        if self._appending is not None:
+            return
+        for process in self.processes.values():
+            if process.busy:
+                self.recorded += process.drain(self._writer)
+                self._stock.put_back(process.slow_items(PATIENCE))
+
+    def reap(self) -> list[Death]:
+        """Return the deaths since the last call; what a dead process had finished is recorded."""
+        deaths = []
+        # While one appends, the others' outcomes cannot be recorded: their deaths wait too.
+        candidates = [self._appending.pid] if self._appending else list(self.processes)
+        for pid in candidates:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                deaths.append(self._bury(self.processes.pop(pid), status))
+        return deaths
+
+    def _bury(self, process: Process, status: int) -> Death:
+        self._last_words(process)
+        if self._appending is process:
+            self._writer.cut()
+            self._release()
+        self._held = deque(held for held in self._held if held[0] is not process)
+        self.recorded += process.drain(self._writer)
+        running = process.running
+        item = process.items[running] if running is not None else None
+        if running is not None:
+            self._stock.put_back(process.items[running + 1 :])
+        else:
+            self._stock.put_back(process.items[process.recorded :])
+        self._hang_up(process)
+        killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        code = None if killed else os.WEXITSTATUS(status)
+        return Death(process.number, item, killed, code, process.ready, process.failure)
+
+    def _last_words(self, process: Process) -> None:
+        """Take what the process had said before it died, so that nothing of it counts as lost."""
+        if process.connection.fileno() < 0:
+            return
+        process.connection.setblocking(False)  # noqa: FBT003  # a child of its own may hold the other end open
+        try:
+            while word := process.connection.recv(1):
+                if word == b"X":
+                    process.failure = self._receive_failure(process)
+                elif word == b"R":
+                    process.ready = True
+                elif word in APPENDED and self._appending is process:
+                    self._adopt(process, failed=word == b"L")
+                elif word == b"W":
+                    return
+        except (BlockingIOError, ConnectionResetError):
+            pass
+
+    def kill(self, items: Collection[int] | None = None) -> None:
+        """Kill the processes that run one of these items, or all."""
+        for process in self.processes.values():
+            running = process.running
+            if items is None or (running is not None and process.items[running] in items):
+                process.kill()
+
+    def close(self) -> None:
+        """Let idle processes end, and wait until all have; kill who does not."""
+        for process in self.processes.values():
+            self._hang_up(process)
+        deadline = monotonic() + _CLOSING_SECONDS
+        while self.processes:
+            self.reap()
+            if monotonic() > deadline:
+                self.kill()
+            if self.processes:
+                sleep(_CLOSING_TICK)
+
+    def _hang_up(self, process: Process) -> None:
+        if process.connection.fileno() >= 0:
+            with suppress(KeyError):  # it was the first to hang up
+                self._selector.unregister(process.connection)
+            process.connection.close()
+
+    @property
+    def appending(self) -> bool:
+        """Whether a process is writing to the outcome file itself: nobody else may then."""
+        return self._appending is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether any process has items."""
+        return any(process.busy for process in self.processes.values())

@@ -1,0 +1,156 @@
+"""The supervisor's hand on one process of its pool."""
+
+from __future__ import annotations
+
+import os
+import signal
+from array import array
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from slurmlaunch.node.channel import FAILED
+from slurmlaunch.node.worker import LENGTH
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+    from slurmlaunch.node.channel import Channel
+    from slurmlaunch.runfolder.outcomes import OutcomeWriter
+
+
+@dataclass
+class Process:
+    """The supervisor's hand on one process of the pool.
+
+    Attributes:
+        number: its place in the pool.
+        pid: its process id.
+        connection: the socket to it.
+        channel: the memory shared with it.
+        items: what it has been assigned; empty while it is idle.
+        base: how many of them were recorded before the channel was last reset.
+        drained: how many outcomes were taken from the channel since then.
+        drained_bytes: how many bytes.
+        since: when it was assigned them.
+        ready: whether it has loaded the function.
+        suspect: the position that a slow item was seen at, its followers being taken back.
+    """
+
+    number: int
+    pid: int
+    connection: socket.socket
+    channel: Channel
+    items: array[int] = field(default_factory=lambda: array("Q"))
+    base: int = 0
+    drained: int = 0
+    drained_bytes: int = 0
+    since: float = 0.0
+    seen: tuple[int, float] = (-1, 0.0)
+    suspect: int | None = None
+    ready: bool = False
+    failure: bytes | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has been assigned items."""
+        return bool(self.items)
+
+    @property
+    def recorded(self) -> int:
+        """How many items of its assignment have been recorded."""
+        return self.base + self.drained
+
+    @property
+    def running(self) -> int | None:
+        """The position of the item that it is running, as far as is known."""
+        current = self.channel.current
+        finished = self.base + self.channel.count
+        return current if current is not None and finished <= current < len(self.items) else None
+
+    def assign(self, items: array[int]) -> None:
+        """Hand over items; it must be idle."""
+        self.items = items
+        self.base = self.drained = self.drained_bytes = 0
+        self.since = monotonic()
+        self.seen, self.suspect = (-1, self.since), None
+        self.channel.assign(len(items))
+        self._send(LENGTH.pack(len(items)) + items.tobytes())
+
+    def answer(self) -> None:
+        """Let it go on with an empty channel, after `drain`."""
+        self.base += self.drained
+        self.drained = self.drained_bytes = 0
+        self.channel.reset()
+        self._send(b"G")
+
+    def _send(self, data: bytes) -> None:
+        with suppress(BrokenPipeError):  # it has died; that is noticed where all deaths are
+            self.connection.sendall(data)
+
+    def drain(self, writer: OutcomeWriter) -> int:
+        """Record the outcomes that are in the channel; return how many there were."""
+        count = self.channel.count
+        new = count - self.drained
+        if new <= 0:
+            return 0
+        lengths = self.channel.lengths(self.drained, count)
+        items = self.items[self.recorded : self.recorded + new]
+        for start, stop in _runs(items, lengths):
+            failed = bool(lengths[start] & FAILED)
+            part = array("I", [n & ~FAILED for n in lengths[start:stop]]) if failed else lengths[start:stop]
+            end = self.drained_bytes + sum(part)
+            data = self.channel.data(self.drained_bytes, end)
+            if failed:
+                writer.failure(items[start], data)
+            else:
+                writer.values(items[start], part, data)
+            self.drained_bytes = end
+            self.drained += stop - start
+        return new
+
+    def slow_items(self, patience: float) -> array[int]:
+        """Return the items behind one that takes longer than that, and take them back.
+
+        It takes two calls: one lowers the limit, and the next, a tick later,
+        sees whether the process had gone on before it could know.
+        """
+        position, now = self.running, monotonic()
+        none = array("Q")
+        if position is None or position + 1 >= len(self.items):
+            return none
+        if self.suspect == position:
+            rest = self.items[position + 1 :]
+            self.items = self.items[: position + 1]
+            return rest
+        if self.seen[0] != position:
+            self.seen = (position, now)
+        elif now - self.seen[1] > patience:
+            self.channel.limit(position + 1)
+            self.suspect = position
+        return none
+
+    def end(self) -> array[int]:
+        """Note that the assignment is done; return what of it was not run."""
+        rest = self.items[self.recorded :]
+        self.items = array("Q")
+        return rest
+
+    def kill(self) -> None:
+        """Kill it; its death is noticed where all deaths are."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def _runs(items: array[int], lengths: array[int]) -> Iterator[tuple[int, int]]:
+    """Cut outcomes into stretches of consecutive items with values; each failure stands alone."""
+    total = len(items)
+    if max(lengths) < FAILED and items[-1] - items[0] == total - 1:
+        yield 0, total
+        return
+    start = 0
+    for i in range(1, total + 1):
+        if i == total or items[i] != items[i - 1] + 1 or (lengths[i] | lengths[i - 1]) & FAILED:
+            yield start, i
+            start = i

@@ -1,0 +1,56 @@
+"""The items of a task that no process has been given yet."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+class Stock:
+    """The items that nobody has been given yet."""
+
+    def __init__(self, items: Sequence[int]) -> None:
+        self._parts: deque[Sequence[int]] = deque([items] if items else [])
+        self._cancelled: set[int] = set()
+
+    def __len__(self) -> int:
+        """Return how many there are at most: cancelled ones are found when they are taken."""
+        return sum(map(len, self._parts))
+
+    def take(self, number: int) -> array[int]:
+        """Take the next items, as many as this or fewer."""
+        taken = array("Q")
+        while self._parts and len(taken) < number:
+            part = self._parts.popleft()
+            wanted = number - len(taken)
+            if len(part) > wanted:
+                self._parts.appendleft(part[wanted:])
+            taken.extend(self._wanted(part[:wanted]))
+        return taken
+
+    def put_back(self, items: Sequence[int]) -> None:
+        """Put items back, to be taken first."""
+        if items:
+            self._parts.appendleft(items)
+
+    def cancel(self, items: range) -> None:
+        """Never hand out any of these."""
+        for part in self._parts:
+            self._cancelled.update(_common(part, items))
+
+    def clear(self) -> None:
+        """Hand out nothing more."""
+        self._parts.clear()
+
+    def _wanted(self, items: Sequence[int]) -> Sequence[int]:
+        if not self._cancelled:
+            return items
+        return [item for item in items if item not in self._cancelled]
+
+
+def _common(part: Sequence[int], items: range) -> Iterator[int]:
+    return (item for item in part if item in items)

@@ -1,0 +1,269 @@
+"""The supervisor: one task, from its slice to its exit status.
+
+It waits for three things: words from its pool, signals, and the clock. What it
+decides: who is given items, what a death means, when to stop. An end from
+outside is not the item's failure: `scancel`, a requeue and the time limit
+signal every process of a task at once, so a death by signal is believed only
+when a second has passed without one for the supervisor itself, and from then
+on only values are recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from slurmlaunch import caps
+from slurmlaunch.context import Task
+from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
+from slurmlaunch.node import lifeline, memory
+from slurmlaunch.node.pool import Pool
+from slurmlaunch.node.stock import Stock
+from slurmlaunch.node.worker import Worker
+from slurmlaunch.outcome import Failure
+from slurmlaunch.runfolder.cancellations import CancellationReader
+from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.outcomes import OutcomeWriter, recorded_before
+from slurmlaunch.runfolder.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+    from slurmlaunch.errors import ItemError
+    from slurmlaunch.node.channel import Channel
+    from slurmlaunch.node.pool import Death
+    from slurmlaunch.runfolder.layout import RunFolder
+    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.rounds import Round, RoundPlan
+
+DOUBT_SECONDS = 1.0
+"""How long a death by signal is held before it counts as the item's."""
+
+GRACE_SECONDS = 1.0
+"""How long items in flight may go on after SIGTERM: well within Slurm's KillWait."""
+
+_TICK = 0.1
+_LONG_TICK = 0.5
+_LOADING_TRIES = 3
+_FLUSHES_PER_SECOND = 200
+"""What all running tasks together may ask of the file system."""
+
+
+class _Doubtful(NamedTuple):
+    due: float
+    item: int
+    error: ItemError
+
+
+class Supervisor:
+    """Runs the slice of one task."""
+
+    def __init__(self, folder: RunFolder, manifest: Manifest, round_: Round, task: int) -> None:
+        plan = round_.plan
+        self._folder, self._manifest, self._plan, self._task = folder, manifest, plan, task
+        self._writer = OutcomeWriter(folder, task)
+        self._items = self._left_to_do()
+        self._stock = Stock(self._items)
+        self._selector = selectors.DefaultSelector()
+        self._pool = Pool(self._selector, self._writer, self._stock, self._child)
+        self._processes = max(1, min(plan.processes, len(self._items)))
+        self._masks = _masks(plan)
+        self._cancelled: set[int] = set()
+        self._cancellations = CancellationReader(folder, [round_.number])
+        self._doubtful: list[_Doubtful] = []
+        self._unready_deaths = 0
+        self._oom_kills = memory.oom_kills()
+        self._stop_at: float | None = None
+        self._upkeep_every = max(1.0, min(plan.throttle or len(plan.tasks), len(plan.tasks)) / _FLUSHES_PER_SECOND)
+        self._upkeep_at = monotonic()
+
+    def _left_to_do(self) -> Sequence[int]:
+        """Return what earlier attempts have left; the failures that they recorded count on."""
+        items = self._plan.items_of(self._task)
+        done: set[int] = set()
+        for header in recorded_before(self._folder, self._task, self._writer.attempt):
+            done.update(range(header.first, header.stop))
+            self._writer.failures += header.number if header.kind == Kind.FAILURE else 0
+        return [item for item in items if item not in done] if done else items
+
+    def run(self) -> int:
+        """Run to the end of the task; return its exit status."""
+        self._writer.note(started=time.time(), node=os.environ.get("SLURMD_NODENAME", os.uname().nodename))
+        try:
+            self._manifest.check_python()
+        except NodeStartError as error:
+            self._give_up(Failure(error).dump())
+        client = lifeline.from_environment()
+        if client is not None:
+            self._selector.register(client, selectors.EVENT_READ, self._client_gone)
+        with _Signals() as signals:
+            self._selector.register(signals.descriptor, selectors.EVENT_READ, signals.clear)
+            self._loop(signals)
+            self._end_pool()
+        self._writer.close()
+        if self._stop_at is not None:
+            return Status.STOPPED
+        return Status.FAILURES if self._writer.failures else Status.VALUES
+
+    def _loop(self, signals: _Signals) -> None:
+        for number in range(self._processes if self._stock else 0):
+            self._pool.start(number)
+        while self._stock or self._pool.busy or self._doubtful:
+            self._pool.feed()
+            for key, _ in self._selector.select(self._timeout()):
+                key.data()
+            if signals.terminated and self._stop_at is None:
+                self._stop(GRACE_SECONDS)
+            for death in self._pool.reap():
+                self._judge(death)
+            self._keep_up()
+            if self._stop_at is not None and (monotonic() > self._stop_at or not self._pool.busy):
+                return
+
+    def _timeout(self) -> float:
+        several = any(len(process.items) > 1 for process in self._pool.processes.values())
+        return _TICK if several or self._doubtful or self._stop_at else _LONG_TICK
+
+    # Processes.
+
+    def _child(self, number: int, connection: socket.socket, channel: Channel) -> NoReturn:
+        plan = self._plan
+        task = Task(
+            run_folder=self._folder.path,
+            index=self._task,
+            attempt=self._writer.attempt,
+            process=number,
+            processes=plan.processes,
+            threads=plan.threads,
+        )
+        _Signals.forget()
+        mask = self._masks[number] if self._masks else None
+        Worker(connection, channel, self._writer, task).main(self._folder, self._manifest, mask)
+
+    def _judge(self, death: Death) -> None:
+        """Decide what a death means, and put another process in the place of the dead."""
+        if self._stop_at is not None:
+            return
+        if death.failure is not None:
+            self._give_up(death.failure)
+            return
+        self._unready_deaths = 0 if death.ready else self._unready_deaths + 1
+        error = self._error_of(death)
+        if self._unready_deaths >= _LOADING_TRIES:
+            error.what += ", each time before it had loaded the function"
+            self._give_up(Failure(error).dump())
+            return
+        if death.item is not None and death.item not in self._cancelled:
+            due = monotonic() + (DOUBT_SECONDS if death.signal else 0.0)
+            self._doubtful.append(_Doubtful(due, death.item, error))
+        if self._stock:
+            self._pool.start(death.number)
+
+    def _error_of(self, death: Death) -> ItemError:
+        kills = memory.oom_kills()
+        if death.signal == signal.SIGKILL and kills > self._oom_kills:
+            self._oom_kills += 1
+            return OutOfMemory(f"the process that ran the item hit the memory limit{memory.limit_text()}")
+        return WorkerDied.of(death.signal, death.status)
+
+    def _give_up(self, failure: bytes) -> None:
+        """Record one failure for everything that is left: no process could run it."""
+        left = self._stock.take(len(self._stock))
+        start = 0
+        for i in range(1, len(left) + 1):
+            if i == len(left) or left[i] != left[i - 1] + 1:
+                self._writer.failure(left[start], failure, count=i - start)
+                start = i
+
+    # The clock.
+
+    def _keep_up(self) -> None:
+        now = monotonic()
+        self._pool.look()
+        self._record_deaths(now)
+        if now >= self._upkeep_at:
+            self._upkeep_at = now + self._upkeep_every
+            self._writer.flush()
+            self._cancel()
+
+    def _record_deaths(self, now: float) -> None:
+        if self._pool.appending:
+            return
+        for doubtful in [each for each in self._doubtful if each.due <= now]:
+            self._doubtful.remove(doubtful)
+            error = doubtful.error.located(item=doubtful.item, task=self._task)
+            self._writer.failure(doubtful.item, Failure(error).dump())
+
+    def _cancel(self) -> None:
+        for _, items in self._cancellations.new():
+            self._stock.cancel(items)
+            self._cancelled.update(item for item in self._items if item in items)
+            self._pool.kill(items)
+
+    # The end.
+
+    def _client_gone(self) -> None:
+        self._stop(0.0)
+
+    def _stop(self, grace: float) -> None:
+        """Hand out nothing more; from now on only values are recorded."""
+        self._stock.clear()
+        self._doubtful.clear()
+        self._stop_at = monotonic() + grace
+
+    def _end_pool(self) -> None:
+        if self._pool.busy:
+            self._pool.kill()
+        self._pool.close()
+
+
+def _masks(plan: RoundPlan) -> list[frozenset[int]] | None:
+    if plan.processes == 1 or not hasattr(os, "sched_getaffinity"):
+        return None
+    return caps.masks(os.sched_getaffinity(0), plan.cpus_per_task, plan.processes)
+
+
+class _Signals:
+    """Turns the signals of a task into something that a selector can wait for."""
+
+    def __init__(self) -> None:
+        self.terminated = False
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)  # noqa: FBT003  (the standard library's signature)
+        self._theirs.setblocking(False)  # noqa: FBT003  (as above)
+
+    @property
+    def descriptor(self) -> socket.socket:
+        """Readable after a signal."""
+        return self._ours
+
+    def clear(self) -> None:
+        """Make it unreadable again."""
+        self._ours.recv(4096)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if number == signal.SIGTERM:
+            self.terminated = True
+
+    def __enter__(self) -> Self:
+        signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, self._note)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.forget()
+
+    @staticmethod
+    def forget() -> None:
+        """Stop listening: what comes now is not for us, or comes too late."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,0 +1,195 @@
+"""A process of the pool: it runs items, and is the only place on a node where user code runs.
+
+What passes between it and its supervisor, over a socket, each word one byte:
+
+=====  =============================================  ==========================
+word   from the process                               the supervisor's answer
+=====  =============================================  ==========================
+R      ready: the function is loaded                  an assignment
+X      the function cannot be loaded (a failure       none
+       follows: u32 length, bytes); then it ends
+B      there are new outcomes in the channel          none
+F      the channel is full                            G: it was emptied
+W      an outcome too large for the channel           G: emptied; append it
+                                                      to the file yourself
+D      the large outcome is appended, a value         none
+L      the large outcome is appended, a failure       none
+E      the assignment is done                         the next one
+=====  =============================================  ==========================
+
+An assignment is a u32 count and so many item indices, each u64. End of file
+ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import struct
+import sys
+from array import array
+from time import monotonic
+from typing import TYPE_CHECKING, NoReturn
+
+from slurmlaunch import caps, context
+from slurmlaunch.errors import NodeStartError
+from slurmlaunch.node import lifeline
+from slurmlaunch.node.channel import LARGE
+from slurmlaunch.outcome import Failure, failure_of
+from slurmlaunch.runfolder.work import Work
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from slurmlaunch.node.channel import Channel
+    from slurmlaunch.runfolder.layout import RunFolder
+    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.outcomes import OutcomeWriter
+
+LENGTH = struct.Struct("<I")
+
+APPENDED = (b"D", b"L")
+
+_ANNOUNCE_AFTER = 0.1
+"""Seconds after which finished items are announced, though the assignment goes on."""
+
+
+class Worker:
+    """Runs what it is assigned until its supervisor is gone."""
+
+    def __init__(self, connection: socket, channel: Channel, writer: OutcomeWriter, task: context.Task) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._writer = writer
+        self._task = task
+
+    def main(self, folder: RunFolder, manifest: Manifest, mask: frozenset[int] | None) -> NoReturn:
+        """Run to the end of the process; never return into the supervisor's code."""
+        status = 70
+        try:
+            self._become_ours(mask)
+            status = self._serve(folder, manifest)
+        except ConnectionError:  # the supervisor is gone, and has told why
+            status = 0
+        except BaseException:  # noqa: BLE001  (nothing may pass: above is the supervisor's stack)
+            sys.excepthook(*sys.exc_info())
+        finally:
+            _flush()
+            os._exit(status)
+
+    def _become_ours(self, mask: frozenset[int] | None) -> None:
+        task = self._task
+        lifeline.end_with_parent()
+        _take_signals()
+        if mask is not None:
+            os.sched_setaffinity(0, mask)
+        os.environ.update(caps.share_of_gpus(os.environ, task.process, task.processes))
+        caps.apply(task.threads)
+        context.swap(task)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what it says outlives it
+
+    def _serve(self, folder: RunFolder, manifest: Manifest) -> int:
+        try:
+            work = Work(folder, manifest)
+        except NodeStartError as error:
+            data = Failure(error, failure_of(error.__cause__ or error).traceback).dump()
+            self._connection.sendall(b"X" + LENGTH.pack(len(data)) + data)
+            return 0
+        self._connection.sendall(b"R")
+        while (items := self._assignment()) is not None:
+            self._run(work, items)
+            _flush()
+            self._connection.sendall(b"E")
+        return 0
+
+    def _assignment(self) -> array[int] | None:
+        header = receive(self._connection, LENGTH.size)
+        if header is None:
+            return None
+        items = array("Q")
+        data = receive(self._connection, LENGTH.unpack(header)[0] * items.itemsize)
+        if data is None:
+            return None
+        items.frombytes(data)
+        self._channel.restart()
+        return items
+
+    def _run(self, work: Work, items: array[int]) -> None:
+        begin, run, hand_in, task = self._channel.begin, work.run, self._hand_in, self._task
+        announced = monotonic()
+        for position, item in enumerate(items):
+            if not begin(position):
+                return
+            task.item = item
+            succeeded, data = run(item)
+            hand_in(item, data, succeeded=succeeded)
+            if monotonic() - announced > _ANNOUNCE_AFTER:
+                self._connection.sendall(b"B")
+                announced = monotonic()
+
+    def _hand_in(self, item: int, data: bytes, *, succeeded: bool) -> None:
+        if len(data) >= LARGE:
+            data, succeeded = self._append(item, data, succeeded=succeeded)
+            if not data:
+                return
+        elif not self._channel.fits(len(data)):
+            self._ask(b"F")
+        self._channel.put(data, failed=not succeeded)
+
+    def _append(self, item: int, data: bytes, *, succeeded: bool) -> tuple[bytes, bool]:
+        """Append a large outcome to the file; return the failure if that fails, else nothing."""
+        self._ask(b"W")
+        try:
+            self._writer.adopt(failed=False)
+            record = self._writer.value if succeeded else self._writer.failure
+            record(item, data)
+        except OSError as error:
+            self._connection.sendall(b"B")
+            return failure_of(error).dump(), False
+        self._connection.sendall(b"D" if succeeded else b"L")
+        return b"", True
+
+    def _ask(self, word: bytes) -> None:
+        self._connection.sendall(word)
+        if receive(self._connection, 1) is None:
+            raise ConnectionError
+        self._channel.restart()
+
+
+def receive(connection: socket, size: int) -> bytes | None:
+    """Return exactly so many bytes, or None at the end of file."""
+    pieces = []
+    while size:
+        piece = connection.recv(min(size, 1 << 20))
+        if not piece:
+            return None
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # A full disk, or a stream that the function closed: the outcome matters more.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _take_signals() -> None:
+    """Leave TERM and USR1 to the supervisor, who decides what an end from outside means.
+
+    They are caught rather than ignored: an ignored signal stays ignored in the
+    programs that the function starts, a caught one has its default there.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.register_at_fork(after_in_child=_default_signals)
+
+
+def _default_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,236 @@
+"""What an item came to: a `Value` or a `Failure`, and the bytes of either.
+
+`capture` runs in the process that ran the item; `Value.dump` and
+`Failure.dump` make bytes there, so that nobody between there and the client
+unpickles anything.
+
+A value is pickled by the standard library, which is fast, and by cloudpickle
+where that fails (a class of ``__main__``, a lambda). An exception is tried out
+first: one that does not survive its own pickle (a class whose ``__init__``
+takes other arguments than it hands on, a lock among its attributes) is rebuilt
+without a call of ``__init__``, and what does not pickle in it becomes its repr.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from slurmlaunch.errors import UnpicklableResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+T = TypeVar("T")
+
+PICKLE_PROTOCOL = 5
+
+
+class RemoteTraceback(Exception):
+    """The traceback of where it happened, as text: the ``__cause__`` of what is raised here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        """Return the text, set off from the local traceback that follows it."""
+        return f'\n"""\n{self.text}"""'
+
+
+@dataclass(frozen=True)
+class Value(Generic[T]):
+    """The function returned.
+
+    Attributes:
+        value: what it returned.
+    """
+
+    value: T
+
+    def unwrap(self) -> T:
+        """Return the value."""
+        return self.value
+
+    def dump(self) -> bytes:
+        """Return the pickled value.
+
+        Raises:
+            UnpicklableResult: neither pickle nor cloudpickle takes it.
+        """
+        try:
+            return pickle.dumps(self.value, PICKLE_PROTOCOL)
+        except Exception:  # noqa: BLE001  (a __reduce__ may raise anything; cloudpickle knows more)
+            return _cloudpickled_value(self.value)
+
+    @classmethod
+    def load(cls, data: bytes | memoryview) -> Outcome[Any]:
+        """Read what `dump` wrote; a value that does not unpickle here is a `Failure`."""
+        try:
+            return cls(pickle.loads(data))
+        except Exception as error:  # noqa: BLE001  (unpickling runs code of the user's)
+            name = type(error).__name__
+            lost = UnpicklableResult(
+                f"the result does not unpickle here: {name}: {error}",
+                advice="Import here what the function imports there, or return plain data.",
+            )
+            lost.__cause__ = error
+            return Failure(lost)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The function raised, or something ended it.
+
+    Attributes:
+        error: the exception.
+        traceback: the traceback of where it was raised, as text; empty for
+            what no code of the user's raised.
+    """
+
+    error: BaseException
+    traceback: str = ""
+
+    def unwrap(self) -> NoReturn:
+        """Raise the exception, the remote traceback as its cause."""
+        raise self.error
+
+    def dump(self) -> bytes:
+        """Return the pickled exception; never raises."""
+        error = self.error
+        described = f"{type(error).__module__}.{type(error).__qualname__}", _text_of(error)
+        return pickle.dumps((_dump_exception(error), self.traceback, *described), PICKLE_PROTOCOL)
+
+    @classmethod
+    def load(cls, data: bytes | memoryview) -> Failure:
+        """Read what `dump` wrote; an exception whose class is not here is described."""
+        pickled, text, type_name, message = pickle.loads(data)
+        try:
+            error = _load_exception(pickled)
+        except Exception:  # noqa: BLE001  (unpickling runs code of the user's)
+            error = UnpicklableResult(
+                f"the function raised {type_name}, which does not unpickle here: {message}",
+                type_name=type_name,
+            )
+        if text:
+            error.__cause__ = RemoteTraceback(text)
+        return cls(error, text)
+
+
+Outcome = Value[T] | Failure
+
+
+def capture(function: Callable[..., T], *args: Any) -> Outcome[T]:
+    """Call the function; return what came of it.
+
+    ``SystemExit`` and ``KeyboardInterrupt`` are outcomes like any other, as
+    they are for `concurrent.futures`.
+    """
+    try:
+        return Value(function(*args))
+    except BaseException as error:  # noqa: BLE001  (whatever it is belongs to the caller)
+        return failure_of(error)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return the failure for an exception that was just caught; our own frames are left out."""
+    frames = error.__traceback__
+    while frames and frames.tb_frame.f_globals.get("__name__", "").startswith(_OUR_MODULES):
+        frames = frames.tb_next
+    return Failure(error, _format(error, frames))
+
+
+_OUR_MODULES = __name__.partition(".")[0] + "."
+
+
+def _format(error: BaseException, frames: TracebackType | None) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, frames))
+    except Exception:  # noqa: BLE001  (a __str__ of the user's may raise, or recurse)
+        return "".join(traceback.format_tb(frames)) + type(error).__qualname__ + "\n"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  (as above)
+        return type(error).__qualname__
+
+
+def _cloudpickled_value(value: object) -> bytes:
+    import cloudpickle
+
+    try:
+        data: bytes = cloudpickle.dumps(value, PICKLE_PROTOCOL)
+    except Exception as error:
+        type_name = f"{type(value).__module__}.{type(value).__qualname__}"
+        message = f"the function returned a {type_name}, which does not pickle: {error}"
+        advice = "Return plain data, or write to a file and return its path."
+        raise UnpicklableResult(message, type_name=type_name, advice=advice) from error
+    return data
+
+
+def _dump_exception(error: BaseException) -> bytes:
+    """Return a pickle that is known to load: as it is, else rebuilt, else its nearest base."""
+    import cloudpickle
+
+    for form in (error, *_rebuildable(error)):
+        try:
+            data: bytes = cloudpickle.dumps(form, PICKLE_PROTOCOL)
+            loaded = _load_exception(data)
+        except Exception:  # noqa: BLE001, S112  (then the next form has its turn)
+            continue
+        if isinstance(form, _Parts) or (
+            type(loaded).__qualname__ == type(error).__qualname__ and len(loaded.args) == len(error.args)
+        ):
+            return data
+    return pickle.dumps(RuntimeError(_text_of(error)), PICKLE_PROTOCOL)
+
+
+def _load_exception(data: bytes) -> BaseException:
+    loaded = pickle.loads(data)
+    error = loaded.build() if isinstance(loaded, _Parts) else loaded
+    if not isinstance(error, BaseException):
+        msg = f"a {type(error).__qualname__} is no exception"
+        raise TypeError(msg)
+    return error
+
+
+def _rebuildable(error: BaseException) -> list[_Parts]:
+    """Return the exception in parts, for its own class first, then for its bases."""
+    args = tuple(_or_repr(arg) for arg in error.args)
+    state = {key: _or_repr(value) for key, value in vars(error).items()}
+    classes = [cls for cls in type(error).__mro__ if issubclass(cls, BaseException)]
+    return [_Parts(cls, args, state) for cls in classes]
+
+
+def _or_repr(value: object) -> object:
+    """Return the value, or its repr where it does not survive a pickle."""
+    import cloudpickle
+
+    try:
+        pickle.loads(cloudpickle.dumps(value, PICKLE_PROTOCOL))
+    except Exception:  # noqa: BLE001  (anything may be raised by a __reduce__)
+        return object.__repr__(value) if isinstance(value, BaseException) else repr(value)
+    return value
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """An exception taken apart, to be put together without its ``__init__``."""
+
+    cls: type[BaseException]
+    args: tuple[object, ...]
+    state: dict[str, object]
+
+    def build(self) -> BaseException:
+        try:
+            error = self.cls.__new__(self.cls, *self.args)
+        except Exception:  # noqa: BLE001  (a __new__ of the user's, with other arguments)
+            error = BaseException.__new__(self.cls, *self.args)
+        error.args = self.args
+        error.__dict__.update(self.state)
+        return error

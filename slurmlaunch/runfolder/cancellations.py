@@ -1,0 +1,78 @@
+"""Cancellations: which items are not wanted any more, one file of records per round and client.
+
+A cancellation is a word that stands: an item with both a cancellation and an
+outcome is cancelled, in every process that looks. It speaks of one round: a
+retry runs the item again.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.records import Kind, Record
+from slurmlaunch.runfolder.safety import open_owned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from slurmlaunch.runfolder.layout import RunFolder
+
+
+class CancellationWriter:
+    """Writes the cancellations of one client, in one round."""
+
+    def __init__(self, folder: RunFolder, number: int, client: str) -> None:
+        self._path = folder.cancelled / f"{number}.{client}"
+
+    def add(self, ranges: Iterable[range]) -> None:
+        """Write down that the items of these ranges are cancelled."""
+        data = b"".join(records.encode(Kind.CANCELLED, b"", first=items.start, count=len(items)) for items in ranges)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            records.append(descriptor, [data], os.fstat(descriptor).st_size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.utime(self._path.parent)  # so that one look at the folder tells whether there is news
+
+
+class CancellationReader:
+    """Reads what clients have cancelled in some rounds since the last look."""
+
+    def __init__(self, folder: RunFolder, rounds: Iterable[int]) -> None:
+        self._path = folder.cancelled
+        self._rounds = {str(number) for number in rounds}
+        self._positions: dict[str, int] = {}
+        self._changed = -1
+
+    def new(self) -> Iterator[tuple[int, range]]:
+        """Yield the ranges of items that were cancelled since the last look, and their round.
+
+        Costs one look at the folder where there is nothing new.
+        """
+        changed = self._path.stat().st_mtime_ns
+        if changed == self._changed:
+            return
+        self._changed = changed
+        with os.scandir(self._path) as entries:
+            ours = [entry for entry in entries if entry.name.partition(".")[0] in self._rounds]
+            sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in ours}
+        for name, size in sizes.items():
+            position = self._positions.get(name, 0)
+            if size > position:
+                number = int(name.partition(".")[0])
+                yield from ((number, items) for items in self._read(name, position, size - position))
+
+    def _read(self, name: str, position: int, length: int) -> Iterator[range]:
+        descriptor = open_owned(self._path / name)
+        try:
+            data = os.pread(descriptor, length, position)
+        finally:
+            os.close(descriptor)
+        for found in records.scan(memoryview(data), position):
+            if isinstance(found, Record):
+                self._positions[name] = found.offset + records.HEADER_SIZE
+                yield range(found.header.first, found.header.stop)

@@ -1,0 +1,185 @@
+"""The items: the pickled argument tuples of a run, written once, in blocks.
+
+Two files. ``items`` holds the blocks, each a record (see `records`);
+``items.index`` holds two u64 per block, the first item and the offset of its
+record, so that a task finds its own slice by bisection and reads no more.
+
+Each item is pickled on its own, so that what one item does to its arguments no
+other sees, whatever the slicing. Only where all arguments of a block are plain
+immutable values does one pickle hold the whole block: there nothing can be
+shared, and it costs a tenth.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zlib
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from slurmlaunch.errors import ResultLost
+from slurmlaunch.outcome import PICKLE_PROTOCOL
+from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.records import HEADER_SIZE, Kind
+from slurmlaunch.runfolder.safety import open_owned, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from slurmlaunch.runfolder.layout import RunFolder
+
+    Arguments = tuple[Any, ...]
+
+_ENTRY = struct.Struct("<QQ")
+_IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
+BLOCK_ITEMS = 4096
+"""The most items of a block: what a process reads for one item it reads for so many."""
+
+BLOCK_BYTES = 1 << 18
+"""Where a block is closed however few its items: a slice should read little beside its own."""
+
+
+def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callable[[Arguments], bytes]) -> int:
+    """Write the items as they are taken from the iterable; return how many there were.
+
+    Args:
+        folder: the run folder.
+        arguments: one tuple of positional arguments per item.
+        dumps: pickles one tuple.
+    """
+    index: list[bytes] = []
+    total = 0
+
+    def blocks() -> Iterator[bytes]:
+        nonlocal total
+        offset = 0
+        for kind, count, payload in _blocks(arguments, dumps):
+            index.append(_ENTRY.pack(total, offset))
+            crc = zlib.crc32(payload)
+            yield records.header_bytes(kind, total, count, len(payload), crc)
+            yield payload
+            total += count
+            offset += HEADER_SIZE + len(payload)
+
+    write_whole(folder.items, blocks())
+    write_whole(folder.items_index, index)
+    return total
+
+
+def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], bytes]) -> Iterator[tuple[Kind, int, bytes]]:
+    rows = iter(arguments)
+    while block := list(islice(rows, BLOCK_ITEMS)):
+        column = pickle.dumps(block, PICKLE_PROTOCOL) if _all_immutable(block) else None
+        if column is not None and len(column) <= BLOCK_BYTES:
+            yield Kind.COLUMN, len(block), column
+        else:
+            yield from _item_by_item(block, dumps)
+
+
+def _all_immutable(block: list[Arguments]) -> bool:
+    kinds: set[type] = set()
+    for row in block:
+        kinds.update(map(type, row))
+    return kinds <= _IMMUTABLE
+
+
+def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments], bytes]) -> Iterator[tuple[Kind, int, bytes]]:
+    parts: list[bytes] = []
+    size = 0
+    for row in block:
+        part = dumps(row)
+        if parts and size + len(part) > BLOCK_BYTES:
+            yield Kind.ITEMS, len(parts), records.pack(parts)
+            parts, size = [], 0
+        parts.append(part)
+        size += len(part)
+    yield Kind.ITEMS, len(parts), records.pack(parts)
+
+
+class ItemReader:
+    """Reads the items of a run, a block at a time.
+
+    The files are opened once; a process that was forked may go on reading,
+    since nothing depends on a file position.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = folder.items
+        self._items = open_owned(folder.items)
+        self._index = open_owned(folder.items_index)
+        self._blocks = os.fstat(self._index).st_size // _ENTRY.size
+        self._first = self._stop = 0
+        self._rows: list[Any] = []
+        self._pickled = False
+
+    def close(self) -> None:
+        """Close the files."""
+        os.close(self._items)
+        os.close(self._index)
+
+    def __getitem__(self, item: int) -> Arguments:
+        """Return the arguments of an item.
+
+        Raises:
+            ResultLost: they cannot be read.
+            Exception: whatever their unpickling raises.
+        """
+        if not self._first <= item < self._stop:
+            self._load(self._block_of(item))
+        row = self._rows[item - self._first]
+        arguments: Arguments = pickle.loads(row) if self._pickled else row
+        return arguments
+
+    def _entry(self, block: int) -> tuple[int, int]:
+        data = os.pread(self._index, _ENTRY.size, block * _ENTRY.size)
+        first, offset = _ENTRY.unpack(data)
+        return first, offset
+
+    def _block_of(self, item: int) -> int:
+        """Return the offset of the block that holds the item."""
+        low, high = 0, self._blocks
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._entry(middle)[0] <= item:
+                low = middle
+            else:
+                high = middle
+        return self._entry(low)[1]
+
+    def _load(self, offset: int) -> None:
+        header = records.parse_header(os.pread(self._items, HEADER_SIZE, offset))
+        if header is None:
+            raise self._damaged(offset)
+        payload = self._payload(header, offset)
+        self._pickled = header.kind != Kind.COLUMN
+        self._rows = (
+            records.unpack(memoryview(payload), header.number) if self._pickled else pickle.load(io.BytesIO(payload))
+        )
+        self._first, self._stop = header.first, header.stop
+
+    def _payload(self, header: records.Header, offset: int) -> bytes:
+        payload = read_at(self._items, header.length, offset + HEADER_SIZE)
+        if zlib.crc32(payload) != header.payload_crc:
+            raise self._damaged(offset)
+        return payload
+
+    def _damaged(self, offset: int) -> ResultLost:
+        return ResultLost("the arguments on disk are damaged", file=str(self._path), offset=offset)
+
+
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Return so many bytes of a file, or fewer at its end; one ``pread`` may stop short of 2 GiB."""
+    data = os.pread(descriptor, length, offset)
+    if len(data) == length:
+        return data
+    pieces = [data]
+    missing = length - len(data)
+    while missing and pieces[-1]:
+        offset += len(pieces[-1])
+        pieces.append(os.pread(descriptor, missing, offset))
+        missing -= len(pieces[-1])
+    return b"".join(pieces)

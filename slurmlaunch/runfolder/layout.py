@@ -1,0 +1,127 @@
+"""Where everything lies in a run folder: the one place that spells file names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDERS = ("rounds", "outcomes", "ended", "cancelled", "logs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run folder.
+
+    Attributes:
+        path: the folder itself, absolute.
+    """
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest: what the run is, complete before anything is submitted."""
+        return self.path / "manifest.json"
+
+    @property
+    def function(self) -> Path:
+        """The pickled function."""
+        return self.path / "function"
+
+    @property
+    def items(self) -> Path:
+        """The pickled arguments, in blocks."""
+        return self.path / "items"
+
+    @property
+    def items_index(self) -> Path:
+        """Where each block of arguments begins."""
+        return self.path / "items.index"
+
+    @property
+    def rounds(self) -> Path:
+        """One folder per submission round."""
+        return self.path / "rounds"
+
+    @property
+    def outcomes(self) -> Path:
+        """One file of records per attempt of a task."""
+        return self.path / "outcomes"
+
+    @property
+    def ended(self) -> Path:
+        """One empty file per ended start of a task; its name says how it ended."""
+        return self.path / "ended"
+
+    @property
+    def cancelled(self) -> Path:
+        """One file of records per client that cancelled items."""
+        return self.path / "cancelled"
+
+    @property
+    def logs(self) -> Path:
+        """Standard output and error of the tasks."""
+        return self.path / "logs"
+
+    def round(self, number: int) -> Path:
+        """Return the folder of a submission round."""
+        return self.rounds / str(number)
+
+    def outcome_file(self, task: int, attempt: int) -> Path:
+        """Return the record file of one attempt of a task."""
+        return self.outcomes / f"{task}.{attempt}"
+
+    def log(self, round_: int, array: int, element: int | str, stream: str) -> Path:
+        """Return the log of an element, *stream* being ``out`` or ``err``.
+
+        The element may be the scheduler's pattern for one.
+        """
+        return self.logs / f"{round_}-{array}-{element}.{stream}"
+
+
+class EndMark(NamedTuple):
+    """How one start of a task ended, as its file name says.
+
+    Attributes:
+        task: the index of the task.
+        start: 0 for its first start, 1 after one requeue, and so on.
+        status: the exit status, 128 + n for signal n.
+    """
+
+    task: int
+    start: int
+    status: int
+
+    @property
+    def filename(self) -> str:
+        """The name of the (empty) file in the folder `RunFolder.ended`."""
+        return f"{self.task}.{self.start}.{self.status}"
+
+    @classmethod
+    def parse(cls, filename: str) -> EndMark | None:
+        """Read a file name; None for what is no end mark."""
+        parts = filename.split(".")
+        if len(parts) == len(cls._fields) and all(part.isdigit() for part in parts):
+            return cls(*map(int, parts))
+        return None
+
+
+class Status(IntEnum):
+    """The exit status of a task, which is also what `sacct` and mail show."""
+
+    VALUES = 0
+    """All items have values."""
+    FAILURES = 1
+    """An item failed; its outcome is on disk."""
+    SETUP = 3
+    """The set-up lines or ``module load`` failed: Python was not started."""
+    NODE = 4
+    """The node itself failed; the log says why."""
+    REQUEUE = 75
+    """Items are left, and the task asks to be started again."""
+    STOPPED = 143
+    """Something from outside ended the task: the scheduler knows what."""

@@ -1,0 +1,104 @@
+"""The manifest: what a run is, complete on disk before anything is submitted."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING
+
+from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol
+from slurmlaunch.runfolder.safety import check_folder, read_owned, write_whole
+
+if TYPE_CHECKING:
+    from slurmlaunch.runfolder.layout import RunFolder
+
+PROTOCOL = 1
+
+
+def python_version() -> str:
+    """Return the part of Python's version that a pickled function depends on: ``3.11``."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run is.
+
+    Attributes:
+        protocol: the version of the run folder's layout.
+        run: a random token that names the run: part of its jobs' names.
+        name: what the user calls it, or the function's name.
+        function: module and qualified name of the function, for messages.
+        items: how many items there are.
+        single: whether `submit` made it, so that its one future is the result.
+        created: when, in seconds since the epoch.
+        backend: where its tasks run.
+        clusters: the cluster of ``-M``, or None.
+        cwd: the client's working directory, in which the tasks run.
+        sys_path: the client's module search path.
+        python: the client's Python version, as ``3.11``.
+        cloudpickle: the client's version of cloudpickle.
+        client: the machine of the client.
+    """
+
+    run: str
+    name: str
+    function: str
+    items: int
+    backend: str
+    cwd: str
+    cloudpickle: str
+    sys_path: list[str] = field(default_factory=list)
+    single: bool = False
+    clusters: str | None = None
+    created: float = field(default_factory=time.time)
+    python: str = field(default_factory=python_version)
+    client: str = field(default_factory=platform.node)
+    protocol: int = PROTOCOL
+
+    def write(self, folder: RunFolder) -> None:
+        """Write it: from then on the folder is a run."""
+        write_whole(folder.manifest, [json.dumps(asdict(self), indent=1).encode()])
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Manifest:
+        """Read the manifest of a run folder, keys that are not known left out.
+
+        Raises:
+            RunFolderError: there is none, or it cannot be read.
+            UnsafeRunFolder: another user owns the folder or may write to it.
+            UnknownProtocol: a newer slurmlaunch wrote it.
+        """
+        check_folder(folder.path)
+        path = folder.manifest
+        try:
+            content = json.loads(read_owned(path))
+            protocol = content["protocol"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = f"{folder.path} is no run folder: its manifest.json cannot be read ({error})"
+            raise RunFolderError(msg, path=str(path)) from error
+        if protocol != PROTOCOL:
+            msg = (
+                f"{folder.path} is written in protocol {protocol}, and this slurmlaunch knows "
+                f"{PROTOCOL}: use the slurmlaunch that wrote it"
+            )
+            raise UnknownProtocol(msg, path=str(path))
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: value for key, value in content.items() if key in known})
+
+    def check_python(self) -> None:
+        """Refuse to unpickle what another minor version of Python pickled: it holds bytecode.
+
+        Raises:
+            NodeStartError: this Python has another minor version.
+        """
+        if self.python != python_version():
+            msg = (
+                f"the function was pickled by Python {self.python}, and the node runs "
+                f"Python {python_version()} ({sys.executable})"
+            )
+            advice = f"Start Python {self.python} on the node: python=[...], modules=[...]."
+            raise NodeStartError(msg, advice=advice)

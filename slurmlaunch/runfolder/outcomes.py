@@ -1,0 +1,228 @@
+"""Outcomes: one file of records per attempt of a task, appended as they come.
+
+`OutcomeWriter` is the attempt's side. `OutcomeFile` is the reader's: it looks
+at what has grown, takes the whole records and steps over the damaged ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from slurmlaunch.errors import ResultLost
+from slurmlaunch.outcome import Failure, Outcome, Value
+from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.items import read_at
+from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind
+from slurmlaunch.runfolder.safety import open_owned
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from slurmlaunch.runfolder.layout import RunFolder
+
+
+class OutcomeWriter:
+    """Appends the outcomes of one attempt.
+
+    Attributes:
+        attempt: the number of the attempt: the first that was free.
+        path: its file.
+        failures: how many failures have been recorded.
+    """
+
+    def __init__(self, folder: RunFolder, task: int) -> None:
+        for self.attempt in count():
+            self.path = folder.outcome_file(task, self.attempt)
+            with suppress(FileExistsError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+                self._descriptor = os.open(self.path, flags, 0o600)
+                break
+        self.failures = 0
+        self._end = 0
+        self._flushed = 0
+
+    def values(self, first: int, lengths: array[int], data: bytes | memoryview) -> None:
+        """Record the pickled values of consecutive items: their lengths, and their bytes joined."""
+        table = b"" if len(lengths) == 1 else records.pack_lengths(lengths)
+        self._append(Kind.VALUES, first, len(lengths), [table, data])
+
+    def value(self, item: int, pickled: bytes) -> None:
+        """Record one pickled value of any size."""
+        self._append(Kind.VALUES, item, 1, [pickled])
+
+    def failure(self, first: int, pickled: bytes | memoryview, *, count: int = 1) -> None:
+        """Record one pickled failure for consecutive items."""
+        self._append(Kind.FAILURE, first, count, [pickled])
+        self.failures += count
+
+    def note(self, **content: Any) -> None:
+        """Record something about the attempt itself, for people and for `.attempts`."""
+        self._append(Kind.NOTE, 0, 0, [json.dumps(content).encode()])
+
+    def _append(self, kind: Kind, first: int, number: int, parts: Sequence[bytes | memoryview]) -> None:
+        crc = length = 0
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+            length += len(part)
+        header = records.header_bytes(kind, first, number, length, crc)
+        self._end = records.append(self._descriptor, [header, *parts], self._end)
+
+    def adopt(self, *, failed: bool) -> None:
+        """Learn of a record that another process of this attempt appended."""
+        self._end = os.fstat(self._descriptor).st_size
+        self.failures += failed
+
+    def cut(self) -> None:
+        """Cut off what another process of this attempt appended and did not finish."""
+        os.ftruncate(self._descriptor, self._end)
+
+    def flush(self) -> None:
+        """Have what was appended outlive this machine."""
+        if self._flushed != self._end:
+            os.fsync(self._descriptor)
+            self._flushed = self._end
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.flush()
+        os.close(self._descriptor)
+
+
+class Content:
+    """The payload of a record that was read: the outcomes of its items, not yet unpickled.
+
+    Attributes:
+        count: how many items it speaks of.
+    """
+
+    def __init__(self, header: records.Header, payload: bytes) -> None:
+        self.count = header.number
+        self._first = header.first
+        self._failed = header.kind == Kind.FAILURE
+        view = memoryview(payload)
+        self._parts = [view] if self._failed else records.unpack(view, header.number)
+
+    def outcome(self, item: int) -> Outcome[Any]:
+        """Unpickle the outcome of one of its items."""
+        if self._failed:
+            return Failure.load(self._parts[0])
+        return Value.load(self._parts[item - self._first])
+
+
+class Recorded(NamedTuple):
+    """Where a record of outcomes lies.
+
+    Attributes:
+        file: the path of the outcome file.
+        offset: where its header begins.
+        header: its header.
+    """
+
+    file: Path
+    offset: int
+    header: records.Header
+
+    def read(self) -> Content:
+        """Read the record again.
+
+        Raises:
+            ResultLost: it is not there any more, or damaged since.
+            UnsafeRunFolder: it is not safe to read.
+        """
+        return Content(self.header, self._payload())
+
+    def _payload(self) -> bytes:
+        try:
+            descriptor = open_owned(self.file)
+        except OSError as error:
+            msg = f"the outcome was recorded, but cannot be read: {error.strerror}"
+            raise ResultLost(msg, file=str(self.file), offset=self.offset) from error
+        try:
+            payload = read_at(descriptor, self.header.length, self.offset + HEADER_SIZE)
+        finally:
+            os.close(descriptor)
+        if zlib.crc32(payload) != self.header.payload_crc:
+            msg = "the outcome on disk is damaged"
+            raise ResultLost(msg, file=str(self.file), offset=self.offset)
+        return payload
+
+
+class OutcomeFile:
+    """A reader of one outcome file that remembers how far it came.
+
+    Attributes:
+        path: the file.
+        position: how far its records have been read, in bytes.
+        notes: what the attempt recorded about itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        self.notes: list[dict[str, Any]] = []
+
+    def read(self, *, final: bool = False) -> Iterator[Recorded | Damage]:
+        """Yield the whole records that were appended since the last time.
+
+        Args:
+            final: nothing will be appended any more, so that what is no whole
+                record is damage. Otherwise it is taken for a tail that is
+                still being written, and reading stops before it.
+
+        Raises:
+            OSError: the file is not there (yet), or cannot be read.
+            UnsafeRunFolder: it is not safe to read.
+        """
+        descriptor = open_owned(self.path)
+        try:
+            size = os.fstat(descriptor).st_size
+            while self.position < size:
+                data = read_at(descriptor, self._extent(descriptor, size), self.position)
+                before = self.position
+                yield from self._take(memoryview(data), final=final)
+                if self.position == before:
+                    return
+        finally:
+            os.close(descriptor)
+
+    def _extent(self, descriptor: int, size: int) -> int:
+        """Return how much to read at once: a bounded piece, or one record that is larger."""
+        rest = size - self.position
+        header = records.parse_header(os.pread(descriptor, HEADER_SIZE, self.position))
+        record = HEADER_SIZE + header.length if header else 0
+        return min(rest, max(_PIECE, record))
+
+    def _take(self, data: memoryview, *, final: bool) -> Iterator[Recorded | Damage]:
+        start, end = self.position, self.position + len(data)
+        for found in records.scan(data, start):
+            if isinstance(found, Damage):
+                cut_off = found.stop >= end and found.offset > start
+                if cut_off or not final:
+                    return  # at the end of this piece, or perhaps still being written
+                self.position = min(found.stop, end)
+                yield found
+                continue
+            self.position = found.offset + HEADER_SIZE + found.header.length
+            if found.header.kind == Kind.NOTE:
+                self.notes.append(json.loads(bytes(found.payload)))
+            elif found.header.kind in (Kind.VALUES, Kind.FAILURE):
+                yield Recorded(self.path, found.offset, found.header)
+
+
+_PIECE = 1 << 22
+
+
+def recorded_before(folder: RunFolder, task: int, attempt: int) -> Iterator[records.Header]:
+    """Yield the headers of what the attempts of a task before this one have recorded."""
+    for earlier in range(attempt):
+        with suppress(FileNotFoundError):
+            for found in OutcomeFile(folder.outcome_file(task, earlier)).read(final=True):
+                if not isinstance(found, Damage):
+                    yield found.header

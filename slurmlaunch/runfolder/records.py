@@ -1,0 +1,208 @@
+"""Records: the framing of every binary file in a run folder.
+
+A record is a header of 33 bytes and a payload::
+
+    magic         4 bytes   0x93 "SLR"
+    kind          u8        see `Kind`
+    number        u32       how many items it speaks of
+    first         u64       the index of the first of them; the others follow it
+    length        u64       bytes of the payload
+    payload_crc   u32       CRC-32 of the payload
+    header_crc    u32       CRC-32 of the 29 bytes before it
+
+All numbers are little-endian. A payload of several parts (`pack`) is their
+lengths, as ``number`` times u32, and then the parts; a payload of one part is
+that part. The header has a checksum of its own so that a reader can trust
+``length`` to step over a damaged payload, and can tell a header from noise
+when it looks for the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import zlib
+from array import array
+from enum import IntEnum
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MAGIC = b"\x93SLR"
+_FIELDS = struct.Struct("<4sBIQQI")
+_CRC = struct.Struct("<I")
+HEADER_SIZE = _FIELDS.size + _CRC.size
+
+
+class Kind(IntEnum):
+    """What the payload of a record is."""
+
+    FUNCTION = 1
+    """The pickled function."""
+    ITEMS = 2
+    """Pickled argument tuples, each on its own, packed."""
+    COLUMN = 3
+    """One pickle: the list of the argument tuples."""
+    VALUES = 4
+    """Pickled values, packed."""
+    FAILURE = 5
+    """One pickled failure, which is that of each of the ``number`` items."""
+    NOTE = 6
+    """JSON, UTF-8."""
+    LIST = 7
+    """Item indices, each u64."""
+    CANCELLED = 8
+    """Nothing: the items of the header are cancelled."""
+
+
+class Header(NamedTuple):
+    """A header, without its magic and its own checksum."""
+
+    kind: int
+    number: int
+    first: int
+    length: int
+    payload_crc: int
+
+    @property
+    def stop(self) -> int:
+        """One past the last item that the record speaks of."""
+        return self.first + self.number
+
+
+class Record(NamedTuple):
+    """A whole record that was read.
+
+    Attributes:
+        offset: where its header begins in the file.
+        header: the header.
+        payload: the payload, its checksum verified.
+    """
+
+    offset: int
+    header: Header
+    payload: memoryview
+
+
+class Damage(NamedTuple):
+    """A place in a file where no whole record is.
+
+    Attributes:
+        offset: where it begins.
+        header: the header, where that at least is whole: its items are lost.
+        stop: where reading can go on.
+    """
+
+    offset: int
+    header: Header | None
+    stop: int
+
+
+def header_bytes(kind: int, first: int, count: int, length: int, payload_crc: int) -> bytes:
+    """Return the header of a record."""
+    fields = _FIELDS.pack(MAGIC, kind, count, first, length, payload_crc)
+    return fields + _CRC.pack(zlib.crc32(fields))
+
+
+def encode(kind: int, payload: bytes, *, first: int = 0, count: int = 1) -> bytes:
+    """Return a whole record."""
+    return header_bytes(kind, first, count, len(payload), zlib.crc32(payload)) + payload
+
+
+def pack(parts: Sequence[bytes]) -> bytes:
+    """Join the parts of a payload, their lengths before them; a single part stands alone."""
+    if len(parts) == 1:
+        return parts[0]
+    return pack_lengths(array("I", map(len, parts))) + b"".join(parts)
+
+
+def pack_lengths(lengths: array[int]) -> bytes:
+    """Return the lengths as they stand before packed parts."""
+    if sys.byteorder == "big":
+        lengths.byteswap()
+    return lengths.tobytes()
+
+
+def unpack(payload: memoryview, count: int) -> list[memoryview]:
+    """Return the parts of a packed payload, without copying them."""
+    if count == 1:
+        return [payload]
+    lengths = array("I")
+    lengths.frombytes(payload[: count * lengths.itemsize])
+    if sys.byteorder == "big":
+        lengths.byteswap()
+    ends = list(accumulate(lengths, initial=count * lengths.itemsize))
+    return [payload[a:b] for a, b in pairwise(ends)]
+
+
+def parse_header(data: memoryview | bytes, position: int = 0) -> Header | None:
+    """Read the header at a position; None where there is no whole one."""
+    if len(data) - position < HEADER_SIZE:
+        return None
+    magic, *fields = _FIELDS.unpack_from(data, position)
+    (crc,) = _CRC.unpack_from(data, position + _FIELDS.size)
+    if magic != MAGIC or crc != zlib.crc32(data[position : position + _FIELDS.size]):
+        return None
+    return Header(*fields)
+
+
+def scan(data: memoryview, base: int = 0) -> Iterator[Record | Damage]:
+    """Read records from bytes that begin at offset *base* of a file.
+
+    Yields each whole record, and a `Damage` for each stretch that holds none.
+    A tail that may still be growing is a damage whose ``stop`` lies beyond the
+    data, or, where not even its header is whole, one that ends with them.
+    """
+    position = 0
+    while position < len(data):
+        header = parse_header(data, position)
+        if header is None:
+            stop = _next_header(data, position + 1)
+            yield Damage(base + position, None, base + stop)
+            position = stop
+            continue
+        start = position + HEADER_SIZE
+        stop = start + header.length
+        payload = data[start:stop]
+        if len(payload) == header.length and zlib.crc32(payload) == header.payload_crc:
+            yield Record(base + position, header, payload)
+        else:
+            yield Damage(base + position, header, base + stop)
+        position = stop
+
+
+def _next_header(data: memoryview, position: int) -> int:
+    whole = data.obj
+    raw = whole if isinstance(whole, bytes) and len(whole) == len(data) else bytes(data)
+    while (position := raw.find(MAGIC, position)) != -1:
+        if parse_header(data, position) is not None:
+            return position
+        position += 1
+    return len(data)
+
+
+def append(descriptor: int, parts: Sequence[bytes | memoryview], end: int) -> int:
+    """Append the bytes of one record to a file that is *end* bytes long; return its new length.
+
+    Raises:
+        OSError: they could not be written; what was written of them is cut off again.
+    """
+    pending = [memoryview(part).cast("B") for part in parts if len(part)]
+    stop = end + sum(len(part) for part in pending)
+    try:
+        while pending:
+            written = os.writev(descriptor, pending[:_IOV_MAX])
+            while pending and written >= len(pending[0]):
+                written -= len(pending.pop(0))
+            if pending:
+                pending[0] = pending[0][written:]
+    except OSError:
+        os.ftruncate(descriptor, end)
+        raise
+    return stop
+
+
+_IOV_MAX = 64

@@ -1,0 +1,222 @@
+"""Submission rounds: the first one, each retry, each further batch of arrays.
+
+A round is a folder that only one process can make; who made it submits it. Its
+plan says which task has which items; its journal says what was submitted: the
+intent before each submission, the job id after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from array import array
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from slurmlaunch.errors import RunFolderError
+from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.records import Kind, Record
+from slurmlaunch.runfolder.safety import make_folder, open_owned, read_owned, write_whole
+from slurmlaunch.runfolder.slices import Slices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from slurmlaunch.runfolder.layout import RunFolder
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """One array of a round.
+
+    Attributes:
+        name: the unique name of its job.
+        first_task: the task index of its element 0.
+        length: how many elements it has.
+    """
+
+    name: str
+    first_task: int
+    length: int
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """Which task of a round has which items, and what it runs with.
+
+    Attributes:
+        slices: how positions are cut into slices: positions in `items` where
+            that is given, else the items themselves.
+        first_task: the index of the round's first task; indices rise across rounds.
+        arrays: the arrays to submit, in order.
+        cpus_per_task: the CPUs of each task.
+        processes: how many items run side by side in a task.
+        threads: how many threads each of them may use.
+        throttle: how many tasks may run at once, or None.
+        options: the submission's options, as `slurmlaunch.client.options` writes them.
+        items: the items of the round, where they are not all of the run's.
+    """
+
+    slices: Slices
+    first_task: int
+    arrays: tuple[ArrayPlan, ...]
+    cpus_per_task: int
+    processes: int
+    threads: int
+    throttle: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    items: array[int] | None = None
+
+    @property
+    def tasks(self) -> range:
+        """The indices of the round's tasks."""
+        return range(self.first_task, self.first_task + self.slices.tasks)
+
+    def items_of(self, task: int) -> Sequence[int]:
+        """Return the items of a task, in order."""
+        positions = self.slices.slice_of(task - self.first_task)
+        if self.items is None:
+            return positions
+        return self.items[positions.start : positions.stop]
+
+    def element_of(self, task: int) -> tuple[int, int]:
+        """Return the number of the array that has a task, and the task's place in it."""
+        for number, plan in enumerate(self.arrays):
+            if plan.first_task <= task < plan.first_task + plan.length:
+                return number, task - plan.first_task
+        msg = f"task {task} is in no array of its round"
+        raise LookupError(msg)
+
+
+class Round:
+    """One round on disk.
+
+    Attributes:
+        number: its number, from 0.
+        plan: its plan.
+    """
+
+    def __init__(self, folder: RunFolder, number: int, plan: RoundPlan) -> None:
+        self.number = number
+        self.plan = plan
+        self._path = folder.round(number)
+
+    @classmethod
+    def make(cls, folder: RunFolder, number: int, plan: RoundPlan) -> Round:
+        """Make the round; who succeeds is the one to submit it.
+
+        Raises:
+            FileExistsError: another process made it.
+        """
+        path = folder.round(number)
+        make_folder(path)
+        content = asdict(plan)
+        content["slices"] = plan.slices.to_json()
+        if plan.items is not None:
+            data = records.encode(Kind.LIST, _u64(plan.items).tobytes(), count=len(plan.items))
+            write_whole(path / "items", [data])
+            content["items"] = True
+        write_whole(path / "plan.json", [json.dumps(content).encode()])
+        return cls(folder, number, plan)
+
+    @classmethod
+    def read(cls, folder: RunFolder, number: int) -> Round:
+        """Read a round.
+
+        Raises:
+            FileNotFoundError: there is none of that number, or its plan is not written yet.
+            RunFolderError: it is damaged.
+        """
+        path = folder.round(number)
+        data = read_owned(path / "plan.json")
+        try:
+            content = json.loads(data)
+            content["slices"] = Slices.from_json(content["slices"])
+            content["arrays"] = tuple(ArrayPlan(**each) for each in content["arrays"])
+            content["items"] = _read_list(path / "items") if content["items"] else None
+            plan = RoundPlan(**content)
+        except (ValueError, KeyError, TypeError) as error:
+            msg = f"the plan of round {number} is damaged: {path / 'plan.json'} ({error})"
+            raise RunFolderError(msg, path=str(path)) from error
+        return cls(folder, number, plan)
+
+    def intend(self, number: int) -> None:
+        """Write down that an array is about to be submitted."""
+        self._note(intent=number, time=time.time())
+
+    def submitted(self, number: int, job_id: str) -> None:
+        """Write down the job id of an array."""
+        self._note(submitted=number, job_id=job_id, time=time.time())
+
+    def refused(self, number: int, error: str) -> None:
+        """Write down that an array was refused for good."""
+        self._note(refused=number, error=error, time=time.time())
+
+    def throttled(self, throttle: int | None) -> None:
+        """Write down a change of the throttle."""
+        self._note(throttle=throttle, time=time.time())
+
+    def _note(self, **content: Any) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(self._path / "journal", flags, 0o600)
+        try:
+            data = records.encode(Kind.NOTE, json.dumps(content).encode(), count=0)
+            records.append(descriptor, [data], os.fstat(descriptor).st_size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Return what was written down, in order; a torn last entry is left out."""
+        with suppress(FileNotFoundError):
+            data = memoryview(read_owned(self._path / "journal"))
+            found = records.scan(data)
+            return [json.loads(bytes(r.payload)) for r in found if isinstance(r, Record)]
+        return []
+
+    def job_ids(self) -> dict[int, str]:
+        """Return the job ids of the arrays that are known to have been submitted."""
+        return {e["submitted"]: e["job_id"] for e in self.journal() if "submitted" in e}
+
+
+def read_rounds(folder: RunFolder, start: int = 0) -> Iterator[Round]:
+    """Yield the rounds of a run in order, from a number on."""
+    number = start
+    while True:
+        try:
+            yield Round.read(folder, number)
+        except FileNotFoundError:
+            return
+        number += 1
+
+
+def round_of_task(folder: RunFolder, task: int) -> Round:
+    """Return the round that has a task.
+
+    Raises:
+        RunFolderError: none has.
+    """
+    for candidate in read_rounds(folder):
+        if task in candidate.plan.tasks:
+            return candidate
+    msg = f"no round of {folder.path} has a task {task}"
+    raise RunFolderError(msg, path=str(folder.path))
+
+
+def _u64(items: Sequence[int]) -> array[int]:
+    return array("Q", items)
+
+
+def _read_list(path: Path) -> array[int]:
+    with os.fdopen(open_owned(path), "rb") as file:
+        data = memoryview(file.read())
+    items = array("Q")
+    for found in records.scan(data):
+        if isinstance(found, Record):
+            items.frombytes(found.payload)
+            return items
+    msg = f"the list of a round's items is damaged: {path}"
+    raise ValueError(msg)

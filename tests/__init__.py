@@ -1,0 +1,1 @@
+"""The tests: one behaviour suite for every backend, and a real Slurm to run it on."""

@@ -1,0 +1,97 @@
+"""What several test modules share: a cluster for the whole session, and one behaviour suite for every backend."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from tests.cluster import Cluster, ClusterSpec, ProgramsMissing, clean_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from slurmlaunch import Executor
+
+
+class ExecutorFactory(Protocol):
+    """Makes executors of the backend under test; takes any options of `slurmlaunch.Executor`."""
+
+    def __call__(self, **options: Any) -> Executor:
+        """Make one more."""
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Start a throwaway Slurm when the first test asks for it, and make the whole session its client.
+
+    Where Slurm is not installed, its tests are skipped, unless SLURMLAUNCH_REQUIRE_SLURM=1: what a run must have tested
+    does not pass by being left out.
+    """
+    with _started(ClusterSpec()) as started, _client_of(started):
+        yield started
+
+
+@pytest.fixture
+def start_cluster() -> Iterator[Callable[[ClusterSpec], Cluster]]:
+    """Return a function that starts further clusters, which are stopped after the test.
+
+    A test whose Slurm must be of another kind, or which breaks it, has its own. Its clients need ``cluster.env``.
+    """
+    with contextlib.ExitStack() as clusters:
+        yield lambda spec: clusters.enter_context(_started(spec))
+
+
+@pytest.fixture(params=["inline", "local", pytest.param("slurm", marks=pytest.mark.slurm)])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Run the test once on every backend. Only the one on Slurm starts a cluster."""
+    name: str = request.param
+    if name == "slurm":
+        request.getfixturevalue("cluster")
+    return name
+
+
+@pytest.fixture
+def make_executor(backend: str, tmp_path: Path) -> Iterator[ExecutorFactory]:
+    """Return a function that makes executors with options of the test's choice; all share one folder."""
+    from slurmlaunch import Executor
+
+    with contextlib.ExitStack() as executors:
+
+        def make(**options: Any) -> Executor:
+            executor = Executor(tmp_path / "runs", cluster=backend, **options)
+            # Cancelling, since what a failed test has left pending nobody waits for.
+            executors.callback(executor.shutdown, cancel_futures=True)
+            return executor
+
+        yield make
+
+
+@pytest.fixture
+def executor(make_executor: ExecutorFactory) -> Executor:
+    """Return an executor of the backend under test, which is shut down after the test."""
+    return make_executor()
+
+
+@contextlib.contextmanager
+def _started(spec: ClusterSpec) -> Iterator[Cluster]:
+    try:
+        with Cluster(spec) as cluster:
+            yield cluster
+    except ProgramsMissing as missing:
+        if os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") == "1":
+            raise
+        pytest.skip(str(missing))
+
+
+@contextlib.contextmanager
+def _client_of(cluster: Cluster) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - clean_environment().keys():
+            patch.delenv(name)
+        for name, value in cluster.env.items():
+            patch.setenv(name, value)
+        yield

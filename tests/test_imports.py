@@ -1,0 +1,132 @@
+"""What is imported when: nothing at ``import slurmlaunch``, and next to nothing where a thousand nodes start at once.
+
+A node imports from a file system that all nodes share, so until the user's function is read it has use for the
+standard library, for cloudpickle and for its own side of this package alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import slurmlaunch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# The parts of the package that a node may load; the layers among them are checked in test_layers.
+NODE_SIDE = {"errors", "outcome", "caps", "context", "runfolder", "node"}
+
+# Modules that cost milliseconds each, or that only some of the package's users need.
+HEAVY = {
+    "asyncio",
+    "concurrent.futures",
+    "ctypes",
+    "dataclasses",
+    "inspect",
+    "json",
+    "logging",
+    "multiprocessing",
+    "pathlib",
+    "pickle",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "threading",
+}
+
+
+class LoadedModules:
+    """A function that becomes, as it is unpickled, one that returns the modules loaded at that very moment."""
+
+    def __call__(self) -> list[str]:
+        """Stand for the function that is made of it."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Be read by builtins alone, which import nothing."""
+        return eval, ("(lambda names: lambda: names)(list(__import__('sys').modules))",)
+
+
+def start_python(*arguments: str) -> tuple[int, set[str]]:
+    """Run a Python that finds the package, and return its exit status and what it imported, or tried to."""
+    spec = importlib.util.find_spec("slurmlaunch")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    parent = Path(next(iter(spec.submodule_search_locations))).parent
+    command = [sys.executable, "-X", "importtime", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(parent)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    lines = (line for line in process.stderr.splitlines() if line.startswith("import time:"))
+    return process.returncode, {line.rpartition("|")[2].strip() for line in lines}
+
+
+@functools.cache
+def bare_python() -> frozenset[str]:
+    """Return what any Python of this environment imports as it starts."""
+    return frozenset(start_python("-c", "pass")[1])
+
+
+def foreign_to_a_node(modules: Iterable[str]) -> set[str]:
+    """Return those of the modules that a node has no use for before it has read the function."""
+
+    def is_known(module: str) -> bool:
+        top, _, inside = module.partition(".")
+        if top == "slurmlaunch":
+            return inside == "" or inside.split(".")[0] in NODE_SIDE
+        if top in sys.stdlib_module_names or top in {"cloudpickle", "__main__", "__mp_main__"}:
+            return True
+        # What was only tried is reported too: the standard library's copy asks for Jython's org.python.core.
+        return importlib.util.find_spec(top) is None
+
+    return {module for module in set(modules) - bare_python() if not is_known(module)}
+
+
+def test_importing_the_package_is_lazy() -> None:
+    """``import slurmlaunch`` loads one file of the package, and nothing that takes its time."""
+    status, modules = start_python("-c", "import slurmlaunch")
+    added = modules - bare_python()
+    assert status == 0
+    assert {module for module in added if module.split(".")[0] not in sys.stdlib_module_names} == {"slurmlaunch"}
+    assert added & HEAVY == set()
+
+
+def test_every_public_name_is_loaded_on_first_use() -> None:
+    """Each name that the package lists is there when it is asked for, and no other."""
+    assert all(hasattr(slurmlaunch, name) for name in slurmlaunch.__all__)
+    assert set(slurmlaunch.__all__) <= set(dir(slurmlaunch))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        getattr(slurmlaunch, "no_such_name")  # noqa: B009 - as an attribute it would be an error to the type checker
+
+
+def test_a_node_without_its_run_folder_has_imported_little(tmp_path: Path) -> None:
+    """A node that finds no run folder says so in its exit status, and has imported nothing foreign until then."""
+    status, modules = start_python("-m", "slurmlaunch.node", str(tmp_path / "absent"), "0")
+    assert status not in {0, 1}
+    assert foreign_to_a_node(modules) == set()
+
+
+def test_a_pool_process_has_imported_little_when_it_reads_the_function(tmp_path: Path) -> None:
+    """At the moment the function is unpickled, no module is loaded that only the client or the user's code needs."""
+    with slurmlaunch.Executor(tmp_path, cluster="local") as executor:
+        loaded = executor.submit(LoadedModules()).result(timeout=60)
+    assert "slurmlaunch" in loaded
+    assert foreign_to_a_node(loaded) == set()
+
+
+def test_a_supervisor_imports_little_from_start_to_end(tmp_path: Path) -> None:
+    """A node that is started again on a run that has all its values ends with 0, and never needed anything foreign."""
+    with slurmlaunch.Executor(tmp_path, cluster="local") as executor:
+        future = executor.submit(LoadedModules())
+        future.result(timeout=60)
+    status, modules = start_python("-m", "slurmlaunch.node", str(future.run.folder), "0")
+    assert status == 0
+    assert "slurmlaunch.runfolder" in modules
+    assert foreign_to_a_node(modules) == set()

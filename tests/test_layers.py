@@ -1,0 +1,219 @@
+"""Imports go down only: the layout of the package is its architecture, and this is where it is enforced.
+
+Files are read, not imported, so that imports inside functions and under ``TYPE_CHECKING`` count as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PACKAGE = "slurmlaunch"
+
+# Each layer, and those it stands on directly; it may import these, what they stand on, and itself.
+STANDS_ON = {
+    "errors": (),
+    "outcome": ("errors",),
+    "caps": ("outcome",),
+    "taskpool": ("caps",),
+    "context": ("taskpool",),
+    "runfolder": ("context",),
+    "backends": ("runfolder",),
+    "node": ("runfolder",),
+    "client": ("backends",),
+    "integrations": ("client",),
+    "cli": ("client",),
+}
+
+# Functions that import what their first argument names.
+IMPORTERS = {"import_module", "__import__"}
+
+
+def below(layer: str) -> set[str]:
+    """Return the layer and all that it stands on, however far down."""
+    return {layer}.union(*(below(lower) for lower in STANDS_ON[layer]))
+
+
+def layer_of(module: str) -> str:
+    """Return the name under the package that ``module`` belongs to, or the package's own name for its top."""
+    _, _, inside = module.partition(".")
+    return inside.split(".")[0] or PACKAGE
+
+
+def absolute_name(node: ast.ImportFrom, package: str) -> str:
+    """Return what stands between ``from`` and ``import``, its leading dots resolved in ``package``."""
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+
+
+def is_importer(function: ast.expr) -> bool:
+    """Tell whether a called function is one of IMPORTERS, with or without the module it comes from."""
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
+    return name in IMPORTERS
+
+
+def targets(node: ast.AST, package: str) -> Iterator[str]:
+    """Yield the modules that one syntax node imports."""
+    match node:
+        case ast.Import(names=names):
+            yield from (alias.name for alias in names)
+        case ast.ImportFrom(names=names):
+            origin = absolute_name(node, package)
+            # From the top come layers, and names that the top has of its own or hands on: those are the top's.
+            inside = origin == PACKAGE
+            for alias in names:
+                yield f"{origin}.{alias.name}" if inside and alias.name in STANDS_ON else origin
+        case ast.Call(func=function, args=[ast.Constant(value=str(name)), *_]) if is_importer(function):
+            yield importlib.util.resolve_name(name, package)
+
+
+def imports(nodes: Iterable[ast.AST], package: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the name of every module of ours that one of the syntax nodes imports."""
+    for node in nodes:
+        for target in targets(node, package):
+            if target.split(".")[0] == PACKAGE:
+                yield getattr(node, "lineno", 0), target
+
+
+def run_at_once(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the syntax nodes that importing a file runs: not what functions hold, not what is for the type checker."""
+    children = ast.iter_child_nodes(node)
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+            return
+        case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+            children = iter(node.orelse)
+        case _:
+            yield node
+    for child in children:
+        yield from run_at_once(child)
+
+
+def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """Say which imports of one file go anywhere but down."""
+    package = module if is_package else module.rpartition(".")[0]
+    allowed = below(layer_of(module))
+    return [
+        f"{module}:{line} imports {target}"
+        for line, target in imports(ast.walk(ast.parse(source)), package)
+        if layer_of(target) not in allowed
+    ]
+
+
+def package_folder() -> Path:
+    """Return where the package that is being tested lies."""
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+FOLDER = package_folder()
+TOP = FOLDER / "__init__.py"
+FILES = sorted(path for path in FOLDER.rglob("*.py") if path != TOP)
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of a file of the package."""
+    parts = path.relative_to(FOLDER.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_go_down_only(path: Path) -> None:
+    """No file imports from a layer above its own, not even for a type or inside a function."""
+    module = module_name(path)
+    assert layer_of(module) in STANDS_ON, f"{module} has no place in the table of layers"
+    assert violations(path.read_text(), module, is_package=path.name == "__init__.py") == []
+
+
+@pytest.mark.skipif(not TOP.exists(), reason="there is no top yet")
+def test_the_top_imports_nothing_of_the_package_at_once() -> None:
+    """``import slurmlaunch`` runs no import of ours: those of the top stand in functions or serve the type checker."""
+    assert list(imports(run_at_once(ast.parse(TOP.read_text())), PACKAGE)) == []
+
+
+def test_only_what_runs_at_once_counts_at_the_top() -> None:
+    """What a class body, a ``try`` or the ``else`` of a TYPE_CHECKING imports runs at once, a function's body not."""
+    source = """
+if TYPE_CHECKING:
+    from .client.executor import Executor
+else:
+    from . import errors
+try:
+    from . import caps
+finally:
+    class Early:
+        from . import context
+
+def __getattr__(name):
+    from . import client
+"""
+    found = imports(run_at_once(ast.parse(source)), PACKAGE)
+    assert sorted(target for _, target in found) == ["slurmlaunch.caps", "slurmlaunch.context", "slurmlaunch.errors"]
+
+
+@pytest.mark.parametrize(("one", "other"), [("client", "node"), ("backends", "node"), ("cli", "integrations")])
+def test_neighbours_stay_apart(one: str, other: str) -> None:
+    """The table itself lets neither of two neighbours see the other: they meet in what lies below both."""
+    assert other not in below(one)
+    assert one not in below(other)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import slurmlaunch.client.run",
+        "from slurmlaunch.client import run",
+        "from slurmlaunch.client.run import Run",
+        "from slurmlaunch import client",
+        "from slurmlaunch import errors, client",
+        "from .. import client",
+        "from ..client.run import Run",
+        "import slurmlaunch",
+        "from slurmlaunch import Executor",
+        "from .. import Executor",
+        "from slurmlaunch import *",
+        "from slurmlaunch.utils import helper",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from slurmlaunch.client import run",
+        "def late():\n    from slurmlaunch.client import run",
+        "class Late:\n    async def late(self):\n        from ..client import run",
+        "import importlib\nimportlib.import_module('slurmlaunch.client')",
+        "from importlib import import_module\nimport_module('..client', __package__)",
+    ],
+)
+def test_an_upward_import_is_caught(source: str) -> None:
+    """Every way to write an import that goes up, or nowhere, is seen."""
+    assert len(violations(source, "slurmlaunch.node.pool")) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os, cloudpickle",
+        "import slurmlaunch.errors",
+        "from slurmlaunch import caps, errors",
+        "from slurmlaunch.runfolder.records import Reader",
+        "from . import supervisor",
+        "from .supervisor import Supervisor",
+        "from .. import errors",
+        "from ..outcome import Value",
+        "open('slurmlaunch.client')",
+    ],
+)
+def test_a_downward_import_is_left_alone(source: str) -> None:
+    """Imports of layers below, of neighbours in the same layer and of other packages are no fault."""
+    assert violations(source, "slurmlaunch.node.pool") == []
+
+
+def test_dots_are_counted_from_the_folder_itself_in_an_init() -> None:
+    """In an ``__init__`` one dot is its own folder, elsewhere the folder around the file."""
+    assert violations("from .client import run", "slurmlaunch.node", is_package=True) == []
+    assert len(violations("from ..client import run", "slurmlaunch.node", is_package=True)) == 1
+    assert len(violations("from .client import run", "slurmlaunch.errors")) == 1

@@ -1,0 +1,519 @@
+"""How keyword arguments become options."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurmlaunch.client.options import JOB_NAME_LENGTH, Options, check_cluster, job_name
+from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, OURS_TO_SET, SHORT, VALUED
+from slurmlaunch.client.shape import Shape
+from slurmlaunch.errors import OptionError, UnknownOption
+
+SBATCH = shutil.which("sbatch")
+
+
+def slurm(**given: Any) -> dict[str, str | bool]:
+    """Return what sbatch would be given."""
+    return dict(Options.parse(**given).slurm)
+
+
+class TestSbatchOptions:
+    """sbatch's own long names."""
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"partition": "small", "account": "project_42"}, {"partition": "small", "account": "project_42"}),
+            ({"nodes": 2, "mem": 0, "cpus_per_task": 8}, {"nodes": "2", "mem": "0", "cpus_per_task": "8"}),
+            ({"mail_type": ["END", "FAIL"]}, {"mail_type": "END,FAIL"}),
+            ({"exclude": ("n1", "n[3-5]")}, {"exclude": "n1,n[3-5]"}),
+            ({"nodefile": Path("/a b/c")}, {"nodefile": "/a b/c"}),
+            ({"hold": True, "exclusive": True}, {"hold": True, "exclusive": True}),
+            ({"exclusive": "user", "nice": 100}, {"exclusive": "user", "nice": "100"}),
+            ({"hold": False, "qos": None, "exclude": []}, {}),
+            ({"time": "1-00", "time_min": 10}, {"time": "1-00", "time_min": "10"}),
+            ({"dependency": ["afterok:1:2", "afterany:3"]}, {"dependency": "afterok:1:2,afterany:3"}),
+        ],
+    )
+    def test_values(self, given: dict[str, object], expected: dict[str, object]) -> None:
+        """True is a bare flag, a list is joined by commas, None and False are not given, the rest is text."""
+        assert expected == slurm(**given)
+
+    @pytest.mark.parametrize(
+        ("duration", "expected"),
+        [
+            (timedelta(minutes=10), "0-00:10:00"),
+            (timedelta(days=2, hours=3, minutes=4, seconds=5), "2-03:04:05"),
+            (timedelta(microseconds=1), "0-00:00:01"),
+        ],
+    )
+    def test_timedelta(self, duration: timedelta, expected: str) -> None:
+        """A timedelta is written with its days, a part of a second rounded up."""
+        assert {"time": expected} == slurm(time=duration)
+
+    @pytest.mark.parametrize(
+        ("option", "value", "word"),
+        [
+            ("comment", "a\nb", "line break"),
+            ("comment", "a\rb", "carriage return"),
+            ("comment", "a\0b", "NUL"),
+            ("mail_type", ["END", "a\n#SBATCH --hold"], "line break"),
+            ("gres", {"gpu": 2}, "dict"),
+            ("partition", "", "empty"),
+            ("partition", object(), "text or a number"),
+            ("partition", {"small"}, "text or a number"),
+            ("partition", True, "needs a value"),
+            ("mail_type", ["END", True], "text or a number"),
+            ("hold", "yes", "flag"),
+            ("time", 0.5, "timedelta"),
+            ("time", timedelta(0), "longer than nothing"),
+            ("time", timedelta(seconds=-5), "longer than nothing"),
+            ("mem", timedelta(1), "text or a number"),
+            ("cpus_per_task", 0, "at least 1"),
+            ("cpus_per_task", "8G", "whole number"),
+            ("cpus_per_task", 1.0, "whole number"),
+            ("dependency", "afterok:1?afterok:2", "'?'"),
+        ],
+    )
+    def test_refused_values(self, option: str, value: object, word: str) -> None:
+        """A value that cannot be is a ValueError that names the option and says why."""
+        with pytest.raises(OptionError, match=re.escape(word)) as caught:
+            Options.parse(**{option: value})
+
+        assert option == caught.value.option
+        assert str(caught.value).startswith(option)
+        assert isinstance(caught.value, ValueError)
+
+    @given(st.sampled_from(sorted(VALUED - {"cpus_per_task"})), st.text())
+    def test_one_line(self, option: str, value: str) -> None:
+        """Whatever text is given, what is passed on is that text on one line."""
+        try:
+            passed = slurm(**{option: value})
+        except OptionError:
+            return
+
+        assert {option: value} == passed
+        assert not set("\n\r\0") & set(value)
+
+    def test_kinds(self) -> None:
+        """Every name has one kind, and none is also ours."""
+        kinds = (FLAGS, OPTIONAL, VALUED, frozenset(OURS_TO_SET), frozenset(Options().to_json()))
+
+        assert sum(map(len, kinds)) == len(frozenset().union(*kinds))
+
+    def test_short_forms(self) -> None:
+        """Every short form stands for a long name that the table knows."""
+        assert set() == set(SHORT.values()) - NAMES - OURS_TO_SET.keys()
+
+    @pytest.mark.skipif(SBATCH is None, reason="needs sbatch: install slurm-client")
+    def test_installed_sbatch(self, tmp_path: Path) -> None:
+        """Every option that the installed sbatch lists is in the table, or one that is ours to set."""
+        (tmp_path / "slurm.conf").write_text("ClusterName=none\nSlurmctldHost=localhost\n")
+        env = {**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")}
+        version, listed = (
+            subprocess.run(["sbatch", f], env=env, check=True, capture_output=True, text=True).stdout
+            for f in ("--version", "--help")
+        )
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) > (24, 11):
+            pytest.skip("the table ends with Slurm 24.11")
+        names = {n.replace("-", "_") for n in re.findall(r"^ {2,6}(?:-\w,? )? *--([a-z-]+)", listed, re.MULTILINE)}
+
+        assert len(names) > 90
+        assert set() == names - NAMES - OURS_TO_SET.keys() - {"container"}
+
+
+class TestUnknownNames:
+    """What is said of a name that is no option."""
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("c", "cpus_per_task"),
+            ("n", "ntasks"),
+            ("N", "nodes"),
+            ("t", "time"),
+            ("M", "clusters"),
+            ("J", "name"),
+            ("job-name", "name"),
+            ("cpus", "cpus_per_task"),
+            ("cpus-per-task", "cpus_per_task"),
+            ("CpusPerTask", "cpus_per_task"),
+            ("cpusPerTask", "cpus_per_task"),
+            ("CPUS_PER_TASK", "cpus_per_task"),
+            ("cpus_per_taks", "cpus_per_task"),
+            ("slurm_partition", "partition"),
+            ("slurmlaunch_gres", "gres"),
+            ("Partition", "partition"),
+            ("--account", "account"),
+            ("timeout_min", "time"),
+            ("mem_gb", "mem"),
+            ("slurm_array_parallelism", "throttle"),
+            ("mail", "mail_type"),
+            ("thread", "threads"),
+            ("trottle", "throttle"),
+            ("module", "modules"),
+            ("max_workers", "processes"),
+            ("tasks_per_node", "ntasks_per_node"),
+            ("cluster", "clusters"),
+        ],
+    )
+    def test_suggestions(self, name: str, expected: str) -> None:
+        """The option that was meant is among the suggestions, and the message shows it."""
+        with pytest.raises(UnknownOption, match=expected) as caught:
+            Options.parse(**{name: "1"})
+
+        assert name == caught.value.option
+        assert expected in caught.value.suggestions
+        assert isinstance(caught.value, TypeError)
+
+    @given(st.text(min_size=1).filter(lambda name: name not in {*NAMES, *Options().to_json()}))
+    def test_suggestions_are_valid(self, name: str) -> None:
+        """Whatever the name, the suggestions are few, and options every one."""
+        with pytest.raises(UnknownOption) as caught:
+            Options.parse(**{name: "1"})
+
+        assert set(caught.value.suggestions) <= {*NAMES, *Options().to_json(), "tasks"}
+        assert len(caught.value.suggestions) <= 3
+
+    def test_nothing_near(self) -> None:
+        """Where nothing is near, the way for unknown flags is said all the same."""
+        with pytest.raises(UnknownOption, match=r"sbatch=\['--flag=value'\]") as caught:
+            Options.parse(zzzzzz=1)
+
+        assert caught.value.suggestions == ()
+
+    @pytest.mark.parametrize(
+        ("name", "way"),
+        [
+            ("array", "throttle"),
+            ("output", "stdout()"),
+            ("error", "stderr()"),
+            ("job_name", "name="),
+            ("chdir", "start the client there"),
+            ("wrap", "setup="),
+            ("parsable", "job_id"),
+            ("wait", "results()"),
+            ("export", "env="),
+            ("export_file", "env="),
+            ("open_mode", "stdout()"),
+            ("input", "to the function"),
+            ("signal", "slurmlaunch's own"),
+            ("test_only", "ex.script("),
+            ("ignore_pbs", "setup="),
+            ("help", "in a shell"),
+            ("tasks", "map_array(fn, items, tasks=...)"),
+            ("folder", "new Executor"),
+            ("container", "--container"),
+        ],
+    )
+    def test_ours_to_set(self, name: str, way: str) -> None:
+        """What is not the user's to set is refused with the way that there is."""
+        with pytest.raises(UnknownOption, match=re.escape(way)):
+            Options.parse(**{name: "x"})
+
+    def test_pickles(self) -> None:
+        """The error keeps its fields through a pickle."""
+        with pytest.raises(UnknownOption) as caught:
+            Options.parse(cpus=1)
+        again = pickle.loads(pickle.dumps(caught.value))
+
+        assert (str(caught.value), "cpus", ("cpus_per_task",)) == (str(again), again.option, again.suggestions[:1])
+
+    def test_check_cluster(self) -> None:
+        """An unknown kind of cluster is refused, and the error names clusters=."""
+        assert check_cluster("local") == "local"
+        with pytest.raises(OptionError, match="clusters='mahti'"):
+            check_cluster("mahti")
+
+
+class TestRawFlags:
+    """Flags that go to sbatch unread."""
+
+    @pytest.mark.parametrize(
+        "flag",
+        ["--flag=x", "--comment=a b", "-p", "-psmall", "--container=x", "--mem=1G", "--no-kill", "-HOs", "--x?y=1"],
+    )
+    def test_pass(self, flag: str) -> None:
+        """A flag that does no harm is passed on as it is, alone or in a list."""
+        assert (flag,) == Options.parse(sbatch=flag).sbatch == Options.parse(sbatch=[flag]).sbatch
+
+    @pytest.mark.parametrize(
+        "flag",
+        ["--array=0-3", "--array", "--arr=0-3", "-a0-3", "-Ha0-3", "-o", "--output=x", "--job=x", "-Jx", "--parsable"],
+    )
+    def test_ours_to_set(self, flag: str) -> None:
+        """What is ours to set is refused in every way that sbatch would read it."""
+        with pytest.raises(UnknownOption, match="cannot be set"):
+            Options.parse(sbatch=[flag])
+
+    @pytest.mark.parametrize(
+        ("flag", "option"),
+        [
+            ("--cpus-per-task=8", "cpus_per_task="),
+            ("-c8", "cpus_per_task="),
+            ("--cpus-per-t=8", "cpus_per_task="),
+            ("-M", "clusters="),
+            ("--cluster=x", "clusters="),
+            ("--dependency=singleton", "dependency="),
+        ],
+    )
+    def test_must_be_known(self, flag: str, option: str) -> None:
+        """A flag whose value we act on is refused, and the option for it named."""
+        with pytest.raises(OptionError, match=option):
+            Options.parse(sbatch=[flag])
+
+    @pytest.mark.parametrize("flag", ["--a=\n#SBATCH --hold", "small", ":", "--", "-", "", 3])
+    def test_no_flag(self, flag: object) -> None:
+        """What is no flag, or more than one line, is refused."""
+        with pytest.raises(OptionError, match="sbatch"):
+            Options.parse(sbatch=[flag])
+
+
+class TestOurOptions:
+    """The fields of `Options`."""
+
+    def test_defaults(self) -> None:
+        """With nothing given, Python is the client's own, and nothing else is set."""
+        assert Options(python=(sys.executable,)) == Options.parse()
+
+    @pytest.mark.parametrize(
+        ("option", "value", "expected"),
+        [
+            ("throttle", 10, 10),
+            ("processes", 1, 1),
+            ("python", "/opt/my-python", ("/opt/my-python",)),
+            ("python", Path("/opt/py"), ("/opt/py",)),
+            ("python", ["/with space/python", "-X", "dev"], ("/with space/python", "-X", "dev")),
+            ("modules", "gcc/11 python/3.9.5", ("gcc/11", "python/3.9.5")),
+            ("modules", ["gcc/11", "python/3.9.5"], ("gcc/11", "python/3.9.5")),
+            ("modules", [], ()),
+            ("setup", "cd x\r\nif y; then\n  z\nfi", ("cd x", "if y; then", "  z", "fi")),
+            ("setup", ["a", "b\nc\x0c"], ("a", "b", "c\x0c")),
+            ("env", {"A": "1", "_b2": 3, "C": "a\nb", "D": "", "E": Path("/x")},
+             {"A": "1", "_b2": "3", "C": "a\nb", "D": "", "E": "/x"}),
+            ("by_value", "my.module", ("my.module",)),
+            ("by_value", json, ("json",)),
+            ("by_value", [json, "os.path"], ("json", "os.path")),
+            ("name", "Größe\n#1", "Größe\n#1"),
+        ],
+    )  # fmt: skip
+    def test_values(self, option: str, value: object, expected: object) -> None:
+        """One or several, text or object: each option has one form afterwards."""
+        assert expected == getattr(Options.parse(**{option: value}), option)
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("throttle", 0),
+            ("throttle", True),
+            ("processes", -1),
+            ("threads", 1.5),
+            ("python", "conda run python"),
+            ("python", []),
+            ("python", ["python", "a\nb"]),
+            ("modules", "a\0b"),
+            ("modules", {"gcc": 11}),
+            ("setup", "a\0b"),
+            ("setup", [1]),
+            ("env", ["A=1"]),
+            ("env", {"A-B": "1"}),
+            ("env", {"1A": "1"}),
+            ("env", {"A\n": "1"}),
+            ("env", {1: "1"}),
+            ("env", {"A": None}),
+            ("env", {"A": "a\0b"}),
+            ("by_value", "no module"),
+            ("by_value", [3]),
+            ("name", 3),
+        ],
+    )
+    def test_refused_values(self, option: str, value: object) -> None:
+        """A value that cannot be is refused with the option's name."""
+        with pytest.raises(OptionError) as caught:
+            Options.parse(**{option: value})
+
+        assert str(caught.value).startswith(option)
+
+    @pytest.mark.parametrize("option", ["retries", "grow", "max_mem", "max_time", "retry_exceptions", "requeues"])
+    def test_not_offered(self, option: str) -> None:
+        """What is not offered is not silently accepted."""
+        with pytest.raises(UnknownOption):
+            Options.parse(**{option: 1})
+
+    def test_changed(self) -> None:
+        """A change replaces what it names and keeps the rest; None takes back."""
+        options = Options.parse(mem="1G", qos="low", hold=True, threads=2, python="py", env={"A": "1"}, name="n")
+
+        changed = options.changed(mem="2G", qos=None, hold=False, threads=None, python=None, env={"B": 2}, throttle=3)
+
+        assert Options.parse(mem="2G", env={"B": "2"}, throttle=3, name="n") == changed
+        assert options.slurm == {"mem": "1G", "qos": "low", "hold": True}
+
+    def test_namespace(self) -> None:
+        """No name is taken by Python's own parameters."""
+        with pytest.raises(UnknownOption):
+            Options.parse(self=1)
+        with pytest.raises(UnknownOption):
+            Options.parse(cls=1)
+
+    def test_json(self) -> None:
+        """Options come back from JSON as they were, whatever stands beside them."""
+        options = Options.parse(
+            time="10", hold=True, sbatch="--x=1", throttle=1, processes=2, threads=3, python=["a", "b"],
+            modules="m", setup="s", env={"A": "ü"}, by_value=json, name="n",
+        )  # fmt: skip
+        text = json.dumps({**options.to_json(), "a newer version's": {}})
+
+        assert options == Options.from_json(json.loads(text))
+        assert hash(options) == hash(Options.from_json(json.loads(text)))
+
+    def test_json_of_a_newer_version(self) -> None:
+        """A manifest may name an option of Slurm's that the table does not know, and lack one of ours."""
+        options = Options.from_json({"slurm": {"newest": "1"}})
+
+        assert Options(slurm={"newest": "1"}) == options
+
+    def test_pickles(self) -> None:
+        """Options pickle."""
+        options = Options.parse(mem="1G", env={"A": "1"})
+
+        assert options == pickle.loads(pickle.dumps(options))
+
+
+class TestShape:
+    """CPUs, processes and threads of a task."""
+
+    @pytest.mark.parametrize(
+        ("given", "a_map", "single"),
+        [
+            ({}, (1, 1, 1), (1, 1, 1)),
+            ({"cpus_per_task": 8}, (8, 8, 1), (8, 1, 8)),
+            ({"processes": 4}, (4, 4, 1), (4, 4, 1)),
+            ({"threads": 4}, (4, 1, 4), (4, 1, 4)),
+            ({"cpus_per_task": 8, "threads": 4}, (8, 2, 4), (8, 2, 4)),
+            ({"cpus_per_task": 8, "processes": 2}, (8, 2, 4), (8, 2, 4)),
+            ({"processes": 2, "threads": 4}, (8, 2, 4), (8, 2, 4)),
+            ({"cpus_per_task": 8, "processes": 3}, (8, 3, 2), (8, 3, 2)),
+            ({"cpus_per_task": "8", "processes": 2, "threads": 3}, (8, 2, 3), (8, 2, 3)),
+        ],
+    )
+    def test_resolved(self, given: dict[str, Any], a_map: tuple[int, ...], single: tuple[int, ...]) -> None:
+        """Any two give the third; maps have one thread an item by default, a single item all CPUs."""
+        options = Options.parse(**given)
+
+        assert Shape(*a_map) == options.shape()
+        assert Shape(*single) == options.shape(single_item=True)
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"cpus_per_task": 8, "processes": 3, "threads": 3},
+            {"cpus_per_task": 2, "processes": 3},
+            {"cpus_per_task": 2, "threads": 3},
+            {"cpus_per_task": 1, "processes": 1, "threads": 2},
+        ],
+    )
+    def test_too_many(self, given: dict[str, int]) -> None:
+        """Processes with their threads over the task's CPUs are refused at once."""
+        with pytest.raises(OptionError, match=r"CPUs, and cpus_per_task is \d"):
+            Options.parse(**given)
+
+    def test_changed_to_too_many(self) -> None:
+        """A change that no longer fits what stands is refused."""
+        options = Options.parse(cpus_per_task=8, threads=4)
+
+        with pytest.raises(OptionError, match="threads"):
+            options.changed(cpus_per_task=2)
+
+    @pytest.mark.parametrize(
+        ("given", "available", "expected"),
+        [
+            ((8, 8, 1), None, (8, 8, 1)),
+            ((8, 8, 1), 8, (8, 8, 1)),
+            ((8, 8, 1), 2, (2, 2, 1)),
+            ((8, 2, 4), 6, (6, 1, 4)),
+            ((8, 2, 4), 3, (3, 1, 3)),
+            ((8, 1, 8), 1, (1, 1, 1)),
+            ((8, 2, 2), 5, (5, 2, 2)),
+            ((2, 1, 1), 0, (1, 1, 1)),
+        ],
+    )
+    def test_clipped(self, given: tuple[int, ...], available: int | None, expected: tuple[int, ...]) -> None:
+        """A smaller machine takes away processes first, threads only where one has too many."""
+        assert Shape(*expected) == Shape(*given).clipped(available)
+
+    @given(
+        cpus=st.none() | st.integers(1, 40),
+        processes=st.none() | st.integers(1, 40),
+        threads=st.none() | st.integers(1, 40),
+        single=st.booleans(),
+    )
+    def test_fits(self, *, cpus: int | None, processes: int | None, threads: int | None, single: bool) -> None:
+        """What is given is kept, and fits the task; only what does not fit is refused."""
+        try:
+            shape = Shape.resolve(cpus_per_task=cpus, processes=processes, threads=threads, single_item=single)
+        except OptionError:
+            assert (processes or 1) * (threads or 1) > (cpus or 1)
+            return
+
+        assert cpus in {None, shape.cpus_per_task}
+        assert processes in {None, shape.processes}
+        assert threads in {None, shape.threads}
+        assert 1 <= shape.processes * shape.threads <= shape.cpus_per_task
+
+    @given(processes=st.integers(1, 40), threads=st.integers(1, 40), room=st.integers(0, 100))
+    def test_clipped_fits(self, processes: int, threads: int, room: int) -> None:
+        """A clipped shape fits the machine, and each of its numbers is at least 1."""
+        shape = Shape(processes * threads, processes, threads).clipped(room)
+
+        assert min(shape.processes, shape.threads) >= 1
+        assert shape.processes * shape.threads <= shape.cpus_per_task <= max(1, room)
+
+
+class TestJobName:
+    """The names of Slurm jobs."""
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("process", "process-t0k3n"),
+            ("Größe der Maße, 2.Lauf", "Groe-der-Mae-2.Lauf-t0k3n"),
+            ("<lambda>", "lambda-t0k3n"),
+            ("--hold", "hold-t0k3n"),
+            ("a\n#SBATCH --hold", "a-SBATCH---hold-t0k3n"),
+            ("函数", "slurmlaunch-t0k3n"),
+            (None, "slurmlaunch-t0k3n"),
+        ],
+    )
+    def test_readable(self, name: str | None, expected: str) -> None:
+        """What can be read of the user's name stays, and the token follows."""
+        assert expected == job_name(name, "t0k3n")
+
+    @given(st.none() | st.text(), st.from_regex(r"[A-Za-z0-9._-]{1,60}", fullmatch=True))
+    def test_always_valid(self, name: str | None, token: str) -> None:
+        """Whatever the name, the job's is made of safe characters, short enough, and ends in the token."""
+        made = job_name(name, token)
+
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", made)
+        assert len(made) <= JOB_NAME_LENGTH
+        assert made.endswith(f"-{token}")
+        assert made[0].isalnum()
+
+    @pytest.mark.parametrize("token", ["", "a b", "a\n", "x" * 63])
+    def test_bad_token(self, token: str) -> None:
+        """A token that is no name itself, or leaves no room for one, is refused."""
+        with pytest.raises(ValueError, match="job's name"):
+            job_name("x", token)
