@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurmlaunch import caps
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from slurmlaunch.taskpool import TaskPool
 
 
-@dataclass
 class Task:
     """The task that this code runs in.
 
@@ -29,13 +27,16 @@ class Task:
         threads: how many CPUs this process may use.
     """
 
-    run_folder: Path
-    index: int
-    attempt: int
-    item: int = -1
-    process: int = 0
-    processes: int = 1
-    threads: int = 1
+    __slots__ = ("attempt", "index", "item", "process", "processes", "run_folder", "threads")
+
+    def __init__(
+        self, run_folder: Path, index: int, attempt: int, *, process: int = 0, processes: int = 1, threads: int = 1
+    ) -> None:
+        self.run_folder, self.index, self.attempt, self.item = run_folder, index, attempt, -1
+        self.process, self.processes, self.threads = process, processes, threads
+
+    def __repr__(self) -> str:
+        return f"<Task {self.index} of {self.run_folder}, item {self.item}>"
 
 
 _current: Task | None = None

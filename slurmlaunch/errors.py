@@ -29,10 +29,9 @@ Every error carries its data as fields and pickles with them.
 
 from __future__ import annotations
 
-import dataclasses
 import signal as signals
 from pickle import PicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class SlurmlaunchError(Exception):
@@ -135,8 +134,7 @@ class UnknownProtocol(RunFolderError):
     """A run folder written in a protocol that this version does not know."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where an item ran: what an `ItemError` says after its first sentence."""
 
     item: int | None = None
@@ -204,13 +202,13 @@ class ItemError(SlurmlaunchError):
         copy = type(self).__new__(type(self), *self.args)
         copy.args = self.args
         copy.__dict__.update(self.__dict__)
-        copy.place = dataclasses.replace(self.place, item=item)
+        copy.place = self.place._replace(item=item)
         return copy
 
     def located(self, **known: Any) -> ItemError:
         """Fill in what is not yet known of the place; return the error itself."""
         missing = {k: v for k, v in known.items() if getattr(self.place, k) is None}
-        self.place = dataclasses.replace(self.place, **missing)
+        self.place = self.place._replace(**missing)
         return self
 
     def __str__(self) -> str:

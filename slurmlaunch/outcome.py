@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from slurmlaunch.errors import UnpicklableResult
 
@@ -41,7 +40,6 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.text}"""'
 
 
-@dataclass(frozen=True)
 class Value(Generic[T]):
     """The function returned.
 
@@ -49,7 +47,13 @@ class Value(Generic[T]):
         value: what it returned.
     """
 
-    value: T
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Value({self.value!r})"
 
     def unwrap(self) -> T:
         """Return the value."""
@@ -81,7 +85,6 @@ class Value(Generic[T]):
             return Failure(lost)
 
 
-@dataclass(frozen=True)
 class Failure:
     """The function raised, or something ended it.
 
@@ -91,8 +94,14 @@ class Failure:
             what no code of the user's raised.
     """
 
-    error: BaseException
-    traceback: str = ""
+    __slots__ = ("error", "traceback")
+
+    def __init__(self, error: BaseException, traceback: str = "") -> None:
+        self.error = error
+        self.traceback = traceback
+
+    def __repr__(self) -> str:
+        return f"Failure({self.error!r})"
 
     def unwrap(self) -> NoReturn:
         """Raise the exception, the remote traceback as its cause."""
@@ -218,8 +227,7 @@ def _or_repr(value: object) -> object:
     return value
 
 
-@dataclass(frozen=True)
-class _Parts:
+class _Parts(NamedTuple):
     """An exception taken apart, to be put together without its ``__init__``."""
 
     cls: type[BaseException]

@@ -322,8 +322,8 @@ ConstrainRAMSpace=yes
 ConstrainSwapSpace=yes
 """
 
-# Executed at every start of the database, not at the first one alone. The user has a password and is not named root,
-# because without one, or as root, MariaDB would want to know who is at the other end of the socket.
+# Executed at every start of the database, not at the first one alone. slurmdbd has a user of its own there, with a
+# password, as it would on a site.
 _DATABASE_SQL = """\
 CREATE DATABASE IF NOT EXISTS slurm_acct_db;
 CREATE USER IF NOT EXISTS slurm@localhost IDENTIFIED BY 'slurm';
@@ -365,7 +365,7 @@ def _base_settings(site: _Site) -> dict[str, str]:
         "SlurmdSyslogDebug": "quiet",
         # A requeued job waits until its old credential has expired: by default, two minutes.
         "AuthInfo": f"socket={site.munge_socket},cred_expire=5",
-        # slurmctld looks at its queue once a second and no setting makes it faster; by default it looks seldom.
+        # A job starts within a second. No setting makes it faster: slurmctld looks at its queue once a second.
         "SchedulerParameters": "sched_interval=1,batch_sched_delay=0,sched_min_interval=0,bf_interval=1",
         # Nodes may claim more than the machine has.
         "SlurmdParameters": "config_overrides",

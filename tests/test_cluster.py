@@ -93,8 +93,9 @@ def test_stop_leaves_nothing(start_cluster: StartCluster, tmp_path: Path) -> Non
 @pytest.mark.slurm
 def test_a_killed_session_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
     """A cluster ends with the process that started it, whatever ended that."""
-    report = f"echo $SLURM_CONF > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/started; exec sleep 600"
-    with subprocess.Popen(run_command("--no-accounting", "--", "sh", "-c", report), cwd=ROOT) as session:
+    report = f"echo $SLURM_CONF > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/started; exec cat"
+    command = run_command("--no-accounting", "--", "sh", "-c", report)
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE) as session:
         wait_until((tmp_path / "started").exists)
         folder = Path((tmp_path / "started").read_text(encoding="utf-8").strip()).parent
         assert folder.exists()

@@ -47,8 +47,8 @@ _EXCLUSIVE = (
     {"bb", "bbf"},
     {"cpus-per-gpu", "cpus-per-task"},
 )
-# A script has no say in these: to wait for the job's end, its input, a signal.
-_NEVER = frozenset({"wait", "input", "signal", "parsable", "quiet", "test-only"})
+# No user's default is to change these: whether sbatch waits for the job's end, its input, its signals.
+_NEVER = frozenset({"wait", "input", "signal"})
 
 # What changes which rows a query prints, and how.
 _OF_QUERIES = re.compile(r"(SQUEUE|SACCT|SCANCEL|SCONTROL)_.*|SLURM_TIME_FORMAT|SLURM_CLUSTERS")

@@ -112,6 +112,7 @@ class SharedSnapshot:
         self._number = next(_numbers)
         self._file: SharedFile | PrivateFile = SharedFile(_file_name(queries.cluster))
         self._trouble = ""
+        self._read: tuple[object, Shared] = (None, Shared())
 
     def query(self, watched: Mapping[str, float]) -> SlurmSnapshot | None:
         """Return the newest answers, asking first if they are too old; None while there are none.
@@ -130,17 +131,23 @@ class SharedSnapshot:
     def _newest(self, watched: Mapping[str, float]) -> Shared:
         now = self._clock()
         me = f"{myself()}-{self._number}"
-        shared = Shared.from_json(self._file.read())
+        shared = self._shared()
         if shared.watchers.get(me, {}) == watched and not self._is_due(shared, watched, now):
             return shared
         with self._file.locked():
-            shared = Shared.from_json(self._file.read()).watched_by(me, watched)
+            shared = self._shared().watched_by(me, watched)
             due = self._is_due(shared, watched, now)
             if due:
                 # Before asking, which takes a while without the lock: nobody else is to ask as well.
                 shared = replace(shared, asked=now)
             self._file.write(shared.to_json())
         return self._ask(shared, now) if due else shared
+
+    def _shared(self) -> Shared:
+        data = self._file.read()
+        if self._read[0] is not data:  # the same object as long as the file has not changed
+            self._read = (data, Shared.from_json(data))
+        return self._read[1]
 
     def _is_due(self, shared: Shared, watched: Mapping[str, float], now: float) -> bool:
         # Times in the future come from a clock that was set back.
@@ -153,7 +160,7 @@ class SharedSnapshot:
         self._report(asked.trouble if not asked.answered else "")
         with self._file.locked():
             # Others may have come and gone meanwhile; what was learned is ours to write.
-            newest = Shared.from_json(self._file.read())
+            newest = self._shared()
             newest = replace(
                 newest,
                 taken=now if asked.answered else newest.taken,

@@ -6,6 +6,7 @@ import concurrent.futures
 import functools
 import itertools
 import os
+import platform
 import secrets
 import shutil
 import sys
@@ -28,7 +29,7 @@ from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.items import write_items
 from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
-from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.manifest import Manifest, python_version
 from slurmlaunch.runfolder.rounds import Round
 from slurmlaunch.runfolder.safety import make_folder
 from slurmlaunch.runfolder.work import write_function
@@ -288,7 +289,10 @@ class Executor(concurrent.futures.Executor):
             clusters=clusters if isinstance(clusters, str) else None,
             cwd=str(Path.cwd()),
             sys_path=[str(Path(entry).absolute()) for entry in sys.path],
+            python=python_version(),
             cloudpickle=cloudpickle.__version__,
+            client=platform.node(),
+            created=time.time(),
         )
 
     def _plan(self, call: _Call, backend: Backend, manifest: Manifest) -> RoundPlan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -15,6 +14,8 @@ _PR_SET_PDEATHSIG = 1
 
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, however it ends (Linux)."""
+    import ctypes  # here, where the processes of a pool import it side by side
+
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,7 +8,6 @@ Source: the kernel's documentation of cgroup v1 (``memory.oom_control``) and v2
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -35,11 +34,6 @@ def limit_text() -> str:
             limits += [int(line) for line in _lines(parent / limit) if line.isdigit()]
     limits = [limit for limit in limits if limit < _UNLIMITED]
     return f" of {min(limits) / 2**30:.3g} GiB" if limits else ""
-
-
-def peak() -> int:
-    """Return the largest resident memory of any ended process of the task, in bytes."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 def _candidates() -> list[tuple[Path, str, str]]:

@@ -8,21 +8,21 @@ what it was assigned goes back into stock.
 from __future__ import annotations
 
 import os
-import socket
 from collections import deque
 from contextlib import suppress
-from selectors import EVENT_READ, BaseSelector
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from slurmlaunch.node.channel import MAX_ITEMS, Channel
+from slurmlaunch.node.connection import Connection
 from slurmlaunch.node.process import Process
-from slurmlaunch.node.worker import APPENDED, LENGTH, receive
+from slurmlaunch.node.worker import APPENDED, LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from slurmlaunch.node.stock import Stock
+    from slurmlaunch.node.waiting import Waiting
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
 
 ASSIGNMENT_SECONDS = 0.1
@@ -69,23 +69,23 @@ class Pool:
 
     def __init__(
         self,
-        selector: BaseSelector,
+        waiting: Waiting,
         writer: OutcomeWriter,
         stock: Stock,
-        child: Callable[[int, socket.socket, Channel], NoReturn],
+        child: Callable[[int, Connection, Channel], NoReturn],
     ) -> None:
         """Make an empty pool.
 
         Args:
-            selector: is told of every socket, with what to call when it has news.
+            waiting: is told of every connection, with what to call when it has news.
             writer: takes the outcomes.
             stock: gives the items.
-            child: runs in each new process: its number, its end of the socket
+            child: runs in each new process: its number, its end of the connection
                 and its channel; never returns.
         """
         self.processes: dict[int, Process] = {}
         self.recorded = 0
-        self._selector = selector
+        self._waiting = waiting
         self._writer = writer
         self._stock = stock
         self._child = child
@@ -96,7 +96,7 @@ class Pool:
 
     def start(self, number: int) -> None:
         """Start a process in this place of the pool."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = Connection.pair()
         channel = Channel()
         pid = os.fork()
         if not pid:
@@ -107,7 +107,7 @@ class Pool:
         theirs.close()
         process = Process(number, pid, ours, channel)
         self.processes[pid] = process
-        self._selector.register(ours, EVENT_READ, lambda: self._hear(process))
+        self._waiting.add(ours.reading, lambda: self._hear(process))
 
     def feed(self) -> None:
         """Assign items to every process that waits for some."""
@@ -126,14 +126,11 @@ class Pool:
         return max(1, min(size, _GROWTH * self._last_size, share, MAX_ITEMS))
 
     def _hear(self, process: Process) -> None:
-        try:
-            word = process.connection.recv(1)
-        except ConnectionResetError:
-            word = b""
-        if word:
+        word = process.connection.receive(1)
+        if word is not None:
             self._take(process, word)
         else:
-            self._selector.unregister(process.connection)  # dead, or about to be: see reap
+            self._waiting.remove(process.connection.reading)  # dead, or about to be: see reap
 
     def _take(self, process: Process, word: bytes) -> None:
         if word == b"X":
@@ -164,8 +161,8 @@ class Pool:
         self._seconds_per_item = max((monotonic() - process.since) / max(1, number), 1e-7)
 
     def _receive_failure(self, process: Process) -> bytes | None:
-        header = receive(process.connection, LENGTH.size)
-        return receive(process.connection, LENGTH.unpack(header)[0]) if header else None
+        header = process.connection.receive(LENGTH.size)
+        return process.connection.receive(LENGTH.unpack(header)[0]) if header else None
 
     def _adopt(self, process: Process, *, failed: bool) -> None:
         self._writer.adopt(failed=failed)
@@ -219,11 +216,12 @@ class Pool:
 
     def _last_words(self, process: Process) -> None:
         """Take what the process had said before it died, so that nothing of it counts as lost."""
-        if process.connection.fileno() < 0:
+        if process.connection.reading < 0:
             return
-        process.connection.setblocking(False)  # noqa: FBT003  # a child of its own may hold the other end open
-        try:
-            while word := process.connection.recv(1):
+        # A child of its own may hold the other end open.
+        os.set_blocking(process.connection.reading, False)
+        with suppress(BlockingIOError):
+            while word := process.connection.receive(1):
                 if word == b"X":
                     process.failure = self._receive_failure(process)
                 elif word == b"R":
@@ -232,8 +230,6 @@ class Pool:
                     self._adopt(process, failed=word == b"L")
                 elif word == b"W":
                     return
-        except (BlockingIOError, ConnectionResetError):
-            pass
 
     def kill(self, items: Collection[int] | None = None) -> None:
         """Kill the processes that run one of these items, or all."""
@@ -255,10 +251,8 @@ class Pool:
                 sleep(_CLOSING_TICK)
 
     def _hang_up(self, process: Process) -> None:
-        if process.connection.fileno() >= 0:
-            with suppress(KeyError):  # it was the first to hang up
-                self._selector.unregister(process.connection)
-            process.connection.close()
+        self._waiting.remove(process.connection.reading)
+        process.connection.close()
 
     @property
     def appending(self) -> bool:

@@ -6,7 +6,6 @@ import os
 import signal
 from array import array
 from contextlib import suppress
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -14,21 +13,20 @@ from slurmlaunch.node.channel import FAILED
 from slurmlaunch.node.worker import LENGTH
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
     from slurmlaunch.node.channel import Channel
+    from slurmlaunch.node.connection import Connection
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
 
 
-@dataclass
 class Process:
     """The supervisor's hand on one process of the pool.
 
     Attributes:
         number: its place in the pool.
         pid: its process id.
-        connection: the socket to it.
+        connection: the connection to it.
         channel: the memory shared with it.
         items: what it has been assigned; empty while it is idle.
         base: how many of them were recorded before the channel was last reset.
@@ -39,19 +37,15 @@ class Process:
         suspect: the position that a slow item was seen at, its followers being taken back.
     """
 
-    number: int
-    pid: int
-    connection: socket.socket
-    channel: Channel
-    items: array[int] = field(default_factory=lambda: array("Q"))
-    base: int = 0
-    drained: int = 0
-    drained_bytes: int = 0
-    since: float = 0.0
-    seen: tuple[int, float] = (-1, 0.0)
-    suspect: int | None = None
-    ready: bool = False
-    failure: bytes | None = None
+    def __init__(self, number: int, pid: int, connection: Connection, channel: Channel) -> None:
+        self.number, self.pid, self.connection, self.channel = number, pid, connection, channel
+        self.items = array("Q")
+        self.base = self.drained = self.drained_bytes = 0
+        self.since = 0.0
+        self.seen = (-1, 0.0)
+        self.suspect: int | None = None
+        self.ready = False
+        self.failure: bytes | None = None
 
     @property
     def busy(self) -> bool:
@@ -88,7 +82,7 @@ class Process:
 
     def _send(self, data: bytes) -> None:
         with suppress(BrokenPipeError):  # it has died; that is noticed where all deaths are
-            self.connection.sendall(data)
+            self.connection.send(data)
 
     def drain(self, writer: OutcomeWriter) -> int:
         """Record the outcomes that are in the channel; return how many there were."""

@@ -11,9 +11,7 @@ on only values are recorded.
 from __future__ import annotations
 
 import os
-import selectors
 import signal
-import socket
 import time
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -24,6 +22,7 @@ from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
 from slurmlaunch.node import lifeline, memory
 from slurmlaunch.node.pool import Pool
 from slurmlaunch.node.stock import Stock
+from slurmlaunch.node.waiting import Signals, Waiting
 from slurmlaunch.node.worker import Worker
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.cancellations import CancellationReader
@@ -34,10 +33,9 @@ from slurmlaunch.runfolder.records import Kind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from typing_extensions import Self
-
     from slurmlaunch.errors import ItemError
     from slurmlaunch.node.channel import Channel
+    from slurmlaunch.node.connection import Connection
     from slurmlaunch.node.pool import Death
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
@@ -71,8 +69,8 @@ class Supervisor:
         self._writer = OutcomeWriter(folder, task)
         self._items = self._left_to_do()
         self._stock = Stock(self._items)
-        self._selector = selectors.DefaultSelector()
-        self._pool = Pool(self._selector, self._writer, self._stock, self._child)
+        self._waiting = Waiting()
+        self._pool = Pool(self._waiting, self._writer, self._stock, self._child)
         self._processes = max(1, min(plan.processes, len(self._items)))
         self._masks = _masks(plan)
         self._cancelled: set[int] = set()
@@ -102,23 +100,23 @@ class Supervisor:
             self._give_up(Failure(error).dump())
         client = lifeline.from_environment()
         if client is not None:
-            self._selector.register(client, selectors.EVENT_READ, self._client_gone)
-        with _Signals() as signals:
-            self._selector.register(signals.descriptor, selectors.EVENT_READ, signals.clear)
-            self._loop(signals)
-            self._end_pool()
+            self._waiting.add(client, self._client_gone)
+        signals = Signals(self._waiting)
+        signals.listen()
+        self._loop(signals)
+        self._end_pool()
+        signals.forget()
         self._writer.close()
         if self._stop_at is not None:
             return Status.STOPPED
         return Status.FAILURES if self._writer.failures else Status.VALUES
 
-    def _loop(self, signals: _Signals) -> None:
+    def _loop(self, signals: Signals) -> None:
         for number in range(self._processes if self._stock else 0):
             self._pool.start(number)
         while self._stock or self._pool.busy or self._doubtful:
             self._pool.feed()
-            for key, _ in self._selector.select(self._timeout()):
-                key.data()
+            self._waiting.wait(self._timeout())
             if signals.terminated and self._stop_at is None:
                 self._stop(GRACE_SECONDS)
             for death in self._pool.reap():
@@ -133,7 +131,7 @@ class Supervisor:
 
     # Processes.
 
-    def _child(self, number: int, connection: socket.socket, channel: Channel) -> NoReturn:
+    def _child(self, number: int, connection: Connection, channel: Channel) -> NoReturn:
         plan = self._plan
         task = Task(
             run_folder=self._folder.path,
@@ -143,7 +141,7 @@ class Supervisor:
             processes=plan.processes,
             threads=plan.threads,
         )
-        _Signals.forget()
+        Signals.forget()
         mask = self._masks[number] if self._masks else None
         Worker(connection, channel, self._writer, task).main(self._folder, self._manifest, mask)
 
@@ -228,42 +226,3 @@ def _masks(plan: RoundPlan) -> list[frozenset[int]] | None:
     if plan.processes == 1 or not hasattr(os, "sched_getaffinity"):
         return None
     return caps.masks(os.sched_getaffinity(0), plan.cpus_per_task, plan.processes)
-
-
-class _Signals:
-    """Turns the signals of a task into something that a selector can wait for."""
-
-    def __init__(self) -> None:
-        self.terminated = False
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)  # noqa: FBT003  (the standard library's signature)
-        self._theirs.setblocking(False)  # noqa: FBT003  (as above)
-
-    @property
-    def descriptor(self) -> socket.socket:
-        """Readable after a signal."""
-        return self._ours
-
-    def clear(self) -> None:
-        """Make it unreadable again."""
-        self._ours.recv(4096)
-
-    def _note(self, number: int, _frame: object) -> None:
-        if number == signal.SIGTERM:
-            self.terminated = True
-
-    def __enter__(self) -> Self:
-        signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, self._note)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.forget()
-
-    @staticmethod
-    def forget() -> None:
-        """Stop listening: what comes now is not for us, or comes too late."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,6 +1,6 @@
 """A process of the pool: it runs items, and is the only place on a node where user code runs.
 
-What passes between it and its supervisor, over a socket, each word one byte:
+What passes between it and its supervisor, each word one byte:
 
 =====  =============================================  ==========================
 word   from the process                               the supervisor's answer
@@ -40,9 +40,8 @@ from slurmlaunch.outcome import Failure, failure_of
 from slurmlaunch.runfolder.work import Work
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from slurmlaunch.node.channel import Channel
+    from slurmlaunch.node.connection import Connection
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
@@ -58,7 +57,7 @@ _ANNOUNCE_AFTER = 0.1
 class Worker:
     """Runs what it is assigned until its supervisor is gone."""
 
-    def __init__(self, connection: socket, channel: Channel, writer: OutcomeWriter, task: context.Task) -> None:
+    def __init__(self, connection: Connection, channel: Channel, writer: OutcomeWriter, task: context.Task) -> None:
         self._connection = connection
         self._channel = channel
         self._writer = writer
@@ -80,7 +79,6 @@ class Worker:
 
     def _become_ours(self, mask: frozenset[int] | None) -> None:
         task = self._task
-        lifeline.end_with_parent()
         _take_signals()
         if mask is not None:
             os.sched_setaffinity(0, mask)
@@ -95,21 +93,22 @@ class Worker:
             work = Work(folder, manifest)
         except NodeStartError as error:
             data = Failure(error, failure_of(error.__cause__ or error).traceback).dump()
-            self._connection.sendall(b"X" + LENGTH.pack(len(data)) + data)
+            self._connection.send(b"X" + LENGTH.pack(len(data)) + data)
             return 0
-        self._connection.sendall(b"R")
+        lifeline.end_with_parent()  # until here the end of the connection was enough
+        self._connection.send(b"R")
         while (items := self._assignment()) is not None:
             self._run(work, items)
             _flush()
-            self._connection.sendall(b"E")
+            self._connection.send(b"E")
         return 0
 
     def _assignment(self) -> array[int] | None:
-        header = receive(self._connection, LENGTH.size)
+        header = self._connection.receive(LENGTH.size)
         if header is None:
             return None
         items = array("Q")
-        data = receive(self._connection, LENGTH.unpack(header)[0] * items.itemsize)
+        data = self._connection.receive(LENGTH.unpack(header)[0] * items.itemsize)
         if data is None:
             return None
         items.frombytes(data)
@@ -126,7 +125,7 @@ class Worker:
             succeeded, data = run(item)
             hand_in(item, data, succeeded=succeeded)
             if monotonic() - announced > _ANNOUNCE_AFTER:
-                self._connection.sendall(b"B")
+                self._connection.send(b"B")
                 announced = monotonic()
 
     def _hand_in(self, item: int, data: bytes, *, succeeded: bool) -> None:
@@ -146,28 +145,16 @@ class Worker:
             record = self._writer.value if succeeded else self._writer.failure
             record(item, data)
         except OSError as error:
-            self._connection.sendall(b"B")
+            self._connection.send(b"B")
             return failure_of(error).dump(), False
-        self._connection.sendall(b"D" if succeeded else b"L")
+        self._connection.send(b"D" if succeeded else b"L")
         return b"", True
 
     def _ask(self, word: bytes) -> None:
-        self._connection.sendall(word)
-        if receive(self._connection, 1) is None:
+        self._connection.send(word)
+        if self._connection.receive(1) is None:
             raise ConnectionError
         self._channel.restart()
-
-
-def receive(connection: socket, size: int) -> bytes | None:
-    """Return exactly so many bytes, or None at the end of file."""
-    pieces = []
-    while size:
-        piece = connection.recv(min(size, 1 << 20))
-        if not piece:
-            return None
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
 
 
 def _flush() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
 FOLDERS = ("rounds", "outcomes", "ended", "cancelled", "logs")
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The paths of one run folder.
 
@@ -20,7 +18,13 @@ class RunFolder:
         path: the folder itself, absolute.
     """
 
-    path: Path
+    __slots__ = ("path",)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
 
     @property
     def manifest(self) -> Path:

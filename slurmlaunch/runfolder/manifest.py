@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
-import time
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol
 from slurmlaunch.runfolder.safety import check_folder, read_owned, write_whole
@@ -23,8 +20,7 @@ def python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """What a run is.
 
     Attributes:
@@ -50,18 +46,18 @@ class Manifest:
     items: int
     backend: str
     cwd: str
+    python: str
     cloudpickle: str
-    sys_path: list[str] = field(default_factory=list)
+    client: str
+    created: float
+    sys_path: list[str] = []  # noqa: RUF012  (it is never changed)
     single: bool = False
     clusters: str | None = None
-    created: float = field(default_factory=time.time)
-    python: str = field(default_factory=python_version)
-    client: str = field(default_factory=platform.node)
     protocol: int = PROTOCOL
 
     def write(self, folder: RunFolder) -> None:
         """Write it: from then on the folder is a run."""
-        write_whole(folder.manifest, [json.dumps(asdict(self), indent=1).encode()])
+        write_whole(folder.manifest, [json.dumps(self._asdict(), indent=1).encode()])
 
     @classmethod
     def read(cls, folder: RunFolder) -> Manifest:
@@ -86,8 +82,7 @@ class Manifest:
                 f"{PROTOCOL}: use the slurmlaunch that wrote it"
             )
             raise UnknownProtocol(msg, path=str(path))
-        known = {item.name for item in fields(cls)}
-        return cls(**{key: value for key, value in content.items() if key in known})
+        return cls(**{key: value for key, value in content.items() if key in cls._fields})
 
     def check_python(self) -> None:
         """Refuse to unpickle what another minor version of Python pickled: it holds bytecode.

@@ -12,8 +12,7 @@ import os
 import time
 from array import array
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import records
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.layout import RunFolder
 
 
-@dataclass(frozen=True)
-class ArrayPlan:
+class ArrayPlan(NamedTuple):
     """One array of a round.
 
     Attributes:
@@ -43,8 +41,7 @@ class ArrayPlan:
     length: int
 
 
-@dataclass(frozen=True)
-class RoundPlan:
+class RoundPlan(NamedTuple):
     """Which task of a round has which items, and what it runs with.
 
     Attributes:
@@ -67,7 +64,7 @@ class RoundPlan:
     processes: int
     threads: int
     throttle: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = {}  # noqa: RUF012  (it is never changed)
     items: array[int] | None = None
 
     @property
@@ -113,8 +110,9 @@ class Round:
         """
         path = folder.round(number)
         make_folder(path)
-        content = asdict(plan)
+        content = plan._asdict()
         content["slices"] = plan.slices.to_json()
+        content["arrays"] = [each._asdict() for each in plan.arrays]
         if plan.items is not None:
             data = records.encode(Kind.LIST, _u64(plan.items).tobytes(), count=len(plan.items))
             write_whole(path / "items", [data])

@@ -10,15 +10,21 @@ entries of a list of missing items in a later one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from typing_extensions import Self
 
-@dataclass(frozen=True)
-class Slices:
+
+class _Numbers(NamedTuple):
+    items: int
+    tasks: int
+    chunksize: int | None
+
+
+class Slices(_Numbers):
     """Positions ``0..items-1``, cut into consecutive slices, one for each task.
 
     Tasks are counted from 0 here; a round whose tasks start at a higher index
@@ -34,18 +40,19 @@ class Slices:
         ValueError: these slices would not hold each position exactly once.
     """
 
-    items: int
-    tasks: int
-    chunksize: int | None = None
+    # No dataclass, here and in all that a node imports: making one costs a node's start
+    # a millisecond, and a thousand nodes start at once.
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
+    def __new__(cls, items: int, tasks: int, chunksize: int | None = None) -> Self:
         """Refuse numbers that lose positions, as a damaged plan would hold."""
-        if self.chunksize is None:
-            whole = self.items >= 0 and self.tasks >= (1 if self.items else 0)
+        if chunksize is None:
+            whole = items >= 0 and tasks >= (1 if items else 0)
         else:
-            whole = self.items >= 0 and self.chunksize >= 1 and self.tasks == -(-self.items // self.chunksize)
+            whole = items >= 0 and chunksize >= 1 and tasks == -(-items // chunksize)
         if not whole:
-            raise ValueError(f"{self} does not hold each position exactly once")
+            raise ValueError(f"{items} items in {tasks} tasks of {chunksize} do not hold each position exactly once")
+        return super().__new__(cls, items, tasks, chunksize)
 
     def slice_of(self, task: int) -> range:
         """Return the positions of a task.

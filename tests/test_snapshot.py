@@ -1,0 +1,598 @@
+"""The states of tasks: what squeue and sacct print, what is made of it, and how seldom they are asked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch.backends.command import Command, Finished
+from slurmlaunch.backends.elements import Elements
+from slurmlaunch.backends.jobstates import Group, JobStates, undecided
+from slurmlaunch.backends.queries import Queries
+from slurmlaunch.backends.rows import Row, sacct_rows, squeue_rows
+from slurmlaunch.backends.snapshot import Intervals, SharedSnapshot, SlurmSnapshot
+from slurmlaunch.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+# Recorded on Slurm 22.05: an array of ten, three at a time, of which 5, 7 and 8 were cancelled while they were pending.
+SQUEUE = """\
+81_0|COMPLETED|n1|None
+81_1|FAILED|n1|NonZeroExitCode
+81_[4,6,9%2]|PENDING|n/a|JobArrayTaskLimit
+81_3|RUNNING|n1|None
+81_2|COMPLETING|n1|None
+"""
+SACCT = """\
+81_0|COMPLETED|0:0|n1
+81_0.batch|COMPLETED|0:0|n1
+81_1|FAILED|1:0|n1
+81_1.batch|FAILED|1:0|n1
+81_2|RUNNING|0:0|n1
+81_2.batch|RUNNING|0:0|n1
+81_3|CANCELLED by 1001|0:15|n1
+81_3.batch|CANCELLED|0:15|n1
+81_3.extern|COMPLETED|0:0|n1
+81_[4,6,9%2]|PENDING|0:0|None assigned
+"""
+AFTER_SCANCEL = """\
+81_[6,9%5]|CANCELLED|n/a|JobArrayTaskLimit
+81_4|CANCELLED|n2|None
+81_0|COMPLETED|n1|None
+"""
+
+START = 1_000_000.0
+GONE = Intervals().gone
+
+numbers = st.frozensets(st.integers(0, 400))
+
+
+# Elements.
+
+
+@given(numbers)
+def test_elements_are_read_as_they_are_written(members: frozenset[int]) -> None:
+    """A set's text is read as the same set, throttle or not, and its members come back in order."""
+    elements = Elements.of(members)
+    assert list(elements) == sorted(members)
+    assert (Elements.parse(str(elements)) or Elements()) == elements
+    if members:
+        assert Elements.parse(f"{elements}%7") == elements
+
+
+@given(numbers, numbers)
+def test_elements_are_sets(one: frozenset[int], other: frozenset[int]) -> None:
+    """Union, intersection, difference, size, membership and the largest are those of sets."""
+    left, right = Elements.of(one), Elements.of(other)
+    assert left | right == Elements.of(one | other)
+    assert left & right == Elements.of(one & other)
+    assert left - right == Elements.of(one - other)
+    assert (len(left), bool(left), left.largest) == (len(one), bool(one), max(one, default=-1))
+    assert all((number in left) == (number in one) for number in one | other)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(2, 9))
+def test_elements_may_have_a_step(first: int, length: int, step: int) -> None:
+    """``0-98:2%5`` is every second element."""
+    text = f"{first}-{first + length}:{step}%5"
+    assert Elements.parse(text) == Elements.of(range(first, first + length + 1, step))
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,,2", "1-2-3", "-1", "1-9:0", "0-99999999999999", "1;2", "1 2"])
+def test_what_is_no_element_list_is_none(text: str) -> None:
+    """Text that Slurm would not print is not guessed at."""
+    assert Elements.parse(text) is None
+
+
+@given(st.text("0123456789-,:%[]_.|", max_size=30))
+def test_no_row_breaks_the_reader(text: str) -> None:
+    """Whatever stands where an id should, reading rows raises nothing."""
+    assert len([*squeue_rows(f"{text}|RUNNING|n1|None"), *sacct_rows(f"12_{text}|RUNNING|0:0|n1")]) <= 2
+
+
+def test_a_hundred_thousand_pending_elements_are_one_row() -> None:
+    """A bracket is never expanded into its elements."""
+    (row,) = squeue_rows("12_[0-99999%500]|PENDING|n/a|Priority")
+    assert len(row.elements) == 100_000
+    assert len(json.dumps(JobStates().queued([row], START).to_json())) < 200
+
+
+# Rows.
+
+
+def test_rows_of_squeue() -> None:
+    """Each line of squeue is an element or a bracket; other lines are none."""
+    rows = list(squeue_rows("CLUSTER: alpha\n" + SQUEUE + "77|RUNNING|n1|None\n"))
+    assert [(row.job, str(row.elements), row.shared, row.record.state.value) for row in rows] == [
+        ("81", "0", False, "COMPLETED"),
+        ("81", "1", False, "FAILED"),
+        ("81", "4,6,9", True, "PENDING"),
+        ("81", "3", False, "RUNNING"),
+        ("81", "2", False, "COMPLETING"),
+    ]
+    assert rows[1].record == TaskRecord(TaskState.FAILED, node="n1", reason="NonZeroExitCode")
+    assert rows[2].record == TaskRecord(TaskState.PENDING, reason="JobArrayTaskLimit")
+
+
+def test_rows_of_sacct() -> None:
+    """Each line of sacct is a task, a step of one, or a bracket; who cancelled is kept as the reason."""
+    rows = list(sacct_rows(SACCT))
+    assert [row.step for row in rows[-4:]] == [None, "batch", "extern", None]
+    assert rows[-4].record == TaskRecord(TaskState.CANCELLED, "0:15", "n1", "CANCELLED by 1001")
+    assert rows[-1] == Row("81", Elements.of([4, 6, 9]), TaskRecord(TaskState.PENDING, "0:0"), shared=True)
+
+
+@pytest.mark.parametrize("text", ["7_[1,3,5...%3]", "7_[1,3,5,...]", "7_[1,3,51"])
+def test_a_list_that_was_cut_says_so(text: str) -> None:
+    """Of a list that ends too early only the whole numbers are taken, and it is known to hold more."""
+    (row,) = squeue_rows(f"{text}|PENDING|n/a|None")
+    assert row.elided
+    assert set(row.elements) <= {1, 3, 5}
+
+
+# What is made of them.
+
+
+def states_of(states: JobStates, length: int = 10) -> list[str | None]:
+    """Return the first four letters of each element's state."""
+    records = [states.get(element) for element in range(length)]
+    return [record.state.value[:4] if record else None for record in records]
+
+
+def test_an_element_is_what_squeue_says() -> None:
+    """Own rows and the bracket give each element's state; what is in neither is not known."""
+    states = JobStates().queued(squeue_rows(SQUEUE), START)
+    assert states_of(states) == ["COMP", "FAIL", "COMP", "RUNN", "PEND", "UNKN", "PEND", "UNKN", "UNKN", "PEND"]
+    assert states.is_forgotten()
+
+
+def test_an_own_row_outranks_the_bracket() -> None:
+    """While an element starts, both rows have it, and its own is the newer one."""
+    for text in ("9_3|RUNNING|n1|None\n9_[3-5]|PENDING|n/a|x", "9_[3-5]|PENDING|n/a|x\n9_3|RUNNING|n1|None"):
+        assert states_of(JobStates().queued(squeue_rows(text), START), 6)[3:] == ["RUNN", "PEND", "PEND"]
+
+
+def test_a_bracket_may_be_final() -> None:
+    """A job that was cancelled as a whole has ended, also where it never started."""
+    states = JobStates().queued(squeue_rows(AFTER_SCANCEL), START)
+    assert [states_of(states)[element] for element in (0, 4, 6, 9)] == ["COMP", "CANC", "CANC", "CANC"]
+    assert states.get(6) == TaskRecord(TaskState.CANCELLED)
+
+
+def test_a_final_state_counts_only_when_squeue_agrees() -> None:
+    """An element that the accounts call preempted is alive as long as squeue says so."""
+    states = JobStates().queued(squeue_rows("9_0|PENDING|n/a|BeginTime"), START)
+    states = states.accounted(sacct_rows("9_0|PREEMPTED|0:0|n1"), queue_answered=True)
+    assert states_of(states, 1) == ["PEND"]
+
+
+def test_an_element_that_starts_again_is_alive() -> None:
+    """A final state is forgotten once squeue shows the element as alive."""
+    states = JobStates().queued(squeue_rows("9_0|FAILED|n1|x"), START)
+    assert states_of(states.queued(squeue_rows("9_0|PENDING|n/a|BeginTime"), START), 1) == ["PEND"]
+
+
+def test_the_queues_end_is_newer_than_the_accounts() -> None:
+    """What squeue called failed, the accounts' end of an earlier attempt does not change."""
+    states = JobStates().queued(squeue_rows("9_0|FAILED|n1|x"), START)
+    assert states_of(states.accounted(sacct_rows("9_0|PREEMPTED|0:0|n1"), queue_answered=True), 1) == ["FAIL"]
+
+
+@pytest.mark.parametrize(("task", "state"), [("COMPLETED", "OUT_"), ("FAILED", "OUT_"), ("TIMEOUT", "TIME")])
+def test_out_of_memory_is_found_in_the_steps(task: str, state: str) -> None:
+    """A task that ended while a step of it was out of memory is called that, unless it says more itself."""
+    text = f"9_0|{task}|0:0|n1\n9_0.batch|COMPLETED|0:0|n1\n9_0.0|OUT_OF_MEMORY|0:125|n1"
+    assert states_of(JobStates().accounted(sacct_rows(text), queue_answered=True), 1) == [state]
+    seen = JobStates().queued(squeue_rows(f"9_0|{task}|n1|None"), START)
+    assert states_of(seen.accounted(sacct_rows(text), queue_answered=True), 1) == [state]
+
+
+def look(states: JobStates, now: float, queue: str = "", accounts: str | None = "") -> JobStates:
+    """Return what is known after one look, at which sacct answers, or (None) fails."""
+    states = states.queued(squeue_rows(queue), now)
+    rows = list(sacct_rows(accounts or ""))
+    states = states.accounted(rows, queue_answered=True)
+    return states.given_up(now, GONE, undecided=undecided(rows), accounts_failed=accounts is None)
+
+
+def test_what_vanished_while_pending_was_cancelled() -> None:
+    """An element that left the bracket without a row is cancelled after two looks, 70 s apart, and not before."""
+    states = look(JobStates(), START, "9_[0-4%2]|PENDING|n/a|x")
+    rest = "9_[0-1,3-4%2]|PENDING|n/a|x"
+    for later in (10, 20, 10 + GONE - 1):
+        states = look(states, START + later, rest)
+        assert states_of(states, 5) == ["PEND"] * 5
+    states = look(states, START + 10 + GONE, rest)
+    assert states_of(states, 5) == ["PEND", "PEND", "CANC", "PEND", "PEND"]
+
+
+def test_one_look_calls_nothing_cancelled() -> None:
+    """However long ago the last look was, a first absence is not an end."""
+    states = look(JobStates(), START, "9_[0-1]|PENDING|n/a|x")
+    assert states_of(look(states, START + 9999, "9_[0]|PENDING|n/a|x"), 2) == ["PEND", "PEND"]
+
+
+def test_what_comes_back_was_not_lost() -> None:
+    """An element that is seen again starts its absence anew."""
+    full, less = "9_[0-1]|PENDING|n/a|x", "9_[0]|PENDING|n/a|x"
+    states = JobStates()
+    for later, queue in enumerate((full, less, full, less)):
+        states = look(states, START + later * GONE, queue)
+    assert states_of(states, 2) == ["PEND", "PEND"]
+
+
+def test_what_vanished_while_running_is_for_the_accounts_to_say() -> None:
+    """The accounts' word counts when it comes; where they never tell, the element failed."""
+    running = look(JobStates(), START, "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None")
+    lagging = look(running, START + 30, "9_1|RUNNING|n1|None", "9_0|RUNNING|0:0|n1")
+    assert states_of(lagging, 2) == ["RUNN", "RUNN"]
+    told = look(lagging, START + 60, "9_1|RUNNING|n1|None", "9_0|TIMEOUT|0:0|n1")
+    assert states_of(told, 2) == ["TIME", "RUNN"]
+    assert states_of(look(lagging, START + 30 + GONE, "9_1|RUNNING|n1|None"), 2) == ["FAIL", "RUNN"]
+
+
+def test_accounts_that_fail_are_waited_for_longer_but_not_for_ever() -> None:
+    """With sacct failing, an absence is an end only after several times as long."""
+    states = look(JobStates(), START, "9_[0]|PENDING|n/a|x")
+    states = look(states, START, "", None)
+    assert states_of(look(states, START + GONE, "", None), 1) == ["PEND"]
+    assert states_of(look(states, START + 20 * GONE, "", None), 1) == ["CANC"]
+
+
+def test_a_job_that_nobody_knows_is_over() -> None:
+    """All elements of a job that left queue and accounts without a row were cancelled."""
+    states = look(JobStates(), START)
+    assert states.get(3) is None
+    assert states_of(look(states, START + GONE), 2) == ["CANC", "CANC"]
+
+
+def test_a_list_that_was_cut_makes_nothing_lost() -> None:
+    """What may stand in the part that was not printed is not missed."""
+    states = look(JobStates(), START, "9_[0-9]|PENDING|n/a|x")
+    for later in (0, 100, 200):
+        states = look(states, START + later, "9_[0,3,...]|PENDING|n/a|x")
+    assert not states.is_forgotten()
+
+
+def test_the_queue_alone_may_be_silent() -> None:
+    """Where squeue fails, final states of sacct count, but for those that Slurm itself starts again."""
+    states = JobStates().queued(squeue_rows("9_0|RUNNING|n1|x\n9_1|RUNNING|n1|x"), START)
+    rows = list(sacct_rows("9_0|COMPLETED|0:0|n1\n9_1|NODE_FAIL|0:0|n1"))
+    assert states_of(states.accounted(rows, queue_answered=False), 2) == ["COMP", "RUNN"]
+
+
+@given(st.lists(st.tuples(numbers, st.sampled_from(TaskState)), max_size=4), numbers)
+def test_states_are_read_as_they_are_written(
+    parts: list[tuple[frozenset[int], TaskState]], seen: frozenset[int]
+) -> None:
+    """What is known of a job survives the shared file."""
+    groups = tuple(Group(Elements.of(members), TaskRecord(state, "1:0", None, "é|"), 1.5) for members, state in parts)
+    states = JobStates(groups, groups, groups, Elements.of(seen), 2.5, gone=True)
+    assert JobStates.from_json(json.loads(json.dumps(states.to_json()))) == states
+
+
+# How often Slurm is asked.
+
+
+class FakeSlurm:
+    """A runner that answers what it is told to, and counts; and a clock."""
+
+    def __init__(self) -> None:
+        """Answer nothing, at the start."""
+        self.now = START
+        self.asked: list[str] = []
+        self.squeue: str | Finished = ""
+        self.sacct: str | Finished = ""
+
+    def __call__(self, command: Command, /) -> Finished:
+        """Answer a command."""
+        program = command.words[0]
+        self.asked.append(program)
+        answer = self.squeue if program == "squeue" else self.sacct
+        return answer if isinstance(answer, Finished) else Finished(0, answer)
+
+    def process(self, cluster: str | None = None) -> SharedSnapshot:
+        """Return what one more process would have."""
+        return SharedSnapshot(Queries(self, cluster), Intervals(), clock=lambda: self.now)
+
+
+DOWN = Finished(1, stderr="slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+DISABLED = Finished(1, stderr="Slurm accounting storage is disabled")
+
+
+@pytest.fixture
+def slurm(runtime: Path) -> FakeSlurm:
+    """Return a Slurm whose answers are shared below a folder of the test's own."""
+    return FakeSlurm()
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the user's runtime folder."""
+    folder = tmp_path / "runtime"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    return folder
+
+
+def state(snapshot: SlurmSnapshot | None, job: str = "9", element: int = 0) -> str | None:
+    """Return an element's state in a snapshot."""
+    record = snapshot.get(job, element) if snapshot else None
+    return record.state.value if record else None
+
+
+def watch(slurm: FakeSlurm, processes: list[SharedSnapshot], jobs: dict[str, float], seconds: int) -> None:
+    """Let the processes look at their jobs once a second."""
+    for _ in range(seconds):
+        slurm.now += 1
+        for process in processes:
+            process.query(jobs)
+
+
+def test_a_job_just_submitted_is_not_asked_for(slurm: FakeSlurm) -> None:
+    """Nothing is asked in a job's first 30 s, then its state is known."""
+    slurm.squeue = "9_0|RUNNING|n1|None"
+    process = slurm.process()
+    watch(slurm, [process], {"9": START}, 29)
+    assert (process.query({"9": START}), slurm.asked) == (None, [])
+    watch(slurm, [process], {"9": START}, 1)
+    assert (state(process.query({"9": START})), slurm.asked) == ("RUNNING", ["squeue"])
+
+
+def test_a_job_of_old_is_asked_for_at_once(slurm: FakeSlurm) -> None:
+    """What another process submitted is looked up when it is first watched."""
+    slurm.squeue = "9_0|RUNNING|n1|None"
+    assert state(slurm.process().query({"9": 0.0})) == "RUNNING"
+
+
+def test_a_run_of_a_minute_costs_three_queries_at_most(slurm: FakeSlurm) -> None:
+    """With tasks that end on the way, and one that fails, a minute's watching is at most three commands."""
+    slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|FAILED|n1|x\n9_2|RUNNING|n1|None\n9_[3-9]|PENDING|n/a|x"
+    watch(slurm, [slurm.process()], {"9": START}, 45)
+    slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|FAILED|n1|x\n9_2|COMPLETED|n1|None\n9_[3-9]|PENDING|n/a|x"
+    watch(slurm, [slurm.process()], {"9": START}, 20)
+    assert len(slurm.asked) <= 3
+
+
+def test_ten_processes_cost_what_one_costs(slurm: FakeSlurm) -> None:
+    """In two minutes ten processes with jobs of their own make no more queries than one."""
+    slurm.squeue = "9_0|RUNNING|n1|None"
+    watch(slurm, [slurm.process()], {"9": START}, 120)
+    alone, slurm.asked = len(slurm.asked), []
+    slurm.now = began = START + 10_000
+    processes = [(slurm.process(), {str(number): began}) for number in range(9, 19)]
+    for _ in range(120):
+        slurm.now += 1
+        for process, jobs in processes:
+            process.query(jobs)
+    assert len([word for word in slurm.asked if word == "squeue"]) == alone
+
+
+def test_real_processes_ask_once(runtime: Path, tmp_path: Path) -> None:
+    """Of processes that start at the same moment one asks, and all have the answer or know that it is under way."""
+    code = f"""
+import sys
+from pathlib import Path
+from slurmlaunch.backends.command import Finished
+from slurmlaunch.backends.queries import Queries
+from slurmlaunch.backends.snapshot import Intervals, SharedSnapshot
+def run(command):
+    with open({str(tmp_path / "asked")!r}, "a") as file:
+        file.write(command.words[0] + "\\n")
+    return Finished(0, "9_0|RUNNING|n1|None")
+snapshots = SharedSnapshot(Queries(run), Intervals())
+sys.stdin.readline()
+found = snapshots.query({{"9": 0.0}})
+print(found is None or found.get("9", 0).state.value)
+sys.stdin.readline()
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
+    for _ in range(2):
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+    said = {process.communicate()[0].strip() for process in processes}
+    assert "RUNNING" in said
+    assert said <= {"RUNNING", "True"}
+    assert (tmp_path / "asked").read_text() == "squeue\n"
+
+
+def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm) -> None:
+    """Answers may be older and older, up to three minutes, and are fresh again once something ended."""
+    slurm.squeue = "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None"
+    times: list[float] = []
+    process = slurm.process()
+    for _ in range(1200):
+        slurm.now += 1
+        before = len(slurm.asked)
+        process.query({"9": START})
+        times += [slurm.now] * (len(slurm.asked) - before)
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert gaps == sorted(gaps)
+    assert (gaps[0], gaps[-1]) == (45, 180)
+    slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|RUNNING|n1|None"
+    watch(slurm, [process], {"9": START}, 180)
+    before = len(slurm.asked)
+    watch(slurm, [process], {"9": START}, 30)
+    assert len(slurm.asked) == before + 1
+
+
+def test_a_new_job_forces_no_question(slurm: FakeSlurm) -> None:
+    """A process that starts to watch another job has the last answers until they are due."""
+    slurm.squeue = "9_0|RUNNING|n1|None\n10_0|RUNNING|n1|None"
+    process = slurm.process()
+    process.query({"9": 0.0})
+    slurm.now += 20
+    snapshot = slurm.process().query({"10": 0.0})
+    assert (state(snapshot, "10"), state(snapshot, "9"), slurm.asked) == (None, "RUNNING", ["squeue"])
+    slurm.now += 40
+    assert state(process.query({"9": 0.0}), "10") == "RUNNING"
+
+
+def test_the_dead_watch_nothing(slurm: FakeSlurm, runtime: Path) -> None:
+    """The jobs of a process that is no more are not asked for."""
+    slurm.process().query({"9": 0.0})
+    (file,) = runtime.glob("slurmlaunch/*.json")
+    content = json.loads(file.read_text())
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    content["watchers"] |= {f"{ended.pid}-123-0": {"77": 0.0}, f"{os.getpid()}-1-0": {"78": 0.0}, "odd": {"79": 0.0}}
+    file.write_text(json.dumps(content))
+    slurm.now += 100
+    slurm.process().query({"10": 0.0})
+    watched = json.loads(file.read_text())["watchers"].values()
+    assert sorted(job for jobs in watched for job in jobs) == ["10", "9"]
+
+
+def test_clusters_share_nothing(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cluster and each configuration has answers of its own."""
+    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.process().query({"9": 0.0})
+    slurm.process("other").query({"9": 0.0})
+    monkeypatch.setenv("SLURM_CONF", "/another/slurm.conf")
+    slurm.process().query({"9": 0.0})
+    assert slurm.asked == ["squeue"] * 3
+
+
+def test_sacct_is_asked_for_what_squeue_forgot(slurm: FakeSlurm) -> None:
+    """An end that squeue no longer shows is looked up, and then not again."""
+    slurm.squeue = "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None"
+    process = slurm.process()
+    process.query({"9": 0.0})
+    slurm.squeue, slurm.sacct = "9_1|RUNNING|n1|None", "9_0|NODE_FAIL|0:0|n1\n9_1|RUNNING|0:0|n1"
+    slurm.now += 60
+    assert state(process.query({"9": 0.0})) == "NODE_FAIL"
+    slurm.now += 60
+    process.query({"9": 0.0})
+    assert slurm.asked == ["squeue", "squeue", "sacct", "squeue"]
+
+
+def test_a_site_without_accounts_is_not_asked_for_them(slurm: FakeSlurm) -> None:
+    """Where accounting is off, squeue alone tells, and sacct is tried once."""
+    slurm.squeue, slurm.sacct = "9_0|RUNNING|n1|None\n9_[1]|PENDING|n/a|x", DISABLED
+    process = slurm.process()
+    process.query({"9": 0.0})
+    slurm.squeue = "9_0|RUNNING|n1|None"
+    for _ in range(3):
+        slurm.now += 100
+        snapshot = process.query({"9": 0.0})
+    assert (state(snapshot, "9", 0), state(snapshot, "9", 1)) == ("RUNNING", "CANCELLED")
+    assert slurm.asked.count("sacct") == 1
+
+
+def test_a_scheduler_away_is_reported_once(slurm: FakeSlurm, caplog: pytest.LogCaptureFixture) -> None:
+    """With every command failing the last answer stands, one warning is given, and the end of it is noticed."""
+    slurm.squeue = "9_0|RUNNING|n1|None"
+    process = slurm.process()
+    first = process.query({"9": 0.0})
+    up, slurm.squeue, slurm.sacct = slurm.squeue, DOWN, DOWN
+    with caplog.at_level(logging.INFO, "slurmlaunch"):
+        for _ in range(5):
+            slurm.now += 400
+            assert process.query({"9": 0.0}) == first
+        slurm.squeue = up
+        slurm.now += 400
+        newer = process.query({"9": 0.0})
+    assert first
+    assert newer
+    assert newer.taken > first.taken
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "Unable to contact slurm controller" in caplog.text
+
+
+def test_a_scheduler_that_never_answered_has_no_snapshot(slurm: FakeSlurm) -> None:
+    """Before the first answer there is none, and nothing is raised."""
+    slurm.squeue = slurm.sacct = Finished(None, stderr="no such program", missing=True)
+    assert slurm.process().query({"9": 0.0}) is None
+
+
+def test_squeue_that_forgot_a_single_job_has_answered(slurm: FakeSlurm) -> None:
+    """Slurm's error for one unknown job id is an answer: the job is not in the queue."""
+    slurm.squeue = Finished(1, stderr="slurm_load_jobs error: Invalid job id specified")
+    slurm.sacct = "9_0|COMPLETED|0:0|n1"
+    assert state(slurm.process().query({"9": 0.0})) == "COMPLETED"
+
+
+def test_a_clock_that_was_set_back_stops_nothing(slurm: FakeSlurm) -> None:
+    """Answers from the future are too old."""
+    process = slurm.process()
+    process.query({"9": START})
+    slurm.now -= 100_000
+    slurm.squeue = "9_0|RUNNING|n1|None"
+    assert state(process.query({"9": START})) == "RUNNING"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 99}', '{"version": 1}', '{"version":1,"asked":"x"}'])
+def test_a_damaged_file_is_an_empty_one(slurm: FakeSlurm, runtime: Path, content: str) -> None:
+    """Whatever stands in the shared file, Slurm is asked instead."""
+    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.process().query({"9": 0.0})
+    (file,) = runtime.glob("slurmlaunch/*.json")
+    file.write_text(content)
+    assert state(slurm.process().query({"9": 0.0})) == "RUNNING"
+    assert slurm.asked == ["squeue", "squeue"]
+
+
+def open_to_others(folder: Path) -> None:
+    """Make a folder that others may write to."""
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def link_elsewhere(folder: Path) -> None:
+    """Make a folder that is a link to another."""
+    other = folder.with_name("elsewhere")
+    other.mkdir(mode=0o700)
+    folder.symlink_to(other)
+
+
+@pytest.mark.parametrize("make", [open_to_others, link_elsewhere])
+def test_a_folder_that_is_not_ours_alone_is_not_used(
+    slurm: FakeSlurm, runtime: Path, make: Callable[[Path], None]
+) -> None:
+    """Where somebody else may write, nothing is read or written; the process then asks for itself."""
+    make(runtime / "slurmlaunch")
+    slurm.squeue = "9_0|RUNNING|n1|None"
+    process = slurm.process()
+    assert state(process.query({"9": 0.0})) == "RUNNING"
+    assert (state(process.query({"9": 0.0})), slurm.asked) == ("RUNNING", ["squeue"])
+    assert list(runtime.glob("slurmlaunch/*")) == []
+
+
+def test_without_a_runtime_folder_the_temporary_one_serves(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are shared in a folder of the user's alone below the machine's temporary one."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    slurm.process().query({"9": 0.0})
+    (file,) = tmp_path.glob("slurmlaunch-*/*.json")
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_the_pace_may_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURMLAUNCH_QUERY_INTERVAL scales all intervals by the shortest, and must be a number of seconds."""
+    monkeypatch.setenv(Intervals.VARIABLE, "3")
+    assert Intervals.from_environment() == Intervals(3.0, 18.0, 7.0)
+    monkeypatch.delenv(Intervals.VARIABLE)
+    assert Intervals.from_environment() == Intervals(30.0, 180.0, 70.0)
+    for wrong in ("soon", "0", "-1", "inf", "nan"):
+        monkeypatch.setenv(Intervals.VARIABLE, wrong)
+        with pytest.raises(OptionError, match=re.escape(wrong)):
+            Intervals.from_environment()
