@@ -22,7 +22,6 @@ from slurmlaunch.client.options import Options, job_name
 from slurmlaunch.errors import ItemError, SubmissionError
 from slurmlaunch.outcome import Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
-from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan
 
@@ -130,14 +129,20 @@ class Run:
         return [item for item in items if self._last_round[item] == place.round.number]
 
     def state_of(self, task: int) -> TaskState:
-        """Return what a task is doing, as far as is known without asking again."""
-        mark = self.marks.get(task)
-        if mark is not None and not self.ledger.open_among(self.items_of(task)):
-            return TaskState.COMPLETED if mark.status == Status.VALUES else TaskState.FAILED
-        told = self.states.get(task)
-        if told is not None and (told.is_final or task not in self.started):
+        """Return what a task is doing, as far as is known without asking again.
+
+        Where all of its items have settled it is the state that it ends in.
+        """
+        items, told = self.items_of(task), self.states.get(task)
+        if told is not None and told.is_final:
             return told
-        return TaskState.RUNNING if task in self.started else TaskState.PENDING
+        if self.ledger.open_among(items):
+            waiting = TaskState.PENDING if told is None else told
+            return TaskState.RUNNING if task in self.started else waiting
+        if self.ledger.count(Fate.CANCELLED, items) == len(items):
+            return TaskState.CANCELLED
+        failed = self.ledger.count(Fate.FAILURE, items) or self.ledger.count(Fate.ENDED, items)
+        return TaskState.FAILED if failed else TaskState.COMPLETED
 
     def count_running(self, items: Sequence[int] | None = None) -> int:
         """Return how many open items, of these or of all, are in tasks that have started."""
