@@ -98,11 +98,15 @@ class SubmissionError(SlurmlaunchError):
         command: the command line that was refused.
         stderr: what it printed.
         returncode: its exit status, or None where it did not end in time.
+        job_name: the unique name of the job.
+        ambiguous: whether the job may be in the queue all the same.
     """
 
     command: tuple[str, ...] = ()
     stderr: str = ""
     returncode: int | None = None
+    job_name: str = ""
+    ambiguous: bool = False
 
 
 class SchedulerError(SlurmlaunchError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
@@ -62,6 +63,7 @@ numbers = st.frozensets(st.integers(0, 400))
 # Elements.
 
 
+@settings(deadline=None)
 @given(numbers)
 def test_elements_are_read_as_they_are_written(members: frozenset[int]) -> None:
     """A set's text is read as the same set, throttle or not, and its members come back in order."""
@@ -72,6 +74,7 @@ def test_elements_are_read_as_they_are_written(members: frozenset[int]) -> None:
         assert Elements.parse(f"{elements}%7") == elements
 
 
+@settings(deadline=None)
 @given(numbers, numbers)
 def test_elements_are_sets(one: frozenset[int], other: frozenset[int]) -> None:
     """Union, intersection, difference, size, membership and the largest are those of sets."""
@@ -83,6 +86,7 @@ def test_elements_are_sets(one: frozenset[int], other: frozenset[int]) -> None:
     assert all((number in left) == (number in one) for number in one | other)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(2, 9))
 def test_elements_may_have_a_step(first: int, length: int, step: int) -> None:
     """``0-98:2%5`` is every second element."""
@@ -96,6 +100,7 @@ def test_what_is_no_element_list_is_none(text: str) -> None:
     assert Elements.parse(text) is None
 
 
+@settings(deadline=None)
 @given(st.text("0123456789-,:%[]_.|", max_size=30))
 def test_no_row_breaks_the_reader(text: str) -> None:
     """Whatever stands where an id should, reading rows raises nothing."""
@@ -273,6 +278,7 @@ def test_the_queue_alone_may_be_silent() -> None:
     assert states_of(states.accounted(rows, queue_answered=False), 2) == ["COMP", "RUNN"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(numbers, st.sampled_from(TaskState)), max_size=4), numbers)
 def test_states_are_read_as_they_are_written(
     parts: list[tuple[frozenset[int], TaskState]], seen: frozenset[int]
@@ -423,7 +429,7 @@ def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm) -> None:
         before = len(slurm.asked)
         process.query({"9": START})
         times += [slurm.now] * (len(slurm.asked) - before)
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps == sorted(gaps)
     assert (gaps[0], gaps[-1]) == (45, 180)
     slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|RUNNING|n1|None"

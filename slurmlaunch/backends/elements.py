@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Slurm itself allows no index above 4 000 000; what is larger is not an index.
-_LARGEST = 10_000_000
+# Slurm itself allows no larger index, whatever MaxArraySize says.
+_LARGEST = 4_000_000
 _PIECE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 
 
@@ -55,7 +55,7 @@ class Elements:
         # Single elements come by the thousand, and each long integer made for one costs its length.
         bits = cls.of(numbers.start for numbers in ranges if len(numbers) == 1).bits
         for numbers in ranges:
-            bits |= _bits(numbers) if len(numbers) > 1 else 0
+            bits |= 0 if len(numbers) == 1 else _bits(numbers)
         return cls(bits)
 
     def __contains__(self, element: int) -> bool:
@@ -107,6 +107,10 @@ def _range(piece: str) -> range | None:
 
 
 def _bits(numbers: range) -> int:
-    if numbers.step > 1:
-        return Elements.of(numbers).bits
-    return ((1 << len(numbers)) - 1) << numbers.start
+    if not numbers:
+        return 0
+    bits, count = 1, 1
+    while count < len(numbers):
+        bits |= bits << count * numbers.step
+        count *= 2
+    return (bits & (1 << numbers[-1] - numbers.start + 1) - 1) << numbers.start

@@ -81,6 +81,7 @@ def submission_error(command: Command, done: Finished, name: str) -> SubmissionE
         stderr=stderr,
         returncode=done.returncode,
         job_name=name,
+        ambiguous=not done.missing and is_ambiguous(done),
     )
 
 

@@ -76,17 +76,15 @@ def _row(name: str, record: TaskRecord) -> Iterator[Row]:
     found = _ID.fullmatch(name.strip())
     if found is None:
         return
-    if found["one"] is not None:
-        yield Row(found["job"], Elements.of([int(found["one"])]), record, step=found["step"])
-        return
-    text = found["many"].partition("%")[0]
-    elided = not found["closed"] or _ELIDED in found["many"]
+    text = found["one"] or found["many"].partition("%")[0]
+    shared = found["one"] is None
+    elided = shared and (not found["closed"] or _ELIDED in text)
     if elided:
         # The last number may be cut in two.
         text = text.partition(_ELIDED)[0].rpartition(",")[0]
     elements = Elements.parse(text) if text else Elements()
     if elements is not None:
-        yield Row(found["job"], elements, record, shared=True, elided=elided, step=found["step"])
+        yield Row(found["job"], elements, record, shared, elided, found["step"])
 
 
 def _known(field: str) -> str | None:

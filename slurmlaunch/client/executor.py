@@ -247,11 +247,12 @@ class Executor(concurrent.futures.Executor):
         folder = self._make_folder(call, token)
         try:
             run = self._write(call, backend, folder, token)
-        except BaseException:
-            shutil.rmtree(folder.path, ignore_errors=True)  # nothing was submitted, nothing is lost
+            run.submit()
+        except Exception as error:
+            if not getattr(error, "ambiguous", False):
+                shutil.rmtree(folder.path, ignore_errors=True)  # nothing was submitted, nothing is lost
             raise
         self._ours.add(run)
-        run.submit()
         WATCHER.watch(run)
         return FutureArray(run)
 

@@ -97,6 +97,7 @@ class Lookout:
         self._files: dict[tuple[int, int], OutcomeFile] = {}
         self._attempts: dict[int, int] = {}
         self._marks = run.marks
+        self._unweighed: set[int] = set()
         self._growing: deque[tuple[int, int]] = deque()
         self._absent: dict[int, _Absence] = {}
         self._seen_marks: set[str] = set()
@@ -128,6 +129,7 @@ class Lookout:
             last = self._marks.get(mark.task)
             if mark.task in self._tasks and (last is None or mark.start >= last.start):
                 self._marks[mark.task] = mark
+                self._unweighed.add(mark.task)
                 ended.append(mark.task)
         return ended
 
@@ -217,9 +219,11 @@ class Lookout:
 
     def _judge(self, now: float) -> None:
         """Settle the items of tasks whose end explains that there is no outcome."""
-        for task, mark in self._marks.items():
-            if task not in self._absent and self._is_last_start(mark) and self._has_open(task):
-                self._weigh(task, mark)
+        for task in list(self._unweighed):
+            if not self._has_open(task):
+                self._unweighed.remove(task)
+            elif task not in self._absent and self._is_last_start(self._marks[task]):
+                self._weigh(task, self._marks[task])
         for task, absence in list(self._absent.items()):
             if now - absence.since >= self.latency:
                 self._settle(task, absence.error())

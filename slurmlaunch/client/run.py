@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from slurmlaunch.backends.base import ArrayJob, TaskState
 from slurmlaunch.client.ledger import Fate, Ledger
 from slurmlaunch.client.options import Options, job_name
+from slurmlaunch.client.values import as_count
 from slurmlaunch.errors import ItemError, SubmissionError
 from slurmlaunch.outcome import Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
@@ -304,13 +305,17 @@ class Run:
             future.tell_cancelled()
 
     def _take_from_scheduler(self, items: Collection[int]) -> None:
+        if not self.ledger.open:
+            for job_id in self.job_ids:
+                self.backend.cancel(job_id)
+            return
         elements: dict[str, list[int]] = {}
         for task in sorted({self.task_of(item) for item in items}):
             place = self.place(task)
             if place.job_id and not self.ledger.open_among(self.items_of(task)):
                 elements.setdefault(place.job_id, []).append(place.element)
         for job_id, some in elements.items():
-            whole = self.ledger.open == 0 or len(some) == self._length_of(job_id)
+            whole = len(some) == self._length_of(job_id)
             self.backend.cancel(job_id, None if whole else some)
 
     def _length_of(self, job_id: str) -> int:
@@ -330,7 +335,11 @@ class Run:
             return
         self._submit_array(latest, 0)
         if len(latest.plan.arrays) > 1:
-            threading.Thread(target=self._submit_rest, args=(latest,), name="slurmlaunch-submit", daemon=True).start()
+            threading.Thread(
+                target=self._submit_rest,
+                args=(latest,),
+                name="slurmlaunch-submit",
+            ).start()
 
     def _submit_rest(self, latest: Round) -> None:
         for number in range(1, len(latest.plan.arrays)):
@@ -380,7 +389,14 @@ class Run:
         )
 
     def set_throttle(self, throttle: int | None) -> None:
-        """Change how many tasks run at once."""
+        """Change how many tasks run at once.
+
+        Raises:
+            OptionError: it is below 1.
+            SchedulerError: the scheduler did not do it.
+        """
+        if throttle is not None:
+            throttle = as_count("throttle", throttle)
         with self.changed:
             self.rounds[-1].throttled(throttle)
             live = [key for key in self.jobs if key[0] == self.rounds[-1].number]

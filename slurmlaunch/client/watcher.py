@@ -17,6 +17,8 @@ from slurmlaunch.client.lookout import Lookout
 from slurmlaunch.errors import ResultLost
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from slurmlaunch.backends.base import Backend, Snapshot
     from slurmlaunch.client.run import Run
 
@@ -99,12 +101,19 @@ class _Inquiry:
         while True:
             runs = watcher.runs_on(backend)
             jobs = {job_id: run.manifest.created for run in runs for job_id in run.job_ids}
-            snapshot = backend.query(jobs)
+            snapshot = self._query(jobs)
             if snapshot is not None and snapshot.taken != self._taken:
                 self._taken = snapshot.taken
                 watcher.told(runs, snapshot)
             if not watcher.more_to_ask(backend):
                 return
+
+    def _query(self, jobs: Mapping[str, float]) -> Snapshot | None:
+        try:
+            return self._backend.query(jobs)
+        except Exception:  # noqa: BLE001  (a fault of ours: results are collected all the same)
+            _log.exception("slurmlaunch cannot ask for the states of the jobs")
+            return None
 
 
 class Watcher:
