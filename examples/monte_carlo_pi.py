@@ -34,7 +34,7 @@ def main() -> None:
     hits = executor.map_array(throw, range(16), throttle=10).results()
 
     pi = 4 * sum(hits) / (len(hits) * DARTS)
-    print(f"π ≈ {pi:.6f} from {len(hits) * DARTS} darts, off by {abs(pi - math.pi):.6f}")
+    print(f"pi is about {pi:.6f}, from {len(hits) * DARTS} darts; off by {abs(pi - math.pi):.6f}")
 
 
 if __name__ == "__main__":

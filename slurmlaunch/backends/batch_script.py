@@ -208,7 +208,8 @@ def _python_cpu_count(job: ArrayJob) -> Iterator[str]:
 def _node(job: ArrayJob) -> Iterator[str]:
     words = [f'"{_TASK}"' if word == _TASK else shell_quote(word) for word in job.command(_TASK)]
     yield ""
-    yield f"{' '.join(words)} &"
+    yield "# TERM ends the node as long as it has not said otherwise; USR1 does not, it may come early."
+    yield f"(trap - TERM; exec {' '.join(words)}) &"
     yield "slurmlaunch_node=$!"
     yield """trap 'kill -USR1 "$slurmlaunch_node" 2>/dev/null' USR1"""
     yield "# A signal ends the wait, but not the node: then wait again. Once the node has ended bash remembers its"

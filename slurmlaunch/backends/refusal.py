@@ -54,7 +54,13 @@ _ADVICE = tuple(
             "This cluster's sbatch does not know an option: check the executor's options, and sbatch=[...].",
         ),
         (r"invalid (specification|value)|invalid --", "Check the value of that option."),
-        (r"unable to contact|connection refused|controller not|unable to establish", "Slurm is away: try again later."),
+        (
+            r"unable to contact|connection refused|controller not|unable to establish|lookup failed",
+            (
+                "Slurm is not to be reached from this machine just now; cluster='local' (or SLURMLAUNCH_CLUSTER=local) "
+                "runs the same here."
+            ),
+        ),
     )
 )
 # After these the job may be in the queue all the same.

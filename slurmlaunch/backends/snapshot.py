@@ -40,6 +40,7 @@ _numbers = itertools.count()
 # A site without accounts may get them; nobody waits for that.
 _ASK_FOR_ACCOUNTS_AGAIN = 3600.0
 _GROWTH = 1.5
+_AHEAD = 60.0
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ class SharedSnapshot:
         return self._read[1]
 
     def _is_due(self, shared: Shared, watched: Mapping[str, float], now: float) -> bool:
-        # Times in the future come from a clock that was set back.
-        if shared.asked <= now < shared.asked + (shared.age or self._intervals.shortest):
+        # Times well in the future come from a clock that was set back; just ahead is who asked a moment ago.
+        if shared.asked - _AHEAD <= now < shared.asked + (shared.age or self._intervals.shortest):
             return False
         return any(not since <= now < since + self._intervals.shortest for since in watched.values())
 

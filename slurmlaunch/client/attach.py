@@ -86,7 +86,8 @@ def _add_round(run: Run, items: list[int], changes: Mapping[str, Any]) -> Round:
     limits = run.backend.limits()
     shape = options.shape(single_item=run.manifest.single, available=limits.cpus)
     first_task = before.plan.first_task + before.plan.slices.tasks
-    planned = plan(len(items), limits=limits, processes=shape.processes, first_task=first_task)
+    # As many tasks as before, so that a choice of tasks= or chunksize= holds on.
+    planned = plan(len(items), limits=limits, tasks=before.plan.slices.tasks, first_task=first_task)
     number = before.number + 1
     made = make_plan(planned, options, run.manifest, number, shape, items=array("Q", items))
     return Round.make(run.folder, number, made)

@@ -215,9 +215,9 @@ class Executor(concurrent.futures.Executor):
             call = _Call(fn, [()], single=True, options=call.options)
         count = sum(1 for _ in call.rows)
         backend, token = self._backend(), "0" * _TOKEN_LENGTH
-        folder = RunFolder(self._folder / f"{_stamp()}-{token}")
+        folder = self._folder_of(call, token)
         manifest = self._manifest(call, token, count)
-        first = Round(folder, 0, self._plan(call, backend, manifest))
+        first = Round(folder, 0, self._plan(call, backend, manifest, stacklevel=3))
         run = Run(folder, manifest, backend, [first])
         return "\n".join(backend.script(run.array_job(first, i)) for i in range(len(first.plan.arrays)))
 
@@ -260,10 +260,13 @@ class Executor(concurrent.futures.Executor):
         clusters = self._options.slurm.get("clusters")
         return backend_of(self._cluster, clusters if isinstance(clusters, str) else None)
 
+    def _folder_of(self, call: _Call, token: str) -> RunFolder:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        return RunFolder(self._folder.resolve() / f"{stamp}-{job_name(call.name, token)}")
+
     def _make_folder(self, call: _Call, token: str) -> RunFolder:
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = job_name(call.name, token)
-        folder = RunFolder(self._folder.resolve() / f"{_stamp()}-{name}")
+        folder = self._folder_of(call, token)
         make_folder(folder.path)
         for part in FOLDERS:
             make_folder(folder.path / part)
@@ -296,14 +299,14 @@ class Executor(concurrent.futures.Executor):
             created=time.time(),
         )
 
-    def _plan(self, call: _Call, backend: Backend, manifest: Manifest) -> RoundPlan:
+    def _plan(self, call: _Call, backend: Backend, manifest: Manifest, *, stacklevel: int = 5) -> RoundPlan:
         limits = backend.limits()
         shape = call.options.shape(single_item=call.single, available=limits.cpus)
         planned = plan(
             manifest.items, limits=limits, tasks=call.tasks, chunksize=call.chunksize, processes=shape.processes
         )
         if planned.notice:
-            warnings.warn(planned.notice, LongSlices, stacklevel=5)
+            warnings.warn(planned.notice, LongSlices, stacklevel=stacklevel)
         return make_plan(planned, call.options, manifest, 0, shape)
 
     # The end.
@@ -364,14 +367,14 @@ class _Submitted:
 
     def add(self, run: Run) -> None:
         with self._lock:
-            self._runs = [each for each in self._runs if each.ledger.open]
+            self._runs = [each for each in self._runs if not each.over]
             self._runs.append(run)
 
     def close(self) -> list[Run]:
         """Take no more; return those that are not settled."""
         with self._lock:
             self._open = False
-            return [run for run in self._runs if run.ledger.open]
+            return [run for run in self._runs if not run.over]
 
 
 def _zip_equal(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
@@ -393,7 +396,3 @@ def _results_of(array: FutureArray[T], deadline: float | None) -> Iterator[T]:
     finally:
         if not finished:
             array.cancel()
-
-
-def _stamp() -> str:
-    return time.strftime("%Y%m%d-%H%M%S")

@@ -14,7 +14,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from slurmlaunch.client.attach import find_run, retry
 from slurmlaunch.client.ledger import Fate
@@ -177,7 +177,11 @@ class FutureArray(Sequence[Future[T]]):
             return self._run.wait_for(self.done, timeout)
 
     def done(self) -> bool:
-        """Return whether all have settled."""
+        """Return whether all have settled, and all futures are done."""
+        with self._run.changed:
+            return self._all_settled() and self._run.all_told(self._items)
+
+    def _all_settled(self) -> bool:
         ledger = self._run.ledger
         if not ledger.open:
             return True
@@ -185,7 +189,15 @@ class FutureArray(Sequence[Future[T]]):
             return ledger.all_settled(self._items)
         return not any(ledger.is_open(item) for item in self._items)
 
-    def results(self, timeout: float | None = None, *, return_exceptions: bool = False) -> list[T]:
+    @overload
+    def results(self, timeout: float | None = None, *, return_exceptions: Literal[False] = False) -> list[T]: ...
+
+    @overload
+    def results(self, timeout: float | None = None, *, return_exceptions: bool) -> list[T | BaseException]: ...
+
+    def results(
+        self, timeout: float | None = None, *, return_exceptions: bool = False
+    ) -> list[T] | list[T | BaseException]:
         """Return all results, in order.
 
         Args:
@@ -274,7 +286,9 @@ class FutureArray(Sequence[Future[T]]):
                 for item in items:
                     if mine is None or item in mine:
                         left -= 1
-                        yield self._run.future(item, Future)
+                        future = self._run.future(item, Future)
+                        concurrent.futures.wait([future])  # it has settled, and may not have been told yet
+                        yield future
 
     def _wait_for_log(self, position: int, deadline: float | None) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -21,7 +21,7 @@ from slurmlaunch.client.ledger import Fate, Ledger
 from slurmlaunch.client.options import Options, job_name
 from slurmlaunch.client.values import as_count
 from slurmlaunch.errors import ItemError, SubmissionError
-from slurmlaunch.outcome import Value
+from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan
@@ -95,6 +95,7 @@ class Run:
         self.marks: dict[int, EndMark] = {}
         self._last_round = _last_rounds(manifest.items, rounds)
         self._open: dict[int, Future[Any]] = {}
+        self._telling: dict[int, Future[Any]] = {}
         self._settled: WeakValueDictionary[int, Future[Any]] = WeakValueDictionary()
         self._cancellations = CancellationReader(folder, [each.number for each in rounds])
         for each in rounds:
@@ -170,10 +171,9 @@ class Run:
             if recorded.header.kind == Kind.FAILURE and not self._is_last_word(recorded):
                 return
             settled = [item for part in self.ledger.record(recorded) for item in self._asked(part)]
-            futures = self._close(settled)
+            closed = self._close(settled)
             self.changed.notify_all()
-        for item, future in futures:
-            self._tell(future, item)
+        self._tell(closed)
 
     def _is_last_word(self, recorded: Recorded) -> bool:
         """Whether no later round runs the items of a failure again."""
@@ -189,10 +189,9 @@ class Run:
             settled = [item for item in items if self.ledger.is_open(item)]
             for item in settled:
                 self.ledger.end(item, error_of(item))
-            futures = self._close(settled)
+            closed = self._close(settled)
             self.changed.notify_all()
-        for item, future in futures:
-            self._tell(future, item)
+        self._tell(closed)
 
     def _asked(self, items: range) -> Iterable[int]:
         """Return those of the items that someone holds an open future of."""
@@ -205,17 +204,41 @@ class Run:
         for item in items:
             future = self._open.pop(item, None)
             if future is not None:
-                self._settled[item] = future
+                self._settled[item] = self._telling[item] = future
                 closed.append((item, future))
         return closed
 
-    def _tell(self, future: Future[Any], item: int) -> None:
-        """Hand its outcome to a future; callbacks run here, so no lock may be held."""
-        outcome = self.outcome(item)
+    def _tell(self, closed: Iterable[tuple[int, Future[Any]]]) -> None:
+        """Hand their outcomes to futures; callbacks run here, so no lock may be held."""
+        for item, future in closed:
+            if self.ledger.fate(item) == Fate.CANCELLED:
+                future.tell_cancelled()
+            else:
+                self._hand_over(future, item)
+        with self.changed:
+            for item, _ in closed:
+                self._telling.pop(item, None)
+            self.changed.notify_all()
+
+    def _hand_over(self, future: Future[Any], item: int) -> None:
+        try:
+            outcome = self.outcome(item)
+        except Exception as error:  # noqa: BLE001  (a future that is never told is an endless wait)
+            outcome = Failure(error)
         if isinstance(outcome, Value):
             future.set_result(outcome.value)
         else:
             future.set_exception(outcome.error)
+
+    def all_told(self, items: Collection[int]) -> bool:
+        """Whether no future of these items has yet to hear what its item has come to."""
+        return all(future.done() for item, future in self._telling.items() if item in items)
+
+    @property
+    def over(self) -> bool:
+        """Whether all items have settled, and all futures know."""
+        with self.changed:
+            return not self.ledger.open and all(future.done() for future in self._telling.values())
 
     def outcome(self, item: int) -> Outcome[Any]:
         """Read the outcome of an item that has settled and was not cancelled."""
@@ -242,11 +265,8 @@ class Run:
             if self.ledger.is_open(item):
                 self._open[item] = future
                 return future
-            self._settled[item] = future
-        if self.ledger.fate(item) == Fate.CANCELLED:
-            future.tell_cancelled()
-        else:
-            self._tell(future, item)
+            self._settled[item] = self._telling[item] = future
+        self._tell([(item, future)])
         return future
 
     @property
@@ -268,41 +288,39 @@ class Run:
                 chosen = [i for i in chosen if self.task_of(i) not in self.started]
             if not chosen:
                 return []
-            futures = self._write_cancellations(chosen)
-        for future in futures:
-            future.tell_cancelled()
+            closed = self._write_cancellations(chosen)
+        self._tell(closed)
         self._take_from_scheduler(chosen)
         return chosen
 
-    def _write_cancellations(self, items: Sequence[int]) -> list[Future[Any]]:
+    def _write_cancellations(self, items: Sequence[int]) -> list[tuple[int, Future[Any]]]:
         by_round: dict[int, list[int]] = {}
         for item in items:
             by_round.setdefault(self.round_of(item).number, []).append(item)
-        futures = []
+        closed = []
         for number, some in by_round.items():
             ranges = list(_ranges(some))
             CancellationWriter(self.folder, number, _client_token()).add(ranges)
-            futures += self._cancelled(ranges)
+            closed += self._cancelled(ranges)
         self.changed.notify_all()
-        return futures
+        return closed
 
-    def _cancelled(self, ranges: Iterable[range]) -> list[Future[Any]]:
+    def _cancelled(self, ranges: Iterable[range]) -> list[tuple[int, Future[Any]]]:
         settled = [item for items in ranges for part in self.ledger.cancel(items) for item in self._asked(part)]
-        return [future for _, future in self._close(settled)]
+        return self._close(settled)
 
     def look_for_cancellations(self) -> None:
         """Take in what other clients have cancelled."""
         with self.changed:
-            futures: list[Future[Any]] = []
+            closed: list[tuple[int, Future[Any]]] = []
             for number, items in self._cancellations.new():
                 if self._last_round:
                     mine = [item for item in items if self._last_round[item] == number]
-                    futures += self._cancelled(_ranges(mine))
+                    closed += self._cancelled(_ranges(mine))
                 else:
-                    futures += self._cancelled([items])
+                    closed += self._cancelled([items])
             self.changed.notify_all()
-        for future in futures:
-            future.tell_cancelled()
+        self._tell(closed)
 
     def _take_from_scheduler(self, items: Collection[int]) -> None:
         if not self.ledger.open:

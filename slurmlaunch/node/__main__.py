@@ -22,7 +22,7 @@ _ARGUMENTS = 3
 
 def main(arguments: list[str]) -> int:
     """Run the task that the command line names; return the exit status."""
-    if len(arguments) != _ARGUMENTS or not arguments[2].isdigit():
+    if len(arguments) != _ARGUMENTS or not arguments[2].isdecimal():
         print("usage: python -m slurmlaunch.node RUN_FOLDER TASK_INDEX", file=sys.stderr)  # noqa: T201
         return Status.NODE
     folder, task = RunFolder(Path(arguments[1]).absolute()), int(arguments[2])

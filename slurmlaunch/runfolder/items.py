@@ -72,12 +72,29 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
 
 def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], bytes]) -> Iterator[tuple[Kind, int, bytes]]:
     rows = iter(arguments)
-    while block := list(islice(rows, BLOCK_ITEMS)):
-        column = pickle.dumps(block, PICKLE_PROTOCOL) if _all_immutable(block) else None
-        if column is not None and len(column) <= BLOCK_BYTES:
-            yield Kind.COLUMN, len(block), column
-        else:
-            yield from _item_by_item(block, dumps)
+    number = 1
+    while block := list(islice(rows, number)):
+        size = 0
+        for kind, count, payload in _columns(block) if _all_immutable(block) else _item_by_item(block, dumps):
+            size += len(payload)
+            yield kind, count, payload
+        # No more are taken at once than fill a block, by the size of the last: large ones, made one by one by a
+        # generator, are not to be held in great number.
+        number = max(1, min(BLOCK_ITEMS, _GROWTH * number, len(block) * BLOCK_BYTES // (2 * size)))
+
+
+_GROWTH = 8
+"""How many times as many items are taken from the iterable as the last time, at most; the first is taken alone."""
+
+
+def _columns(block: list[Arguments]) -> Iterator[tuple[Kind, int, bytes]]:
+    column = pickle.dumps(block, PICKLE_PROTOCOL)
+    if len(column) <= BLOCK_BYTES or len(block) == 1:
+        yield Kind.COLUMN, len(block), column
+    else:
+        half = len(block) // 2
+        yield from _columns(block[:half])
+        yield from _columns(block[half:])
 
 
 def _all_immutable(block: list[Arguments]) -> bool:
@@ -112,6 +129,7 @@ class ItemReader:
         self._items = open_owned(folder.items)
         self._index = open_owned(folder.items_index)
         self._blocks = os.fstat(self._index).st_size // _ENTRY.size
+        self._size = os.fstat(self._items).st_size
         self._first = self._stop = 0
         self._rows: list[Any] = []
         self._pickled = False
@@ -129,13 +147,15 @@ class ItemReader:
             Exception: whatever their unpickling raises.
         """
         if not self._first <= item < self._stop:
-            self._load(self._block_of(item))
+            self._load(item)
         row = self._rows[item - self._first]
         arguments: Arguments = pickle.loads(row) if self._pickled else row
         return arguments
 
     def _entry(self, block: int) -> tuple[int, int]:
         data = os.pread(self._index, _ENTRY.size, block * _ENTRY.size)
+        if len(data) < _ENTRY.size:
+            raise self._damaged(self._size)
         first, offset = _ENTRY.unpack(data)
         return first, offset
 
@@ -150,16 +170,15 @@ class ItemReader:
                 high = middle
         return self._entry(low)[1]
 
-    def _load(self, offset: int) -> None:
-        header = records.parse_header(os.pread(self._items, HEADER_SIZE, offset))
-        if header is None:
-            raise self._damaged(offset)
+    def _load(self, item: int) -> None:
+        offset = self._block_of(item)
+        header = records.parse_header(os.pread(self._items, HEADER_SIZE, offset)) if offset < self._size else None
+        if header is None or not header.first <= item < header.stop:
+            raise self._damaged(offset)  # the index has no checksum: what the block says of itself counts
         payload = self._payload(header, offset)
-        self._pickled = header.kind != Kind.COLUMN
-        self._rows = (
-            records.unpack(memoryview(payload), header.number) if self._pickled else pickle.load(io.BytesIO(payload))
-        )
-        self._first, self._stop = header.first, header.stop
+        pickled = header.kind != Kind.COLUMN
+        rows = records.unpack(memoryview(payload), header.number) if pickled else pickle.load(io.BytesIO(payload))
+        self._first, self._stop, self._rows, self._pickled = header.first, header.stop, rows, pickled
 
     def _payload(self, header: records.Header, offset: int) -> bytes:
         payload = read_at(self._items, header.length, offset + HEADER_SIZE)

@@ -109,7 +109,7 @@ class EndMark(NamedTuple):
     def parse(cls, filename: str) -> EndMark | None:
         """Read a file name; None for what is no end mark."""
         parts = filename.split(".")
-        if len(parts) == len(cls._fields) and all(part.isdigit() for part in parts):
+        if len(parts) == len(cls._fields) and all(part.isascii() and part.isdigit() for part in parts):
             return cls(*map(int, parts))
         return None
 

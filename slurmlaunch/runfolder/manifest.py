@@ -72,17 +72,11 @@ class Manifest(NamedTuple):
         path = folder.manifest
         try:
             content = json.loads(read_owned(path))
-            protocol = content["protocol"]
+            _check_protocol(content["protocol"], folder)
+            return cls(**{key: value for key, value in content.items() if key in cls._fields})
         except (OSError, ValueError, KeyError, TypeError) as error:
             msg = f"{folder.path} is no run folder: its manifest.json cannot be read ({error})"
             raise RunFolderError(msg, path=str(path)) from error
-        if protocol != PROTOCOL:
-            msg = (
-                f"{folder.path} is written in protocol {protocol}, and this slurmlaunch knows "
-                f"{PROTOCOL}: use the slurmlaunch that wrote it"
-            )
-            raise UnknownProtocol(msg, path=str(path))
-        return cls(**{key: value for key, value in content.items() if key in cls._fields})
 
     def check_python(self) -> None:
         """Refuse to unpickle what another minor version of Python pickled: it holds bytecode.
@@ -97,3 +91,12 @@ class Manifest(NamedTuple):
             )
             advice = f"Start Python {self.python} on the node: python=[...], modules=[...]."
             raise NodeStartError(msg, advice=advice)
+
+
+def _check_protocol(protocol: object, folder: RunFolder) -> None:
+    if protocol != PROTOCOL:
+        msg = (
+            f"{folder.path} is written in protocol {protocol}, and this slurmlaunch knows "
+            f"{PROTOCOL}: use the slurmlaunch that wrote it"
+        )
+        raise UnknownProtocol(msg, path=str(folder.manifest))

@@ -184,22 +184,23 @@ class OutcomeFile:
         try:
             size = os.fstat(descriptor).st_size
             while self.position < size:
-                data = read_at(descriptor, self._extent(descriptor, size), self.position)
-                before = self.position
-                yield from self._take(memoryview(data), final=final)
+                before, rest = self.position, size - self.position
+                extent = self._extent(descriptor)
+                if extent > rest and not final:
+                    return  # its last record is still being written: no need to read what there is of it
+                data = read_at(descriptor, min(rest, max(extent, _PIECE)), before)
+                yield from self._take(memoryview(data), final=final, size=size)
                 if self.position == before:
                     return
         finally:
             os.close(descriptor)
 
-    def _extent(self, descriptor: int, size: int) -> int:
-        """Return how much to read at once: a bounded piece, or one record that is larger."""
-        rest = size - self.position
+    def _extent(self, descriptor: int) -> int:
+        """Return the length of the next record; 0 where no whole header is."""
         header = records.parse_header(os.pread(descriptor, HEADER_SIZE, self.position))
-        record = HEADER_SIZE + header.length if header else 0
-        return min(rest, max(_PIECE, record))
+        return HEADER_SIZE + header.length if header else 0
 
-    def _take(self, data: memoryview, *, final: bool) -> Iterator[Recorded | Damage]:
+    def _take(self, data: memoryview, *, final: bool, size: int) -> Iterator[Recorded | Damage]:
         start, end = self.position, self.position + len(data)
         for found in records.scan(data, start):
             if isinstance(found, Damage):
@@ -207,7 +208,10 @@ class OutcomeFile:
                 if cut_off or not final:
                     return  # at the end of this piece, or perhaps still being written
                 self.position = min(found.stop, end)
-                yield found
+                if found.header is None and end == self.position < size:
+                    # The next header may lie across the end of this piece.
+                    self.position = max(found.offset + 1, end - HEADER_SIZE + 1)
+                yield found._replace(stop=self.position)
                 continue
             self.position = found.offset + HEADER_SIZE + found.header.length
             if found.header.kind == Kind.NOTE:
@@ -217,6 +221,7 @@ class OutcomeFile:
 
 
 _PIECE = 1 << 22
+"""How much is read at once, where no record is larger."""
 
 
 def recorded_before(folder: RunFolder, task: int, attempt: int) -> Iterator[records.Header]:

@@ -1,0 +1,282 @@
+"""The examples and the README do what they say, run as their readers would run them."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nbclient
+import nbformat
+import pytest
+
+from slurmlaunch import caps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Choose the backend as a user does who changes no line of an example: by a variable."""
+    name: str = request.param
+    if name == "slurm":
+        request.getfixturevalue("cluster")
+    for variable in caps.VARIABLES:
+        monkeypatch.delenv(variable, raising=False)  # what a user sets is left alone, and these tests read what we set
+    monkeypatch.setenv("SLURMLAUNCH_CLUSTER", name)
+    return name
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that runs Python in a folder of its own, and returns what it printed."""
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return run
+
+
+# The scripts.
+
+
+def check_postprocess(printed: str, where: str) -> None:
+    """Read a package's row of the table, and count again."""
+    lines = printed.splitlines()
+    assert lines[0].endswith(f"on {where}")
+    rows = {words[0]: [int(word) for word in words[1:]] for line in lines[3:-2] if (words := line.split())}
+    smallest = min(rows, key=lambda package: rows[package][0])
+    files = (Path(sysconfig.get_path("stdlib")) / smallest).rglob("*.py")
+    counts = [each for file in files if "site-packages" not in file.parts and (each := count(file))]
+
+    assert rows[smallest] == [len(counts), *map(sum, zip(*counts, strict=True))]
+    failed = int(lines[-1].split()[0])
+    assert int(lines[0].split()[0]) == rows["all"][0] + failed
+
+
+def count(file: Path) -> tuple[int, int] | None:
+    """Count lines and functions of a source file; None if it does not parse."""
+    source = file.read_bytes()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library's own escape sequences are not at issue
+            nodes = ast.walk(ast.parse(source))
+    except SyntaxError:
+        return None
+    return source.count(b"\n"), sum(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in nodes)
+
+
+def check_monte_carlo_pi(printed: str, where: str) -> None:
+    """Hold the estimate against π: a random one of so many darts is off by 0.0008, and this one is always the same."""
+    estimate, darts = re.fullmatch(r"pi is about ([\d.]+), from (\d+) darts; off by [\d.]+\n", printed).groups()  # type: ignore[union-attr]
+
+    assert float(estimate) == pytest.approx(math.pi, abs=0.003)
+    assert int(darts) == 4_000_000
+
+
+def check_matrix_product(printed: str, where: str) -> None:
+    """Read what each task got: the two CPUs that it asked for, and as many threads."""
+    heading, *rows = [line.split() for line in printed.splitlines()]
+
+    assert heading == ["size", "GFLOP/s", "CPUs", "threads"]
+    assert [row[0] for row in rows] == ["400", "800", "1200", "1600"]
+    assert all(float(row[1]) > 0 for row in rows)
+    granted = str(2 if where == "slurm" else min(2, usable_cpus()))
+    # A library does not start more threads than the machine has CPUs, whatever is granted.
+    assert [row[2:] for row in rows] == [[granted, str(min(2, usable_cpus()))]] * 4
+
+
+def check_fibonacci(printed: str, where: str) -> None:
+    """Compute the number the other way."""
+    number, following = 0, 1
+    for _ in range(27):
+        number, following = following, number + following
+
+    assert printed.splitlines()[-1] == f"fibonacci(27) = {number}"
+
+
+def check_process_pool(printed: str, where: str) -> None:
+    """Sieve for the primes, and see that the pool was as large as the task."""
+    is_prime = bytearray([0, 0]) + bytearray([1]) * 199_998
+    for number in range(2, math.isqrt(200_000) + 1):
+        if is_prime[number]:
+            is_prime[number * number :: number] = bytes(len(range(number * number, 200_000, number)))
+    processes = 4 if where == "slurm" else min(4, usable_cpus())
+
+    assert printed == f"{sum(is_prime)} primes below 200000, counted by {processes} processes of one job\n"
+
+
+SCRIPTS: dict[str, Callable[[str, str], None]] = {
+    "fibonacci.py": check_fibonacci,
+    "matrix_product.py": check_matrix_product,
+    "monte_carlo_pi.py": check_monte_carlo_pi,
+    "postprocess.py": check_postprocess,
+    "process_pool.py": check_process_pool,
+}
+SLOW = {"postprocess.py"}
+
+
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SCRIPTS]
+)
+def test_script(script: str, where: str, run_python: Callable[..., str]) -> None:
+    """A script prints the right values, and nothing to standard error."""
+    SCRIPTS[script](run_python(str(EXAMPLES / script)), where)
+
+
+# The notebook.
+
+
+def check_main_job(shown: dict[str, str], where: str) -> None:
+    """Go through what a newcomer sees, cell by cell."""
+    counts = {"pending": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0}
+    words = list(range(8))
+
+    assert f"cluster='{where}'" in shown["executor"]
+    assert shown["array-results"] == str(words)
+    completed = [line.split()[1:] for line in shown["future-completed"].splitlines()]
+    assert sorted(completed) == [[f"texts/{number}.txt", str(number)] for number in words]
+    assert shown["future-log"] == repr("reading texts/3.txt\n")
+    assert shown["submit"] == "10"
+    assert shown["failure-call"] == str({**counts, "done": 8, "failed": 1})
+    assert "here:  [Errno 2] No such file or directory: 'texts/late.txt'" in shown["failure-traceback"]
+    assert "in count_words" in shown["failure-traceback"]
+    assert shown["retry"] == str([*words, 4])
+    assert shown["attach"] == shown["retry"]
+    assert shown["throttle-change"] == str({**counts, "done": 6})
+    assert ("#SBATCH --array=0-7%2" in shown["script"]) == (where == "slurm")
+
+
+NOTEBOOKS: dict[str, Callable[[dict[str, str], str], None]] = {"main_job.ipynb": check_main_job}
+
+
+def read_notebook(name: str) -> Any:
+    """Read an example that is a notebook."""
+    return nbformat.read(EXAMPLES / name, as_version=4)  # type: ignore[no-untyped-call]
+
+
+def text_of(output: Any) -> str:
+    """Return what a cell's output shows."""
+    return output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook(name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook that is run from its first cell to its last shows what its text says."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = read_notebook(name)
+
+    nbclient.NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    NOTEBOOKS[name]({cell.id: "".join(map(text_of, cell.outputs)).rstrip("\n") for cell in cells}, where)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_hold_no_outputs(name: str) -> None:
+    """A notebook is stored as it is before it was run."""
+    cells = [cell for cell in read_notebook(name).cells if cell.cell_type == "code"]
+
+    assert [([], None)] * len(cells) == [(cell.outputs, cell.execution_count) for cell in cells]
+
+
+# All examples.
+
+
+def test_every_example_is_tested() -> None:
+    """Each example has a test, and each test an example."""
+    found = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"}}
+
+    assert found == {*SCRIPTS, *NOTEBOOKS}
+
+
+def test_every_example_is_listed() -> None:
+    """The list of examples names each, and no other."""
+    listed = re.findall(r"^- \[`(.+?)`\]\(\1\): ", (EXAMPLES / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert sorted(listed) == sorted([*SCRIPTS, *NOTEBOOKS])
+
+
+# The README.
+
+STAND_INS = """
+from pathlib import Path
+
+
+def process(file):
+    return len(Path(file).read_bytes())
+
+
+def train(seed):
+    return f"trained with {seed}"
+
+
+files = [__file__] * 12
+"""
+
+WHAT_HOLDS = """
+import slurmlaunch
+
+assert results == [process(file) for file in files]
+assert [item for item, _ in totals] == list(range(12))
+assert long.cluster == "local"
+"""
+
+
+def blocks(*languages: str) -> list[str]:
+    """Return the README's fenced blocks of a language."""
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def is_pytest(block: str) -> bool:
+    """Tell whether a block is a test module."""
+    return "import pytest" in block
+
+
+def test_readme_code(tmp_path: Path, run_python: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's code runs as it stands, from its first block to its last, and prints what it says."""
+    monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
+    program = "\n".join([STAND_INS, *(block for block in blocks("python") if not is_pytest(block)), WHAT_HOLDS])
+    (tmp_path / "readme.py").write_text(program, encoding="utf-8")
+
+    printed = run_python("readme.py").splitlines()
+
+    assert "trained with 3" in printed
+    assert [line for line in printed if line.startswith("{")] == re.findall(r"counts\(\)\)  # (.+)", README)
+
+
+def test_readme_tests(tmp_path: Path, run_python: Callable[..., str]) -> None:
+    """The README's tests pass."""
+    (block,) = filter(is_pytest, blocks("python"))
+    (tmp_path / "test_readme.py").write_text(STAND_INS + block, encoding="utf-8")
+
+    assert "1 passed" in run_python("-m", "pytest", "test_readme.py")
+
+
+def test_readme_commands() -> None:
+    """The README's first two blocks of commands are the newcomer's and the contributor's, and nothing else."""
+    assert blocks("bash", "sh")[:2] == [
+        "python3 -m venv .venv\n.venv/bin/pip install .\n.venv/bin/python examples/postprocess.py\n",
+        "python3 -m venv .venv\n.venv/bin/pip install nox\n.venv/bin/nox\n",
+    ]
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may run on."""
+    return len(os.sched_getaffinity(0))
