@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from slurmlaunch.errors import UnpicklableResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
 T = TypeVar("T")
@@ -65,17 +67,18 @@ class Value(Generic[T]):
         Raises:
             UnpicklableResult: neither pickle nor cloudpickle takes it.
         """
-        try:
+        with suppress(BaseException):  # a __reduce__ may raise anything; cloudpickle knows more
             return pickle.dumps(self.value, PICKLE_PROTOCOL)
-        except Exception:  # noqa: BLE001  (a __reduce__ may raise anything; cloudpickle knows more)
-            return _cloudpickled_value(self.value)
+        return _cloudpickled_value(self.value)
 
     @classmethod
     def load(cls, data: bytes | memoryview) -> Outcome[Any]:
         """Read what `dump` wrote; a value that does not unpickle here is a `Failure`."""
         try:
             return cls(pickle.loads(data))
-        except Exception as error:  # noqa: BLE001  (unpickling runs code of the user's)
+        except BaseException as error:
+            if _is_interrupt(error):
+                raise
             name = type(error).__name__
             lost = UnpicklableResult(
                 f"the result does not unpickle here: {name}: {error}",
@@ -119,7 +122,9 @@ class Failure:
         pickled, text, type_name, message = pickle.loads(data)
         try:
             error = _load_exception(pickled)
-        except Exception:  # noqa: BLE001  (unpickling runs code of the user's)
+        except BaseException as raised:
+            if _is_interrupt(raised):
+                raise
             error = UnpicklableResult(
                 f"the function raised {type_name}, which does not unpickle here: {message}",
                 type_name=type_name,
@@ -146,26 +151,37 @@ def capture(function: Callable[..., T], *args: Any) -> Outcome[T]:
 
 def failure_of(error: BaseException) -> Failure:
     """Return the failure for an exception that was just caught; our own frames are left out."""
+    return Failure(error, _format(error, _users_frames(error)))
+
+
+def _users_frames(error: BaseException) -> TracebackType | None:
     frames = error.__traceback__
     while frames and frames.tb_frame.f_globals.get("__name__", "").startswith(_OUR_MODULES):
         frames = frames.tb_next
-    return Failure(error, _format(error, frames))
+    return frames
 
 
 _OUR_MODULES = __name__.partition(".")[0] + "."
 
 
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether it may be Ctrl-C: Python raises that in the main thread. What else unpickling raises ends nothing."""
+    import threading
+
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
 def _format(error: BaseException, frames: TracebackType | None) -> str:
     try:
         return "".join(traceback.format_exception(type(error), error, frames))
-    except Exception:  # noqa: BLE001  (a __str__ of the user's may raise, or recurse)
+    except BaseException:  # noqa: BLE001  (a __str__ of the user's may raise, or recurse)
         return "".join(traceback.format_tb(frames)) + type(error).__qualname__ + "\n"
 
 
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001  (as above)
+    except BaseException:  # noqa: BLE001  (as above)
         return type(error).__qualname__
 
 
@@ -174,11 +190,13 @@ def _cloudpickled_value(value: object) -> bytes:
 
     try:
         data: bytes = cloudpickle.dumps(value, PICKLE_PROTOCOL)
-    except Exception as error:
+    except BaseException as error:  # noqa: BLE001  (as above)
         type_name = f"{type(value).__module__}.{type(value).__qualname__}"
-        message = f"the function returned a {type_name}, which does not pickle: {error}"
+        message = f"the function returned a {type_name}, which does not pickle: {_text_of(error)}"
         advice = "Return plain data, or write to a file and return its path."
-        raise UnpicklableResult(message, type_name=type_name, advice=advice) from error
+        raise UnpicklableResult(message, type_name=type_name, advice=advice) from (
+            error.with_traceback(_users_frames(error))
+        )
     return data
 
 
@@ -186,17 +204,20 @@ def _dump_exception(error: BaseException) -> bytes:
     """Return a pickle that is known to load: as it is, else rebuilt, else its nearest base."""
     import cloudpickle
 
-    for form in (error, *_rebuildable(error)):
+    for form in chain([error], _rebuildable(error)):
         try:
             data: bytes = cloudpickle.dumps(form, PICKLE_PROTOCOL)
             loaded = _load_exception(data)
-        except Exception:  # noqa: BLE001, S112  (then the next form has its turn)
+        except BaseException:  # noqa: BLE001, S112  (then the next form has its turn)
             continue
-        if isinstance(form, _Parts) or (
-            type(loaded).__qualname__ == type(error).__qualname__ and len(loaded.args) == len(error.args)
-        ):
+        if isinstance(form, _Parts) or _same(loaded, error):
             return data
     return pickle.dumps(RuntimeError(_text_of(error)), PICKLE_PROTOCOL)
+
+
+def _same(loaded: BaseException, error: BaseException) -> bool:
+    """Whether an exception came back as it was: one whose ``__init__`` makes its text has made it twice."""
+    return type(loaded).__qualname__ == type(error).__qualname__ and _text_of(loaded) == _text_of(error)
 
 
 def _load_exception(data: bytes) -> BaseException:
@@ -208,23 +229,48 @@ def _load_exception(data: bytes) -> BaseException:
     return error
 
 
-def _rebuildable(error: BaseException) -> list[_Parts]:
-    """Return the exception in parts, for its own class first, then for its bases."""
-    args = tuple(_or_repr(arg) for arg in error.args)
-    state = {key: _or_repr(value) for key, value in vars(error).items()}
-    classes = [cls for cls in type(error).__mro__ if issubclass(cls, BaseException)]
-    return [_Parts(cls, args, state) for cls in classes]
+def _rebuildable(error: BaseException) -> Iterator[_Parts]:
+    """Yield the exception in parts, for its own class first, then for its bases."""
+    parts = _parts_of(error, _DEPTH)
+    yield from (parts._replace(cls=cls) for cls in type(error).__mro__ if issubclass(cls, BaseException))
 
 
-def _or_repr(value: object) -> object:
-    """Return the value, or its repr where it does not survive a pickle."""
+_DEPTH = 4
+"""How deep exceptions are taken apart that hold others, as an exception group does."""
+
+
+def _parts_of(error: BaseException, depth: int) -> _Parts:
+    # As its builtin base sees it: an OSError has its file name, an ImportError its module beside the arguments.
+    _, args, *states = _builtin_base(type(error)).__reduce__(error)
+    state = {key: value for each in states if each for key, value in each.items()}
+    survivors = {key: _surviving(value, depth) for key, value in state.items()}
+    return _Parts(type(error), tuple(_surviving(arg, depth) for arg in args), survivors)
+
+
+def _builtin_base(cls: type[BaseException]) -> Any:
+    return next(base for base in cls.__mro__ if base.__module__ == "builtins")
+
+
+def _surviving(value: object, depth: int) -> object:
+    """Return the value, or what of it survives a pickle: exceptions in parts, other things as their repr."""
     import cloudpickle
 
+    with suppress(BaseException):  # anything may be raised by a __reduce__
+        loaded = pickle.loads(cloudpickle.dumps(value, PICKLE_PROTOCOL))
+        if not isinstance(value, BaseException) or _same(loaded, value):
+            return value
+    if isinstance(value, BaseException) and depth:
+        return _parts_of(value, depth - 1)
+    if type(value) is list and depth:
+        return [_surviving(each, depth - 1) for each in value]
+    return _repr_of(value)
+
+
+def _repr_of(value: object) -> str:
     try:
-        pickle.loads(cloudpickle.dumps(value, PICKLE_PROTOCOL))
-    except Exception:  # noqa: BLE001  (anything may be raised by a __reduce__)
-        return object.__repr__(value) if isinstance(value, BaseException) else repr(value)
-    return value
+        return repr(value)
+    except BaseException:  # noqa: BLE001  (a __repr__ of the user's)
+        return object.__repr__(value)
 
 
 class _Parts(NamedTuple):
@@ -235,10 +281,24 @@ class _Parts(NamedTuple):
     state: dict[str, object]
 
     def build(self) -> BaseException:
+        args = tuple(map(_built, self.args))
+        base = _builtin_base(self.cls)
         try:
-            error = self.cls.__new__(self.cls, *self.args)
-        except Exception:  # noqa: BLE001  (a __new__ of the user's, with other arguments)
-            error = BaseException.__new__(self.cls, *self.args)
-        error.args = self.args
-        error.__dict__.update(self.state)
+            error: BaseException = self.cls.__new__(self.cls, *args)
+        except BaseException:  # noqa: BLE001  (a __new__ of the user's, with other arguments)
+            error = base.__new__(self.cls, *args)
+        error.args = args
+        with suppress(TypeError):  # an argument may be no more than its repr
+            base.__init__(error, *args)
+        for name, value in self.state.items():
+            try:
+                object.__setattr__(error, name, _built(value))
+            except (AttributeError, TypeError):  # a property of the user's
+                error.__dict__[name] = _built(value)
         return error
+
+
+def _built(value: object) -> object:
+    if isinstance(value, _Parts):
+        return value.build()
+    return list(map(_built, value)) if type(value) is list else value

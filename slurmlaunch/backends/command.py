@@ -38,16 +38,18 @@ class Finished:
     """How a command ended.
 
     Attributes:
-        returncode: its exit status; None where it did not end in time and was killed.
+        returncode: its exit status; None where it could not be started, or was killed.
         stdout: what it printed.
         stderr: its complaints, or why it could not be started.
         missing: whether there is no such program.
+        timed_out: whether it was killed because it took too long.
     """
 
     returncode: int | None
     stdout: str = ""
     stderr: str = ""
     missing: bool = False
+    timed_out: bool = False
 
     @property
     def ok(self) -> bool:
@@ -96,4 +98,4 @@ def _kill(process: subprocess.Popen[str], timeout: float) -> Finished:
     # What it printed helps to say why; a pipe that something else holds open is not waited for.
     with contextlib.suppress(subprocess.TimeoutExpired):
         stdout, stderr = process.communicate(timeout=1)
-    return Finished(None, stdout, f"{stderr}\n(no answer in {timeout:g} s)".lstrip())
+    return Finished(None, stdout, f"{stderr}\nno answer in {timeout:g} s".lstrip(), timed_out=True)

@@ -70,13 +70,16 @@ _AMBIGUOUS = re.compile(
 
 
 def submission_error(command: Command, done: Finished, name: str) -> SubmissionError:
-    """Return the error for an sbatch that did not accept the job of that name."""
+    """Return the error for an sbatch that did not accept the job of that name.
+
+    Beside the fields of its class it has ``job_name``.
+    """
     stderr = done.stderr.strip()
     if done.missing:
         what = f"there is no {command.words[0]} on PATH: is this a machine of the cluster?"
         advice = "Executor(cluster='local') runs the same on this machine."
     elif is_ambiguous(done):
-        what = f"sbatch had no answer from Slurm: {stderr}"
+        what = f"sbatch did not say whether Slurm took the job: {stderr or 'no job id'}"
         advice = f"The job may be in the queue nevertheless: `squeue --name={name}` shows it."
     else:
         what = f"sbatch refused the job: {stderr or f'exit status {done.returncode}'}"
@@ -93,7 +96,5 @@ def submission_error(command: Command, done: Finished, name: str) -> SubmissionE
 
 def is_ambiguous(done: Finished) -> bool:
     """Whether the job may have been submitted although sbatch did not say so."""
-    if done.ok:
-        return True  # it succeeded, and printed no job id
-    started = done.returncode is not None or "no answer" in done.stderr
-    return started and (done.returncode is None or _AMBIGUOUS.search(done.stderr) is not None)
+    said_nothing = done.ok  # it succeeded, and printed no job id
+    return said_nothing or done.timed_out or _AMBIGUOUS.search(done.stderr) is not None

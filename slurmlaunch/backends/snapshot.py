@@ -45,7 +45,7 @@ _AHEAD = 60.0
 
 @dataclass(frozen=True)
 class Intervals:
-    """How old an answer may be, in seconds.
+    """How old an answer may be, in seconds; ``$SLURMLAUNCH_QUERY_INTERVAL`` sets the shortest, and scales the others.
 
     Attributes:
         shortest: at first, and again once something has ended.

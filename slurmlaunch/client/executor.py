@@ -22,7 +22,7 @@ from slurmlaunch.backends.base import Limits
 from slurmlaunch.client.attach import backend_of
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import Options, check_cluster, job_name
-from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function
+from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.client.plan import plan
 from slurmlaunch.client.run import Run, make_plan
 from slurmlaunch.client.watcher import WATCHER
@@ -274,8 +274,9 @@ class Executor(concurrent.futures.Executor):
 
     def _write(self, call: _Call, backend: Backend, folder: RunFolder, token: str) -> Run:
         """Write all that the tasks read: the manifest last, since with it the folder is a run."""
-        write_function(folder, pickle_function(call.function, call.options.by_value))
-        count = write_items(folder, call.rows, pickle_arguments)
+        with travelling(call.options.by_value):
+            write_function(folder, pickle_function(call.function))
+            count = write_items(folder, call.rows, pickle_arguments)
         manifest = self._manifest(call, token, count)
         first = Round.make(folder, 0, self._plan(call, backend, manifest))
         manifest.write(folder)

@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle
 
@@ -16,6 +16,8 @@ from slurmlaunch.outcome import PICKLE_PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+T = TypeVar("T")
 
 _DEPTH = 6
 """How deep the search for the culprit goes; beyond it the message names where it stopped."""
@@ -27,8 +29,8 @@ def pickle_function(function: Callable[..., Any], by_value: Sequence[str] = ()) 
     Raises:
         NotPicklable: it does not pickle; the error names the variable or attribute.
     """
-    with _by_value(by_value):
-        return _dumps(function, f"the function {name_of(function)}")
+    with travelling(by_value):
+        return _dumps(function, f"the function {name_of(function)}", _parts)
 
 
 def pickle_arguments(arguments: tuple[Any, ...]) -> bytes:
@@ -37,7 +39,7 @@ def pickle_arguments(arguments: tuple[Any, ...]) -> bytes:
     Raises:
         NotPicklable: they do not pickle; the error names the argument.
     """
-    return _dumps(arguments, "an item")
+    return _dumps(arguments, "an item", lambda row: _arguments(row, {}))
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -48,7 +50,8 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 @contextlib.contextmanager
-def _by_value(names: Sequence[str]) -> Iterator[None]:
+def travelling(names: Sequence[str]) -> Iterator[None]:
+    """Have the code of these modules travel with what is pickled meanwhile."""
     modules = [importlib.import_module(name) for name in names]
     listed = cloudpickle.list_registry_pickle_by_value()
     ours = [module for module in modules if module.__name__ not in listed]
@@ -61,13 +64,13 @@ def _by_value(names: Sequence[str]) -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _dumps(value: object, what: str) -> bytes:
+def _dumps(value: T, what: str, parts: Callable[[T], Iterator[tuple[str, object]]]) -> bytes:
     try:
         data: bytes = cloudpickle.dumps(value, PICKLE_PROTOCOL)
     except SlurmlaunchError:
         raise
     except Exception as error:
-        path = " → ".join(_culprit(value, _DEPTH))
+        path = " → ".join(_culprit(value, parts(value), _DEPTH))
         where = f": {path}" if path else ""
         message = (
             f"{what} does not pickle{where} ({error}). Make it inside the function, or leave it out by __getstate__."
@@ -76,12 +79,12 @@ def _dumps(value: object, what: str) -> bytes:
     return data
 
 
-def _culprit(value: object, depth: int) -> list[str]:
-    """Return the way to the innermost part that does not pickle."""
+def _culprit(value: object, parts: Iterator[tuple[str, object]], depth: int) -> list[str]:
+    """Return the way from a value to the innermost part that does not pickle."""
     if depth:
-        for name, part in _parts(value):
+        for name, part in parts:
             if part is not value and not _pickles(part):
-                return [name, *_culprit(part, depth - 1)]
+                return [name, *_culprit(part, _parts(part), depth - 1)]
     return []
 
 
@@ -104,9 +107,7 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
         yield from _function_parts(value)
     elif isinstance(value, dict):
         yield from ((f"key {key!r}", part) for key, part in value.items())
-    elif isinstance(value, tuple):
-        yield from _arguments(value, {})
-    elif isinstance(value, (list, set, frozenset)):
+    elif isinstance(value, (list, tuple, set, frozenset)):
         yield from ((f"element {i}", part) for i, part in enumerate(value))
     else:
         yield from _attributes(value)
@@ -118,10 +119,20 @@ def _arguments(args: tuple[Any, ...], keywords: dict[str, Any]) -> Iterator[tupl
 
 
 def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, object]]:
-    variables = inspect.getclosurevars(function)
-    yield from ((f"closure variable {n!r}", v) for n, v in variables.nonlocals.items())
-    yield from ((f"global variable {n!r}", v) for n, v in variables.globals.items())
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # the variable has no value yet
+            yield f"closure variable {name!r}", cell.cell_contents
+    known = function.__globals__
+    yield from ((f"global variable {n!r}", known[n]) for n in _names(function.__code__) if n in known)
     yield from ((f"default of {n!r}", v) for n, v in _defaults(function))
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names that a function uses, those in the functions inside it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 def _defaults(function: types.FunctionType) -> Iterator[tuple[str, object]]:
@@ -135,4 +146,11 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
         members = {k: v for k, v in vars(value).items() if not k.startswith("__")}
         yield from ((f"class attribute {n!r}", v) for n, v in members.items())
     else:
-        yield from ((f"attribute {n!r}", v) for n, v in getattr(value, "__dict__", {}).items())
+        slots = {n: getattr(value, n) for n in _slots(type(value)) if hasattr(value, n)}
+        yield from ((f"attribute {n!r}", v) for n, v in {**getattr(value, "__dict__", {}), **slots}.items())
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for each in kind.__mro__:
+        slots = vars(each).get("__slots__", ())
+        yield from [slots] if isinstance(slots, str) else slots

@@ -94,8 +94,15 @@ class Pool:
         self._appending: Process | None = None
         self._held: deque[tuple[Process, bytes]] = deque()
 
-    def start(self, number: int) -> None:
-        """Start a process in this place of the pool."""
+    def fill(self, places: int) -> None:
+        """Start processes in free places, while there are items that no idle process waits for."""
+        taken = {process.number for process in self.processes.values()}
+        idle = sum(not process.busy for process in self.processes.values())
+        free = [number for number in range(places) if number not in taken]
+        for number in free[: max(0, len(self._stock) - idle)]:
+            self._start(number)
+
+    def _start(self, number: int) -> None:
         ours, theirs = Connection.pair()
         channel = Channel()
         pid = os.fork()
@@ -142,6 +149,8 @@ class Pool:
             self._held.append((process, word))
         elif word in APPENDED:
             self._adopt(process, failed=word == b"L")
+        elif word == b"N":
+            self._release()
         else:
             self.recorded += process.drain(self._writer)
             self._reply(process, word)

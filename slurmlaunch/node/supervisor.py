@@ -112,9 +112,8 @@ class Supervisor:
         return Status.FAILURES if self._writer.failures else Status.VALUES
 
     def _loop(self, signals: Signals) -> None:
-        for number in range(self._processes if self._stock else 0):
-            self._pool.start(number)
         while self._stock or self._pool.busy or self._doubtful:
+            self._pool.fill(self._processes)
             self._pool.feed()
             self._waiting.wait(self._timeout())
             if signals.terminated and self._stop_at is None:
@@ -146,7 +145,7 @@ class Supervisor:
         Worker(connection, channel, self._writer, task).main(self._folder, self._manifest, mask)
 
     def _judge(self, death: Death) -> None:
-        """Decide what a death means, and put another process in the place of the dead."""
+        """Decide what a death means; another process takes the place of the dead if it is needed."""
         if self._stop_at is not None:
             return
         if death.failure is not None:
@@ -161,8 +160,6 @@ class Supervisor:
         if death.item is not None and death.item not in self._cancelled:
             due = monotonic() + (DOUBT_SECONDS if death.signal else 0.0)
             self._doubtful.append(_Doubtful(due, death.item, error))
-        if self._stock:
-            self._pool.start(death.number)
 
     def _error_of(self, death: Death) -> ItemError:
         kills = memory.oom_kills()

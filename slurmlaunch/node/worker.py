@@ -14,6 +14,7 @@ W      an outcome too large for the channel           G: emptied; append it
                                                       to the file yourself
 D      the large outcome is appended, a value         none
 L      the large outcome is appended, a failure       none
+N      the large outcome could not be appended        none
 E      the assignment is done                         the next one
 =====  =============================================  ==========================
 
@@ -145,7 +146,7 @@ class Worker:
             record = self._writer.value if succeeded else self._writer.failure
             record(item, data)
         except OSError as error:
-            self._connection.send(b"B")
+            self._connection.send(b"N")
             return failure_of(error).dump(), False
         self._connection.send(b"D" if succeeded else b"L")
         return b"", True
