@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cloudpickle
 
 from slurmlaunch import caps
+from slurmlaunch.outcome import Failure, capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+
+    from slurmlaunch.outcome import Outcome
 
 T = TypeVar("T")
 
@@ -56,16 +59,44 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _call(pickled: bytes) -> Any:
+def _call(pickled: bytes) -> _Shipped:
+    outcome = _unpicklable_failed(capture(_load_and_call, pickled))
+    if isinstance(outcome, Failure):
+        raise _Raised(outcome.dump()) from outcome.error
+    return outcome.value
+
+
+def _load_and_call(pickled: bytes) -> Any:
     function, args, kwargs = pickle.loads(pickled)
-    return _Shipped(function(*args, **kwargs))
+    return function(*args, **kwargs)
+
+
+def _unpicklable_failed(outcome: Outcome[Any]) -> Outcome[_Shipped]:
+    if isinstance(outcome, Failure):
+        return outcome
+    return capture(lambda: _Shipped(outcome.dump()))
 
 
 class _Shipped:
-    """A value that is pickled by cloudpickle, and is itself where it is unpickled."""
+    """A value that is pickled already, and is itself where it is unpickled."""
 
-    def __init__(self, value: object) -> None:
-        self._value = value
+    def __init__(self, pickled: bytes) -> None:
+        self._pickled = pickled
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return pickle.loads, (cloudpickle.dumps(self._value),)
+        return pickle.loads, (self._pickled,)
+
+
+class _Raised(Exception):
+    """An exception that is pickled already: one that does not unpickle would break the whole pool."""
+
+    def __init__(self, pickled: bytes) -> None:
+        super().__init__()
+        self._pickled = pickled
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_error, (self._pickled,)
+
+
+def _load_error(pickled: bytes) -> BaseException:
+    return Failure.load(pickled).error

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from hypothesis import settings
 
+from slurmlaunch.caps import usable_cpus
 from tests.cluster import Cluster, ClusterSpec, ProgramsMissing, clean_environment
+from tests.waiting import Gate, Story
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from slurmlaunch import Executor
+    from slurmlaunch import Executor, FutureArray
+
+settings.register_profile("slurmlaunch", deadline=None)  # no clock decides a test
+settings.load_profile("slurmlaunch")
+
+SLURM = pytest.param("slurm", marks=pytest.mark.slurm)
+
+elsewhere = pytest.mark.parametrize("backend", ["local", SLURM], indirect=True)
+"""For tests whose items run while the test goes on: not inline."""
+
+several_cpus = pytest.mark.skipif(usable_cpus() < 2, reason="needs two CPUs")
+"""For tests whose tasks run side by side, also on the local backend."""
 
 
 class ExecutorFactory(Protocol):
@@ -45,7 +60,7 @@ def start_cluster() -> Iterator[Callable[[ClusterSpec], Cluster]]:
         yield lambda spec: clusters.enter_context(_started(spec))
 
 
-@pytest.fixture(params=["inline", "local", pytest.param("slurm", marks=pytest.mark.slurm)])
+@pytest.fixture(params=["inline", "local", SLURM])
 def backend(request: pytest.FixtureRequest) -> str:
     """Run the test once on every backend. Only the one on Slurm starts a cluster."""
     name: str = request.param
@@ -74,6 +89,49 @@ def make_executor(backend: str, tmp_path: Path) -> Iterator[ExecutorFactory]:
 def executor(make_executor: ExecutorFactory) -> Executor:
     """Return an executor of the backend under test, which is shut down after the test."""
     return make_executor()
+
+
+@pytest.fixture
+def gate(make_executor: ExecutorFactory, tmp_path: Path) -> Iterator[Gate]:
+    """Return a gate for items to wait at. It opens when the test is over, before its executors are shut down."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    """Return a file that items append lines to."""
+    return Story(tmp_path / "story")
+
+
+@pytest.fixture(scope="session")
+def finished_runs() -> dict[str, FutureArray[int]]:
+    """Keep the run of `finished` for each backend."""
+    return {}
+
+
+@pytest.fixture
+def finished(
+    backend: str, finished_runs: dict[str, FutureArray[int]], tmp_path_factory: pytest.TempPathFactory
+) -> FutureArray[int]:
+    """Return a run that has ended, one for all tests that only look: six items in three tasks, of which 2 and 4 fail.
+
+    The others return their square. Task 0 has values only, tasks 1 and 2 a failure each.
+    """
+    from slurmlaunch import Executor
+
+    def square(number: int) -> int:  # here, so that it travels by value, and no node imports pytest
+        sys.stdout.write(f"out {number}\n")
+        sys.stderr.write(f"err {number}\n")
+        if number in {2, 4}:
+            raise ValueError(number)
+        return number * number
+
+    if backend not in finished_runs:
+        with Executor(tmp_path_factory.mktemp(backend), cluster=backend) as executor:
+            finished_runs[backend] = executor.map_array(square, range(6), tasks=3)
+    return finished_runs[backend]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch.backends.base import ArrayJob
-from slurmlaunch.backends.batch_script import SETUP_FAILED, render, shell_quote
+from slurmlaunch.backends.scheduler.batch_script import SETUP_FAILED, render, shell_quote
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import EndMark, RunFolder

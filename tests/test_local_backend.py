@@ -25,9 +25,10 @@ from slurmlaunch import caps
 from slurmlaunch.backends.base import ArrayJob, Limits, TaskState
 from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.machine import jobs
-from slurmlaunch.backends.machine.allowance import Allowance, parse_memory, parse_time
+from slurmlaunch.backends.machine.allowance import Allowance
 from slurmlaunch.backends.machine.dispatcher import DISPATCHER
 from slurmlaunch.backends.machine.owner import Owner
+from slurmlaunch.backends.units import parse_memory, parse_time
 from slurmlaunch.errors import SchedulerError, SubmissionError
 
 if TYPE_CHECKING:

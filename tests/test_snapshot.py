@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
-from slurmlaunch.backends.command import Command, Finished
-from slurmlaunch.backends.elements import Elements
-from slurmlaunch.backends.jobstates import Group, JobStates, undecided
-from slurmlaunch.backends.queries import Queries
-from slurmlaunch.backends.rows import Row, sacct_rows, squeue_rows
-from slurmlaunch.backends.snapshot import Intervals, SharedSnapshot, SlurmSnapshot
+from slurmlaunch.backends.scheduler.command import Command, Finished
+from slurmlaunch.backends.scheduler.elements import Elements
+from slurmlaunch.backends.scheduler.jobstates import Group, JobStates, undecided
+from slurmlaunch.backends.scheduler.queries import Queries
+from slurmlaunch.backends.scheduler.rows import Row, sacct_rows, squeue_rows
+from slurmlaunch.backends.scheduler.snapshot import Intervals, SharedSnapshot, SlurmSnapshot
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
@@ -391,9 +391,9 @@ def test_real_processes_ask_once(runtime: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from slurmlaunch.backends.command import Finished
-from slurmlaunch.backends.queries import Queries
-from slurmlaunch.backends.snapshot import Intervals, SharedSnapshot
+from slurmlaunch.backends.scheduler.command import Finished
+from slurmlaunch.backends.scheduler.queries import Queries
+from slurmlaunch.backends.scheduler.snapshot import Intervals, SharedSnapshot
 def run(command):
     with open({str(tmp_path / "asked")!r}, "a") as file:
         file.write(command.words[0] + "\\n")
@@ -422,21 +422,22 @@ sys.stdin.readline()
 def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm) -> None:
     """Answers may be older and older, up to three minutes, and are fresh again once something ended."""
     slurm.squeue = "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None"
-    times: list[float] = []
     process = slurm.process()
-    for _ in range(1200):
-        slurm.now += 1
-        before = len(slurm.asked)
-        process.query({"9": START})
-        times += [slurm.now] * (len(slurm.asked) - before)
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert gaps == sorted(gaps)
-    assert (gaps[0], gaps[-1]) == (45, 180)
+
+    def gaps(seconds: int) -> list[float]:
+        times: list[float] = []
+        for _ in range(seconds):
+            slurm.now += 1
+            before = len(slurm.asked)
+            process.query({"9": START})
+            times += [slurm.now] * (len(slurm.asked) - before)
+        return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+    growing = gaps(1200)
+    assert growing == sorted(growing)
+    assert (growing[0], growing[-1]) == (45, 180)
     slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|RUNNING|n1|None"
-    watch(slurm, [process], {"9": START}, 180)
-    before = len(slurm.asked)
-    watch(slurm, [process], {"9": START}, 30)
-    assert len(slurm.asked) == before + 1
+    assert gaps(300)[0] == 30
 
 
 def test_a_new_job_forces_no_question(slurm: FakeSlurm) -> None:

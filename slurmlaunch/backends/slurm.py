@@ -14,21 +14,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slurmlaunch.backends import command as commands
-from slurmlaunch.backends import environment
 from slurmlaunch.backends.base import Limits
-from slurmlaunch.backends.batch_script import render, sbatch_words
-from slurmlaunch.backends.command import Command
-from slurmlaunch.backends.elements import Elements
-from slurmlaunch.backends.queries import NO_SUCH_JOB, TIMEOUT, Queries, on_cluster, scheduler_error
-from slurmlaunch.backends.refusal import submission_error
-from slurmlaunch.backends.snapshot import Intervals, SharedSnapshot
+from slurmlaunch.backends.scheduler import command as commands
+from slurmlaunch.backends.scheduler import environment
+from slurmlaunch.backends.scheduler.batch_script import render, sbatch_words
+from slurmlaunch.backends.scheduler.command import Command
+from slurmlaunch.backends.scheduler.elements import Elements
+from slurmlaunch.backends.scheduler.queries import NO_SUCH_JOB, TIMEOUT, Queries, on_cluster, scheduler_error
+from slurmlaunch.backends.scheduler.refusal import submission_error
+from slurmlaunch.backends.scheduler.snapshot import Intervals, SharedSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from slurmlaunch.backends.base import ArrayJob, Snapshot, TaskRecord
-    from slurmlaunch.backends.command import Finished, Runner
+    from slurmlaunch.backends.scheduler.command import Finished, Runner
 
 # A busy controller lets sbatch wait; killed too early, it leaves a job that nobody knows of.
 _SUBMIT_TIMEOUT = 120.0

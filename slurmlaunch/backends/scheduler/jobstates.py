@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
-from slurmlaunch.backends.elements import Elements
+from slurmlaunch.backends.scheduler.elements import Elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from slurmlaunch.backends.rows import Row
+    from slurmlaunch.backends.scheduler.rows import Row
 
 # Slurm may start these again by itself, so without squeue's word they are no end.
 _MAY_START_AGAIN = frozenset({TaskState.PREEMPTED, TaskState.NODE_FAIL, TaskState.BOOT_FAIL})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.backends.jobstates import JobStates
+from slurmlaunch.backends.scheduler.jobstates import JobStates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
-from slurmlaunch.backends.elements import Elements
+from slurmlaunch.backends.scheduler.elements import Elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,18 +22,18 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from slurmlaunch.backends.elements import Elements
-from slurmlaunch.backends.jobstates import JobStates, undecided
-from slurmlaunch.backends.shared_file import PrivateFile, SharedFile, Unshared
-from slurmlaunch.backends.watchers import Shared, myself
+from slurmlaunch.backends.scheduler.elements import Elements
+from slurmlaunch.backends.scheduler.jobstates import JobStates, undecided
+from slurmlaunch.backends.scheduler.shared_file import PrivateFile, SharedFile, Unshared
+from slurmlaunch.backends.scheduler.watchers import Shared, myself
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from slurmlaunch.backends.base import TaskRecord
-    from slurmlaunch.backends.queries import Answer, Queries
-    from slurmlaunch.backends.rows import Row
+    from slurmlaunch.backends.scheduler.queries import Answer, Queries
+    from slurmlaunch.backends.scheduler.rows import Row
 
 _log = logging.getLogger("slurmlaunch")
 _numbers = itertools.count()

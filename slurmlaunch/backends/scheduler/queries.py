@@ -9,16 +9,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slurmlaunch.backends import environment
-from slurmlaunch.backends.command import Command
-from slurmlaunch.backends.rows import SACCT_FORMAT, SQUEUE_FORMAT, sacct_rows, squeue_rows
+from slurmlaunch.backends.scheduler import environment
+from slurmlaunch.backends.scheduler.command import Command
+from slurmlaunch.backends.scheduler.rows import SACCT_FORMAT, SQUEUE_FORMAT, sacct_rows, squeue_rows
 from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from slurmlaunch.backends.command import Finished, Runner
-    from slurmlaunch.backends.rows import Row
+    from slurmlaunch.backends.scheduler.command import Finished, Runner
+    from slurmlaunch.backends.scheduler.rows import Row
 
 TIMEOUT = 60.0
 """Seconds that a command may take; Slurm's own commands give up after about ten of a controller's silence."""

@@ -1,0 +1,1 @@
+"""How Slurm is spoken to: the batch script, its commands, and what they print."""
