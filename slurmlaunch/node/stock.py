@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 
 class Stock:
@@ -15,16 +15,26 @@ class Stock:
 
     def __init__(self, items: Sequence[int]) -> None:
         self._parts: deque[Sequence[int]] = deque([items] if items else [])
-        self._cancelled: set[int] = set()
+        self._cancelled: list[range] = []
+        self._closed = False
 
     def __len__(self) -> int:
-        """Return how many there are at most: cancelled ones are found when they are taken."""
+        """Return how many can be taken at most: cancelled ones are found when they are taken."""
+        return 0 if self._closed else self.left
+
+    @property
+    def left(self) -> int:
+        """How many there are, also after it was closed."""
         return sum(map(len, self._parts))
+
+    def close(self) -> None:
+        """Hand out nothing more; what is put back stays."""
+        self._closed = True
 
     def take(self, number: int) -> array[int]:
         """Take the next items, as many as this or fewer."""
         taken = array("Q")
-        while self._parts and len(taken) < number:
+        while len(self) and len(taken) < number:
             part = self._parts.popleft()
             wanted = number - len(taken)
             if len(part) > wanted:
@@ -39,18 +49,9 @@ class Stock:
 
     def cancel(self, items: range) -> None:
         """Never hand out any of these."""
-        for part in self._parts:
-            self._cancelled.update(_common(part, items))
-
-    def clear(self) -> None:
-        """Hand out nothing more."""
-        self._parts.clear()
+        self._cancelled.append(items)
 
     def _wanted(self, items: Sequence[int]) -> Sequence[int]:
         if not self._cancelled:
             return items
-        return [item for item in items if item not in self._cancelled]
-
-
-def _common(part: Sequence[int], items: range) -> Iterator[int]:
-    return (item for item in part if item in items)
+        return [item for item in items if not any(item in some for some in self._cancelled)]

@@ -209,7 +209,7 @@ class Supervisor:
 
     def _stop(self, grace: float) -> None:
         """Hand out nothing more; from now on only values are recorded."""
-        self._stock.clear()
+        self._stock.close()
         self._doubtful.clear()
         self._stop_at = monotonic() + grace
 
