@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch.backends.base import ArrayJob
-from slurmlaunch.backends.scheduler.batch_script import SETUP_FAILED, render, shell_quote
+from slurmlaunch.backends.scheduler.batch_script import render, shell_quote
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.layout import EndMark, RunFolder
+from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +43,7 @@ GOLDEN = """\
 
 # Not at once: a signal for the task reaches this script too, which has to outlive the node.
 trap '' USR1 TERM
+export SLURMLAUNCH_STARTED; printf -v SLURMLAUNCH_STARTED '%(%s)T' -1
 
 slurmlaunch_task=$((100 + SLURM_ARRAY_TASK_ID))
 slurmlaunch_marked=
@@ -254,7 +255,7 @@ def test_a_failing_set_up_line_ends_the_task(job: ArrayJob, setup: tuple[str, ..
     """What fails in the set-up lines keeps the node from starting, and is named."""
     job = replace(job, setup=setup, python=node(job.run_folder, "print('started')"))
     status, marks, stdout, stderr = outcome(job, start(job))
-    assert (status, marks, stdout) == (SETUP_FAILED, [EndMark(0, 0, SETUP_FAILED)], "")
+    assert (status, marks, stdout) == (Status.SETUP, [EndMark(0, 0, Status.SETUP)], "")
     assert "slurmlaunch: the task was not started: set-up failed" in stderr
 
 
@@ -300,11 +301,11 @@ def test_a_missing_working_directory_ends_the_task(job: ArrayJob) -> None:
     """A folder that the compute node does not have is an error, not another folder."""
     job = replace(job, cwd=job.run_folder / "gone")
     status, marks, _, stderr = outcome(job, start(job))
-    assert (status, marks) == (SETUP_FAILED, [EndMark(0, 0, SETUP_FAILED)])
+    assert (status, marks) == (Status.SETUP, [EndMark(0, 0, Status.SETUP)])
     assert "working directory" in stderr
 
 
-@pytest.mark.parametrize(("body", "status"), [("true", 0), ("return 1", SETUP_FAILED)])
+@pytest.mark.parametrize(("body", "status"), [("true", 0), ("return 1", Status.SETUP)])
 def test_modules_are_loaded_with_the_command_that_is_there(job: ArrayJob, body: str, status: int) -> None:
     """A module function that came with the environment is used, and what it cannot load ends the task."""
     job = replace(job, modules=("python/3.11",))

@@ -104,6 +104,8 @@ class ArrayJob:
         modules: what is given to ``module load``, in order.
         setup: shell lines that run before Python starts.
         after: id of a job that must have ended before this one starts, or None.
+        warning: seconds before the time limit at which the node is warned, or None.
+        may_requeue: whether a task may be started again.
     """
 
     run_folder: Path
@@ -123,6 +125,8 @@ class ArrayJob:
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     after: str | None = None
+    warning: int | None = None
+    may_requeue: bool = False
 
     def command(self, task: str) -> tuple[str, ...]:
         """Return the node's command line for a task index (or the shell word for one)."""

@@ -31,14 +31,13 @@ from slurmlaunch.backends.machine.dispatcher import DISPATCHER
 from slurmlaunch.backends.machine.jobs import LocalJob
 from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
-from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.layout import RunFolder, Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from slurmlaunch.backends.base import ArrayJob
 
-_SETUP_FAILED = 3
 _CPU_COUNT = "PYTHON_CPU_COUNT"  # read as Python starts: too early for the node to set it
 
 _GONE = TaskRecord(TaskState.NODE_FAIL, reason="the client that ran it is gone")
@@ -93,7 +92,7 @@ class LocalBackend:
             f"#!{_shell(job)}",
             f"# {job.name}: one after the other here, up to {at_once} at once when submitted",
             *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-            f"cd -- {shlex.quote(str(_cwd(job)))} || exit {_SETUP_FAILED}",
+            f"cd -- {shlex.quote(str(_cwd(job)))} || exit {Status.SETUP}",
             *_preparation(job),
             f"for element in $(seq 0 {job.length - 1}); do",
             f"    {shlex.join(job.command('')[:-1])} $(({job.first_task} + element)) >>{out} 2>>{err}",
@@ -202,7 +201,7 @@ def _shell(job: ArrayJob) -> str | None:
 
 def _command(job: ArrayJob) -> tuple[str, ...]:
     """Return the command line of a task, less the task index at its end."""
-    lines = (f'cd -- "$1" || exit {_SETUP_FAILED}', "shift", *_preparation(job), 'exec "$@"')
+    lines = (f'cd -- "$1" || exit {Status.SETUP}', "shift", *_preparation(job), 'exec "$@"')
     return (str(_shell(job)), "-c", "\n".join(lines), job.name, str(_cwd(job)), *job.command("")[:-1])
 
 
@@ -227,7 +226,7 @@ _PREPARATION_BEGINS = (
     '    [ "$3" -le "$slurmlaunch_depth" ] || return 0',
     "    trap - ERR EXIT",
     '    echo "slurmlaunch: the task was not started: set-up ended with status $1: $2" >&2',
-    f"    exit {_SETUP_FAILED}",
+    f"    exit {Status.SETUP}",
     "}",
     """trap 'slurmlaunch_failed $? "$BASH_COMMAND" ${#BASH_SOURCE[@]}' ERR""",
     """trap 'slurmlaunch_failed $? "$BASH_COMMAND" 0' EXIT""",

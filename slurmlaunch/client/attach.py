@@ -21,7 +21,7 @@ from slurmlaunch.runfolder.safety import check_folder
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from slurmlaunch.backends.base import Backend
 
@@ -52,14 +52,15 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
         check_folder(folder.path / name)
     found = list(read_rounds(folder))[:rounds]
     run = Run(folder, manifest, backend_of(manifest.backend, manifest.clusters), found)
+    run.take_refusals()
     WATCHER.watch(run)
     if run.ledger.open:
         find_lost_jobs(run)
     return run
 
 
-def retry(run: Run, changes: Mapping[str, Any]) -> Run:
-    """Make and submit a round for what has failed or is missing; return the view that includes it.
+def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
+    """Make and submit a round for those of the wanted items that have failed or are missing; return the view with it.
 
     Raises:
         SubmissionError: the scheduler refused it.
@@ -67,7 +68,7 @@ def retry(run: Run, changes: Mapping[str, Any]) -> Run:
     """
     while True:
         latest = find_run(run.folder.path)
-        items = latest.unfinished()
+        items = [item for item in latest.unfinished(run) if item in wanted]
         if not items:
             return latest
         try:

@@ -355,7 +355,8 @@ class FutureArray(Sequence[Future[T]]):
             SubmissionError: the scheduler refused it.
             UnknownOption: a name is no option.
         """
-        return FutureArray(retry(self._run, changes), self._items)
+        wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
+        return FutureArray(retry(self._run, wanted, changes), self._items)
 
 
 @contextmanager

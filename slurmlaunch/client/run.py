@@ -20,7 +20,7 @@ from slurmlaunch.backends.base import ArrayJob, TaskState
 from slurmlaunch.client.ledger import Fate, Ledger
 from slurmlaunch.client.options import Options, job_name
 from slurmlaunch.client.values import as_count
-from slurmlaunch.errors import ItemError, SubmissionError
+from slurmlaunch.errors import ItemError, SlurmlaunchError, SubmissionError
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.records import Kind
@@ -351,7 +351,13 @@ class Run:
         latest = self.rounds[-1]
         if not latest.plan.arrays:
             return
-        self._submit_array(latest, 0)
+        try:
+            self._submit_array(latest, 0)
+        except SlurmlaunchError as error:
+            if not getattr(error, "ambiguous", False):
+                for number in range(len(latest.plan.arrays)):
+                    latest.refused(number, str(error))
+            raise
         if len(latest.plan.arrays) > 1:
             threading.Thread(
                 target=self._submit_rest,
@@ -365,10 +371,18 @@ class Run:
                 self._submit_array(latest, number)
             except (SubmissionError, OSError) as error:
                 latest.refused(number, str(error))
-                refused = latest.plan.arrays[number]
-                tasks = range(refused.first_task, refused.first_task + refused.length)
-                items = [item for task in tasks for item in latest.plan.items_of(task)]
-                self.ended(items, _always(error))
+                self._refuse(latest, number, error)
+
+    def take_refusals(self) -> None:
+        """Settle the items of the arrays that were refused for good, as the journals say."""
+        for each in self.rounds:
+            for number, error in each.refusals().items():
+                self._refuse(each, number, SubmissionError(error))
+
+    def _refuse(self, its_round: Round, number: int, error: BaseException) -> None:
+        refused = its_round.plan.arrays[number]
+        tasks = range(refused.first_task, refused.first_task + refused.length)
+        self.ended([item for task in tasks for item in self.items_of(task)], _always(error))
 
     def _submit_array(self, latest: Round, number: int) -> None:
         job = self.array_job(latest, number)
@@ -430,20 +444,22 @@ class Run:
 
     # Looking back, for a retry.
 
-    def unfinished(self) -> list[int]:
-        """Return the items that have failed, were cancelled, or were never submitted."""
-        with self.changed:
-            fates = {Fate.FAILURE, Fate.ENDED, Fate.CANCELLED}
-            return [
-                item
-                for item in range(self.manifest.items)
-                if self.ledger.fate(item) in fates or not self._was_submitted(item)
-            ]
+    def unfinished(self, earlier: Run) -> list[int]:
+        """Return the items that have failed, were cancelled, or were never submitted.
 
-    def _was_submitted(self, item: int) -> bool:
-        if self.ledger.fate(item) == Fate.VALUE:
+        What ended without an outcome is not on disk: of that an earlier view may know.
+        """
+        with self.changed:
+            return [item for item in range(self.manifest.items) if self._is_unfinished(item, earlier)]
+
+    def _is_unfinished(self, item: int, earlier: Run) -> bool:
+        fate = self.ledger.fate(item)
+        if fate != Fate.OPEN:
+            return fate != Fate.VALUE
+        if self.place(self.task_of(item)).job_id is None:
             return True
-        return self.place(self.task_of(item)).job_id is not None
+        ended = earlier.ledger.fate(item) == Fate.ENDED
+        return ended and earlier.round_of(item).number == self.round_of(item).number
 
 
 def make_plan(
@@ -476,6 +492,8 @@ def find_lost_jobs(run: Run) -> None:
     for each in run.rounds:
         intents = {entry["intent"]: entry["time"] for entry in each.journal() if "intent" in entry}
         for number, when in intents.items():
+            if number in each.refusals():
+                continue
             if (each.number, number) not in run.jobs:
                 job_id = run.backend.find(each.plan.arrays[number].name, when)
                 if job_id is not None:

@@ -8,6 +8,8 @@ what it was assigned goes back into stock.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections import deque
 from contextlib import suppress
 from time import monotonic, sleep
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from slurmlaunch.node.channel import MAX_ITEMS, Channel
 from slurmlaunch.node.connection import Connection
 from slurmlaunch.node.process import Process
-from slurmlaunch.node.worker import APPENDED, LENGTH
+from slurmlaunch.node.worker import ABOUT_ITSELF, APPENDED, LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -65,6 +67,7 @@ class Pool:
     Attributes:
         processes: those that are alive, by process id.
         recorded: how many outcomes have been recorded.
+        checkpoints: how many checkpoints.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Pool:
                 and its channel; never returns.
         """
         self.processes: dict[int, Process] = {}
-        self.recorded = 0
+        self.recorded = self.checkpoints = 0
         self._waiting = waiting
         self._writer = writer
         self._stock = stock
@@ -93,6 +96,13 @@ class Pool:
         self._last_size = 0
         self._appending: Process | None = None
         self._held: deque[tuple[Process, bytes]] = deque()
+        self._peaks: dict[int, int] = {}
+
+    @property
+    def peak(self) -> int:
+        """The most memory that the processes held together, in bytes, as far as they have ended."""
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
+        return sum(self._peaks.values()) * unit
 
     def fill(self, places: int) -> None:
         """Start processes in free places, while there are items that no idle process waits for."""
@@ -140,15 +150,14 @@ class Pool:
             self._waiting.remove(process.connection.reading)  # dead, or about to be: see reap
 
     def _take(self, process: Process, word: bytes) -> None:
-        if word == b"X":
-            process.failure = self._receive_failure(process)
-        elif word == b"R":
-            process.ready = True
+        if word in ABOUT_ITSELF:
+            self._learn_of(process, word)
         elif self._appending is not None and process is not self._appending:
             # One writer at a time: until the large outcome is in the file, the others wait.
             self._held.append((process, word))
         elif word in APPENDED:
             self._adopt(process, failed=word == b"L")
+            self._release()
         elif word == b"N":
             self._release()
         else:
@@ -169,7 +178,16 @@ class Pool:
         self._last_size = max(1, number)
         self._seconds_per_item = max((monotonic() - process.since) / max(1, number), 1e-7)
 
-    def _receive_failure(self, process: Process) -> bytes | None:
+    def _learn_of(self, process: Process, word: bytes) -> None:
+        if word == b"X":
+            process.failure = self._receive_bytes(process)
+        elif word == b"P":
+            process.checkpoint = self._receive_bytes(process)
+        else:
+            process.ready = True
+            process.can_checkpoint = word == b"C"
+
+    def _receive_bytes(self, process: Process) -> bytes | None:
         header = process.connection.receive(LENGTH.size)
         return process.connection.receive(LENGTH.unpack(header)[0]) if header else None
 
@@ -177,7 +195,6 @@ class Pool:
         self._writer.adopt(failed=failed)
         process.base += 1
         self.recorded += 1
-        self._release()
 
     def _release(self) -> None:
         self._appending = None
@@ -200,45 +217,65 @@ class Pool:
         # While one appends, the others' outcomes cannot be recorded: their deaths wait too.
         candidates = [self._appending.pid] if self._appending else list(self.processes)
         for pid in candidates:
-            ended, status = os.waitpid(pid, os.WNOHANG)
+            ended, status, usage = os.wait4(pid, os.WNOHANG)
             if ended:
+                number = self.processes[pid].number
+                self._peaks[number] = max(usage.ru_maxrss, self._peaks.get(number, 0))
                 deaths.append(self._bury(self.processes.pop(pid), status))
         return deaths
 
     def _bury(self, process: Process, status: int) -> Death:
-        self._last_words(process)
-        if self._appending is process:
+        whole = self._last_words(process)
+        if self._appending is process and not whole:
             self._writer.cut()
-            self._release()
         self._held = deque(held for held in self._held if held[0] is not process)
         self.recorded += process.drain(self._writer)
         running = process.running
         item = process.items[running] if running is not None else None
+        if process.checkpoint is not None and item is not None:
+            self._writer.checkpoint(item, process.checkpoint)
+            self.checkpoints += 1
         if running is not None:
             self._stock.put_back(process.items[running + 1 :])
         else:
             self._stock.put_back(process.items[process.recorded :])
         self._hang_up(process)
+        if self._appending is process:
+            self._release()  # not before all of its outcomes are in the file: there is one writer at a time
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = None if killed else os.WEXITSTATUS(status)
-        return Death(process.number, item, killed, code, process.ready, process.failure)
+        told = process.checkpoint is not None
+        return Death(process.number, None if told else item, killed, code, process.ready, process.failure)
 
-    def _last_words(self, process: Process) -> None:
-        """Take what the process had said before it died, so that nothing of it counts as lost."""
+    def _last_words(self, process: Process) -> bool:
+        """Take what the process had said before it died; return whether it had appended what it was allowed to."""
+        whole = False
         if process.connection.reading < 0:
-            return
+            return whole
         # A child of its own may hold the other end open.
         os.set_blocking(process.connection.reading, False)
         with suppress(BlockingIOError):
             while word := process.connection.receive(1):
-                if word == b"X":
-                    process.failure = self._receive_failure(process)
-                elif word == b"R":
-                    process.ready = True
-                elif word in APPENDED and self._appending is process:
+                if word in ABOUT_ITSELF:
+                    self._learn_of(process, word)
+                elif word in APPENDED:
                     self._adopt(process, failed=word == b"L")
+                    whole = True
                 elif word == b"W":
-                    return
+                    break
+        return whole
+
+    def take_back(self) -> None:
+        """Take back what has been handed over and was not begun; it goes into stock as it comes in."""
+        for process in self.processes.values():
+            if process.busy:
+                process.take_back()
+
+    def ask_for_checkpoints(self) -> None:
+        """Ask the functions that know how to be gone on with, and are running."""
+        for process in self.processes.values():
+            if process.busy and process.can_checkpoint:
+                os.kill(process.pid, signal.SIGUSR2)
 
     def kill(self, items: Collection[int] | None = None) -> None:
         """Kill the processes that run one of these items, or all."""
@@ -247,17 +284,20 @@ class Pool:
             if items is None or (running is not None and process.items[running] in items):
                 process.kill()
 
-    def close(self) -> None:
-        """Let idle processes end, and wait until all have; kill who does not."""
+    def close(self) -> list[Death]:
+        """Let idle processes end, and wait until all have; kill who does not. Return their deaths."""
+        deaths = []
         for process in self.processes.values():
-            self._hang_up(process)
+            if not process.busy:  # else it was killed, and may have said that its last outcome is in the file
+                self._hang_up(process)
         deadline = monotonic() + _CLOSING_SECONDS
         while self.processes:
-            self.reap()
+            deaths += self.reap()
             if monotonic() > deadline:
                 self.kill()
             if self.processes:
                 sleep(_CLOSING_TICK)
+        return deaths
 
     def _hang_up(self, process: Process) -> None:
         self._waiting.remove(process.connection.reading)

@@ -34,6 +34,9 @@ class Process:
         drained_bytes: how many bytes.
         since: when it was assigned them.
         ready: whether it has loaded the function.
+        failure: why it could not, pickled, or None.
+        can_checkpoint: whether its function can be asked how an item is gone on with.
+        checkpoint: what that said, pickled, or None.
         suspect: the position that a slow item was seen at, its followers being taken back.
     """
 
@@ -46,6 +49,8 @@ class Process:
         self.suspect: int | None = None
         self.ready = False
         self.failure: bytes | None = None
+        self.can_checkpoint = False
+        self.checkpoint: bytes | None = None
 
     @property
     def busy(self) -> bool:
@@ -125,6 +130,11 @@ class Process:
             self.channel.limit(position + 1)
             self.suspect = position
         return none
+
+    def take_back(self) -> None:
+        """Have it end its assignment after the item that it is running."""
+        position = self.running
+        self.channel.limit(self.base + self.channel.count if position is None else position + 1)
 
     def end(self) -> array[int]:
         """Note that the assignment is done; return what of it was not run."""

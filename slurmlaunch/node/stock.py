@@ -11,16 +11,20 @@ if TYPE_CHECKING:
 
 
 class Stock:
-    """The items that nobody has been given yet."""
+    """The items that nobody has been given yet.
+
+    Attributes:
+        closed: whether nothing more is handed out.
+    """
 
     def __init__(self, items: Sequence[int]) -> None:
         self._parts: deque[Sequence[int]] = deque([items] if items else [])
         self._cancelled: list[range] = []
-        self._closed = False
+        self.closed = False
 
     def __len__(self) -> int:
         """Return how many can be taken at most: cancelled ones are found when they are taken."""
-        return 0 if self._closed else self.left
+        return 0 if self.closed else self.left
 
     @property
     def left(self) -> int:
@@ -29,7 +33,7 @@ class Stock:
 
     def close(self) -> None:
         """Hand out nothing more; what is put back stays."""
-        self._closed = True
+        self.closed = True
 
     def take(self, number: int) -> array[int]:
         """Take the next items, as many as this or fewer."""

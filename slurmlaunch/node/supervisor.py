@@ -22,13 +22,13 @@ from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
 from slurmlaunch.node import lifeline, memory
 from slurmlaunch.node.pool import Pool
 from slurmlaunch.node.stock import Stock
+from slurmlaunch.node.timelimit import TimeLimit
 from slurmlaunch.node.waiting import Signals, Waiting
 from slurmlaunch.node.worker import Worker
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.layout import Status
-from slurmlaunch.runfolder.outcomes import OutcomeWriter, recorded_before
-from slurmlaunch.runfolder.records import Kind
+from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,10 @@ class Supervisor:
         plan = round_.plan
         self._folder, self._manifest, self._plan, self._task = folder, manifest, plan, task
         self._writer = OutcomeWriter(folder, task)
-        self._items = self._left_to_do()
+        earlier = earlier_attempts(folder, task, self._writer.attempt)
+        self._writer.failures, self._checkpoints = earlier.failures, earlier.checkpoints
+        self._items = self._left_to_do(earlier.done)
+        self._limit = TimeLimit(plan, self._writer.attempt)
         self._stock = Stock(self._items)
         self._waiting = Waiting()
         self._pool = Pool(self._waiting, self._writer, self._stock, self._child)
@@ -82,13 +85,8 @@ class Supervisor:
         self._upkeep_every = max(1.0, min(plan.throttle or len(plan.tasks), len(plan.tasks)) / _FLUSHES_PER_SECOND)
         self._upkeep_at = monotonic()
 
-    def _left_to_do(self) -> Sequence[int]:
-        """Return what earlier attempts have left; the failures that they recorded count on."""
+    def _left_to_do(self, done: set[int]) -> Sequence[int]:
         items = self._plan.items_of(self._task)
-        done: set[int] = set()
-        for header in recorded_before(self._folder, self._task, self._writer.attempt):
-            done.update(range(header.first, header.stop))
-            self._writer.failures += header.number if header.kind == Kind.FAILURE else 0
         return [item for item in items if item not in done] if done else items
 
     def run(self) -> int:
@@ -106,9 +104,15 @@ class Supervisor:
         self._loop(signals)
         self._end_pool()
         signals.forget()
+        self._writer.note(ended=time.time(), peak=self._pool.peak)
         self._writer.close()
+        return self._status()
+
+    def _status(self) -> Status:
         if self._stop_at is not None:
             return Status.STOPPED
+        if self._stock.closed and self._stock.left:
+            return Status.REQUEUE
         return Status.FAILURES if self._writer.failures else Status.VALUES
 
     def _loop(self, signals: Signals) -> None:
@@ -118,15 +122,31 @@ class Supervisor:
             self._waiting.wait(self._timeout())
             if signals.terminated and self._stop_at is None:
                 self._stop(GRACE_SECONDS)
+            if signals.warned:
+                signals.warned = False
+                self._limit.warn()
             for death in self._pool.reap():
                 self._judge(death)
             self._keep_up()
             if self._stop_at is not None and (monotonic() > self._stop_at or not self._pool.busy):
                 return
+            if self._limit.is_near and self._limit.may_requeue and self._is_out_of_time():
+                return
 
     def _timeout(self) -> float:
         several = any(len(process.items) > 1 for process in self._pool.processes.values())
         return _TICK if several or self._doubtful or self._stop_at else _LONG_TICK
+
+    def _is_out_of_time(self) -> bool:
+        """Hand out nothing more; say whether there is no time left for what is in flight."""
+        if not self._stock.closed:
+            self._stock.close()
+            self._pool.take_back()
+            self._pool.ask_for_checkpoints()
+        # Without an outcome or a checkpoint of its own, another start would come no further
+        # than this one: then the time limit is the item's, and the scheduler will say so.
+        progress = self._pool.recorded + self._pool.checkpoints
+        return bool(progress) and self._limit.is_here
 
     # Processes.
 
@@ -142,7 +162,7 @@ class Supervisor:
         )
         Signals.forget()
         mask = self._masks[number] if self._masks else None
-        Worker(connection, channel, self._writer, task).main(self._folder, self._manifest, mask)
+        Worker(connection, channel, self._writer, task).main(self._folder, self._manifest, mask, self._checkpoints)
 
     def _judge(self, death: Death) -> None:
         """Decide what a death means; another process takes the place of the dead if it is needed."""
@@ -210,13 +230,16 @@ class Supervisor:
     def _stop(self, grace: float) -> None:
         """Hand out nothing more; from now on only values are recorded."""
         self._stock.close()
+        self._pool.ask_for_checkpoints()
         self._doubtful.clear()
         self._stop_at = monotonic() + grace
 
     def _end_pool(self) -> None:
         if self._pool.busy:
             self._pool.kill()
-        self._pool.close()
+        for death in self._pool.close():
+            if death.item is not None:
+                self._stock.put_back([death.item])  # it was not its fault
 
 
 def _masks(plan: RoundPlan) -> list[frozenset[int]] | None:

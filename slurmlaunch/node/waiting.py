@@ -40,10 +40,11 @@ class Signals:
 
     Attributes:
         terminated: whether SIGTERM has come.
+        warned: whether USR1 has: the time limit is near.
     """
 
     def __init__(self, waiting: Waiting) -> None:
-        self.terminated = False
+        self.terminated = self.warned = False
         self._reading, self._writing = os.pipe()
         for descriptor in (self._reading, self._writing):
             os.set_blocking(descriptor, False)
@@ -52,7 +53,7 @@ class Signals:
     def listen(self) -> None:
         """Begin."""
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
             signal.signal(number, self._note)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -61,6 +62,8 @@ class Signals:
         """End: what comes now is not for us (in a forked child), or comes too late."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # Python puts the default back while it ends, and a late warning would then kill it.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def _clear(self) -> None:
         os.read(self._reading, 4096)
@@ -68,3 +71,5 @@ class Signals:
     def _note(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM:
             self.terminated = True
+        elif number == signal.SIGUSR1:
+            self.warned = True

@@ -6,6 +6,10 @@ What passes between it and its supervisor, each word one byte:
 word   from the process                               the supervisor's answer
 =====  =============================================  ==========================
 R      ready: the function is loaded                  an assignment
+C      the same, and it can be asked for a            an assignment
+       checkpoint, by SIGUSR2
+P      the checkpoint of the running item             none
+       (u32 length, bytes); then it ends
 X      the function cannot be loaded (a failure       none
        follows: u32 length, bytes); then it ends
 B      there are new outcomes in the channel          none
@@ -29,6 +33,7 @@ import os
 import signal
 import struct
 import sys
+from _thread import get_ident
 from array import array
 from time import monotonic
 from typing import TYPE_CHECKING, NoReturn
@@ -41,15 +46,18 @@ from slurmlaunch.outcome import Failure, failure_of
 from slurmlaunch.runfolder.work import Work
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from slurmlaunch.node.channel import Channel
     from slurmlaunch.node.connection import Connection
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
-    from slurmlaunch.runfolder.outcomes import OutcomeWriter
+    from slurmlaunch.runfolder.outcomes import OutcomeWriter, Recorded
 
 LENGTH = struct.Struct("<I")
 
 APPENDED = (b"D", b"L")
+ABOUT_ITSELF = (b"R", b"C", b"P", b"X")
 
 _ANNOUNCE_AFTER = 0.1
 """Seconds after which finished items are announced, though the assignment goes on."""
@@ -63,13 +71,20 @@ class Worker:
         self._channel = channel
         self._writer = writer
         self._task = task
+        self._is_copy = False
 
-    def main(self, folder: RunFolder, manifest: Manifest, mask: frozenset[int] | None) -> NoReturn:
+    def main(
+        self,
+        folder: RunFolder,
+        manifest: Manifest,
+        mask: frozenset[int] | None,
+        checkpoints: Mapping[int, Recorded],
+    ) -> NoReturn:
         """Run to the end of the process; never return into the supervisor's code."""
         status = 70
         try:
             self._become_ours(mask)
-            status = self._serve(folder, manifest)
+            status = self._serve(folder, manifest, checkpoints)
         except ConnectionError:  # the supervisor is gone, and has told why
             status = 0
         except BaseException:  # noqa: BLE001  (nothing may pass: above is the supervisor's stack)
@@ -81,6 +96,7 @@ class Worker:
     def _become_ours(self, mask: frozenset[int] | None) -> None:
         task = self._task
         _take_signals()
+        os.register_at_fork(after_in_child=self._become_a_copy)
         if mask is not None:
             os.sched_setaffinity(0, mask)
         os.environ.update(caps.share_of_gpus(os.environ, task.process, task.processes))
@@ -89,20 +105,35 @@ class Worker:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what it says outlives it
 
-    def _serve(self, folder: RunFolder, manifest: Manifest) -> int:
+    def _become_a_copy(self) -> None:
+        self._is_copy = True
+
+    def _serve(self, folder: RunFolder, manifest: Manifest, checkpoints: Mapping[int, Recorded]) -> int:
         try:
-            work = Work(folder, manifest)
+            work = Work(folder, manifest, checkpoints)
         except NodeStartError as error:
             data = Failure(error, failure_of(error.__cause__ or error).traceback).dump()
             self._connection.send(b"X" + LENGTH.pack(len(data)) + data)
             return 0
         lifeline.end_with_parent()  # until here the end of the connection was enough
-        self._connection.send(b"R")
+        if work.can_checkpoint:
+            signal.signal(signal.SIGUSR2, lambda *_: self._checkpoint(work))
+            self._connection.send(b"C")
+        else:
+            self._connection.send(b"R")
         while (items := self._assignment()) is not None:
             self._run(work, items)
             _flush()
             self._connection.send(b"E")
         return 0
+
+    def _checkpoint(self, work: Work) -> None:
+        """Hand in how the running item is gone on with, and end: it would only go on beyond that."""
+        pickled = work.checkpoint()
+        if pickled is not None:
+            _flush()
+            self._connection.send(b"P" + LENGTH.pack(len(pickled)) + pickled)
+            os._exit(0)
 
     def _assignment(self) -> array[int] | None:
         header = self._connection.receive(LENGTH.size)
@@ -124,6 +155,8 @@ class Worker:
                 return
             task.item = item
             succeeded, data = run(item)
+            if self._is_copy:
+                _end_copy(succeeded=succeeded)
             hand_in(item, data, succeeded=succeeded)
             if monotonic() - announced > _ANNOUNCE_AFTER:
                 self._connection.send(b"B")
@@ -158,11 +191,20 @@ class Worker:
         self._channel.restart()
 
 
+def _end_copy(*, succeeded: bool) -> NoReturn:
+    """End a process that the function forked, and in which it returned too: what counts is where it was called."""
+    _flush()
+    os._exit(not succeeded)
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # A full disk, or a stream that the function closed: the outcome matters more.
-        with contextlib.suppress(OSError, ValueError):
+        # A full disk, or a stream that the function closed or replaced: the outcome matters more.
+        with contextlib.suppress(Exception):
             stream.flush()
+
+
+_LEFT_TO_SUPERVISOR = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def _take_signals() -> None:
@@ -171,13 +213,32 @@ def _take_signals() -> None:
     They are caught rather than ignored: an ignored signal stays ignored in the
     programs that the function starts, a caught one has its default there.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: None)
+    for number in _LEFT_TO_SUPERVISOR:
+        signal.signal(number, _leave)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.register_at_fork(after_in_child=_default_signals)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_default_signals)
+
+
+def _leave(_number: int, _frame: object) -> None:
+    pass
+
+
+def _hold_signals() -> None:
+    """Let no signal reach a forked child before it has its defaults: there it would be lost."""
+    _held[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_SUPERVISOR)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.pop(get_ident()))
 
 
 def _default_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
+    for number in _LEFT_TO_SUPERVISOR:
+        if signal.getsignal(number) is _leave:  # else it is the function's own
+            signal.signal(number, signal.SIG_DFL)
+    _release_signals()
+
+
+_held: dict[int, set[int | signal.Signals]] = {}
+"""The signal mask of each thread that is about to fork."""

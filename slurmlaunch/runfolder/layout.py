@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from pathlib import Path
 
+STARTED_VARIABLE = "SLURMLAUNCH_STARTED"
+"""When the task began, in seconds since the epoch: set-up lines take of the time limit, too."""
+
 FOLDERS = ("rounds", "outcomes", "ended", "cancelled", "logs")
 
 
@@ -126,6 +129,8 @@ class Status(IntEnum):
     NODE = 4
     """The node itself failed; the log says why."""
     REQUEUE = 75
-    """Items are left, and the task asks to be started again."""
+    """Items are left at the time limit, and the task is started again."""
+    NOT_REQUEUED = 76
+    """Items are left at the time limit, and the scheduler would not start the task again."""
     STOPPED = 143
     """Something from outside ended the task: the scheduler knows what."""

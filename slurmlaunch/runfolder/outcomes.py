@@ -62,6 +62,10 @@ class OutcomeWriter:
         self._append(Kind.FAILURE, first, count, [pickled])
         self.failures += count
 
+    def checkpoint(self, item: int, pickled: bytes) -> None:
+        """Record how an item is gone on with; it has no outcome yet."""
+        self._append(Kind.CHECKPOINT, item, 1, [pickled])
+
     def note(self, **content: Any) -> None:
         """Record something about the attempt itself, for people and for `.attempts`."""
         self._append(Kind.NOTE, 0, 0, [json.dumps(content).encode()])
@@ -136,9 +140,14 @@ class Recorded(NamedTuple):
             ResultLost: it is not there any more, or damaged since.
             UnsafeRunFolder: it is not safe to read.
         """
-        return Content(self.header, self._payload())
+        return Content(self.header, self.payload())
 
-    def _payload(self) -> bytes:
+    def payload(self) -> bytes:
+        """Read the payload of the record.
+
+        Raises:
+            ResultLost, UnsafeRunFolder: as for `read`.
+        """
         try:
             descriptor = open_owned(self.file)
         except OSError as error:
@@ -161,12 +170,14 @@ class OutcomeFile:
         path: the file.
         position: how far its records have been read, in bytes.
         notes: what the attempt recorded about itself.
+        checkpoints: how items are gone on with, where the attempt recorded that.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
         self.notes: list[dict[str, Any]] = []
+        self.checkpoints: dict[int, Recorded] = {}
 
     def read(self, *, final: bool = False) -> Iterator[Recorded | Damage]:
         """Yield the whole records that were appended since the last time.
@@ -216,6 +227,8 @@ class OutcomeFile:
             self.position = found.offset + HEADER_SIZE + found.header.length
             if found.header.kind == Kind.NOTE:
                 self.notes.append(json.loads(bytes(found.payload)))
+            elif found.header.kind == Kind.CHECKPOINT:
+                self.checkpoints[found.header.first] = Recorded(self.path, found.offset, found.header)
             elif found.header.kind in (Kind.VALUES, Kind.FAILURE):
                 yield Recorded(self.path, found.offset, found.header)
 
@@ -224,10 +237,31 @@ _PIECE = 1 << 22
 """How much is read at once, where no record is larger."""
 
 
-def recorded_before(folder: RunFolder, task: int, attempt: int) -> Iterator[records.Header]:
-    """Yield the headers of what the attempts of a task before this one have recorded."""
+class Earlier(NamedTuple):
+    """What the attempts of a task before this one have recorded.
+
+    Attributes:
+        done: the items that have outcomes.
+        failures: how many of these are failures.
+        checkpoints: how items without outcomes are gone on with.
+    """
+
+    done: set[int]
+    failures: int
+    checkpoints: dict[int, Recorded]
+
+
+def earlier_attempts(folder: RunFolder, task: int, attempt: int) -> Earlier:
+    """Read what the attempts of a task before this one have recorded."""
+    done: set[int] = set()
+    failures = 0
+    checkpoints: dict[int, Recorded] = {}
     for earlier in range(attempt):
+        file = OutcomeFile(folder.outcome_file(task, earlier))
         with suppress(FileNotFoundError):
-            for found in OutcomeFile(folder.outcome_file(task, earlier)).read(final=True):
+            for found in file.read(final=True):
                 if not isinstance(found, Damage):
-                    yield found.header
+                    done.update(range(found.header.first, found.header.stop))
+                    failures += found.header.number if found.header.kind == Kind.FAILURE else 0
+        checkpoints.update(file.checkpoints)
+    return Earlier(done, failures, checkpoints)

@@ -56,6 +56,8 @@ class Kind(IntEnum):
     """Item indices, each u64."""
     CANCELLED = 8
     """Nothing: the items of the header are cancelled."""
+    CHECKPOINT = 9
+    """One pickled (function, args, kwargs): how the item is gone on with."""
 
 
 class Header(NamedTuple):

@@ -53,6 +53,9 @@ class RoundPlan(NamedTuple):
         processes: how many items run side by side in a task.
         threads: how many threads each of them may use.
         throttle: how many tasks may run at once, or None.
+        time_limit: seconds that a task may run, where that is known.
+        warning: seconds before the limit at which a task is warned, or None.
+        requeues: how often a task may ask to be started again.
         options: the submission's options, as `slurmlaunch.client.options` writes them.
         items: the items of the round, where they are not all of the run's.
     """
@@ -64,6 +67,9 @@ class RoundPlan(NamedTuple):
     processes: int
     threads: int
     throttle: int | None = None
+    time_limit: float | None = None
+    warning: int | None = None
+    requeues: int = 0
     options: dict[str, Any] = {}  # noqa: RUF012  (it is never changed)
     items: array[int] | None = None
 
@@ -135,7 +141,7 @@ class Round:
             content["slices"] = Slices.from_json(content["slices"])
             content["arrays"] = tuple(ArrayPlan(**each) for each in content["arrays"])
             content["items"] = _read_list(path / "items") if content["items"] else None
-            plan = RoundPlan(**content)
+            plan = RoundPlan(**{key: value for key, value in content.items() if key in RoundPlan._fields})
         except (ValueError, KeyError, TypeError) as error:
             msg = f"the plan of round {number} is damaged: {path / 'plan.json'} ({error})"
             raise RunFolderError(msg, path=str(path)) from error
@@ -178,6 +184,10 @@ class Round:
     def job_ids(self) -> dict[int, str]:
         """Return the job ids of the arrays that are known to have been submitted."""
         return {e["submitted"]: e["job_id"] for e in self.journal() if "submitted" in e}
+
+    def refusals(self) -> dict[int, str]:
+        """Return why arrays were refused for good, of those that were."""
+        return {e["refused"]: e["error"] for e in self.journal() if "refused" in e}
 
 
 def read_rounds(folder: RunFolder, start: int = 0) -> Iterator[Round]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pickle
 import sys
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, UnpicklableResult
 from slurmlaunch.outcome import Value, capture, failure_of
@@ -18,10 +20,11 @@ from slurmlaunch.runfolder.records import Kind, Record
 from slurmlaunch.runfolder.safety import read_owned, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.outcomes import Recorded
 
 
 def write_function(folder: RunFolder, pickled: bytes) -> None:
@@ -47,12 +50,21 @@ def load_function(folder: RunFolder) -> Callable[..., Any]:
 class Work:
     """The function of a run and its items, ready to be run one by one."""
 
-    def __init__(self, folder: RunFolder, manifest: Manifest) -> None:
+    def __init__(
+        self, folder: RunFolder, manifest: Manifest, checkpoints: Mapping[int, Recorded] = MappingProxyType({})
+    ) -> None:
         """Load the function, as a process that is to run items does once.
+
+        Args:
+            folder: the run folder.
+            manifest: its manifest.
+            checkpoints: how items are gone on with that an earlier attempt began.
 
         Raises:
             NodeStartError: it cannot be loaded here; the message says why.
         """
+        self._checkpoints = checkpoints
+        self._call: _Call | None = None
         extend_search_path(manifest.sys_path)
         try:
             self._function = load_function(folder)
@@ -64,7 +76,8 @@ class Work:
 
     def run(self, item: int) -> tuple[bool, bytes]:
         """Run an item; return whether it has a value, and the bytes of its outcome."""
-        outcome = capture(self._call, item)
+        outcome = capture(self._run, item)
+        self._call = None
         if isinstance(outcome, Value):
             try:
                 return True, outcome.dump()
@@ -72,8 +85,51 @@ class Work:
                 outcome = failure_of(error)
         return False, outcome.dump()
 
-    def _call(self, item: int) -> Any:
-        return self._function(*self._items[item])
+    def _run(self, item: int) -> Any:
+        if item in self._checkpoints:
+            call = _Call(*pickle.loads(self._checkpoints[item].payload()))
+        else:
+            call = _Call(self._function, self._items[item], {})
+        self._call = call
+        return call.function(*call.args, **call.kwargs)
+
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether the function has the method ``checkpoint`` of submitit's protocol."""
+        return hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")
+
+    def checkpoint(self) -> bytes | None:
+        """Ask the function that is running how it is gone on with; return that, pickled.
+
+        It is asked as submitit asks it: ``function.checkpoint(*args, **kwargs)``
+        returns an object with ``function``, ``args`` and ``kwargs``.
+        """
+        if self._call is None:
+            return None
+        import cloudpickle
+
+        call = _unwrapped(self._call)
+        later = call.function.checkpoint(*call.args, **call.kwargs)
+        if later is None:
+            return None
+        pickled: bytes = cloudpickle.dumps((later.function, tuple(later.args), dict(later.kwargs)))
+        return pickled
+
+
+class _Call(NamedTuple):
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def _unwrapped(call: _Call) -> _Call:
+    """Take off the partial into which `submit` binds its arguments."""
+    function, args, kwargs = call
+    while isinstance(function, partial):
+        args = (*function.args, *args)
+        kwargs = {**function.keywords, **kwargs}
+        function = function.func
+    return _Call(function, args, kwargs)
 
 
 def extend_search_path(entries: list[str]) -> None:

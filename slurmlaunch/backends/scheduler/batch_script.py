@@ -12,7 +12,7 @@ What the script does in a task, in order::
     leave the end mark        an empty file whose name is the `EndMark`
     end with the node's exit status
 
-The exit status is `SETUP_FAILED` where the node was never started: the folder is
+The exit status is `Status.SETUP` where the node was never started: the folder is
 not there, a module does not load, a set-up line fails. The end mark is left then
 too, and the log says what failed.
 
@@ -28,15 +28,12 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.caps import OURS
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.layout import EndMark, RunFolder
+from slurmlaunch.runfolder.layout import STARTED_VARIABLE, EndMark, RunFolder, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from slurmlaunch.backends.base import ArrayJob
-
-SETUP_FAILED = 3
-"""The exit status of a task whose node was never started; the node's own are 0 and 1."""
 
 _CPU_COUNT = "PYTHON_CPU_COUNT"
 _TASK = "${slurmlaunch_task}"
@@ -78,6 +75,10 @@ def _our_options(job: ArrayJob, given: Mapping[str, str | bool]) -> dict[str, st
         "export": "ALL",
         "dependency": _dependency(job, given.get("dependency")),
     }
+    if job.warning is not None:
+        options["signal"] = f"B:USR1@{job.warning}"
+    if job.may_requeue and "no-requeue" not in given:
+        options["requeue"] = True  # a site's default may be otherwise
     if "cpus-per-gpu" not in given:  # sbatch refuses both together
         options["cpus-per-task"] = str(job.cpus_per_task)
     return options
@@ -131,6 +132,7 @@ def _option_name(word: str) -> str:
 def _body(job: ArrayJob) -> Iterator[str]:
     yield "# Not at once: a signal for the task reaches this script too, which has to outlive the node."
     yield "trap '' USR1 TERM"
+    yield f"export {STARTED_VARIABLE}; printf -v {STARTED_VARIABLE} '%(%s)T' -1"
     yield ""
     yield from _end(job)
     yield ""
@@ -152,7 +154,7 @@ def _end(job: ArrayJob) -> Iterator[str]:
     yield "}"
     yield "slurmlaunch_give_up() {"
     yield '    trap - ERR; echo "slurmlaunch: the task was not started: $1" >&2'
-    yield f"    slurmlaunch_mark {SETUP_FAILED}; exit {SETUP_FAILED}"
+    yield f"    slurmlaunch_mark {Status.SETUP}; exit {Status.SETUP}"
     yield "}"
     yield "trap 'slurmlaunch_mark $?' EXIT"
 
@@ -220,8 +222,19 @@ def _node(job: ArrayJob) -> Iterator[str]:
     yield "slurmlaunch_status=0"
     yield 'wait "$slurmlaunch_node" || slurmlaunch_status=$?'
     yield '[ "$slurmlaunch_status" -ge 0 ] || slurmlaunch_status=255'
+    if job.may_requeue:
+        yield from _requeue()
     yield 'slurmlaunch_mark "$slurmlaunch_status"'
     yield 'exit "$slurmlaunch_status"'
+
+
+def _requeue() -> Iterator[str]:
+    # Here, and not by the node, which may run in a container that has no scontrol.
+    element = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
+    yield f'if [ "$slurmlaunch_status" -eq {Status.REQUEUE} ]; then'
+    yield '    slurmlaunch_mark "$slurmlaunch_status"  # before the requeue, which ends this script'
+    yield f"    scontrol requeue {element} || {{ slurmlaunch_marked=; slurmlaunch_status={Status.NOT_REQUEUED}; }}"
+    yield "fi"
 
 
 def shell_quote(text: str) -> str:
