@@ -347,7 +347,7 @@ class TestOurOptions:
 
         assert str(caught.value).startswith(option)
 
-    @pytest.mark.parametrize("option", ["retries", "grow", "max_mem", "max_time", "retry_exceptions", "requeues"])
+    @pytest.mark.parametrize("option", ["container", "schedule"])
     def test_not_offered(self, option: str) -> None:
         """What is not offered is not silently accepted."""
         with pytest.raises(UnknownOption):

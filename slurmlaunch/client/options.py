@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, fields, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from slurmlaunch.backends.units import parse_memory, parse_time
 from slurmlaunch.client.sbatch_options import NAMES, read_flag, read_option, unknown_option
 from slurmlaunch.client.shape import Shape
-from slurmlaunch.client.values import as_count, as_words, plain_text, refused
+from slurmlaunch.client.values import as_count, as_line, as_time, as_words, plain_text, refused
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ class Options:
         env: variables to set for the tasks.
         by_value: names of the modules whose code travels with the function.
         name: what the user calls the run, or None.
+        retries: how often an item is run again whose end came from outside.
+        requeues: how often a task that has come to its time limit is started again.
+        grow: by what ``mem`` and ``time`` grow where they were short.
+        max_mem: what ``mem`` grows to at most, in sbatch's units, or None.
+        max_time: what ``time`` grows to at most, in sbatch's formats, or None.
+        retry_exceptions: names of exception classes, as ``"builtins.OSError"``: an item that
+            raised one, or one derived from it, is run again too.
     """
 
     slurm: Mapping[str, str | bool] = field(default_factory=dict, hash=False)
@@ -56,6 +64,12 @@ class Options:
     env: Mapping[str, str] = field(default_factory=dict, hash=False)
     by_value: tuple[str, ...] = ()
     name: str | None = None
+    retries: int = 0
+    requeues: int = 10
+    grow: Mapping[str, float] = field(default_factory=lambda: {"mem": 2.0, "time": 1.5}, hash=False)
+    max_mem: str | None = None
+    max_time: str | None = None
+    retry_exceptions: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, /, **given: Any) -> Options:
@@ -189,6 +203,46 @@ def _module_name(option: str, module: object) -> str:
     raise refused(option, f"must be modules or their names, not {module!r}")
 
 
+def _as_number(option: str, value: object) -> int:
+    return 0 if value == 0 and not isinstance(value, bool) else as_count(option, value)
+
+
+def _as_growth(option: str, value: object) -> dict[str, float]:
+    if not isinstance(value, Mapping) or not set(value) <= {"mem", "time"}:
+        raise refused(option, f"must be a dict with the keys 'mem' and 'time', not {value!r}")
+    for name, factor in value.items():
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor >= 1:
+            raise refused(f"{option}[{name!r}]", f"must be a number of at least 1, not {factor!r}")
+    return {**Options().grow, **{name: float(factor) for name, factor in value.items()}}
+
+
+def _as_memory(option: str, value: object) -> str:
+    return _parsed(option, as_line(option, value), parse_memory)
+
+
+def _as_limit(option: str, value: object) -> str:
+    return _parsed(option, as_time(option, value), parse_time)
+
+
+def _parsed(option: str, text: str, parse: Callable[[str], float]) -> str:
+    try:
+        parse(text)
+    except ValueError:
+        raise refused(option, f"{text!r} is not a value that sbatch knows") from None
+    return text
+
+
+def _as_classes(option: str, value: object) -> tuple[str, ...]:
+    classes = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(_class_name(option, each) for each in classes)
+
+
+def _class_name(option: str, value: object) -> str:
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise refused(option, f"must be exception classes, not {value!r}")
+
+
 def _as_flags(option: str, value: object) -> tuple[str, ...]:
     return tuple(read_flag(flag) for flag in as_words(option, value))
 
@@ -202,10 +256,16 @@ def _as_name(option: str, value: object) -> str:
 _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "by_value": _as_by_value,
     "env": _as_env,
+    "grow": _as_growth,
+    "max_mem": _as_memory,
+    "max_time": _as_limit,
     "modules": _as_modules,
     "name": _as_name,
     "processes": as_count,
     "python": _as_python,
+    "requeues": _as_number,
+    "retries": _as_number,
+    "retry_exceptions": _as_classes,
     "sbatch": _as_flags,
     "setup": _as_setup,
     "threads": as_count,
