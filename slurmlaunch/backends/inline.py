@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from array import array
 from typing import TYPE_CHECKING
 
 from slurmlaunch import context
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from slurmlaunch.runfolder.rounds import RoundPlan
+
+
+_RECORD_BYTES = 1 << 18
 
 
 class _AllEnded:
@@ -111,19 +115,56 @@ def _run_items(
         for item in items:
             writer.failure(item, Failure(error).dump())
         return
+    values = _Values(writer)
     for item in items:
         context.current_task().item = item
         succeeded, data = work.run(item)
-        record = writer.value if succeeded else writer.failure
-        record(item, data)
-        interrupted.check()
+        if succeeded:
+            values.add(item, data)
+        else:
+            writer.failure(item, data)
+        if interrupted.pressed:
+            break
+    values.write()
+    if interrupted.pressed:
+        raise KeyboardInterrupt
+
+
+class _Values:
+    """Values of consecutive items, recorded together: nobody sees them before the call is over."""
+
+    def __init__(self, writer: OutcomeWriter) -> None:
+        self._writer = writer
+        self._first = self._bytes = 0
+        self._parts: list[bytes] = []
+
+    def add(self, item: int, data: bytes) -> None:
+        """Take in a value."""
+        if self._parts and (item != self._first + len(self._parts) or self._bytes > _RECORD_BYTES):
+            self.write()
+        if not self._parts:
+            self._first = item
+        self._parts.append(data)
+        self._bytes += len(data)
+
+    def write(self) -> None:
+        """Record what was taken in."""
+        if len(self._parts) == 1:
+            self._writer.value(self._first, self._parts[0])
+        elif self._parts:
+            self._writer.values(self._first, array("I", map(len, self._parts)), b"".join(self._parts))
+        self._parts, self._bytes = [], 0
 
 
 class _Interrupted:
-    """Tells Ctrl-C, which ends the call, from a KeyboardInterrupt that the function raises."""
+    """Tells Ctrl-C, which ends the call, from a KeyboardInterrupt that the function raises.
+
+    Attributes:
+        pressed: whether it was Ctrl-C.
+    """
 
     def __init__(self) -> None:
-        self._pressed = False
+        self.pressed = False
         self._in_main_thread = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
@@ -134,14 +175,9 @@ class _Interrupted:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._pressed = True
+        self.pressed = True
         if callable(self._handler):
             self._handler(number, frame)
-
-    def check(self) -> None:
-        """Raise where Ctrl-C was pressed."""
-        if self._pressed:
-            raise KeyboardInterrupt
 
     def __exit__(self, *_: object) -> None:
         if self._in_main_thread and callable(self._handler):

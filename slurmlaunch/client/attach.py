@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,11 @@ from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client.options import Options
-from slurmlaunch.client.plan import plan
-from slurmlaunch.client.run import Run, find_lost_jobs, make_plan
+from slurmlaunch.client.run import Run, find_lost_jobs
 from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
 from slurmlaunch.runfolder.manifest import Manifest
-from slurmlaunch.runfolder.rounds import Round, read_rounds
+from slurmlaunch.runfolder.rounds import read_rounds
 from slurmlaunch.runfolder.safety import check_folder
 
 if TYPE_CHECKING:
@@ -71,24 +69,12 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
         items = [item for item in latest.unfinished(run) if item in wanted]
         if not items:
             return latest
+        options = Options.from_json(latest.rounds[-1].plan.options).changed(**changes)
         try:
-            added = _add_round(latest, items, changes)
+            added = latest.add_round(items, options)
         except FileExistsError:
             continue  # another client was first: what it runs again is not ours to run
         again = Run(latest.folder, latest.manifest, latest.backend, [*latest.rounds, added])
         again.submit()
         WATCHER.watch(again)
         return again
-
-
-def _add_round(run: Run, items: list[int], changes: Mapping[str, Any]) -> Round:
-    before = run.rounds[-1]
-    options = Options.from_json(before.plan.options).changed(**changes)
-    limits = run.backend.limits()
-    shape = options.shape(single_item=run.manifest.single, available=limits.cpus)
-    first_task = before.plan.first_task + before.plan.slices.tasks
-    # As many tasks as before, so that a choice of tasks= or chunksize= holds on.
-    planned = plan(len(items), limits=limits, tasks=before.plan.slices.tasks, first_task=first_task)
-    number = before.number + 1
-    made = make_plan(planned, options, run.manifest, number, shape, items=array("Q", items))
-    return Round.make(run.folder, number, made)

@@ -103,7 +103,6 @@ class Lookout:
         self._seen_marks: set[str] = set()
         self._seen_files: set[str] = set()
         self._cancellations_at = 0.0
-        self._tasks = {task for each in run.rounds for task in each.plan.tasks}
 
     def look(self, budget: float = _UNBOUNDED) -> tuple[bool, int]:
         """Take in what is new; return whether there was anything, and what it cost in file operations."""
@@ -112,11 +111,13 @@ class Lookout:
         if now >= self._cancellations_at:
             self._cancellations_at = now + _CANCELLATIONS_EVERY
             self.run.look_for_cancellations()
+            self.run.learn_job_ids()
         ended = self._list_ended()
         self._list_outcomes()
         reads = self._read_ended(ended)
         reads += self._read_growing(int((budget - _LOOK_COST) // _READ_COST))
         self._judge(now)
+        self.run.retrying.go_on()
         news = before != (self.run.ledger.open, len(self._files), len(self._marks))
         return news, _LOOK_COST + reads * _READ_COST
 
@@ -127,7 +128,7 @@ class Lookout:
         ended = []
         for mark in filter(None, map(EndMark.parse, sorted(new))):
             last = self._marks.get(mark.task)
-            if mark.task in self._tasks and (last is None or mark.start >= last.start):
+            if self.run.has_task(mark.task) and (last is None or mark.start >= last.start):
                 self._marks[mark.task] = mark
                 self._unweighed.add(mark.task)
                 ended.append(mark.task)
@@ -139,9 +140,10 @@ class Lookout:
         self._seen_files |= new
         for name in sorted(new):
             first, _, second = name.partition(".")
-            if first.isdigit() and second.isdigit() and int(first) in self._tasks:
+            if first.isdigit() and second.isdigit() and self.run.has_task(int(first)):
                 task, attempt = int(first), int(second)
-                self._files[task, attempt] = OutcomeFile(self.run.folder.outcome_file(task, attempt))
+                file = self._files[task, attempt] = OutcomeFile(self.run.folder.outcome_file(task, attempt))
+                self.run.notes[task, attempt] = file.notes
                 self._attempts[task] = max(attempt + 1, self._attempts.get(task, 0))
                 self._growing.append((task, attempt))
                 self.run.started.add(task)
@@ -176,7 +178,7 @@ class Lookout:
                     self.run.recorded(found)
         except UnsafeRunFolder as error:
             message = str(error)
-            self.run.ended(self._open(task), lambda _: ResultLost(message, file=str(file.path)))
+            self.run.ended(self.run.open_items(task), lambda _: ResultLost(message, file=str(file.path)))
         except FileNotFoundError:
             pass  # a listing may be ahead of the file, and behind it
 
@@ -190,17 +192,14 @@ class Lookout:
             lambda _: ResultLost(what, file=str(file.path), offset=damage.offset),
         )
 
-    def _open(self, task: int) -> list[int]:
-        return self.run.ledger.open_among(self.run.items_of(task))
-
     def _has_open(self, task: int) -> bool:
-        return bool(self.run.ledger.open) and bool(self._open(task))
+        return bool(self.run.ledger.open) and bool(self.run.open_items(task))
 
     # What an absence means.
 
     def hear(self, snapshot: Snapshot) -> None:
         """Take in what the scheduler says."""
-        for task in self._tasks:
+        for task in (task for each in self.run.rounds for task in each.plan.tasks):
             place = self.run.place(task)
             record = snapshot.get(place.job_id, place.element) if place.job_id else None
             if record is None:
@@ -251,7 +250,8 @@ class Lookout:
         for attempt in range(self._attempts.get(task, 0)):
             self._read(task, attempt, final=True)
         self._absent.pop(task, None)
-        self.run.ended(self._open(task), error.for_item)
+        self.run.ended(self.run.open_items(task), error.for_item)
+        self.run.breaker.note(task, error)
 
     def _place(self, task: int) -> Place:
         place = self.run.place(task)

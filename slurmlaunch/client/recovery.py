@@ -1,7 +1,7 @@
 """What is run again by itself, and with what resources.
 
-Pure decisions: which ends are worth another round (`Policy.wants`), and what the
-next round asks for, given what its items came to (`grown`).
+Pure decisions: which ends are worth another round (`wants`), and what the next
+round asks for, given what its items came to (`grown`).
 """
 
 from __future__ import annotations

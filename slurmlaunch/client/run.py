@@ -8,17 +8,24 @@ round and is a new view, so that what was returned before stays what it was. A
 from __future__ import annotations
 
 import functools
+import math
 import os
 import secrets
 import threading
+import time
 from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from slurmlaunch.backends.base import ArrayJob, TaskState
+from slurmlaunch.backends.units import parse_time
+from slurmlaunch.client.breaker import Breaker
 from slurmlaunch.client.ledger import Fate, Ledger
 from slurmlaunch.client.options import Options, job_name
+from slurmlaunch.client.plan import plan
+from slurmlaunch.client.recovery import Cause
+from slurmlaunch.client.retrying import Retrying
 from slurmlaunch.client.values import as_count
 from slurmlaunch.errors import ItemError, SlurmlaunchError, SubmissionError
 from slurmlaunch.outcome import Failure, Value
@@ -37,6 +44,10 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
     from slurmlaunch.runfolder.outcomes import Recorded
+
+
+_LONGEST_WARNING = 60
+"""Seconds that items in flight get to come to their end at a time limit."""
 
 
 @functools.cache
@@ -83,6 +94,9 @@ class Run:
         started: the tasks that are known to have started.
         states: what the scheduler said last, by task, where it said something.
         marks: how tasks have ended, where they left a mark.
+        notes: what attempts said of themselves, by task and attempt.
+        retrying: the items that are held, to be run again.
+        breaker: ends the run where its first tasks all die in the same way.
     """
 
     def __init__(self, folder: RunFolder, manifest: Manifest, backend: Backend, rounds: list[Round]) -> None:
@@ -93,14 +107,15 @@ class Run:
         self.started: set[int] = set()
         self.states: dict[int, TaskState] = {}
         self.marks: dict[int, EndMark] = {}
+        self.notes: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        self.retrying = Retrying(self)
+        self.breaker = Breaker(self)
         self._last_round = _last_rounds(manifest.items, rounds)
         self._open: dict[int, Future[Any]] = {}
         self._telling: dict[int, Future[Any]] = {}
         self._settled: WeakValueDictionary[int, Future[Any]] = WeakValueDictionary()
         self._cancellations = CancellationReader(folder, [each.number for each in rounds])
-        for each in rounds:
-            for number, job_id in each.job_ids().items():
-                self.jobs[each.number, number] = job_id
+        self.learn_job_ids()
 
     # Where things are.
 
@@ -129,6 +144,14 @@ class Run:
         if not self._last_round:
             return items
         return [item for item in items if self._last_round[item] == place.round.number]
+
+    def open_items(self, task: int) -> list[int]:
+        """Return the items of a task that have not settled, and are not held for another round."""
+        return [item for item in self.ledger.open_among(self.items_of(task)) if not self.retrying.holds(item)]
+
+    def has_task(self, task: int) -> bool:
+        """Whether a task is of this view."""
+        return any(task in each.plan.tasks for each in self.rounds)
 
     def state_of(self, task: int) -> TaskState:
         """Return what a task is doing, as far as is known without asking again.
@@ -167,13 +190,31 @@ class Run:
 
     def recorded(self, recorded: Recorded) -> None:
         """Take in a record of outcomes."""
-        with self.changed:
-            if recorded.header.kind == Kind.FAILURE and not self._is_last_word(recorded):
+        if recorded.header.kind == Kind.FAILURE:
+            if not self._is_last_word(recorded):
                 return
+            if self.retrying.enabled or not self.ledger.count(Fate.VALUE):
+                self._recorded_failure(recorded)
+                return
+        self._settle(recorded)
+
+    def _settle(self, recorded: Recorded) -> None:
+        with self.changed:
             settled = [item for part in self.ledger.record(recorded) for item in self._asked(part)]
             closed = self._close(settled)
             self.changed.notify_all()
         self._tell(closed)
+
+    def _recorded_failure(self, recorded: Recorded) -> None:
+        header = recorded.header
+        outcome = recorded.read().outcome(header.first)
+        if not isinstance(outcome, Failure):
+            return
+        if self.retrying.enabled:
+            self.ended(range(header.first, header.stop), _always(outcome.error))
+        else:
+            self._settle(recorded)
+        self.breaker.note(self.task_of(header.first), outcome.error)
 
     def _is_last_word(self, recorded: Recorded) -> bool:
         """Whether no later round runs the items of a failure again."""
@@ -183,12 +224,15 @@ class Run:
         number = self.place(task).round.number
         return all(self._last_round[i] == number for i in range(recorded.header.first, recorded.header.stop))
 
-    def ended(self, items: Iterable[int], error_of: Callable[[int], BaseException]) -> None:
-        """Settle open items that will come to no outcome of their own."""
+    def ended(self, items: Iterable[int], error_of: Callable[[int], BaseException], *, final: bool = False) -> None:
+        """Settle open items that have come to errors, or hold them for another round, unless this is *final*."""
         with self.changed:
-            settled = [item for item in items if self.ledger.is_open(item)]
-            for item in settled:
-                self.ledger.end(item, error_of(item))
+            settled = []
+            for item in items:
+                error = error_of(item) if self.ledger.is_open(item) else None
+                if error is not None and (final or not self.retrying.hold(item, error)):
+                    self.ledger.end(item, error)
+                    settled.append(item)
             closed = self._close(settled)
             self.changed.notify_all()
         self._tell(closed)
@@ -340,6 +384,50 @@ class Run:
         number, array = next(key for key, each in self.jobs.items() if each == job_id)
         return next(r for r in self.rounds if r.number == number).plan.arrays[array].length
 
+    # Further rounds.
+
+    def cause_of(self, item: int, error: BaseException) -> Cause:
+        """Return why an item is to be run again, and what is known of its last attempt."""
+        task = self.task_of(item)
+        notes = {
+            key: value for (t, _), some in self.notes.items() if t == task for n in some for key, value in n.items()
+        }
+        ended = notes.get("ended", time.time())
+        seconds = ended - notes["started"] if "started" in notes else None
+        return Cause(error, notes.get("node"), notes.get("peak"), seconds)
+
+    def add_round(self, items: Sequence[int], options: Options) -> Round:
+        """Make a round for some of the items.
+
+        Raises:
+            FileExistsError: another client made one first.
+            OptionError: the options do not fit together.
+        """
+        before = self.rounds[-1]
+        limits = self.backend.limits()
+        shape = options.shape(single_item=self.manifest.single, available=limits.cpus)
+        first_task = before.plan.first_task + before.plan.slices.tasks
+        # As many tasks as before, so that a choice of tasks= or chunksize= holds on.
+        planned = plan(len(items), limits=limits, tasks=before.plan.slices.tasks, first_task=first_task)
+        number = before.number + 1
+        made = make_plan(planned, options, self.manifest, number, shape, items=array("Q", items))
+        return Round.make(self.folder, number, made)
+
+    def extend(self, added: Round) -> None:
+        """Take a further round into this view."""
+        with self.changed:
+            self.rounds.append(added)
+            self._last_round = _last_rounds(self.manifest.items, self.rounds)
+            self._cancellations = CancellationReader(self.folder, [each.number for each in self.rounds])
+        self.learn_job_ids()
+
+    def learn_job_ids(self) -> None:
+        """Read which arrays have been submitted, perhaps by another client."""
+        for each in self.rounds:
+            if any((each.number, number) not in self.jobs for number in range(len(each.plan.arrays))):
+                with self.changed:
+                    self.jobs.update({(each.number, number): job_id for number, job_id in each.job_ids().items()})
+
     # Submitting.
 
     def submit(self) -> None:
@@ -418,6 +506,8 @@ class Run:
             modules=options.modules,
             setup=options.setup,
             after=before,
+            warning=plan.warning if plan.requeues else None,
+            may_requeue=bool(plan.requeues),
         )
 
     def set_throttle(self, throttle: int | None) -> None:
@@ -463,24 +553,40 @@ class Run:
 
 
 def make_plan(
-    plan: Plan, options: Options, manifest: Manifest, number: int, shape: Shape, *, items: array[int] | None = None
+    planned: Plan, options: Options, manifest: Manifest, number: int, shape: Shape, *, items: array[int] | None = None
 ) -> RoundPlan:
     """Return the plan of a round as it stands on disk."""
     arrays = tuple(
         ArrayPlan(job_name(manifest.name, f"{manifest.run}-{number}-{i}"), each.first_task, each.length)
-        for i, each in enumerate(plan.arrays)
+        for i, each in enumerate(planned.arrays)
     )
+    limit, warning = _time_limit(options)
     return RoundPlan(
-        slices=plan.slices,
-        first_task=plan.first_task,
+        slices=planned.slices,
+        first_task=planned.first_task,
         arrays=arrays,
         cpus_per_task=shape.cpus_per_task,
         processes=shape.processes,
         threads=shape.threads,
         throttle=options.throttle,
+        time_limit=limit,
+        warning=warning,
+        requeues=options.requeues if manifest.backend == "slurm" else 0,
         options=options.to_json(),
         items=items,
     )
+
+
+def _time_limit(options: Options) -> tuple[float | None, int | None]:
+    """Return the time limit in seconds, and how long before it a task is warned: a fifth of it at most."""
+    text = options.slurm.get("time") or os.environ.get("SBATCH_TIMELIMIT")
+    try:
+        limit = parse_time(str(text))
+    except ValueError:
+        return None, None
+    if not math.isfinite(limit):
+        return None, None
+    return limit, max(1, min(_LONGEST_WARNING, int(limit / 5)))
 
 
 def _always(error: BaseException) -> Callable[[int], BaseException]:

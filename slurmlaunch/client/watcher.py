@@ -7,6 +7,7 @@ asks the scheduler, since its commands may hang.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -30,6 +31,9 @@ SHORTEST, LONGEST = 0.015, 1.0
 _SHARE_OF_QUIET = 0.03
 """The next look comes after this share of the time since the last news: so what comes
 after a wait is seen at most so much later than it could have been."""
+
+_LAST_LOOK = 5.0
+"""Seconds that a look may take when the interpreter ends."""
 
 OPERATIONS_PER_SECOND = 40.0
 _BURST = 200.0
@@ -126,6 +130,7 @@ class Watcher:
         self._told: list[tuple[list[Run], Snapshot]] = []
         self._budget = Budget()
         self._thread: threading.Thread | None = None
+        self._last_look: threading.Event | None = None
 
     def watch(self, run: Run) -> None:
         """Take in what a run has come to so far, and watch it while it has open items."""
@@ -147,16 +152,19 @@ class Watcher:
             with self._news:
                 self._sleep()
                 told, self._told = self._told, []
+                last, self._last_look = self._last_look, None
                 now = time.monotonic()
-                ready = [(run, watch) for run, watch in self._watches.items() if watch.due <= now]
+                ready = [(run, watch) for run, watch in self._watches.items() if last or watch.due <= now]
             for runs, snapshot in told:
                 self._pass_on(runs, snapshot)
             for run, watch in ready:
                 self._look_at(run, watch)
+            if last:
+                last.set()
 
     def _sleep(self) -> None:
         """Wait until a run is due, or something is told."""
-        while not self._told:
+        while not (self._told or self._last_look):
             now = time.monotonic()
             due = min((watch.due for watch in self._watches.values()), default=None)
             if due is not None and due <= now:
@@ -182,6 +190,15 @@ class Watcher:
         if not run.ledger.open:
             with self._news:
                 self._watches.pop(run, None)
+
+    def look_at_exit(self) -> None:
+        """Settle what local tasks have come to, callbacks included: they have ended by now, and nobody looks later."""
+        with self._news:
+            if not any(run.backend.name == "local" for run in self._watches):
+                return
+            self._last_look = looked = threading.Event()
+            self._news.notify_all()
+        looked.wait(_LAST_LOOK)
 
     # For the inquiries.
 
@@ -210,6 +227,9 @@ class Watcher:
 
 WATCHER = Watcher()
 """The watcher of this process."""
+
+# As the last one that is registered is called first, this comes after the wait for local tasks.
+atexit.register(WATCHER.look_at_exit)
 
 
 def _start_anew() -> None:

@@ -51,6 +51,7 @@ class Death(NamedTuple):
         status: its exit status, or None.
         ready: whether it had loaded the function.
         failure: why it could not load it, pickled, or None.
+        ours: whether the pool itself killed it.
     """
 
     number: int
@@ -59,6 +60,7 @@ class Death(NamedTuple):
     status: int | None
     ready: bool
     failure: bytes | None
+    ours: bool
 
 
 class Pool:
@@ -245,7 +247,9 @@ class Pool:
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = None if killed else os.WEXITSTATUS(status)
         told = process.checkpoint is not None
-        return Death(process.number, None if told else item, killed, code, process.ready, process.failure)
+        return Death(
+            process.number, None if told else item, killed, code, process.ready, process.failure, process.killed
+        )
 
     def _last_words(self, process: Process) -> bool:
         """Take what the process had said before it died; return whether it had appended what it was allowed to."""

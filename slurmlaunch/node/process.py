@@ -38,6 +38,7 @@ class Process:
         can_checkpoint: whether its function can be asked how an item is gone on with.
         checkpoint: what that said, pickled, or None.
         suspect: the position that a slow item was seen at, its followers being taken back.
+        killed: whether it was killed from here.
     """
 
     def __init__(self, number: int, pid: int, connection: Connection, channel: Channel) -> None:
@@ -47,7 +48,7 @@ class Process:
         self.since = 0.0
         self.seen = (-1, 0.0)
         self.suspect: int | None = None
-        self.ready = False
+        self.ready = self.killed = False
         self.failure: bytes | None = None
         self.can_checkpoint = False
         self.checkpoint: bytes | None = None
@@ -144,6 +145,7 @@ class Process:
 
     def kill(self) -> None:
         """Kill it; its death is noticed where all deaths are."""
+        self.killed = True
         os.kill(self.pid, signal.SIGKILL)
 
 

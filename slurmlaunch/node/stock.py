@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 class Stock:
@@ -15,11 +15,12 @@ class Stock:
 
     Attributes:
         closed: whether nothing more is handed out.
+        cancelled: the items that are never handed out.
     """
 
     def __init__(self, items: Sequence[int]) -> None:
         self._parts: deque[Sequence[int]] = deque([items] if items else [])
-        self._cancelled: list[range] = []
+        self.cancelled: set[int] = set()
         self.closed = False
 
     def __len__(self) -> int:
@@ -51,11 +52,11 @@ class Stock:
         if items:
             self._parts.appendleft(items)
 
-    def cancel(self, items: range) -> None:
+    def cancel(self, items: Iterable[int]) -> None:
         """Never hand out any of these."""
-        self._cancelled.append(items)
+        self.cancelled.update(items)
 
     def _wanted(self, items: Sequence[int]) -> Sequence[int]:
-        if not self._cancelled:
+        if not self.cancelled:
             return items
-        return [item for item in items if not any(item in some for some in self._cancelled)]
+        return [item for item in items if item not in self.cancelled]

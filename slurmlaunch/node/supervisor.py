@@ -76,7 +76,6 @@ class Supervisor:
         self._pool = Pool(self._waiting, self._writer, self._stock, self._child)
         self._processes = max(1, min(plan.processes, len(self._items)))
         self._masks = _masks(plan)
-        self._cancelled: set[int] = set()
         self._cancellations = CancellationReader(folder, [round_.number])
         self._doubtful: list[_Doubtful] = []
         self._unready_deaths = 0
@@ -177,7 +176,11 @@ class Supervisor:
             error.what += ", each time before it had loaded the function"
             self._give_up(Failure(error).dump())
             return
-        if death.item is not None and death.item not in self._cancelled:
+        if death.item is None or death.item in self._stock.cancelled:
+            return
+        if death.ours:
+            self._stock.put_back([death.item])  # it had just begun, as the one before it was to be ended
+        else:
             due = monotonic() + (DOUBT_SECONDS if death.signal else 0.0)
             self._doubtful.append(_Doubtful(due, death.item, error))
 
@@ -217,10 +220,14 @@ class Supervisor:
             self._writer.failure(doubtful.item, Failure(error).dump())
 
     def _cancel(self) -> None:
-        for _, items in self._cancellations.new():
-            self._stock.cancel(items)
-            self._cancelled.update(item for item in self._items if item in items)
-            self._pool.kill(items)
+        news = [items for _, items in self._cancellations.new()]
+        if not news:
+            return
+        mine = self._items if isinstance(self._items, range) else frozenset(self._items)
+        for items in news:
+            few, many = (items, mine) if len(items) < len(mine) else (mine, items)
+            self._stock.cancel(item for item in few if item in many)
+        self._pool.kill(self._stock.cancelled)
 
     # The end.
 

@@ -125,14 +125,18 @@ class ItemReader:
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        self._path = folder.items
-        self._items = open_owned(folder.items)
-        self._index = open_owned(folder.items_index)
-        self._blocks = os.fstat(self._index).st_size // _ENTRY.size
-        self._size = os.fstat(self._items).st_size
+        self._folder = folder
+        self._open()
         self._first = self._stop = 0
         self._rows: list[Any] = []
         self._pickled = False
+
+    def _open(self) -> None:
+        self._items = open_owned(self._folder.items)
+        self._index = open_owned(self._folder.items_index)
+        self._identity = _identity(self._items), _identity(self._index)
+        self._blocks = os.fstat(self._index).st_size // _ENTRY.size
+        self._size = os.fstat(self._items).st_size
 
     def close(self) -> None:
         """Close the files."""
@@ -171,6 +175,8 @@ class ItemReader:
         return self._entry(low)[1]
 
     def _load(self, item: int) -> None:
+        if (_identity(self._items), _identity(self._index)) != self._identity:
+            self._open()  # the function closes what it finds open, as daemons do, and may have opened others there
         offset = self._block_of(item)
         header = records.parse_header(os.pread(self._items, HEADER_SIZE, offset)) if offset < self._size else None
         if header is None or not header.first <= item < header.stop:
@@ -187,7 +193,15 @@ class ItemReader:
         return payload
 
     def _damaged(self, offset: int) -> ResultLost:
-        return ResultLost("the arguments on disk are damaged", file=str(self._path), offset=offset)
+        return ResultLost("the arguments on disk are damaged", file=str(self._folder.items), offset=offset)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    try:
+        status = os.fstat(descriptor)
+    except OSError:  # closed
+        return -1, -1
+    return status.st_dev, status.st_ino
 
 
 def read_at(descriptor: int, length: int, offset: int) -> bytes:
