@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from slurmlaunch import caps
@@ -39,13 +40,18 @@ class Task:
         return f"<Task {self.index} of {self.run_folder}, item {self.item}>"
 
 
-_current: Task | None = None
+class _Current(threading.local):
+    task: Task | None = None
+    """Of the class: what threads see that have none of their own, such as those that a function starts."""
+
+
+_current = _Current()
 
 
 def swap(task: Task | None) -> Task | None:
-    """Make a task the current one of this process; return the one before."""
-    global _current
-    before, _current = _current, task
+    """Make a task the current one of this thread, and of threads that have none; return the one before."""
+    before: Task | None = vars(_current).get("task")
+    _current.task = _Current.task = task
     return before
 
 
@@ -55,10 +61,11 @@ def current_task() -> Task:
     Raises:
         SlurmlaunchError: it does not run in one.
     """
-    if _current is None:
+    task = _current.task or _Current.task
+    if task is None:
         msg = "current_task() was called outside a task: call it in the function that you submit"
         raise SlurmlaunchError(msg)
-    return _current
+    return task
 
 
 def cpu_count() -> int:

@@ -100,6 +100,7 @@ class SubmissionError(SlurmlaunchError):
         returncode: its exit status, or None where it did not end in time.
         job_name: the unique name of the job.
         ambiguous: whether the job may be in the queue all the same.
+        no_room: whether a limit on what one may have in the queue was hit.
     """
 
     command: tuple[str, ...] = ()
@@ -107,6 +108,7 @@ class SubmissionError(SlurmlaunchError):
     returncode: int | None = None
     job_name: str = ""
     ambiguous: bool = False
+    no_room: bool = False
 
 
 class SchedulerError(SlurmlaunchError):

@@ -6,7 +6,9 @@ to another cluster than the one that the backend was made for.
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import re
 import time
 from collections import defaultdict
@@ -21,11 +23,12 @@ from slurmlaunch.backends.scheduler.batch_script import render, sbatch_words
 from slurmlaunch.backends.scheduler.command import Command
 from slurmlaunch.backends.scheduler.elements import Elements
 from slurmlaunch.backends.scheduler.queries import NO_SUCH_JOB, TIMEOUT, Queries, on_cluster, scheduler_error
-from slurmlaunch.backends.scheduler.refusal import submission_error
+from slurmlaunch.backends.scheduler.refusal import is_ambiguous, is_transient, submission_error
 from slurmlaunch.backends.scheduler.snapshot import Intervals, SharedSnapshot
+from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from slurmlaunch.backends.base import ArrayJob, Snapshot, TaskRecord
     from slurmlaunch.backends.scheduler.command import Finished, Runner
@@ -40,6 +43,9 @@ _ENDED_ALREADY = re.compile(
 # Linux takes no argument of more than 128 KiB, and a few times as much in all.
 _LONGEST_ARGUMENT = 60_000
 _ARGUMENTS = 10
+# Seconds between two tries of a submission, half a minute in all.
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
+_log = logging.getLogger("slurmlaunch")
 
 _DEFAULT_MAX_ARRAY_SIZE = 1001
 # What clusters allow, by where they are: asked once per process.
@@ -57,11 +63,17 @@ class SlurmBackend:
     query_every = 2.0
 
     def __init__(
-        self, clusters: str | None = None, *, run: Runner = commands.run, intervals: Intervals | None = None
+        self,
+        clusters: str | None = None,
+        *,
+        run: Runner = commands.run,
+        intervals: Intervals | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Speak to these clusters; *run* runs the commands, *intervals* say how often to ask for states."""
         self.clusters = clusters or os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
         self._run = run
+        self._sleep = sleep
         self._intervals = intervals or Intervals.from_environment()
         self._submitted: dict[str, float] = {}
         self._snapshots: dict[str | None, SharedSnapshot] = {}
@@ -84,6 +96,9 @@ class SlurmBackend:
     def submit(self, job: ArrayJob) -> str:
         """Hand the array to sbatch; return its job id.
 
+        Where Slurm is away for a moment, or sbatch had no answer, it is tried
+        again for half a minute, the job looked for by its name before.
+
         Raises:
             OptionError: a value cannot stand in a batch script.
             SubmissionError: Slurm refused it, or did not answer in time.
@@ -91,14 +106,37 @@ class SlurmBackend:
         env = environment.for_submission(os.environ, sbatch_words(job))
         command = Command(("sbatch", "--parsable"), env, _SUBMIT_TIMEOUT, stdin=render(job), cwd=job.cwd)
         before = time.time()
-        done = self._run(command)
+        for pause in (*_PAUSES, None):
+            done = self._run(command)
+            job_id = self._printed_id(done) or self._found_after(done, job.name, before)
+            if job_id is not None:
+                self._submitted[job_id] = before
+                return job_id
+            if pause is None or not (is_transient(done) or is_ambiguous(done)) or done.timed_out:
+                break
+            _log.warning("sbatch: %s; trying again", done.stderr.strip() or "no answer")
+            self._sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  (so that many clients do not come back at once)
+        raise submission_error(command, done, job.name)
+
+    def _printed_id(self, done: Finished) -> str | None:
         printed = _PRINTED_ID.search(done.stdout) if done.ok else None
         if printed is None:
-            raise submission_error(command, done, job.name)
+            return None
         cluster = printed["cluster"]
-        job_id = printed["id"] if cluster in {None, self.clusters} else f"{printed['id']};{cluster}"
-        self._submitted[job_id] = before
-        return job_id
+        return printed["id"] if cluster in {None, self.clusters} else f"{printed['id']};{cluster}"
+
+    def _found_after(self, done: Finished, name: str, before: float) -> str | None:
+        """Look for the job of an sbatch that may have submitted it without saying so.
+
+        The answer may come too early. A second job of the name waits for the
+        first (``singleton``), and then finds nothing left to do.
+        """
+        if done.missing or not is_ambiguous(done):
+            return None
+        try:
+            return self.find(name, before)
+        except SchedulerError:
+            return None
 
     def find(self, name: str, since: float) -> str | None:
         """Return the id of the job of that unique name, submitted after *since*, or None.

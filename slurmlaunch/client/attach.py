@@ -54,6 +54,7 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
     WATCHER.watch(run)
     if run.ledger.open:
         find_lost_jobs(run)
+        run.resume_submission()
     return run
 
 

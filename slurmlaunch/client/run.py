@@ -8,8 +8,10 @@ round and is a new view, so that what was returned before stays what it was. A
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
+import random
 import secrets
 import threading
 import time
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from slurmlaunch.backends.base import ArrayJob, TaskState
+from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.backends.units import parse_time
 from slurmlaunch.client.breaker import Breaker
 from slurmlaunch.client.ledger import Fate, Ledger
@@ -45,6 +48,13 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.manifest import Manifest
     from slurmlaunch.runfolder.outcomes import Recorded
 
+
+_NEVER_SUBMITTED = "it was never submitted: the client that was to do so is gone. Submit it with .retry()"
+
+_SHORTEST_WAIT, _LONGEST_WAIT = 5.0, 60.0
+"""Seconds between two tries of a submission for which there was no room."""
+
+_log = logging.getLogger("slurmlaunch")
 
 _LONGEST_WARNING = 60
 """Seconds that items in flight get to come to their end at a time limit."""
@@ -447,19 +457,53 @@ class Run:
                     latest.refused(number, str(error))
             raise
         if len(latest.plan.arrays) > 1:
-            threading.Thread(
-                target=self._submit_rest,
-                args=(latest,),
-                name="slurmlaunch-submit",
-            ).start()
+            self._submit_in_thread(latest, range(1, len(latest.plan.arrays)))
 
-    def _submit_rest(self, latest: Round) -> None:
-        for number in range(1, len(latest.plan.arrays)):
+    def _submit_rest(self, latest: Round, numbers: Iterable[int]) -> None:
+        for number in numbers:
             try:
-                self._submit_array(latest, number)
-            except (SubmissionError, OSError) as error:
+                self._submit_when_there_is_room(latest, number)
+            except (SlurmlaunchError, OSError) as error:
                 latest.refused(number, str(error))
                 self._refuse(latest, number, error)
+
+    def _submit_when_there_is_room(self, latest: Round, number: int) -> None:
+        """Submit an array; where a limit on what may be queued is hit, try again until it is not."""
+        pause = _SHORTEST_WAIT
+        while self.ledger.open:
+            try:
+                self._submit_array(latest, number)
+            except SubmissionError as error:
+                if not error.no_room:
+                    raise
+                if pause == _SHORTEST_WAIT:
+                    latest.waiting(number, Owner.me())
+                    _log.warning("slurmlaunch waits for room in the queue: %s", error.stderr.strip())
+            else:
+                return
+            time.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (so that clients do not come back at once)
+            pause = min(_LONGEST_WAIT, pause * 2)
+
+    def resume_submission(self) -> None:
+        """Take up what a client that is gone has left: submit what waited for room, give up on the rest."""
+        for each in self.rounds:
+            missing = [i for i in range(len(each.plan.arrays)) if (each.number, i) not in self.jobs]
+            missing = [i for i in missing if i not in each.refusals()]
+            maker = Owner(*each.plan.client) if each.plan.client else None
+            if not missing or maker is None or not maker.is_gone:
+                continue
+            waits = each.waits()
+            if any(i in waits for i in missing):
+                if Owner(*next(waits[i] for i in missing if i in waits)).is_gone:
+                    self._submit_in_thread(each, missing)
+            else:
+                for number in missing:
+                    self._refuse(each, number, SubmissionError(_NEVER_SUBMITTED))
+
+    def _submit_in_thread(self, latest: Round, numbers: Iterable[int]) -> None:
+        threading.Thread(
+            target=self._submit_rest, args=(latest, list(numbers)), name="slurmlaunch-submit", daemon=True
+        ).start()
 
     def take_refusals(self) -> None:
         """Settle the items of the arrays that were refused for good, as the journals say."""
@@ -573,6 +617,7 @@ def make_plan(
         warning=warning,
         requeues=options.requeues if manifest.backend == "slurm" else 0,
         options=options.to_json(),
+        client=Owner.me(),
         items=items,
     )
 

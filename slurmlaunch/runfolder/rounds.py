@@ -57,6 +57,7 @@ class RoundPlan(NamedTuple):
         warning: seconds before the limit at which a task is warned, or None.
         requeues: how often a task may ask to be started again.
         options: the submission's options, as `slurmlaunch.client.options` writes them.
+        client: the process that made the round and submits it: machine, pid, start.
         items: the items of the round, where they are not all of the run's.
     """
 
@@ -71,6 +72,7 @@ class RoundPlan(NamedTuple):
     warning: int | None = None
     requeues: int = 0
     options: dict[str, Any] = {}  # noqa: RUF012  (it is never changed)
+    client: tuple[str, int, str] | None = None
     items: array[int] | None = None
 
     @property
@@ -159,6 +161,10 @@ class Round:
         """Write down that an array was refused for good."""
         self._note(refused=number, error=error, time=time.time())
 
+    def waiting(self, number: int, client: tuple[str, int, str]) -> None:
+        """Write down that an array waits for room in the queue, and which process will submit it."""
+        self._note(waiting=number, client=client, time=time.time())
+
     def throttled(self, throttle: int | None) -> None:
         """Write down a change of the throttle."""
         self._note(throttle=throttle, time=time.time())
@@ -180,6 +186,10 @@ class Round:
             found = records.scan(data)
             return [json.loads(bytes(r.payload)) for r in found if isinstance(r, Record)]
         return []
+
+    def waits(self) -> dict[int, tuple[str, int, str]]:
+        """Return the arrays that wait for room, and which process took it upon itself to submit each."""
+        return {entry["waiting"]: tuple(entry["client"]) for entry in self.journal() if "waiting" in entry}
 
     def job_ids(self) -> dict[int, str]:
         """Return the job ids of the arrays that are known to have been submitted."""

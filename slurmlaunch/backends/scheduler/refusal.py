@@ -67,6 +67,15 @@ _ADVICE = tuple(
 _AMBIGUOUS = re.compile(
     r"timed out|zero bytes were transmitted|message send failure|message receive failure", re.IGNORECASE
 )
+# What passes by itself, the controller's own rate limit included.
+_TRANSIENT = re.compile(
+    r"unable to contact|connection refused|connection timed out|unable to establish (controller|communication)"
+    r"|not responding|temporarily|try again|rate limit|RPC limit",
+    re.IGNORECASE,
+)
+_NO_ROOM = re.compile(
+    r"submit(jobs?)?(peruser|peraccount)?limit|job submit limit|MaxSubmit|GrpSubmit|job violates.*submit", re.IGNORECASE
+)
 
 
 def submission_error(command: Command, done: Finished, name: str) -> SubmissionError:
@@ -91,7 +100,13 @@ def submission_error(command: Command, done: Finished, name: str) -> SubmissionE
         returncode=done.returncode,
         job_name=name,
         ambiguous=not done.missing and is_ambiguous(done),
+        no_room=_NO_ROOM.search(stderr) is not None,
     )
+
+
+def is_transient(done: Finished) -> bool:
+    """Whether the same may be accepted in a moment."""
+    return not done.ok and not done.missing and _TRANSIENT.search(done.stderr) is not None
 
 
 def is_ambiguous(done: Finished) -> bool:
