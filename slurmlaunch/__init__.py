@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from slurmlaunch.backends.base import TaskState
+    from slurmlaunch.client.attempts import Attempt
     from slurmlaunch.client.executor import Executor
     from slurmlaunch.client.futures import Future, FutureArray, attach
     from slurmlaunch.context import Task, cpu_count, current_task, task_pool
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "slurmlaunch.backends.base": ("TaskState",),
+    "slurmlaunch.client.attempts": ("Attempt",),
     "slurmlaunch.client.executor": ("Executor",),
     "slurmlaunch.client.futures": ("Future", "FutureArray", "attach"),
     "slurmlaunch.context": ("Task", "cpu_count", "current_task", "task_pool"),
@@ -74,6 +76,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "Attempt",
     "Executor",
     "Future",
     "FutureArray",

@@ -240,6 +240,11 @@ class ResultLost(ItemError):
     file: str | None = None
     offset: int | None = None
 
+    def __str__(self) -> str:
+        """Return what happened, and where in which file."""
+        said = super().__str__()
+        return f"{said}\nfile: {self.file}, at byte {self.offset or 0}" if self.file else said
+
 
 class UnpicklableResult(ItemError):
     """The function returned something that does not pickle, or does not unpickle here.

@@ -59,7 +59,7 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _call(pickled: bytes) -> _Shipped:
+def _call(pickled: bytes) -> Any:
     outcome = _unpicklable_failed(capture(_load_and_call, pickled))
     if isinstance(outcome, Failure):
         raise _Raised(outcome.dump()) from outcome.error

@@ -49,6 +49,13 @@ class TaskState(str, Enum):
     REVOKED = "REVOKED"
     UNKNOWN = "UNKNOWN"
 
+    # The same on every Python, and what one would write: 3.11 changed what an f-string shows.
+    def __str__(self) -> str:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
+
     @property
     def is_final(self) -> bool:
         """Whether a task in this state never runs again by itself."""
@@ -204,8 +211,8 @@ class Backend(Protocol):
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """End a job, or these of its elements, pending or running, in one call."""
 
-    def set_throttle(self, job_id: str, throttle: int | None) -> None:
-        """Change how many elements run at once, while they run."""
+    def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
+        """Change how many elements run at once, while they run; *after* is a job to wait for first."""
 
     def query(self, job_ids: Collection[str]) -> Snapshot | None:
         """Return the newest snapshot that covers these jobs, asking if the last is too old.

@@ -6,6 +6,7 @@ does not arrive here. There is no pool, no cap and no process: a debugger works.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -81,7 +82,7 @@ class InlineBackend:
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """Do nothing: the tasks are over."""
 
-    def set_throttle(self, job_id: str, throttle: int | None) -> None:
+    def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Do nothing: the tasks are over."""
 
     def query(self, job_ids: Collection[str]) -> _AllEnded:
@@ -115,6 +116,11 @@ def _run_items(
         for item in items:
             writer.failure(item, Failure(error).dump())
         return
+    with contextlib.closing(work):
+        _run_each(work, items, writer, interrupted)
+
+
+def _run_each(work: Work, items: Collection[int], writer: OutcomeWriter, interrupted: _Interrupted) -> None:
     values = _Values(writer)
     for item in items:
         context.current_task().item = item

@@ -130,20 +130,19 @@ class LocalBackend:
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """End a job, or these of its elements; what has not started never will.
 
-        Running ones get SIGTERM, and SIGKILL five seconds later.
-
-        Raises:
-            SchedulerError: another living process runs the job.
+        Running ones get SIGTERM, and SIGKILL five seconds later. Of a job that another
+        process runs, its tasks read for themselves which items are cancelled.
         """
-        if job := _own(job_id, "cancelled"):
+        if job := DISPATCHER.get(job_id):
             DISPATCHER.cancel(job, elements)
 
-    def set_throttle(self, job_id: str, throttle: int | None) -> None:
-        """Change how many elements run at once; those that run go on.
+    def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
+        """Change how many elements run at once; those that run go on. A run is one array here.
 
         Raises:
             SchedulerError: another living process runs the job.
         """
+        del after
         if job := _own(job_id, "throttled"):
             DISPATCHER.set_throttle(job, throttle)
 

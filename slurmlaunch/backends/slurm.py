@@ -43,6 +43,7 @@ _ENDED_ALREADY = re.compile(
 # Linux takes no argument of more than 128 KiB, and a few times as much in all.
 _LONGEST_ARGUMENT = 60_000
 _ARGUMENTS = 10
+_STARTED = re.compile(r"no longer pending|disabled|not permitted|invalid job state|requested operation", re.IGNORECASE)
 # Seconds between two tries of a submission, half a minute in all.
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 _log = logging.getLogger("slurmlaunch")
@@ -162,15 +163,19 @@ class SlurmBackend:
         for start in range(0, len(named), _ARGUMENTS):
             self._change("scancel", *on_cluster(cluster), *named[start : start + _ARGUMENTS])
 
-    def set_throttle(self, job_id: str, throttle: int | None) -> None:
+    def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Change how many elements run at once (None: all); for a job that has ended, nothing happens.
+
+        With *after* it also waits for that job, if it has not started.
 
         Raises:
             SchedulerError: Slurm did not do it.
         """
         number, cluster = self._place(job_id)
-        words = ("update", f"JobId={number}", f"ArrayTaskThrottle={throttle or 0}")
-        self._change("scontrol", *on_cluster(cluster), *words)
+        update = ("scontrol", *on_cluster(cluster), "update", f"JobId={number}")
+        self._change(*update, f"ArrayTaskThrottle={throttle or 0}")
+        if after is not None:
+            self._change(*update, f"Dependency=singleton,afterany:{self._place(after)[0]}", harmless=_STARTED)
 
     def query(self, job_ids: Collection[str]) -> Snapshot | None:
         """Return the newest answers, asking first if they are too old; None while there are none.
@@ -204,10 +209,11 @@ class SlurmBackend:
     def _call(self, *words: str) -> Finished:
         return self._run(Command(words, environment.for_queries(os.environ), TIMEOUT))
 
-    def _change(self, *words: str) -> None:
+    def _change(self, *words: str, harmless: re.Pattern[str] | None = None) -> None:
         done = self._call(*words)
+        fine = (_ENDED_ALREADY, harmless) if harmless else (_ENDED_ALREADY,)
         complaints = done.stderr.strip().splitlines()
-        if not done.ok and not (complaints and all(map(_ENDED_ALREADY.search, complaints))):
+        if not done.ok and not (complaints and all(any(each.search(line) for each in fine) for line in complaints)):
             raise scheduler_error(words, done)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client.options import Options
-from slurmlaunch.client.run import Run, find_lost_jobs
+from slurmlaunch.client.run import Run
 from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
 from slurmlaunch.runfolder.manifest import Manifest
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from slurmlaunch.backends.base import Backend
+
+
+_VIEWS: WeakValueDictionary[tuple[Path, int], Run] = WeakValueDictionary()
+"""The views that were unpickled: a thousand futures that are unpickled one by one share one."""
 
 
 @cache
@@ -45,16 +50,20 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
         UnknownProtocol: a newer slurmlaunch wrote it.
     """
     folder = RunFolder(Path(run_folder).resolve())
+    known = _VIEWS.get((folder.path, rounds or 0))
+    if rounds is not None and known is not None:
+        return known
     manifest = Manifest.read(folder)
     for name in FOLDERS:
         check_folder(folder.path / name)
     found = list(read_rounds(folder))[:rounds]
     run = Run(folder, manifest, backend_of(manifest.backend, manifest.clusters), found)
-    run.take_refusals()
+    if rounds is not None:
+        _VIEWS[folder.path, rounds] = run
+    run.submission.take_refusals()
     WATCHER.watch(run)
     if run.ledger.open:
-        find_lost_jobs(run)
-        run.resume_submission()
+        run.submission.take_up()
     return run
 
 
@@ -76,6 +85,8 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
         except FileExistsError:
             continue  # another client was first: what it runs again is not ours to run
         again = Run(latest.folder, latest.manifest, latest.backend, [*latest.rounds, added])
-        again.submit()
+        again.submission.submit()
+        if run.kept_by is not None:
+            run.kept_by.add(again)
         WATCHER.watch(again)
         return again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import os
@@ -24,9 +25,10 @@ from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import Options, check_cluster, job_name
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.client.plan import plan
-from slurmlaunch.client.run import Run, make_plan
+from slurmlaunch.client.run import Run
+from slurmlaunch.client.submission import array_job, make_plan
 from slurmlaunch.client.watcher import WATCHER
-from slurmlaunch.errors import OptionError
+from slurmlaunch.errors import OptionError, SchedulerError
 from slurmlaunch.runfolder.items import write_items
 from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
 from slurmlaunch.runfolder.manifest import Manifest, python_version
@@ -76,7 +78,7 @@ class Executor(concurrent.futures.Executor):
     ) -> None:
         chosen = cluster or os.environ.get(CLUSTER_VARIABLE) or ("slurm" if shutil.which("sbatch") else "local")
         self._cluster = check_cluster(chosen)
-        self._folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs").absolute()
+        self._folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs").expanduser().absolute()
         self._options = Options.parse(**options)
         self._ours = _Submitted()
 
@@ -219,7 +221,7 @@ class Executor(concurrent.futures.Executor):
         manifest = self._manifest(call, token, count)
         first = Round(folder, 0, self._plan(call, backend, manifest, stacklevel=3))
         run = Run(folder, manifest, backend, [first])
-        return "\n".join(backend.script(run.array_job(first, i)) for i in range(len(first.plan.arrays)))
+        return "\n".join(backend.script(array_job(run, first, i)) for i in range(len(first.plan.arrays)))
 
     def _mapped(
         self,
@@ -245,14 +247,16 @@ class Executor(concurrent.futures.Executor):
         backend = self._backend()
         token = secrets.token_hex(_TOKEN_LENGTH // 2)
         folder = self._make_folder(call, token)
+        run: Run | None = None
         try:
             run = self._write(call, backend, folder, token)
-            run.submit()
+            with self._ours.submission(run):
+                run.submission.submit()
         except Exception as error:
-            if not getattr(error, "ambiguous", False):
-                shutil.rmtree(folder.path, ignore_errors=True)  # nothing was submitted, nothing is lost
+            # Where nothing can have been submitted nothing is lost, and nothing is to be left behind.
+            if not (run is not None and run.jobs) and not getattr(error, "ambiguous", False):
+                shutil.rmtree(folder.path, ignore_errors=True)
             raise
-        self._ours.add(run)
         WATCHER.watch(run)
         return FutureArray(run)
 
@@ -318,13 +322,22 @@ class Executor(concurrent.futures.Executor):
         Args:
             wait: return only when everything that was submitted has settled.
             cancel_futures: cancel what has not started.
+
+        Raises:
+            SchedulerError: the scheduler could not be told of a cancel; all
+                others were, and were waited for.
         """
-        for run in self._ours.close():
-            if cancel_futures:
+        errors = []
+        for run in self._ours.close() if cancel_futures else ():
+            try:
                 run.cancel(range(run.manifest.items), only_queued=True)
+            except SchedulerError as error:
+                errors.append(error)
         if wait:
             for run in self._ours.close():
                 FutureArray(run).wait()
+        if errors:
+            raise errors[0]
 
 
 class LongSlices(UserWarning):
@@ -344,6 +357,8 @@ class _Call:
         tasks: int | None = None,
         chunksize: int | None = None,
     ) -> None:
+        if not callable(function):
+            raise TypeError(f"{function!r} is not callable: give a function, and its arguments after it")
         self.function, self.rows, self.options, self.single = function, rows, options, single
         self.tasks, self.chunksize = tasks, chunksize
 
@@ -357,24 +372,46 @@ class _Submitted:
     """The runs of an executor and of those made from it, and whether they take more."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._open = True
+        self._under_way = 0
         self._runs: list[Run] = []
 
     def check_open(self) -> None:
-        with self._lock:
+        with self._changed:
             if not self._open:
                 raise RuntimeError("cannot schedule new futures after shutdown")
 
+    @contextlib.contextmanager
+    def submission(self, run: Run) -> Iterator[None]:
+        """Submit a run: it is kept if that succeeds, and until then a shutdown waits.
+
+        Raises:
+            RuntimeError: the executor was shut down meanwhile.
+        """
+        with self._changed:
+            self.check_open()
+            self._under_way += 1
+        try:
+            yield
+            self.add(run)
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
     def add(self, run: Run) -> None:
-        with self._lock:
+        """Keep a run, until it is over: a shutdown waits for it."""
+        with self._changed:
             self._runs = [each for each in self._runs if not each.over]
             self._runs.append(run)
+            run.kept_by = self
 
     def close(self) -> list[Run]:
         """Take no more; return those that are not settled."""
-        with self._lock:
+        with self._changed:
             self._open = False
+            self._changed.wait_for(lambda: not self._under_way)
             return [run for run in self._runs if not run.over]
 
 

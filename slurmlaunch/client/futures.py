@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from slurmlaunch.client.attach import find_run, retry
+from slurmlaunch.client.attempts import Attempt, attempts_of
 from slurmlaunch.client.ledger import Fate
-from slurmlaunch.outcome import Value
+from slurmlaunch.outcome import Failure, Value
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from slurmlaunch.backends.base import TaskState
     from slurmlaunch.client.run import Run
+    from slurmlaunch.outcome import Outcome
 
 T = TypeVar("T")
 
@@ -61,6 +63,11 @@ class Future(concurrent.futures.Future[T]):
     def state(self) -> TaskState:
         """What the task is doing, in Slurm's words, as far as is known without asking again."""
         return self._run.state_of(self._run.task_of(self._index))
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """What every start of its task came to, over requeues and retries, the earliest first."""
+        return attempts_of(self._run, self._index)
 
     def stdout(self) -> str:
         """Return what the task has written to standard output so far, by all of its items."""
@@ -210,7 +217,16 @@ class FutureArray(Sequence[Future[T]]):
             BaseException: the failure of the lowest index, with a note that
                 says how many failed.
         """
-        return list(self._stream(timeout, return_exceptions=return_exceptions))
+        results: list[Any] = []
+        # A loop, and not over iter_results(): no StopIteration of the function's can leave a generator.
+        for item, outcome in self._outcomes(timeout):
+            if isinstance(outcome, Value):
+                results.append(outcome.value)
+            elif return_exceptions:
+                results.append(outcome.error)
+            else:
+                raise self._noted(outcome.error, item)
+        return results
 
     def iter_results(self, timeout: float | None = None) -> Iterator[T]:
         """Yield the results in order, each as soon as it and those before it are there.
@@ -221,26 +237,22 @@ class FutureArray(Sequence[Future[T]]):
         Raises:
             As `results` does.
         """
-        return self._stream(timeout, return_exceptions=False)
+        for item, outcome in self._outcomes(timeout):
+            if not isinstance(outcome, Value):
+                raise self._noted(outcome.error, item)
+            yield outcome.value
 
-    def _stream(self, timeout: float | None, *, return_exceptions: bool) -> Iterator[Any]:
+    def _outcomes(self, timeout: float | None) -> Iterator[tuple[int, Outcome[T]]]:
+        """Yield each item and its outcome, in order, waiting for each."""
         deadline = None if timeout is None else time.monotonic() + timeout
         ledger = self._run.ledger
         for item in self._items:
             if ledger.is_open(item):
                 self._wait_for(item, deadline)
-            error: BaseException
             if ledger.fate(item) == Fate.CANCELLED:
-                error = concurrent.futures.CancelledError(f"item {item} was cancelled")
+                yield item, Failure(concurrent.futures.CancelledError(f"item {item} was cancelled"))
             else:
-                outcome = self._run.outcome(item)
-                if isinstance(outcome, Value):
-                    yield outcome.value
-                    continue
-                error = outcome.error
-            if not return_exceptions:
-                raise self._noted(error, item)
-            yield error
+                yield item, self._run.outcome(item)
 
     def _wait_for(self, item: int, deadline: float | None) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -339,7 +351,7 @@ class FutureArray(Sequence[Future[T]]):
 
     @throttle.setter
     def throttle(self, throttle: int | None) -> None:
-        self._run.set_throttle(throttle)
+        self._run.submission.set_throttle(throttle)
 
     def retry(self, **changes: Any) -> FutureArray[T]:
         """Run again what has failed or is missing, perhaps with other options.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.client import verdict
-from slurmlaunch.errors import Place, ResultLost, UnsafeRunFolder
+from slurmlaunch.errors import NodeStartError, Place, ResultLost, UnsafeRunFolder
 from slurmlaunch.runfolder.layout import EndMark, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage
@@ -68,7 +68,7 @@ def _file_system(folder: Path) -> str:
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return set(os.listdir(folder))  # noqa: PTH208  (a Path for each name of each look is felt at many tasks)
 
 
 class _Absence(NamedTuple):
@@ -100,8 +100,11 @@ class Lookout:
         self._unweighed: set[int] = set()
         self._growing: deque[tuple[int, int]] = deque()
         self._absent: dict[int, _Absence] = {}
+        self._damaged: dict[int, tuple[Path, int]] = {}
         self._seen_marks: set[str] = set()
         self._seen_files: set[str] = set()
+        self._foreign: set[str] = set()
+        self._rounds = len(run.rounds)
         self._cancellations_at = 0.0
 
     def look(self, budget: float = _UNBOUNDED) -> tuple[bool, int]:
@@ -112,6 +115,7 @@ class Lookout:
             self._cancellations_at = now + _CANCELLATIONS_EVERY
             self.run.look_for_cancellations()
             self.run.learn_job_ids()
+        self._reconsider()
         ended = self._list_ended()
         self._list_outcomes()
         reads = self._read_ended(ended)
@@ -119,7 +123,24 @@ class Lookout:
         self._judge(now)
         self.run.retrying.go_on()
         news = before != (self.run.ledger.open, len(self._files), len(self._marks))
+        if news:
+            self.run.learn_job_ids()  # what another client submits may be over before that is due
         return news, _LOOK_COST + reads * _READ_COST
+
+    def _reconsider(self) -> None:
+        """Look again at what was passed over, where a round has come into the view: it may be the round's."""
+        if len(self.run.rounds) != self._rounds:
+            self._rounds = len(self.run.rounds)
+            self._seen_marks -= self._foreign
+            self._seen_files -= self._foreign
+            self._foreign.clear()
+
+    def _is_ours(self, task: int, name: str) -> bool:
+        """Whether a file is of a task of the view; else it is passed over."""
+        if self.run.has_task(task):
+            return True
+        self._foreign.add(name)
+        return False
 
     def _list_ended(self) -> list[int]:
         """Note the tasks that have ended since the last look; return them."""
@@ -128,7 +149,7 @@ class Lookout:
         ended = []
         for mark in filter(None, map(EndMark.parse, sorted(new))):
             last = self._marks.get(mark.task)
-            if self.run.has_task(mark.task) and (last is None or mark.start >= last.start):
+            if self._is_ours(mark.task, mark.filename) and (last is None or mark.start >= last.start):
                 self._marks[mark.task] = mark
                 self._unweighed.add(mark.task)
                 ended.append(mark.task)
@@ -140,7 +161,7 @@ class Lookout:
         self._seen_files |= new
         for name in sorted(new):
             first, _, second = name.partition(".")
-            if first.isdigit() and second.isdigit() and self.run.has_task(int(first)):
+            if first.isdigit() and second.isdigit() and self._is_ours(int(first), name):
                 task, attempt = int(first), int(second)
                 file = self._files[task, attempt] = OutcomeFile(self.run.folder.outcome_file(task, attempt))
                 self.run.notes[task, attempt] = file.notes
@@ -173,6 +194,7 @@ class Lookout:
         try:
             for found in file.read(final=final):
                 if isinstance(found, Damage):
+                    self._damaged.setdefault(task, (file.path, found.offset))
                     self._lost(file, found)
                 else:
                     self.run.recorded(found)
@@ -204,7 +226,7 @@ class Lookout:
             record = snapshot.get(place.job_id, place.element) if place.job_id else None
             if record is None:
                 continue
-            self.run.states[task] = record.state
+            self.run.states[task], self.run.told[task] = record.state, record
             if not record.state.is_final:
                 if not record.state.is_queued:
                     self.run.started.add(task)
@@ -244,15 +266,27 @@ class Lookout:
         mark = self._marks.get(task)
         if mark and mark.status != Status.STOPPED and not verdict.names_a_cause(record):
             return verdict.of_status(mark.status, self._place(task))
-        return verdict.of_state(record, self._place(task))
+        return verdict.of_state(record, self._place(task), began=task in self._attempts)
 
     def _settle(self, task: int, error: ItemError) -> None:
         for attempt in range(self._attempts.get(task, 0)):
             self._read(task, attempt, final=True)
+        error = self._with_file(task, error)
         self._absent.pop(task, None)
         self.run.ended(self.run.open_items(task), error.for_item)
         self.run.breaker.note(task, error)
 
+    def _with_file(self, task: int, error: ItemError) -> ItemError:
+        """Have the loss of an outcome say which file it stood in, or should stand in, and where."""
+        attempts = self._attempts.get(task, 0)
+        if isinstance(error, NodeStartError) and error.exit_code == Status.FAILURES and attempts:
+            error = ResultLost("the task ended, but the item's outcome is not on disk", place=error.place)
+        if isinstance(error, ResultLost) and error.file is None:
+            last = self.run.folder.outcome_file(task, max(0, attempts - 1))
+            file, offset = self._damaged.get(task) or (last, last.stat().st_size if last.exists() else 0)
+            error.file, error.offset = str(file), offset
+        return error
+
     def _place(self, task: int) -> Place:
         place = self.run.place(task)
-        return Place(task=task, job_id=place.full_id, log=str(self.run.log(task, "err")))
+        return Place(task=task, job_id=place.full_id, node=self.run.node_of(task), log=str(self.run.log(task, "err")))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from slurmlaunch.client.options import Options
@@ -36,8 +35,10 @@ class Retrying:
         self._run = run
         self._held: dict[int, Cause] = {}
         self._since = 0.0
-        self._tries: Counter[int] = Counter()
+        self._tries: dict[int, int] = {}
         self._submitting: threading.Thread | None = None
+        for each in run.rounds[1:]:
+            self._count(each)
 
     @property
     def _options(self) -> Options:
@@ -53,7 +54,7 @@ class Retrying:
         if not self.enabled or item in self._held:
             return item in self._held
         options = self._options
-        if self._tries[item] >= options.retries or not wants(options, error):
+        if self._tries.get(item, 0) >= options.retries or not wants(options, error):
             return False
         if not self._held:
             self._since = time.monotonic()
@@ -78,28 +79,32 @@ class Retrying:
                 self._submitting.start()
 
     def _take_over(self, added: Round) -> None:
-        items = added.plan.items or range(self._run.manifest.items)
         self._run.extend(added)
-        for item in items:
-            self._tries[item] += 1
+        self._count(added)
+        for item in added.plan.items or ():
             self._held.pop(item, None)
+
+    def _count(self, added: Round) -> None:
+        """Count a round as a try of its items; one that a person made lets them begin anew."""
+        for item in added.plan.items or ():
+            self._tries[item] = self._tries.get(item, 0) + 1 if added.plan.automatic else 0
 
     def _submit(self) -> None:
         run, held = self._run, dict(self._held)
         try:
-            added = run.add_round(sorted(held), grown(self._options, held.values()))
+            added = run.add_round(sorted(held), grown(self._options, held.values()), automatic=True)
             self._take_over(added)
-            run.submit()
+            run.submission.submit()
         except FileExistsError:
             return  # another client was first: the next look takes its round over
-        except SlurmlaunchError as error:
+        except (SlurmlaunchError, OSError) as error:
             _log.warning("slurmlaunch could not submit a retry: %s", error)
             self._held.clear()
             self._settle(held, error)
         else:
             _log.info("slurmlaunch runs %d items of %s again", len(held), run.folder.path)
 
-    def _settle(self, held: dict[int, Cause], error: SlurmlaunchError) -> None:
+    def _settle(self, held: dict[int, Cause], error: Exception) -> None:
         def cause_of(item: int) -> BaseException:
             cause = held[item].error
             cause.__dict__["__notes__"] = [f"it could not be run again: {error}"]

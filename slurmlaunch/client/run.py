@@ -8,56 +8,44 @@ round and is a new view, so that what was returned before stays what it was. A
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
-import math
 import os
-import random
 import secrets
 import threading
 import time
 from array import array
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
-from slurmlaunch.backends.base import ArrayJob, TaskState
-from slurmlaunch.backends.machine.owner import Owner
-from slurmlaunch.backends.units import parse_time
+from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.breaker import Breaker
 from slurmlaunch.client.ledger import Fate, Ledger
-from slurmlaunch.client.options import Options, job_name
 from slurmlaunch.client.plan import plan
 from slurmlaunch.client.recovery import Cause
 from slurmlaunch.client.retrying import Retrying
-from slurmlaunch.client.values import as_count
-from slurmlaunch.errors import ItemError, SlurmlaunchError, SubmissionError
+from slurmlaunch.client.submission import Submission, make_plan
+from slurmlaunch.errors import ItemError
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.records import Kind
-from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan
+from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from pathlib import Path
 
-    from slurmlaunch.backends.base import Backend
+    from slurmlaunch.backends.base import Backend, TaskRecord
     from slurmlaunch.client.futures import Future
-    from slurmlaunch.client.plan import Plan
-    from slurmlaunch.client.shape import Shape
+    from slurmlaunch.client.options import Options
     from slurmlaunch.outcome import Outcome
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
     from slurmlaunch.runfolder.outcomes import Recorded
 
 
-_NEVER_SUBMITTED = "it was never submitted: the client that was to do so is gone. Submit it with .retry()"
-
-_SHORTEST_WAIT, _LONGEST_WAIT = 5.0, 60.0
-"""Seconds between two tries of a submission for which there was no room."""
-
 _log = logging.getLogger("slurmlaunch")
-
-_LONGEST_WARNING = 60
-"""Seconds that items in flight get to come to their end at a time limit."""
 
 
 @functools.cache
@@ -67,6 +55,13 @@ def _client_token() -> str:
 
 
 os.register_at_fork(after_in_child=_client_token.cache_clear)
+
+
+class Keeper(Protocol):
+    """Who keeps runs until they are over."""
+
+    def add(self, run: Run) -> None:
+        """Keep a run."""
 
 
 class TaskPlace:
@@ -103,9 +98,12 @@ class Run:
         changed: is notified whenever items settle; its lock guards everything here.
         started: the tasks that are known to have started.
         states: what the scheduler said last, by task, where it said something.
+        told: the same, with all that it said.
         marks: how tasks have ended, where they left a mark.
         notes: what attempts said of themselves, by task and attempt.
         retrying: the items that are held, to be run again.
+        submission: submits its rounds.
+        kept_by: the executor's list of runs that a shutdown waits for, or None.
         breaker: ends the run where its first tasks all die in the same way.
     """
 
@@ -116,10 +114,13 @@ class Run:
         self.changed = threading.Condition(threading.RLock())
         self.started: set[int] = set()
         self.states: dict[int, TaskState] = {}
+        self.told: dict[int, TaskRecord] = {}
         self.marks: dict[int, EndMark] = {}
         self.notes: dict[tuple[int, int], list[dict[str, Any]]] = {}
         self.retrying = Retrying(self)
         self.breaker = Breaker(self)
+        self.submission = Submission(self)
+        self.kept_by: Keeper | None = None
         self._last_round = _last_rounds(manifest.items, rounds)
         self._open: dict[int, Future[Any]] = {}
         self._telling: dict[int, Future[Any]] = {}
@@ -136,7 +137,7 @@ class Run:
     def task_of(self, item: int) -> int:
         """Return the task that an item was last given to."""
         plan = self.round_of(item).plan
-        position = item if plan.items is None else plan.items.index(item)
+        position = item if plan.items is None else bisect_left(plan.items, item)  # they are sorted
         return plan.first_task + plan.slices.task_of(position)
 
     def place(self, task: int) -> TaskPlace:
@@ -179,6 +180,17 @@ class Run:
         failed = self.ledger.count(Fate.FAILURE, items) or self.ledger.count(Fate.ENDED, items)
         return TaskState.FAILED if failed else TaskState.COMPLETED
 
+    def node_of(self, task: int) -> str | None:
+        """Return the machine that a task ran on last, as far as is known."""
+        told = self.told.get(task)
+        node: str | None = self._last_notes(task).get("node", told.node if told else None)
+        return node
+
+    def _last_notes(self, task: int) -> dict[str, Any]:
+        """Return what the last attempt of a task said of itself."""
+        attempt = next(attempt for attempt in itertools.count() if (task, attempt) not in self.notes) - 1
+        return {key: value for note in self.notes.get((task, attempt), ()) for key, value in note.items()}
+
     def count_running(self, items: Sequence[int] | None = None) -> int:
         """Return how many open items, of these or of all, are in tasks that have started."""
         if items is not None:
@@ -189,6 +201,11 @@ class Run:
         """Return the path of a task's log, *stream* being ``out`` or ``err``."""
         place = self.place(task)
         return self.folder.log(place.round.number, place.array, place.element, stream)
+
+    @property
+    def throttle(self) -> int | None:
+        """How many tasks of the last round may run at once."""
+        return self.rounds[-1].throttle
 
     @property
     def job_ids(self) -> tuple[str, ...]:
@@ -265,10 +282,13 @@ class Run:
     def _tell(self, closed: Iterable[tuple[int, Future[Any]]]) -> None:
         """Hand their outcomes to futures; callbacks run here, so no lock may be held."""
         for item, future in closed:
-            if self.ledger.fate(item) == Fate.CANCELLED:
-                future.tell_cancelled()
-            else:
-                self._hand_over(future, item)
+            try:
+                if self.ledger.fate(item) == Fate.CANCELLED:
+                    future.tell_cancelled()
+                else:
+                    self._hand_over(future, item)
+            except BaseException:  # noqa: BLE001  (a callback's sys.exit would end the watcher of all runs)
+                _log.exception("a callback of item %d of %s raised", item, self.folder.path)
         with self.changed:
             for item, _ in closed:
                 self._telling.pop(item, None)
@@ -299,7 +319,10 @@ class Run:
         outcome = self.ledger.outcome(item)
         if not isinstance(outcome, Value) and isinstance(outcome.error, ItemError):
             task = self.task_of(item)
-            outcome.error.located(item=item, task=task, job_id=self.place(task).full_id, log=str(self.log(task, "err")))
+            log = str(self.log(task, "err"))
+            outcome.error.located(
+                item=item, task=task, job_id=self.place(task).full_id, node=self.node_of(task), log=log
+            )
         return outcome
 
     def wait_for(self, ready: Callable[[], bool], timeout: float | None) -> bool:
@@ -399,15 +422,13 @@ class Run:
     def cause_of(self, item: int, error: BaseException) -> Cause:
         """Return why an item is to be run again, and what is known of its last attempt."""
         task = self.task_of(item)
-        notes = {
-            key: value for (t, _), some in self.notes.items() if t == task for n in some for key, value in n.items()
-        }
+        notes = self._last_notes(task)
         ended = notes.get("ended", time.time())
         seconds = ended - notes["started"] if "started" in notes else None
-        return Cause(error, notes.get("node"), notes.get("peak"), seconds)
+        return Cause(error, self.node_of(task), notes.get("peak"), seconds)
 
-    def add_round(self, items: Sequence[int], options: Options) -> Round:
-        """Make a round for some of the items.
+    def add_round(self, items: Sequence[int], options: Options, *, automatic: bool = False) -> Round:
+        """Make a round for some of the items; *automatic* says that nobody asked for it.
 
         Raises:
             FileExistsError: another client made one first.
@@ -421,7 +442,7 @@ class Run:
         planned = plan(len(items), limits=limits, tasks=before.plan.slices.tasks, first_task=first_task)
         number = before.number + 1
         made = make_plan(planned, options, self.manifest, number, shape, items=array("Q", items))
-        return Round.make(self.folder, number, made)
+        return Round.make(self.folder, number, made._replace(automatic=automatic))
 
     def extend(self, added: Round) -> None:
         """Take a further round into this view."""
@@ -438,144 +459,6 @@ class Run:
                 with self.changed:
                     self.jobs.update({(each.number, number): job_id for number, job_id in each.job_ids().items()})
 
-    # Submitting.
-
-    def submit(self) -> None:
-        """Submit the last round: its first array now, the others from a thread.
-
-        Raises:
-            SubmissionError: the scheduler refused the first array.
-        """
-        latest = self.rounds[-1]
-        if not latest.plan.arrays:
-            return
-        try:
-            self._submit_array(latest, 0)
-        except SlurmlaunchError as error:
-            if not getattr(error, "ambiguous", False):
-                for number in range(len(latest.plan.arrays)):
-                    latest.refused(number, str(error))
-            raise
-        if len(latest.plan.arrays) > 1:
-            self._submit_in_thread(latest, range(1, len(latest.plan.arrays)))
-
-    def _submit_rest(self, latest: Round, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            try:
-                self._submit_when_there_is_room(latest, number)
-            except (SlurmlaunchError, OSError) as error:
-                latest.refused(number, str(error))
-                self._refuse(latest, number, error)
-
-    def _submit_when_there_is_room(self, latest: Round, number: int) -> None:
-        """Submit an array; where a limit on what may be queued is hit, try again until it is not."""
-        pause = _SHORTEST_WAIT
-        while self.ledger.open:
-            try:
-                self._submit_array(latest, number)
-            except SubmissionError as error:
-                if not error.no_room:
-                    raise
-                if pause == _SHORTEST_WAIT:
-                    latest.waiting(number, Owner.me())
-                    _log.warning("slurmlaunch waits for room in the queue: %s", error.stderr.strip())
-            else:
-                return
-            time.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (so that clients do not come back at once)
-            pause = min(_LONGEST_WAIT, pause * 2)
-
-    def resume_submission(self) -> None:
-        """Take up what a client that is gone has left: submit what waited for room, give up on the rest."""
-        for each in self.rounds:
-            missing = [i for i in range(len(each.plan.arrays)) if (each.number, i) not in self.jobs]
-            missing = [i for i in missing if i not in each.refusals()]
-            maker = Owner(*each.plan.client) if each.plan.client else None
-            if not missing or maker is None or not maker.is_gone:
-                continue
-            waits = each.waits()
-            if any(i in waits for i in missing):
-                if Owner(*next(waits[i] for i in missing if i in waits)).is_gone:
-                    self._submit_in_thread(each, missing)
-            else:
-                for number in missing:
-                    self._refuse(each, number, SubmissionError(_NEVER_SUBMITTED))
-
-    def _submit_in_thread(self, latest: Round, numbers: Iterable[int]) -> None:
-        threading.Thread(
-            target=self._submit_rest, args=(latest, list(numbers)), name="slurmlaunch-submit", daemon=True
-        ).start()
-
-    def take_refusals(self) -> None:
-        """Settle the items of the arrays that were refused for good, as the journals say."""
-        for each in self.rounds:
-            for number, error in each.refusals().items():
-                self._refuse(each, number, SubmissionError(error))
-
-    def _refuse(self, its_round: Round, number: int, error: BaseException) -> None:
-        refused = its_round.plan.arrays[number]
-        tasks = range(refused.first_task, refused.first_task + refused.length)
-        self.ended([item for task in tasks for item in self.items_of(task)], _always(error))
-
-    def _submit_array(self, latest: Round, number: int) -> None:
-        job = self.array_job(latest, number)
-        latest.intend(number)
-        job_id = self.backend.submit(job)
-        latest.submitted(number, job_id)
-        with self.changed:
-            self.jobs[latest.number, number] = job_id
-            gone = not self.ledger.open
-        if gone:  # cancelled while it was being submitted
-            self.backend.cancel(job_id)
-
-    def array_job(self, latest: Round, number: int) -> ArrayJob:
-        """Return all that the scheduler is told of an array."""
-        plan, array = latest.plan, latest.plan.arrays[number]
-        options = Options.from_json(plan.options)
-        before = self.jobs.get((latest.number, number - 1)) if plan.throttle else None
-        return ArrayJob(
-            run_folder=self.folder.path,
-            name=array.name,
-            round=latest.number,
-            array=number,
-            first_task=array.first_task,
-            length=array.length,
-            throttle=plan.throttle,
-            cwd=Path(self.manifest.cwd),
-            python=options.python,
-            cpus_per_task=plan.cpus_per_task,
-            threads=plan.threads,
-            options=options.slurm,
-            flags=options.sbatch,
-            env=options.env,
-            modules=options.modules,
-            setup=options.setup,
-            after=before,
-            warning=plan.warning if plan.requeues else None,
-            may_requeue=bool(plan.requeues),
-        )
-
-    def set_throttle(self, throttle: int | None) -> None:
-        """Change how many tasks run at once.
-
-        Raises:
-            OptionError: it is below 1.
-            SchedulerError: the scheduler did not do it.
-        """
-        if throttle is not None:
-            throttle = as_count("throttle", throttle)
-        with self.changed:
-            self.rounds[-1].throttled(throttle)
-            live = [key for key in self.jobs if key[0] == self.rounds[-1].number]
-        for key in live:
-            self.backend.set_throttle(self.jobs[key], throttle)
-
-    @property
-    def throttle(self) -> int | None:
-        """How many tasks of the last round may run at once."""
-        latest = self.rounds[-1]
-        changes = [entry["throttle"] for entry in latest.journal() if "throttle" in entry]
-        return changes[-1] if changes else latest.plan.throttle
-
     # Looking back, for a retry.
 
     def unfinished(self, earlier: Run) -> list[int]:
@@ -590,66 +473,15 @@ class Run:
         fate = self.ledger.fate(item)
         if fate != Fate.OPEN:
             return fate != Fate.VALUE
-        if self.place(self.task_of(item)).job_id is None:
-            return True
+        place = self.place(self.task_of(item))
+        if place.job_id is None:
+            return not self.submission.will_come(place.round, place.array)
         ended = earlier.ledger.fate(item) == Fate.ENDED
         return ended and earlier.round_of(item).number == self.round_of(item).number
 
 
-def make_plan(
-    planned: Plan, options: Options, manifest: Manifest, number: int, shape: Shape, *, items: array[int] | None = None
-) -> RoundPlan:
-    """Return the plan of a round as it stands on disk."""
-    arrays = tuple(
-        ArrayPlan(job_name(manifest.name, f"{manifest.run}-{number}-{i}"), each.first_task, each.length)
-        for i, each in enumerate(planned.arrays)
-    )
-    limit, warning = _time_limit(options)
-    return RoundPlan(
-        slices=planned.slices,
-        first_task=planned.first_task,
-        arrays=arrays,
-        cpus_per_task=shape.cpus_per_task,
-        processes=shape.processes,
-        threads=shape.threads,
-        throttle=options.throttle,
-        time_limit=limit,
-        warning=warning,
-        requeues=options.requeues if manifest.backend == "slurm" else 0,
-        options=options.to_json(),
-        client=Owner.me(),
-        items=items,
-    )
-
-
-def _time_limit(options: Options) -> tuple[float | None, int | None]:
-    """Return the time limit in seconds, and how long before it a task is warned: a fifth of it at most."""
-    text = options.slurm.get("time") or os.environ.get("SBATCH_TIMELIMIT")
-    try:
-        limit = parse_time(str(text))
-    except ValueError:
-        return None, None
-    if not math.isfinite(limit):
-        return None, None
-    return limit, max(1, min(_LONGEST_WARNING, int(limit / 5)))
-
-
 def _always(error: BaseException) -> Callable[[int], BaseException]:
     return lambda _: error
-
-
-def find_lost_jobs(run: Run) -> None:
-    """Find the jobs that a client submitted and did not live to write down."""
-    for each in run.rounds:
-        intents = {entry["intent"]: entry["time"] for entry in each.journal() if "intent" in entry}
-        for number, when in intents.items():
-            if number in each.refusals():
-                continue
-            if (each.number, number) not in run.jobs:
-                job_id = run.backend.find(each.plan.arrays[number].name, when)
-                if job_id is not None:
-                    each.submitted(number, job_id)
-                    run.jobs[each.number, number] = job_id
 
 
 def _last_rounds(items: int, rounds: Sequence[Round]) -> array[int] | None:

@@ -45,8 +45,11 @@ def names_a_cause(record: TaskRecord | None) -> bool:
     return record is not None and record.state in _BY_STATE
 
 
-def of_state(record: TaskRecord, place: Place) -> ItemError:
-    """Return the error for a task that the scheduler calls ended, with items that have no outcome."""
+def of_state(record: TaskRecord, place: Place, *, began: bool = False) -> ItemError:
+    """Return the error for a task that the scheduler calls ended, with items that have no outcome.
+
+    *began* says that its node had started.
+    """
     kind = _BY_STATE.get(record.state)
     if kind is not None:
         reason = f" ({record.reason})" if record.reason and record.reason != "None" else ""
@@ -54,10 +57,13 @@ def of_state(record: TaskRecord, place: Place) -> ItemError:
         return kind(f"{kind.what}{reason}", place=place, **where)
     if record.state is TaskState.COMPLETED:
         return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
+    if began and record.exit_code is None:
+        # The queue tells no exit status. A batch script that had lived would have left an end mark.
+        return WorkerDied("the task's batch script was killed", state=record.state.value, place=place)
     code, _, signal = (record.exit_code or "0:0").partition(":")
     if signal.isdigit() and int(signal):
         return _supervisor_killed(int(signal), place, record.state)
-    return _not_started(int(code) if code.isdigit() else None, place)
+    return of_status(int(code), place) if code.isdigit() and int(code) else _not_started(None, place)
 
 
 def of_status(status: int, place: Place) -> ItemError:
@@ -76,7 +82,9 @@ def _supervisor_killed(number: int, place: Place, state: TaskState) -> ItemError
 
 
 def _not_started(status: int | None, place: Place) -> ItemError:
-    what = "the set-up lines failed" if status == Status.SETUP else f"the node ended with status {status}"
+    what = "the node ended" if status is None else f"the node ended with status {status}"
+    if status == Status.SETUP:
+        what = "the set-up lines failed"
     tail = _tail(place.log)
     said = f"; the end of its log:\n{tail}\n" if tail else ", and its log is empty"
     return NodeStartError(f"{what}{said}", exit_code=status, place=place, advice=_advice(tail))

@@ -36,7 +36,7 @@ _LAST_LOOK = 5.0
 """Seconds that a look may take when the interpreter ends."""
 
 OPERATIONS_PER_SECOND = 40.0
-_BURST = 200.0
+_BURST = 400.0
 """File operations that may be saved up while nothing is looked at."""
 
 
@@ -53,6 +53,10 @@ class Budget:
         self._left = min(_BURST, self._left + (now - self._at) * OPERATIONS_PER_SECOND)
         self._at = now
         return self._left
+
+    def seconds_owed(self) -> float:
+        """Return how long it takes until what was spent too much has come in again."""
+        return max(0.0, -self.left() / OPERATIONS_PER_SECOND)
 
     def spend(self, operations: int) -> None:
         """Note that they were made."""
@@ -78,6 +82,8 @@ class _Watch:
         if news:
             self.news_at = now
         self.due = now + min(LONGEST, max(SHORTEST, (now - self.news_at) * _SHARE_OF_QUIET))
+        if costly:
+            self.due = max(self.due, now + budget.seconds_owed())
 
     def stumble(self, error: OSError) -> None:
         """Look again later; where the folder is gone for good, so are the outcomes."""
@@ -110,6 +116,7 @@ class _Inquiry:
                 self._taken = snapshot.taken
                 watcher.told(runs, snapshot)
             if not watcher.more_to_ask(backend):
+                self._query({})  # or other processes would go on asking for our jobs
                 return
 
     def _query(self, jobs: Mapping[str, float]) -> Snapshot | None:

@@ -6,8 +6,7 @@ import os
 import signal
 import sys
 
-VARIABLE = "SLURMLAUNCH_LIFELINE"
-"""Names a descriptor whose end of file means that the client is gone (local backend)."""
+from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,5 +24,5 @@ def end_with_parent() -> None:
 
 def from_environment() -> int | None:
     """Return the descriptor of the client's lifeline, or None; what we start does not see it."""
-    number = os.environ.pop(VARIABLE, "")
+    number = os.environ.pop(LIFELINE_VARIABLE, "")
     return int(number) if number.isdigit() else None

@@ -234,11 +234,13 @@ class Pool:
         self.recorded += process.drain(self._writer)
         running = process.running
         item = process.items[running] if running is not None else None
+        told = process.checkpoint is not None
         if process.checkpoint is not None and item is not None:
             self._writer.checkpoint(item, process.checkpoint)
             self.checkpoints += 1
         if running is not None:
-            self._stock.put_back(process.items[running + 1 :])
+            # With a checkpoint the item itself is left to do too.
+            self._stock.put_back(process.items[running if told else running + 1 :])
         else:
             self._stock.put_back(process.items[process.recorded :])
         self._hang_up(process)
@@ -246,7 +248,6 @@ class Pool:
             self._release()  # not before all of its outcomes are in the file: there is one writer at a time
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = None if killed else os.WEXITSTATUS(status)
-        told = process.checkpoint is not None
         return Death(
             process.number, None if told else item, killed, code, process.ready, process.failure, process.killed
         )

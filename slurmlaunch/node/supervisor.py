@@ -16,6 +16,8 @@ import time
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+import cloudpickle  # loaded before the pool is forked: once, not once per process
+
 from slurmlaunch import caps
 from slurmlaunch.context import Task
 from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
@@ -82,7 +84,7 @@ class Supervisor:
         self._oom_kills = memory.oom_kills()
         self._stop_at: float | None = None
         self._upkeep_every = max(1.0, min(plan.throttle or len(plan.tasks), len(plan.tasks)) / _FLUSHES_PER_SECOND)
-        self._upkeep_at = monotonic()
+        self._upkeep_at = monotonic() + self._upkeep_every
 
     def _left_to_do(self, done: set[int]) -> Sequence[int]:
         items = self._plan.items_of(self._task)
@@ -90,11 +92,12 @@ class Supervisor:
 
     def run(self) -> int:
         """Run to the end of the task; return its exit status."""
-        self._writer.note(started=time.time(), node=os.environ.get("SLURMD_NODENAME", os.uname().nodename))
+        self._writer.note(started=time.time(), node=_node())
         try:
-            self._manifest.check_python()
+            self._manifest.check_versions(cloudpickle.__version__)
         except NodeStartError as error:
             self._give_up(Failure(error).dump())
+        self._cancel()
         client = lifeline.from_environment()
         if client is not None:
             self._waiting.add(client, self._client_gone)
@@ -134,7 +137,8 @@ class Supervisor:
 
     def _timeout(self) -> float:
         several = any(len(process.items) > 1 for process in self._pool.processes.values())
-        return _TICK if several or self._doubtful or self._stop_at else _LONG_TICK
+        tick = _TICK if several or self._stop_at else _LONG_TICK
+        return min([tick, *(max(0.0, doubtful.due - monotonic()) for doubtful in self._doubtful)])
 
     def _is_out_of_time(self) -> bool:
         """Hand out nothing more; say whether there is no time left for what is in flight."""
@@ -216,7 +220,7 @@ class Supervisor:
             return
         for doubtful in [each for each in self._doubtful if each.due <= now]:
             self._doubtful.remove(doubtful)
-            error = doubtful.error.located(item=doubtful.item, task=self._task)
+            error = doubtful.error.located(item=doubtful.item, task=self._task, node=_node())
             self._writer.failure(doubtful.item, Failure(error).dump())
 
     def _cancel(self) -> None:
@@ -247,6 +251,10 @@ class Supervisor:
         for death in self._pool.close():
             if death.item is not None:
                 self._stock.put_back([death.item])  # it was not its fault
+
+
+def _node() -> str:
+    return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
 
 
 def _masks(plan: RoundPlan) -> list[frozenset[int]] | None:

@@ -39,13 +39,14 @@ positional arguments per item, packed; or kind COLUMN, one pickled list of such
 tuples, only where all arguments are immutable. ``items.index`` has for each block
 its first item and the offset of its record, both u64, little-endian.
 
-**Rounds** (`rounds`). A round's folder is made by one ``mkdir``, and who made it
-submits it. ``plan.json``::
+**Rounds** (`rounds`). A round's folder is made beside its place and renamed, which
+only one process can, and who made it submits it. ``plan.json``::
 
     slices       {"items": n, "tasks": k, "chunksize": c or null}
     first_task   the index of its first task; indices rise from round to round
     arrays       [{"name", "first_task", "length"}, ...], submitted in this order
     items        true if the file ``items`` lists the round's items, u64 each
+    automatic    true if ``retries=`` made the round: it counts as one
     cpus_per_task, processes, threads, throttle, options
 
 Task ``first_task + t`` has the positions of slice ``t`` (`slices`); a position is

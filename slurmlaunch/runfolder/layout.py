@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 STARTED_VARIABLE = "SLURMLAUNCH_STARTED"
 """When the task began, in seconds since the epoch: set-up lines take of the time limit, too."""
 
+LIFELINE_VARIABLE = "SLURMLAUNCH_LIFELINE"
+"""Names the descriptor of a node's lifeline: the read end of a pipe whose write end the client
+alone holds and never writes to. Its end of file says that the client is gone."""
+
 FOLDERS = ("rounds", "outcomes", "ended", "cancelled", "logs")
 
 

@@ -78,19 +78,29 @@ class Manifest(NamedTuple):
             msg = f"{folder.path} is no run folder: its manifest.json cannot be read ({error})"
             raise RunFolderError(msg, path=str(path)) from error
 
-    def check_python(self) -> None:
-        """Refuse to unpickle what another minor version of Python pickled: it holds bytecode.
+    def check_versions(self, cloudpickle: str) -> None:
+        """Refuse to unpickle what another Python, or another cloudpickle, pickled.
+
+        A pickled function holds bytecode, which is that of one minor version of
+        Python, and calls functions of cloudpickle, which change with its major version.
+
+        Args:
+            cloudpickle: the version that is here.
 
         Raises:
-            NodeStartError: this Python has another minor version.
+            NodeStartError: the versions do not fit together.
         """
         if self.python != python_version():
-            msg = (
+            raise NodeStartError(
                 f"the function was pickled by Python {self.python}, and the node runs "
-                f"Python {python_version()} ({sys.executable})"
+                f"Python {python_version()} ({sys.executable})",
+                advice=f"Start Python {self.python} on the node: python=[...], modules=[...].",
             )
-            advice = f"Start Python {self.python} on the node: python=[...], modules=[...]."
-            raise NodeStartError(msg, advice=advice)
+        if self.cloudpickle.partition(".")[0] != cloudpickle.partition(".")[0]:
+            raise NodeStartError(
+                f"the function was pickled by cloudpickle {self.cloudpickle}, and the node has {cloudpickle}",
+                advice=f"Install cloudpickle {self.cloudpickle} for {sys.executable} on the node.",
+            )
 
 
 def _check_protocol(protocol: object, folder: RunFolder) -> None:

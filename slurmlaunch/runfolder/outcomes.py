@@ -18,7 +18,7 @@ from slurmlaunch.outcome import Failure, Outcome, Value
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.items import read_at
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind
-from slurmlaunch.runfolder.safety import open_owned
+from slurmlaunch.runfolder.safety import naming, open_owned
 
 if TYPE_CHECKING:
     from array import array
@@ -76,7 +76,8 @@ class OutcomeWriter:
             crc = zlib.crc32(part, crc)
             length += len(part)
         header = records.header_bytes(kind, first, number, length, crc)
-        self._end = records.append(self._descriptor, [header, *parts], self._end)
+        with naming(self.path):
+            self._end = records.append(self._descriptor, [header, *parts], self._end)
 
     def adopt(self, *, failed: bool) -> None:
         """Learn of a record that another process of this attempt appended."""

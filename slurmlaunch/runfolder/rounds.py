@@ -7,6 +7,7 @@ intent before each submission, the job id after it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -59,6 +60,7 @@ class RoundPlan(NamedTuple):
         options: the submission's options, as `slurmlaunch.client.options` writes them.
         client: the process that made the round and submits it: machine, pid, start.
         items: the items of the round, where they are not all of the run's.
+        automatic: whether it was made by ``retries=``, and not by a person.
     """
 
     slices: Slices
@@ -74,6 +76,7 @@ class RoundPlan(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012  (it is never changed)
     client: tuple[str, int, str] | None = None
     items: array[int] | None = None
+    automatic: bool = False
 
     @property
     def tasks(self) -> range:
@@ -116,8 +119,25 @@ class Round:
         Raises:
             FileExistsError: another process made it.
         """
-        path = folder.round(number)
-        make_folder(path)
+        import secrets  # here, as a node, which makes none, is to start soon
+        import shutil
+
+        beside = folder.rounds / f"{number}.{secrets.token_hex(4)}.new"
+        make_folder(beside)
+        try:
+            cls._write(beside, plan)
+            # In one step, so that a client that is killed leaves a whole round or none. An empty
+            # folder in its place would be replaced, one with a plan is not.
+            beside.rename(folder.round(number))
+        except BaseException as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise FileExistsError(*error.args) from error
+            raise
+        return cls(folder, number, plan)
+
+    @staticmethod
+    def _write(path: Path, plan: RoundPlan) -> None:
         content = plan._asdict()
         content["slices"] = plan.slices.to_json()
         content["arrays"] = [each._asdict() for each in plan.arrays]
@@ -126,7 +146,6 @@ class Round:
             write_whole(path / "items", [data])
             content["items"] = True
         write_whole(path / "plan.json", [json.dumps(content).encode()])
-        return cls(folder, number, plan)
 
     @classmethod
     def read(cls, folder: RunFolder, number: int) -> Round:
@@ -190,6 +209,12 @@ class Round:
     def waits(self) -> dict[int, tuple[str, int, str]]:
         """Return the arrays that wait for room, and which process took it upon itself to submit each."""
         return {entry["waiting"]: tuple(entry["client"]) for entry in self.journal() if "waiting" in entry}
+
+    @property
+    def throttle(self) -> int | None:
+        """How many of its tasks may run at once: as planned, or as changed since."""
+        changes = [entry["throttle"] for entry in self.journal() if "throttle" in entry]
+        return changes[-1] if changes else self.plan.throttle
 
     def job_ids(self) -> dict[int, str]:
         """Return the job ids of the arrays that are known to have been submitted."""

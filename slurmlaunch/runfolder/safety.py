@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from slurmlaunch.errors import RunFolderError, UnsafeRunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -101,10 +102,23 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
+                with naming(path):
+                    file.write(part)
+            with naming(path):
+                file.flush()
+                os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have the system's errors say which file it was, as a full disk or a quota does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise

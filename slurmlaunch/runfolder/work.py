@@ -6,9 +6,11 @@ and by the inline backend.
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from functools import partial
+from itertools import takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,7 +67,7 @@ class Work:
         """
         self._checkpoints = checkpoints
         self._call: _Call | None = None
-        extend_search_path(manifest.sys_path)
+        take_search_path(manifest.sys_path)
         try:
             self._function = load_function(folder)
             self._items = ItemReader(folder)
@@ -73,6 +75,10 @@ class Work:
             raise
         except BaseException as error:
             raise _not_loaded(manifest, error) from error
+
+    def close(self) -> None:
+        """Close the files."""
+        self._items.close()
 
     def run(self, item: int) -> tuple[bool, bytes]:
         """Run an item; return whether it has a value, and the bytes of its outcome."""
@@ -132,9 +138,17 @@ def _unwrapped(call: _Call) -> _Call:
     return _Call(function, args, kwargs)
 
 
-def extend_search_path(entries: list[str]) -> None:
-    """Let imports find what the client's would find, after what this process finds itself."""
-    sys.path.extend(entry for entry in entries if entry not in sys.path)
+def take_search_path(entries: list[str]) -> None:
+    """Let imports find what the client's find: its own folders first, and then what is installed here.
+
+    ``python -m`` puts the working directory first, where the client may not have it at all.
+    """
+    if sys.path and sys.path[0] not in entries and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109
+        del sys.path[0]
+    here = list(sys.path)
+    ahead = list(takewhile(lambda entry: entry not in here or entry == here[0], entries))
+    behind = [entry for entry in entries if entry not in here and entry not in ahead]
+    sys.path[:] = [*ahead, *(entry for entry in here if entry not in ahead), *behind]
 
 
 def _not_loaded(manifest: Manifest, error: BaseException) -> NodeStartError:

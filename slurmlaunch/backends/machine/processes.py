@@ -15,15 +15,10 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-
-LIFELINE = "SLURMLAUNCH_LIFELINE"
-"""The variable that tells a node the number of its lifeline.
-
-A lifeline is the read end of a pipe whose write end the client alone holds, and
-never writes to: its end of file says that the client is gone, however it went.
-"""
 
 LIFELINE_FD = 32  # far from those that set-up lines, and bash itself, may use
 
@@ -68,7 +63,7 @@ class TaskProcess:
         self.pid = os.posix_spawn(
             launch.command[0],
             launch.command,
-            {**launch.env, LIFELINE: str(LIFELINE_FD)},
+            {**launch.env, LIFELINE_VARIABLE: str(LIFELINE_FD)},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, launch.stdout, append, 0o600),

@@ -1,0 +1,311 @@
+"""Submitting the rounds of a run, now or later, by this client or in the place of one that is gone.
+
+The first array of a round is submitted during the call, the others from a
+thread; where a limit on what one may have in the queue is hit, they wait for
+room. A client that was killed leaves its intents in the round's journal: its
+jobs are found by their names, what waited is submitted by whoever comes next,
+and what nobody will submit any more is said to be so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slurmlaunch.backends.base import ArrayJob
+from slurmlaunch.backends.machine.owner import Owner
+from slurmlaunch.backends.units import parse_time
+from slurmlaunch.client.options import Options, job_name
+from slurmlaunch.client.values import as_count
+from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
+from slurmlaunch.runfolder.rounds import ArrayPlan, RoundPlan
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterable
+
+    from slurmlaunch.client.plan import Plan
+    from slurmlaunch.client.run import Run
+    from slurmlaunch.client.shape import Shape
+    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.rounds import Round
+
+_NEVER_SUBMITTED = "it was never submitted: the client that was to do so is gone. Submit it with .retry()"
+
+_SHORTEST_WAIT, _LONGEST_WAIT = 5.0, 60.0
+"""Seconds between two tries of a submission for which there was no room."""
+
+_SBATCH_OUTLIVES, _LOOK_AGAIN = 10.0, 0.5
+"""Seconds for which the sbatch of a client that was killed may go on, and between two looks for its job."""
+
+_LONGEST_WARNING = 60
+"""Seconds that items in flight get to come to their end at a time limit."""
+
+_log = logging.getLogger("slurmlaunch")
+
+
+def make_plan(
+    planned: Plan, options: Options, manifest: Manifest, number: int, shape: Shape, *, items: array[int] | None = None
+) -> RoundPlan:
+    """Return the plan of a round as it stands on disk."""
+    arrays = tuple(
+        ArrayPlan(job_name(manifest.name, f"{manifest.run}-{number}-{i}"), each.first_task, each.length)
+        for i, each in enumerate(planned.arrays)
+    )
+    limit, warning = _time_limit(options)
+    return RoundPlan(
+        slices=planned.slices,
+        first_task=planned.first_task,
+        arrays=arrays,
+        cpus_per_task=shape.cpus_per_task,
+        processes=shape.processes,
+        threads=shape.threads,
+        throttle=options.throttle,
+        time_limit=limit,
+        warning=warning,
+        requeues=options.requeues if manifest.backend == "slurm" else 0,
+        options=options.to_json(),
+        client=Owner.me(),
+        items=items,
+    )
+
+
+def _time_limit(options: Options) -> tuple[float | None, int | None]:
+    """Return the time limit in seconds, and how long before it a task is warned: a fifth of it at most."""
+    text = options.slurm.get("time") or os.environ.get("SBATCH_TIMELIMIT")
+    try:
+        limit = parse_time(str(text))
+    except ValueError:
+        return None, None
+    if not math.isfinite(limit):
+        return None, None
+    return limit, max(1, min(_LONGEST_WARNING, int(limit / 5)))
+
+
+def array_job(run: Run, its_round: Round, number: int) -> ArrayJob:
+    """Return all that the scheduler is told of an array."""
+    plan, array = its_round.plan, its_round.plan.arrays[number]
+    options = Options.from_json(plan.options)
+    throttle = its_round.throttle
+    earlier = [run.jobs[key] for key in sorted(run.jobs) if key[0] == its_round.number and key[1] < number]
+    return ArrayJob(
+        run_folder=run.folder.path,
+        name=array.name,
+        round=its_round.number,
+        array=number,
+        first_task=array.first_task,
+        length=array.length,
+        throttle=throttle,
+        cwd=Path(run.manifest.cwd),
+        python=options.python,
+        cpus_per_task=plan.cpus_per_task,
+        threads=plan.threads,
+        options=options.slurm,
+        flags=options.sbatch,
+        env=options.env,
+        modules=options.modules,
+        setup=options.setup,
+        # One throttle for all arrays of a round: each waits for the one before it.
+        after=earlier[-1] if throttle and earlier else None,
+        warning=plan.warning if plan.requeues else None,
+        may_requeue=bool(plan.requeues),
+    )
+
+
+class Submission:
+    """Submits the arrays of one run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def submit(self) -> None:
+        """Submit the last round: its first array now, the others from a thread.
+
+        Raises:
+            SubmissionError: the scheduler refused the first array.
+        """
+        latest = self._run.rounds[-1]
+        if not latest.plan.arrays:
+            return
+        try:
+            self._submit_array(latest, 0)
+        except SlurmlaunchError as error:
+            if not getattr(error, "ambiguous", False):
+                for number in range(len(latest.plan.arrays)):
+                    latest.refused(number, str(error))
+            raise
+        if len(latest.plan.arrays) > 1:
+            self._submit_in_thread(latest, range(1, len(latest.plan.arrays)))
+
+    def _submit_in_thread(self, its_round: Round, numbers: Iterable[int]) -> None:
+        # No daemon: a script that ends has its arrays submitted, as far as there is room for them.
+        threading.Thread(
+            target=self._submit_rest, args=(its_round, list(numbers)), name="slurmlaunch-submit", daemon=False
+        ).start()
+
+    def _submit_rest(self, its_round: Round, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            try:
+                if not self._submit_when_there_is_room(its_round, number):
+                    return
+            except (SlurmlaunchError, OSError) as error:
+                with contextlib.suppress(OSError):  # a full disk may be the very reason
+                    its_round.refused(number, str(error))
+                self._refuse(its_round, number, error)
+
+    def _submit_when_there_is_room(self, its_round: Round, number: int) -> bool:
+        """Submit an array, as often as there is no room for it; False where the interpreter ends first."""
+        pause = _SHORTEST_WAIT
+        while self._run.ledger.open:
+            try:
+                self._submit_array(its_round, number)
+            except SubmissionError as error:
+                if not (error.no_room or error.ambiguous):
+                    raise
+                if pause == _SHORTEST_WAIT:
+                    its_round.waiting(number, Owner.me())
+                    why = "for room in the queue" if error.no_room else "for sbatch to answer"
+                    _log.warning("slurmlaunch waits %s: %s", why, error.stderr.strip())
+            else:
+                return True
+            if not _sleep(_jittered(pause)):
+                return False
+            pause = min(_LONGEST_WAIT, pause * 2)
+        return True
+
+    def _submit_array(self, its_round: Round, number: int) -> None:
+        run = self._run
+        job = array_job(run, its_round, number)
+        its_round.intend(number)
+        job_id = run.backend.submit(job)
+        with run.changed:
+            run.jobs[its_round.number, number] = job_id
+        try:
+            its_round.submitted(number, job_id)
+        except OSError as error:  # it runs all the same, and can be found by its name
+            _log.warning("slurmlaunch could not write down job %s of %s: %s", job_id, run.folder.path, error)
+        run.look_for_cancellations()
+        if not run.ledger.open:  # cancelled while it was being submitted, perhaps by another client
+            run.backend.cancel(job_id)
+
+    # Refusals.
+
+    def take_refusals(self) -> None:
+        """Settle the items of the arrays that were refused for good, as the journals say."""
+        for each in self._run.rounds:
+            for number, error in each.refusals().items():
+                self._refuse(each, number, SubmissionError(error))
+
+    def _refuse(self, its_round: Round, number: int, error: BaseException) -> None:
+        refused = its_round.plan.arrays[number]
+        tasks = range(refused.first_task, refused.first_task + refused.length)
+        self._run.ended([item for task in tasks for item in self._run.items_of(task)], lambda _: error)
+
+    def will_come(self, its_round: Round, number: int) -> bool:
+        """Whether an array that is not submitted may yet be, by a client that lives."""
+        if number in its_round.refusals():
+            return False
+        return its_round.plan.client is None or not Owner(*its_round.plan.client).is_gone
+
+    # In the place of a client that is gone.
+
+    def take_up(self) -> None:
+        """Take up what clients that are gone have left: find their jobs, and submit what waited for room.
+
+        Where the scheduler does not answer, this goes on in a thread: nothing is
+        called "never submitted" that could not be looked for.
+        """
+        try:
+            self._find_lost_jobs()
+        except SchedulerError as error:
+            where = self._run.folder.path
+            _log.warning("slurmlaunch cannot look for the jobs of %s, and keeps trying: %s", where, error)
+            threading.Thread(target=self._take_up_later, name="slurmlaunch-find", daemon=True).start()
+        else:
+            self._resume()
+
+    def _take_up_later(self) -> None:
+        pause = _SHORTEST_WAIT
+        while self._run.ledger.open:
+            time.sleep(_jittered(pause))
+            pause = min(_LONGEST_WAIT, pause * 2)
+            with contextlib.suppress(SchedulerError):
+                self._find_lost_jobs()
+                self._resume()
+                return
+
+    def _resume(self) -> None:
+        """Submit what waited for room and whose client is gone; give up on what was never submitted."""
+        for each in self._run.rounds:
+            missing = [i for i in range(len(each.plan.arrays)) if (each.number, i) not in self._run.jobs]
+            missing = [i for i in missing if i not in each.refusals()]
+            if not missing or each.plan.client is None or not Owner(*each.plan.client).is_gone:
+                continue
+            waits = {number: Owner(*who) for number, who in each.waits().items() if number in missing}
+            if not waits:
+                for number in missing:
+                    self._refuse(each, number, SubmissionError(_NEVER_SUBMITTED))
+            elif all(who.is_gone for who in waits.values()):
+                each.waiting(min(waits), Owner.me())  # others leave it to us
+                self._submit_in_thread(each, missing)
+
+    def _find_lost_jobs(self) -> None:
+        """Find the jobs that a client submitted and did not live to write down."""
+        for each in self._run.rounds:
+            intents = {entry["intent"]: entry["time"] for entry in each.journal() if "intent" in entry}
+            known = {*each.refusals(), *(number for r, number in self._run.jobs if r == each.number)}
+            for number in intents.keys() - known:
+                job_id = self._find_lost(each, number, intents[number])
+                if job_id is not None:
+                    each.submitted(number, job_id)
+                    self._run.jobs[each.number, number] = job_id
+
+    def _find_lost(self, its_round: Round, number: int, when: float) -> str | None:
+        name = its_round.plan.arrays[number].name
+        maker = Owner(*its_round.plan.client) if its_round.plan.client else None
+        while (job_id := self._run.backend.find(name, when)) is None:
+            # The sbatch of a client that was killed lives on, and submits a moment later.
+            if maker is None or not maker.is_gone or not 0 <= time.time() - when < _SBATCH_OUTLIVES:
+                break
+            time.sleep(_LOOK_AGAIN)
+        return job_id
+
+    # The throttle.
+
+    def set_throttle(self, throttle: int | None) -> None:
+        """Change how many tasks of the last round run at once.
+
+        Raises:
+            OptionError: it is below 1.
+            SchedulerError: the scheduler did not do it.
+        """
+        run, latest = self._run, self._run.rounds[-1]
+        throttle = None if throttle is None else as_count("throttle", throttle)
+        with run.changed:
+            jobs = [run.jobs[key] for key in sorted(run.jobs) if key[0] == latest.number]
+        before = None
+        for job_id in jobs:
+            run.backend.set_throttle(job_id, throttle, after=before if throttle else None)
+            before = job_id
+        latest.throttled(throttle)
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311  (so that clients do not come back at once)
+
+
+def _sleep(seconds: float) -> bool:
+    """Sleep; return False at once when the interpreter ends, which is not to wait for room."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if not threading.main_thread().is_alive():
+            return False
+        time.sleep(min(left, 0.2))
+    return True
