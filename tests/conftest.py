@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from slurmlaunch.caps import usable_cpus
+from tests import scripts
 from tests.cluster import Cluster, ClusterSpec, ProgramsMissing, clean_environment
 from tests.waiting import Gate, Story
 
@@ -97,6 +98,13 @@ def gate(make_executor: ExecutorFactory, tmp_path: Path) -> Iterator[Gate]:
     gate = Gate(tmp_path / "gate")
     yield gate
     gate.open()
+
+
+@pytest.fixture(autouse=True)
+def end_scripts() -> Iterator[None]:
+    """Leave no script behind."""
+    yield
+    scripts.end_all()
 
 
 @pytest.fixture

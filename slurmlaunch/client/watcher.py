@@ -182,7 +182,11 @@ class Watcher:
         for run in runs:
             watch = self._watches.get(run)
             if watch is not None:
-                watch.lookout.hear(snapshot)
+                try:
+                    watch.lookout.hear(snapshot)
+                except Exception:
+                    # A fault of ours: what the files say is taken in all the same.
+                    _log.exception("slurmlaunch cannot make out the states of %s", run.folder.path)
                 watch.due = 0.0
 
     def _look_at(self, run: Run, watch: _Watch) -> None:

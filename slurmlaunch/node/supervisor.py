@@ -83,6 +83,7 @@ class Supervisor:
         self._unready_deaths = 0
         self._oom_kills = memory.oom_kills()
         self._stop_at: float | None = None
+        self._parent = os.getppid()
         self._upkeep_every = max(1.0, min(plan.throttle or len(plan.tasks), len(plan.tasks)) / _FLUSHES_PER_SECOND)
         self._upkeep_at = monotonic() + self._upkeep_every
 
@@ -124,6 +125,7 @@ class Supervisor:
             self._waiting.wait(self._timeout())
             if signals.terminated and self._stop_at is None:
                 self._stop(GRACE_SECONDS)
+            self._end_with_parent()
             if signals.warned:
                 signals.warned = False
                 self._limit.warn()
@@ -234,6 +236,11 @@ class Supervisor:
         self._pool.kill(self._stock.cancelled)
 
     # The end.
+
+    def _end_with_parent(self) -> None:
+        """Stop where the batch script is gone: to the scheduler the task is over, and may run again elsewhere."""
+        if self._stop_at is None and os.getppid() != self._parent:
+            self._stop(0.0)
 
     def _client_gone(self) -> None:
         self._stop(0.0)

@@ -1,0 +1,265 @@
+"""Inside a task: what the user's function may ask of it, and the pool that it may open."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import Executor, SlurmlaunchError, caps, cpu_count, current_task, task_pool
+from tests.tasks import OneRun, rows
+from tests.waiting import Story, is_alive, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import ExecutorFactory
+
+
+def in_task(path: Path, function: Callable[..., Any], items: Any = (0,), **plan: Any) -> dict[int, Any]:
+    """Run a function in a task of its own; return the values of its items."""
+    run = OneRun(path / "run", function, rows(items), **plan)
+    ended = run.run()
+    assert (ended.status, run.errors()) == (0, {}), ended.err
+    return run.values()
+
+
+# Which task this is.
+
+
+def test_there_is_no_task_outside_one() -> None:
+    """Outside a task there is none to ask about, and the error says where there is."""
+    with pytest.raises(SlurmlaunchError, match="in the function that you submit"):
+        current_task()
+
+
+def describe(_: int) -> tuple[Any, ...]:
+    """Return all that a task knows of itself."""
+    task = current_task()
+    return (
+        task.run_folder,
+        task.index,
+        task.attempt,
+        task.item,
+        task.process,
+        task.processes,
+        task.threads,
+    )
+
+
+def test_a_task_knows_itself(tmp_path: Path) -> None:
+    """The function can ask for its run folder, its task, the attempt, the item, and its place in the pool."""
+    run = OneRun(tmp_path / "run", describe, rows(range(5)), tasks=2, cpus_per_task=6, processes=2, threads=3)
+
+    for task in (0, 1):
+        assert run.run(task).status == 0
+
+    found = run.values()
+    assert [found[i][:4] for i in range(5)] == [
+        (tmp_path / "run", task, 0, i) for i, task in enumerate([0, 0, 0, 1, 1])
+    ]
+    assert {found[i][4:] for i in range(5)} <= {(0, 2, 3), (1, 2, 3)}
+
+
+@pytest.mark.parametrize("backend", ["inline", "local"], indirect=True)
+def test_a_run_of_a_client_knows_itself_too(make_executor: ExecutorFactory) -> None:
+    """The same holds for the tasks that an executor starts, in the calling thread too, where it is undone after it."""
+    array = make_executor().map_array(describe, range(3), tasks=2)
+
+    assert [found[:4] for found in array.results()] == [
+        (array.folder, task, 0, item) for item, task in enumerate([0, 0, 1])
+    ]
+    with pytest.raises(SlurmlaunchError):
+        current_task()
+
+
+@pytest.mark.parametrize("backend", ["inline"], indirect=True)
+def test_a_task_inside_a_task_is_the_inner_one(make_executor: ExecutorFactory) -> None:
+    """Where a function runs another run inline, each knows its own task."""
+
+    def outer(item: int) -> tuple[int, int, int]:
+        before = current_task().item
+        with Executor(current_task().run_folder / "inner", cluster="inline") as inner:
+            (found,) = inner.map_array(lambda _: current_task().item, [0]).results()
+        return before, found, current_task().item
+
+    assert make_executor().map_array(outer, range(3)).results() == [(i, 0, i) for i in range(3)]
+
+
+# CPUs.
+
+
+def test_outside_a_task_the_mask_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a task the CPUs are those that the process may run on."""
+    monkeypatch.delenv(caps.SHARE, raising=False)
+
+    assert cpu_count() == caps.usable_cpus()
+
+
+def test_in_a_task_the_share_counts(tmp_path: Path) -> None:
+    """In a task, and in what it starts, the CPUs are the process's share of the grant, whatever the machine has."""
+
+    def count(_: int) -> tuple[int, int]:
+        program = "import slurmlaunch; print(slurmlaunch.cpu_count())"
+        return cpu_count(), int(subprocess.check_output([sys.executable, "-c", program]))
+
+    values = in_task(tmp_path, count, range(4), cpus_per_task=600, processes=2, threads=300)
+
+    assert set(values.values()) == {(300, 300)}
+
+
+# The pool.
+
+
+def test_a_pool_takes_what_cloudpickle_takes(tmp_path: Path) -> None:
+    """Lambdas, closures and local classes go in and out, through submit and map."""
+
+    def use(item: int) -> list[Any]:
+        class Local:
+            def __init__(self, value: int) -> None:
+                self.value = value
+
+        with task_pool(2) as pool:
+            squares = list(pool.map(lambda x: x * x + item, range(50), chunksize=7))
+            local = pool.submit(Local, item).result()
+            add: Any = pool.submit(lambda: lambda x: x + item).result()
+        return [squares, type(local).__name__, local.value, add(1)]
+
+    assert in_task(tmp_path, use, [5]) == {0: [[x * x + 5 for x in range(50)], "Local", 5, 6]}
+
+
+def processes_of(pool: Any) -> int:
+    """Return in how many processes of a pool calls ran that wait for each other."""
+    barrier = Path(tempfile.mkdtemp(dir=current_task().run_folder))
+    size = pool._max_workers  # noqa: SLF001 - what is said of itself, to be checked against what runs
+
+    def meet(number: int) -> int:
+        (barrier / str(number)).touch()
+        wait_until(lambda: len(list(barrier.iterdir())) >= size)
+        return os.getpid()
+
+    return len(set(pool.map(meet, range(size))))
+
+
+def test_a_pool_fills_its_process(tmp_path: Path) -> None:
+    """A pool has a process for each CPU of its task's process, fewer where each has several threads, or as asked."""
+
+    def sizes(_: int) -> list[int]:
+        found = []
+        for options in ({}, {"threads": 2}, {"threads": 3}, {"threads": 9}, {"max_workers": 5}):
+            with task_pool(**options) as pool:
+                found.append(processes_of(pool))
+        return found
+
+    assert in_task(tmp_path, sizes, cpus_per_task=4, threads=4) == {0: [4, 2, 1, 1, 5]}
+
+
+def test_a_pools_processes_are_capped(tmp_path: Path) -> None:
+    """In a pool, cpu_count and the thread variables are those of one process; what the user set stays."""
+
+    def ask(_: int) -> list[Any]:
+        with task_pool(threads=2) as pool:
+            inner = pool.submit(lambda: (cpu_count(), os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]))
+            return [cpu_count(), os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"], *inner.result()]
+
+    run = OneRun(tmp_path / "run", ask, rows([0]), cpus_per_task=4, threads=4)
+    ended = run.run(env={"MKL_NUM_THREADS": "3"})
+
+    assert (run.values(), ended.err) == ({0: [4, "4", "3", 2, "2", "3"]}, "")
+
+
+class TwoArguments(Exception):
+    """Does not survive the standard library's pickle."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def raise_two_arguments() -> None:
+    """Raise it."""
+    raise TwoArguments(7, "text")
+
+
+def test_a_pool_survives_awkward_outcomes(tmp_path: Path) -> None:
+    """What does not pickle, value, argument or exception, is an error of its call alone."""
+
+    def use(_: int) -> list[Any]:
+        found: list[Any] = []
+        with task_pool(1) as pool:
+            calls: list[Callable[[], Any]] = [raise_two_arguments, threading.Lock, lambda: 1 // 0]
+            for call in calls:
+                error = pool.submit(call).exception(60)
+                assert error is not None
+                found.append(f"{type(error).__name__} {getattr(error, 'code', '')}")
+                if call is raise_two_arguments:
+                    found.append("in raise_two_arguments" in str(error.__cause__))
+            try:
+                pool.submit(print, threading.Lock())
+            except TypeError as error:
+                found.append(type(error).__name__)
+            found.append(str(pool.submit(abs, -5).result(60)))
+        return found
+
+    assert in_task(tmp_path, use)[0] == [
+        "TwoArguments 7",
+        True,
+        "UnpicklableResult ",
+        "ZeroDivisionError ",
+        "TypeError",
+        "5",
+    ]
+
+
+def test_a_pool_whose_process_dies_says_so(tmp_path: Path) -> None:
+    """A process of a pool that dies breaks the pool, as in the standard library, and not the task's process."""
+
+    def use(_: int) -> str:
+        with task_pool(2) as pool:
+            return type(pool.submit(os._exit, 3).exception(60)).__name__
+
+    assert in_task(tmp_path, use, range(2)) == dict.fromkeys(range(2), BrokenProcessPool.__name__)
+
+
+def test_a_pool_ends_with_its_process(tmp_path: Path) -> None:
+    """Where the process that opened a pool is killed, the pool's processes end, busy ones too."""
+    story = Story(tmp_path / "story")
+
+    def hang() -> None:
+        story.tell(os.getpid())
+        time.sleep(600)
+
+    def use(_: int) -> None:
+        pool = task_pool(2)
+        for _ in range(2):
+            pool.submit(hang)
+        wait_until(lambda: len(story.lines) == 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    run = OneRun(tmp_path / "run", use, rows([0]))
+
+    assert run.run().status == 1
+
+    assert "SIGKILL" in str(run.errors()[0])
+    wait_until(lambda: not any(is_alive(int(line)) for line in story.lines))
+
+
+def test_a_pool_works_outside_a_task(tmp_path: Path) -> None:
+    """A pool can be opened anywhere: a script that runs in a task also runs by itself."""
+    program = """
+from slurmlaunch import task_pool, cpu_count
+with task_pool() as pool:
+    print(list(pool.map(lambda x: x + 1, range(3))), pool.submit(cpu_count).result())
+"""
+    env = {name: value for name, value in os.environ.items() if name != caps.SHARE}
+
+    assert subprocess.check_output([sys.executable, "-c", program], env=env, text=True) == "[1, 2, 3] 1\n"

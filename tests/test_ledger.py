@@ -1,0 +1,135 @@
+"""The ledger: every item settles once, whatever comes in and in whatever order."""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurmlaunch.client.ledger import Fate, Ledger
+from slurmlaunch.errors import ResultLost, UnsafeRunFolder
+from slurmlaunch.outcome import Value
+from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.outcomes import Recorded
+from slurmlaunch.runfolder.records import Header, Kind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ITEMS = 30
+
+
+def recorded(kind: Kind, first: int, number: int, path: Any = None, offset: int = 0, payload: bytes = b"") -> Recorded:
+    """Return what a reader says of a record."""
+    return Recorded(path, offset, Header(kind, number, first, len(payload), zlib.crc32(payload)))
+
+
+def write(path: Path, first: int, values: list[Any]) -> Recorded:
+    """Append a record of values to a file; return what a reader says of it."""
+    payload = records.pack([pickle.dumps(value) for value in values])
+    path.touch(0o600)
+    offset = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(records.encode(Kind.VALUES, payload, first=first, count=len(values)))
+    return recorded(Kind.VALUES, first, len(values), path, offset, payload)
+
+
+stretches = st.tuples(st.integers(0, ITEMS - 1), st.integers(0, ITEMS)).map(lambda t: range(t[0], min(sum(t), ITEMS)))
+events = st.tuples(st.sampled_from([Fate.VALUE, Fate.FAILURE, Fate.ENDED, Fate.CANCELLED]), stretches)
+
+
+@given(st.lists(events))
+def test_first_come(happened: list[tuple[Fate, range]]) -> None:
+    """What settles an item first stands; whoever settles it is told so, and so is the log, once."""
+    ledger, expected = Ledger(ITEMS), dict.fromkeys(range(ITEMS), Fate.OPEN)
+
+    for fate, items in happened:
+        new = [item for item in items if expected[item] == Fate.OPEN]
+        expected |= dict.fromkeys(new, fate)
+        if fate == Fate.ENDED:
+            told = [item for item in items if ledger.end(item, ValueError(item))]
+        elif fate == Fate.CANCELLED:
+            told = [item for part in ledger.cancel(items) for item in part]
+        else:
+            kind = Kind.VALUES if fate == Fate.VALUE else Kind.FAILURE
+            told = [item for part in ledger.record(recorded(kind, items.start, len(items))) for item in part]
+        assert new == told
+
+    assert expected == {item: ledger.fate(item) for item in range(ITEMS)}
+    settled = [item for part in ledger.log for item in part]
+    assert sorted(settled) == [item for item, fate in expected.items() if fate]
+    assert ledger.open == ITEMS - len(settled)
+    assert {fate: list(expected.values()).count(fate) for fate in Fate} == {fate: ledger.count(fate) for fate in Fate}
+
+
+@given(st.lists(stretches), stretches)
+def test_questions(cancelled: list[range], asked: range) -> None:
+    """Of a part of the items the ledger says what it says of each."""
+    ledger = Ledger(ITEMS)
+    for items in cancelled:
+        ledger.cancel(items)
+    still_open = [item for item in asked if ledger.is_open(item)]
+
+    assert still_open == ledger.open_among(asked)
+    assert (not still_open) == ledger.all_settled(asked)
+    assert len(still_open) == ledger.count(Fate.OPEN, asked)
+
+
+def test_record_beyond_the_end() -> None:
+    """A record of items that the run does not have, as damage might make it, settles only those that it has."""
+    ledger = Ledger(3)
+
+    assert [range(2, 3)] == ledger.record(recorded(Kind.VALUES, 2, 5))
+    assert [] == ledger.record(recorded(Kind.VALUES, 7, 1))
+
+
+def test_outcomes(tmp_path: Path) -> None:
+    """Outcomes are read from their records when they are asked for, and what ended an item is kept."""
+    ledger, error = Ledger(6), ValueError("ended")
+    for first, values in ((0, ["a", "b"]), (3, [None])):
+        ledger.record(write(tmp_path / "0.0", first, values))
+    ledger.record(write(tmp_path / "1.0", 2, ["c", "not mine", "d"]))
+    ledger.end(5, error)
+
+    for order in (range(6), range(5, -1, -1)):
+        outcomes = {item: ledger.outcome(item) for item in order}
+        found = {i: each.value if isinstance(each, Value) else each.error for i, each in outcomes.items()}
+        assert {0: "a", 1: "b", 2: "c", 3: None, 4: "d", 5: error} == found
+
+
+def test_outcomes_are_read_anew(tmp_path: Path) -> None:
+    """Each reading gives a value of its own, so that nobody changes another's."""
+    ledger = Ledger(2)
+    ledger.record(write(tmp_path / "0.0", 0, [[], []]))
+
+    first, second = ledger.outcome(0).unwrap(), ledger.outcome(0).unwrap()
+    first.append(1)
+
+    assert [] == second == ledger.outcome(0).unwrap()
+
+
+def test_lost(tmp_path: Path) -> None:
+    """A record that is damaged, gone or not to be trusted when it is read is a failure that says where it was."""
+    ledger = Ledger(3)
+    before = write(tmp_path / "damaged", 9, ["before"])
+    for item, name in enumerate(["damaged", "gone", "unsafe"]):
+        ledger.record(write(tmp_path / name, item, ["x"]))
+    content = (tmp_path / "damaged").read_bytes()
+    (tmp_path / "damaged").write_bytes(content[:-1] + b"?")
+    (tmp_path / "gone").unlink()
+    (tmp_path / "unsafe").chmod(0o622)
+
+    errors: list[Any] = []
+    for item in range(3):
+        with pytest.raises((ResultLost, UnsafeRunFolder)) as caught:
+            ledger.outcome(item).unwrap()
+        errors.append(caught.value)
+
+    assert [ResultLost, ResultLost, UnsafeRunFolder] == [type(error) for error in errors]
+    offset = records.HEADER_SIZE + before.header.length
+    expected = [(0, str(tmp_path / "damaged"), offset), (1, str(tmp_path / "gone"), 0)]
+    assert expected == [(error.item, error.file, error.offset) for error in errors[:2]]

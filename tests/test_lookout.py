@@ -1,0 +1,369 @@
+"""Looking at a run: what is taken in from its folder, and when an absence means an end.
+
+Nothing runs here: the tests write what nodes would have written, and say what a scheduler would have said. A latency of
+nothing means that an absence is believed at the next look, one without end that it never is.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from array import array
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch.client.futures import Future
+from slurmlaunch.client.ledger import Fate
+from slurmlaunch.client.lookout import Lookout, latency_of
+from slurmlaunch.client.run import Run
+from slurmlaunch.errors import (
+    ItemError,
+    NodeFailure,
+    NodeStartError,
+    OutOfMemory,
+    ResultLost,
+    TaskCancelled,
+    TimeLimitExceeded,
+    WorkerDied,
+)
+from slurmlaunch.outcome import Failure, Value
+from slurmlaunch.runfolder.cancellations import CancellationWriter
+from slurmlaunch.runfolder.layout import EndMark, Status
+from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.rounds import read_rounds
+from tests.tasks import OneRun, rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from slurmlaunch.backends.base import Backend
+
+
+class Told(NamedTuple):
+    """What a scheduler says: the states of the elements of the one job."""
+
+    states: dict[int, TaskRecord]
+    taken: float = 0.0
+
+    def get(self, job_id: str, element: int) -> TaskRecord | None:
+        """Return what it says of an element."""
+        assert job_id == "7"
+        return self.states.get(element)
+
+
+class Watched:
+    """A run of six items in three tasks, and somebody who looks at it."""
+
+    def __init__(self, path: Path, backend: Backend | None = None) -> None:
+        self.folder = OneRun(path, len, rows(range(6)), tasks=3).folder
+        self.run = Run(self.folder, Manifest.read(self.folder), backend, list(read_rounds(self.folder)))  # type: ignore[arg-type]
+        self.run.jobs[0, 0] = "7"
+        self.lookout = Lookout(self.run)
+        self.lookout.latency = math.inf
+
+    def end(self, task: int, status: int, start: int = 0) -> None:
+        """Have a task end."""
+        (self.folder.ended / EndMark(task, start, status).filename).touch(0o600)
+
+    def hear(self, state: TaskState, task: int = 0, **said: Any) -> None:
+        """Have the scheduler say that of a task."""
+        self.lookout.hear(Told({task: TaskRecord(state, **said)}))
+
+    def look(self) -> None:
+        """Look, and look again: some things take two looks."""
+        self.lookout.look()
+        self.lookout.look()
+
+    def look_late(self) -> None:
+        """Look when everything must have become visible."""
+        self.lookout.latency = 0
+        self.look()
+
+    @property
+    def fates(self) -> dict[int, str]:
+        """What the items that have settled have come to."""
+        fates = {item: self.run.ledger.fate(item) for item in range(6)}
+        return {item: fate.name for item, fate in fates.items() if fate != Fate.OPEN}
+
+    def error(self, item: int) -> Any:
+        """Return what an item failed with."""
+        outcome = self.run.outcome(item)
+        assert not isinstance(outcome, Value)
+        return outcome.error
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    """Return a run that nothing has happened to yet."""
+    return Watched(tmp_path / "run")
+
+
+def write_value(writer: OutcomeWriter, item: int, value: object) -> None:
+    """Record what an item returned."""
+    writer.value(item, pickle.dumps(value))
+
+
+class TestOutcomes:
+    """What nodes have written."""
+
+    def test_as_they_come(self, watched: Watched) -> None:
+        """Outcomes are taken in as they are appended, and their tasks have started."""
+        watched.look()
+        assert (set(), {}) == (watched.run.started, watched.fates)
+
+        first, third = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 2)
+        watched.look()
+        assert ({0, 2}, {}) == (watched.run.started, watched.fates)
+        write_value(first, 1, "b")
+        watched.look()
+        assert {1: "VALUE"} == watched.fates
+        third.values(4, array("I", [len(pickle.dumps(1))] * 2), pickle.dumps(1) + pickle.dumps(2))
+        first.failure(0, Failure(ValueError("a")).dump())
+        watched.look()
+
+        assert {0: "FAILURE", 1: "VALUE", 4: "VALUE", 5: "VALUE"} == watched.fates
+        assert ["b", 1, 2] == [watched.run.outcome(item).unwrap() for item in (1, 4, 5)]
+        assert ("a",) == watched.error(0).args
+
+    def test_foreign_files(self, watched: Watched) -> None:
+        """Files of other names, and of tasks that the run does not have, are nothing."""
+        for name in ("9.0", "x.0", "0", "0.0.new", ".0", "0.x"):
+            (watched.folder.outcomes / name).touch(0o600)
+        for name in ("9.0.0", "0.0", "0.0.137.new", "x.0.1"):
+            (watched.folder.ended / name).touch(0o600)
+
+        watched.look_late()
+
+        assert (set(), {}, {}) == (watched.run.started, watched.fates, watched.run.marks)
+
+    def test_torn_tail(self, watched: Watched) -> None:
+        """A record that is not whole is one that is being written, and read when it is."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        write_value(writer, 1, "b")
+        content = writer.path.read_bytes()
+        writer.path.write_bytes(content[:-1])
+        watched.look_late()
+        assert {0: "VALUE"} == watched.fates
+
+        writer.path.write_bytes(content)
+        watched.look()
+        assert {0: "VALUE", 1: "VALUE"} == watched.fates
+
+    def test_damage(self, watched: Watched) -> None:
+        """A damaged record costs its own items, which learn where it lies, and no others; once the task has ended."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a" * 50)
+        length = writer.path.stat().st_size
+        write_value(writer, 1, "b")
+        content = bytearray(writer.path.read_bytes())
+        content[length - 3] ^= 1
+        writer.path.write_bytes(content)
+        watched.look()
+        assert {} == {item: fate for item, fate in watched.fates.items() if item == 0}
+
+        watched.end(0, Status.VALUES)
+        watched.look_late()
+
+        assert {0: "ENDED", 1: "VALUE"} == watched.fates
+        error = watched.error(0)
+        assert (ResultLost, str(writer.path), 0) == (type(error), error.file, error.offset)
+
+    def test_two_attempts(self, watched: Watched) -> None:
+        """Where two attempts recorded one item, the lowest one's record stands."""
+        first, second = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 0)
+        write_value(second, 0, "second")
+        write_value(first, 0, "first")
+        write_value(second, 1, "second")
+        watched.look()
+
+        assert ["first", "second"] == [watched.run.outcome(item).unwrap() for item in (0, 1)]
+
+    def test_unsafe(self, watched: Watched) -> None:
+        """What others may write to is not read: the items of that task fail with the reason."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        writer.path.chmod(0o622)
+
+        watched.look()
+
+        assert {0: "ENDED", 1: "ENDED"} == watched.fates
+        assert "may be written by others" in str(watched.error(0))
+
+    def test_cancelled(self, watched: Watched) -> None:
+        """A cancellation is a word that stands, also where there is an outcome."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        write_value(writer, 1, "b")
+        CancellationWriter(watched.folder, 0, "another client").add([range(1, 3)])
+        futures = [watched.run.future(item, Future) for item in range(3)]
+
+        watched.look()
+
+        assert {0: "VALUE", 1: "CANCELLED", 2: "CANCELLED"} == watched.fates
+        assert [False, True, True] == [future.cancelled() for future in futures]
+
+    def test_budget(self, tmp_path: Path) -> None:
+        """A look costs no more than it may, and many looks come to every file."""
+        watched = Watched(tmp_path / "run")
+        for task in range(3):
+            write_value(OutcomeWriter(watched.folder, task), 2 * task, task)
+
+        costs = [watched.lookout.look(budget=7)[1] for _ in range(3)]
+
+        assert [7, 7, 7] == costs
+        assert {0, 2, 4} == set(watched.fates)
+
+
+class TestStates:
+    """What the scheduler says."""
+
+    @pytest.mark.parametrize(
+        ("state", "expected"),
+        [
+            (TaskState.TIMEOUT, TimeLimitExceeded),
+            (TaskState.NODE_FAIL, NodeFailure),
+            (TaskState.OUT_OF_MEMORY, OutOfMemory),
+            (TaskState.CANCELLED, TaskCancelled),
+            (TaskState.COMPLETED, ResultLost),
+        ],
+    )
+    def test_final(self, watched: Watched, state: TaskState, expected: type[ItemError]) -> None:
+        """A task that ended costs the items that have no outcome, once these must be visible, and no other task's."""
+        write_value(OutcomeWriter(watched.folder, 0), 0, "a")
+        watched.hear(state)
+        watched.look()
+        assert {0: "VALUE"} == watched.fates
+
+        watched.look_late()
+
+        assert {0: "VALUE", 1: "ENDED"} == watched.fates
+        error = watched.error(1)
+        assert (expected, 1, 0, "7_0") == (type(error), error.item, error.task, error.job_id)
+        assert str(watched.folder.log(0, 0, 0, "err")) == error.log
+
+    def test_seen_at_last(self, watched: Watched) -> None:
+        """An outcome that becomes visible after the end is taken."""
+        watched.hear(TaskState.COMPLETED)
+        watched.look()
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        write_value(writer, 1, "b")
+
+        watched.look_late()
+
+        assert {0: "VALUE", 1: "VALUE"} == watched.fates
+
+    @pytest.mark.parametrize("state", [TaskState.RUNNING, TaskState.PENDING, TaskState.REQUEUED, TaskState.UNKNOWN])
+    def test_alive_again(self, watched: Watched, state: TaskState) -> None:
+        """A task that the scheduler calls alive again was not lost."""
+        watched.hear(TaskState.PREEMPTED)
+        watched.look()
+        watched.hear(state)
+
+        watched.look_late()
+
+        assert {} == watched.fates
+
+    @pytest.mark.parametrize(
+        ("state", "started"),
+        [
+            (TaskState.PENDING, set()),
+            (TaskState.CONFIGURING, set()),
+            (TaskState.RUNNING, {0}),
+            (TaskState.SUSPENDED, {0}),
+        ],
+    )
+    def test_started(self, watched: Watched, state: TaskState, started: set[int]) -> None:
+        """A task has started when it is past the queue."""
+        watched.hear(state)
+
+        assert started == watched.run.started
+        assert state == watched.run.states[0]
+
+    def test_not_known(self, watched: Watched) -> None:
+        """A task that the scheduler says nothing of is not lost."""
+        watched.lookout.hear(Told({}))
+        watched.look_late()
+
+        assert ({}, {}) == (watched.fates, watched.run.states)
+
+
+class TestEndMarks:
+    """What tasks say of their own end."""
+
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [(128 + 9, WorkerDied), (Status.SETUP, NodeStartError), (Status.NODE, NodeStartError), (127, NodeStartError)],
+    )
+    def test_at_once(self, watched: Watched, status: int, expected: type[ItemError]) -> None:
+        """A task that ended badly has no outcomes to come: that is known without a scheduler, and without a wait."""
+        watched.end(1, status)
+        watched.look()
+
+        assert {2: "ENDED", 3: "ENDED"} == watched.fates
+        assert {expected} == {type(watched.error(item)) for item in (2, 3)}
+        assert [2, 3] == [watched.error(item).item for item in (2, 3)]
+
+    @pytest.mark.parametrize(("status", "expected"), [(Status.VALUES, ResultLost), (Status.FAILURES, NodeStartError)])
+    def test_in_the_end(self, watched: Watched, status: int, expected: type[ItemError]) -> None:
+        """One that ended well has recorded everything before: what is missing is only not visible yet."""
+        watched.end(1, status)
+        watched.look()
+        assert {} == watched.fates
+
+        watched.look_late()
+        assert {expected} == {type(watched.error(item)) for item in (2, 3)}
+
+    @pytest.mark.parametrize("status", [Status.STOPPED, Status.REQUEUE])
+    def test_from_outside(self, watched: Watched, status: int) -> None:
+        """Of one that was stopped from outside the scheduler says what it was."""
+        watched.end(1, status)
+        watched.look_late()
+        assert {} == watched.fates
+
+        watched.hear(TaskState.TIMEOUT, 1)
+        watched.look()
+        assert {TimeLimitExceeded} == {type(watched.error(item)) for item in (2, 3)}
+
+    def test_started_again(self, watched: Watched) -> None:
+        """The end of an earlier start means nothing for a later one."""
+        first, second = OutcomeWriter(watched.folder, 1), OutcomeWriter(watched.folder, 1)
+        watched.end(1, 128 + 9)
+        write_value(first, 2, "first")
+        watched.look_late()
+        assert {2: "VALUE"} == watched.fates
+
+        write_value(second, 3, "second")
+        watched.end(1, Status.VALUES, start=1)
+        watched.look()
+        assert {2: "VALUE", 3: "VALUE"} == watched.fates
+
+    def test_outcomes_first(self, watched: Watched) -> None:
+        """What was recorded before the end counts, however the task ended."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        watched.end(0, 128 + 9)
+        watched.look()
+
+        assert {0: "VALUE", 1: "ENDED"} == watched.fates
+
+
+class TestLatency:
+    """For how long a file may be unseen."""
+
+    def test_variable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The user may know better."""
+        monkeypatch.setenv("SLURMLAUNCH_LATENCY", "12.5")
+
+        assert 12.5 == latency_of(tmp_path)
+
+    def test_unknown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is no disk of this machine is taken for a network's."""
+        monkeypatch.delenv("SLURMLAUNCH_LATENCY", raising=False)
+        monkeypatch.setattr("slurmlaunch.client.lookout._LOCAL_FILE_SYSTEMS", frozenset())
+
+        assert latency_of(tmp_path) >= 70
