@@ -64,3 +64,10 @@ def bench(session: nox.Session) -> None:
     """Measure against peers and floors."""
     install(session, "bench")
     run_each(session, "benchmarks")
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Do random faults on a throwaway Slurm for minutes, and count what is lost; seconds may be given after `--`."""
+    install(session, "test")
+    session.run("python", "-m", "tests.faults.soak", *session.posargs)

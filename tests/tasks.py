@@ -86,7 +86,7 @@ class OneRun:
         """Start the node of a task, in a session of its own, below a command if one is given."""
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", "slurmlaunch.node", str(self.folder.path), str(task)],
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PYTHONUNBUFFERED": "", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

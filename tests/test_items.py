@@ -290,6 +290,23 @@ def test_one_item_that_does_not_unpickle_costs_no_other(folder: RunFolder) -> No
     reader.close()
 
 
+@pytest.mark.parametrize("taken", [False, True], ids=["closed", "taken over"])
+def test_a_reader_bears_that_its_files_are_closed(folder: RunFolder, *, taken: bool) -> None:
+    """Where a function closes what it finds open, or opens files in its place, items are read on all the same."""
+    reader = write(folder, range(20_000))
+    assert reader[0] == (0,)
+    (folder.path / "other").write_bytes(bytes(10**6))
+
+    with contextlib.ExitStack() as files:
+        for descriptor in (reader._items, reader._index):  # noqa: SLF001 - os.closerange would close ours, too
+            os.close(descriptor)
+        if taken:
+            others = [files.enter_context((folder.path / "other").open("rb")) for _ in range(2)]
+            assert {reader._items, reader._index} == {file.fileno() for file in others}  # noqa: SLF001 - as above
+        assert [reader[item] for item in (15_000, 19_999, 3)] == rows([15_000, 19_999, 3])
+    reader.close()
+
+
 def test_items_that_others_may_write_are_not_read(folder: RunFolder) -> None:
     """Neither file is unpickled where others may write to it."""
     for path in (folder.items, folder.items_index):

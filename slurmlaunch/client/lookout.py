@@ -190,7 +190,9 @@ class Lookout:
         return reads
 
     def _read(self, task: int, attempt: int, *, final: bool) -> None:
-        file = self._files[task, attempt]
+        file = self._files.get((task, attempt))
+        if file is None:
+            return  # removed, or not listed yet, while that of a later attempt is
         try:
             for found in file.read(final=final):
                 if isinstance(found, Damage):

@@ -184,8 +184,7 @@ class Watcher:
             if watch is not None:
                 try:
                     watch.lookout.hear(snapshot)
-                except Exception:
-                    # A fault of ours: what the files say is taken in all the same.
+                except Exception:  # noqa: BLE001  (a fault of ours: the files are taken in all the same)
                     _log.exception("slurmlaunch cannot make out the states of %s", run.folder.path)
                 watch.due = 0.0
 

@@ -1,0 +1,128 @@
+"""The clusters of the fault suite, and clients that ask them every second."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import pytest
+
+from slurmlaunch import Executor
+from slurmlaunch.client.attach import backend_of
+from tests.cluster import Cluster, ClusterSpec, ProgramsMissing
+from tests.faults.deeds import Deed
+from tests.faults.wrapped import Wrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PREEMPTION = (
+    "PreemptType=preempt/partition_prio",
+    "PreemptMode=REQUEUE",
+    "PartitionName=debug Nodes=ALL Default=YES DefaultTime=INFINITE MaxTime=INFINITE PriorityTier=5 PreemptMode=OFF",
+    "PartitionName=requeued Nodes=ALL DefaultTime=INFINITE MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE",
+    "PartitionName=cancelled Nodes=ALL DefaultTime=INFINITE MaxTime=INFINITE PriorityTier=1 PreemptMode=CANCEL",
+)
+
+D = TypeVar("D", bound=Deed)
+
+
+class Launch(Protocol):
+    """Makes an executor that is a client of a cluster; takes any options."""
+
+    def __call__(self, cluster: Cluster, **options: Any) -> Executor:
+        """Make it."""
+
+
+@contextlib.contextmanager
+def _started(spec: ClusterSpec) -> Iterator[Cluster]:
+    try:
+        with Cluster(spec) as cluster:
+            yield cluster
+    except ProgramsMissing as missing:
+        if os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") == "1":
+            raise
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="package")
+def faulty() -> Iterator[Cluster]:
+    """Start the cluster that most faults happen on, with partitions whose jobs are preempted."""
+    with _started(ClusterSpec(cpus_per_node=64, lines=PREEMPTION)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="package")
+def strict() -> Iterator[Cluster]:
+    """Start a cluster that holds jobs to their memory, which takes root."""
+    if os.getuid() != 0:
+        pytest.skip("only root can start a cluster that holds jobs to their memory")
+    with _started(ClusterSpec(nodes=1, cgroup=True)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def _quick_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ask for states every second; no answers are shared with other tests, and no backend."""
+    (tmp_path / "runtime").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("SLURMLAUNCH_QUERY_INTERVAL", "1")
+    monkeypatch.setenv("SLURMLAUNCH_LATENCY", "1")
+    backend_of.cache_clear()
+    yield
+    backend_of.cache_clear()
+
+
+@pytest.fixture
+def launch(_quick_answers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch]:
+    """Return a function that makes executors; what they have left is cancelled after the test."""
+    with contextlib.ExitStack() as executors:
+
+        def make(cluster: Cluster, **options: Any) -> Executor:
+            for name, value in cluster.env.items():
+                monkeypatch.setenv(name, value)
+            executor = Executor(tmp_path / "runs", cluster="slurm", **options)
+            executors.callback(executor.shutdown, cancel_futures=True)
+            return executor
+
+        yield make
+
+
+@pytest.fixture
+def deed(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Return a function that makes deeds of a class, which wait no longer once the test is over."""
+    made: list[Deed] = []
+
+    def make(kind: type[D], *waits: int) -> D:
+        (tmp_path / "story").touch()
+        made.append(kind(tmp_path, *waits))
+        return made[-1]  # type: ignore[return-value]
+
+    yield make
+    for each in made:
+        each.gate.open()
+
+
+@pytest.fixture
+def wrapped(cluster: Cluster, _quick_answers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wrapped:
+    """Wrap the commands of the session's cluster."""
+    wrapped = Wrapped(tmp_path / "wrapped")
+    monkeypatch.setenv("PATH", wrapped.path)
+    return wrapped
+
+
+@pytest.fixture
+def own_cluster(
+    start_cluster: Callable[[ClusterSpec], Cluster], _quick_answers: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[ClusterSpec], Cluster]:
+    """Return a function that starts a cluster of the test's own, and makes the test its client."""
+
+    def start(spec: ClusterSpec) -> Cluster:
+        cluster = start_cluster(spec)
+        for name, value in cluster.env.items():
+            monkeypatch.setenv(name, value)
+        return cluster
+
+    return start

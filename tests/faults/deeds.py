@@ -1,0 +1,117 @@
+"""What items do in the fault suite. Nodes import this file; so it imports next to nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from tests.waiting import Gate, Story, wait_until
+
+MEGABYTE = 1 << 20
+
+
+class Deed:
+    """An item that is told of in a story, may wait at a gate, and returns its square.
+
+    Attributes:
+        story: where it is told that an item began: as often as it did.
+        gate: where those wait that are to wait.
+        waits: the items that wait.
+    """
+
+    def __init__(self, folder: Path, *waits: int) -> None:
+        (folder / "gate").mkdir(exist_ok=True)
+        self.story, self.gate, self.waits = Story(folder / "story"), Gate.__new__(Gate), frozenset(waits)
+        self.gate.folder = folder / "gate"
+
+    def __call__(self, number: int) -> int:
+        """Run an item."""
+        self.story.tell(number)
+        self.act(number)
+        return number * number
+
+    def act(self, number: int) -> None:
+        """Wait, if it is one of those that do."""
+        while number in self.waits:
+            try:
+                self.gate.enter(number)
+            except TimeoutError:  # a time limit takes longer than a gate's patience
+                continue
+            return
+
+    @property
+    def runs(self) -> dict[int, int]:
+        """How often each item began."""
+        lines = [int(line) for line in self.story.lines]
+        return {item: lines.count(item) for item in sorted(set(lines))}
+
+    def supervisor(self, item: int) -> int:
+        """Return the supervisor of an item that waits."""
+        return parent(self.gate.process_of(item))
+
+    def forget(self, item: int) -> None:
+        """Forget that an item has arrived, so that its next arrival can be waited for."""
+        (self.gate.folder / f"{item}.here").unlink()
+
+
+class Exits(Deed):
+    """Some of its items leave without a word."""
+
+    def act(self, number: int) -> None:
+        """Leave."""
+        if number in self.waits:
+            os._exit(3)
+
+
+class Hungry(Deed):
+    """Some of its items take memory until they are stopped, or have 400 MB."""
+
+    def act(self, number: int) -> None:
+        """Take memory."""
+        if number in self.waits:
+            taken = [bytes(os.urandom(1)) * (10 * MEGABYTE) for _ in range(40)]
+            del taken
+
+
+class Fails(Deed):
+    """Some of its items fail on the first try."""
+
+    def act(self, number: int) -> None:
+        """Raise, the first time."""
+        if number in self.waits and self.runs[number] == 1:
+            raise ConnectionError(number)
+
+
+class Counts(Deed):
+    """Counts to a number, and can be gone on with: submitit's protocol, as its users write it."""
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        super().__init__(folder)
+        self.start = self.reached = start
+
+    def __call__(self, number: int) -> int:
+        """Count from where it is, waiting at each step for the step to be allowed."""
+        self.story.tell(f"from {self.start}")
+        for step in range(self.start, number):
+            self.reached = step
+            (self.gate.folder / f"{step}.here").write_text(str(os.getpid()), encoding="utf-8")
+            wait_until((self.gate.folder / f"{step}.open").exists)
+        return number
+
+    def checkpoint(self, number: int) -> object:
+        """Return how it is gone on with."""
+        import submitit.helpers
+
+        return submitit.helpers.DelayedSubmission(Counts(self.story.path.parent, self.reached), number)
+
+
+def parent(process: int) -> int:
+    """Return the parent of a process."""
+    return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+
+
+def nap(number: int, seconds: float = 1.0) -> int:
+    """Sleep, and return the number."""
+    time.sleep(seconds)
+    return number

@@ -1,0 +1,147 @@
+"""Processes that are killed: of the pool, the supervisor, the batch step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import TaskState, WorkerDied, attach
+from tests.cluster import ClusterSpec
+from tests.faults.deeds import Deed, Exits, parent
+from tests.waiting import PATIENCE, is_alive, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slurmlaunch import FutureArray
+    from tests.cluster import Cluster
+    from tests.faults.conftest import Launch
+
+pytestmark = pytest.mark.slurm
+
+ONCE = dict.fromkeys(range(6), 1)
+
+
+def outcomes(futures: FutureArray[Any]) -> list[Any]:
+    """Return all results, a failure as its class."""
+    found = futures.results(PATIENCE, return_exceptions=True)
+    return [type(each) if isinstance(each, BaseException) else each for each in found]
+
+
+def squares(*failed: int, kind: type[BaseException] = WorkerDied, items: int = 6) -> list[Any]:
+    """Return what the items come to when some of them end in an error."""
+    return [kind if item in failed else item * item for item in range(items)]
+
+
+def test_a_process_of_the_pool(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """The item that it ran names the signal; all others have their values, and none ran twice."""
+    work = deed(Deed, 1, 2)
+    futures = launch(faulty, cpus_per_task=2, processes=2).map_array(work, range(6), tasks=2)
+    work.gate.await_arrival(1, 2)
+    os.kill(work.gate.process_of(1), signal.SIGKILL)
+    error = futures[1].exception(PATIENCE)
+    assert isinstance(error, WorkerDied)
+    assert (error.signal, error.item, error.job_id) == (9, 1, f"{futures.job_ids[0]}_0")
+    assert "SIGKILL" in str(error)
+    assert error.node in {"n1", "n2"}
+    work.gate.open()
+    assert outcomes(futures) == squares(1)
+    assert outcomes(attach(futures.folder)) == squares(1)
+    assert work.runs == ONCE
+
+
+def test_an_item_that_leaves(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """os._exit names the status."""
+    work = deed(Exits, 1, 4)
+    futures = launch(faulty).map_array(work, range(6), tasks=2)
+    assert outcomes(futures) == squares(1, 4)
+    error = futures[4].exception()
+    assert isinstance(error, WorkerDied)
+    assert (error.exit_code, error.signal) == (3, None)
+    assert "exit status 3" in str(error)
+    assert work.runs == ONCE
+
+
+def test_the_supervisor(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """What it had recorded stays, what is missing names the supervisor, and nothing outlives it."""
+    work = deed(Deed, 1, 3)
+    futures = launch(faulty).map_array(work, range(6), tasks=2)
+    work.gate.await_arrival(1, 3)
+    assert futures[0].result(PATIENCE) == 0
+    process = work.gate.process_of(1)
+    os.kill(work.supervisor(1), signal.SIGKILL)
+    wait_until(lambda: not is_alive(process))
+    error = futures[2].exception(PATIENCE)
+    assert isinstance(error, WorkerDied)
+    assert "the task's supervisor was killed by SIGKILL" in str(error)
+    work.gate.open()
+    assert outcomes(futures) == squares(1, 2)
+    assert work.runs == {0: 1, 1: 1, 3: 1, 4: 1, 5: 1}
+    (attempt,) = futures[1].attempts
+    assert (attempt.state, attempt.exit_code, attempt.job_id) == (TaskState.FAILED, 137, futures[1].job_id)
+    assert (attempt.node, attempt.duration) == (error.node, None)
+
+
+def test_the_batch_shell(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """Without the shell there is no end mark: the scheduler says how it ended."""
+    work = deed(Deed, 1, 3)
+    futures = launch(faulty).map_array(work, range(6), tasks=2)
+    work.gate.await_arrival(1, 3)
+    assert futures[0].result(PATIENCE) == 0
+    process = work.gate.process_of(1)
+    os.kill(parent(work.supervisor(1)), signal.SIGKILL)
+    error = futures[1].exception(PATIENCE)
+    assert isinstance(error, WorkerDied)
+    assert "the task's batch script was killed" in str(error)
+    wait_until(lambda: not is_alive(process))
+    work.gate.open()
+    assert outcomes(futures) == squares(1, 2)
+    assert work.runs == {0: 1, 1: 1, 3: 1, 4: 1, 5: 1}
+
+
+def test_the_step_daemon(
+    start_cluster: Callable[[ClusterSpec], Cluster], launch: Launch, deed: Callable[..., Any]
+) -> None:
+    """Slurm's own process for the step is killed: the node goes on and loses nothing."""
+    work = deed(Deed, 1, 3)
+    # On a cluster of its own, since to that the job runs for ever.
+    futures = launch(start_cluster(ClusterSpec(nodes=1, accounting=False))).map_array(work, range(6), tasks=2)
+    work.gate.await_arrival(1, 3)
+    os.kill(parent(parent(work.supervisor(1))), signal.SIGKILL)
+    time.sleep(1)
+    work.gate.open()
+    assert outcomes(futures) == squares()
+    assert work.runs == ONCE
+
+
+@pytest.mark.parametrize("number", [1, pytest.param(100, marks=pytest.mark.slow)])
+def test_many_processes_at_once(faulty: Cluster, launch: Launch, deed: Callable[..., Any], number: int) -> None:
+    """A hundred dead processes are seen as fast as one."""
+    work = deed(Deed, *range(number))
+    processes = 50 if number > 1 else 1
+    futures = launch(faulty, cpus_per_task=processes, processes=processes).map_array(work, range(number))
+    work.gate.await_arrival(*range(number))
+    killed = [work.gate.process_of(item) for item in range(number)]
+    start = time.monotonic()
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    assert outcomes(futures) == squares(*range(number), items=number)
+    print(f"{number} killed processes were seen after {time.monotonic() - start:.2f} s")  # noqa: T201
+
+
+@pytest.mark.parametrize("number", [1, pytest.param(100, marks=pytest.mark.slow)])
+def test_many_supervisors_at_once(faulty: Cluster, launch: Launch, deed: Callable[..., Any], number: int) -> None:
+    """A hundred dead supervisors are seen as fast as one."""
+    work = deed(Deed, *range(number))
+    futures = launch(faulty).map_array(work, range(number))
+    work.gate.await_arrival(*range(number))
+    killed = [work.supervisor(item) for item in range(number)]
+    start = time.monotonic()
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    assert outcomes(futures) == squares(*range(number), items=number)
+    print(f"{number} killed supervisors were seen after {time.monotonic() - start:.2f} s")  # noqa: T201

@@ -1,0 +1,59 @@
+"""Jobs that take more memory than they asked for, on a cluster that holds them to it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import OutOfMemory, TaskState
+from tests.faults.deeds import Hungry
+from tests.faults.test_killed import ONCE, outcomes, squares
+from tests.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.cluster import Cluster
+    from tests.faults.conftest import Launch
+
+pytestmark = pytest.mark.slurm
+
+
+def test_a_process_of_the_pool(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """The item that took too much is OutOfMemory and says of what; the others of its task finish."""
+    work = deed(Hungry, 1)
+    futures = launch(strict, mem="200M", cpus_per_task=2, processes=2).map_array(work, range(6), tasks=2)
+    assert outcomes(futures) == squares(1, kind=OutOfMemory)
+    assert "of 0.195 GiB" in str(futures[1].exception())
+    assert work.runs == ONCE
+
+
+def test_before_the_node(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """What takes the whole task, the shell of its script, is told by the scheduler."""
+    work = deed(Hungry)
+    setup = "x=$(head -c 400M /dev/zero | tr '\\0' a)"
+    futures = launch(strict, mem="100M", setup=[setup]).map_array(work, range(2), tasks=1)
+    assert outcomes(futures) == squares(0, 1, kind=OutOfMemory, items=2)
+    assert work.runs == {}
+    (attempt,) = futures[0].attempts
+    assert attempt.state is TaskState.OUT_OF_MEMORY
+
+
+def test_more_the_next_time(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """A retry asks for more, up to max_mem, and runs only what is missing."""
+    work = deed(Hungry, 1)
+    executor = launch(strict, mem="150M", retries=3, grow={"mem": 2.0}, max_mem="500M")
+    futures = executor.map_array(work, range(6), tasks=2)
+    assert outcomes(futures) == squares()
+    asked = [strict.run("scontrol", "show", "job", job) for job in futures.job_ids]
+    first, second, third = (int(re.search(r"MinMemoryNode=(\d+)M", text)[1]) for text in asked)  # type: ignore[index]
+    assert (first, third) == (150, 500)
+    assert 300 <= second < 400  # what was measured may be a little more than what was asked for
+    assert work.runs == {**ONCE, 1: 3}
+    assert [attempt.job_id for attempt in futures[1].attempts] == [f"{job}_0" for job in futures.job_ids]
+    assert len(futures[5].attempts) == 1
+    last = futures[1].attempts[-1]
+    assert last.peak_memory is None or last.peak_memory > 300 << 20
+    assert futures[1].result(PATIENCE) == 1

@@ -1,0 +1,133 @@
+"""Tasks that Slurm starts again, or takes away: requeue, preemption, suspension, someone else's cancel."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import Preempted, TaskCancelled, TaskState, attach
+from tests.faults.deeds import Deed, nap
+from tests.faults.test_killed import ONCE, outcomes, squares
+from tests.waiting import PATIENCE, is_alive, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slurmlaunch import Future, FutureArray
+    from tests.cluster import Cluster
+    from tests.faults.conftest import Launch
+
+pytestmark = pytest.mark.slurm
+
+
+def begin(launch: Launch, cluster: Cluster, work: Deed, **options: Any) -> FutureArray[int]:
+    """Run six items in two tasks, and wait until those that wait do, and what came before them is known."""
+    futures = launch(cluster, **options).map_array(work, range(6), tasks=2)
+    work.gate.await_arrival(*work.waits)
+    assert futures[0].result(PATIENCE) == 0
+    return futures
+
+
+def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """A requeued task goes on where it was: what is recorded is not run again."""
+    work = deed(Deed, 1)
+    futures = begin(launch, faulty, work)
+    first = work.gate.process_of(1)
+    work.forget(1)
+    faulty.run("scontrol", "requeue", f"{futures[1].job_id}")
+    work.gate.await_arrival(1)
+    assert not is_alive(first)
+    work.gate.open()
+    assert outcomes(futures) == squares()
+    assert work.runs == {**ONCE, 1: 2}
+    before, after = futures[1].attempts
+    assert (before.state, before.job_id) == (TaskState.REQUEUED, futures[1].job_id)
+    wait_until(lambda: futures[1].attempts[1].exit_code is not None)
+    after = futures[1].attempts[1]
+    assert (before.exit_code, after.exit_code, after.state) == (143, 0, TaskState.COMPLETED)
+    assert before.node in {"n1", "n2"}
+    assert after.duration is not None
+    assert after.peak_memory
+    assert attach(futures.folder)[1].attempts == futures[1].attempts
+    assert len(futures[5].attempts) == 1
+
+
+def test_requeued_and_held(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """A held task waits, is no end, and goes on when it is released."""
+    work = deed(Deed, 1)
+    futures = begin(launch, faulty, work)
+    work.forget(1)
+    faulty.run("scontrol", "requeuehold", f"{futures[1].job_id}")
+    wait_until(lambda: futures[1].state.is_queued or futures[1].attempts[0].state is TaskState.REQUEUED)
+    time.sleep(4)
+    assert not futures[1].done()
+    faulty.run("scontrol", "release", f"{futures[1].job_id}")
+    work.gate.open()
+    assert outcomes(futures) == squares()
+    assert work.runs == {**ONCE, 1: 2}
+
+
+def preempt(launch: Launch, cluster: Cluster) -> Future[int]:
+    """Submit what takes all of the cluster at once."""
+    return launch(cluster, partition="debug", nodes=2, exclusive=True).submit(nap, 1)
+
+
+def test_preempted_and_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """A preempted task that is requeued goes on after the other; nothing recorded is run again."""
+    work = deed(Deed, 1, 3)
+    futures = begin(launch, faulty, work, partition="requeued")
+    work.forget(1)
+    work.forget(3)
+    assert preempt(launch, faulty).result(PATIENCE) == 1
+    work.gate.open()
+    assert outcomes(futures) == squares()
+    assert work.runs == {**ONCE, 1: 2, 3: 2}
+
+
+def test_preempted_and_cancelled(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """A preempted task that is cancelled ends what it had not finished as Preempted."""
+    work = deed(Deed, 1, 3)
+    futures = begin(launch, faulty, work, partition="cancelled")
+    assert preempt(launch, faulty).result(PATIENCE) == 1
+    error = futures[1].exception(PATIENCE)
+    assert isinstance(error, Preempted)
+    assert (error.state, error.job_id) == ("PREEMPTED", futures[1].job_id)
+    assert outcomes(futures) == squares(1, 2, 3, 4, 5, kind=Preempted)
+    assert work.runs == {0: 1, 1: 1, 3: 1}
+    assert [attempt.state for attempt in futures[1].attempts] == [TaskState.PREEMPTED]
+
+
+def test_cancelled_by_someone_else(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """The whole job, a running element, a pending one: each is TaskCancelled, and the rest is untouched."""
+    work = deed(Deed, *range(6))
+    executor = launch(faulty)
+    one = executor.map_array(work, range(6), throttle=3)
+    work.gate.await_arrival(0, 1, 2)
+    faulty.run("scancel", f"{one.job_ids[0]}_1", f"{one.job_ids[0]}_4")
+    assert isinstance(one[1].exception(PATIENCE), TaskCancelled)
+    assert isinstance(one[4].exception(PATIENCE), TaskCancelled)
+    assert not isinstance(one[4].exception(), CancelledError)
+    work.gate.open(0)
+    assert one[0].result(PATIENCE) == 0
+    work.gate.await_arrival(3)
+    faulty.run("scancel", one.job_ids[0])
+    assert outcomes(one) == squares(1, 2, 3, 4, 5, kind=TaskCancelled)
+    assert not {4} & set(work.runs)
+    assert set(work.runs.values()) == {1}
+
+
+def test_suspended(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """A suspended task is no end: it goes on when it is resumed."""
+    work = deed(Deed, 1)
+    futures = begin(launch, faulty, work)
+    faulty.run("scontrol", "suspend", futures[1].job_id or "")
+    wait_until(lambda: futures[1]._run.states.get(0) is TaskState.SUSPENDED)  # noqa: SLF001
+    work.gate.open()
+    time.sleep(4)
+    assert not futures[1].done()
+    faulty.run("scontrol", "resume", futures[1].job_id or "")
+    assert outcomes(futures) == squares()
+    assert work.runs == ONCE

@@ -1,0 +1,226 @@
+"""What is run again by itself, and what ends a run where nothing can start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import NodeFailure, NodeStartError, TaskState, attach
+from tests.cluster import ClusterSpec
+from tests.faults.deeds import Deed, Exits, Fails, parent
+from tests.faults.test_killed import ONCE, outcomes, squares
+from tests.waiting import PATIENCE, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.cluster import Cluster
+    from tests.faults.conftest import Launch
+
+pytestmark = pytest.mark.slurm
+
+
+def test_a_process_that_died(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """Only the missing item runs again, and with the same options."""
+    work = deed(Deed, 1)
+    futures = launch(faulty, retries=1, mem="100M").map_array(work, range(6), tasks=2)
+    work.gate.await_arrival(1)
+    process = work.gate.process_of(1)
+    work.forget(1)
+    os.kill(process, signal.SIGKILL)
+    work.gate.await_arrival(1)
+    work.gate.open()
+    assert outcomes(futures) == squares()
+    assert work.runs == {**ONCE, 1: 2}
+    assert len(futures.job_ids) == 2
+    assert "MinMemoryNode=100M" in faulty.run("scontrol", "show", "job", futures.job_ids[1])
+    first, second = futures[1].attempts
+    assert (first.job_id, second.job_id) == tuple(f"{job}_0" for job in futures.job_ids)
+
+
+def test_as_often_as_asked(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """What always dies ends as what it died of, after so many retries, for a client that comes later too."""
+    work = deed(Exits, 1)
+    futures = launch(faulty, retries=2).map_array(work, range(6), tasks=3)
+    assert outcomes(futures) == squares(1)
+    assert work.runs == {**ONCE, 1: 3}
+    assert len(futures[1].attempts) == 3
+    again = attach(futures.folder)
+    assert outcomes(again) == squares(1)
+    assert len(again.job_ids) == 3
+
+
+def test_what_the_function_raises(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """Is run again only where its class, or a base of it, was named."""
+    work = deed(Fails, 1, 4)
+    executor = launch(faulty, retries=1)
+    assert outcomes(executor.options(retry_exceptions=(OSError,)).map_array(work, range(6), tasks=2)) == squares()
+    assert work.runs == {**ONCE, 1: 2, 4: 2}
+    (work.story.path).write_text("", encoding="utf-8")
+    refused = executor.options(retry_exceptions=(ValueError,)).map_array(work, range(6), tasks=2)
+    assert outcomes(refused) == squares(1, 4, kind=ConnectionError)
+    assert work.runs == ONCE
+
+
+WATCHES = """
+    import sys
+    import slurmlaunch
+
+    futures = slurmlaunch.attach(sys.argv[1])
+    print("here", flush=True)
+    print(futures.results(60), len(futures.job_ids), flush=True)
+"""
+
+
+def test_two_clients(faulty: Cluster, launch: Launch, deed: Callable[..., Any], tmp_path: Path) -> None:
+    """Both see what is missing, one submits it, and both get it; also one that slept through it all."""
+    work = deed(Deed, 1)
+    futures = launch(faulty, retries=3).map_array(work, range(6), tasks=2)
+    work.gate.await_arrival(1)
+    command = [sys.executable, "-c", textwrap.dedent(WATCHES), str(futures.folder)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as other,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as sleeper,
+    ):
+        for client in (other, sleeper):
+            assert client.stdout
+            assert client.stdout.readline() == "here\n"
+        sleeper.send_signal(signal.SIGSTOP)
+        process = work.gate.process_of(1)
+        work.forget(1)
+        os.kill(process, signal.SIGKILL)
+        work.gate.await_arrival(1)
+        work.gate.open()
+        assert outcomes(futures) == squares()
+        sleeper.send_signal(signal.SIGCONT)
+        for client in (other, sleeper):
+            assert client.stdout
+            assert client.stdout.read() == f"{squares()} 2\n"
+    assert len(list((futures.folder / "rounds").iterdir())) == 2
+    assert work.runs == {**ONCE, 1: 2}
+
+
+class TestNode:
+    """A node that fails, on a cluster of its own."""
+
+    @pytest.fixture
+    def fragile(self, start_cluster: Callable[[ClusterSpec], Cluster]) -> Cluster:
+        """Start a cluster that calls a node failed after a few seconds."""
+        return start_cluster(ClusterSpec(lines=("SlurmdTimeout=5", "TreeWidth=2")))
+
+    def break_node(self, cluster: Cluster, work: Deed, item: int) -> None:
+        """Kill a node with all that runs on it: its slurmd, the step, and the task."""
+        supervisor = work.supervisor(item)
+        environment = _environment(supervisor)
+        cluster.stop_daemon(f"slurmd-{environment['SLURMD_NODENAME']}")
+        step = parent(parent(supervisor))
+        for process in (step, *_of_job(cluster, environment["SLURM_JOB_ID"])):
+            os.kill(process, signal.SIGKILL)
+
+    @pytest.mark.slow
+    def test_fails(self, fragile: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+        """Without a requeue it is a NodeFailure; a retry goes elsewhere, and runs what is missing."""
+        work = deed(Deed, 1, 3)
+        executor = launch(fragile, no_requeue=True, requeues=0, retries=1, exclusive=True)
+        futures = executor.map_array(work, range(6), tasks=2)
+        work.gate.await_arrival(1, 3)
+        assert futures[0].result(PATIENCE) == 0
+        time.sleep(1.5)  # by then it is on disk, also for other machines
+        node = _environment(work.supervisor(1))["SLURMD_NODENAME"]
+        self.break_node(fragile, work, 1)
+        work.forget(1)
+        work.gate.open(3)
+        work.gate.await_arrival(1)
+        assert _environment(work.supervisor(1))["SLURMD_NODENAME"] != node
+        assert f"ExcNodeList={node}" in fragile.run("scontrol", "show", "job", futures.job_ids[-1])
+        work.gate.open()
+        assert outcomes(futures) == squares()
+        assert work.runs == {**ONCE, 1: 2}
+        assert futures[1].attempts[0].state is TaskState.NODE_FAIL
+        assert futures[1].attempts[0].node == node
+        fragile.start_daemon(f"slurmd-{node}")
+
+    @pytest.mark.slow
+    def test_requeued(self, fragile: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+        """With requeues the task starts again by itself, and one without a retry says what happened."""
+        work = deed(Deed, 1, 3)
+        again = launch(fragile, exclusive=True).map_array(work, range(3), tasks=1)
+        work.gate.await_arrival(1)
+        assert again[0].result(PATIENCE) == 0
+        never = launch(fragile, no_requeue=True, requeues=0, exclusive=True).map_array(work, range(3, 6), tasks=1)
+        work.gate.await_arrival(3)
+        nodes = [_environment(work.supervisor(item))["SLURMD_NODENAME"] for item in (1, 3)]
+        for item in (1, 3):
+            self.break_node(fragile, work, item)
+        work.forget(1)
+        assert outcomes(never) == [NodeFailure] * 3
+        error = never[0].exception()
+        assert isinstance(error, NodeFailure)
+        assert error.node == nodes[1]
+        for node in nodes:
+            fragile.start_daemon(f"slurmd-{node}")
+        work.gate.open()
+        assert outcomes(again) == squares(items=3)
+        assert work.runs == {0: 1, 1: 2, 2: 1, 3: 1}
+
+
+def _environment(process: int) -> dict[str, str]:
+    pairs = Path(f"/proc/{process}/environ").read_text(encoding="utf-8", errors="replace").split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def _of_job(cluster: Cluster, job_id: str) -> Iterator[int]:
+    """Yield the processes of a job of a cluster."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = _environment(int(path.name))
+        except OSError:
+            continue
+        if environment.get("SLURM_CONF") == cluster.env["SLURM_CONF"] and environment.get("SLURM_JOB_ID") == job_id:
+            yield int(path.name)
+
+
+class TestBreaker:
+    """Where nothing can start, the rest is not tried."""
+
+    def test_another_interpreter(self, faulty: Cluster, launch: Launch) -> None:
+        """A program that is not there: the error shows what the log says, and no task is left in the queue."""
+        futures = launch(faulty, python=["/no/such/python"]).map_array(abs, range(200), throttle=2)
+        found = futures.results(PATIENCE, return_exceptions=True)
+        assert {type(each) for each in found} == {NodeStartError}
+        assert "/no/such/python" in str(found[0])
+        assert "No such file" in str(found[199])
+        assert sum("not started" in str(each) for each in found) > 150
+        wait_until(lambda: not faulty.run("squeue", "--noheader", f"--jobs={futures.job_ids[0]}", "--states=PD,R"))
+
+    def test_without_slurmlaunch(self, faulty: Cluster, launch: Launch) -> None:
+        """A Python without slurmlaunch says so, and what to do."""
+        futures = launch(faulty, python=[sys.executable, "-I", "-S"]).map_array(abs, range(50), throttle=2)
+        found = futures.results(PATIENCE, return_exceptions=True)
+        assert {type(each) for each in found} == {NodeStartError}
+        assert all("slurmlaunch" in str(each) for each in found)
+        assert "Install slurmlaunch" in str(found[0])
+
+    def test_without_the_users_module(
+        self, faulty: Cluster, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A module that only the client has is named."""
+        (tmp_path / "theirs").mkdir()
+        (tmp_path / "theirs" / "only_here.py").write_text("def work(n):\n    return n\n", encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path / "theirs")
+        import only_here  # type: ignore[import-not-found]
+
+        futures = launch(faulty, setup=[f"rm -rf {tmp_path}/theirs"]).map_array(only_here.work, range(50), throttle=2)
+        found = futures.results(PATIENCE, return_exceptions=True)
+        assert {type(each) for each in found} == {NodeStartError}
+        assert all("No module named 'only_here'" in str(each) for each in found)
+        assert "by_value" in str(found[0])
+        wait_until(lambda: not faulty.run("squeue", "--noheader", f"--jobs={futures.job_ids[0]}", "--states=PD"))

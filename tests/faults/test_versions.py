@@ -1,0 +1,137 @@
+"""Nodes that cannot run what the client pickled: another Python, or one that lacks a module. Said once, and soon."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurmlaunch import Executor, NodeStartError
+
+if TYPE_CHECKING:
+    from slurmlaunch import FutureArray
+    from tests.cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("_quick_answers")]
+
+ITEMS = 24
+WITHIN = 20.0
+"""Seconds until all is said, on a machine that is busy with other tests."""
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def another_python() -> str:
+    """Return a Python of another minor version."""
+    for path in sorted(Path("~/.pyenv/versions").expanduser().glob("3.1*/bin/python")):
+        if path.parent.parent.name.rpartition(".")[0] != f"3.{sys.version_info.minor}":
+            return str(path)
+    pytest.skip("there is no other Python here")
+
+
+def refused(array: FutureArray[int], began: float) -> list[NodeStartError]:
+    """Return how all items failed, once they have, which is to be soon."""
+    found = array.results(timeout=60, return_exceptions=True)
+    assert time.monotonic() - began < WITHIN
+    assert all(isinstance(each, NodeStartError) for each in found), found
+    return [each for each in found if isinstance(each, NodeStartError)]
+
+
+def tasks_started(array: FutureArray[int]) -> int:
+    """Return how many tasks have printed anything."""
+    return sum(1 for path in (array.folder / "logs").glob("*.err") if path.stat().st_size)
+
+
+def few_started(array: FutureArray[int]) -> bool:
+    """Whether the rest of a run was not started when its first tasks had all died in the same way."""
+    time.sleep(2)
+    return tasks_started(array) < ITEMS
+
+
+def test_another_python(cluster: Cluster, tmp_path: Path) -> None:
+    """The error names both versions, before anything is unpickled, and the rest of the run is not started."""
+    packages = subprocess.run(
+        [sys.executable, "-c", "import cloudpickle; print(cloudpickle.__path__[0].rpartition('/')[0])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    executor = Executor(
+        tmp_path / "runs",
+        cluster="slurm",
+        cpus_per_task=4,
+        python=[another_python()],
+        env={"PYTHONPATH": f"{REPOSITORY}:{packages}"},
+    )
+    began = time.monotonic()
+    errors = refused(executor.map_array(abs, range(ITEMS), tasks=ITEMS), began)
+
+    here = f"Python 3.{sys.version_info.minor}"
+    assert all(here in str(each) and str(each).count("Python 3.1") >= 2 for each in errors), errors[0]
+    assert "python=[" in str(errors[0])
+
+
+@pytest.mark.parametrize("missing", ["slurmlaunch", "cloudpickle"])
+def test_without(cluster: Cluster, tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python without slurmlaunch, or without cloudpickle: the error says which, with the advice to install it."""
+    monkeypatch.chdir(tmp_path)  # what lies in the working directory is found, too
+    if missing == "cloudpickle":
+        (tmp_path / "packages").mkdir()
+        (tmp_path / "packages" / "slurmlaunch").symlink_to(REPOSITORY / "slurmlaunch")
+    bare = subprocess.run(
+        [sys.executable, "-c", "import sys; print(sys._base_executable)"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    executor = Executor(
+        tmp_path / "runs",
+        cluster="slurm",
+        cpus_per_task=4,
+        python=[bare, "-S"],
+        env={"PYTHONPATH": str(tmp_path / "packages")},
+    )
+    began = time.monotonic()
+    array = executor.map_array(abs, range(ITEMS), tasks=ITEMS)
+    errors = refused(array, began)
+
+    assert all(missing in str(each) for each in errors), errors[0]
+    assert all(f"Install {missing} for the Python that runs on the node" in str(each) for each in errors), errors[0]
+    assert few_started(array)
+
+
+def test_no_such_python(cluster: Cluster, tmp_path: Path) -> None:
+    """A Python that is not there is named."""
+    executor = Executor(tmp_path / "runs", cluster="slurm", python=["/no/such/python"])
+    began = time.monotonic()
+    errors = refused(executor.map_array(abs, range(ITEMS), tasks=ITEMS), began)
+
+    assert all("/no/such/python" in str(each) for each in errors), errors[0]
+
+
+def test_without_the_users_module(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the module, and how to let its code travel; the rest of the run is not started."""
+    (tmp_path / "of_mine").mkdir()
+    (tmp_path / "of_mine" / "only_here.py").write_text("def double(x):\n    return 2 * x\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "of_mine")
+    import only_here  # type: ignore[import-not-found]
+
+    executor = Executor(
+        tmp_path / "runs", cluster="slurm", cpus_per_task=4, setup=[f"mv {tmp_path}/of_mine {tmp_path}/gone || true"]
+    )
+    began = time.monotonic()
+    array = executor.map_array(only_here.double, range(ITEMS), tasks=ITEMS)
+    errors = refused(array, began)
+
+    assert all("No module named 'only_here'" in str(each) and "by_value=" in str(each) for each in errors), errors[0]
+    assert [0, 2, 4] == executor.options(by_value=[only_here]).map_array(only_here.double, range(3)).results(timeout=60)
+
+
+def test_set_up_that_fails(cluster: Cluster, tmp_path: Path) -> None:
+    """What fails before Python starts is shown with the log's end."""
+    executor = Executor(tmp_path / "runs", cluster="slurm", setup=["echo a quota is exceeded >&2", "false"])
+    began = time.monotonic()
+    errors = refused(executor.map_array(abs, range(ITEMS), tasks=ITEMS), began)
+
+    assert all("a quota is exceeded" in str(each) for each in errors), errors[0]
