@@ -47,7 +47,8 @@ def typing(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test on the last Python, and those without Slurm that are quick on the others."""
     install(session, "test")
-    selection = [] if session.python == PYTHONS[-1] else ["-m", "not slurm and not slow"]
+    # Several at once, also where there are few cores: most of the time a test waits for Slurm.
+    selection = ["--numprocesses=3"] if session.python == PYTHONS[-1] else ["-m", "not slurm and not slow"]
     session.run("pytest", *selection, *session.posargs)
 
 

@@ -113,19 +113,23 @@ def test_no_such_python(cluster: Cluster, tmp_path: Path) -> None:
 def test_without_the_users_module(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the module, and how to let its code travel; the rest of the run is not started."""
     (tmp_path / "of_mine").mkdir()
-    (tmp_path / "of_mine" / "only_here.py").write_text("def double(x):\n    return 2 * x\n", encoding="utf-8")
+    (tmp_path / "of_mine" / "lies_only_here.py").write_text("def double(x):\n    return 2 * x\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path / "of_mine")
-    import only_here  # type: ignore[import-not-found]
+    import lies_only_here  # type: ignore[import-not-found]
 
     executor = Executor(
         tmp_path / "runs", cluster="slurm", cpus_per_task=4, setup=[f"mv {tmp_path}/of_mine {tmp_path}/gone || true"]
     )
     began = time.monotonic()
-    array = executor.map_array(only_here.double, range(ITEMS), tasks=ITEMS)
+    array = executor.map_array(lies_only_here.double, range(ITEMS), tasks=ITEMS)
     errors = refused(array, began)
 
-    assert all("No module named 'only_here'" in str(each) and "by_value=" in str(each) for each in errors), errors[0]
-    assert [0, 2, 4] == executor.options(by_value=[only_here]).map_array(only_here.double, range(3)).results(timeout=60)
+    assert all("No module named 'lies_only_here'" in str(each) and "by_value=" in str(each) for each in errors), errors[
+        0
+    ]
+    assert [0, 2, 4] == executor.options(by_value=[lies_only_here]).map_array(lies_only_here.double, range(3)).results(
+        timeout=60
+    )
 
 
 def test_set_up_that_fails(cluster: Cluster, tmp_path: Path) -> None:
