@@ -45,6 +45,9 @@ _SHORTEST_WAIT, _LONGEST_WAIT = 5.0, 60.0
 _SBATCH_OUTLIVES, _LOOK_AGAIN = 10.0, 0.5
 """Seconds for which the sbatch of a client that was killed may go on, and between two looks for its job."""
 
+_SILENT_FOR = 3600.0
+"""Seconds after which a client on another machine, whose processes cannot be seen, is taken for gone."""
+
 _LONGEST_WARNING = 60
 """Seconds that items in flight get to come to their end at a time limit."""
 
@@ -212,7 +215,7 @@ class Submission:
         """Whether an array that is not submitted may yet be, by a client that lives."""
         if number in its_round.refusals():
             return False
-        return its_round.plan.client is None or not Owner(*its_round.plan.client).is_gone
+        return its_round.plan.client is None or not _is_gone(Owner(*its_round.plan.client), its_round)
 
     # In the place of a client that is gone.
 
@@ -246,13 +249,13 @@ class Submission:
         for each in self._run.rounds:
             missing = [i for i in range(len(each.plan.arrays)) if (each.number, i) not in self._run.jobs]
             missing = [i for i in missing if i not in each.refusals()]
-            if not missing or each.plan.client is None or not Owner(*each.plan.client).is_gone:
+            if not missing or each.plan.client is None or not _is_gone(Owner(*each.plan.client), each):
                 continue
             waits = {number: Owner(*who) for number, who in each.waits().items() if number in missing}
             if not waits:
                 for number in missing:
                     self._refuse(each, number, SubmissionError(_NEVER_SUBMITTED))
-            elif all(who.is_gone for who in waits.values()):
+            elif all(_is_gone(who, each) for who in waits.values()):
                 each.waiting(min(waits), Owner.me())  # others leave it to us
                 self._submit_in_thread(each, missing)
 
@@ -295,6 +298,14 @@ class Submission:
             run.backend.set_throttle(job_id, throttle, after=before if throttle else None)
             before = job_id
         latest.throttled(throttle)
+
+
+def _is_gone(client: Owner, its_round: Round) -> bool:
+    """Whether a client has ended, or is on another machine and has written nothing for long.
+
+    If it lives after all no harm is done: a second job of one name waits for the first.
+    """
+    return client.is_gone or (not client.is_here and time.time() - its_round.touched > _SILENT_FOR)
 
 
 def _jittered(seconds: float) -> float:

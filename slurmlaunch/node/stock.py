@@ -25,12 +25,12 @@ class Stock:
 
     def __len__(self) -> int:
         """Return how many can be taken at most: cancelled ones are found when they are taken."""
-        return 0 if self.closed else self.left
+        return 0 if self.closed else sum(map(len, self._parts))
 
     @property
     def left(self) -> int:
-        """How many there are, also after it was closed."""
-        return sum(map(len, self._parts))
+        """How many there are that are still wanted, also after it was closed."""
+        return sum(len(self._wanted(part)) for part in self._parts)
 
     def close(self) -> None:
         """Hand out nothing more; what is put back stays."""

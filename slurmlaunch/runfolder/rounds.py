@@ -211,6 +211,12 @@ class Round:
         return {entry["waiting"]: tuple(entry["client"]) for entry in self.journal() if "waiting" in entry}
 
     @property
+    def touched(self) -> float:
+        """When something was last written down of the round, in seconds since the epoch."""
+        journal = self._path / "journal"
+        return (journal if journal.exists() else self._path).stat().st_mtime
+
+    @property
     def throttle(self) -> int | None:
         """How many of its tasks may run at once: as planned, or as changed since."""
         changes = [entry["throttle"] for entry in self.journal() if "throttle" in entry]

@@ -58,6 +58,11 @@ class Owner(NamedTuple):
         return f"{_PREFIX}-{self.machine}-{self.pid}-{self.started}-{next(_numbers)}"
 
     @property
+    def is_here(self) -> bool:
+        """Whether that process is, or was, one of this machine."""
+        return self.machine == _machine()
+
+    @property
     def is_gone(self) -> bool:
         """Whether that process has certainly ended; of another machine nothing is certain."""
         return self.machine == _machine() and _start(self.pid) != self.started
