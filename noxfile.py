@@ -47,9 +47,9 @@ def typing(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test on the last Python, and those without Slurm that are quick on the others."""
     install(session, "test")
-    # Several at once, also where there are few cores: most of the time a test waits for Slurm.
-    selection = ["--numprocesses=3"] if session.python == PYTHONS[-1] else ["-m", "not slurm and not slow"]
-    session.run("pytest", *selection, *session.posargs)
+    selection = [] if session.python == PYTHONS[-1] else ["-m", "not slurm and not slow"]
+    # Several at once, also where there are few cores: most of its time a test waits.
+    session.run("pytest", "--numprocesses=4", *selection, *session.posargs)
 
 
 @nox.session

@@ -298,7 +298,7 @@ class FutureArray(Sequence[Future[T]]):
                 for item in items:
                     if mine is None or item in mine:
                         left -= 1
-                        future = self._run.future(item, Future)
+                        future: Future[T] = self._run.future(item, Future)
                         concurrent.futures.wait([future])  # it has settled, and may not have been told yet
                         yield future
 

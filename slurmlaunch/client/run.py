@@ -16,7 +16,7 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from slurmlaunch.backends.base import TaskState
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slurmlaunch.backends.base import Backend, TaskRecord
-    from slurmlaunch.client.futures import Future
     from slurmlaunch.client.options import Options
     from slurmlaunch.outcome import Outcome
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
@@ -55,6 +54,25 @@ def _client_token() -> str:
 
 
 os.register_at_fork(after_in_child=_client_token.cache_clear)
+
+
+class Told(Protocol):
+    """A future, as a run sees it."""
+
+    def done(self) -> bool:
+        """Whether it has been told."""
+
+    def set_result(self, result: Any) -> None:
+        """Be told the value of its item."""
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Be told what its item came to instead."""
+
+    def tell_cancelled(self) -> None:
+        """Be told that its item is cancelled."""
+
+
+T = TypeVar("T", bound=Told)
 
 
 class Keeper(Protocol):
@@ -122,9 +140,9 @@ class Run:
         self.submission = Submission(self)
         self.kept_by: Keeper | None = None
         self._last_round = _last_rounds(manifest.items, rounds)
-        self._open: dict[int, Future[Any]] = {}
-        self._telling: dict[int, Future[Any]] = {}
-        self._settled: WeakValueDictionary[int, Future[Any]] = WeakValueDictionary()
+        self._open: dict[int, Told] = {}
+        self._telling: dict[int, Told] = {}
+        self._settled: WeakValueDictionary[int, Told] = WeakValueDictionary()
         self._cancellations = CancellationReader(folder, [each.number for each in rounds])
         self.learn_job_ids()
 
@@ -270,7 +288,7 @@ class Run:
             return [item for item in self._open if item in items]
         return items
 
-    def _close(self, items: Iterable[int]) -> list[tuple[int, Future[Any]]]:
+    def _close(self, items: Iterable[int]) -> list[tuple[int, Told]]:
         closed = []
         for item in items:
             future = self._open.pop(item, None)
@@ -279,7 +297,7 @@ class Run:
                 closed.append((item, future))
         return closed
 
-    def _tell(self, closed: Iterable[tuple[int, Future[Any]]]) -> None:
+    def _tell(self, closed: Iterable[tuple[int, Told]]) -> None:
         """Hand their outcomes to futures; callbacks run here, so no lock may be held."""
         for item, future in closed:
             try:
@@ -294,7 +312,7 @@ class Run:
                 self._telling.pop(item, None)
             self.changed.notify_all()
 
-    def _hand_over(self, future: Future[Any], item: int) -> None:
+    def _hand_over(self, future: Told, item: int) -> None:
         try:
             outcome = self.outcome(item)
         except Exception as error:  # noqa: BLE001  (a future that is never told is an endless wait)
@@ -332,12 +350,12 @@ class Run:
 
     # Futures.
 
-    def future(self, item: int, make: Callable[[Run, int], Future[Any]]) -> Future[Any]:
+    def future(self, item: int, make: Callable[[Run, int], T]) -> T:
         """Return the one future of an item."""
         with self.changed:
             future = self._open.get(item) or self._settled.get(item)
             if future is not None:
-                return future
+                return cast("T", future)  # there is one kind of future, and this module need not know it
             future = make(self, item)
             if self.ledger.is_open(item):
                 self._open[item] = future
@@ -345,11 +363,6 @@ class Run:
             self._settled[item] = self._telling[item] = future
         self._tell([(item, future)])
         return future
-
-    @property
-    def wanted(self) -> bool:
-        """Whether someone holds a future that has not settled."""
-        return bool(self._open)
 
     # Cancelling.
 
@@ -370,7 +383,7 @@ class Run:
         self._take_from_scheduler(chosen)
         return chosen
 
-    def _write_cancellations(self, items: Sequence[int]) -> list[tuple[int, Future[Any]]]:
+    def _write_cancellations(self, items: Sequence[int]) -> list[tuple[int, Told]]:
         by_round: dict[int, list[int]] = {}
         for item in items:
             by_round.setdefault(self.round_of(item).number, []).append(item)
@@ -382,14 +395,14 @@ class Run:
         self.changed.notify_all()
         return closed
 
-    def _cancelled(self, ranges: Iterable[range]) -> list[tuple[int, Future[Any]]]:
+    def _cancelled(self, ranges: Iterable[range]) -> list[tuple[int, Told]]:
         settled = [item for items in ranges for part in self.ledger.cancel(items) for item in self._asked(part)]
         return self._close(settled)
 
     def look_for_cancellations(self) -> None:
         """Take in what other clients have cancelled."""
         with self.changed:
-            closed: list[tuple[int, Future[Any]]] = []
+            closed: list[tuple[int, Told]] = []
             for number, items in self._cancellations.new():
                 if self._last_round:
                     mine = [item for item in items if self._last_round[item] == number]
