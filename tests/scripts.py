@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from subprocess import TimeoutExpired
-from typing import TYPE_CHECKING
 
 from tests.waiting import PATIENCE
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["TimeoutExpired", "finish", "run", "start"]
 
@@ -31,7 +29,11 @@ def start(folder: Path, text: str, *arguments: object, cwd: Path | None = None) 
     script = folder / "script.py"
     script.write_text(textwrap.dedent(text), encoding="utf-8")
     command = [sys.executable, str(script), *map(str, arguments)]
-    started = subprocess.Popen(command, cwd=cwd or folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # The scripts use helpers of these tests, which are no installed package.
+    here = str(Path(__file__).resolve().parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here]))}
+    pipe = subprocess.PIPE
+    started = subprocess.Popen(command, cwd=cwd or folder, env=env, stdout=pipe, stderr=pipe, text=True)
     _started.append(started)
     return started
 

@@ -199,7 +199,7 @@ class TestOutcomes:
         write_value(writer, 0, "a")
         write_value(writer, 1, "b")
         CancellationWriter(watched.folder, 0, "another client").add([range(1, 3)])
-        futures = [watched.run.future(item, Future) for item in range(3)]
+        futures: list[Future[Any]] = [watched.run.future(item, Future) for item in range(3)]
 
         watched.look()
 
