@@ -433,12 +433,15 @@ StoragePass=slurm
 
 def _database_options(folder: Path) -> list[str]:
     # MariaDB runs as root only when it is told to.
-    return ["--no-defaults", f"--datadir={folder}/database", *(["--user=root"] if os.getuid() == 0 else [])]
+    # A folder of its own for temporary tables, too: several databases that share one fail now and then.
+    folders = [f"--datadir={folder}/database", f"--tmpdir={folder}/database-tmp"]
+    return ["--no-defaults", *folders, *(["--user=root"] if os.getuid() == 0 else [])]
 
 
 def _install_database(folder: Path) -> None:
     # --rpm: as root, the script would otherwise hand files of the system's MariaDB to another owner.
     options = [*_database_options(folder), "--rpm", "--auth-root-authentication-method=normal", "--skip-test-db"]
+    (folder / "database-tmp").mkdir()
     log = folder / "log" / "mariadb-install-db.log"
     with log.open("wb") as output:
         done = subprocess.run([_program("mariadb-install-db"), *options], stdout=output, stderr=output, check=False)
