@@ -140,6 +140,8 @@ class Supervisor:
     def _timeout(self) -> float:
         several = any(len(process.items) > 1 for process in self._pool.processes.values())
         tick = _TICK if several or self._stop_at else _LONG_TICK
+        if self._pool.appending:
+            return tick  # what is due cannot be recorded before, and need not be waited for by spinning
         return min([tick, *(max(0.0, doubtful.due - monotonic()) for doubtful in self._doubtful)])
 
     def _is_out_of_time(self) -> bool:

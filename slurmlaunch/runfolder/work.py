@@ -50,7 +50,11 @@ def load_function(folder: RunFolder) -> Callable[..., Any]:
 
 
 class Work:
-    """The function of a run and its items, ready to be run one by one."""
+    """The function of a run and its items, ready to be run one by one.
+
+    Attributes:
+        can_checkpoint: whether the function has the method ``checkpoint`` of submitit's protocol.
+    """
 
     def __init__(
         self, folder: RunFolder, manifest: Manifest, checkpoints: Mapping[int, Recorded] = MappingProxyType({})
@@ -71,6 +75,7 @@ class Work:
         try:
             self._function = load_function(folder)
             self._items = ItemReader(folder)
+            self.can_checkpoint = hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")
         except NodeStartError:
             raise
         except BaseException as error:
@@ -92,17 +97,14 @@ class Work:
         return False, outcome.dump()
 
     def _run(self, item: int) -> Any:
+        if not self.can_checkpoint:  # the common case: nothing to remember for each item
+            return self._function(*self._items[item])
         if item in self._checkpoints:
             call = _Call(*pickle.loads(self._checkpoints[item].payload()))
         else:
             call = _Call(self._function, self._items[item], {})
         self._call = call
         return call.function(*call.args, **call.kwargs)
-
-    @property
-    def can_checkpoint(self) -> bool:
-        """Whether the function has the method ``checkpoint`` of submitit's protocol."""
-        return hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")
 
     def checkpoint(self) -> bytes | None:
         """Ask the function that is running how it is gone on with; return that, pickled.
