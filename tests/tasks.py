@@ -18,7 +18,7 @@ from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_functi
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.items import write_items
 from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
-from slurmlaunch.runfolder.manifest import Manifest, python_version
+from slurmlaunch.runfolder.manifest import Manifest, python_version, salt_of
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage
 from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan
@@ -67,6 +67,7 @@ class OneRun:
             changes: fields of the plan (``processes``, ...) or of the manifest (``python``, ...), and ``tasks``.
         """
         self.folder = RunFolder(path)
+        self.folder.salt = salt_of("0")
         for each in (path, *(path / name for name in FOLDERS)):
             each.mkdir(mode=0o700)
         write_function(self.folder, pickle_function(function, (function.__module__,)))
@@ -103,7 +104,7 @@ class OneRun:
         """Return the outcome of each item that has one: the whole record of the lowest attempt."""
         found: dict[int, Outcome[Any]] = {}
         for path in sorted(self.folder.outcomes.iterdir(), key=lambda path: [int(n) for n in path.name.split(".")]):
-            for recorded in OutcomeFile(path).read(final=True):
+            for recorded in OutcomeFile(path, self.folder.salt).read(final=True):
                 if not isinstance(recorded, Damage):
                     content = recorded.read()
                     for item in range(recorded.header.first, recorded.header.stop):
@@ -112,7 +113,8 @@ class OneRun:
 
     def recorded(self) -> list[int]:
         """Return the items that have been recorded, as often as they have been."""
-        records = [each for path in self.folder.outcomes.iterdir() for each in OutcomeFile(path).read(final=True)]
+        files = [OutcomeFile(path, self.folder.salt) for path in self.folder.outcomes.iterdir()]
+        records = [each for file in files for each in file.read(final=True)]
         return sorted(
             item
             for each in records

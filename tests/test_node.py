@@ -118,7 +118,8 @@ def test_a_python_without_cloudpickle_says_so(tmp_path: Path) -> None:
 
 def failures_recorded(run: OneRun) -> int:
     """Return how many records of failures there are."""
-    records = [each for path in run.folder.outcomes.iterdir() for each in OutcomeFile(path).read(final=True)]
+    files = [OutcomeFile(path, run.folder.salt) for path in run.folder.outcomes.iterdir()]
+    records = [each for file in files for each in file.read(final=True)]
     return sum(each.header is not None and each.header.kind == Kind.FAILURE for each in records)
 
 
@@ -509,7 +510,7 @@ def test_the_peak_of_memory_is_recorded(tmp_path: Path) -> None:
     run = OneRun(tmp_path / "run", use, rows([0]))
     assert run.run().status == 0
 
-    file = OutcomeFile(run.folder.outcome_file(0, 0))
+    file = OutcomeFile(run.folder.outcome_file(0, 0), run.folder.salt)
     list(file.read(final=True))
     notes: dict[str, Any] = {key: value for note in file.notes for key, value in note.items()}
     assert notes["node"] == os.uname().nodename

@@ -16,6 +16,7 @@ from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder import outcomes, records
 from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.manifest import salt_of
 from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, Recorded, earlier_attempts
 from slurmlaunch.runfolder.records import Damage, Kind
 from tests.waiting import wait_until
@@ -288,6 +289,28 @@ def test_only_the_end_tells_damage_from_a_tail(folder: RunFolder) -> None:
     assert shape_of(file) == [("Recorded", 0, 1)]
     assert shape_of(file, final=True) == [("Damage", 1, 2), ("Recorded", 2, 3), ("Damage", 3, 4)]
     assert shape_of(file, final=True) == []
+
+
+def test_a_record_inside_a_value_is_none(folder: RunFolder, tmp_path: Path) -> None:
+    """A value may hold the files of another run: where its own header is damaged, nothing in it is an outcome."""
+    other = RunFolder(tmp_path / "other")
+    for path in (other.path, other.outcomes):
+        path.mkdir(mode=0o700)
+    other.salt, folder.salt = salt_of("other"), salt_of("this")
+    nested = OutcomeWriter(other, 0)
+    record_values(nested, 0, "wrong")
+    nested.close()
+    writer = OutcomeWriter(folder, 0)
+    record_values(writer, 0, nested.path.read_bytes())
+    record_values(writer, 1, "right")
+    writer.close()
+    assert values_in(OutcomeFile(nested.path, other.salt)) == {0: "wrong"}
+    content = bytearray(writer.path.read_bytes())
+    content[5] ^= 1
+    writer.path.write_bytes(content)
+
+    found = [("Damage", -1, -1), ("Recorded", 1, 2)]
+    assert shape_of(OutcomeFile(writer.path, folder.salt), final=True) == found
 
 
 @pytest.mark.parametrize("spoil", ["flip", "cut", "remove"])

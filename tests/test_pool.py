@@ -50,7 +50,8 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 def damages(run: OneRun) -> list[Damage]:
     """Return what is no whole record in any outcome file."""
-    found = [each for path in run.folder.outcomes.iterdir() for each in OutcomeFile(path).read(final=True)]
+    files = [OutcomeFile(path, run.folder.salt) for path in run.folder.outcomes.iterdir()]
+    found = [each for file in files for each in file.read(final=True)]
     return [each for each in found if isinstance(each, Damage)]
 
 

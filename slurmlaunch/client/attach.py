@@ -13,10 +13,9 @@ from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.watcher import WATCHER
-from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
+from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.rounds import read_rounds
-from slurmlaunch.runfolder.safety import check_folder
 
 if TYPE_CHECKING:
     import os
@@ -54,8 +53,6 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
     if rounds is not None and known is not None:
         return known
     manifest = Manifest.read(folder)
-    for name in FOLDERS:
-        check_folder(folder.path / name)
     found = list(read_rounds(folder))[:rounds]
     run = Run(folder, manifest, backend_of(manifest.backend, manifest.clusters), found)
     if rounds is not None:

@@ -7,6 +7,7 @@ client that watched, and says best how the last start ended.
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.base import TaskState
@@ -65,11 +66,16 @@ def _starts_of(run: Run, task: int) -> Iterator[Attempt]:
         yield Attempt(
             state=_end_of(run, task, marks.get(start)) if last else TaskState.REQUEUED,
             node=said.get("node") or (told.node if told and last else None),
-            exit_code=marks.get(start, told.exit_code if told and last else None),
+            exit_code=_exit_code(marks[start]) if start in marks else told.exit_code if told and last else None,
             peak_memory=said.get("peak"),
             duration=ended - started if started is not None and ended is not None else None,
             job_id=run.place(task).full_id,
         )
+
+
+def _exit_code(status: int) -> int:
+    """Return the exit status of a node whose end is marked with that."""
+    return _SIGNALLED + signal.SIGKILL if status == Status.OUT_OF_MEMORY else status
 
 
 def _marks_of(run: Run, task: int) -> Iterator[EndMark]:
@@ -85,7 +91,7 @@ def _notes_of(run: Run, task: int) -> Mapping[int, Mapping[str, Any]]:
     for path in run.folder.outcomes.glob(f"{task}.*"):
         attempt = path.name.partition(".")[2]
         if attempt.isdigit():
-            file = OutcomeFile(path)
+            file = OutcomeFile(path, run.folder.salt)
             for _ in file.read():
                 pass  # what the items came to is known
             notes[int(attempt)] = {key: value for note in file.notes for key, value in note.items()}
@@ -102,4 +108,8 @@ def _end_of(run: Run, task: int, status: int | None) -> TaskState:
         return TaskState.REQUEUED
     if status is None or status == Status.STOPPED:
         return run.state_of(task)
-    return TaskState.COMPLETED if status == Status.VALUES else TaskState.FAILED
+    return _STATES.get(status, TaskState.FAILED)
+
+
+_SIGNALLED = 128
+_STATES: dict[int, TaskState] = {Status.VALUES: TaskState.COMPLETED, Status.OUT_OF_MEMORY: TaskState.OUT_OF_MEMORY}

@@ -31,7 +31,7 @@ from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.errors import OptionError, SchedulerError
 from slurmlaunch.runfolder.items import write_items
 from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
-from slurmlaunch.runfolder.manifest import Manifest, python_version
+from slurmlaunch.runfolder.manifest import Manifest, python_version, salt_of
 from slurmlaunch.runfolder.rounds import Round
 from slurmlaunch.runfolder.safety import make_folder
 from slurmlaunch.runfolder.work import write_function
@@ -266,7 +266,9 @@ class Executor(concurrent.futures.Executor):
 
     def _folder_of(self, call: _Call, token: str) -> RunFolder:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        return RunFolder(self._folder.resolve() / f"{stamp}-{job_name(call.name, token)}")
+        folder = RunFolder(self._folder.resolve() / f"{stamp}-{job_name(call.name, token)}")
+        folder.salt = salt_of(token)
+        return folder
 
     def _make_folder(self, call: _Call, token: str) -> RunFolder:
         self._folder.mkdir(parents=True, exist_ok=True)

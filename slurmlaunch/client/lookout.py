@@ -163,8 +163,10 @@ class Lookout:
             first, _, second = name.partition(".")
             if first.isdigit() and second.isdigit() and self._is_ours(int(first), name):
                 task, attempt = int(first), int(second)
-                file = self._files[task, attempt] = OutcomeFile(self.run.folder.outcome_file(task, attempt))
+                folder = self.run.folder
+                file = self._files[task, attempt] = OutcomeFile(folder.outcome_file(task, attempt), folder.salt)
                 self.run.notes[task, attempt] = file.notes
+                self.run.checkpoints[task, attempt] = file.checkpoints
                 self._attempts[task] = max(attempt + 1, self._attempts.get(task, 0))
                 self._growing.append((task, attempt))
                 self.run.started.add(task)

@@ -119,6 +119,7 @@ class Run:
         told: the same, with all that it said.
         marks: how tasks have ended, where they left a mark.
         notes: what attempts said of themselves, by task and attempt.
+        checkpoints: how items are gone on with that attempts began, likewise.
         retrying: the items that are held, to be run again.
         submission: submits its rounds.
         kept_by: the executor's list of runs that a shutdown waits for, or None.
@@ -135,6 +136,7 @@ class Run:
         self.told: dict[int, TaskRecord] = {}
         self.marks: dict[int, EndMark] = {}
         self.notes: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        self.checkpoints: dict[tuple[int, int], dict[int, Recorded]] = {}
         self.retrying = Retrying(self)
         self.breaker = Breaker(self)
         self.submission = Submission(self)
@@ -455,7 +457,16 @@ class Run:
         planned = plan(len(items), limits=limits, tasks=before.plan.slices.tasks, first_task=first_task)
         number = before.number + 1
         made = make_plan(planned, options, self.manifest, number, shape, items=array("Q", items))
-        return Round.make(self.folder, number, made._replace(automatic=automatic))
+        return Round.make(self.folder, number, made._replace(automatic=automatic), self._checkpoints_of(items))
+
+    def _checkpoints_of(self, items: Collection[int]) -> dict[int, Recorded]:
+        """Return the last checkpoint of each of the items that has one."""
+        if not any(self.checkpoints.values()):
+            return {}
+        last: dict[int, Recorded] = {}
+        for _, found in sorted(self.checkpoints.items()):
+            last.update(found)
+        return {item: last[item] for item in items if item in last}
 
     def extend(self, added: Round) -> None:
         """Take a further round into this view."""

@@ -255,9 +255,12 @@ class Submission:
             if not waits:
                 for number in missing:
                     self._refuse(each, number, SubmissionError(_NEVER_SUBMITTED))
-            elif all(_is_gone(who, each) for who in waits.values()):
+            elif all(_is_gone(who, each) for who in waits.values()) and self._succeed(each):
                 each.waiting(min(waits), Owner.me())  # others leave it to us
                 self._submit_in_thread(each, missing)
+
+    def _succeed(self, its_round: Round) -> bool:
+        return its_round.succeed(Owner.me(), lambda who: _is_gone(Owner(*who), its_round))
 
     def _find_lost_jobs(self) -> None:
         """Find the jobs that a client submitted and did not live to write down."""

@@ -70,6 +70,10 @@ def of_status(status: int, place: Place) -> ItemError:
     """Return the error for a task that ended with this status, with items that have no outcome."""
     if status > _SIGNALLED:
         return _supervisor_killed(status - _SIGNALLED, place, TaskState.FAILED)
+    if status == Status.OUT_OF_MEMORY:
+        return OutOfMemory(
+            "the task's supervisor hit the memory limit", state=TaskState.OUT_OF_MEMORY.value, place=place
+        )
     if status == Status.VALUES:
         return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
     return _not_started(status, place)

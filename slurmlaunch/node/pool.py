@@ -106,11 +106,11 @@ class Pool:
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
         return sum(self._peaks.values()) * unit
 
-    def fill(self, places: int) -> None:
-        """Start processes in free places, while there are items that no idle process waits for."""
+    def fill(self, places: Collection[int]) -> None:
+        """Start processes in those places that are free, while there are items that no idle process waits for."""
         taken = {process.number for process in self.processes.values()}
         idle = sum(not process.busy for process in self.processes.values())
-        free = [number for number in range(places) if number not in taken]
+        free = [number for number in places if number not in taken]
         for number in free[: max(0, len(self._stock) - idle)]:
             self._start(number)
 

@@ -33,7 +33,7 @@ from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from slurmlaunch.errors import ItemError
     from slurmlaunch.node.channel import Channel
@@ -70,13 +70,14 @@ class Supervisor:
         self._folder, self._manifest, self._plan, self._task = folder, manifest, plan, task
         self._writer = OutcomeWriter(folder, task)
         earlier = earlier_attempts(folder, task, self._writer.attempt)
-        self._writer.failures, self._checkpoints = earlier.failures, earlier.checkpoints
+        self._writer.failures = earlier.failures
+        self._checkpoints = {**round_.checkpoints(), **earlier.checkpoints}
         self._items = self._left_to_do(earlier.done)
         self._limit = TimeLimit(plan, self._writer.attempt)
         self._stock = Stock(self._items)
         self._waiting = Waiting()
         self._pool = Pool(self._waiting, self._writer, self._stock, self._child)
-        self._processes = max(1, min(plan.processes, len(self._items)))
+        self._places: Collection[int] = range(max(1, min(plan.processes, len(self._items))))
         self._masks = _masks(plan)
         self._cancellations = CancellationReader(folder, [round_.number])
         self._doubtful: list[_Doubtful] = []
@@ -120,7 +121,7 @@ class Supervisor:
 
     def _loop(self, signals: Signals) -> None:
         while self._stock or self._pool.busy or self._doubtful:
-            self._pool.fill(self._processes)
+            self._pool.fill(self._places)
             self._pool.feed()
             self._waiting.wait(self._timeout())
             if signals.terminated and self._stop_at is None:
@@ -181,8 +182,7 @@ class Supervisor:
         self._unready_deaths = 0 if death.ready else self._unready_deaths + 1
         error = self._error_of(death)
         if self._unready_deaths >= _LOADING_TRIES:
-            error.what += ", each time before it had loaded the function"
-            self._give_up(Failure(error).dump())
+            self._do_with_fewer(error)
             return
         if death.item is None or death.item in self._stock.cancelled:
             return
@@ -191,6 +191,14 @@ class Supervisor:
         else:
             due = monotonic() + (DOUBT_SECONDS if death.signal else 0.0)
             self._doubtful.append(_Doubtful(due, death.item, error))
+
+    def _do_with_fewer(self, error: ItemError) -> None:
+        """Go on with the processes that have loaded the function, where others cannot: memory may be short."""
+        self._places = [process.number for process in self._pool.processes.values() if process.ready]
+        self._unready_deaths = 0
+        if not self._places:
+            error.what += ", each time before it had loaded the function"
+            self._give_up(Failure(error).dump())
 
     def _error_of(self, death: Death) -> ItemError:
         kills = memory.oom_kills()

@@ -9,7 +9,9 @@
         items.index                where each block begins
         rounds/R/plan.json         who has which items in round R = 0, 1, ...
         rounds/R/items             one record: the items of the round, if not all
+        rounds/R/checkpoints       records: how items that were begun are gone on with
         rounds/R/journal           records: what was submitted
+        rounds/R/successor.K       who submits what its maker left
         outcomes/T.A               records: what attempt A of task T recorded
         ended/T.S.X                empty: start S of task T ended with status X
         cancelled/R.C              records: what client C cancelled in round R
@@ -20,7 +22,8 @@ Numbers in names are decimal, from 0. No name depends on a Slurm job id.
 **Writing.** A file either appears whole, written beside its place as
 ``NAME.new``, flushed, and renamed; or it is appended to by one writer, record by
 record. A reader takes the whole records and ignores a torn tail. What a record
-is stands in `records`. The order: ``function``, ``items``, ``items.index``, the
+is stands in `records`; those of ``items`` and the outcome files are salted with
+the manifest's ``run``. The order: ``function``, ``items``, ``items.index``, the
 round's folder with its plan, ``manifest.json``. With the manifest the folder is
 a run; only then is anything submitted. All that a task reads is there before,
 save cancellations.
@@ -52,13 +55,17 @@ only one process can, and who made it submits it. ``plan.json``::
 Task ``first_task + t`` has the positions of slice ``t`` (`slices`); a position is
 an item, or an entry of the list. ``journal`` holds NOTE records: ``{"intent": N}``
 before array N is submitted, ``{"submitted": N, "job_id": ...}`` after it,
-``{"refused": N, "error": ...}``, ``{"throttle": n}``; each with its ``time``. A client
-that died in between finds its job by the array's unique name.
+``{"refused": N, "error": ...}``, ``{"throttle": n}``, ``{"waiting": N, "client": ...}``
+where there is no room for it; each with its ``time``. The job of a client that died in
+between is found by the array's unique name. What waits is gone on with, where its
+client is gone, by the one that makes ``rounds/R/successor.K`` (a link, with that
+client's name in it) for the first K whose maker is not gone either.
 
 **Outcomes** (`outcomes`). Attempt A is the first number for which a task could
 create ``T.A`` (``O_EXCL``). Kinds: VALUES, one pickled value per item, packed;
 FAILURE, one pickled failure (see `slurmlaunch.outcome`) that is the outcome of
-each of its items; NOTE, about the attempt itself. A task that is started again
+each of its items; CHECKPOINT, how an item is gone on with; NOTE, about the
+attempt itself. A task that is started again
 reads what its earlier attempts recorded and leaves that out. Where two attempts
 of a task recorded one item, the lowest attempt's record stands; a value stands
 over the failures of other rounds, and of these the last round's counts.

@@ -60,7 +60,7 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
         for kind, count, payload in _blocks(arguments, dumps):
             index.append(_ENTRY.pack(total, offset))
             crc = zlib.crc32(payload)
-            yield records.header_bytes(kind, total, count, len(payload), crc)
+            yield records.Header(kind, count, total, len(payload), crc).encode(folder.salt)
             yield payload
             total += count
             offset += HEADER_SIZE + len(payload)
@@ -178,7 +178,8 @@ class ItemReader:
         if (_identity(self._items), _identity(self._index)) != self._identity:
             self._open()  # the function closes what it finds open, as daemons do, and may have opened others there
         offset = self._block_of(item)
-        header = records.parse_header(os.pread(self._items, HEADER_SIZE, offset)) if offset < self._size else None
+        data = os.pread(self._items, HEADER_SIZE, offset) if offset < self._size else b""
+        header = records.parse_header(data, salt=self._folder.salt)
         if header is None or not header.first <= item < header.stop:
             raise self._damaged(offset)  # the index has no checksum: what the block says of itself counts
         payload = self._payload(header, offset)

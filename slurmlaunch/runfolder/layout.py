@@ -23,12 +23,15 @@ class RunFolder:
 
     Attributes:
         path: the folder itself, absolute.
+        salt: what the headers of its records are salted with (see `records`):
+            known once its manifest is, 0 before.
     """
 
-    __slots__ = ("path",)
+    __slots__ = ("path", "salt")
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.salt = 0
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -136,5 +139,7 @@ class Status(IntEnum):
     """Items are left at the time limit, and the task is started again."""
     NOT_REQUEUED = 76
     """Items are left at the time limit, and the scheduler would not start the task again."""
+    OUT_OF_MEMORY = 77
+    """The kernel ended the node for want of memory: what its end mark says, while Slurm is told 137."""
     STOPPED = 143
     """Something from outside ended the task: the scheduler knows what."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol
+from slurmlaunch.runfolder.layout import FOLDERS
 from slurmlaunch.runfolder.safety import check_folder, read_owned, write_whole
 
 if TYPE_CHECKING:
@@ -65,18 +67,22 @@ class Manifest(NamedTuple):
 
         Raises:
             RunFolderError: there is none, or it cannot be read.
-            UnsafeRunFolder: another user owns the folder or may write to it.
+            UnsafeRunFolder: another user owns the folder, or one in it, or may write to it.
             UnknownProtocol: a newer slurmlaunch wrote it.
         """
         check_folder(folder.path)
+        for name in FOLDERS:
+            check_folder(folder.path / name)
         path = folder.manifest
         try:
             content = json.loads(read_owned(path))
             _check_protocol(content["protocol"], folder)
-            return cls(**{key: value for key, value in content.items() if key in cls._fields})
+            manifest = cls(**{key: value for key, value in content.items() if key in cls._fields})
+            folder.salt = salt_of(manifest.run)
         except (OSError, ValueError, KeyError, TypeError) as error:
             msg = f"{folder.path} is no run folder: its manifest.json cannot be read ({error})"
             raise RunFolderError(msg, path=str(path)) from error
+        return manifest
 
     def check_versions(self, cloudpickle: str) -> None:
         """Refuse to unpickle what another Python, or another cloudpickle, pickled.
@@ -101,6 +107,11 @@ class Manifest(NamedTuple):
                 f"the function was pickled by cloudpickle {self.cloudpickle}, and the node has {cloudpickle}",
                 advice=f"Install cloudpickle {self.cloudpickle} for {sys.executable} on the node.",
             )
+
+
+def salt_of(token: str) -> int:
+    """Return what the headers of a run's records are salted with."""
+    return zlib.crc32(token.encode())
 
 
 def _check_protocol(protocol: object, folder: RunFolder) -> None:

@@ -45,6 +45,7 @@ class OutcomeWriter:
                 self._descriptor = os.open(self.path, flags, 0o600)
                 break
         self.failures = 0
+        self._salt = folder.salt
         self._end = 0
         self._flushed = 0
 
@@ -75,7 +76,7 @@ class OutcomeWriter:
         for part in parts:
             crc = zlib.crc32(part, crc)
             length += len(part)
-        header = records.header_bytes(kind, first, number, length, crc)
+        header = records.Header(kind, number, first, length, crc).encode(self._salt)
         with naming(self.path):
             self._end = records.append(self._descriptor, [header, *parts], self._end)
 
@@ -174,8 +175,10 @@ class OutcomeFile:
         checkpoints: how items are gone on with, where the attempt recorded that.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, salt: int = 0) -> None:
+        """Read a file whose headers are salted with that (`RunFolder.salt`)."""
         self.path = path
+        self._salt = salt
         self.position = 0
         self.notes: list[dict[str, Any]] = []
         self.checkpoints: dict[int, Recorded] = {}
@@ -209,12 +212,13 @@ class OutcomeFile:
 
     def _extent(self, descriptor: int) -> int:
         """Return the length of the next record; 0 where no whole header is."""
-        header = records.parse_header(os.pread(descriptor, HEADER_SIZE, self.position))
+        data = os.pread(descriptor, HEADER_SIZE, self.position)
+        header = records.parse_header(data, salt=self._salt)
         return HEADER_SIZE + header.length if header else 0
 
     def _take(self, data: memoryview, *, final: bool, size: int) -> Iterator[Recorded | Damage]:
         start, end = self.position, self.position + len(data)
-        for found in records.scan(data, start):
+        for found in records.scan(data, start, salt=self._salt):
             if isinstance(found, Damage):
                 cut_off = found.stop >= end and found.offset > start
                 if cut_off or not final:
@@ -258,7 +262,7 @@ def earlier_attempts(folder: RunFolder, task: int, attempt: int) -> Earlier:
     failures = 0
     checkpoints: dict[int, Recorded] = {}
     for earlier in range(attempt):
-        file = OutcomeFile(folder.outcome_file(task, earlier))
+        file = OutcomeFile(folder.outcome_file(task, earlier), folder.salt)
         with suppress(FileNotFoundError):
             for found in file.read(final=True):
                 if not isinstance(found, Damage):

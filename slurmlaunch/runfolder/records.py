@@ -8,13 +8,16 @@ A record is a header of 33 bytes and a payload::
     first         u64       the index of the first of them; the others follow it
     length        u64       bytes of the payload
     payload_crc   u32       CRC-32 of the payload
-    header_crc    u32       CRC-32 of the 29 bytes before it
+    header_crc    u32       CRC-32 of the salt and the 29 bytes before it
 
-All numbers are little-endian. A payload of several parts (`pack`) is their
+All numbers are little-endian. The salt is the run's token (`Manifest.run`, UTF-8)
+in ``items`` and the outcome files, and nothing elsewhere. A payload of several parts (`pack`) is their
 lengths, as ``number`` times u32, and then the parts; a payload of one part is
 that part. The header has a checksum of its own so that a reader can trust
 ``length`` to step over a damaged payload, and can tell a header from noise
-when it looks for the next one.
+when it looks for the next one. It is salted where records hold bytes of the
+user's, so that none of these are taken for a record: a value may well be the
+content of another run's files.
 """
 
 from __future__ import annotations
@@ -74,6 +77,11 @@ class Header(NamedTuple):
         """One past the last item that the record speaks of."""
         return self.first + self.number
 
+    def encode(self, salt: int = 0) -> bytes:
+        """Return the bytes of the header; the salt is the CRC-32 of what its checksum begins with."""
+        fields = _FIELDS.pack(MAGIC, *self)
+        return fields + _CRC.pack(zlib.crc32(fields, salt))
+
 
 class Record(NamedTuple):
     """A whole record that was read.
@@ -103,15 +111,9 @@ class Damage(NamedTuple):
     stop: int
 
 
-def header_bytes(kind: int, first: int, count: int, length: int, payload_crc: int) -> bytes:
-    """Return the header of a record."""
-    fields = _FIELDS.pack(MAGIC, kind, count, first, length, payload_crc)
-    return fields + _CRC.pack(zlib.crc32(fields))
-
-
-def encode(kind: int, payload: bytes, *, first: int = 0, count: int = 1) -> bytes:
+def encode(kind: int, payload: bytes, *, first: int = 0, count: int = 1, salt: int = 0) -> bytes:
     """Return a whole record."""
-    return header_bytes(kind, first, count, len(payload), zlib.crc32(payload)) + payload
+    return Header(kind, count, first, len(payload), zlib.crc32(payload)).encode(salt) + payload
 
 
 def pack(parts: Sequence[bytes]) -> bytes:
@@ -140,18 +142,18 @@ def unpack(payload: memoryview, count: int) -> list[memoryview]:
     return [payload[a:b] for a, b in pairwise(ends)]
 
 
-def parse_header(data: memoryview | bytes, position: int = 0) -> Header | None:
+def parse_header(data: memoryview | bytes, position: int = 0, *, salt: int = 0) -> Header | None:
     """Read the header at a position; None where there is no whole one."""
     if len(data) - position < HEADER_SIZE:
         return None
     magic, *fields = _FIELDS.unpack_from(data, position)
     (crc,) = _CRC.unpack_from(data, position + _FIELDS.size)
-    if magic != MAGIC or crc != zlib.crc32(data[position : position + _FIELDS.size]):
+    if magic != MAGIC or crc != zlib.crc32(data[position : position + _FIELDS.size], salt):
         return None
     return Header(*fields)
 
 
-def scan(data: memoryview, base: int = 0) -> Iterator[Record | Damage]:
+def scan(data: memoryview, base: int = 0, *, salt: int = 0) -> Iterator[Record | Damage]:
     """Read records from bytes that begin at offset *base* of a file.
 
     Yields each whole record, and a `Damage` for each stretch that holds none.
@@ -160,9 +162,9 @@ def scan(data: memoryview, base: int = 0) -> Iterator[Record | Damage]:
     """
     position = 0
     while position < len(data):
-        header = parse_header(data, position)
+        header = parse_header(data, position, salt=salt)
         if header is None:
-            stop = _next_header(data, position + 1)
+            stop = _next_header(data, position + 1, salt)
             yield Damage(base + position, None, base + stop)
             position = stop
             continue
@@ -176,11 +178,11 @@ def scan(data: memoryview, base: int = 0) -> Iterator[Record | Damage]:
         position = stop
 
 
-def _next_header(data: memoryview, position: int) -> int:
+def _next_header(data: memoryview, position: int, salt: int) -> int:
     whole = data.obj
     raw = whole if isinstance(whole, bytes) and len(whole) == len(data) else bytes(data)
     while (position := raw.find(MAGIC, position)) != -1:
-        if parse_header(data, position) is not None:
+        if parse_header(data, position, salt=salt) is not None:
             return position
         position += 1
     return len(data)

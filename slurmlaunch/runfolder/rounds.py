@@ -13,19 +13,23 @@ import os
 import time
 from array import array
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import count
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Kind, Record
-from slurmlaunch.runfolder.safety import make_folder, open_owned, read_owned, write_whole
+from slurmlaunch.runfolder.safety import check_folder, make_folder, read_owned, write_once, write_whole
 from slurmlaunch.runfolder.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from slurmlaunch.runfolder.layout import RunFolder
+    from slurmlaunch.runfolder.outcomes import Recorded
 
 
 class ArrayPlan(NamedTuple):
@@ -111,10 +115,19 @@ class Round:
         self.number = number
         self.plan = plan
         self._path = folder.round(number)
+        self._salt = folder.salt
 
     @classmethod
-    def make(cls, folder: RunFolder, number: int, plan: RoundPlan) -> Round:
+    def make(
+        cls, folder: RunFolder, number: int, plan: RoundPlan, checkpoints: Mapping[int, Recorded] = MappingProxyType({})
+    ) -> Round:
         """Make the round; who succeeds is the one to submit it.
+
+        Args:
+            folder: the run folder.
+            number: the number of the round.
+            plan: its plan.
+            checkpoints: how items of it are gone on with that tasks of earlier rounds began.
 
         Raises:
             FileExistsError: another process made it.
@@ -126,6 +139,8 @@ class Round:
         make_folder(beside)
         try:
             cls._write(beside, plan)
+            if checkpoints:
+                write_whole(beside / "checkpoints", _checkpoints(checkpoints, folder.salt))
             # In one step, so that a client that is killed leaves a whole round or none. An empty
             # folder in its place would be replaced, one with a plan is not.
             beside.rename(folder.round(number))
@@ -154,19 +169,31 @@ class Round:
         Raises:
             FileNotFoundError: there is none of that number, or its plan is not written yet.
             RunFolderError: it is damaged.
+            UnsafeRunFolder: another user owns it, or may write to it.
         """
         path = folder.round(number)
         data = read_owned(path / "plan.json")
+        check_folder(path)
         try:
             content = json.loads(data)
             content["slices"] = Slices.from_json(content["slices"])
-            content["arrays"] = tuple(ArrayPlan(**each) for each in content["arrays"])
+            content["arrays"] = tuple(_known(ArrayPlan, each) for each in content["arrays"])
             content["items"] = _read_list(path / "items") if content["items"] else None
-            plan = RoundPlan(**{key: value for key, value in content.items() if key in RoundPlan._fields})
+            plan = _known(RoundPlan, content)
         except (ValueError, KeyError, TypeError) as error:
             msg = f"the plan of round {number} is damaged: {path / 'plan.json'} ({error})"
             raise RunFolderError(msg, path=str(path)) from error
         return cls(folder, number, plan)
+
+    def checkpoints(self) -> dict[int, Recorded]:
+        """Return how items of the round are gone on with that tasks of earlier rounds began."""
+        if not self.number:
+            return {}
+        file = OutcomeFile(self._path / "checkpoints", self._salt)
+        with suppress(FileNotFoundError):
+            for _ in file.read(final=True):
+                pass  # no outcomes are in it
+        return file.checkpoints
 
     def intend(self, number: int) -> None:
         """Write down that an array is about to be submitted."""
@@ -183,6 +210,22 @@ class Round:
     def waiting(self, number: int, client: tuple[str, int, str]) -> None:
         """Write down that an array waits for room in the queue, and which process will submit it."""
         self._note(waiting=number, client=client, time=time.time())
+
+    def succeed(self, client: tuple[str, int, str], is_gone: Callable[[tuple[str, int, str]], bool]) -> bool:
+        """Become the process that submits what is left of the round; False where another has, and is not gone.
+
+        Only one of those that try at once can: the first who makes ``successor.K``,
+        for the first K whose maker is not gone.
+        """
+        for number in count():
+            path = self._path / f"successor.{number}"
+            try:
+                other = json.loads(read_owned(path))
+            except FileNotFoundError:
+                return write_once(path, json.dumps(client).encode())
+            if not is_gone(tuple(other)):
+                return False
+        raise AssertionError  # count() has no end
 
     def throttled(self, throttle: int | None) -> None:
         """Write down a change of the throttle."""
@@ -255,17 +298,28 @@ def round_of_task(folder: RunFolder, task: int) -> Round:
     raise RunFolderError(msg, path=str(folder.path))
 
 
+_Plan = TypeVar("_Plan", ArrayPlan, RoundPlan)
+
+
+def _known(kind: type[_Plan], content: Mapping[str, Any]) -> _Plan:
+    """Make a plan of what stands on disk, keys left out that a later version wrote."""
+    return kind(**{key: value for key, value in content.items() if key in kind._fields})
+
+
+def _checkpoints(checkpoints: Mapping[int, Recorded], salt: int) -> Iterator[bytes]:
+    for item, recorded in checkpoints.items():
+        yield records.encode(Kind.CHECKPOINT, recorded.payload(), first=item, salt=salt)
+
+
 def _u64(items: Sequence[int]) -> array[int]:
     return array("Q", items)
 
 
 def _read_list(path: Path) -> array[int]:
-    with os.fdopen(open_owned(path), "rb") as file:
-        data = memoryview(file.read())
-    items = array("Q")
-    for found in records.scan(data):
-        if isinstance(found, Record):
-            items.frombytes(found.payload)
-            return items
+    found = next(records.scan(memoryview(read_owned(path))), None)
+    if isinstance(found, Record):
+        items = array("Q")
+        items.frombytes(found.payload)
+        return items
     msg = f"the list of a round's items is damaged: {path}"
     raise ValueError(msg)

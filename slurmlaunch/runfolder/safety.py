@@ -113,6 +113,25 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
         raise
 
 
+def write_once(path: Path, data: bytes) -> bool:
+    """Write a file that only one process can make; False where another was first.
+
+    By a link, which is one step on every file system; ``O_EXCL`` would leave a
+    moment in which the file is there, and empty.
+    """
+    import secrets  # here, as a node is to start soon
+
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_BESIDE}")
+    write_whole(beside, [data])
+    try:
+        path.hardlink_to(beside)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink()
+    return True
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Have the system's errors say which file it was, as a full disk or a quota does not by itself."""

@@ -41,10 +41,10 @@ def load_function(folder: RunFolder) -> Callable[..., Any]:
         NodeStartError: the file is damaged.
         Exception: whatever its unpickling raises.
     """
-    for found in records.scan(memoryview(read_owned(folder.function))):
-        if isinstance(found, Record):
-            function: Callable[..., Any] = pickle.loads(found.payload)
-            return function
+    found = next(records.scan(memoryview(read_owned(folder.function))), None)
+    if isinstance(found, Record):
+        function: Callable[..., Any] = pickle.loads(found.payload)
+        return function
     msg = f"the function on disk is damaged: {folder.function}"
     raise NodeStartError(msg)
 

@@ -74,6 +74,18 @@ class Hungry(Deed):
             del taken
 
 
+class Offers(Deed):
+    """Some of its items take memory so that the kernel ends their supervisor, and not them."""
+
+    def act(self, number: int) -> None:
+        """Offer the supervisor, and take memory."""
+        if number in self.waits:
+            Path(f"/proc/{os.getppid()}/oom_score_adj").write_text("1000", encoding="utf-8")
+            file = os.memfd_create("memory")  # what is written is the task's, and no process's
+            for _ in range(400):
+                os.write(file, bytes(MEGABYTE))
+
+
 class Fails(Deed):
     """Some of its items fail on the first try."""
 

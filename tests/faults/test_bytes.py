@@ -160,7 +160,9 @@ def spoil(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["writable", "link", "owner"])
-@pytest.mark.parametrize("part", ["outcomes", "ended", "rounds", "cancelled", "manifest.json", "rounds/0/plan.json"])
+@pytest.mark.parametrize(
+    "part", ["outcomes", "ended", "rounds", "cancelled", "manifest.json", "rounds/0", "rounds/0/plan.json"]
+)
 def test_attach_refuses(whole: FutureArray[Any], tmp_path: Path, part: str, how: str) -> None:
     """Nothing is unpickled of a run that others may have changed."""
     copy = shutil.copytree(whole.folder, tmp_path / "copy")
@@ -183,7 +185,20 @@ def test_attach_refuses_outcomes(whole: FutureArray[Any], tmp_path: Path, how: s
 
 
 @pytest.mark.parametrize("how", ["writable", "link", "owner"])
-@pytest.mark.parametrize("part", [".", "manifest.json", "function", "items", "items.index", "rounds/0/plan.json"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        ".",
+        "manifest.json",
+        "function",
+        "items",
+        "items.index",
+        "outcomes",
+        "cancelled",
+        "rounds/0",
+        "rounds/0/plan.json",
+    ],
+)
 def test_the_node_refuses(tmp_path: Path, part: str, how: str) -> None:
     """A node runs nothing that others may have changed, and says which file it is."""
     witness = tmp_path / "witness"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import TaskState, TimeLimitExceeded
+from slurmlaunch import TaskCancelled, TaskState, TimeLimitExceeded, attach
 from tests.faults.deeds import Counts, Deed
 from tests.faults.test_killed import ONCE, outcomes, squares
 from tests.waiting import PATIENCE, wait_until
@@ -98,6 +98,22 @@ class TestCheckpoints:
             (work.gate.folder / f"{number}.open").touch()
         assert future.result(PATIENCE) == 4
         assert work.story.lines == ["from 0", "from 2"]
+
+    def test_at_a_retry(self, faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+        """A further round goes on where a task of the round before was taken away, also from another process."""
+        work = deed(Counts)
+        futures = launch(faulty).map_array(work, [4, 0])
+        work.gate.await_arrival(0)
+        self.step(work, 0)
+        self.step(work, 1)
+        faulty.run("scancel", str(futures[0].job_id))
+        assert isinstance(futures[0].exception(PATIENCE), TaskCancelled)
+        for number in (2, 3):
+            (work.gate.folder / f"{number}.open").touch()
+        again = attach(futures.folder)
+        assert again.wait(PATIENCE)
+        assert again.retry().results(PATIENCE) == [4, 0]
+        assert sorted(work.story.lines) == ["from 0", "from 0", "from 2"]
 
     def test_at_a_requeue(self, faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
         """A requeue, as at a preemption, leaves the time for it too."""

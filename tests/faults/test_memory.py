@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch import OutOfMemory, TaskState
-from tests.faults.deeds import Hungry
+from tests.faults.deeds import Hungry, Offers
 from tests.faults.test_killed import ONCE, outcomes, squares
 from tests.waiting import PATIENCE
 
@@ -28,6 +28,17 @@ def test_a_process_of_the_pool(strict: Cluster, launch: Launch, deed: Callable[.
     assert outcomes(futures) == squares(1, kind=OutOfMemory)
     assert "of 0.195 GiB" in str(futures[1].exception())
     assert work.runs == ONCE
+
+
+def test_the_supervisor(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """A supervisor that the kernel ends for want of memory is told apart from one that a person kills, and at once."""
+    work = deed(Offers, 1)
+    futures = launch(strict, mem="200M").map_array(work, range(6), tasks=2)
+    assert outcomes(futures) == squares(1, 2, kind=OutOfMemory)
+    assert "supervisor" in str(futures[1].exception())
+    (attempt,) = futures[1].attempts
+    assert (attempt.state, attempt.exit_code) == (TaskState.OUT_OF_MEMORY, 137)
+    assert work.runs == {item: runs for item, runs in ONCE.items() if item != 2}
 
 
 def test_before_the_node(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:

@@ -9,7 +9,8 @@ What the script does in a task, in order::
     go to the client's folder
     set the variables, load the modules, run the set-up lines
     start the node, forward USR1 to it, and wait until it has really ended
-    leave the end mark        an empty file whose name is the `EndMark`
+    leave the end mark        an empty file whose name is the `EndMark`; what the kernel
+                              killed for want of memory says so, long before Slurm does
     end with the node's exit status
 
 The exit status is `Status.SETUP` where the node was never started: the folder is
@@ -210,6 +211,8 @@ def _python_cpu_count(job: ArrayJob) -> Iterator[str]:
 def _node(job: ArrayJob) -> Iterator[str]:
     words = [f'"{_TASK}"' if word == _TASK else shell_quote(word) for word in job.command(_TASK)]
     yield ""
+    yield from _OUT_OF_MEMORY
+    yield "slurmlaunch_count_ooms; slurmlaunch_before=$slurmlaunch_ooms"
     yield "# TERM ends the node as long as it has not said otherwise; USR1 does not, it may come early."
     yield f"(trap - TERM; exec {' '.join(words)}) &"
     yield "slurmlaunch_node=$!"
@@ -224,8 +227,30 @@ def _node(job: ArrayJob) -> Iterator[str]:
     yield '[ "$slurmlaunch_status" -ge 0 ] || slurmlaunch_status=255'
     if job.may_requeue:
         yield from _requeue()
+    yield f'if [ "$slurmlaunch_status" -eq {_KILLED} ]; then'
+    yield f'    slurmlaunch_count_ooms; [ "$slurmlaunch_ooms" = "$slurmlaunch_before" ] || slurmlaunch_mark {_OOM}'
+    yield "fi"
     yield 'slurmlaunch_mark "$slurmlaunch_status"'
     yield 'exit "$slurmlaunch_status"'
+
+
+_KILLED, _OOM = 137, int(Status.OUT_OF_MEMORY)
+
+# As `slurmlaunch.node.memory` reads it, which says where it stands.
+_OUT_OF_MEMORY = (
+    "slurmlaunch_count_ooms() {  # how many processes of this task the kernel has ended for want of memory",
+    "    local line file name number; slurmlaunch_ooms=0",
+    "    while read -r line; do",
+    "        case $line in",
+    "            0::*) file=/sys/fs/cgroup${line#0::}/memory.events ;;",
+    "            *:memory:*) file=/sys/fs/cgroup/memory${line#*:memory:}/memory.oom_control ;;",
+    "            *) continue ;;",
+    "        esac",
+    '        [ -r "$file" ] || continue',
+    '        while read -r name number; do [ "$name" != oom_kill ] || slurmlaunch_ooms=$number; done < "$file"',
+    "    done < /proc/self/cgroup",
+    "} 2>/dev/null",
+)
 
 
 def _requeue() -> Iterator[str]:
