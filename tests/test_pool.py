@@ -195,6 +195,35 @@ def test_deaths_while_loading_are_not_tried_for_ever(tmp_path: Path, story: Stor
     assert len(run.errors()) == 5
 
 
+class LoadsOnlyOnce:
+    """A function that kills every process that unpickles it but the first."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        try:
+            self.story.path.with_name("first").mkdir()
+        except FileExistsError:
+            self.story.tell("dies")
+            os._exit(5)
+
+    def __call__(self, item: int) -> int:
+        """Return the item; the first waits until others have died often enough."""
+        if item == 0:
+            wait_until(lambda: len(self.story.lines) >= 3)
+        return item
+
+
+def test_a_process_that_has_loaded_does_what_others_cannot(tmp_path: Path, story: Story) -> None:
+    """Where only some processes can load the function, as where memory is short, these run all items."""
+    run = OneRun(tmp_path / "run", LoadsOnlyOnce(story), rows(range(20)), processes=4)
+
+    assert (run.run().status, run.values()) == (0, {item: item for item in range(20)})
+    assert len(story.lines) < 10
+
+
 def test_what_a_dead_process_printed_stays(tmp_path: Path) -> None:
     """A line that was printed before the process was killed is in the log."""
 

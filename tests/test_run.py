@@ -127,6 +127,31 @@ def test_one_future_for_all_threads(folder: RunFolder) -> None:
     assert 8 == len({id(future) for futures in found for future in futures})
 
 
+def test_one_successor(folder: RunFolder) -> None:
+    """Of those that want to take a round over only one does; who is gone is followed."""
+
+    def winners(contestants: range, gone: int) -> list[int]:
+        barrier, won = threading.Barrier(len(contestants)), []
+
+        def succeed(number: int) -> None:
+            barrier.wait()
+            if Round.read(folder, 1).succeed(("here", number, ""), lambda who: who[1] == gone):
+                won.append(number)
+
+        threads = [threading.Thread(target=succeed, args=(number,)) for number in contestants]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        return won
+
+    (first,) = winners(range(8), -1)
+    assert not winners(range(8), -1)
+    (second,) = winners(range(8, 16), first)
+    assert second in range(8, 16)
+    assert not winners(range(8), first)
+
+
 @given(st.sets(st.integers(0, 40)))
 def test_ranges(items: set[int]) -> None:
     """Items are told as the fewest ranges that hold them and no others."""

@@ -8,7 +8,9 @@ of these as the budget allows.
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import re
 import time
 from collections import deque
 from pathlib import Path
@@ -39,6 +41,12 @@ _LOCAL_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", 
 _CANCELLATIONS_EVERY = 1.0
 _LOOK_COST, _READ_COST = 4, 3
 _UNBOUNDED = 1 << 40
+
+
+# Of the reasons that squeue gives, those that a person has to do away with.
+_HELD = re.compile(r"held|hold|never.?satisfied|bad.?constraints|invalid", re.IGNORECASE)
+
+_log = logging.getLogger("slurmlaunch")
 
 
 def latency_of(folder: Path) -> float:
@@ -105,6 +113,7 @@ class Lookout:
         self._seen_files: set[str] = set()
         self._foreign: set[str] = set()
         self._rounds = len(run.rounds)
+        self._held_for: set[str] = set()
         self._cancellations_at = 0.0
 
     def look(self, budget: float = _UNBOUNDED) -> tuple[bool, int]:
@@ -232,11 +241,20 @@ class Lookout:
                 continue
             self.run.states[task], self.run.told[task] = record.state, record
             if not record.state.is_final:
-                if not record.state.is_queued:
+                if record.state.is_queued:
+                    self._warn_of_hold(place.job_id, record.reason)
+                else:
                     self.run.started.add(task)
                 self._absent.pop(task, None)
             elif self._has_open(task):
                 self._suspect(task, functools.partial(self._by_state, task, record))
+
+    def _warn_of_hold(self, job_id: str | None, reason: str | None) -> None:
+        """Say, once, that a job waits for a person: it is no end, but will not go on by itself."""
+        if reason and reason not in self._held_for and _HELD.search(reason):
+            self._held_for.add(reason)
+            advice = f"what holds it is to be mended, and then: scontrol release {job_id}; or cancel it"
+            _log.warning("slurmlaunch waits for job %s, which Slurm will not start (%s): %s", job_id, reason, advice)
 
     def _suspect(self, task: int, error: Callable[[], ItemError]) -> None:
         earlier = self._absent.get(task)

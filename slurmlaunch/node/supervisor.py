@@ -193,8 +193,8 @@ class Supervisor:
             self._doubtful.append(_Doubtful(due, death.item, error))
 
     def _do_with_fewer(self, error: ItemError) -> None:
-        """Go on with the processes that have loaded the function, where others cannot: memory may be short."""
-        self._places = [process.number for process in self._pool.processes.values() if process.ready]
+        """Go on with the processes that live, where others cannot load the function: memory may be short."""
+        self._places = [process.number for process in self._pool.processes.values()]
         self._unready_deaths = 0
         if not self._places:
             error.what += ", each time before it had loaded the function"

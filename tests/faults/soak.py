@@ -22,6 +22,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slurmlaunch.errors import RunFolderError
+from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
+from slurmlaunch.runfolder.records import Kind
 from tests.cluster import Cluster, ClusterSpec, clean_environment
 
 if TYPE_CHECKING:
@@ -135,6 +140,7 @@ class Soak:
             if process.returncode != -signal.SIGKILL:
                 break  # else it was a fault, and another client comes back
         self._judge(folder, process.returncode, out, err)
+        self._count_repeated(folder)
         self.counts["runs"] += 1
         self.counts["slowest run"] = max(self.counts["slowest run"], int(time.monotonic() - began))
 
@@ -157,6 +163,24 @@ class Soak:
             self.counts[kind] += 1
             if kind != "refused":
                 self.problems.append(f"{kind} {folder}: {out[-500:]} {err[-3000:]}")
+
+    def _count_repeated(self, folder: Path) -> None:
+        """Count the items whose value was recorded more than once: they ran again though they were done."""
+        for path in folder.iterdir():
+            run = RunFolder(path)
+            try:
+                Manifest.read(run)
+            except RunFolderError:
+                continue  # its client was killed before it was a run
+            files = [OutcomeFile(each, run.salt) for each in run.outcomes.iterdir()]
+            found = [each for file in files for each in file.read(final=True)]
+            recorded = Counter(
+                item
+                for each in found
+                if isinstance(each, Recorded) and each.header.kind == Kind.VALUES
+                for item in range(each.header.first, each.header.stop)
+            )
+            self.problems += [f"AGAIN {path}: item {item}" for item, times in recorded.items() if times > 1]
 
     # Faults.
 
@@ -255,7 +279,7 @@ def report(soak: Soak) -> None:
     lines = [
         f"{sum(soak.faults.values())} faults: {dict(soak.faults)}",
         f"{items} items; {dict(sorted(soak.counts.items()))}",
-        f"wrong values {kinds['WRONG']}, lost {kinds['LOST']}, hangs {kinds['HANG']}",
+        f"wrong values {kinds['WRONG']}, lost {kinds['LOST']}, hangs {kinds['HANG']}, run again {kinds['AGAIN']}",
         *soak.problems,
     ]
     print("\n".join(lines))  # noqa: T201

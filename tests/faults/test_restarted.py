@@ -55,8 +55,10 @@ def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> 
     assert len(futures[5].attempts) == 1
 
 
-def test_requeued_and_held(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A held task waits, is no end, and goes on when it is released."""
+def test_requeued_and_held(
+    faulty: Cluster, launch: Launch, deed: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A held task waits, is no end, says so once, and goes on when it is released."""
     work = deed(Deed, 1)
     futures = begin(launch, faulty, work)
     work.forget(1)
@@ -64,6 +66,8 @@ def test_requeued_and_held(faulty: Cluster, launch: Launch, deed: Callable[..., 
     wait_until(lambda: futures[1].state.is_queued or futures[1].attempts[0].state is TaskState.REQUEUED)
     time.sleep(4)
     assert not futures[1].done()
+    (warning,) = [each.getMessage() for each in caplog.records if "scontrol release" in each.getMessage()]
+    assert "held" in warning.lower()
     faulty.run("scontrol", "release", f"{futures[1].job_id}")
     work.gate.open()
     assert outcomes(futures) == squares()

@@ -17,7 +17,7 @@ from slurmlaunch import NodeFailure, NodeStartError, TaskState, attach
 from tests.cluster import ClusterSpec
 from tests.faults.deeds import Deed, Exits, Fails, parent
 from tests.faults.test_killed import ONCE, outcomes, squares
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, is_alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,6 +170,28 @@ class TestNode:
         work.gate.open()
         assert outcomes(again) == squares(items=3)
         assert work.runs == {0: 1, 1: 2, 2: 1, 3: 1}
+
+    @pytest.mark.slow
+    def test_is_only_thought_to_fail(self, fragile: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+        """Where slurmd alone dies, two attempts of a task run side by side: each item has one outcome, which stays."""
+        work = deed(Deed, 1)
+        futures = launch(fragile, exclusive=True).map_array(work, range(3), tasks=1)
+        work.gate.await_arrival(1)
+        assert futures[0].result(PATIENCE) == 0
+        first = work.supervisor(1)
+        node = _environment(first)["SLURMD_NODENAME"]
+        fragile.stop_daemon(f"slurmd-{node}")
+        work.forget(1)
+        work.gate.await_arrival(1)
+        assert work.supervisor(1) != first
+        assert is_alive(first)
+        work.gate.open()
+        assert outcomes(futures) == squares(items=3)
+        wait_until(lambda: not is_alive(first))
+        fragile.start_daemon(f"slurmd-{node}")
+        assert outcomes(attach(futures.folder)) == squares(items=3)
+        assert (work.runs[0], work.runs[1]) == (1, 2)
+        assert [attempt.state for attempt in futures[1].attempts] == [TaskState.REQUEUED, TaskState.COMPLETED]
 
 
 def _environment(process: int) -> dict[str, str]:
