@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import ResultLost, UnpicklableResult, WorkerDied
+from slurmlaunch import ResultLost, TaskState, UnpicklableResult, WorkerDied, attach
 from tests.conftest import elsewhere
 from tests.deeds import DEEDS, HoldsLockError, MuteError, TwoArgumentsError, Unloadable
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -286,3 +287,20 @@ def test_arguments_that_do_not_load(executor: Executor) -> None:
     array = executor.map_array(lambda x: x, [1, Unloadable(), 3], tasks=1)
 
     assert (1, ValueError, 3) == (array[0].result(), type(array[1].exception()), array[2].result())
+
+
+def test_attempts(executor: Executor) -> None:
+    """What each start came to is told on every backend, over retries, and from another process's view too."""
+    array = executor.map_array(lambda i: 1 // i, range(2), tasks=2)
+    array.wait()
+    failed, fine = array
+    for future, state, status in ((failed, TaskState.FAILED, 1), (fine, TaskState.COMPLETED, 0)):
+        wait_until(lambda future=future: future.attempts[0].exit_code is not None)  # the mark comes after the outcome
+        (attempt,) = future.attempts
+        assert (state, status, future.job_id) == (attempt.state, attempt.exit_code, attempt.job_id)
+        assert attempt.node
+        assert attempt.duration is not None
+    again = array.retry()
+    again.wait()
+    assert [2, 1] == [len(future.attempts) for future in again]
+    assert [again[0].attempts[0], *fine.attempts] == [future.attempts[0] for future in attach(array.folder)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import platform
 import signal
 import threading
 import time
@@ -93,11 +94,13 @@ class InlineBackend:
 
 def _run_task(folder: RunFolder, manifest: Manifest, plan: RoundPlan, task: int, interrupted: _Interrupted) -> None:
     writer = OutcomeWriter(folder, task)
+    writer.note(started=time.time(), node=platform.node())
     outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=plan.threads))
     try:
         _run_items(folder, manifest, plan.items_of(task), writer, interrupted)
     finally:
         context.swap(outer)
+        writer.note(ended=time.time())
         writer.close()
     status = Status.FAILURES if writer.failures else Status.VALUES
     (folder.ended / EndMark(task, writer.attempt, status).filename).touch(0o600)
