@@ -294,8 +294,9 @@ def test_attempts(executor: Executor) -> None:
     array = executor.map_array(lambda i: 1 // i, range(2), tasks=2)
     array.wait()
     failed, fine = array
+    # The end marks come after the outcomes.
+    wait_until(lambda: all(future.attempts[0].exit_code is not None for future in array))
     for future, state, status in ((failed, TaskState.FAILED, 1), (fine, TaskState.COMPLETED, 0)):
-        wait_until(lambda future=future: future.attempts[0].exit_code is not None)  # the mark comes after the outcome
         (attempt,) = future.attempts
         assert (state, status, future.job_id) == (attempt.state, attempt.exit_code, attempt.job_id)
         assert attempt.node
