@@ -14,6 +14,7 @@ without a call of ``__init__``, and what does not pickle in it becomes its repr.
 from __future__ import annotations
 
 import pickle
+import struct
 import traceback
 from contextlib import suppress
 from itertools import chain
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PICKLE_PROTOCOL = 5
+
+SERIES_PROTOCOL = 3
+"""The newest protocol in which a pickle may stand behind another as if it were its next value: later ones number
+what they have met on from there."""
+
+PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+"""The types whose values are immutable, and which pickle in any protocol alike."""
 
 
 class RemoteTraceback(Exception):
@@ -67,8 +75,11 @@ class Value(Generic[T]):
         Raises:
             UnpicklableResult: neither pickle nor cloudpickle takes it.
         """
-        with suppress(BaseException):  # a __reduce__ may raise anything; cloudpickle knows more
+        try:
             return pickle.dumps(self.value, PICKLE_PROTOCOL)
+        # A __reduce__ may raise anything, and cloudpickle knows more; suppress() would cost as much as the pickle.
+        except BaseException:  # noqa: BLE001, S110
+            pass
         return _cloudpickled_value(self.value)
 
     @classmethod
@@ -86,6 +97,16 @@ class Value(Generic[T]):
             )
             lost.__cause__ = error
             return Failure(lost)
+
+
+def in_series(pickled: bytes) -> bytes:
+    """Return a pickle of protocol 3 for the same value as a pickle of any protocol."""
+    return b"".join((_LOADS, struct.pack("<I", len(pickled)), pickled, _CALLED))
+
+
+# What pickle.dumps makes of an object that says it is made by pickle.loads(bytes): see Lib/pickletools.py.
+_LOADS = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.GLOBAL + b"pickle\nloads\n" + pickle.BINBYTES
+_CALLED = pickle.TUPLE1 + pickle.REDUCE + pickle.STOP
 
 
 class Failure:

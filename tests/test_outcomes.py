@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
-from slurmlaunch.outcome import Failure, Value
+from slurmlaunch.outcome import Failure, Value, in_series
 from slurmlaunch.runfolder import outcomes, records
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.manifest import salt_of
@@ -36,6 +36,12 @@ def record_values(writer: OutcomeWriter, first: int, *values: Any) -> None:
     """Record values of consecutive items in one record."""
     pickled = [Value(value).dump() for value in values]
     writer.values(first, array("I", map(len, pickled)), b"".join(pickled))
+
+
+def record_series(writer: OutcomeWriter, first: int, *values: Any) -> None:
+    """Record values of consecutive items in one record, as a node does: to be read as one."""
+    pickled = [in_series(Value(value).dump())[:-1] for value in values]
+    writer.series(first, array("I", map(len, pickled)), b"".join(pickled))
 
 
 def values_in(file: OutcomeFile, *, final: bool = False) -> dict[int, Any]:
@@ -365,3 +371,45 @@ def test_an_attempt_learns_what_the_earlier_ones_recorded(folder: RunFolder) -> 
         file.write(b"??")
 
     assert earlier_attempts(folder, 5, 3).done == {0, 1, 5, 25}
+
+
+# Values that are read as one.
+
+
+def test_series(folder: RunFolder) -> None:
+    """A series is read whole, in part, or one by one, and each value is an object of its own."""
+    writer = OutcomeWriter(folder, 0)
+    values = [1, "two", [3], None, b"five" * 100, {"six": [6.0]}]
+    record_series(writer, 4, *values)
+    record_series(writer, 10, "alone")
+
+    first, second = [each.read() for each in OutcomeFile(writer.path).read() if isinstance(each, Recorded)]
+
+    assert values == first.values(range(4, 10)) == [first.outcome(item).unwrap() for item in range(4, 10)]
+    assert values[1:3] == first.values(range(5, 7))
+    assert ["alone"] == second.values(range(10, 11))
+    assert first.outcome(6).unwrap() is not first.outcome(6).unwrap()
+    again = first.values(range(4, 10))
+    assert again is not None
+    again[2].append(1)
+    assert values == first.values(range(4, 10))
+
+
+class Unloadable:
+    """Does not unpickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("x",)
+
+
+def test_series_with_one_that_does_not_unpickle(folder: RunFolder) -> None:
+    """One value that does not unpickle fails by itself: the others have their values, one by one."""
+    writer = OutcomeWriter(folder, 0)
+    record_series(writer, 0, "a", Unloadable(), "c")
+
+    (content,) = [each.read() for each in OutcomeFile(writer.path).read() if isinstance(each, Recorded)]
+
+    assert content.values(range(3)) is None
+    assert ["a"] == content.values(range(1))
+    assert ["a", "c"] == [content.outcome(item).unwrap() for item in (0, 2)]
+    assert isinstance(content.outcome(1), Failure)

@@ -23,6 +23,7 @@ from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import Round
 from slurmlaunch.runfolder.work import Work
 
@@ -127,11 +128,11 @@ def _run_each(work: Work, items: Collection[int], writer: OutcomeWriter, interru
     values = _Values(writer)
     for item in items:
         context.current_task().item = item
-        succeeded, data = work.run(item)
-        if succeeded:
-            values.add(item, data)
-        else:
+        kind, data = work.run(item)
+        if kind == Kind.FAILURE:
             writer.failure(item, data)
+        else:
+            values.add(item, data)
         if interrupted.pressed:
             break
     values.write()

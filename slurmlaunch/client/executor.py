@@ -5,9 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import itertools
 import os
 import platform
+import re
 import secrets
 import shutil
 import sys
@@ -50,7 +50,6 @@ T = TypeVar("T")
 
 FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
 
-_MISSING = object()
 _NO_LIMITS = Limits()
 _TOKEN_LENGTH = 8
 
@@ -418,12 +417,19 @@ class _Submitted:
 
 
 def _zip_equal(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
-    """Zip iterables that must be equally long (`zip` with *strict* raises the same, but says less)."""
-    for row in itertools.zip_longest(*iterables, fillvalue=_MISSING):
-        short = [i for i, value in enumerate(row) if value is _MISSING]
-        if short:
-            raise ValueError(f"the iterables are not equally long: number {short[0] + 1} is shorter than another")
-        yield row
+    """Zip iterables that must be equally long (`zip` with *strict* raises the same, but says it of its arguments)."""
+    try:
+        yield from zip(*iterables, strict=True)
+    except ValueError as error:
+        unequal = _UNEQUAL.match(str(error))
+        if unequal is None:
+            raise
+        short = unequal["number"] if unequal["how"] == "shorter" else 1
+        message = f"the iterables are not equally long: number {short} is shorter than another"
+        raise ValueError(message) from None
+
+
+_UNEQUAL = re.compile(r"zip\(\) argument (?P<number>\d+) is (?P<how>shorter|longer) than argument")
 
 
 def _results_of(array: FutureArray[T], deadline: float | None) -> Iterator[T]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import itertools
 import sys
 import time
 from array import array
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client.attach import find_run, retry
 from slurmlaunch.client.attempts import Attempt, attempts_of
@@ -23,7 +24,7 @@ from slurmlaunch.outcome import Failure, Value
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator, Iterator
+    from collections.abc import Collection, Generator, Iterator
     from pathlib import Path
 
     from slurmlaunch.backends.base import TaskState
@@ -36,13 +37,25 @@ T = TypeVar("T")
 class Future(concurrent.futures.Future[T]):
     """The outcome of one item, as a `concurrent.futures.Future`.
 
-    It pickles, and finds its run again where it is unpickled.
+    It pickles, and finds its run again where it is unpickled. What the base
+    class makes for each (a lock, a condition, two lists) is made when it is first
+    looked for: of a million that have settled before somebody asked, few are.
     """
 
     def __init__(self, run: Run, index: int) -> None:
-        super().__init__()
         self._run = run
         self._index = index
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _OF_THE_BASE:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        for attribute, value in vars(concurrent.futures.Future()).items():
+            self.__dict__.setdefault(attribute, value)  # one of two threads is first, which either of them takes
+        return self.__dict__[name]
+
+    def settle(self, value: T) -> None:
+        """Become done with a value, before anybody but its maker has it."""
+        self._result, self._state = value, _FINISHED
 
     @property
     def index(self) -> int:
@@ -108,6 +121,9 @@ class Future(concurrent.futures.Future[T]):
             slurmlaunch.errors.ItemError: the item came to no outcome of its own.
             BaseException: whatever the function raised.
         """
+        known = self.__dict__
+        if "_condition" not in known and "_result" in known:
+            return cast("T", self._result)  # it was done when it was made
         self._wait(timeout)
         return super().result(0 if timeout is not None else None)
 
@@ -124,7 +140,13 @@ class Future(concurrent.futures.Future[T]):
         self._wait(timeout)
         return super().exception(0 if timeout is not None else None)
 
+    def done(self) -> bool:
+        """Return whether its outcome is known, or it was cancelled."""
+        return self.__dict__.get("_state") == _FINISHED or super().done()
+
     def _wait(self, timeout: float | None) -> None:
+        if self.done():
+            return
         with advice_on_interrupt(self._run):
             concurrent.futures.wait([self], timeout)
 
@@ -142,6 +164,10 @@ class Future(concurrent.futures.Future[T]):
 
     def __repr__(self) -> str:
         return f"<Future item {self._index} of {self._run.manifest.name} {self.job_id} {self._state}>"
+
+
+_OF_THE_BASE = frozenset(vars(concurrent.futures.Future()))
+_FINISHED = "FINISHED"
 
 
 class FutureArray(Sequence[Future[T]]):
@@ -219,8 +245,10 @@ class FutureArray(Sequence[Future[T]]):
         """
         results: list[Any] = []
         # A loop, and not over iter_results(): no StopIteration of the function's can leave a generator.
-        for item, outcome in self._outcomes(timeout):
-            if isinstance(outcome, Value):
+        for item, values, outcome in self._outcomes(timeout):
+            if outcome is None:
+                results += values
+            elif isinstance(outcome, Value):
                 results.append(outcome.value)
             elif return_exceptions:
                 results.append(outcome.error)
@@ -237,22 +265,39 @@ class FutureArray(Sequence[Future[T]]):
         Raises:
             As `results` does.
         """
-        for item, outcome in self._outcomes(timeout):
-            if not isinstance(outcome, Value):
+        for item, values, outcome in self._outcomes(timeout):
+            if outcome is None:
+                yield from values
+            elif isinstance(outcome, Value):
+                yield outcome.value
+            else:
                 raise self._noted(outcome.error, item)
-            yield outcome.value
 
-    def _outcomes(self, timeout: float | None) -> Iterator[tuple[int, Outcome[T]]]:
-        """Yield each item and its outcome, in order, waiting for each."""
+    def _outcomes(self, timeout: float | None) -> Iterator[tuple[int, list[T], Outcome[T] | None]]:
+        """Yield all outcomes, in order, waiting for each: the values of several items at once, or the outcome of one.
+
+        Each comes with its item, or the first of its items.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         ledger = self._run.ledger
-        for item in self._items:
-            if ledger.is_open(item):
-                self._wait_for(item, deadline)
-            if ledger.fate(item) == Fate.CANCELLED:
-                yield item, Failure(concurrent.futures.CancelledError(f"item {item} was cancelled"))
-            else:
-                yield item, self._run.outcome(item)
+        values: list[T]
+        for items in _consecutive(self._items):
+            start = items.start
+            while start < items.stop:
+                if ledger.is_open(start):
+                    self._wait_for(start, deadline)
+                stop, values = ledger.values(range(start, items.stop))
+                if stop > start:
+                    yield start, values, None
+                    start = stop
+                else:
+                    yield start, [], self._outcome(start)
+                    start += 1
+
+    def _outcome(self, item: int) -> Outcome[T]:
+        if self._run.ledger.fate(item) == Fate.CANCELLED:
+            return Failure(concurrent.futures.CancelledError(f"item {item} was cancelled"))
+        return self._run.outcome(item)
 
     def _wait_for(self, item: int, deadline: float | None) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -289,18 +334,27 @@ class FutureArray(Sequence[Future[T]]):
             concurrent.futures.TimeoutError: the time is up.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        log, position, left = self._run.ledger.log, 0, len(self)
-        mine = None if self._part is None else set(self._items)
-        while left:
+        log, left = self._run.ledger.log, len(self)
+        among = self._items if isinstance(self._items, range) else frozenset(self._items)
+        for position in itertools.count():
+            if not left:
+                return
             self._wait_for_log(position, deadline)
-            for items in log[position:]:
-                position += 1
-                for item in items:
-                    if mine is None or item in mine:
-                        left -= 1
-                        future: Future[T] = self._run.future(item, Future)
-                        concurrent.futures.wait([future])  # it has settled, and may not have been told yet
-                        yield future
+            for items in _consecutive(_those_in(log[position], among)):
+                left -= len(items)
+                yield from self._settled(items)
+
+    def _settled(self, items: range) -> Iterator[Future[T]]:
+        """Yield the futures of items that have settled: those of a record are made at once."""
+        start = items.start
+        while start < items.stop:
+            stop, values = self._run.ledger.values(range(start, items.stop))
+            run, future_of = self._run, Future[T]
+            for future in run.done_futures(start, values, future_of) if values else [run.future(start, future_of)]:
+                if not future.done():
+                    concurrent.futures.wait([future])  # it has settled, and has not been told yet
+                yield future
+            start = max(stop, start + 1)
 
     def _wait_for_log(self, position: int, deadline: float | None) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -369,6 +423,25 @@ class FutureArray(Sequence[Future[T]]):
         """
         wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
         return FutureArray(retry(self._run, wanted, changes), self._items)
+
+
+def _consecutive(items: Sequence[int]) -> Iterator[range]:
+    """Cut items into stretches of such as follow each other."""
+    if isinstance(items, range) and (items.step == 1 or not items):
+        yield items
+        return
+    start = 0
+    for i in range(1, len(items) + 1):
+        if i == len(items) or items[i] != items[i - 1] + 1:
+            yield range(items[start], items[i - 1] + 1)
+            start = i
+
+
+def _those_in(items: range, among: Collection[int]) -> Sequence[int]:
+    """Return the items that are among some."""
+    if isinstance(among, range) and among.step == 1:
+        return range(max(items.start, among.start), min(items.stop, among.stop))
+    return [item for item in items if item in among]
 
 
 @contextmanager

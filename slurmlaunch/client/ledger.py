@@ -1,19 +1,21 @@
 """What each item of a run has come to, as far as this process knows.
 
-A byte per item says what it is, four more say which record holds its outcome;
-the outcomes themselves stay on disk until someone asks for them. An item
-settles once, and whoever settles it is told so: that decides every race between
-a result that comes in and a cancel.
+A byte per item says what it is, and an entry per record where the outcomes of its
+items lie (`stretches`); the outcomes themselves stay on disk until someone asks
+for them. An item settles once, and whoever settles it is told so: that decides
+every race between a result that comes in and a cancel.
 """
 
 from __future__ import annotations
 
-from array import array
+import re
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from slurmlaunch.client.stretches import Stretches
 from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import Failure
+from slurmlaunch.runfolder.outcomes import read_record
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ class Fate(IntEnum):
     CANCELLED = 4
 
 
+_SETTLED = re.compile(b"[^\\x00]")
+
+
 class Ledger:
     """The fates of all items of a run.
 
@@ -42,14 +47,14 @@ class Ledger:
         log: the stretches of items that settled, in the order in which they did.
     """
 
-    def __init__(self, items: int) -> None:
+    def __init__(self, items: int, salt: int = 0) -> None:
+        """Begin with all items open; the salt is that of the run's records."""
         self.open = items
-        self.log: list[range] = []
+        self.log = Stretches()
         self._fates = bytearray(items)
-        self._record_of = array("I", bytes(4 * items))
-        self._records: list[Recorded] = []
+        self._salt = salt
         self._errors: dict[int, BaseException] = {}
-        self._last: tuple[int, Content | None] = (-1, None)
+        self._last: tuple[range, Content] | None = None
 
     def fate(self, item: int) -> Fate:
         """Return what an item has come to."""
@@ -75,14 +80,11 @@ class Ledger:
 
     def record(self, recorded: Recorded) -> list[range]:
         """Settle the items of a record that are open; return them as ranges."""
-        fate = Fate.VALUE if recorded.header.kind == Kind.VALUES else Fate.FAILURE
+        fate = Fate.FAILURE if recorded.header.kind == Kind.FAILURE else Fate.VALUE
         items = range(recorded.header.first, min(recorded.header.stop, len(self._fates)))
-        number = len(self._records)
-        self._records.append(recorded)
         settled = list(self._open_ranges(items))
         for each in settled:
-            self._settle(each, fate)
-            self._record_of[each.start : each.stop] = array("I", [number]) * len(each)
+            self._settle(each, fate, recorded)
         return settled
 
     def end(self, item: int, error: BaseException) -> bool:
@@ -100,10 +102,10 @@ class Ledger:
             self._settle(each, Fate.CANCELLED)
         return settled
 
-    def _settle(self, items: range, fate: Fate) -> None:
+    def _settle(self, items: range, fate: Fate, recorded: Recorded | None = None) -> None:
         self._fates[items.start : items.stop] = bytes([fate]) * len(items)
         self.open -= len(items)
-        self.log.append(items)
+        self.log.add(items, recorded)
 
     def _open_ranges(self, items: range) -> Iterator[range]:
         if self._fates.count(Fate.OPEN, items.start, items.stop) == len(items):
@@ -112,9 +114,8 @@ class Ledger:
             return
         start = self._fates.find(Fate.OPEN, items.start, items.stop)
         while start >= 0:
-            stop = start
-            while stop < items.stop and not self._fates[stop]:
-                stop += 1
+            settled = _SETTLED.search(self._fates, start, items.stop)
+            stop = settled.start() if settled else items.stop
             yield range(start, stop)
             start = self._fates.find(Fate.OPEN, stop, items.stop)
 
@@ -126,16 +127,38 @@ class Ledger:
         if self._fates[item] == Fate.ENDED:
             return Failure(self._errors[item])
         try:
-            return self._content(self._record_of[item]).outcome(item)
+            return self._content(item)[1].outcome(item)
         except ResultLost as error:
             return Failure(error.located(item=item))
         except OSError as error:
             return Failure(error)
 
-    def _content(self, number: int) -> Content:
-        """Read a record; the last one is kept, since its neighbours are asked for next."""
-        kept, content = self._last
-        if content is None or kept != number:
-            content = self._records[number].read()
-            self._last = (number, content if content.count > 1 else None)
-        return content
+    def values(self, items: range) -> tuple[int, list[Any]]:
+        """Read the values of the first of these items, all settled, as many as are read in one go.
+
+        Returns:
+            Up to which item, and their values; none where the first has to be asked for by `outcome`.
+        """
+        none: tuple[int, list[Any]] = (items.start, [])
+        if self._fates[items.start] != Fate.VALUE:
+            return none
+        try:
+            settled, content = self._content(items.start)
+        except (ResultLost, OSError):
+            return none
+        some = range(items.start, min(settled.stop, items.stop))
+        values = content.values(some)
+        return none if values is None else (some.stop, values)
+
+    def _content(self, item: int) -> tuple[range, Content]:
+        """Read the record of an item; return which items have it, too.
+
+        The last one is kept, since its neighbours are asked for next.
+        """
+        last = self._last
+        if last is not None and item in last[0]:
+            return last
+        stretch = self.log.find(item)
+        found = stretch.items, read_record(stretch.file, stretch.offset, self._salt)
+        self._last = found if len(stretch.items) > 1 else None
+        return found

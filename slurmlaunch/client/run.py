@@ -17,7 +17,6 @@ import time
 from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
-from weakref import WeakValueDictionary
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.breaker import Breaker
@@ -26,6 +25,7 @@ from slurmlaunch.client.plan import plan
 from slurmlaunch.client.recovery import Cause
 from slurmlaunch.client.retrying import Retrying
 from slurmlaunch.client.submission import Submission, make_plan
+from slurmlaunch.client.weakly import Weakly
 from slurmlaunch.errors import ItemError
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
@@ -70,6 +70,9 @@ class Told(Protocol):
 
     def tell_cancelled(self) -> None:
         """Be told that its item is cancelled."""
+
+    def settle(self, value: Any) -> None:
+        """Be made with a value that its item has already."""
 
 
 T = TypeVar("T", bound=Told)
@@ -129,7 +132,7 @@ class Run:
     def __init__(self, folder: RunFolder, manifest: Manifest, backend: Backend, rounds: list[Round]) -> None:
         self.folder, self.manifest, self.backend, self.rounds = folder, manifest, backend, rounds
         self.jobs: dict[tuple[int, int], str] = {}
-        self.ledger = Ledger(manifest.items)
+        self.ledger = Ledger(manifest.items, folder.salt)
         self.changed = threading.Condition(threading.RLock())
         self.started: set[int] = set()
         self.states: dict[int, TaskState] = {}
@@ -144,7 +147,7 @@ class Run:
         self._last_round = _last_rounds(manifest.items, rounds)
         self._open: dict[int, Told] = {}
         self._telling: dict[int, Told] = {}
-        self._settled: WeakValueDictionary[int, Told] = WeakValueDictionary()
+        self._settled: Weakly[Told] = Weakly()
         self._cancellations = CancellationReader(folder, [each.number for each in rounds])
         self.learn_job_ids()
 
@@ -365,6 +368,18 @@ class Run:
             self._settled[item] = self._telling[item] = future
         self._tell([(item, future)])
         return future
+
+    def done_futures(self, first: int, values: Iterable[Any], make: Callable[[Run, int], T]) -> list[T]:
+        """Return the futures of items in a row that have settled with these values; one that is there stays the one."""
+        futures: list[Told] = []
+        with self.changed:
+            for item, value in enumerate(values, first):
+                future = self._settled.get(item)
+                if future is None:
+                    self._settled[item] = future = make(self, item)
+                    future.settle(value)
+                futures.append(future)
+        return cast("list[T]", futures)
 
     # Cancelling.
 

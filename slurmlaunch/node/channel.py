@@ -59,18 +59,24 @@ class Channel:
         self._words[_CURRENT] = position + 1
         return position < self._words[_LIMIT]
 
-    def fits(self, size: int) -> bool:
-        """Whether there is room for an outcome of that size."""
-        return self._used + size <= DATA_BYTES and self._words[_COUNT] < MAX_ITEMS
+    def put(self, data: bytes, *, failed: bool) -> bool:
+        """Write an outcome; from the last store on it is there. False, and nothing written, where there is no room.
 
-    def put(self, data: bytes, *, failed: bool) -> None:
-        """Write an outcome; from the last store on it is there."""
-        stop = self._used + len(data)
-        self._data[self._used : stop] = data
-        count = self._words[_COUNT]
-        self._lengths[count] = len(data) | FAILED if failed else len(data)
+        The last byte of a value is no part of it: there the next one begins (`Kind.SERIES`).
+        """
+        used, count = self._used, self._words[_COUNT]
+        stop = used + len(data)
+        if stop > DATA_BYTES or count == MAX_ITEMS:
+            return False
+        self._data[used:stop] = data
+        if failed:
+            self._lengths[count] = len(data) | FAILED
+        else:
+            stop -= 1
+            self._lengths[count] = stop - used
         self._words[_COUNT] = count + 1
         self._used = stop
+        return True
 
     def restart(self) -> None:
         """Begin at the start of the memory again, after the supervisor has emptied it."""

@@ -106,7 +106,7 @@ class Process:
             if failed:
                 writer.failure(items[start], data)
             else:
-                writer.values(items[start], part, data)
+                writer.series(items[start], part, data)
             self.drained_bytes = end
             self.drained += stop - start
         return new

@@ -43,7 +43,8 @@ from slurmlaunch import caps, context
 from slurmlaunch.errors import NodeStartError
 from slurmlaunch.node import lifeline
 from slurmlaunch.node.channel import LARGE
-from slurmlaunch.outcome import Failure, failure_of
+from slurmlaunch.outcome import Failure, failure_of, in_series
+from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.work import Work
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Worker:
         self._writer = writer
         self._task = task
         self._is_copy = False
+        self._not_appended = b""
 
     def main(
         self,
@@ -157,35 +159,38 @@ class Worker:
             if not begin(position):
                 return
             task.item = item
-            succeeded, data = run(item)
+            kind, data = run(item)
             if self._is_copy:
-                _end_copy(succeeded=succeeded)
-            hand_in(item, data, succeeded=succeeded)
+                _end_copy(succeeded=kind is not Kind.FAILURE)
+            hand_in(item, kind, data)
             if monotonic() - announced > _ANNOUNCE_AFTER:
                 self._connection.send(b"B")
                 announced = monotonic()
 
-    def _hand_in(self, item: int, data: bytes, *, succeeded: bool) -> None:
+    def _hand_in(self, item: int, kind: Kind, data: bytes) -> None:
         if len(data) >= LARGE:
-            data, succeeded = self._append(item, data, succeeded=succeeded)
-            if not data:
+            if self._append(item, kind, data):
                 return
-        elif not self._channel.fits(len(data)):
+            kind, data = Kind.FAILURE, self._not_appended
+        elif kind is Kind.VALUES:
+            data = in_series(data)
+        failed = kind is Kind.FAILURE
+        while not self._channel.put(data, failed=failed):
             self._ask(b"F")
-        self._channel.put(data, failed=not succeeded)
 
-    def _append(self, item: int, data: bytes, *, succeeded: bool) -> tuple[bytes, bool]:
-        """Append a large outcome to the file; return the failure if that fails, else nothing."""
+    def _append(self, item: int, kind: Kind, data: bytes) -> bool:
+        """Append a large outcome to the file; False if that fails, which then is the outcome."""
         self._ask(b"W")
         try:
             self._writer.adopt(failed=False)
-            record = self._writer.value if succeeded else self._writer.failure
+            record = self._writer.failure if kind is Kind.FAILURE else self._writer.value
             record(item, data)
         except OSError as error:
             self._connection.send(b"N")
-            return failure_of(error).dump(), False
-        self._connection.send(b"D" if succeeded else b"L")
-        return b"", True
+            self._not_appended = failure_of(error).dump()
+            return False
+        self._connection.send(b"L" if kind is Kind.FAILURE else b"D")
+        return True
 
     def _ask(self, word: bytes) -> None:
         self._connection.send(word)

@@ -63,12 +63,13 @@ client's name in it) for the first K whose maker is not gone either.
 
 **Outcomes** (`outcomes`). Attempt A is the first number for which a task could
 create ``T.A`` (``O_EXCL``). Kinds: VALUES, one pickled value per item, packed;
-FAILURE, one pickled failure (see `slurmlaunch.outcome`) that is the outcome of
-each of its items; CHECKPOINT, how an item is gone on with; NOTE, about the
-attempt itself. A task that is started again
-reads what its earlier attempts recorded and leaves that out. Where two attempts
-of a task recorded one item, the lowest attempt's record stands; a value stands
-over the failures of other rounds, and of these the last round's counts.
+SERIES, the same in protocol 3 and without the STOP at the end of each, so that an
+empty list and a mark before them and APPENDS behind them make one pickle of all;
+FAILURE, one pickled failure (see `slurmlaunch.outcome`) that is the outcome of each
+of its items; CHECKPOINT, how an item is gone on with; NOTE, about the attempt itself.
+A task that is started again reads what its earlier attempts recorded and leaves that
+out. Where two attempts of a task recorded one item, the lowest attempt's record stands;
+a value stands over the failures of other rounds, and of these the last round's counts.
 What is appended is flushed within max(1 s, running tasks / 200 s).
 
 **End marks** (`layout.EndMark`). Made by who started the node (the batch script,

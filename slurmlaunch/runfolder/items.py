@@ -17,11 +17,11 @@ import os
 import pickle
 import struct
 import zlib
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.errors import ResultLost
-from slurmlaunch.outcome import PICKLE_PROTOCOL
+from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.records import HEADER_SIZE, Kind
 from slurmlaunch.runfolder.safety import open_owned, write_whole
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Arguments = tuple[Any, ...]
 
 _ENTRY = struct.Struct("<QQ")
-_IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 BLOCK_ITEMS = 4096
 """The most items of a block: what a process reads for one item it reads for so many."""
@@ -98,10 +97,7 @@ def _columns(block: list[Arguments]) -> Iterator[tuple[Kind, int, bytes]]:
 
 
 def _all_immutable(block: list[Arguments]) -> bool:
-    kinds: set[type] = set()
-    for row in block:
-        kinds.update(map(type, row))
-    return kinds <= _IMMUTABLE
+    return PLAIN.issuperset(map(type, chain.from_iterable(block)))
 
 
 def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments], bytes]) -> Iterator[tuple[Kind, int, bytes]]:

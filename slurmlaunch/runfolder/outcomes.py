@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import ResultLost
-from slurmlaunch.outcome import Failure, Outcome, Value
+from slurmlaunch.outcome import SERIES_PROTOCOL, Failure, Outcome, Value
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.items import read_at
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind
@@ -51,8 +52,15 @@ class OutcomeWriter:
 
     def values(self, first: int, lengths: array[int], data: bytes | memoryview) -> None:
         """Record the pickled values of consecutive items: their lengths, and their bytes joined."""
+        self._packed(Kind.VALUES, first, lengths, data)
+
+    def series(self, first: int, lengths: array[int], data: bytes | memoryview) -> None:
+        """Record values of consecutive items that are pickled to be read as one (`Kind.SERIES`)."""
+        self._packed(Kind.SERIES, first, lengths, data)
+
+    def _packed(self, kind: Kind, first: int, lengths: array[int], data: bytes | memoryview) -> None:
         table = b"" if len(lengths) == 1 else records.pack_lengths(lengths)
-        self._append(Kind.VALUES, first, len(lengths), [table, data])
+        self._append(kind, first, len(lengths), [table, data])
 
     def value(self, item: int, pickled: bytes) -> None:
         """Record one pickled value of any size."""
@@ -105,21 +113,83 @@ class Content:
     """The payload of a record that was read: the outcomes of its items, not yet unpickled.
 
     Attributes:
-        count: how many items it speaks of.
+        items: the items that it speaks of.
     """
 
     def __init__(self, header: records.Header, payload: bytes) -> None:
-        self.count = header.number
-        self._first = header.first
-        self._failed = header.kind == Kind.FAILURE
-        view = memoryview(payload)
-        self._parts = [view] if self._failed else records.unpack(view, header.number)
+        self.items = range(header.first, header.stop)
+        self._kind = header.kind
+        self._payload = memoryview(payload)
+        self._bounds: list[int] = []
+
+    def _boundary(self, item: int) -> int:
+        """Return where the outcome of an item begins, and that of the one before it ends."""
+        if not self._bounds:
+            self._bounds = records.boundaries(self._payload, len(self.items))
+        return self._bounds[item - self.items.start]
 
     def outcome(self, item: int) -> Outcome[Any]:
         """Unpickle the outcome of one of its items."""
-        if self._failed:
-            return Failure.load(self._parts[0])
-        return Value.load(self._parts[item - self._first])
+        if self._kind == Kind.FAILURE:
+            return Failure.load(self._payload)
+        part = self._payload[self._boundary(item) : self._boundary(item + 1)]
+        return Value.load(bytes(part) + pickle.STOP if self._kind == Kind.SERIES else part)
+
+    def values(self, items: range) -> list[Any] | None:
+        """Unpickle the values of some of its items, in one go; None where they have to be looked at one by one."""
+        if self._kind != Kind.SERIES:
+            return None
+        if items == self.items:  # then the table of lengths need not be read
+            start, stop = (0 if len(items) == 1 else _LENGTH * len(items)), len(self._payload)
+        else:
+            start, stop = self._boundary(items.start), self._boundary(items.stop)
+        try:
+            values: list[Any] = pickle.loads(b"".join((_LIST, self._payload[start:stop], _END_OF_LIST)))
+        except Exception:  # noqa: BLE001  (one of them does not unpickle here: which, and why, is found one by one)
+            return None
+        return values
+
+
+_LENGTH = 4
+_LIST = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.EMPTY_LIST + pickle.MARK
+_END_OF_LIST = pickle.APPENDS + pickle.STOP
+
+
+def read_record(file: Path, offset: int, salt: int = 0) -> Content:
+    """Read a record that was found before; the salt is the run's.
+
+    Raises:
+        ResultLost: it is not there any more, or damaged since.
+        UnsafeRunFolder: it is not safe to read.
+    """
+    with _open_recorded(file, offset) as descriptor:
+        header = records.parse_header(os.pread(descriptor, HEADER_SIZE, offset), salt=salt)
+        if header is None:
+            raise ResultLost(_DAMAGED, file=str(file), offset=offset)
+        return Content(header, _payload(descriptor, file, offset, header))
+
+
+_DAMAGED = "the outcome on disk is damaged"
+
+
+@contextmanager
+def _open_recorded(file: Path, offset: int) -> Iterator[int]:
+    try:
+        descriptor = open_owned(file)
+    except OSError as error:
+        msg = f"the outcome was recorded, but cannot be read: {error.strerror}"
+        raise ResultLost(msg, file=str(file), offset=offset) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _payload(descriptor: int, file: Path, offset: int, header: records.Header) -> bytes:
+    payload = read_at(descriptor, header.length, offset + HEADER_SIZE)
+    if zlib.crc32(payload) != header.payload_crc:
+        raise ResultLost(_DAMAGED, file=str(file), offset=offset)
+    return payload
 
 
 class Recorded(NamedTuple):
@@ -150,19 +220,8 @@ class Recorded(NamedTuple):
         Raises:
             ResultLost, UnsafeRunFolder: as for `read`.
         """
-        try:
-            descriptor = open_owned(self.file)
-        except OSError as error:
-            msg = f"the outcome was recorded, but cannot be read: {error.strerror}"
-            raise ResultLost(msg, file=str(self.file), offset=self.offset) from error
-        try:
-            payload = read_at(descriptor, self.header.length, self.offset + HEADER_SIZE)
-        finally:
-            os.close(descriptor)
-        if zlib.crc32(payload) != self.header.payload_crc:
-            msg = "the outcome on disk is damaged"
-            raise ResultLost(msg, file=str(self.file), offset=self.offset)
-        return payload
+        with _open_recorded(self.file, self.offset) as descriptor:
+            return _payload(descriptor, self.file, self.offset, self.header)
 
 
 class OutcomeFile:
@@ -234,9 +293,12 @@ class OutcomeFile:
                 self.notes.append(json.loads(bytes(found.payload)))
             elif found.header.kind == Kind.CHECKPOINT:
                 self.checkpoints[found.header.first] = Recorded(self.path, found.offset, found.header)
-            elif found.header.kind in (Kind.VALUES, Kind.FAILURE):
+            elif found.header.kind in OUTCOMES:
                 yield Recorded(self.path, found.offset, found.header)
 
+
+OUTCOMES = frozenset({Kind.VALUES, Kind.SERIES, Kind.FAILURE})
+"""The records that say what items have come to."""
 
 _PIECE = 1 << 22
 """How much is read at once, where no record is larger."""

@@ -61,6 +61,8 @@ class Kind(IntEnum):
     """Nothing: the items of the header are cancelled."""
     CHECKPOINT = 9
     """One pickled (function, args, kwargs): how the item is gone on with."""
+    SERIES = 10
+    """Pickled values, packed, each of protocol 3 and without its last byte, the STOP: so they can be read as one."""
 
 
 class Header(NamedTuple):
@@ -132,14 +134,18 @@ def pack_lengths(lengths: array[int]) -> bytes:
 
 def unpack(payload: memoryview, count: int) -> list[memoryview]:
     """Return the parts of a packed payload, without copying them."""
+    return [payload[a:b] for a, b in pairwise(boundaries(payload, count))]
+
+
+def boundaries(payload: memoryview, count: int) -> list[int]:
+    """Return where each part of a packed payload begins, and where the last one ends."""
     if count == 1:
-        return [payload]
+        return [0, len(payload)]
     lengths = array("I")
     lengths.frombytes(payload[: count * lengths.itemsize])
     if sys.byteorder == "big":
         lengths.byteswap()
-    ends = list(accumulate(lengths, initial=count * lengths.itemsize))
-    return [payload[a:b] for a, b in pairwise(ends)]
+    return list(accumulate(lengths, initial=count * lengths.itemsize))
 
 
 def parse_header(data: memoryview | bytes, position: int = 0, *, salt: int = 0) -> Header | None:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, UnpicklableResult
-from slurmlaunch.outcome import Value, capture, failure_of
+from slurmlaunch.outcome import PLAIN, SERIES_PROTOCOL, Value, failure_of
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.items import ItemReader
 from slurmlaunch.runfolder.records import Kind, Record
@@ -85,20 +85,26 @@ class Work:
         """Close the files."""
         self._items.close()
 
-    def run(self, item: int) -> tuple[bool, bytes]:
-        """Run an item; return whether it has a value, and the bytes of its outcome."""
-        outcome = capture(self._run, item)
-        self._call = None
-        if isinstance(outcome, Value):
-            try:
-                return True, outcome.dump()
-            except UnpicklableResult as error:
-                outcome = failure_of(error)
-        return False, outcome.dump()
+    def run(self, item: int) -> tuple[Kind, bytes]:
+        """Run an item; return the kind of record that its outcome makes, and its bytes, a whole pickle of their own.
 
-    def _run(self, item: int) -> Any:
-        if not self.can_checkpoint:  # the common case: nothing to remember for each item
-            return self._function(*self._items[item])
+        The kind is SERIES where the value is so plain that it need not be wrapped for one, else VALUES or FAILURE.
+        """
+        try:
+            # In the common case there is nothing to remember for each item.
+            value = self._run_or_go_on(item) if self.can_checkpoint else self._function(*self._items[item])
+        except BaseException as error:  # noqa: BLE001  (whatever it is belongs to the caller)
+            return Kind.FAILURE, failure_of(error).dump()
+        finally:
+            self._call = None
+        if type(value) in PLAIN:
+            return Kind.SERIES, pickle.dumps(value, SERIES_PROTOCOL)
+        try:
+            return Kind.VALUES, Value(value).dump()
+        except UnpicklableResult as error:
+            return Kind.FAILURE, failure_of(error).dump()
+
+    def _run_or_go_on(self, item: int) -> Any:
         if item in self._checkpoints:
             call = _Call(*pickle.loads(self._checkpoints[item].payload()))
         else:
