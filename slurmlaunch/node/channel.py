@@ -59,7 +59,7 @@ class Channel:
         self._words[_CURRENT] = position + 1
         return position < self._words[_LIMIT]
 
-    def put(self, data: bytes, *, failed: bool) -> bool:
+    def put(self, data: bytes, *, failed: bool = False) -> bool:
         """Write an outcome; from the last store on it is there. False, and nothing written, where there is no room.
 
         The last byte of a value is no part of it: there the next one begins (`Kind.SERIES`).

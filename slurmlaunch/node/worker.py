@@ -61,8 +61,12 @@ LENGTH = struct.Struct("<I")
 APPENDED = (b"D", b"L")
 ABOUT_ITSELF = (b"R", b"C", b"P", b"X")
 
-_ANNOUNCE_AFTER = 0.1
-"""Seconds after which finished items are announced, though the assignment goes on."""
+_ANNOUNCE_AFTER, _ANNOUNCE_ONE_IN = 0.1, 16
+"""Seconds after which finished items are announced, though the assignment goes on, and one in how many looks at the
+clock: they are found without it, too, a tick later."""
+
+_SERIES, _FAILURE = Kind.SERIES, Kind.FAILURE
+"""Looked up once: at a microsecond an item it is felt."""
 
 
 class Worker:
@@ -153,7 +157,7 @@ class Worker:
         return items
 
     def _run(self, work: Work, items: array[int]) -> None:
-        begin, run, hand_in, task = self._channel.begin, work.run, self._hand_in, self._task
+        begin, run, put, task = self._channel.begin, work.run, self._channel.put, self._task
         announced = monotonic()
         for position, item in enumerate(items):
             if not begin(position):
@@ -161,9 +165,11 @@ class Worker:
             task.item = item
             kind, data = run(item)
             if self._is_copy:
-                _end_copy(succeeded=kind is not Kind.FAILURE)
-            hand_in(item, kind, data)
-            if monotonic() - announced > _ANNOUNCE_AFTER:
+                _end_copy(succeeded=kind is not _FAILURE)
+            # The common case: nothing to wrap, and room for it.
+            if kind is not _SERIES or len(data) >= LARGE or not put(data):
+                self._hand_in(item, kind, data)
+            if not position % _ANNOUNCE_ONE_IN and monotonic() - announced > _ANNOUNCE_AFTER:
                 self._connection.send(b"B")
                 announced = monotonic()
 
@@ -171,11 +177,10 @@ class Worker:
         if len(data) >= LARGE:
             if self._append(item, kind, data):
                 return
-            kind, data = Kind.FAILURE, self._not_appended
+            kind, data = _FAILURE, self._not_appended
         elif kind is Kind.VALUES:
             data = in_series(data)
-        failed = kind is Kind.FAILURE
-        while not self._channel.put(data, failed=failed):
+        while not self._channel.put(data, failed=kind is _FAILURE):
             self._ask(b"F")
 
     def _append(self, item: int, kind: Kind, data: bytes) -> bool:
@@ -183,13 +188,13 @@ class Worker:
         self._ask(b"W")
         try:
             self._writer.adopt(failed=False)
-            record = self._writer.failure if kind is Kind.FAILURE else self._writer.value
+            record = self._writer.failure if kind is _FAILURE else self._writer.value
             record(item, data)
         except OSError as error:
             self._connection.send(b"N")
             self._not_appended = failure_of(error).dump()
             return False
-        self._connection.send(b"L" if kind is Kind.FAILURE else b"D")
+        self._connection.send(b"L" if kind is _FAILURE else b"D")
         return True
 
     def _ask(self, word: bytes) -> None:

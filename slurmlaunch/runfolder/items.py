@@ -148,8 +148,9 @@ class ItemReader:
         """
         if not self._first <= item < self._stop:
             self._load(item)
-        row = self._rows[item - self._first]
-        arguments: Arguments = pickle.loads(row) if self._pickled else row
+        arguments: Arguments = self._rows[item - self._first]
+        if self._pickled:
+            arguments = pickle.loads(arguments)  # type: ignore[arg-type]  # then they are bytes still
         return arguments
 
     def _entry(self, block: int) -> tuple[int, int]:

@@ -94,15 +94,15 @@ class Work:
             # In the common case there is nothing to remember for each item.
             value = self._run_or_go_on(item) if self.can_checkpoint else self._function(*self._items[item])
         except BaseException as error:  # noqa: BLE001  (whatever it is belongs to the caller)
-            return Kind.FAILURE, failure_of(error).dump()
+            return _FAILURE, failure_of(error).dump()
         finally:
             self._call = None
         if type(value) in PLAIN:
-            return Kind.SERIES, pickle.dumps(value, SERIES_PROTOCOL)
+            return _SERIES, pickle.dumps(value, SERIES_PROTOCOL)
         try:
-            return Kind.VALUES, Value(value).dump()
+            return _VALUES, Value(value).dump()
         except UnpicklableResult as error:
-            return Kind.FAILURE, failure_of(error).dump()
+            return _FAILURE, failure_of(error).dump()
 
     def _run_or_go_on(self, item: int) -> Any:
         if item in self._checkpoints:
@@ -128,6 +128,10 @@ class Work:
             return None
         pickled: bytes = cloudpickle.dumps((later.function, tuple(later.args), dict(later.kwargs)))
         return pickled
+
+
+_SERIES, _VALUES, _FAILURE = Kind.SERIES, Kind.VALUES, Kind.FAILURE
+"""Looked up once: at a microsecond an item it is felt."""
 
 
 class _Call(NamedTuple):
