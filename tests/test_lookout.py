@@ -209,13 +209,32 @@ class TestOutcomes:
     def test_budget(self, tmp_path: Path) -> None:
         """A look costs no more than it may, and many looks come to every file."""
         watched = Watched(tmp_path / "run")
+        watched.lookout.look(looking=0)
         for task in range(3):
             write_value(OutcomeWriter(watched.folder, task), 2 * task, task)
 
-        costs = [watched.lookout.look(budget=7)[1] for _ in range(3)]
+        seen = []
+        for _ in range(3):
+            watched.lookout.look(looking=8)
+            seen.append(len(watched.fates))
 
-        assert [7, 7, 7] == costs
+        assert [1, 2, 3] == seen
         assert {0, 2, 4} == set(watched.fates)
+
+    def test_collecting(self, tmp_path: Path) -> None:
+        """What has ended is read within a budget of its own, and judged when it has been read."""
+        watched = Watched(tmp_path / "run")
+        for task in range(3):
+            write_value(OutcomeWriter(watched.folder, task), 2 * task, task)
+            watched.end(task, Status.NODE)
+
+        fates = []
+        for _ in range(4):
+            watched.lookout.look(looking=0, collecting=1)
+            fates.append(len(watched.fates))
+
+        assert [2, 4, 6, 6] == fates
+        assert {0: "VALUE", 1: "ENDED", 2: "VALUE", 3: "ENDED", 4: "VALUE", 5: "ENDED"} == watched.fates
 
 
 class TestStates:

@@ -68,6 +68,8 @@ class Ledger:
         """Return how many items, of these or of all, have come to that."""
         if items is None:
             return self._fates.count(fate)
+        if isinstance(items, range) and items.step == 1:
+            return self._fates.count(fate, items.start, items.stop)
         return sum(self._fates[item] == fate for item in items)
 
     def all_settled(self, items: range) -> bool:

@@ -1,8 +1,9 @@
 """Looking at one run: what has grown in its folder, and what an absence means.
 
-Files are the truth, states only explain an absence. A look costs two listings
-and, for each task that may have grown, the opening of its outcome file, as many
-of these as the budget allows.
+Files are the truth, states only explain an absence. A look costs a glance at two
+folders, a listing of each that has changed (`listing`), and, for each task that may
+have grown, the opening of its outcome file, as many of these as the budget allows.
+What it cost is counted, call by call.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.client import verdict
+from slurmlaunch.client.listing import Listing
 from slurmlaunch.errors import NodeStartError, Place, ResultLost, UnsafeRunFolder
 from slurmlaunch.runfolder.layout import EndMark, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from slurmlaunch.backends.base import Snapshot, TaskRecord
     from slurmlaunch.client.run import Run
@@ -39,8 +41,14 @@ _LOCAL_LATENCY = 1.0
 _LOCAL_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs", "f2fs"})
 
 _CANCELLATIONS_EVERY = 1.0
-_LOOK_COST, _READ_COST = 4, 3
-_UNBOUNDED = 1 << 40
+_CANCELLATIONS_COST = 1
+_READ_COST = 4
+"""Opening, looking, reading, closing."""
+
+_SHARE_OF_GROWING = 0.5
+"""What of the budget is spent on files that may have grown: the rest finds the ends, which are likelier news."""
+
+_UNBOUNDED = float(1 << 40)
 
 
 # Of the reasons that squeue gives, those that a person has to do away with.
@@ -75,10 +83,6 @@ def _file_system(folder: Path) -> str:
     return kind
 
 
-def _names(folder: Path) -> set[str]:
-    return set(os.listdir(folder))  # noqa: PTH208  (a Path for each name of each look is felt at many tasks)
-
-
 class _Absence(NamedTuple):
     """Items that should have outcomes and have none.
 
@@ -91,6 +95,20 @@ class _Absence(NamedTuple):
     error: Callable[[], ItemError]
 
 
+class Look(NamedTuple):
+    """What a look came to.
+
+    Attributes:
+        news: whether there was anything new.
+        cost: how many file operations it took.
+        collecting: how many more, to read what tasks that have ended have recorded.
+    """
+
+    news: bool
+    cost: int
+    collecting: int
+
+
 class Lookout:
     """Looks at one run, again and again.
 
@@ -99,9 +117,15 @@ class Lookout:
         latency: for how many seconds a file may exist and not be seen.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
         self.run = run
         self.latency = latency_of(run.folder.path)
+        self._clock = clock
+        network = _file_system(run.folder.path) not in _LOCAL_FILE_SYSTEMS
+        self._ended = Listing(run.folder.ended, clock, network=network)
+        self._begun = Listing(run.folder.outcomes, clock, network=network)
+        self._uncollected: deque[int] = deque()
+        self._reading = self._other_costs = 0
         self._files: dict[tuple[int, int], OutcomeFile] = {}
         self._attempts: dict[int, int] = {}
         self._marks = run.marks
@@ -109,39 +133,51 @@ class Lookout:
         self._growing: deque[tuple[int, int]] = deque()
         self._absent: dict[int, _Absence] = {}
         self._damaged: dict[int, tuple[Path, int]] = {}
-        self._seen_marks: set[str] = set()
-        self._seen_files: set[str] = set()
         self._foreign: set[str] = set()
         self._rounds = len(run.rounds)
         self._held_for: set[str] = set()
         self._cancellations_at = 0.0
 
-    def look(self, budget: float = _UNBOUNDED) -> tuple[bool, int]:
-        """Take in what is new; return whether there was anything, and what it cost in file operations."""
-        before = self.run.ledger.open, len(self._files), len(self._marks)
-        now = time.monotonic()
+    def look(self, looking: float = _UNBOUNDED, collecting: float = _UNBOUNDED) -> Look:
+        """Take in what is new.
+
+        Args:
+            looking: how many file operations may be spent on what may have grown.
+            collecting: how many on what has ended and is read to its end, once.
+        """
+        before, costs = self._known(), self._costs()
+        now = self._clock()
         if now >= self._cancellations_at:
             self._cancellations_at = now + _CANCELLATIONS_EVERY
+            self._other_costs += _CANCELLATIONS_COST
             self.run.look_for_cancellations()
-            self.run.learn_job_ids()
+            self._other_costs += self.run.learn_job_ids()
         self._reconsider()
-        ended = self._list_ended()
+        self._list_ended()
         self._list_outcomes()
-        reads = self._read_ended(ended)
-        reads += self._read_growing(int((budget - _LOOK_COST) // _READ_COST))
+        self._reading = 0
+        self._read_growing(looking * _SHARE_OF_GROWING - _READ_COST)
+        grown, self._reading = self._reading, 0
+        self._read_ended(collecting)
         self._judge(now)
         self.run.retrying.go_on()
-        news = before != (self.run.ledger.open, len(self._files), len(self._marks))
+        news = before != self._known()
         if news:
-            self.run.learn_job_ids()  # what another client submits may be over before that is due
-        return news, _LOOK_COST + reads * _READ_COST
+            self._other_costs += self.run.learn_job_ids()  # what another client submits may be over before that is due
+        return Look(news, self._costs() - costs + grown, self._reading)
+
+    def _known(self) -> tuple[int, ...]:
+        return self.run.ledger.open, len(self._files), len(self._marks)
+
+    def _costs(self) -> int:
+        return self._ended.operations + self._begun.operations + self._other_costs
 
     def _reconsider(self) -> None:
         """Look again at what was passed over, where a round has come into the view: it may be the round's."""
         if len(self.run.rounds) != self._rounds:
             self._rounds = len(self.run.rounds)
-            self._seen_marks -= self._foreign
-            self._seen_files -= self._foreign
+            self._ended.forget(self._foreign)
+            self._begun.forget(self._foreign)
             self._foreign.clear()
 
     def _is_ours(self, task: int, name: str) -> bool:
@@ -151,24 +187,19 @@ class Lookout:
         self._foreign.add(name)
         return False
 
-    def _list_ended(self) -> list[int]:
-        """Note the tasks that have ended since the last look; return them."""
-        new = _names(self.run.folder.ended) - self._seen_marks
-        self._seen_marks |= new
-        ended = []
-        for mark in filter(None, map(EndMark.parse, sorted(new))):
+    def _list_ended(self) -> None:
+        """Note the tasks that have ended since the last look."""
+        for mark in filter(None, map(EndMark.parse, sorted(self._ended.new()))):
             last = self._marks.get(mark.task)
             if self._is_ours(mark.task, mark.filename) and (last is None or mark.start >= last.start):
                 self._marks[mark.task] = mark
-                self._unweighed.add(mark.task)
-                ended.append(mark.task)
-        return ended
+                self._uncollected.append(mark.task)
+                if self._attempts.get(mark.task, 0) <= mark.start:
+                    self._begun.forget(set())  # its file of outcomes, if there is one, was there before the mark
 
     def _list_outcomes(self) -> None:
         """Note the attempts that have begun since the last look."""
-        new = _names(self.run.folder.outcomes) - self._seen_files
-        self._seen_files |= new
-        for name in sorted(new):
+        for name in sorted(self._begun.new()):
             first, _, second = name.partition(".")
             if first.isdigit() and second.isdigit() and self._is_ours(int(first), name):
                 task, attempt = int(first), int(second)
@@ -180,30 +211,30 @@ class Lookout:
                 self._growing.append((task, attempt))
                 self.run.started.add(task)
 
-    def _read_ended(self, tasks: Iterable[int]) -> int:
-        reads = 0
-        for task in tasks:
+    def _read_ended(self, most: float) -> None:
+        """Read what tasks that have ended have recorded; they can be judged then."""
+        while self._uncollected and self._reading < most:
+            task = self._uncollected.popleft()
             self._absent.pop(task, None)
             for attempt in range(self._attempts.get(task, 0)):
                 self._read(task, attempt, final=False)
-                reads += 1
-        return reads
+            self._unweighed.add(task)
 
-    def _read_growing(self, most: int) -> int:
+    def _read_growing(self, most: float) -> None:
         """Look at some of the files that may have grown, in turn."""
-        reads = 0
-        for _ in range(min(len(self._growing), max(1, most))):
+        for _ in range(len(self._growing)):
+            if self._reading > most:
+                return
             task, attempt = self._growing.popleft()
             self._read(task, attempt, final=False)
-            reads += 1
             if self._has_open(task):
                 self._growing.append((task, attempt))
-        return reads
 
     def _read(self, task: int, attempt: int, *, final: bool) -> None:
         file = self._files.get((task, attempt))
         if file is None:
             return  # removed, or not listed yet, while that of a later attempt is
+        before = file.operations
         try:
             for found in file.read(final=final):
                 if isinstance(found, Damage):
@@ -216,6 +247,8 @@ class Lookout:
             self.run.ended(self.run.open_items(task), lambda _: ResultLost(message, file=str(file.path)))
         except FileNotFoundError:
             pass  # a listing may be ahead of the file, and behind it
+        finally:
+            self._reading += file.operations - before
 
     def _lost(self, file: OutcomeFile, damage: Damage) -> None:
         header = damage.header
@@ -228,26 +261,32 @@ class Lookout:
         )
 
     def _has_open(self, task: int) -> bool:
-        return bool(self.run.ledger.open) and bool(self.run.open_items(task))
+        return bool(self.run.ledger.open) and self.run.has_open(task)
 
     # What an absence means.
 
     def hear(self, snapshot: Snapshot) -> None:
         """Take in what the scheduler says."""
-        for task in (task for each in self.run.rounds for task in each.plan.tasks):
-            place = self.run.place(task)
-            record = snapshot.get(place.job_id, place.element) if place.job_id else None
-            if record is None:
-                continue
-            self.run.states[task], self.run.told[task] = record.state, record
-            if not record.state.is_final:
-                if record.state.is_queued:
-                    self._warn_of_hold(place.job_id, record.reason)
-                else:
-                    self.run.started.add(task)
-                self._absent.pop(task, None)
-            elif self._has_open(task):
-                self._suspect(task, functools.partial(self._by_state, task, record))
+        for each in self.run.rounds:
+            for number, array in enumerate(each.plan.arrays):
+                job_id = self.run.jobs.get((each.number, number))
+                if job_id is None:
+                    continue
+                for element in range(array.length):
+                    record = snapshot.get(job_id, element)
+                    if record is not None:
+                        self._hear_of(array.first_task + element, job_id, record)
+
+    def _hear_of(self, task: int, job_id: str, record: TaskRecord) -> None:
+        self.run.states[task], self.run.told[task] = record.state, record
+        if not record.state.is_final:
+            if record.state.is_queued:
+                self._warn_of_hold(job_id, record.reason)
+            else:
+                self.run.started.add(task)
+            self._absent.pop(task, None)
+        elif self._has_open(task):
+            self._suspect(task, functools.partial(self._by_state, task, record))
 
     def _warn_of_hold(self, job_id: str | None, reason: str | None) -> None:
         """Say, once, that a job waits for a person: it is no end, but will not go on by itself."""
@@ -258,7 +297,7 @@ class Lookout:
 
     def _suspect(self, task: int, error: Callable[[], ItemError]) -> None:
         earlier = self._absent.get(task)
-        self._absent[task] = _Absence(earlier.since if earlier else time.monotonic(), error)
+        self._absent[task] = _Absence(earlier.since if earlier else self._clock(), error)
 
     def _judge(self, now: float) -> None:
         """Settle the items of tasks whose end explains that there is no outcome."""

@@ -61,6 +61,11 @@ class Retrying:
         self._held[item] = self._run.cause_of(item, error)
         return True
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether any item is held."""
+        return bool(self._held)
+
     def holds(self, item: int) -> bool:
         """Whether an item is held."""
         return item in self._held

@@ -183,6 +183,13 @@ class Run:
         """Return the items of a task that have not settled, and are not held for another round."""
         return [item for item in self.ledger.open_among(self.items_of(task)) if not self.retrying.holds(item)]
 
+    def has_open(self, task: int) -> bool:
+        """Whether `open_items` has any."""
+        items = self.items_of(task)
+        if isinstance(items, range) and not self.retrying.holds_any:
+            return not self.ledger.all_settled(items)
+        return bool(self.open_items(task))
+
     def has_task(self, task: int) -> bool:
         """Whether a task is of this view."""
         return any(task in each.plan.tasks for each in self.rounds)
@@ -218,7 +225,7 @@ class Run:
         """Return how many open items, of these or of all, are in tasks that have started."""
         if items is not None:
             return sum(self.task_of(i) in self.started for i in self.ledger.open_among(items))
-        return sum(len(self.ledger.open_among(self.items_of(task))) for task in self.started)
+        return sum(self.ledger.count(Fate.OPEN, self.items_of(task)) for task in self.started)
 
     def log(self, task: int, stream: str) -> Path:
         """Return the path of a task's log, *stream* being ``out`` or ``err``."""
@@ -491,12 +498,15 @@ class Run:
             self._cancellations = CancellationReader(self.folder, [each.number for each in self.rounds])
         self.learn_job_ids()
 
-    def learn_job_ids(self) -> None:
-        """Read which arrays have been submitted, perhaps by another client."""
+    def learn_job_ids(self) -> int:
+        """Read which arrays have been submitted, perhaps by another client; return how many file operations it took."""
+        operations = 0
         for each in self.rounds:
             if any((each.number, number) not in self.jobs for number in range(len(each.plan.arrays))):
                 with self.changed:
                     self.jobs.update({(each.number, number): job_id for number, job_id in each.job_ids().items()})
+                operations += _JOURNAL_COST
+        return operations
 
     # Looking back, for a retry.
 
@@ -517,6 +527,10 @@ class Run:
             return not self.submission.will_come(place.round, place.array)
         ended = earlier.ledger.fate(item) == Fate.ENDED
         return ended and earlier.round_of(item).number == self.round_of(item).number
+
+
+_JOURNAL_COST = 7
+"""File operations that it takes to read a journal."""
 
 
 def _always(error: BaseException) -> Callable[[int], BaseException]:

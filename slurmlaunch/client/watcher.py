@@ -18,7 +18,7 @@ from slurmlaunch.client.lookout import Lookout
 from slurmlaunch.errors import ResultLost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from slurmlaunch.backends.base import Backend, Snapshot
     from slurmlaunch.client.run import Run
@@ -35,59 +35,82 @@ after a wait is seen at most so much later than it could have been."""
 _LAST_LOOK = 5.0
 """Seconds that a look may take when the interpreter ends."""
 
-OPERATIONS_PER_SECOND = 40.0
-_BURST = 400.0
-"""File operations that may be saved up while nothing is looked at."""
+LOOKING, COLLECTING = (40.0, 200.0), (200.0, 2000.0)
+"""How many file operations a second are spent on looking, all runs together, and how many may be saved up while nothing
+is looked at; and how many on reading what has ended, which comes but once for each task."""
 
 
 class Budget:
     """So many file operations a second, on average."""
 
-    def __init__(self) -> None:
-        self._left = _BURST
-        self._at = time.monotonic()
+    def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with as many as may be saved up."""
+        self._per_second, self._burst, self._clock = per_second, burst, clock
+        self._left = burst
+        self._at = clock()
 
     def left(self) -> float:
         """Return how many operations may be made now."""
-        now = time.monotonic()
-        self._left = min(_BURST, self._left + (now - self._at) * OPERATIONS_PER_SECOND)
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
         self._at = now
         return self._left
 
     def seconds_owed(self) -> float:
         """Return how long it takes until what was spent too much has come in again."""
-        return max(0.0, -self.left() / OPERATIONS_PER_SECOND)
+        return max(0.0, -self.left() / self._per_second)
 
     def spend(self, operations: int) -> None:
         """Note that they were made."""
         self._left -= operations
 
 
-class _Watch:
-    """When a run is looked at next, and what is known so far."""
+class Budgets:
+    """What the looks at all runs of a process may cost.
 
-    def __init__(self, run: Run) -> None:
-        self.lookout = Lookout(run)
+    Attributes:
+        looking: for what may have changed.
+        collecting: for what has ended.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.looking, self.collecting = Budget(*LOOKING, clock), Budget(*COLLECTING, clock)
+
+
+class Watch:
+    """When a run is looked at next, and what is known so far.
+
+    Attributes:
+        lookout: looks at it.
+        due: when, by the clock.
+        news_at: when there was news last.
+    """
+
+    def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lookout = Lookout(run, clock)
+        self._clock = clock
         self._folder = run.folder.path
         self._trouble_since: float | None = None
-        self.news_at = self.due = time.monotonic()
+        self.news_at = self.due = clock()
 
-    def look(self, budget: Budget) -> None:
+    def look(self, budgets: Budgets) -> None:
+        """Look now, as far as the budgets allow, and decide when to look next."""
+        looking, collecting = budgets.looking, budgets.collecting
         costly = self.lookout.run.backend.name != "local"
-        news, cost = self.lookout.look(budget.left()) if costly else self.lookout.look()
-        if costly:
-            budget.spend(cost)
-        now = time.monotonic()
+        look = self.lookout.look(looking.left(), collecting.left()) if costly else self.lookout.look()
+        now = self._clock()
         self._trouble_since = None
-        if news:
+        if look.news:
             self.news_at = now
         self.due = now + min(LONGEST, max(SHORTEST, (now - self.news_at) * _SHARE_OF_QUIET))
         if costly:
-            self.due = max(self.due, now + budget.seconds_owed())
+            looking.spend(look.cost)
+            collecting.spend(look.collecting)
+            self.due = max(self.due, now + looking.seconds_owed())
 
     def stumble(self, error: OSError) -> None:
         """Look again later; where the folder is gone for good, so are the outcomes."""
-        now = time.monotonic()
+        now = self._clock()
         if self._trouble_since is None:
             self._trouble_since = now
             _log.warning("slurmlaunch cannot look into %s (%s); it keeps trying", self._folder, error)
@@ -132,16 +155,16 @@ class Watcher:
 
     def __init__(self) -> None:
         self._news = threading.Condition()
-        self._watches: dict[Run, _Watch] = {}
+        self._watches: dict[Run, Watch] = {}
         self._inquiries: dict[Backend, _Inquiry] = {}
         self._told: list[tuple[list[Run], Snapshot]] = []
-        self._budget = Budget()
+        self._budgets = Budgets()
         self._thread: threading.Thread | None = None
         self._last_look: threading.Event | None = None
 
     def watch(self, run: Run) -> None:
         """Take in what a run has come to so far, and watch it while it has open items."""
-        watch = _Watch(run)
+        watch = Watch(run)
         watch.lookout.look()
         if not run.ledger.open:
             return
@@ -188,9 +211,9 @@ class Watcher:
                     _log.exception("slurmlaunch cannot make out the states of %s", run.folder.path)
                 watch.due = 0.0
 
-    def _look_at(self, run: Run, watch: _Watch) -> None:
+    def _look_at(self, run: Run, watch: Watch) -> None:
         try:
-            watch.look(self._budget)
+            watch.look(self._budgets)
         except OSError as error:
             watch.stumble(error)
         except Exception as error:  # noqa: BLE001  (a fault of ours must not be an endless wait of theirs)

@@ -19,7 +19,7 @@ from slurmlaunch.outcome import SERIES_PROTOCOL, Failure, Outcome, Value
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.items import read_at
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind
-from slurmlaunch.runfolder.safety import naming, open_owned
+from slurmlaunch.runfolder.safety import naming, open_checked, open_owned
 
 if TYPE_CHECKING:
     from array import array
@@ -232,11 +232,15 @@ class OutcomeFile:
         position: how far its records have been read, in bytes.
         notes: what the attempt recorded about itself.
         checkpoints: how items are gone on with, where the attempt recorded that.
+        operations: how many file operations reading has taken so far.
     """
+
+    __slots__ = ("_salt", "checkpoints", "notes", "operations", "path", "position")
 
     def __init__(self, path: Path, salt: int = 0) -> None:
         """Read a file whose headers are salted with that (`RunFolder.salt`)."""
         self.path = path
+        self.operations = 0
         self._salt = salt
         self.position = 0
         self.notes: list[dict[str, Any]] = []
@@ -254,15 +258,18 @@ class OutcomeFile:
             OSError: the file is not there (yet), or cannot be read.
             UnsafeRunFolder: it is not safe to read.
         """
-        descriptor = open_owned(self.path)
+        self.operations += 1
+        descriptor, status = open_checked(self.path)
+        self.operations += 2
         try:
-            size = os.fstat(descriptor).st_size
+            size = status.st_size
             while self.position < size:
                 before, rest = self.position, size - self.position
-                extent = self._extent(descriptor)
+                extent = self._extent(descriptor) if rest > min(_GLANCE, _PIECE) else 0
                 if extent > rest and not final:
                     return  # its last record is still being written: no need to read what there is of it
                 data = read_at(descriptor, min(rest, max(extent, _PIECE)), before)
+                self.operations += 1
                 yield from self._take(memoryview(data), final=final, size=size)
                 if self.position == before:
                     return
@@ -272,6 +279,7 @@ class OutcomeFile:
     def _extent(self, descriptor: int) -> int:
         """Return the length of the next record; 0 where no whole header is."""
         data = os.pread(descriptor, HEADER_SIZE, self.position)
+        self.operations += 1
         header = records.parse_header(data, salt=self._salt)
         return HEADER_SIZE + header.length if header else 0
 
@@ -299,6 +307,9 @@ class OutcomeFile:
 
 OUTCOMES = frozenset({Kind.VALUES, Kind.SERIES, Kind.FAILURE})
 """The records that say what items have come to."""
+
+_GLANCE = 1 << 16
+"""Up to so much is read without a look at how much of it is whole."""
 
 _PIECE = 1 << 22
 """How much is read at once, where no record is larger."""

@@ -12,8 +12,10 @@ import json
 import os
 import time
 from array import array
+from bisect import bisect_right
 from contextlib import suppress
 from itertools import count
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -96,11 +98,14 @@ class RoundPlan(NamedTuple):
 
     def element_of(self, task: int) -> tuple[int, int]:
         """Return the number of the array that has a task, and the task's place in it."""
-        for number, plan in enumerate(self.arrays):
-            if plan.first_task <= task < plan.first_task + plan.length:
-                return number, task - plan.first_task
+        number = bisect_right(self.arrays, task, key=_FIRST_TASK) - 1
+        if number >= 0 and task < self.arrays[number].first_task + self.arrays[number].length:
+            return number, task - self.arrays[number].first_task
         msg = f"task {task} is in no array of its round"
         raise LookupError(msg)
+
+
+_FIRST_TASK = attrgetter("first_task")
 
 
 class Round:

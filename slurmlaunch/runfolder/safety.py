@@ -58,6 +58,11 @@ def open_owned(path: Path) -> int:
         OSError: it cannot be opened.
         UnsafeRunFolder: another user owns it or may write to it, or it is a link.
     """
+    return open_checked(path)[0]
+
+
+def open_checked(path: Path) -> tuple[int, os.stat_result]:
+    """Open a file as `open_owned` does; return what was seen of it, too."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -66,11 +71,12 @@ def open_owned(path: Path) -> int:
             raise UnsafeRunFolder(msg, path=str(path)) from None
         raise
     try:
-        _check(os.fstat(descriptor), path)
+        status = os.fstat(descriptor)
+        _check(status, path)
     except UnsafeRunFolder:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, status
 
 
 def read_owned(path: Path) -> bytes:
