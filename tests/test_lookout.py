@@ -209,13 +209,13 @@ class TestOutcomes:
     def test_budget(self, tmp_path: Path) -> None:
         """A look costs no more than it may, and many looks come to every file."""
         watched = Watched(tmp_path / "run")
-        watched.lookout.look(looking=0)
+        watched.lookout.look(sampling=0)
         for task in range(3):
             write_value(OutcomeWriter(watched.folder, task), 2 * task, task)
 
         seen = []
         for _ in range(3):
-            watched.lookout.look(looking=8)
+            watched.lookout.look(sampling=4)
             seen.append(len(watched.fates))
 
         assert [1, 2, 3] == seen
@@ -230,7 +230,7 @@ class TestOutcomes:
 
         fates = []
         for _ in range(4):
-            watched.lookout.look(looking=0, collecting=1)
+            watched.lookout.look(sampling=0, collecting=1)
             fates.append(len(watched.fates))
 
         assert [2, 4, 6, 6] == fates

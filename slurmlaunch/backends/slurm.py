@@ -70,11 +70,13 @@ class SlurmBackend:
         run: Runner = commands.run,
         intervals: Intervals | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """Speak to these clusters; *run* runs the commands, *intervals* say how often to ask for states."""
+        """Speak to these clusters; *run* runs the commands, *intervals* say how often to ask for states, by a clock."""
         self.clusters = clusters or os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
         self._run = run
         self._sleep = sleep
+        self._clock = clock
         self._intervals = intervals or Intervals.from_environment()
         self._submitted: dict[str, float] = {}
         self._snapshots: dict[str | None, SharedSnapshot] = {}
@@ -203,7 +205,8 @@ class SlurmBackend:
 
     def _snapshot(self, cluster: str | None) -> SharedSnapshot:
         if cluster not in self._snapshots:
-            self._snapshots[cluster] = SharedSnapshot(Queries(self._run, cluster), self._intervals)
+            queries = Queries(self._run, cluster)
+            self._snapshots[cluster] = SharedSnapshot(queries, self._intervals, clock=self._clock)
         return self._snapshots[cluster]
 
     def _call(self, *words: str) -> Finished:

@@ -45,9 +45,6 @@ _CANCELLATIONS_COST = 1
 _READ_COST = 4
 """Opening, looking, reading, closing."""
 
-_SHARE_OF_GROWING = 0.5
-"""What of the budget is spent on files that may have grown: the rest finds the ends, which are likelier news."""
-
 _UNBOUNDED = float(1 << 40)
 
 
@@ -100,12 +97,14 @@ class Look(NamedTuple):
 
     Attributes:
         news: whether there was anything new.
-        cost: how many file operations it took.
-        collecting: how many more, to read what tasks that have ended have recorded.
+        glancing: how many file operations it took to see what has begun or ended.
+        sampling: how many to read what may have grown.
+        collecting: how many to read what tasks that have ended have recorded.
     """
 
     news: bool
-    cost: int
+    glancing: int
+    sampling: int
     collecting: int
 
 
@@ -134,15 +133,16 @@ class Lookout:
         self._absent: dict[int, _Absence] = {}
         self._damaged: dict[int, tuple[Path, int]] = {}
         self._foreign: set[str] = set()
+        self._over: set[int] = set()
         self._rounds = len(run.rounds)
         self._held_for: set[str] = set()
         self._cancellations_at = 0.0
 
-    def look(self, looking: float = _UNBOUNDED, collecting: float = _UNBOUNDED) -> Look:
+    def look(self, sampling: float = _UNBOUNDED, collecting: float = _UNBOUNDED) -> Look:
         """Take in what is new.
 
         Args:
-            looking: how many file operations may be spent on what may have grown.
+            sampling: how many file operations may be spent on what may have grown.
             collecting: how many on what has ended and is read to its end, once.
         """
         before, costs = self._known(), self._costs()
@@ -156,7 +156,7 @@ class Lookout:
         self._list_ended()
         self._list_outcomes()
         self._reading = 0
-        self._read_growing(looking * _SHARE_OF_GROWING - _READ_COST)
+        self._read_growing(sampling - _READ_COST)
         grown, self._reading = self._reading, 0
         self._read_ended(collecting)
         self._judge(now)
@@ -164,7 +164,7 @@ class Lookout:
         news = before != self._known()
         if news:
             self._other_costs += self.run.learn_job_ids()  # what another client submits may be over before that is due
-        return Look(news, self._costs() - costs + grown, self._reading)
+        return Look(news, self._costs() - costs, grown, self._reading)
 
     def _known(self) -> tuple[int, ...]:
         return self.run.ledger.open, len(self._files), len(self._marks)
@@ -273,9 +273,10 @@ class Lookout:
                 if job_id is None:
                     continue
                 for element in range(array.length):
-                    record = snapshot.get(job_id, element)
+                    task = array.first_task + element
+                    record = None if task in self._over else snapshot.get(job_id, element)
                     if record is not None:
-                        self._hear_of(array.first_task + element, job_id, record)
+                        self._hear_of(task, job_id, record)
 
     def _hear_of(self, task: int, job_id: str, record: TaskRecord) -> None:
         self.run.states[task], self.run.told[task] = record.state, record
@@ -304,6 +305,7 @@ class Lookout:
         for task in list(self._unweighed):
             if not self._has_open(task):
                 self._unweighed.remove(task)
+                self._over.add(task)
             elif task not in self._absent and self._is_last_start(self._marks[task]):
                 self._weigh(task, self._marks[task])
         for task, absence in list(self._absent.items()):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from slurmlaunch.backends.base import Backend, Snapshot
+    from slurmlaunch.client.lookout import Look
     from slurmlaunch.client.run import Run
 
 _log = logging.getLogger("slurmlaunch")
@@ -35,9 +36,9 @@ after a wait is seen at most so much later than it could have been."""
 _LAST_LOOK = 5.0
 """Seconds that a look may take when the interpreter ends."""
 
-LOOKING, COLLECTING = (40.0, 200.0), (200.0, 2000.0)
-"""How many file operations a second are spent on looking, all runs together, and how many may be saved up while nothing
-is looked at; and how many on reading what has ended, which comes but once for each task."""
+GLANCING, SAMPLING, COLLECTING = (15.0, 200.0), (25.0, 150.0), (200.0, 2000.0)
+"""File operations a second, on average and for all runs together, and how many may be saved up: to see whether a task
+has begun or ended; to read what may have grown; to read what has ended, which comes but once for each task."""
 
 
 class Budget:
@@ -69,12 +70,14 @@ class Budgets:
     """What the looks at all runs of a process may cost.
 
     Attributes:
-        looking: for what may have changed.
-        collecting: for what has ended.
+        glancing: to see whether something has begun or ended.
+        sampling: to read what may have grown.
+        collecting: to read what has ended.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.looking, self.collecting = Budget(*LOOKING, clock), Budget(*COLLECTING, clock)
+        self.glancing, self.sampling = Budget(*GLANCING, clock), Budget(*SAMPLING, clock)
+        self.collecting = Budget(*COLLECTING, clock)
 
 
 class Watch:
@@ -93,20 +96,22 @@ class Watch:
         self._trouble_since: float | None = None
         self.news_at = self.due = clock()
 
-    def look(self, budgets: Budgets) -> None:
+    def look(self, budgets: Budgets) -> Look:
         """Look now, as far as the budgets allow, and decide when to look next."""
-        looking, collecting = budgets.looking, budgets.collecting
+        sampling, collecting = budgets.sampling, budgets.collecting
         costly = self.lookout.run.backend.name != "local"
-        look = self.lookout.look(looking.left(), collecting.left()) if costly else self.lookout.look()
+        look = self.lookout.look(sampling.left(), collecting.left()) if costly else self.lookout.look()
         now = self._clock()
         self._trouble_since = None
         if look.news:
             self.news_at = now
         self.due = now + min(LONGEST, max(SHORTEST, (now - self.news_at) * _SHARE_OF_QUIET))
         if costly:
-            looking.spend(look.cost)
+            budgets.glancing.spend(look.glancing)
+            sampling.spend(look.sampling)
             collecting.spend(look.collecting)
-            self.due = max(self.due, now + looking.seconds_owed())
+            self.due = max(self.due, now + budgets.glancing.seconds_owed())
+        return look
 
     def stumble(self, error: OSError) -> None:
         """Look again later; where the folder is gone for good, so are the outcomes."""

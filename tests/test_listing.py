@@ -1,0 +1,86 @@
+"""Listing a folder: nothing that comes is missed, and what does not change is hardly looked at."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurmlaunch.client.listing import Listing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Watched:
+    """A folder, and a clock that goes on when it is told to."""
+
+    def __init__(self, path: Path, *, network: bool) -> None:
+        self.path, self.now = path, 100.0
+        self.listing = Listing(path, lambda: self.now, network=network)
+
+    def after(self, seconds: float) -> set[str]:
+        """Return what is new so many seconds later."""
+        self.now += seconds
+        return self.listing.new()
+
+    def add(self, name: str, *, modified: int | None = None) -> None:
+        """Add a file; *modified* is what a coarse clock says of the folder then."""
+        (self.path / name).touch()
+        if modified is not None:
+            os.utime(self.path, ns=(modified, modified))
+
+
+@pytest.fixture(params=[False, True], ids=["disk", "network"])
+def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Watched:
+    """Return an empty folder that is watched."""
+    return Watched(tmp_path, network=request.param)
+
+
+def test_new_names(watched: Watched) -> None:
+    """Each name is new once."""
+    assert set() == watched.after(0)
+    watched.add("a")
+    watched.add("b")
+    assert {"a", "b"} == watched.after(1)
+    watched.add("c")
+    assert {"c"} == watched.after(1)
+    assert set() == watched.after(1)
+
+
+def test_coarse_time_of_modification(watched: Watched) -> None:
+    """What comes just after a listing, within one tick of the folder's time, is found all the same."""
+    watched.add("a", modified=10**18)
+    assert {"a"} == watched.after(0)
+    watched.add("b", modified=10**18)
+    found = [watched.after(0.01) for _ in range(3)]
+    assert [set(), set(), {"b"}] == [found[0], found[1] - {"b"}, found[1] | found[2]]
+
+    watched.add("c", modified=10**18)
+    assert {"c"} == set().union(*(watched.after(0.1) for _ in range(30)))
+
+
+def test_quiet(watched: Watched) -> None:
+    """A folder in which nothing happens is listed once a minute, and looked at otherwise."""
+    watched.add("a")
+    watched.after(0)
+    for _ in range(10):
+        watched.after(1)
+    before = watched.listing.operations
+    for _ in range(600):
+        watched.after(0.1)
+
+    glance = 3 if watched.listing.operations - before >= 1800 else 1
+    assert 600 * glance + 5 >= watched.listing.operations - before
+
+
+def test_forgotten(watched: Watched) -> None:
+    """Names that are forgotten are new once more, at the next look."""
+    watched.add("a")
+    watched.add("b")
+    watched.after(0)
+    watched.after(20)
+    watched.listing.forget({"a"})
+
+    assert [{"a"}, set()] == [watched.after(0.001), watched.after(0.001)]
