@@ -68,7 +68,14 @@ class Stretches:
         self._file.append(self._number_of(recorded.file) if recorded else _NOWHERE)
         if recorded:
             for block in range(items.start // _BLOCK, (items.stop - 1) // _BLOCK + 1):
-                insort(self._blocks.setdefault(block, array("I")), number, key=self._first.__getitem__)
+                self._enter(self._blocks.setdefault(block, array("I")), number)
+
+    def _enter(self, numbers: array[int], number: int) -> None:
+        """Enter a stretch into a block, in the order of their items, in which they come for the most part."""
+        if not numbers or self._first[numbers[-1]] < self._first[number]:
+            numbers.append(number)
+        else:
+            insort(numbers, number, key=self._first.__getitem__)
 
     def _number_of(self, file: Path) -> int:
         if self._files[-1] != file:  # a few records of a file come together
