@@ -15,6 +15,10 @@ from __future__ import annotations
 
 import mmap
 from array import array
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _WORDS = 8
 _CURRENT, _COUNT, _LIMIT = range(3)
@@ -49,15 +53,19 @@ class Channel:
 
     # The process's side.
 
-    def begin(self, position: int) -> bool:
-        """Say that an item of the assignment is being run; False where it is ours no more.
+    def begin(self, items: int) -> Iterator[int]:
+        """Yield the positions of an assignment, each said to be run; stop where the rest is ours no more.
 
         The limit is read after the position was written, and the supervisor
         reads the position a tick after it lowered the limit: so one of the two
         sees the other.
         """
-        self._words[_CURRENT] = position + 1
-        return position < self._words[_LIMIT]
+        words = self._words
+        for position in range(items):
+            words[_CURRENT] = position + 1
+            if position >= words[_LIMIT]:
+                return
+            yield position
 
     def put(self, data: bytes, *, failed: bool = False) -> bool:
         """Write an outcome; from the last store on it is there. False, and nothing written, where there is no room.

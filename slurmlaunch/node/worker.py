@@ -157,11 +157,9 @@ class Worker:
         return items
 
     def _run(self, work: Work, items: array[int]) -> None:
-        begin, run, put, task = self._channel.begin, work.run, self._channel.put, self._task
+        run, put, task = work.run, self._channel.put, self._task
         announced = monotonic()
-        for position, item in enumerate(items):
-            if not begin(position):
-                return
+        for item, position in zip(items, self._channel.begin(len(items)), strict=False):
             task.item = item
             kind, data = run(item)
             if self._is_copy:
