@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 import time
@@ -40,13 +41,24 @@ GLANCING, SAMPLING, COLLECTING = (15.0, 200.0), (25.0, 150.0), (200.0, 2000.0)
 """File operations a second, on average and for all runs together, and how many may be saved up: to see whether a task
 has begun or ended; to read what may have grown; to read what has ended, which comes but once for each task."""
 
+_DEEPEST = 500.0
+"""What is read of tasks that have ended is taken off what may have grown, up to so many operations: where much ends,
+that is news enough."""
+
 
 class Budget:
     """So many file operations a second, on average."""
 
-    def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with as many as may be saved up."""
-        self._per_second, self._burst, self._clock = per_second, burst, clock
+    def __init__(
+        self,
+        per_second: float,
+        burst: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        deepest: float = math.inf,
+    ) -> None:
+        """Begin with as many as may be saved up; no more than *deepest* are ever owed."""
+        self._per_second, self._burst, self._clock, self._deepest = per_second, burst, clock, deepest
         self._left = burst
         self._at = clock()
 
@@ -63,7 +75,7 @@ class Budget:
 
     def spend(self, operations: int) -> None:
         """Note that they were made."""
-        self._left -= operations
+        self._left = max(self._left - operations, -self._deepest)
 
 
 class Budgets:
@@ -76,7 +88,7 @@ class Budgets:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.glancing, self.sampling = Budget(*GLANCING, clock), Budget(*SAMPLING, clock)
+        self.glancing, self.sampling = Budget(*GLANCING, clock), Budget(*SAMPLING, clock, deepest=_DEEPEST)
         self.collecting = Budget(*COLLECTING, clock)
 
 
@@ -108,7 +120,7 @@ class Watch:
         self.due = now + min(LONGEST, max(SHORTEST, (now - self.news_at) * _SHARE_OF_QUIET))
         if costly:
             budgets.glancing.spend(look.glancing)
-            sampling.spend(look.sampling)
+            sampling.spend(look.sampling + look.collecting)
             collecting.spend(look.collecting)
             self.due = max(self.due, now + budgets.glancing.seconds_owed())
         return look
