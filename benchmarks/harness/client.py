@@ -25,11 +25,8 @@ from systems.base import Call
 from workloads.registry import WORKLOADS
 
 if TYPE_CHECKING:
-    from systems.base import System
+    from systems.base import System, Trial
     from workloads.registry import Workload
-
-# As from a notebook, where the code travels with the function; who pickles by reference finds it on PYTHONPATH.
-cloudpickle.register_pickle_by_value(workloads.functions)
 
 
 @dataclass(frozen=True)
@@ -93,13 +90,15 @@ def answer(request: Request) -> Answer:
     return Answer(trial.ended - begin, trial.accepted, lost, wrong, error, memory, calls_before, trial.measures)
 
 
-def _call(system: System, work: Workload, folder: Path):
+def _call(system: System, work: Workload, folder: Path) -> Trial:
     os.chdir(folder)
     return system.run(Call(work.function, range(work.items), work.tasks), folder)
 
 
 def main() -> None:
     """Read the request, and leave the answer."""
+    # As from a notebook, where the code travels with the function; who pickles by reference finds it on PYTHONPATH.
+    cloudpickle.register_pickle_by_value(workloads.functions)
     folder = Path(sys.argv[1])
     request: Request = pickle.loads((folder / "request").read_bytes())
     for module in ("slurmlaunch", *request.system.requires):

@@ -17,8 +17,6 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import cloudpickle
-
 from harness.client import Answer, Request
 from harness.series import Sample, Series
 from systems.base import missing
@@ -77,7 +75,7 @@ class Contest:
         talk, calls = folder / "talk", folder / "calls"
         calls.touch()
         request = Request(entry.system, entry.work, folder / "run", calls, entry.warm)
-        (talk / "request").write_bytes(cloudpickle.dumps(request))
+        (talk / "request").write_bytes(pickle.dumps(request))
         command = [*entry.system.launcher, sys.executable, "-m", "harness", str(talk)]
         with self.site.counted_calls(calls) as environment:
             said = self.site.bounded(command, folder / "run", environment, entry.timeout)

@@ -161,6 +161,8 @@ def open_site(folder: Path | None) -> Iterator[Site]:
         if "SLURM_CONF" not in os.environ:
             life.enter_context(_throwaway_cluster())
         life.enter_context(_importable(Path(__file__).parents[1]))
+        # executorlib writes "--partition=" into its scripts, which Slurm refuses where this says nothing better.
+        os.environ.setdefault("SBATCH_PARTITION", _default_partition())
         made = Path(life.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="bench-", ignore_cleanup_errors=True)))
         squeue, scancel = (shutil.which(name) or name for name in ("squeue", "scancel"))
         yield Site(made.resolve(), _printed("sbatch", "--version"), squeue, scancel)
@@ -176,6 +178,11 @@ def _throwaway_cluster() -> Iterator[None]:
         os.environ.clear()
         os.environ.update(environment)
         yield
+
+
+def _default_partition() -> str:
+    names = _printed("sinfo", "--noheader", "--format=%P").split()
+    return next((name for name in names if name.endswith("*")), names[0]).rstrip("*")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DaskJobqueue:
-    """A job per node, with a process per CPU; no dashboard and no nannies, which cost time."""
+    """A job per node, with a process per CPU, and no dashboard, which costs time."""
 
     name: str = "dask-jobqueue"
     requires: tuple[str, ...] = ("dask_jobqueue", "distributed")
@@ -34,7 +34,6 @@ class DaskJobqueue:
                 memory="4GB",
                 n_workers=NODES * CPUS,
                 interface="lo",
-                nanny=False,
                 local_directory=str(folder),
                 log_directory=str(folder),
                 scheduler_options={"dashboard": False, "dashboard_address": None},

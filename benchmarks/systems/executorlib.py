@@ -30,7 +30,7 @@ class InAllocation:
         """Start the workers by srun, and map the function over the items."""
         from executorlib import SlurmJobExecutor
 
-        options = {"cache_directory": str(folder), "hostname_localhost": True, "disable_dependencies": True}
+        options = {"hostname_localhost": True, "disable_dependencies": True}  # no cache: it is a file per item
         with SlurmJobExecutor(max_workers=SLOTS, block_allocation=True, **options) as executor:
             return _run(executor, call)
 
@@ -53,8 +53,9 @@ class BySbatch:
         """Submit a job for each worker or item."""
         from executorlib import SlurmClusterExecutor
 
-        options: dict[str, Any] = {"max_workers": SLOTS, "block_allocation": True} if self.stay else {}
-        options |= {"cache_directory": str(folder / "cache"), "hostname_localhost": True, "disable_dependencies": True}
+        options: dict[str, Any] = {"disable_dependencies": True}
+        if self.stay:
+            options |= {"max_workers": SLOTS, "block_allocation": True, "hostname_localhost": True}
         with SlurmClusterExecutor(**options) as executor:
             return _run(executor, call)
 

@@ -41,7 +41,14 @@ class Parsl:
             prefetch_capacity=self.prefetch,
             encrypted=False,
         )
-        config = Config([workers], run_dir=str(folder / "runinfo"), strategy="none", usage_tracking=0)
+        config = Config(
+            [workers],
+            run_dir=str(folder / "runinfo"),
+            strategy="none",
+            strategy_period=0.1,  # it submits its jobs after the first
+            initialize_logging=False,  # several lines per item
+            usage_tracking=0,
+        )
         with ParslPoolExecutor(config) as executor:
             futures = [executor.submit(call.function, item) for item in call.items]
             return Trial([outcome(future.result) for future in futures])
