@@ -52,7 +52,7 @@ def _main() -> int:
     with open_site(arguments.folder) as site:
         measures = Measures(site, size)
         table = [row for key in keys for row in rows(key, measures)]
-        about = f"{site.slurm}, Python {platform.python_version()}, {_versions()}; {size.rounds} rounds or fewer"
+        about = f"{site.slurm}, Python {platform.python_version()}, {_versions()}; rounds: {size.rounds}, or fewer"
     _report(arguments.out, about, table, measures)
     for fault in measures.faults:
         print(f"WRONG: {fault}", file=sys.stderr)

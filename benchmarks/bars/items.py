@@ -46,9 +46,7 @@ def ten_million(measures: Measures) -> list[Row]:
     ]
 
 
-def _of_pool(
-    key: str, work: str, least: Series, pool: Series, ours: Series, allowed: tuple[float, float]
-) -> list[Row]:
+def _of_pool(key: str, work: str, least: Series, pool: Series, ours: Series, allowed: tuple[float, float]) -> list[Row]:
     theirs = f"{pool.entry.name}: {pool.spread}"
     raw, without = ours.ratio(pool), (ours.median() - least.median()) / pool.median()
     off = f"the same, the floor taken off ({least.spread})"
@@ -79,24 +77,23 @@ def tenth(measures: Measures) -> list[Row]:
 
 
 def growth(measures: Measures) -> list[Row]:
-    """Compare the cost of one of 10^6 items with that of one of 10^4, and of the last ones of each."""
-    few, some, most = measures.ten_thousand, measures.hundred_thousand, measures.million
-    few_ours, some_ours, most_ours = fastest(few[1:3]), some[1], most[2]
-    each = [
-        (ours.median() - least.median()) / ours.entry.work.items * 1e6
-        for ours, least in ((few_ours, few[0]), (most_ours, most[0]))
-    ]
-    marginal = [
-        (larger.median() - smaller.median()) / (larger.entry.work.items - smaller.entry.work.items) * 1e6
-        for smaller, larger in ((few_ours, some_ours), (some_ours, most_ours))
-    ]
+    """Compare the cost of one of 10^6 items with that of one of 10^4; and that of each further item alike."""
+    least, few, some, most = measures.growing
+    few_each, most_each = (1e6 * (ours.median() - least.median()) / ours.entry.work.items for ours in (few, most))
+    further = _further(few, some), _further(some, most)
     work = "cost per item at 10^6, without the floor, over that at 10^4"
-    further = "*the same of each further item: from 10^5 to 10^6, over from 10^4 to 10^5*"
-    said, theirs = f"{each[1]:.2f} µs", f"at 10^4: {each[0]:.1f} µs"
+    marginal = "*each further item from 10^5 to 10^6, over each further one from 10^4 to 10^5*"
+    said, theirs = f"{most_each:.2f} µs", f"at 10^4: {few_each:.1f} µs"
+    ratio = further[1] / further[0]
     return [
-        at_most("growth", work, each[1] / each[0], _GROWTH, " ×", ours=said, theirs=theirs),
-        Row("growth", further, f"{marginal[1]:.2f} µs", f"{marginal[0]:.2f} µs", f"{marginal[1] / marginal[0]:.2f} ×"),
+        at_most("growth", work, most_each / few_each, _GROWTH, " ×", ours=said, theirs=theirs),
+        Row("growth", marginal, f"{further[1]:.2f} µs", f"{further[0]:.2f} µs", f"{ratio:.2f} ×"),
     ]
+
+
+def _further(smaller: Series, larger: Series) -> float:
+    """Return the microseconds that each further item costs."""
+    return 1e6 * (larger.median() - smaller.median()) / (larger.entry.work.items - smaller.entry.work.items)
 
 
 def memory(measures: Measures) -> list[Row]:
@@ -117,11 +114,14 @@ def first(measures: Measures) -> list[Row]:
 
 
 def watching(measures: Measures) -> list[Row]:
-    """Count what a waiting client asks of the file system."""
+    """Count what a waiting client asks of the file system, each system call in the run folder as one."""
     _need_strace()
     (ours,) = measures.watching
     work = f"file operations a second of a client that watches {MANY} tasks, {SLOTS} running at a time"
-    return [at_most("watching", work, ours.measure("per second"), _FILE_CALLS_PER_SECOND, " a second")]
+    total = ours.measure("all")
+    kinds = {name: ours.measure(name) for name in ours.samples[0].measures if name != "all"}
+    said = ", ".join(f"{count:.1f} {name}" for name, count in sorted(kinds.items(), key=lambda kind: -kind[1]))
+    return [at_most("watching", work, total, _FILE_CALLS_PER_SECOND, " a second", ours=said or "none")]
 
 
 def start_up(measures: Measures) -> list[Row]:
@@ -144,5 +144,3 @@ def start_up(measures: Measures) -> list[Row]:
 def _need_strace() -> None:
     if not strace.installed():
         raise NoSamples("not installed: strace (on Debian: apt-get install strace)")
-
-

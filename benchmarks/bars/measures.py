@@ -11,7 +11,7 @@ from harness.contest import Contest
 from harness.series import Entry
 from harness.startup import Startup, compare
 from systems.registry import CLOUDPICKLE, OURS, PEERS, SYSTEMS
-from workloads.registry import SLOTS, WORKLOADS
+from workloads.registry import WORKLOADS
 
 if TYPE_CHECKING:
     from harness.series import Series
@@ -155,9 +155,12 @@ class Measures:
         return self._hold(self.size.slow_rounds, _NO_OP.of(TEN_MILLION), *names)
 
     @functools.cached_property
-    def hundred_thousand(self) -> list[Series]:
-        """10^5 items: the floor, slurmlaunch."""
-        return self._hold(self.size.few_rounds, _NO_OP.of(10 * TEN_THOUSAND), "floor", "slurmlaunch")
+    def growing(self) -> list[Series]:
+        """The floor, and slurmlaunch with 10^4, 10^5 and 10^6 items."""
+        sizes = TEN_THOUSAND, 10 * TEN_THOUSAND, MILLION
+        ours = [self._entry(SYSTEMS["slurmlaunch"], _NO_OP.of(items)) for items in sizes]
+        least = self._entry(SYSTEMS["floor"], _NO_OP.of(TEN_THOUSAND))
+        return self._contest.hold([least, *ours], self.size.few_rounds)
 
     @functools.cached_property
     def ten_thousand(self) -> list[Series]:

@@ -111,5 +111,3 @@ def main() -> None:
     beside = folder / "answer.new"
     beside.write_bytes(pickle.dumps(answered))
     beside.rename(folder / "answer")
-
-

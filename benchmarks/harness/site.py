@@ -163,7 +163,9 @@ def open_site(folder: Path | None) -> Iterator[Site]:
         life.enter_context(_importable(Path(__file__).parents[1]))
         # executorlib writes "--partition=" into its scripts, which Slurm refuses where this says nothing better.
         os.environ.setdefault("SBATCH_PARTITION", _default_partition())
-        made = Path(life.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="bench-", ignore_cleanup_errors=True)))
+        made = Path(
+            life.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="bench-", ignore_cleanup_errors=True))
+        )
         squeue, scancel = (shutil.which(name) or name for name in ("squeue", "scancel"))
         yield Site(made.resolve(), _printed("sbatch", "--version"), squeue, scancel)
 

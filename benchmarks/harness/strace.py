@@ -11,17 +11,18 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 FILE_CALLS = "%file,getdents64,fstat,read,pread64,readv"
 """What a shared file system may be asked for by a reader: names, attributes, listings, contents."""
 
 _UNFINISHED = " <unfinished ...>"
 _RESUMED = re.compile(r"<\.\.\. \w+ resumed>")
+_NAME = re.compile(r"\d+ +(\w+)\(")
 _OPENED = re.compile(r"\b(?:open|openat|openat2)\(.* = \d+<(/[^>]*)>")
 _READ = re.compile(r"\b(?:read|pread64|readv)\(\d+<(/[^>]*)>.* = (\d+)$")
 _MISSED = re.compile(r" = -1 ENOENT ")
@@ -85,9 +86,11 @@ def between(lines: Sequence[str], mark: str) -> list[str]:
     return list(lines[marks[0] + 1 : marks[1]])
 
 
-def calls_in(lines: Iterable[str], folder: Path) -> int:
-    """Return how many calls are about what lies in a folder, or the folder itself."""
-    return sum(f"{folder}/" in line or f'"{folder}"' in line or f"<{folder}>" in line for line in lines)
+def calls_in(lines: Iterable[str], folder: Path) -> list[str]:
+    """Return the names of the calls that are about what lies in a folder, or the folder itself."""
+    about = f"{folder}/", f'"{folder}"', f"<{folder}>"
+    found = [_NAME.match(line) for line in lines if any(each in line for each in about)]
+    return [match[1] for match in found if match]
 
 
 def file_costs(lines: Iterable[str]) -> FileCosts:

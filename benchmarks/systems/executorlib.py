@@ -26,7 +26,7 @@ class InAllocation:
     logs: str = ""
     launcher: tuple[str, ...] = ("salloc", "--quiet", f"--ntasks={SLOTS}")
 
-    def run(self, call: Call, folder: Path) -> Trial:
+    def run(self, call: Call, folder: Path) -> Trial:  # noqa: ARG002  (it writes to the current one)
         """Start the workers by srun, and map the function over the items."""
         from executorlib import SlurmJobExecutor
 
@@ -49,7 +49,7 @@ class BySbatch:
     logs: str = ""
     launcher: tuple[str, ...] = ()
 
-    def run(self, call: Call, folder: Path) -> Trial:
+    def run(self, call: Call, folder: Path) -> Trial:  # noqa: ARG002  (it writes to the current one)
         """Submit a job for each worker or item."""
         from executorlib import SlurmClusterExecutor
 

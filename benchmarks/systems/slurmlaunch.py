@@ -174,7 +174,9 @@ class Watched(Slurmlaunch):
         mark = folder / "mark"
         watch = [sys.executable, "-c", _WATCH, str(array.folder), str(self.seconds), str(mark)]
         lines = between(traced(watch, folder), str(mark))
-        trial = Trial(None, measures={"per second": calls_in(lines, array.folder) / self.seconds})
+        calls = calls_in(lines, array.folder)
+        kinds = {name: calls.count(name) / self.seconds for name in set(calls)}
+        trial = Trial(None, measures={"all": len(calls) / self.seconds, **kinds})
         array.cancel()
         return trial
 

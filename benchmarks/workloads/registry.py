@@ -46,12 +46,14 @@ class Workload:
         Raises:
             AssertionError: one came to a wrong value, or the outcomes are fewer or more than the items.
         """
-        count, lost, wrong = 0, 0, []
-        for count, (item, outcome) in enumerate(enumerate(outcomes), start=1):
+        count, lost = 0, 0
+        wrong: list[tuple[int, Any]] = []
+        for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 lost += 1
-            elif outcome != item:
-                wrong.append((item, outcome))
+            elif outcome != count:
+                wrong.append((count, outcome))
+            count += 1
         if count != self.items or wrong:
             raise AssertionError(f"{self.items} items came to {count} outcomes, of which wrong: {wrong[:5]}")
         return lost
