@@ -52,7 +52,8 @@ class Contest:
                 if not each.failure and (each.entry.most is None or number < each.entry.most):
                     self._run(each)
                     work = f"{each.entry.work.items} × {each.entry.work.name}"
-                    _say(f"round {number + 1}, {work}, {each.entry.name}: {each.failure or each.samples[-1]}")
+                    came = each.failure or f"{each.samples[-1].seconds:.2f} s"
+                    _say(f"round {number + 1}, {work}, {each.entry.name}: {came}")
         return series
 
     def _run(self, series: Series) -> None:
