@@ -34,8 +34,10 @@ from workloads.registry import WORKLOADS
 
 if TYPE_CHECKING:
     from harness.series import Series
-    from harness.startup import Startup
     from harness.table import Row
+
+_PLOTTED = ("alone", "sliced", "one_by_one", "ten_thousand", "tenth", "million", "ten_million")
+"""The contests whose times say who is how fast; others are about memory, files or calls."""
 
 _LEGEND = """
 Seconds are medians, with minimum and maximum. Where the floor is taken off in seconds, so is the wait between sbatch's
@@ -61,10 +63,7 @@ def _main() -> int:
 
 def _report(out: Path, about: str, table: list[Row], measures: Measures) -> None:
     """Print the tables, and write them, the plot and the samples."""
-    series, startups = [], []
-    for each in measures.held.values():
-        series += [one for one in each if not _is_startup(one)]
-        startups += [one for one in each if _is_startup(one)]
+    series = [each for contest in measures.held.values() for each in contest]
     text = f"{about}\n\n{bars(table)}\n{_LEGEND}\n\n{measured(series)}\n"
     print(text)
     out.mkdir(parents=True, exist_ok=True)
@@ -74,12 +73,12 @@ def _report(out: Path, about: str, table: list[Row], measures: Measures) -> None
         "size": dataclasses.asdict(measures.size),
         "rows": [dataclasses.asdict(row) for row in table],
         "faults": measures.faults,
-        "startups": [dataclasses.asdict(each) for each in startups],
+        "startups": [dataclasses.asdict(each) for each in vars(measures).get("startups", [])],
         "series": [_as_json(each) for each in series],
     }
     (out / "samples.json").write_text(json.dumps(held, indent=1), encoding="utf-8")
     try:
-        plot(series, out / "times.svg")
+        plot([measures.held[name] for name in _PLOTTED if name in measures.held], out / "times.svg")
     except ImportError:
         print("There is no plot: matplotlib is not installed.", file=sys.stderr)
 
@@ -94,10 +93,6 @@ def _as_json(series: Series) -> dict[str, object]:
         "failure": series.failure,
         "samples": [dataclasses.asdict(sample) for sample in series.samples],
     }
-
-
-def _is_startup(each: Series | Startup) -> bool:
-    return hasattr(each, "code")
 
 
 def _versions() -> str:

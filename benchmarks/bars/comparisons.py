@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.table import Row
+from harness.table import Row, plain
 
 if TYPE_CHECKING:
     from harness.series import Series
@@ -20,7 +20,7 @@ def faster(key: str, work: str, ours: Series, peer: Series) -> Row:
     """Compare with a peer, which may have failed, or had fewer items (then the bar is met or missed all the same)."""
     how = ours.entry.name.partition(", ")[2]
     work = f"{work}, {how}" if how else work
-    said = f"{peer.entry.name}: {' '.join(peer.spread.replace('|', '/').split())[:160]}"
+    said = f"{peer.entry.name}: {plain(peer.spread)}"
     if not peer.samples:
         return Row(key, work, ours.spread, said, "", "faster")
     if peer.entry.work.items != ours.entry.work.items:

@@ -93,9 +93,7 @@ class Measures:
     @property
     def held(self) -> dict[str, list[Series]]:
         """All contests that have been held."""
-        return {
-            name: value for name, value in vars(self).items() if isinstance(value, list) and not name.startswith("_")
-        }
+        return {name: value for name, value in vars(self).items() if isinstance(value, list) and name != "startups"}
 
     # The main job.
 

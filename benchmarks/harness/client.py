@@ -53,6 +53,8 @@ class Answer:
     Attributes:
         seconds: from the call to the last outcome.
         accepted: when Slurm had accepted the job (`time.time`); None if unknown.
+        submitting: how many seconds after the call that was; None if unknown.
+        cpu: how many seconds of CPU time the client took.
         lost: how many items came to nothing.
         wrong: what is wrong with the results, or what was raised; empty if nothing.
         error: the first of the exceptions that items came to; empty if none did.
@@ -63,6 +65,8 @@ class Answer:
 
     seconds: float = 0.0
     accepted: float | None = None
+    submitting: float | None = None
+    cpu: float = 0.0
     lost: int = 0
     wrong: str = ""
     error: str = ""
@@ -77,17 +81,35 @@ def answer(request: Request) -> Answer:
         with tempfile.TemporaryDirectory(dir=request.folder.parent, ignore_cleanup_errors=True) as folder:
             _call(request.system, WORKLOADS["no-op"].of(1, 1), Path(folder))
     calls_before = request.calls.stat().st_size
-    begin = time.monotonic()
+    begin, began, cpu = time.monotonic(), time.time(), time.process_time()
     trial = _call(request.system, request.work, request.folder)
-    memory, lost, error, wrong = peak(), 0, "", ""
-    if trial.outcomes is not None:
-        outcomes = list(trial.outcomes)
-        error = next((repr(each) for each in outcomes if isinstance(each, BaseException)), "")
-        try:
-            lost = request.work.lost(outcomes)
-        except AssertionError as mistake:
-            wrong = str(mistake)
-    return Answer(trial.ended - begin, trial.accepted, lost, wrong, error, memory, calls_before, trial.measures)
+    cpu = time.process_time() - cpu
+    memory = peak()
+    lost, error, wrong = _check(request.work, trial)
+    return Answer(
+        seconds=trial.ended - begin,
+        accepted=trial.accepted,
+        submitting=None if trial.accepted is None else trial.accepted - began,
+        cpu=cpu,
+        lost=lost,
+        wrong=wrong,
+        error=error,
+        memory=memory,
+        calls_before=calls_before,
+        measures=trial.measures,
+    )
+
+
+def _check(work: Workload, trial: Trial) -> tuple[int, str, str]:
+    """Return how many items were lost, the first exception that one came to, and what is wrong with the results."""
+    if trial.outcomes is None:
+        return 0, "", ""
+    outcomes = list(trial.outcomes)
+    error = next((repr(each) for each in outcomes if isinstance(each, BaseException)), "")
+    try:
+        return work.lost(outcomes), error, ""
+    except AssertionError as mistake:
+        return 0, error, str(mistake)
 
 
 def _call(system: System, work: Workload, folder: Path) -> Trial:

@@ -95,6 +95,8 @@ class Contest:
         return Sample(
             seconds=answer.seconds,
             waited=_waited(answer, folder / "run", entry.system.logs),
+            submitting=answer.submitting,
+            cpu=answer.cpu,
             lost=answer.lost,
             files=len(found),
             bytes=sum(each.st_size for each in found),

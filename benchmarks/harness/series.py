@@ -46,6 +46,8 @@ class Sample:
     Attributes:
         seconds: from the call to the last outcome.
         waited: how many of them passed between Slurm's acceptance and the first task's start; None if unknown.
+        submitting: how many of them had passed when Slurm had accepted; None if unknown.
+        cpu: how many seconds of CPU time the client took, after its last result included.
         lost: how many items came to nothing.
         files: how many files it left.
         bytes: how large they are together.
@@ -56,6 +58,8 @@ class Sample:
 
     seconds: float
     waited: float | None = None
+    submitting: float | None = None
+    cpu: float = 0.0
     lost: int = 0
     files: int = 0
     bytes: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,19 @@ if TYPE_CHECKING:
     from harness.series import Series
 
 _BARS = ("work", "slurmlaunch", "against", "comes to", "bar", "met")
-_MEASURED = ("work", "system", "time", "µs per item", "files", "MB", "scheduler calls", "client's memory, MB")
+_MEASURED = (
+    "work",
+    "system",
+    "time",
+    "of which to submit, s",
+    "and Slurm's wait, s",
+    "client's CPU, s",
+    "µs per item",
+    "files",
+    "MB",
+    "scheduler calls",
+    "client's memory, MB",
+)
 _MEGA = 1e6
 
 
@@ -58,11 +71,14 @@ def _cells(series: Series) -> tuple[str, ...]:
     work = series.entry.work
     about = f"{work.items:,} × {work.name}", series.entry.name
     if not series.samples:
-        return *about, _plain(series.spread), "", "", "", "", ""
+        return *about, plain(series.spread), *[""] * (len(_MEASURED) - 3)
     last = series.samples[-1]
     return (
         *about,
         series.spread,
+        _seconds([sample.submitting for sample in series.samples]),
+        _seconds([sample.waited for sample in series.samples]),
+        _seconds([sample.cpu for sample in series.samples]),
         f"{1e6 * series.median() / work.items:,.1f}",
         f"{series.median(lambda sample: sample.files):.0f}",
         f"{series.median(lambda sample: sample.bytes) / _MEGA:.2f}",
@@ -76,7 +92,13 @@ def calls_as_text(calls: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in calls.items()) or "none"
 
 
-def _plain(text: str) -> str:
+def _seconds(each: list[float | None]) -> str:
+    """Return the median as text, where all are known."""
+    known = [seconds for seconds in each if seconds is not None]
+    return f"{statistics.median(known):.2f}" if known and len(known) == len(each) else ""
+
+
+def plain(text: str) -> str:
     """Make one short line of what a peer said, that no table stumbles over."""
     return " ".join(text.replace("|", "/").split())[:200]
 
