@@ -95,6 +95,11 @@ class Series:
             raise NoSamples(f"{self.entry.name}: {self.failure or 'not run'}")
         return statistics.median(map(value, self.samples))
 
+    @property
+    def own(self) -> float:
+        """The median of the seconds without Slurm's wait."""
+        return self.median(lambda sample: sample.own)
+
     def measure(self, name: str) -> float:
         """Return the median of what the system measured under a name."""
         return self.median(lambda sample: sample.measures[name])
