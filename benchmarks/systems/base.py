@@ -81,8 +81,10 @@ def version(system: System) -> str:
     """Return the name and the version of what was installed for a system, as text."""
     if not system.requires:
         return ""
-    packages = importlib.metadata.packages_distributions().get(system.requires[0], [])
-    return f"{packages[0]} {importlib.metadata.version(packages[0])}" if packages else ""
+    module = system.requires[0]
+    # On Python 3.10 it knows only some; most packages have their module's name.
+    package = importlib.metadata.packages_distributions().get(module, [module])[0]
+    return f"{package} {importlib.metadata.version(package)}"
 
 
 def outcome(result: Callable[[], Any]) -> Any:
