@@ -62,9 +62,12 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against peers and floors."""
-    install(session, "bench")
-    run_each(session, "benchmarks")
+    """Measure against peers and floors; arguments after `--` are those of the suite, such as `--full`."""
+    install(session, "bench", "peers")
+    if session.posargs:
+        session.run("python", "benchmarks/suite.py", *session.posargs)
+    else:
+        run_each(session, "benchmarks")
 
 
 @nox.session

@@ -1,12 +1,12 @@
-"""Where the benchmarks run: a Slurm, fresh folders, and calls to its commands that are counted."""
+"""Where the benchmarks run: a Slurm, fresh folders, clients that are killed in time, and calls that are counted."""
 
 from __future__ import annotations
 
-import collections
 import compileall
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,19 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import slurmlaunch
+from systems.base import CPUS, NODES
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Iterator
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The root of the repository, where the tests and their throwaway cluster lie."""
 
-COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun")
-QUERIES = ("squeue", "sacct", "scontrol")
+COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun", "sinfo")
+QUERIES = ("squeue", "sacct", "scontrol", "sinfo")
 
 _SETTLING_SECONDS = 120.0
 _SETTLING_TICK = 0.1
+_ENDING_SECONDS = 10.0
+"""How long the jobs of a client that has all results may take to end."""
+_MARK = "SLURMLAUNCH_BENCHMARK"
+"""In the environment of a client and of all that it starts: what they are known by when they are to end."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,13 @@ class Site:
     Attributes:
         folder: where each measured run gets a folder of its own.
         slurm: what Slurm it is, for the reader of the table.
-        squeue: the program itself, so that our own look at the queue is never counted.
+        squeue, scancel: the programs themselves, so that our own calls are never counted.
     """
 
     folder: Path
     slurm: str
     squeue: str
+    scancel: str
 
     @contextlib.contextmanager
     def fresh_folder(self) -> Iterator[Path]:
@@ -55,37 +60,86 @@ class Site:
             shutil.rmtree(folder, ignore_errors=True)
 
     def settle(self) -> None:
-        """Wait until no job is left: whoever comes next has the cluster for itself."""
+        """Wait until no job is left: whoever comes next has the cluster for itself.
+
+        Raises:
+            TimeoutError: there still are some after two minutes.
+        """
         deadline = time.monotonic() + _SETTLING_SECONDS
         while _printed(self.squeue, "--me", "--noheader"):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"jobs are still in the queue after {_SETTLING_SECONDS:.0f} s")
             time.sleep(_SETTLING_TICK)
 
-    @contextlib.contextmanager
-    def counted_calls(self) -> Iterator[Counter[str]]:
-        """Count the calls of Slurm's commands, also those by jobs that inherit our PATH.
+    def bounded(self, command: list[str], folder: Path, environment: dict[str, str], timeout: float) -> str:
+        """Run a client in a folder, for so many seconds at most; then end its jobs, and all that it has started.
 
-        The counter is filled in at the end.
+        Returns:
+            What it printed; the last line says so if it was killed.
         """
-        before = os.environ["PATH"]
-        calls: Counter[str] = collections.Counter()
-        with self.fresh_folder() as folder:
-            log = folder / "calls.log"
-            log.touch()
-            for name in COMMANDS:
-                _write_wrapper(folder / name, shutil.which(name) or name, log)
-            os.environ["PATH"] = f"{folder}{os.pathsep}{before}"
+        mark, killed = {_MARK: str(folder)}, ""
+        with tempfile.TemporaryFile(dir=self.folder) as printed:
+            client = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,
+                env=environment | mark,
+                start_new_session=True,
+            )
             try:
-                yield calls
+                client.wait(timeout)
+            except subprocess.TimeoutExpired:
+                killed = f"\nkilled after {timeout:.0f} s"
             finally:
-                os.environ["PATH"] = before
-                calls.update(log.read_text(encoding="ascii").split())
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(client.pid, signal.SIGKILL)
+                client.wait()
+            self._end_jobs(0.0 if killed else _ENDING_SECONDS)
+            _end_marked(folder)
+            printed.seek(0)
+            return printed.read().decode(errors="replace").strip() + killed
+
+    def _end_jobs(self, patience: float) -> None:
+        """Give the jobs that a client has left so many seconds, then cancel them, and wait until they are gone."""
+        deadline = time.monotonic() + patience
+        while jobs := self._jobs():
+            if time.monotonic() > deadline:
+                subprocess.run([self.scancel, *jobs], check=False, capture_output=True)
+                return self.settle()
+            time.sleep(_SETTLING_TICK)
+        return None
+
+    def _jobs(self) -> list[str]:
+        """Find the jobs that were submitted from our folders, and no others that the user may have."""
+        rows = (row.split(" ", 1) for row in _printed(self.squeue, "--me", "--noheader", "--format=%A %Z").splitlines())
+        return sorted({job for job, folder in rows if Path(folder).is_relative_to(self.folder)})
+
+    @contextlib.contextmanager
+    def counted_calls(self, log: Path) -> Iterator[dict[str, str]]:
+        """Make an environment in which calls of Slurm's commands are written to a file, a line each.
+
+        Calls by jobs that inherit our PATH are among them.
+        """
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            for name in COMMANDS:
+                _write_wrapper(Path(folder, name), shutil.which(name) or name, log)
+            yield {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
 
 def _write_wrapper(path: Path, program: str, log: Path) -> None:
     path.write_text(f'#!/bin/sh\necho {path.name} >> "{log}"\nexec "{program}" "$@"\n', encoding="utf-8")
     path.chmod(0o700)
+
+
+def _end_marked(folder: Path) -> None:
+    """Kill what a client has left behind, in whatever session it is."""
+    mark = f"{_MARK}={folder}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            if mark in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _printed(*command: str) -> str:
@@ -101,12 +155,19 @@ def open_site(folder: Path | None) -> Iterator[Site]:
             where the nodes are this machine.
     """
     # What pip does when it installs; a checkout would be compiled anew by each of a thousand Pythons.
-    compileall.compile_dir(str(Path(slurmlaunch.__file__).parent), quiet=2)
+    for package in (Path(slurmlaunch.__file__).parent, Path(__file__).parents[1]):
+        compileall.compile_dir(str(package), quiet=2)
     with contextlib.ExitStack() as life:
         if "SLURM_CONF" not in os.environ:
             life.enter_context(_throwaway_cluster())
-        made = Path(life.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="bench-")))
-        yield Site(made.resolve(), _printed("sbatch", "--version"), shutil.which("squeue") or "squeue")
+        life.enter_context(_importable(Path(__file__).parents[1]))
+        # executorlib writes "--partition=" into its scripts, which Slurm refuses where this says nothing better.
+        os.environ.setdefault("SBATCH_PARTITION", _default_partition())
+        made = Path(
+            life.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="bench-", ignore_cleanup_errors=True))
+        )
+        squeue, scancel = (shutil.which(name) or name for name in ("squeue", "scancel"))
+        yield Site(made.resolve(), _printed("sbatch", "--version"), squeue, scancel)
 
 
 @contextlib.contextmanager
@@ -114,13 +175,33 @@ def _throwaway_cluster() -> Iterator[None]:
     sys.path.append(str(CHECKOUT))
     from tests.cluster import Cluster, ClusterSpec, clean_environment
 
-    before = dict(os.environ)
-    with Cluster(ClusterSpec()) as cluster:
+    with Cluster(ClusterSpec(nodes=NODES, cpus_per_node=CPUS)) as cluster, _environment():
         environment = clean_environment() | cluster.env
         os.environ.clear()
         os.environ.update(environment)
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        yield
+
+
+def _default_partition() -> str:
+    names = _printed("sinfo", "--noheader", "--format=%P").split()
+    return next((name for name in names if name.endswith("*")), names[0]).rstrip("*")
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let clients, and nodes that inherit their environment, import what lies in a folder."""
+    with _environment():
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{before}" if before else str(folder)
+        yield
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """Undo at the end what was done to the environment."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

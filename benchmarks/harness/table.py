@@ -1,15 +1,36 @@
-"""What is shown: one line per bar."""
+"""What is shown as text: a line per bar, and a line per system and workload."""
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-_COLUMNS = ("work", "slurmlaunch", "against", "comes to", "bar", "met")
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from harness.series import Series
+
+_BARS = ("work", "slurmlaunch", "against", "comes to", "bar", "met")
+_MEASURED = (
+    "work",
+    "system",
+    "time",
+    "of which to submit, s",
+    "and Slurm's wait, s",
+    "client's CPU, s",
+    "µs per item",
+    "files",
+    "MB",
+    "scheduler calls",
+    "client's memory, MB",
+)
+_MEGA = 1e6
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One line of the table of bars.
 
     Attributes:
         key: what it is chosen by.
@@ -18,7 +39,7 @@ class Row:
         theirs: who it is compared with, and their figure.
         comparison: the ratio or difference.
         bar: what it has to be.
-        met: whether it is; None where there is no bar.
+        met: whether it is; None where there is no bar, or nobody to compare with.
     """
 
     key: str
@@ -36,7 +57,52 @@ class Row:
         return self.work, self.ours, self.theirs, self.comparison, self.bar, met
 
 
-def markdown(rows: list[Row]) -> str:
-    """Return the table."""
-    lines = [_COLUMNS, tuple("---" for _ in _COLUMNS), *(row.cells for row in rows)]
+def bars(rows: Iterable[Row]) -> str:
+    """Return the table of the bars."""
+    return _markdown(_BARS, (row.cells for row in rows))
+
+
+def measured(series: Iterable[Series]) -> str:
+    """Return the table of all that was measured, also of those who did not run, with why."""
+    return _markdown(_MEASURED, map(_cells, series))
+
+
+def _cells(series: Series) -> tuple[str, ...]:
+    work = series.entry.work
+    about = f"{work.items:,} × {work.name}", series.entry.name
+    if not series.samples:
+        return *about, plain(series.spread), *[""] * (len(_MEASURED) - 3)
+    last = series.samples[-1]
+    return (
+        *about,
+        series.spread,
+        _seconds([sample.submitting for sample in series.samples]),
+        _seconds([sample.waited for sample in series.samples]),
+        _seconds([sample.cpu for sample in series.samples]),
+        f"{1e6 * series.median() / work.items:,.1f}",
+        f"{series.median(lambda sample: sample.files):.0f}",
+        f"{series.median(lambda sample: sample.bytes) / _MEGA:.2f}",
+        calls_as_text(last.calls),
+        f"{series.median(lambda sample: sample.memory) / _MEGA:.0f}",
+    )
+
+
+def calls_as_text(calls: dict[str, int]) -> str:
+    """Return how often each command was called, as text."""
+    return ", ".join(f"{count} {name}" for name, count in calls.items()) or "none"
+
+
+def _seconds(each: list[float | None]) -> str:
+    """Return the median as text, where all are known."""
+    known = [seconds for seconds in each if seconds is not None]
+    return f"{statistics.median(known):.2f}" if known and len(known) == len(each) else ""
+
+
+def plain(text: str) -> str:
+    """Make one short line of what a peer said, that no table stumbles over."""
+    return " ".join(text.replace("|", "/").split())[:200]
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,5 @@
+"""What `harness.contest` starts for each run; see `harness.client`."""
+
+from harness.client import main
+
+main()

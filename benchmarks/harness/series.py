@@ -1,0 +1,144 @@
+"""The runs of one system, and what is computed from them."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from systems.base import System
+    from workloads.registry import Workload
+
+
+class NoSamples(Exception):
+    """A figure was asked for that nothing was measured for; the message says why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A system with its work.
+
+    Attributes:
+        warm: whether one item makes the trip before the clock starts.
+        timeout: after how many seconds it is killed.
+        most: in how many rounds it runs at most; None for all.
+    """
+
+    system: System
+    work: Workload
+    warm: bool = False
+    timeout: float = 120.0
+    most: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in the table."""
+        return self.system.name
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured run.
+
+    Attributes:
+        seconds: from the call to the last outcome.
+        waited: how many of them passed between Slurm's acceptance and the first task's start; None if unknown.
+        submitting: how many of them had passed when Slurm had accepted; None if unknown.
+        cpu: how many seconds of CPU time the client took, after its last result included.
+        lost: how many items came to nothing.
+        files: how many files it left.
+        bytes: how large they are together.
+        memory: the most bytes that the client had in memory.
+        calls: how often each command of Slurm was called.
+        measures: what else the system measured.
+    """
+
+    seconds: float
+    waited: float | None = None
+    submitting: float | None = None
+    cpu: float = 0.0
+    lost: int = 0
+    files: int = 0
+    bytes: int = 0
+    memory: int = 0
+    calls: dict[str, int] = field(default_factory=dict)
+    measures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def own(self) -> float:
+        """The seconds without Slurm's wait."""
+        return self.seconds - (self.waited or 0.0)
+
+
+@dataclass
+class Series:
+    """The samples of one entry.
+
+    Attributes:
+        failure: why there are none, or no more; empty if nothing failed.
+    """
+
+    entry: Entry
+    samples: list[Sample] = field(default_factory=list)
+    failure: str = ""
+
+    def median(self, value: Callable[[Sample], float] = lambda sample: sample.seconds) -> float:
+        """Return the median of what is asked of each sample.
+
+        Raises:
+            NoSamples: there are none.
+        """
+        if not self.samples:
+            raise NoSamples(f"{self.entry.name}: {self.failure or 'not run'}")
+        return statistics.median(map(value, self.samples))
+
+    @property
+    def own(self) -> float:
+        """The median of the seconds without Slurm's wait."""
+        return self.median(lambda sample: sample.own)
+
+    def measure(self, name: str) -> float:
+        """Return the median of what the system measured under a name."""
+        return self.median(lambda sample: sample.measures[name])
+
+    @property
+    def spread(self) -> str:
+        """Median, minimum and maximum of the seconds, as text; or what failed."""
+        if not self.samples:
+            return self.failure or "not run"
+        return spread([sample.seconds for sample in self.samples])
+
+    def beyond(self, floor: Series) -> float:
+        """Return by how many seconds it takes longer than the floor: the median over the rounds, Slurm's wait apart."""
+        pairs = list(zip(self.samples, floor.samples, strict=False))
+        if not pairs:
+            raise NoSamples(self.failure or floor.failure or f"{self.entry.name}: not run")
+        if any(sample.waited is None for pair in pairs for sample in pair):
+            return statistics.median(ours.seconds - theirs.seconds for ours, theirs in pairs)
+        return statistics.median(ours.own - theirs.own for ours, theirs in pairs)
+
+    def ratio(self, peer: Series) -> float:
+        """Return its time as a multiple of a peer's."""
+        return self.median() / peer.median()
+
+
+def spread(seconds: list[float]) -> str:
+    """Return median, minimum and maximum of some seconds, as text."""
+    if len(seconds) == 1:
+        return f"{seconds[0]:.2f} s"
+    return f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
+def fastest(series: list[Series]) -> Series:
+    """Return that with the least median: a system's best configuration.
+
+    Raises:
+        NoSamples: none has a sample.
+    """
+    ran = [each for each in series if each.samples]
+    if not ran:
+        raise NoSamples("; ".join(f"{each.entry.name}: {each.failure or 'not run'}" for each in series))
+    return min(ran, key=Series.median)

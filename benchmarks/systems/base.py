@@ -1,0 +1,95 @@
+"""What a system is, to the harness."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+NODES, CPUS = 2, 8
+"""The throwaway Slurm's: how many nodes it has, and how many CPUs each of them claims."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a system is asked for.
+
+    Attributes:
+        function: what is called with each item.
+        items: what it is called with.
+        tasks: into how many tasks the items go, where the system has tasks; all may run at once.
+    """
+
+    function: Callable[[Any], Any]
+    items: Sequence[Any]
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one run. It ends when this is made, so that no tidying up is timed.
+
+    Attributes:
+        outcomes: each item's value, or the exception that it came to; None where no items were run.
+        accepted: when Slurm had accepted the job (`time.time`); None if the client cannot tell.
+        measures: what else was measured, by name.
+        ended: when the last outcome was known (`time.monotonic`).
+    """
+
+    outcomes: Iterable[Any] | None
+    accepted: float | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+    ended: float = field(default_factory=time.monotonic)
+
+
+class System(Protocol):
+    """One way to get work done."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, in the registry and in the table."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """The modules that it needs, beyond what slurmlaunch needs itself."""
+
+    @property
+    def logs(self) -> str:
+        """A pattern for its tasks' logs in the folder, which Slurm makes when it starts them; empty if not known."""
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """What starts the client, such as ``salloc``; empty if nothing does."""
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Do the work, with an empty folder to write to, which is the current one."""
+
+
+def missing(system: System) -> str:
+    """Say what is not installed that the system needs; empty if nothing is missing."""
+    absent = [name for name in system.requires if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+def version(system: System) -> str:
+    """Return the name and the version of what was installed for a system, as text."""
+    if not system.requires:
+        return ""
+    module = system.requires[0]
+    # On Python 3.10 it knows only some; most packages have their module's name.
+    package = importlib.metadata.packages_distributions().get(module, [module])[0]
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def outcome(result: Callable[[], Any]) -> Any:
+    """Return what a future's result is, or the exception that it raises."""
+    try:
+        return result()
+    except Exception as error:  # noqa: BLE001  (peers have many ways to say that an item is lost)
+        return error

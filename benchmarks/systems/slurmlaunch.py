@@ -1,0 +1,202 @@
+"""Ours, and the ways to use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.memory import resident
+from harness.strace import between, calls_in, file_costs, traced
+from systems.base import Trial, outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from slurmlaunch import FutureArray
+    from systems.base import Call
+
+_RUNNING_POLL = 0.1
+_WATCHER_LOOKS = 2.0
+"""Seconds in which the watcher has looked at a new run more than once."""
+
+_WATCH = """
+import os, sys, slurmlaunch
+array = slurmlaunch.attach(sys.argv[1])
+os.path.exists(sys.argv[3])
+array.wait(float(sys.argv[2]))
+os.path.exists(sys.argv[3])
+"""
+
+
+def _submit(call: Call, folder: Path, *, tasks: int | None = None, **options: Any) -> FutureArray[Any]:
+    from slurmlaunch import Executor
+
+    count = tasks or call.tasks
+    executor = Executor(folder / "runs", cluster="slurm", **options)
+    return executor.map_array(call.function, call.items, tasks=count, throttle=count)
+
+
+@dataclass(frozen=True)
+class Slurmlaunch:
+    """`map_array`, and `results`.
+
+    Attributes:
+        tasks: how many slices; None for as many as the call says.
+        cpus: how many CPUs, and so processes, a task has.
+    """
+
+    tasks: int | None = None
+    cpus: int = 1
+    name: str = "slurmlaunch"
+    requires: tuple[str, ...] = ()
+    logs: str = "runs/*/logs/*.out"
+    launcher: tuple[str, ...] = ()
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Submit an array, and take the results."""
+        array = _submit(call, folder, tasks=self.tasks, cpus_per_task=self.cpus)
+        accepted = time.time()
+        return Trial(list(array.results(return_exceptions=True)), accepted)
+
+
+@dataclass(frozen=True)
+class OneItemPerTask(Slurmlaunch):
+    """`map_array` with a task for each item, as others have it."""
+
+    name: str = "slurmlaunch, chunksize=1"
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Submit an array as long as the items, and take the results."""
+        from slurmlaunch import Executor
+
+        executor = Executor(folder / "runs", cluster="slurm")
+        array = executor.map_array(call.function, call.items, chunksize=1, throttle=call.tasks)
+        accepted = time.time()
+        return Trial(list(array.results(return_exceptions=True)), accepted)
+
+
+@dataclass(frozen=True)
+class Submit(Slurmlaunch):
+    """`submit`, for one item."""
+
+    name: str = "slurmlaunch, submit"
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Submit a job, and take its result."""
+        from slurmlaunch import Executor
+
+        future = Executor(folder / "runs", cluster="slurm").submit(call.function, call.items[0])
+        accepted = time.time()
+        return Trial([outcome(future.result)], accepted)
+
+
+@dataclass(frozen=True)
+class Streamed(Slurmlaunch):
+    """`map_array` and `iter_results`, for results that are too many to be held.
+
+    It measures the client's memory while all results are there and none has been read.
+    """
+
+    name: str = "slurmlaunch, streamed"
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Submit an array, wait for its end, and count the right results one by one."""
+        array = _submit(call, folder)
+        accepted = time.time()
+        array.wait()
+        unread = resident()
+        right = sum(item == result for item, result in zip(call.items, array.iter_results(), strict=True))
+        assert right == len(call.items), f"only {right} of {len(call.items)} results are right"
+        return Trial(None, accepted, {"resident, unread": unread})
+
+
+@dataclass(frozen=True)
+class FirstOutcome(Slurmlaunch):
+    """`map_array` and `as_completed`: it ends when the first outcome is visible."""
+
+    name: str = "slurmlaunch, first outcome"
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Submit an array, and take the first that completes; the others end before the next run."""
+        array = _submit(call, folder)
+        accepted = time.time()
+        first = next(iter(array.as_completed()))
+        trial = Trial(None, accepted)
+        assert first.result() == call.items[first.index], "the first outcome is wrong"
+        array.wait()
+        return trial
+
+
+@dataclass(frozen=True)
+class Unresolved(Slurmlaunch):
+    """`map_array` of what does not start: it measures by how much the client's memory grew."""
+
+    name: str = "slurmlaunch, unresolved"
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Submit an array that Slurm holds back, look at the memory, and cancel it."""
+        from slurmlaunch import Executor
+
+        Executor(folder / "runs", cluster="slurm").script(call.function, call.items[:1])  # so that all is imported
+        gc.collect()
+        before = resident()
+        array = _submit(call, folder, begin="now+1hour")
+        time.sleep(_WATCHER_LOOKS)
+        gc.collect()
+        trial = Trial(None, measures={"grown": resident() - before})
+        array.cancel()
+        return trial
+
+
+@dataclass(frozen=True)
+class Watched(Slurmlaunch):
+    """`attach` and `wait`, by a second client that is traced while the tasks run: it measures file operations.
+
+    Attributes:
+        seconds: how long that client waits.
+    """
+
+    seconds: float = 20.0
+    name: str = "slurmlaunch, watched"
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Submit an array, wait until tasks run, and count what a client does that waits for them."""
+        from slurmlaunch import Executor
+
+        executor = Executor(folder / "runs", cluster="slurm")
+        array = executor.map_array(call.function, call.items, chunksize=1)
+        while not array.counts()["done"]:
+            time.sleep(_RUNNING_POLL)
+        mark = folder / "mark"
+        watch = [sys.executable, "-c", _WATCH, str(array.folder), str(self.seconds), str(mark)]
+        lines = between(traced(watch, folder), str(mark))
+        calls = calls_in(lines, array.folder)
+        kinds = {name: calls.count(name) / self.seconds for name in set(calls)}
+        trial = Trial(None, measures={"all": len(calls) / self.seconds, **kinds})
+        array.cancel()
+        return trial
+
+
+@dataclass(frozen=True)
+class TaskStart(Slurmlaunch):
+    """The start of a node, and of a Python that only imports cloudpickle: it measures what they read."""
+
+    name: str = "slurmlaunch, start of a task"
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Submit an array that Slurm holds back, and run its first task ourselves."""
+        array = _submit(call, folder, begin="now+1hour")
+        starts = {
+            "node": [sys.executable, "-m", "slurmlaunch.node", str(array.folder), "0"],
+            "cloudpickle": [sys.executable, "-c", "import cloudpickle"],
+        }
+        measures: dict[str, float] = {}
+        for name, command in starts.items():
+            costs = file_costs(traced(command, folder))
+            measures |= {f"{name} {key}": number for key, number in dataclasses.asdict(costs).items()}
+        array.cancel()
+        return Trial(None, measures=measures)
