@@ -11,10 +11,9 @@ import os
 import signal
 import sys
 import warnings
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
-import slurmlaunch
 from slurmlaunch.errors import SlurmlaunchError
 
 if TYPE_CHECKING:
@@ -40,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     given = parser.parse_args(arguments)
+    if given.version:
+        print(f"slurmlaunch {metadata.version('slurmlaunch')}")
+        return 0
     if given.subcommand is None:
         parser.print_help(sys.stderr)
         return USAGE_STATUS
@@ -69,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"slurmlaunch {slurmlaunch.__version__}")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("subcommand", metavar="COMMAND", nargs="?", choices=SUBCOMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
