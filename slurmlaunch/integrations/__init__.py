@@ -1,0 +1,1 @@
+"""Neighbours: one module for each, which is imported only where the neighbour is used."""
