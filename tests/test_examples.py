@@ -134,8 +134,18 @@ def check_shell_command(printed: str, where: str) -> None:
     assert rows == sorted(rows, key=lambda row: float(row[1]), reverse=True)
 
 
+def check_from_submitit(printed: str, where: str) -> None:
+    """Compute the areas; each job is the one that its task says it is, and the failure is submitit's own."""
+    assert printed.splitlines() == [
+        "[10, 40, 90] True",
+        "1 3 FailedJobError",
+        "ValueError: invalid literal for int() with base 10: 'three'",
+    ]
+
+
 SCRIPTS: dict[str, Callable[[str, str], None]] = {
     "fibonacci.py": check_fibonacci,
+    "from_submitit.py": check_from_submitit,
     "matrix_product.py": check_matrix_product,
     "monte_carlo_pi.py": check_monte_carlo_pi,
     "postprocess.py": check_postprocess,

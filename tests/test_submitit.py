@@ -167,7 +167,7 @@ def test_asyncio(run: Callable[[str], str]) -> None:
 
 
 def test_errors(run: Callable[[str], str]) -> None:
-    """A failure is submitit's own error, with the stack trace, which stands in the log too; its cause is the exception."""
+    """A failure is submitit's own error with the stack trace, which is in the log too; its cause is the exception."""
     printed = run("""
         from operator import truediv
         from submitit.core.utils import FailedJobError
@@ -185,7 +185,7 @@ def test_errors(run: Callable[[str], str]) -> None:
 
 
 def test_commands(run: Callable[[str], str]) -> None:
-    """submitit's CommandFunction runs there as it does here."""
+    """A CommandFunction of submitit's runs there as it does here."""
     printed = run("""
         import sys
         function = submitit.helpers.CommandFunction(["which", "python3"])
@@ -300,7 +300,7 @@ def wait_for(path):
 @pytest.mark.slurm
 @pytest.mark.parametrize("where", [pytest.param("slurm", marks=pytest.mark.slurm)], indirect=True)
 def test_checkpointing(run: Callable[[str], str], where: str) -> None:
-    """A callable that is interrupted is asked for a checkpoint, by either name, and goes on from it after the requeue."""
+    """A callable that is interrupted is asked for a checkpoint, by either name, and goes on from it when requeued."""
     printed = run(
         TRAINING
         + textwrap.dedent("""
@@ -404,7 +404,7 @@ def test_jobs_share_no_state(executor: submitit.AutoExecutor) -> None:
 def test_job(executor: submitit.AutoExecutor, tmp_path: Path) -> None:
     """A job can be cancelled, pickled, found by its id, and tells what was submitted."""
     gate = tmp_path / "gate"
-    job = executor.submit(subprocess.run, ["sh", "-c", f"while ! [ -e {gate} ]; do sleep 0.05; done"])
+    job: Any = executor.submit(subprocess.run, ["sh", "-c", f"while ! [ -e {gate} ]; do sleep 0.05; done"])
     assert job.submission().args[0][0] == "sh"
     assert repr(job).startswith(f"SlurmlaunchJob<job_id={job.job_id}, task_id=0, state=")
     job.cancel()
@@ -432,7 +432,7 @@ def test_a_process_that_dies(executor: submitit.AutoExecutor) -> None:
 
 def test_cancelled_at_deletion(executor: submitit.AutoExecutor, tmp_path: Path) -> None:
     """A job that is to go with its object goes with it."""
-    job = executor.submit(eval, "__import__('time').sleep(600)").cancel_at_deletion()
+    job: Any = executor.submit(eval, "__import__('time').sleep(600)").cancel_at_deletion()
     future = job.future
     del job
     wait_until(future.cancelled)
@@ -457,7 +457,7 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
 
 
 def test_parameters(scripted: Callable[..., str]) -> None:
-    """submitit's shared parameters, its Slurm executor's under our prefix, and all of sbatch's and slurmlaunch's."""
+    """Shared parameters of submitit's, its Slurm executor's under our prefix, and all of sbatch's and slurmlaunch's."""
     text = scripted(
         name="mine",
         timeout_min=90,
