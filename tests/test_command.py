@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurmlaunch import Command
+from tests import scripts
 from tests.conftest import elsewhere
 from tests.waiting import PATIENCE, is_alive, wait_until
 
@@ -224,6 +226,15 @@ def test_cancelled(executor: Executor, tmp_path: Path, monkeypatch: pytest.Monke
     wait_until(lambda: members(group) == [])
 
 
+def test_requeue_is_slurms(tmp_path: Path) -> None:
+    """Elsewhere than on Slurm there is nobody to start a task again, and that is said."""
+    from slurmlaunch import Executor, SchedulerError
+
+    for cluster in ("local", "inline"):
+        with Executor(tmp_path, cluster=cluster) as executor, pytest.raises(SchedulerError, match="cannot be requeued"):
+            executor.submit(Command("true")).requeue()
+
+
 @pytest.mark.slurm
 def test_requeued(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal that ends a whole task is no failure of its command: the item is run again."""
@@ -235,7 +246,7 @@ def test_requeued(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         future = executor.submit(Command(waits), "pid")
         wait_until((tmp_path / "pid").exists)
         shell = int((tmp_path / "pid").read_text())
-        cluster.run("scontrol", "requeue", future.job_id or "")
+        future.requeue()
         assert future.result(PATIENCE).stdout == "again\n"
     assert not is_alive(shell)
 
@@ -266,3 +277,16 @@ def test_in_tasks(make_executor: ExecutorFactory, monkeypatch: pytest.MonkeyPatc
     assert "echo" in futures.folder.name
     if executor.cluster != "inline":
         assert executor.submit(Command(["printenv", "OMP_NUM_THREADS"])).result(PATIENCE).stdout == "1\n"
+
+
+def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of the guide runs as it stands, and its table of placeholders is true."""
+    monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
+    guide = (Path(__file__).parent.parent / "docs" / "shell-commands.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    size = Path(__file__).stat().st_size
+    assert scripts.run(tmp_path, f"files = [{__file__!r}]\n{code}") == f"{size} {__file__}\n 0\n"
+    rows = re.findall(r"^\| `(\{.*?\})` \| `(.+?)` \|", guide, re.MULTILINE)
+    assert len(rows) == 6
+    for place, filled in rows:
+        assert Command(f"x {place} {{}}").fill("in/scan.tif") == f"x {filled} in/scan.tif"

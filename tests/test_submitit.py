@@ -6,6 +6,7 @@ licence). Only the cluster's name and the prefixes of its parameters differ.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -201,6 +202,7 @@ def test_commands(run: Callable[[str], str]) -> None:
 
 
 @several_cpus
+@pytest.mark.skipif(not hasattr(slurmlaunch.Future, "ranks"), reason="needs ranks")
 def test_several_tasks(run: Callable[[str], str], where: str) -> None:
     """Several tasks call the same function, each knows its rank, and all results come back."""
     nodes, per_node = (2, 3) if where == "slurm" else (1, 2)
@@ -439,6 +441,14 @@ def test_cancelled_at_deletion(executor: submitit.AutoExecutor, tmp_path: Path) 
 
 
 # Parameters.
+
+
+def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of the guide runs as it stands."""
+    monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
+    guide = (ROOT / "docs" / "from-submitit.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL):
+        assert scripts.run(tmp_path, block) == ""
 
 
 @pytest.fixture

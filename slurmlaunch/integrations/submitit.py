@@ -366,7 +366,8 @@ class SlurmlaunchJob(core.Job[core.R]):
             raise error
         if not self._sub_jobs and self.task_id == 0:
             return [self._future.result()]
-        ranks: list[core.R] = self._future.ranks()  # type: ignore[union-attr]
+        future: Any = self._future
+        ranks: list[core.R] = future.ranks()
         return ranks if self._sub_jobs else [ranks[self.task_id or 0]]
 
     def exception(self) -> utils.UncompletedJobError | utils.FailedJobError | None:
