@@ -14,6 +14,7 @@ Sources: submitit's docs/plugins.md, docs/structure.md and docs/checkpointing.md
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import shlex
 import sys
@@ -325,8 +326,10 @@ class SlurmlaunchJob(core.Job[core.R]):
         from slurmlaunch.runfolder.work import load_function
 
         folder = RunFolder(self._future.run.folder)
-        calls, item = load_function(folder), ItemReader(folder)[self._future.index]
-        submitted: utils.DelayedSubmission = calls.submission(*item)  # type: ignore[attr-defined]
+        Manifest.read(folder)  # which tells how to read the rest
+        calls: Any = load_function(folder)
+        with contextlib.closing(ItemReader(folder)) as items:
+            submitted: utils.DelayedSubmission = calls.submission(*items[self._future.index])
         return submitted
 
     def cancel(self, check: bool = True) -> None:  # noqa: FBT001, FBT002  (submitit's own signature)
