@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from slurmlaunch.client.attempts import Attempt
     from slurmlaunch.client.executor import Executor
     from slurmlaunch.client.futures import Future, FutureArray, attach
+    from slurmlaunch.command import Command
     from slurmlaunch.context import Task, cpu_count, current_task, task_pool
     from slurmlaunch.errors import (
         ItemError,
@@ -48,6 +49,7 @@ _HOMES = {
     "slurmlaunch.client.attempts": ("Attempt",),
     "slurmlaunch.client.executor": ("Executor",),
     "slurmlaunch.client.futures": ("Future", "FutureArray", "attach"),
+    "slurmlaunch.command": ("Command",),
     "slurmlaunch.context": ("Task", "cpu_count", "current_task", "task_pool"),
     "slurmlaunch.errors": (
         "ItemError",
@@ -77,6 +79,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "Attempt",
+    "Command",
     "Executor",
     "Future",
     "FutureArray",

@@ -92,6 +92,9 @@ class TestPlace:
         """What the items of the task wrote to standard output and error can be read."""
         wait_until(lambda: finished[5].stdout().count("\n") == 2)  # written by the process, whose end nobody awaits
         assert "out 4\nout 5\n" == finished[5].stdout()
+        assert ("out 4\nout 5\n", "err 4\nerr 5\n") == tuple(
+            finished[5].log(stream).read_text(encoding="utf-8") for stream in ("out", "err")
+        )
         assert ["err 4", "err 5"] == finished[4].stderr().splitlines()
 
     def test_repr(self, finished: FutureArray[int]) -> None:

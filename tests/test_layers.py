@@ -24,12 +24,15 @@ STANDS_ON = {
     "caps": ("outcome",),
     "taskpool": ("caps",),
     "context": ("taskpool",),
+    "program": (),
+    "command": ("program",),
     "runfolder": ("context",),
     "backends": ("runfolder",),
     "node": ("runfolder",),
     "client": ("backends",),
     "integrations": ("client",),
-    "cli": ("client",),
+    "cli": ("client", "command"),
+    "__main__": ("cli",),
 }
 
 # Functions that import what their first argument names.

@@ -211,6 +211,13 @@ class Backend(Protocol):
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """End a job, or these of its elements, pending or running, in one call."""
 
+    def requeue(self, job_id: str, element: int) -> None:
+        """End an element that runs, and start it again.
+
+        Raises:
+            SchedulerError: the scheduler did not do it, or is none that can.
+        """
+
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Change how many elements run at once, while they run; *after* is a job to wait for first."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch import context
 from slurmlaunch.backends.base import ArrayJob, Limits, TaskRecord, TaskState
-from slurmlaunch.errors import NodeStartError
+from slurmlaunch.errors import NodeStartError, SchedulerError
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 from slurmlaunch.runfolder.manifest import Manifest
@@ -83,6 +83,14 @@ class InlineBackend:
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """Do nothing: the tasks are over."""
+
+    def requeue(self, job_id: str, element: int) -> None:
+        """Refuse: only Slurm starts a task again.
+
+        Raises:
+            SchedulerError: always.
+        """
+        raise SchedulerError(f"element {element} of {job_id} cannot be requeued: that is Slurm's to do")
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Do nothing: the tasks are over."""

@@ -136,6 +136,14 @@ class LocalBackend:
         if job := DISPATCHER.get(job_id):
             DISPATCHER.cancel(job, elements)
 
+    def requeue(self, job_id: str, element: int) -> None:
+        """Refuse: only Slurm starts a task again.
+
+        Raises:
+            SchedulerError: always.
+        """
+        raise SchedulerError(f"element {element} of {job_id} cannot be requeued: that is Slurm's to do")
+
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Change how many elements run at once; those that run go on. A run is one array here.
 

@@ -165,6 +165,15 @@ class SlurmBackend:
         for start in range(0, len(named), _ARGUMENTS):
             self._change("scancel", *on_cluster(cluster), *named[start : start + _ARGUMENTS])
 
+    def requeue(self, job_id: str, element: int) -> None:
+        """End an element that runs, and start it again.
+
+        Raises:
+            SchedulerError: Slurm did not do it.
+        """
+        number, cluster = self._place(job_id)
+        self._change("scontrol", *on_cluster(cluster), "requeue", f"{number}_{element}")
+
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Change how many elements run at once (None: all); for a job that has ended, nothing happens.
 

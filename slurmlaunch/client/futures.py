@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from slurmlaunch.client.attach import find_run, retry
 from slurmlaunch.client.attempts import Attempt, attempts_of
 from slurmlaunch.client.ledger import Fate
+from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import Failure, Value
 
 if TYPE_CHECKING:
@@ -91,8 +92,25 @@ class Future(concurrent.futures.Future[T]):
         return self._log("err")
 
     def _log(self, stream: str) -> str:
-        path = self._run.log(self._run.task_of(self._index), stream)
+        path = self.log(stream)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def log(self, stream: str) -> Path:
+        """Return the path of the task's log, *stream* being ``out`` or ``err``; there is none before it has started."""
+        return self._run.log(self._run.task_of(self._index), stream)
+
+    def requeue(self) -> None:
+        """Have the scheduler end its task and start it again, as at a preemption.
+
+        What the task has finished stays; a function with a checkpoint goes on from it.
+
+        Raises:
+            SchedulerError: the scheduler did not do it, or is none that can.
+        """
+        place = self._run.place(self._run.task_of(self._index))
+        if place.job_id is None:
+            raise SchedulerError("the task is not submitted yet")
+        self._run.backend.requeue(place.job_id, place.element)
 
     def cancel(self) -> bool:
         """Cancel the item; False if its outcome was known first.

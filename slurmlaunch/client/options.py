@@ -273,6 +273,11 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
 }
 
 
+def names() -> frozenset[str]:
+    """Return the names of all options: sbatch's, and ours."""
+    return NAMES | _READERS.keys()
+
+
 def check_cluster(cluster: str, known: Collection[str] = CLUSTERS) -> str:
     """Return the name of a kind of backend as it is.
 

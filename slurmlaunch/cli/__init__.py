@@ -1,0 +1,1 @@
+"""The command line: `main` knows the subcommands, and each of them is a module of its own."""

@@ -1,0 +1,77 @@
+"""``slurmlaunch COMMAND ...``: finds the subcommand, and tells its errors as a program does.
+
+A subcommand is a module with a function ``main(arguments) -> exit status``, which
+is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+from slurmlaunch.errors import SlurmlaunchError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SUBCOMMANDS = {
+    "map": "run a shell command on each of many items, as one job array",
+}
+
+USAGE_STATUS = 2
+_SIGNALLED = 128
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status.
+
+    Args:
+        arguments: those after the program's name; by default those of this process.
+
+    Returns:
+        What the subcommand returns; 2 for what was not understood or could not
+        be submitted, 130 for Ctrl-C.
+    """
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.version:
+        print(f"slurmlaunch {metadata.version('slurmlaunch')}")
+        return 0
+    if given.subcommand is None:
+        parser.print_help(sys.stderr)
+        return USAGE_STATUS
+    warnings.formatwarning = lambda message, *_, **__: f"slurmlaunch: {message}\n"
+    subcommand = import_module(f"slurmlaunch.cli.{given.subcommand}")
+    try:
+        status: int = subcommand.main(given.arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _SIGNALLED + signal.SIGINT
+    except BrokenPipeError:  # who read our output, such as head(1), has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGNALLED + signal.SIGPIPE
+    except (SlurmlaunchError, OSError) as error:
+        print(f"slurmlaunch: error: {error}", file=sys.stderr)
+        return USAGE_STATUS
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<8}{what}" for name, what in SUBCOMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="slurmlaunch",
+        usage="slurmlaunch COMMAND ...",
+        description="Launch work on Slurm, or on this machine.",
+        epilog=f"commands:\n{listed}\n\nslurmlaunch COMMAND --help tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("subcommand", metavar="COMMAND", nargs="?", choices=SUBCOMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser

@@ -1,0 +1,174 @@
+"""``slurmlaunch map 'python process.py {}' data_*.nc``: a shell command per item, as one job array."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from slurmlaunch.cli.run_options import RunOptionParser, run_options
+from slurmlaunch.client.executor import Executor
+from slurmlaunch.client.options import CLUSTERS
+from slurmlaunch.command import Command
+from slurmlaunch.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slurmlaunch.client.futures import FutureArray
+
+_DESCRIPTION = """\
+Run a shell command on each item, as one job array, and print what it printed, in
+the order of the items.
+
+In the command {} stands for the item, quoted; {.} is the item without extension,
+{/} without folder, {//} its folder, {/.} its bare name, {{}} is {} itself. Without
+any of these the item comes last. Items are words of the command line, or lines of
+a file, or of standard input where - is given.
+"""
+_EXAMPLES = """\
+examples:
+  slurmlaunch map 'python process.py {}' data_*.nc
+  slurmlaunch map --time=00:10:00 -p small --tasks 16 'convert {} {.}.png' *.tif
+  find . -name '*.log' -print0 | slurmlaunch map -0 'gzip {}' -
+
+The exit status is 0 if that of every item is, else 1.
+"""
+
+_SHOWN_FAILURES = 10
+_SHOWN_LINES = 5
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the subcommand; return 0 if all items succeeded, else 1."""
+    parser = _parser()
+    given, words = parser.parse(arguments)
+    if not words:
+        parser.error("give a command, as in: slurmlaunch map 'python process.py {}' data_*.nc")
+    command = _command(parser, words[0], given.timeout)
+    items = _items(parser, words[1:], given)
+    executor = Executor(given.folder, cluster=given.cluster, **run_options(given))
+    if given.dry_run:
+        print(executor.script(command, items, tasks=given.tasks, chunksize=given.chunksize))
+        return 0
+    if given.detach and executor.cluster != "slurm":
+        raise OptionError("--detach: tasks on this machine end with the command that started them; Slurm's go on")
+    if not items:
+        print("slurmlaunch: there are no items", file=sys.stderr)
+        return 0
+    futures = executor.map_array(command, items, tasks=given.tasks, chunksize=given.chunksize)
+    if given.detach:
+        print(futures.folder)
+        return 0
+    if not given.quiet:
+        jobs = ", ".join(futures.job_ids)
+        print(f"slurmlaunch: {len(items)} items, job {jobs}; {futures.folder}", file=sys.stderr)
+    try:
+        return _follow(futures, items)
+    except KeyboardInterrupt:
+        # Jobs on Slurm go on, and the futures have said how to come back; what runs here ends with us.
+        if executor.cluster != "slurm":
+            futures.cancel()
+        raise
+
+
+def _parser() -> RunOptionParser:
+    parser = RunOptionParser(
+        prog="slurmlaunch map",
+        usage="slurmlaunch map [OPTION...] COMMAND [ITEM...]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--file", metavar="FILE", help="read the items from a file, one a line; - is standard input")
+    parser.add_argument("-0", "--null", action="store_true", help="they end with a NUL each, and not with a line")
+    parser.add_argument("--tasks", type=int, metavar="N", help="cut the items into N tasks")
+    parser.add_argument("--chunksize", type=int, metavar="N", help="give each task N items; by default one per process")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="kill the command of an item after that")
+    parser.add_argument("--cluster", choices=CLUSTERS, help="where to run; by default on Slurm, where there is one")
+    parser.add_argument("--folder", metavar="FOLDER", help="where the run's folder is made")
+    parser.add_argument("--detach", action="store_true", help="print the run's folder and do not wait")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    parser.add_argument("--quiet", action="store_true", help="print what the items print, and failures, and no more")
+    parser.add_run_options()
+    return parser
+
+
+def _command(parser: RunOptionParser, text: str, timeout: float | None) -> Command:
+    try:
+        command = Command(text, timeout=timeout)
+        command.fill("")  # what it has no argument for is to be known before anything is submitted
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    return command
+
+
+def _items(parser: RunOptionParser, words: list[str], given: argparse.Namespace) -> list[str]:
+    """Return the items: the words themselves, or what is read."""
+    source = given.file
+    if words == ["-"] and source is None:
+        words, source = [], "-"
+    if source is None:
+        if not words:
+            parser.error("there are no items: write them after the command, or - to read them from standard input")
+        return words
+    if words:
+        parser.error("give the items either after the command or with --file")
+    return _read(source, "\0" if given.null else "\n")
+
+
+def _read(source: str, separator: str) -> list[str]:
+    # As file names are decoded: any bytes may stand in one.
+    descriptor: str | int = sys.stdin.fileno() if source == "-" else source
+    with open(descriptor, "rb", closefd=source != "-") as file:
+        items = os.fsdecode(file.read()).split(separator)
+    return items[:-1] if not items[-1] else items
+
+
+class _Failed(NamedTuple):
+    """An item that failed: which, what to say of it, and how its standard error ends."""
+
+    number: int
+    item: str
+    what: str
+    last_lines: list[str]
+
+
+def _follow(futures: FutureArray[subprocess.CompletedProcess[str]], items: list[str]) -> int:
+    """Print the items' output as it comes, in order, and then what failed; return the exit status."""
+    failed = [failure for index, item in enumerate(items) if (failure := _show(futures, index, item))]
+    if failed:
+        _summarize(failed, len(items))
+    return 1 if failed else 0
+
+
+def _show(futures: FutureArray[subprocess.CompletedProcess[str]], index: int, item: str) -> _Failed | None:
+    """Wait for an item and print its output; return how it failed, if it did."""
+    error = futures[index].exception()
+    if error is None:
+        done = futures[index].result()
+        _print(done.stdout, done.stderr)
+        return None
+    if isinstance(error, subprocess.CalledProcessError):
+        _print(error.stdout, error.stderr)
+        what = f"exit status {error.returncode}" if error.returncode > 0 else f"signal {-error.returncode}"
+        return _Failed(index, item, what, error.stderr.rstrip().splitlines()[-_SHOWN_LINES:])
+    return _Failed(index, item, str(error) or type(error).__name__, [])
+
+
+def _print(out: str, err: str) -> None:
+    sys.stdout.write(out)
+    sys.stdout.flush()
+    sys.stderr.write(err)
+
+
+def _summarize(failed: list[_Failed], total: int) -> None:
+    print(f"slurmlaunch: {len(failed)} of {total} items failed:", file=sys.stderr)
+    for each in failed[:_SHOWN_FAILURES]:
+        print(f"  item {each.number} ({each.item}): {each.what}", file=sys.stderr)
+        for line in each.last_lines:
+            print(f"      {line}", file=sys.stderr)
+    if len(failed) > _SHOWN_FAILURES:
+        print(f"  and {len(failed) - _SHOWN_FAILURES} more", file=sys.stderr)

@@ -1,0 +1,176 @@
+"""submitit's executor: from its parameters to an `Executor`, and from its submissions to a run."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from submitit.core import core
+from submitit.slurm.slurm import SlurmExecutor
+
+from slurmlaunch.errors import OptionError
+from slurmlaunch.integrations.submitit.calls import as_items
+from slurmlaunch.integrations.submitit.environment import NAME
+from slurmlaunch.integrations.submitit.job import SlurmlaunchJob, fixed_part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from submitit.core.utils import DelayedSubmission
+
+    from slurmlaunch.client.executor import Executor
+    from slurmlaunch.client.futures import FutureArray
+
+_OTHERWISE = {
+    "array_parallelism": "throttle",
+    "job_name": "name",
+    "num_gpus": "gpus_per_node",
+}
+"""What submitit's executor for Slurm calls otherwise."""
+
+_IGNORED = {
+    "signal_delay_s": "slurmlaunch warns a task before its time limit by itself",
+    "srun_args": "a call is started without srun",
+    "use_srun": "a call is started without srun",
+}
+_CALL = ("tasks", "chunksize")
+_OWN = ("stderr_to_stdout", "additional_parameters", "teardown", *_CALL, *_OTHERWISE, *_IGNORED)
+_NOT_OPTIONS = {*_OWN} - {*_OTHERWISE}
+
+
+class _Parameters(set[str]):
+    """The names of all parameters, iterated over without those that submitit's executors have too.
+
+    submitit iterates over the names of each executor to find whose a name
+    without a prefix is, and the last one wins: it would take ``partition`` from
+    its own executor for Slurm, and that from code that never heard of us.
+    """
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(set(super().__iter__()) - SlurmExecutor._valid_parameters()))  # noqa: SLF001
+
+
+class SlurmlaunchExecutor(core.Executor):
+    """submitit's executor on slurmlaunch.
+
+    Args:
+        folder: where run folders are made.
+        max_num_timeout: how often a job that came to its time limit is started again.
+        max_pickle_size_gb: not used: what is common to all jobs is pickled once.
+        python: how to start Python on the node, as a shell would read it.
+        cluster: ``"slurm"``, ``"local"`` or ``"inline"``, as `slurmlaunch.Executor` takes it.
+    """
+
+    job_class = SlurmlaunchJob
+
+    def __init__(
+        self,
+        folder: str | Path,
+        max_num_timeout: int = 3,
+        max_pickle_size_gb: float = 1.0,
+        python: str | None = None,
+        cluster: str | None = None,
+    ) -> None:
+        from slurmlaunch.client.executor import Executor
+
+        super().__init__(folder)
+        del max_pickle_size_gb
+        self.max_num_timeout = max_num_timeout
+        options = {} if python is None else {"python": shlex.split(python)}
+        self._executor = Executor(fixed_part(folder), cluster=cluster, **options)
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name of the cluster."""
+        return NAME
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Return 0: it is there, and only used where it is asked for."""
+        return 0
+
+    @classmethod
+    def _equivalence_dict(cls) -> core.EquivalenceDict:
+        return {
+            "name": "name",
+            "timeout_min": "time",
+            "mem_gb": "mem",
+            "nodes": "nodes",
+            "cpus_per_task": "cpus_per_task",
+            "gpus_per_node": "gpus_per_node",
+            "tasks_per_node": "ntasks_per_node",
+        }
+
+    @classmethod
+    def _valid_parameters(cls) -> _Parameters:
+        from slurmlaunch.client.options import names
+
+        return _Parameters([*names(), *_OWN])
+
+    def _convert_parameters(self, params: dict[str, Any]) -> dict[str, Any]:
+        converted = super()._convert_parameters(params)
+        if "mem_gb" in params:
+            converted["mem"] = f"{int(params['mem_gb'] * 1024)}M"
+        return converted
+
+    def _internal_update_parameters(self, **kwargs: Any) -> None:
+        """Take parameters.
+
+        Raises:
+            UnknownOption, OptionError: one of them cannot be.
+        """
+        for name in _IGNORED.keys() & kwargs.keys():
+            warnings.warn(f"slurmlaunch_{name} is ignored: {_IGNORED[name]}", stacklevel=4)
+        parameters = {**self.parameters, **kwargs}
+        self._configured(parameters)  # raises here, rather than at the first submission
+        super()._internal_update_parameters(**kwargs)
+
+    def _configured(self, parameters: Mapping[str, Any], default_name: str | None = None) -> Executor:
+        """Return the executor with these parameters."""
+        if parameters.get("teardown"):
+            raise OptionError(
+                "slurmlaunch_teardown: not offered, clean up at the end of the function", option="teardown"
+            )
+        options = {_OTHERWISE.get(name, name): value for name, value in parameters.items() if name not in _NOT_OPTIONS}
+        options |= _additional(parameters.get("additional_parameters") or {})
+        ranks = _ranks(parameters)
+        if ranks > 1:
+            options["ntasks"] = ranks
+        options["env"] = {**(options.get("env") or {}), "SUBMITIT_EXECUTOR": NAME}
+        options.setdefault("requeues", self.max_num_timeout)
+        options.setdefault("name", default_name)
+        if not options.keys() & {"threads", "processes"}:
+            options["threads"] = options.get("cpus_per_task")  # a call has all CPUs of its task
+        return self._executor.options(**options)
+
+    def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[core.Job[Any]]:
+        from slurmlaunch.client.pickling import name_of
+
+        submissions = list(delayed_submissions)
+        executor = self._configured(self.parameters, name_of(submissions[0].function))
+        joined = bool(self.parameters.get("stderr_to_stdout")) and executor.cluster != "inline"
+        calls, rows = as_items(submissions, stderr_to_stdout=joined)
+        cut: dict[str, Any] = {name: self.parameters.get(name) for name in _CALL}
+        if not any(cut.values()):
+            cut["chunksize"] = 1
+        futures: FutureArray[Any] = executor.starmap_array(calls, rows, **cut)
+        ranks = range(_ranks(self.parameters))
+        return [SlurmlaunchJob(self.folder, future.job_id or "", ranks, future=future) for future in futures]
+
+
+def _ranks(parameters: Mapping[str, Any]) -> int:
+    """Return how many processes call a function together."""
+    return int(parameters.get("nodes") or 1) * int(parameters.get("ntasks_per_node") or 1)
+
+
+def _additional(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that ``additional_parameters`` sets: sbatch's by their names, and others unread."""
+    from slurmlaunch.client.options import names
+
+    named = {name.lstrip("-").replace("-", "_"): value for name, value in parameters.items()}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if name not in names()]
+    return {**{name: value for name, value in named.items() if name in names()}, **({"sbatch": flags} if flags else {})}

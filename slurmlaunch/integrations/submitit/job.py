@@ -1,0 +1,222 @@
+"""submitit's job: a future, with the methods that its users know."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import traceback
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from submitit.core import core, utils
+
+from slurmlaunch.errors import ItemError, RunFolderError, SlurmlaunchError
+from slurmlaunch.integrations.submitit.environment import Paths
+from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.rounds import read_rounds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from slurmlaunch.client.futures import Future
+
+
+class _Watcher(core.InfoWatcher):
+    """What is known of jobs, where submitit asks its own watcher; slurmlaunch's has asked already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.futures: WeakValueDictionary[str, Future[Any]] = WeakValueDictionary()
+
+    def get_info(self, job_id: str, mode: str = "standard") -> dict[str, str]:
+        """Return what is known of a job; *mode* makes no difference."""
+        del mode
+        future = self.futures.get(job_id)
+        if future is None:
+            return {}
+        node = next((attempt.node for attempt in reversed(future.attempts) if attempt.node), None)
+        return {"JobID": job_id, "State": str(future.state), "NodeList": node or "None assigned"}
+
+    def get_state(self, job_id: str, mode: str = "standard") -> str:
+        """Return the state of a job, in Slurm's words."""
+        del mode
+        future = self.futures.get(job_id)
+        return "UNKNOWN" if future is None else str(future.state)
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        """Return whether a job is over."""
+        del mode
+        future = self.futures.get(job_id)
+        return future is not None and future.done()
+
+    def update(self) -> None:
+        """Do nothing: states come by themselves."""
+
+    def register_job(self, job_id: str) -> None:
+        """Do nothing: a job brings its future."""
+
+
+class SlurmlaunchJob(core.Job[core.R]):
+    """A future, as submitit's job.
+
+    Args:
+        folder: the executor's folder.
+        job_id: the id of the job: ``"123_4"``.
+        tasks: the ranks that it has.
+        future: its future; by default it is looked for in the folder.
+
+    Raises:
+        RunFolderError: there is no such job.
+    """
+
+    watcher = _Watcher()
+    _cancel_at_deletion = False
+
+    def __init__(
+        self,
+        folder: Path | str,
+        job_id: str,
+        tasks: Sequence[int] = (0,),
+        *,
+        future: Future[core.R] | None = None,
+    ) -> None:
+        self._future = _find(folder, job_id) if future is None else future
+        self._tasks = tuple(tasks)
+        several = self._tasks if len(self._tasks) > 1 else ()
+        self._sub_jobs = [type(self)(folder, job_id, (rank,), future=self._future) for rank in several]
+        self._register_in_watcher()
+
+    def _register_in_watcher(self) -> None:
+        self.watcher.futures[self.job_id] = self._future
+
+    @property
+    def future(self) -> Future[core.R]:
+        """The future: a `concurrent.futures.Future`, with all that slurmlaunch's has."""
+        return self._future
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job, as ``"123_4"``; empty as long as a later array of a long run is not submitted."""
+        return self._future.job_id or ""
+
+    @property
+    def paths(self) -> Paths:
+        """Where things are."""
+        return Paths(self._future.run.folder, self._future.log("out"), self.job_id, self.task_id or 0)
+
+    def submission(self) -> utils.DelayedSubmission:
+        """Return what was submitted."""
+        from slurmlaunch.runfolder.items import ItemReader
+        from slurmlaunch.runfolder.work import load_function
+
+        folder = RunFolder(self._future.run.folder)
+        Manifest.read(folder)  # which tells how to read the rest
+        calls: Any = load_function(folder)
+        with contextlib.closing(ItemReader(folder)) as items:
+            submitted: utils.DelayedSubmission = calls.submission(*items[self._future.index])
+        return submitted
+
+    def cancel(self, check: bool = True) -> None:  # noqa: FBT001, FBT002  (submitit's own signature)
+        """Cancel the job; unless *check*, a scheduler that cannot be told is no error."""
+        try:
+            self._future.cancel()
+        except SlurmlaunchError:
+            if check:
+                raise
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        concurrent.futures.wait([self._future])
+
+    def done(self, force_check: bool = False) -> bool:  # noqa: FBT001, FBT002
+        """Return whether it is over; *force_check* makes no difference."""
+        del force_check
+        return self._future.done()
+
+    def result(self) -> core.R:
+        """Return what the function returned; see `results`."""
+        results = self.results()
+        if self._sub_jobs:
+            return results  # type: ignore[return-value]  # the documentation's word; submitit itself refuses here
+        return results[0]
+
+    def results(self) -> list[core.R]:
+        """Wait, and return what the function returned, on each rank.
+
+        Raises:
+            submitit.core.utils.FailedJobError: the function raised; its
+                exception is the cause.
+            submitit.core.utils.UncompletedJobError: it came to no end.
+        """
+        error = self.exception()
+        if error is not None:
+            raise error
+        if not self._sub_jobs and self.task_id == 0:
+            return [self._future.result()]
+        future: Any = self._future
+        ranks: list[core.R] = future.ranks()
+        return ranks if self._sub_jobs else [ranks[self.task_id or 0]]
+
+    def exception(self) -> utils.UncompletedJobError | utils.FailedJobError | None:
+        """Wait, and return what `results` would raise, or None."""
+        self.wait()
+        error = None if self._future.cancelled() else self._future.exception()
+        if self._future.cancelled():
+            told: utils.UncompletedJobError = utils.UncompletedJobError(f"Job {self.job_id} was cancelled")
+        elif error is None:
+            return None
+        elif isinstance(error, ItemError):
+            told = utils.UncompletedJobError(f"Job {self.job_id}: {error}")
+        else:
+            trace = "".join(traceback.format_exception(error))
+            told = utils.FailedJobError(f"Job {self.job_id} failed; its logs: {self.paths.stderr}\n{trace}")
+        told.__cause__ = error
+        return told
+
+    @property
+    def state(self) -> str:
+        """What the job is doing, in Slurm's words."""
+        return str(self._future.state)
+
+    def get_info(self, mode: str = "force") -> dict[str, str]:
+        """Return what is known of the job; *mode* makes no difference."""
+        return self.watcher.get_info(self.job_id, mode)
+
+    def stdout(self) -> str | None:
+        """Return what the job has printed, all ranks together; None before it has started."""
+        return self._get_logs_string("stdout")
+
+    def stderr(self) -> str | None:
+        """Return what the job has written to standard error, all ranks together; None before it has started."""
+        return self._get_logs_string("stderr")
+
+    def _interrupt(self, timeout: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Have Slurm requeue the job, as it does at a preemption: its function is asked for a checkpoint."""
+        del timeout
+        self._future.requeue()
+
+
+def _find(folder: Path | str, job_id: str) -> Future[Any]:
+    """Return the future of a job that was submitted from a folder, perhaps by another process."""
+    from slurmlaunch.client.futures import attach
+
+    number, _, element = job_id.rpartition("_")
+    for run_folder in _run_folders(folder):
+        for each in read_rounds(run_folder):
+            for array, known in each.job_ids().items():
+                if known == number and element.isdigit():
+                    task = each.plan.arrays[array].first_task + int(element)
+                    return attach(run_folder.path)[each.plan.items_of(task)[0]]
+    raise RunFolderError(f"no run in {folder} has the job {job_id}", path=str(folder))
+
+
+def _run_folders(folder: Path | str) -> Iterator[RunFolder]:
+    for path in sorted(fixed_part(folder).glob("*/manifest.json"), reverse=True):
+        yield RunFolder(path.parent)
+
+
+def fixed_part(folder: Path | str) -> Path:
+    """Return the part of a folder that does not depend on a job's id, as ``log/%j`` does."""
+    return utils.JobPaths.get_first_id_independent_folder(folder)
