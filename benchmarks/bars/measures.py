@@ -44,7 +44,7 @@ class Size:
         long: the workload of the run whose calls to the scheduler are counted.
         starts: how often Python is started.
         watched: for how many seconds a client is watched.
-        slow_items: how many items a peer gets that has a process or a job for each.
+        slow_items: how many items a peer gets that has a task, a job or a process for each.
         timeout: after how many seconds a peer is killed.
     """
 
@@ -74,11 +74,8 @@ FULL = Size(
     timeout=600.0,
 )
 
-_WITHOUT_SLICES = {"clusterfutures", "executorlib, by sbatch", "HyperQueue"}
-"""Peers with a process or a job for each item: they get fewer items."""
-
-_ONLY_PER_ITEM = {"submitit"}
-"""Peers that have an array's task for each item: Slurm refuses it for so many, and `Measures.one_by_one` compares."""
+_FEWER = {"submitit", "clusterfutures", "executorlib, by sbatch", "HyperQueue"}
+"""Peers with a task, a job or a process for each item: they get fewer items."""
 
 
 class Measures:
@@ -173,10 +170,9 @@ class Measures:
         ours = [SYSTEMS["floor"], *OURS[:2]]
         entries = [self._entry(each, _NO_OP.of(TEN_THOUSAND)) for each in ours]
         for peer in PEERS:
-            if peer.name not in _ONLY_PER_ITEM:
-                slow = peer.name in _WITHOUT_SLICES
-                entry = self._entry(peer, _NO_OP.of(self.size.slow_items if slow else TEN_THOUSAND))
-                entries.append(dataclasses.replace(entry, most=1) if slow else entry)
+            fewer = peer.name in _FEWER
+            entry = self._entry(peer, _NO_OP.of(self.size.slow_items if fewer else TEN_THOUSAND))
+            entries.append(dataclasses.replace(entry, most=1) if fewer else entry)
         return self._contest.hold(entries, self.size.few_rounds)
 
     @functools.cached_property

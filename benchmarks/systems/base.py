@@ -78,13 +78,16 @@ def missing(system: System) -> str:
 
 
 def version(system: System) -> str:
-    """Return the name and the version of what was installed for a system, as text."""
+    """Return the name and, where it is known, the version of what was installed for a system, as text."""
     if not system.requires:
         return ""
     module = system.requires[0]
-    # On Python 3.10 it knows only some; most packages have their module's name.
+    # On Python 3.10 it does not know all; most packages have their module's name.
     package = importlib.metadata.packages_distributions().get(module, [module])[0]
-    return f"{package} {importlib.metadata.version(package)}"
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return module
 
 
 def outcome(result: Callable[[], Any]) -> Any:
