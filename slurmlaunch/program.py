@@ -29,6 +29,9 @@ _GUARD = "trap '' HUP INT TERM USR1 USR2; read -r _; kill -KILL 0"
 _DOUBT_SECONDS = 1.0
 """How long a death by SIGTERM is held: the same signal may be on its way to us."""
 
+_END_SECONDS = 10.0
+"""How soon a supervisor that was told to end has killed its processes, and much more."""
+
 _SHELLS_STATUS = 128
 """What a shell adds to the number of the signal that ended its command."""
 
@@ -102,7 +105,7 @@ class _Termination:
 
     A process of a pool catches SIGTERM and goes on, since its supervisor
     decides. When the program has failed of it, that is no outcome: the item is
-    to stay without one, so that it is run again. So it never returns.
+    to stay without one, so that it is run again. So we wait to be killed.
     """
 
     def __init__(self) -> None:
@@ -126,8 +129,8 @@ class _Termination:
             until = time.monotonic() + _DOUBT_SECONDS
             while not self._came and time.monotonic() < until:
                 time.sleep(_DOUBT_SECONDS / 20)
-        while self._came:
-            time.sleep(1)
+        if self._came:
+            time.sleep(_END_SECONDS)
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from slurmlaunch import Command
 from tests import scripts
 from tests.conftest import elsewhere
+from tests.faults.deeds import parent
 from tests.waiting import PATIENCE, is_alive, wait_until
 
 if TYPE_CHECKING:
@@ -224,6 +225,26 @@ def test_cancelled(executor: Executor, tmp_path: Path, monkeypatch: pytest.Monke
     group = os.getpgid(int((tmp_path / "pid").read_text()))
     assert future.cancel()
     wait_until(lambda: members(group) == [])
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("end", ["scancel", "kill"])
+def test_task_ended(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Nothing of a command outlives its task, whether Slurm ends the task or its supervisor is killed."""
+    from slurmlaunch import Executor
+
+    monkeypatch.chdir(tmp_path)
+    with Executor(tmp_path / "runs", cluster="slurm") as executor:
+        future = executor.submit(Command(LINGERING), "pid")
+        wait_until((tmp_path / "pid").exists)
+        shell = int((tmp_path / "pid").read_text())
+        group = os.getpgid(shell)
+        if end == "scancel":
+            cluster.run("scancel", future.job_id or "")
+        else:
+            os.kill(parent(parent(shell)), signal.SIGKILL)
+        wait_until(lambda: members(group) == [])
+        future.cancel()
 
 
 def test_requeue_is_slurms(tmp_path: Path) -> None:
