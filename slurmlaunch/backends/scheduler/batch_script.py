@@ -27,6 +27,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slurmlaunch.backends.container import OF_THE_HOST
 from slurmlaunch.caps import OURS
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import STARTED_VARIABLE, EndMark, RunFolder, Status
@@ -161,6 +162,8 @@ def _end(job: ArrayJob) -> Iterator[str]:
 
 
 def _environment(job: ArrayJob) -> Iterator[str]:
+    if job.container is not None:
+        yield f"unset {' '.join(OF_THE_HOST)}"
     if job.cwd is not None:
         yield f"cd -- {shell_quote(str(job.cwd))} || slurmlaunch_give_up 'its working directory is not there'"
     for name, value in job.env.items():
@@ -225,6 +228,7 @@ def _node(job: ArrayJob) -> Iterator[str]:
     yield "slurmlaunch_status=0"
     yield 'wait "$slurmlaunch_node" || slurmlaunch_status=$?'
     yield '[ "$slurmlaunch_status" -ge 0 ] || slurmlaunch_status=255'
+    yield from _never_started(job)
     if job.may_requeue:
         yield from _requeue()
     yield f'if [ "$slurmlaunch_status" -eq {_KILLED} ]; then'
@@ -251,6 +255,12 @@ _OUT_OF_MEMORY = (
     "    done < /proc/self/cgroup",
     "} 2>/dev/null",
 )
+
+
+def _never_started(job: ArrayJob) -> Iterator[str]:
+    first = f'{shell_quote(str(RunFolder(job.run_folder).outcomes))}/"$slurmlaunch_task.0"'
+    yield "# Where Python or its container did not come up, the status may look like one of the node's own."
+    yield f'[ "$slurmlaunch_status" -gt 1 ] || [ -e {first} ] || slurmlaunch_status={Status.NODE}'
 
 
 def _requeue() -> Iterator[str]:
