@@ -3,8 +3,9 @@
 What runs inside is the image's own Python. Of the client's folders it sees the
 run folder, the working directory, and what the client imports its own modules
 from; what is *installed* on the client's side stays outside, since the image
-has its own. The variables reach the inside, and signals reach the node: each
-runtime either becomes the node (charliecloud) or hands on what it gets.
+has its own. Variables reach the inside, and signals the node: a runtime either
+becomes the node (charliecloud), or hands on what it gets (the others do, where
+they have no terminal).
 
 Sources: apptainer-exec, podman-run(1), ch-run(1).
 """
@@ -160,11 +161,10 @@ def _apptainer(container: Container, binds: Sequence[str], cwd: Path, *, gpus: b
 
 
 def _podman(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool) -> tuple[str, ...]:
-    # In the job's own control group and among the host's processes, so that Slurm's limits hold
-    # and what it ends has ended; as the user, whose run folder it is.
+    # In the job's own control group, so that Slurm's limits hold, and what it ends has ended.
     ours = (
-        "--rm", "--env-host", "--cgroups=disabled", "--pid=host", "--ipc=host", "--network=host",
-        "--userns=keep-id", "--security-opt=label=disable", "--entrypoint=",
+        "--rm", "--env-host", "--cgroups=disabled", "--ipc=host", "--network=host",
+        "--security-opt=label=disable", "--entrypoint=",
     )  # fmt: skip
     device = ["--device=nvidia.com/gpu=all"] if gpus and not _names("--device", container.flags) else []
     volumes = (f"--volume={bind}" for bind in binds)

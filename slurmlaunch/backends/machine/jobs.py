@@ -102,8 +102,8 @@ class LocalJob:
         """Note how an element ended, in memory and on disk."""
         self.records[element] = record
         task = self._job.first_task + element
-        if status in (Status.VALUES, Status.FAILURES) and not self._folder.outcome_file(task, 0).exists():
-            status = Status.NODE  # Python, or a container, did not come up
+        if self._job.container and status <= Status.FAILURES and not self._folder.outcome_file(task, 0).exists():
+            status = Status.NODE  # the container did not come up, or has no slurmlaunch
         mark = EndMark(task, 0, status)
         # A full disk or a removed folder: who waits learns it from the state.
         with contextlib.suppress(OSError):

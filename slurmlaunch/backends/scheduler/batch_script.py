@@ -228,7 +228,8 @@ def _node(job: ArrayJob) -> Iterator[str]:
     yield "slurmlaunch_status=0"
     yield 'wait "$slurmlaunch_node" || slurmlaunch_status=$?'
     yield '[ "$slurmlaunch_status" -ge 0 ] || slurmlaunch_status=255'
-    yield from _never_started(job)
+    if job.container is not None:
+        yield from _never_started(job)
     if job.may_requeue:
         yield from _requeue()
     yield f'if [ "$slurmlaunch_status" -eq {_KILLED} ]; then'
@@ -259,7 +260,7 @@ _OUT_OF_MEMORY = (
 
 def _never_started(job: ArrayJob) -> Iterator[str]:
     first = f'{shell_quote(str(RunFolder(job.run_folder).outcomes))}/"$slurmlaunch_task.0"'
-    yield "# Where Python or its container did not come up, the status may look like one of the node's own."
+    yield "# A container that did not come up, or has no slurmlaunch, may end as a node does that ran its items."
     yield f'[ "$slurmlaunch_status" -gt 1 ] || [ -e {first} ] || slurmlaunch_status={Status.NODE}'
 
 
