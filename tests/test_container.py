@@ -369,6 +369,7 @@ def test_a_warning_reaches_the_node(
 
 
 @pytest.mark.slurm
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["slurm"], indirect=True)
 def test_the_end_reaches_the_node(
     make_executor: ExecutorFactory, image: Container, cluster: Cluster, tmp_path: Path

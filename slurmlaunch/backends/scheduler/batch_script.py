@@ -42,6 +42,7 @@ _TASK = "${slurmlaunch_task}"
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+*^~-]+")
 # An OR of conditions; Slurm cannot mix it with the AND that our own condition needs.
 _EITHER = "?"
+_PER_TASK = {"gpus-per-task", "tres-per-task"}
 
 
 def render(job: ArrayJob) -> str:
@@ -81,6 +82,8 @@ def _our_options(job: ArrayJob, given: Mapping[str, str | bool]) -> dict[str, st
         options["signal"] = f"B:USR1@{job.warning}"
     if job.may_requeue and "no-requeue" not in given:
         options["requeue"] = True  # a site's default may be otherwise
+    if given.keys() & _PER_TASK and not given.keys() & {"gpus", "ntasks"}:
+        options["ntasks"] = "1"  # sbatch wants to be told
     if "cpus-per-gpu" not in given:  # sbatch refuses both together
         options["cpus-per-task"] = str(job.cpus_per_task)
     return options
