@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -316,6 +317,17 @@ def test_modules_beside_the_script(backend: str, image: Container, tmp_path: Pat
     printed = scripts.run(tmp_path / "code", SCRIPT, *arguments, cwd=tmp_path / "elsewhere")
 
     assert printed == f"('{tmp_path}/code/beside.py', '/usr/local')\n"
+
+
+@elsewhere
+def test_the_example(backend: str, image: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example describes the image that it is given."""
+    monkeypatch.setenv("SLURMLAUNCH_CLUSTER", backend)
+    example = Path(__file__).parents[1] / "examples/container.py"
+
+    printed = subprocess.check_output([sys.executable, example, image.image, "charliecloud", *image.binds], text=True)
+
+    assert printed == f"system: {NAME}\nPython: {platform.python_version()} of /usr/local\n"
 
 
 @elsewhere
