@@ -36,7 +36,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def job(container: Container, **changes: Any) -> ArrayJob:
     """Return an array of one task in a container."""
-    folders = (Path("/scratch/me/runs/1"), Path("/home/me/code"))
+    folders = (Path("/project/me/runs/1"), Path("/home/me/code"), Path("/scratch/me/modules"))
     return ArrayJob(
         folders[0], "law", cwd=folders[1], python=("python3",), container=container, folders=folders, **changes
     )
@@ -44,7 +44,10 @@ def job(container: Container, **changes: Any) -> ArrayJob:
 
 @pytest.mark.parametrize("runtime", ["apptainer", "singularity", "podman", "charliecloud", None])
 def test_command_line(runtime: str | None) -> None:
-    """Each runtime binds what the node and the user need, goes to the folder, shows the GPUs, and starts the node."""
+    """Each runtime binds what the node and the user need, goes to the folder, shows the GPUs, and starts the node.
+
+    What the user binds at its own place is not bound twice.
+    """
     image = "docker.io/library/python:3.11" if runtime == "podman" else "/images/python.sif"
     container = Container(image, binds=["/scratch", "/data/sets:/mnt"], runtime=runtime, flags=["--verbose"])
 
@@ -91,7 +94,8 @@ def test_another_vendors_gpus(flag: str) -> None:
         ({"tres_per_task": "cpu:1,gres/gpu:1"}, (), True),
         ({}, ("--gpus-per-task=1",), True),
         ({}, ("--gres=gpu:1",), True),
-        ({}, ("-G1",), False),
+        ({}, ("-G1",), True),
+        ({}, ("--nice", "-xgpu1"), False),
     ],
 )
 def test_who_asks_for_gpus(options: dict[str, str | bool], flags: tuple[str, ...], *, expected: bool) -> None:
@@ -121,7 +125,7 @@ def test_the_first_that_is_there(tmp_path: Path) -> None:
         said, _ = process.communicate()
 
     assert said.startswith(f"singularity {process.pid} exec --bind=")
-    assert said.endswith("docker://python python3 -m slurmlaunch.node /scratch/me/runs/1 0\n")
+    assert said.endswith("docker://python python3 -m slurmlaunch.node /project/me/runs/1 0\n")
 
 
 # What is bound.

@@ -149,11 +149,18 @@ class ArrayJob:
         Raises:
             OptionError: its container cannot bind one of the folders.
         """
-        node = (*self.python, "-m", "slurmlaunch.node", str(self.run_folder), task)
+        return self.inside((*self.python, "-m", "slurmlaunch.node", str(self.run_folder), task))
+
+    def inside(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the command line that runs another where the node is to run: in the container, if there is one.
+
+        Raises:
+            OptionError: the container cannot bind one of the folders.
+        """
         if self.container is None:
-            return node
+            return words
         gpus = asks_for_gpus(self.options, self.flags)
-        return self.container.command(node, cwd=self.cwd or Path.cwd(), folders=self.folders, gpus=gpus)
+        return self.container.command(words, cwd=self.cwd or Path.cwd(), folders=self.folders, gpus=gpus)
 
 
 @dataclass(frozen=True)

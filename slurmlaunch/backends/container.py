@@ -43,8 +43,8 @@ _FILES = (".sif", ".simg", ".img", ".sqfs", ".squashfs", ".sqsh")
 # Inside an image these are the host's own anyway, or nothing that could be replaced.
 _NOT_BOUND = ("/",)
 _INSTALLED = re.compile(r"/(site|dist)-packages(/|$)|/lib(64)?/python\d[\d.]*(/|$)|/python\d+\.zip$")
-_GPU_OPTIONS = ("gpus", "gpus_per_node", "gpus_per_socket", "gpus_per_task")
-_GRES_OPTIONS = ("gres", "tres_per_task")
+_GPU_OPTIONS = frozenset({"gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"})
+_GRES_OPTIONS = ("gres", "tres-per-task")
 
 # Which of them a node has is known there alone.
 _FIRST_THERE = (
@@ -100,7 +100,7 @@ class Container:
     @property
     def path(self) -> Path | None:
         """Where the image lies, or None where only the runtime knows."""
-        return Path(self.image) if os.path.isabs(self.image) else None  # noqa: PTH117  (not every image is a path)
+        return Path(self.image) if self.image.startswith("/") else None
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -128,12 +128,18 @@ class Container:
         Raises:
             OptionError: the runtime cannot bind a folder of that name.
         """
-        binds = (*(_same_place(folder, self.runtime) for folder in folders), *self.binds)
-        arguments = _ARGUMENTS[self.runtime](self, tuple(dict.fromkeys(binds)), cwd, gpus=gpus)
+        binds = (*(_same_place(folder, self.runtime) for folder in self._not_covered(folders)), *self.binds)
+        arguments = _ARGUMENTS[self.runtime](self, binds, cwd, gpus=gpus)
         if len(self.programs) == 1:
             return (*self.programs, *arguments, *words)
         find = _FIRST_THERE.format(programs=" ".join(self.programs), status=int(Status.NODE))
         return ("/bin/sh", "-c", find, "slurmlaunch", *arguments, *words)
+
+    def _not_covered(self, folders: Sequence[Path]) -> list[Path]:
+        """Return those of the folders that no bind of the user's has shown already, at the same place."""
+        parts = (bind.split(":") for bind in self.binds)
+        covered = {Path(source) for source, target, *options in parts if source == target and not options}
+        return [folder for folder in folders if not covered & {folder, *folder.parents}]
 
     def prepare(self, folders: Sequence[Path]) -> None:
         """Make the places in an image at which folders are to be bound.
@@ -147,7 +153,7 @@ class Container:
             return
         if any(flag.startswith(("--write", "-w", "-W")) for flag in self.flags):
             return
-        targets = {str(folder): folder for folder in folders}
+        targets = {str(folder): folder for folder in self._not_covered(folders)}
         targets |= {parts[-1]: Path(parts[0]) for parts in (bind.split(":") for bind in self.binds)}
         for target, source in targets.items():
             if not target.startswith("/tmp/"):  # noqa: S108  (the host's own, also inside)
@@ -193,10 +199,9 @@ def asks_for_gpus(options: Mapping[str, str | bool], flags: Collection[str]) -> 
     """Return whether sbatch is asked for GPUs, by options or by flags as they are written there."""
     given = {name.replace("_", "-"): str(value) for name, value in options.items()}
     for flag in flags:
-        name, _, value = flag.lstrip("-").partition("=")
-        given[name] = value
-    gpus = any(name.replace("_", "-") in given for name in (*_GPU_OPTIONS, "G"))
-    return gpus or any("gpu" in given.get(name.replace("_", "-"), "") for name in _GRES_OPTIONS)
+        name, _, value = flag[2:].partition("=") if flag.startswith("--") else ("", "", "")
+        given["gpus" if flag.startswith("-G") else name] = value
+    return bool(given.keys() & _GPU_OPTIONS) or any("gpu" in given.get(name, "") for name in _GRES_OPTIONS)
 
 
 def own_folders(search_path: Iterable[str]) -> list[str]:
@@ -246,7 +251,7 @@ def _image(image: object, runtime: str | None) -> str:
 
 def _bind(bind: object, runtime: str | None) -> str:
     parts = _text("binds", bind).split(":")
-    if len(parts) > 3 or not all(parts) or "," in parts[0] or (len(parts) == 3 and parts[2] not in {"ro", "rw"}):  # noqa: PLR2004
+    if len(parts) > 3 or not all(parts) or "," in "".join(parts) or (len(parts) == 3 and parts[2] not in {"ro", "rw"}):  # noqa: PLR2004
         raise _refused(f"binds: {bind!r} is none of 'SOURCE', 'SOURCE:TARGET', 'SOURCE:TARGET:ro'; give a list of them")
     if parts[2:] == ["ro"] and runtime == "charliecloud":
         raise _refused(f"binds: {bind!r}: charliecloud cannot bind a folder that is only read")
