@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -364,24 +365,36 @@ def test_the_container_does_not_start(
     assert f"image {image.image}" in str(error)
 
 
+class WaitsForAnotherStart:
+    """A function that comes to no end in the first start of its task, and returns the number of the next."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    def __call__(self) -> int:
+        """Wait at the gate, which the test does not open."""
+        attempt = slurmlaunch.current_task().attempt
+        if not attempt:
+            self.gate.enter(0)
+        return attempt
+
+    def checkpoint(self) -> types.SimpleNamespace:
+        """Go on in the same way."""
+        return types.SimpleNamespace(function=self, args=(), kwargs={})
+
+
 @pytest.mark.slurm
 @pytest.mark.parametrize("backend", ["slurm"], indirect=True)
 def test_a_warning_reaches_the_node(
     make_executor: ExecutorFactory, image: Container, gate: Gate, cluster: Cluster
 ) -> None:
-    """USR1 passes the script and the container: what is in flight ends, the rest runs in another start."""
-
-    def attempt(item: int) -> int:
-        if item == 0:
-            gate.enter(item)
-        return slurmlaunch.current_task().attempt
-
-    array = make_executor(container=image, by_value=__name__).map_array(attempt, range(3), tasks=1)
+    """USR1 passes the script and the container: the item is asked for a checkpoint, and goes on in another start."""
+    future = make_executor(container=image, by_value=__name__).submit(WaitsForAnotherStart(gate))
     gate.await_arrival(0)
-    cluster.run("scancel", "--signal=USR1", "--batch", array.job_ids[0])
-    gate.open()
 
-    assert array.results() == [0, 1, 1]
+    cluster.run("scancel", "--signal=USR1", "--batch", future.run.job_ids[0])
+
+    assert future.result() == 1
 
 
 @pytest.mark.slurm

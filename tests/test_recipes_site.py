@@ -19,6 +19,7 @@ import pytest
 import slurmlaunch
 from slurmlaunch import Executor, NodeStartError, caps
 from tests.cluster import ClusterSpec
+from tests.conftest import several_cpus
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -387,7 +388,6 @@ def test_each_process_has_a_gpu(
     site: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The example computes on four GPUs, and every process keeps to its own."""
-    pytest.importorskip("numba")
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
     site(ClusterSpec(nodes=1, gpus=4, accounting=False))
 
@@ -417,3 +417,31 @@ def test_gpus_by_any_option(
 
     for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
         assert sorted(each[name] or "" for each in found) == ["0", "1", "2", "3"]
+
+
+DRIVER = """
+import ctypes
+
+driver, number = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+print(-1 if driver.cuInit(0) else driver.cuDeviceGetCount(ctypes.byref(number)) or number.value)
+"""
+
+
+def count_gpus(_: int) -> tuple[int, int]:
+    """Return how many GPUs this process is shown, and how many the driver lets it see."""
+    found = subprocess.run([sys.executable, "-c", DRIVER], capture_output=True, text=True, check=False).stdout
+    return len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")), int(found or 0)
+
+
+@several_cpus
+def test_a_real_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU of NVIDIA's, its driver shows a process what it was given and no more."""
+    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if not devices:
+        pytest.skip("needs a GPU of NVIDIA's")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices))))
+    with Executor(tmp_path / "runs", cluster="local", processes=2, by_value=__name__) as executor:
+        found = executor.map_array(count_gpus, range(4), tasks=1).results()
+
+    assert all(shown == seen >= 1 for shown, seen in found)
+    assert max(shown for shown, _ in found) <= -(-devices // 2)

@@ -92,6 +92,7 @@ class LocalBackend:
         lines = [
             f"#!{_shell(job)}",
             f"# {job.name}: one after the other here, up to {at_once} at once when submitted",
+            *([f"unset {' '.join(OF_THE_HOST)}"] if job.container else []),
             *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
             f"cd -- {shlex.quote(str(_cwd(job)))} || exit {Status.SETUP}",
             *_preparation(job),
