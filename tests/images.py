@@ -29,6 +29,8 @@ def make_image(folder: Path, *, without: str = "") -> tuple[Path, list[str]]:
     for name in _FILES:
         (image / name).touch()
     (image / "etc/os-release").write_text(f'PRETTY_NAME="{NAME}"\n', encoding="utf-8")
+    (image / "ch").mkdir()
+    (image / "ch/environment").write_text("PATH=/usr/local/bin:/usr/bin:/bin\n", encoding="utf-8")
     binds = [library for library in _LIBRARIES if _adopt(image, Path(library))]
     # Its own Python is found on the PATH, and finds this machine's standard library.
     local = image / "usr/local"

@@ -179,7 +179,10 @@ def _podman(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool
 
 def _charliecloud(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool) -> tuple[str, ...]:
     del gpus  # the devices are there; the driver's libraries are put into an image by ch-fromhost
-    return (*(f"--bind={bind}" for bind in binds), f"--cd={cwd}", *container.flags, container.image, "--")
+    # The image's own variables, its PATH among them, which the other runtimes take by themselves.
+    has_variables = container.path is not None and (container.path / "ch/environment").is_file()
+    own = ["--set-env"] if has_variables else []
+    return (*(f"--bind={bind}" for bind in binds), f"--cd={cwd}", *own, *container.flags, container.image, "--")
 
 
 _ARGUMENTS = {
