@@ -32,11 +32,14 @@ def describe() -> tuple[str, str]:
     return system, f"{platform.python_version()} of {sys.prefix}"
 
 
+def container_named(image: str | None = None, runtime: str | None = None, *binds: str) -> Container | None:
+    """Return the container of that image, or None where none is named."""
+    return Container(image, runtime=runtime, binds=binds) if image else None
+
+
 def main() -> None:
     """Describe the inside of the image that is named on the command line."""
-    image, runtime, *binds = [*sys.argv[1:], None, None][: max(2, len(sys.argv) - 1)]
-    container = Container(image, runtime=runtime, binds=binds) if image else None
-    executor = Executor(time="00:10:00", container=container)
+    executor = Executor(time="00:10:00", container=container_named(*sys.argv[1:]))
 
     system, python = executor.submit(describe).result()
 

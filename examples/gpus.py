@@ -18,6 +18,7 @@ plays a GPU, and this runs on any machine.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 from numba import cuda
@@ -28,7 +29,7 @@ SIZE = 64
 
 
 @cuda.jit
-def saxpy(factor, left, right):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def saxpy(factor: float, left: Any, right: Any) -> None:
     """Compute ``factor * left + right`` in place of *right*."""
     i = cuda.grid(1)
     if i < right.size:

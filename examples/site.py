@@ -35,9 +35,9 @@ def where() -> dict[str, str | None]:
 
 def main() -> None:
     """Run with the options of the command line."""
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    lists = {name: value.split(",") if name != "setup" else value for name, value in options.items()}
-    executor = Executor(**lists)
+    words = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    options = {name: value if name == "setup" else value.split(",") for name, value in words.items()}
+    executor = Executor(**options)
 
     future = executor.submit(where)
 

@@ -168,7 +168,7 @@ class ItemError(SlurmlaunchError):
     Attributes:
         what: one sentence: what happened.
         advice: what to do about it.
-        place: item, task, job, node and log, as far as they are known.
+        place: item, task, job, node, log and container image, as far as they are known.
     """
 
     what: str = "the item ended without an outcome"

@@ -244,7 +244,7 @@ def pass_through(story: Story) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_throttle(on_slurm: Callable[..., Executor], story: Story) -> None:
-    """Of sixteen tasks that all would fit, no more run at once than the throttle says."""
+    """Of ten tasks that would all fit, no more run at once than the throttle says."""
     array = on_slurm(throttle=3).map_array(pass_through, [story] * 10, tasks=10)
     array.results()
 
@@ -400,7 +400,7 @@ def test_each_process_has_a_gpu(
 
 
 def meet_with_gpus(others: int) -> dict[str, str | None]:
-    """Wait until all processes have an item, and return what GPUs this one sees."""
+    """Wait until so many items run side by side, and return what GPUs this one sees."""
     meet(others)
     return {name: os.environ.get(name) for name in caps.GPU_VARIABLES}
 

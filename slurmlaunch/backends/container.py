@@ -230,7 +230,7 @@ def _make_place(place: Path, source: Path, image: str) -> None:
     except OSError as error:
         raise _refused(
             f"{place} cannot be made, and charliecloud binds only where something is in the image {image} already: "
-            f"{error.strerror}. Make it, or give a flag: Container(..., flags=['--write-fake'])"
+            f"{error.strerror}. Make it, or, with a newer charliecloud, give Container(..., flags=['--write-fake'])"
         ) from error
 
 
