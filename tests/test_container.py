@@ -158,6 +158,28 @@ def test_a_folder_that_cannot_be_bound(runtime: str) -> None:
         container.command(["true"], cwd=Path("/"), folders=[Path("/data:1")], gpus=False)
 
 
+def test_places_in_an_image(tmp_path: Path) -> None:
+    """For charliecloud the places of what is bound are made in the image, and nowhere else."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "file").touch()
+    image = tmp_path / "image"
+    image.mkdir()
+    (image / "out").symlink_to(tmp_path)
+    binds = [f"{tmp_path}/data:/mnt/data", f"{tmp_path}/file:/etc/file"]
+
+    Container(image, binds=binds, runtime="charliecloud").prepare([Path("/project/run")])
+    Container(image, binds=binds, runtime="charliecloud", flags=["--write"]).prepare([Path("/project/other")])
+    Container(image, binds=binds, runtime="apptainer").prepare([Path("/project/other")])
+
+    made = sorted(str(path.relative_to(image)) for path in image.rglob("*") if not path.is_symlink())
+    assert made == ["etc", "etc/file", "mnt", "mnt/data", "project", "project/run"]
+    with pytest.raises(OptionError, match="leads out of the image"):
+        Container(image, binds=["/data:/out/data"], runtime="charliecloud").prepare([])
+    (image / "project/file").touch()
+    with pytest.raises(OptionError, match="Make it"):
+        Container(image, runtime="charliecloud").prepare([Path("/project/file/run")])
+
+
 # What the user gives.
 
 

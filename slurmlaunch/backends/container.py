@@ -157,7 +157,7 @@ class Container:
         targets |= {parts[-1]: Path(parts[0]) for parts in (bind.split(":") for bind in self.binds)}
         for target, source in targets.items():
             if not target.startswith("/tmp/"):  # noqa: S108  (the host's own, also inside)
-                _make_place(self.path / target.lstrip("/"), source, self.image)
+                _make_place(self.path, target, source)
 
 
 def _apptainer(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool) -> tuple[str, ...]:
@@ -220,7 +220,10 @@ def folders_inside(run_folder: Path, cwd: Path, search_path: Iterable[str]) -> t
     return tuple(folder for folder in there if not any(other in folder.parents for other in there))
 
 
-def _make_place(place: Path, source: Path, image: str) -> None:
+def _make_place(image: Path, target: str, source: Path) -> None:
+    place = image / target.lstrip("/")
+    if not place.resolve().is_relative_to(image.resolve()):
+        raise _refused(f"{target} leads out of the image {image}, by a symbolic link: bind to another place")
     try:
         if source.is_file():
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -121,8 +121,12 @@ def array_job(run: Run, its_round: Round, number: int) -> ArrayJob:
         warning=plan.warning if plan.requeues else None,
         may_requeue=bool(plan.requeues),
         container=options.container,
-        folders=folders_inside(run.folder.path, Path(run.manifest.cwd), run.manifest.sys_path),
+        folders=_folders_inside(run) if options.container else (),
     )
+
+
+def _folders_inside(run: Run) -> tuple[Path, ...]:
+    return folders_inside(run.folder.path, Path(run.manifest.cwd), run.manifest.sys_path)
 
 
 class Submission:
