@@ -57,6 +57,7 @@ def examples(session: nox.Session) -> None:
     """Run the examples on this machine's own cores."""
     install(session, "test")
     session.env["SLURMLAUNCH_CLUSTER"] = "local"
+    session.env["NUMBA_ENABLE_CUDASIM"] = "1"  # a GPU that Numba plays
     run_each(session, "examples")
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from slurmlaunch.backends.base import TaskState
+    from slurmlaunch.backends.container import Container
     from slurmlaunch.client.attempts import Attempt
     from slurmlaunch.client.executor import Executor
     from slurmlaunch.client.futures import Future, FutureArray, attach
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "slurmlaunch.backends.base": ("TaskState",),
+    "slurmlaunch.backends.container": ("Container",),
     "slurmlaunch.client.attempts": ("Attempt",),
     "slurmlaunch.client.executor": ("Executor",),
     "slurmlaunch.client.futures": ("Future", "FutureArray", "attach"),
@@ -80,6 +82,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Attempt",
     "Command",
+    "Container",
     "Executor",
     "Future",
     "FutureArray",

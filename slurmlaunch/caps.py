@@ -47,7 +47,19 @@ inside a task.
 SHARE = "SLURMLAUNCH_CPU_COUNT"
 """The variable that tells a process, and what it starts, how many CPUs are its own."""
 
-GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+GPU_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "ZE_AFFINITY_MASK",
+)
+"""What shows a process its GPUs: NVIDIA's, AMD's three, Intel's. Slurm sets all that it knows,
+whatever the node has; where a site holds jobs to their devices, it numbers them from 0."""
+
+_AMD = Path("/dev/kfd")
+# AMD's runtime shows the devices of ROCR_VISIBLE_DEVICES, numbered from 0, to what reads these.
+_WITHIN_ROCR = ("HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 def without_ours(environ: Mapping[str, str]) -> dict[str, str]:
@@ -77,18 +89,33 @@ def apply(threads: int) -> None:
         threadpoolctl.threadpool_limits(threads)
 
 
-def share_of_gpus(environ: Mapping[str, str], process: int, processes: int) -> dict[str, str]:
+def share_of_gpus(
+    environ: Mapping[str, str], process: int, processes: int, *, amd: bool | None = None
+) -> dict[str, str]:
     """Return the variables that show a process its own part of the task's GPUs.
 
     With fewer GPUs than processes, several share one.
+
+    Args:
+        environ: the environment of the task.
+        process: the number of the process.
+        processes: how many there are.
+        amd: whether the node's GPUs are AMD's; looked up by default.
     """
+    if processes == 1:
+        return {}
     shares = {}
     for name in GPU_VARIABLES:
         devices = [device for device in environ.get(name, "").split(",") if device]
-        if devices and processes > 1:
-            own = devices[process::processes] or [devices[process % len(devices)]]
-            shares[name] = ",".join(own)
-    return shares
+        if devices:
+            shares[name] = devices[process::processes] or [devices[process % len(devices)]]
+    if "ROCR_VISIBLE_DEVICES" in shares:
+        # HIP reads CUDA's variable as well; to CUDA itself the numbers are the node's.
+        is_amd = _AMD.exists() if amd is None else amd
+        for name in (*_WITHIN_ROCR, *(["CUDA_VISIBLE_DEVICES"] if is_amd else [])):
+            if name in shares:
+                shares[name] = [str(i) for i in range(len(shares["ROCR_VISIBLE_DEVICES"]))]
+    return {name: ",".join(own) for name, own in shares.items()}
 
 
 def usable_cpus() -> int:

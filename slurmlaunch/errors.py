@@ -148,6 +148,7 @@ class Place(NamedTuple):
     job_id: str | None = None
     node: str | None = None
     log: str | None = None
+    image: str | None = None
 
     def __str__(self) -> str:
         """Return ``item 3, task 1, job 123_1, node n1``, as far as it is known."""
@@ -156,6 +157,7 @@ class Place(NamedTuple):
             ("task", self.task),
             ("job", self.job_id),
             ("node", self.node),
+            ("image", self.image),
         )
         return ", ".join(f"{word} {value}" for word, value in named if value is not None)
 
@@ -166,7 +168,7 @@ class ItemError(SlurmlaunchError):
     Attributes:
         what: one sentence: what happened.
         advice: what to do about it.
-        place: item, task, job, node and log, as far as they are known.
+        place: item, task, job, node, log and container image, as far as they are known.
     """
 
     what: str = "the item ended without an outcome"

@@ -93,6 +93,7 @@ class ClusterSpec:
         accounting: with slurmdbd and its database, where the user belongs to the account ``test``. Limits are set
             with sacctmgr, and hold where a line says so: ``AccountingStorageEnforce=limits``.
         cgroup: jobs are really held to their ``--mem``. Needs root.
+        node: more of what each node is said to have, as in slurm.conf: ``Features=fast ThreadsPerCore=2``.
         lines: more lines for slurm.conf, settings and partitions; each replaces ours of the same name.
     """
 
@@ -102,6 +103,7 @@ class ClusterSpec:
     gpus: int = 0
     accounting: bool = True
     cgroup: bool = False
+    node: str = ""
     lines: tuple[str, ...] = ()
 
     @property
@@ -408,6 +410,7 @@ def _node_lines(site: _Site) -> list[str]:
     resources = f"CPUs={site.spec.cpus_per_node} RealMemory={site.spec.memory}"
     if site.spec.gpus:
         resources += f" Gres=gpu:{site.spec.gpus}"
+    resources += f" {site.spec.node}"
     nodes = [
         f"NodeName={node} NodeHostname={_host()} NodeAddr=127.0.0.1 Port={port} {resources}"
         for node, port in site.node_ports.items()

@@ -187,4 +187,18 @@ def test_this_machine_is_shared_out() -> None:
 )
 def test_gpus_are_shared_out(environ: Mapping[str, str], processes: int, expected: list[dict[str, Any]]) -> None:
     """Each process sees its own GPUs, or shares one where there are fewer than processes; one process sees all."""
-    assert [caps.share_of_gpus(environ, i, processes) for i in range(processes)] == expected
+    assert [caps.share_of_gpus(environ, i, processes, amd=False) for i in range(processes)] == expected
+
+
+@pytest.mark.parametrize(("amd", "cuda"), [(False, "3"), (True, "0")])
+def test_gpus_are_numbered_as_their_vendor_does(*, amd: bool, cuda: str) -> None:
+    """Slurm sets every vendor's variable: where AMD's runtime shows one device, all else of AMD's counts from there."""
+    environ = dict.fromkeys(caps.GPU_VARIABLES, "0,1,2,3")
+
+    assert caps.share_of_gpus(environ, 3, 4, amd=amd) == {
+        "CUDA_VISIBLE_DEVICES": cuda,
+        "ROCR_VISIBLE_DEVICES": "3",
+        "HIP_VISIBLE_DEVICES": "0",
+        "GPU_DEVICE_ORDINAL": "0",
+        "ZE_AFFINITY_MASK": "3",
+    }

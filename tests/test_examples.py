@@ -6,6 +6,7 @@ import ast
 import gzip
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -143,7 +144,37 @@ def check_from_submitit(printed: str, where: str) -> None:
     ]
 
 
+def check_array_of_pools(printed: str, where: str) -> None:
+    """Read where each walk was done: four to a task, by processes of two CPUs."""
+    heading, *rows = [line.split() for line in printed.splitlines()]
+    cpus = 2 if where == "slurm" else min(2, usable_cpus())
+
+    assert heading == ["seed", "distance", "task", "process", "CPUs", "threads"]
+    assert [[row[0], row[2], *row[4:]] for row in rows] == [
+        [str(seed), str(seed // 4), str(cpus), str(cpus)] for seed in range(16)
+    ]
+
+
+def check_container(printed: str, where: str) -> None:
+    """Without an image it is this machine that is described."""
+    system = platform.freedesktop_os_release()["PRETTY_NAME"]
+
+    assert printed == f"system: {system}\nPython: {platform.python_version()} of {sys.prefix}\n"
+
+
+def check_site(printed: str, where: str) -> None:
+    """Without options it is the cluster's default that is told."""
+    job, *rows = printed.splitlines()
+
+    assert job.startswith("job ")
+    found = dict(row.split() for row in rows)
+    assert list(found) == ["account:", "partition:", "qos:", "modules:", "python:"]
+    assert (found["partition:"], found["python:"]) == ("debug" if where == "slurm" else "-", sys.executable)
+
+
 SCRIPTS: dict[str, Callable[[str, str], None]] = {
+    "array_of_pools.py": check_array_of_pools,
+    "container.py": check_container,
     "fibonacci.py": check_fibonacci,
     "from_submitit.py": check_from_submitit,
     "matrix_product.py": check_matrix_product,
@@ -151,7 +182,11 @@ SCRIPTS: dict[str, Callable[[str, str], None]] = {
     "postprocess.py": check_postprocess,
     "process_pool.py": check_process_pool,
     "shell_command.py": check_shell_command,
+    "site.py": check_site,
 }
+ELSEWHERE = {"gpus.py"}
+"""What needs another cluster, and is tested with the recipes."""
+
 SLOW = {"postprocess.py"}
 
 
@@ -226,14 +261,14 @@ def test_every_example_is_tested() -> None:
     """Each example has a test, and each test an example."""
     found = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"}}
 
-    assert found == {*SCRIPTS, *NOTEBOOKS}
+    assert found == {*SCRIPTS, *NOTEBOOKS, *ELSEWHERE}
 
 
 def test_every_example_is_listed() -> None:
     """The list of examples names each, and no other."""
     listed = re.findall(r"^- \[`(.+?)`\]\(\1\): ", (EXAMPLES / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 
-    assert sorted(listed) == sorted([*SCRIPTS, *NOTEBOOKS])
+    assert sorted(listed) == sorted([*SCRIPTS, *NOTEBOOKS, *ELSEWHERE])
 
 
 # The README.

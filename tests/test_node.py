@@ -437,6 +437,13 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path, gate: Gate, story:
     wait_until(lambda: not any(is_alive(int(line)) for line in story.lines))
 
 
+def test_a_lifeline_that_is_not_there(tmp_path: Path) -> None:
+    """Where a container has the variable and not the descriptor, the node runs on without a lifeline."""
+    run = OneRun(tmp_path / "run", abs, rows([-1]))
+
+    assert (run.run(env={LIFELINE_VARIABLE: "77"}).status, run.values()) == (0, {0: 1})
+
+
 def test_a_node_ends_with_its_client(tmp_path: Path, gate: Gate) -> None:
     """Where a lifeline comes to its end, so do the node and its processes, as by SIGTERM; items do not see it."""
 

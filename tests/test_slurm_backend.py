@@ -526,7 +526,7 @@ def test_a_job_submitted_from_inside_a_job(cluster: Cluster, array: Callable[...
         f"SlurmBackend().submit(ArrayJob(Path({str(tmp_path)!r}), {inner.name!r}, cwd=Path({str(tmp_path)!r}), "
         f"python={inner.python!r}))\n"
     )
-    package = Path(environment.__file__).parents[2]
+    package = Path(environment.__file__).parents[3]
     outer = array(f"PYTHONPATH={package} exec {sys.executable} {file}", first_task=4, length=6, throttle=1)
     outer = replace(outer, name=f"{outer.name}-outer", threads=5, options={"time": "7", "ntasks": "1"})
     backend = SlurmBackend(intervals=QUICK)

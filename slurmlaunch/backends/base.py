@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from slurmlaunch.backends.container import asks_for_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from pathlib import Path
+
+    from slurmlaunch.backends.container import Container
 
 
 class TaskState(str, Enum):
@@ -113,6 +117,8 @@ class ArrayJob:
         after: id of a job that must have ended before this one starts, or None.
         warning: seconds before the time limit at which the node is warned, or None.
         may_requeue: whether a task may be started again.
+        container: the image in which the node runs, or None.
+        folders: what of the client's folders it must see there.
     """
 
     run_folder: Path
@@ -134,10 +140,27 @@ class ArrayJob:
     after: str | None = None
     warning: int | None = None
     may_requeue: bool = False
+    container: Container | None = None
+    folders: tuple[Path, ...] = ()
 
     def command(self, task: str) -> tuple[str, ...]:
-        """Return the node's command line for a task index (or the shell word for one)."""
-        return (*self.python, "-m", "slurmlaunch.node", str(self.run_folder), task)
+        """Return the node's command line for a task index (or the shell word for one), which is its last word.
+
+        Raises:
+            OptionError: its container cannot bind one of the folders.
+        """
+        return self.inside((*self.python, "-m", "slurmlaunch.node", str(self.run_folder), task))
+
+    def inside(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the command line that runs another where the node is to run: in the container, if there is one.
+
+        Raises:
+            OptionError: the container cannot bind one of the folders.
+        """
+        if self.container is None:
+            return words
+        gpus = asks_for_gpus(self.options, self.flags)
+        return self.container.command(words, cwd=self.cwd or Path.cwd(), folders=self.folders, gpus=gpus)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch import caps
 from slurmlaunch.backends.base import Limits, TaskRecord, TaskState
+from slurmlaunch.backends.container import OF_THE_HOST
 from slurmlaunch.backends.machine.allowance import Allowance
 from slurmlaunch.backends.machine.dispatcher import DISPATCHER
 from slurmlaunch.backends.machine.jobs import LocalJob
@@ -91,6 +92,7 @@ class LocalBackend:
         lines = [
             f"#!{_shell(job)}",
             f"# {job.name}: one after the other here, up to {at_once} at once when submitted",
+            *([f"unset {' '.join(OF_THE_HOST)}"] if job.container else []),
             *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
             f"cd -- {shlex.quote(str(_cwd(job)))} || exit {Status.SETUP}",
             *_preparation(job),
@@ -186,11 +188,17 @@ def _check(job: ArrayJob, env: Mapping[str, str]) -> None:
             raise _refusal(job, f"there is no folder {folder}")
     if _shell(job) is None:
         raise _refusal(job, "modules and setup need bash, which is not on the PATH")
-    program = job.python[0]
+    programs = job.container.programs if job.container else (job.python[0],)
+    # What is loaded or set up first may bring its own along.
+    if not (job.modules or job.setup or any(_is_there(job, program, env) for program in programs)):
+        option = "container=Container(..., runtime=...)" if job.container else "python=[...]"
+        missing = " or ".join(map(repr, programs))
+        raise _refusal(job, f"there is no program {missing} to start Python with: see the option {option}")
+
+
+def _is_there(job: ArrayJob, program: str, env: Mapping[str, str]) -> bool:
     path = str(_cwd(job) / program) if os.sep in program else program
-    # What is loaded or set up first may bring its own Python along.
-    if not (job.modules or job.setup or shutil.which(path, path=env.get("PATH"))):
-        raise _refusal(job, f"there is no program {program!r} to start Python with: see the option python=[...]")
+    return shutil.which(path, path=env.get("PATH")) is not None
 
 
 def _refusal(job: ArrayJob, message: str) -> SubmissionError:
@@ -245,6 +253,8 @@ def _environment(job: ArrayJob) -> dict[str, str]:
     inherited = {
         name: value for name, value in caps.without_ours(os.environ).items() if not name.startswith(_OF_AN_OUTER_TASK)
     }
+    for name in OF_THE_HOST if job.container else ():
+        inherited.pop(name, None)
     return {**inherited, **_added(job, inherited)}
 
 

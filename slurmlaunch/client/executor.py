@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cloudpickle
 
 from slurmlaunch.backends.base import Limits
+from slurmlaunch.backends.container import own_folders
 from slurmlaunch.client.attach import backend_of
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import Options, check_cluster, job_name
@@ -64,8 +65,8 @@ class Executor(concurrent.futures.Executor):
             ``$SLURMLAUNCH_CLUSTER``, else slurm where sbatch is on PATH, else local.
         options: sbatch's long option names with underscores (``time``,
             ``partition``, ``cpus_per_task``, ...), and ours: ``throttle``,
-            ``processes``, ``threads``, ``python``, ``modules``, ``setup``, ``env``,
-            ``by_value``, ``name``, ``sbatch``.
+            ``processes``, ``threads``, ``python``, ``modules``, ``setup``, ``container``,
+            ``env``, ``by_value``, ``name``, ``sbatch``.
 
     Raises:
         UnknownOption: an option is neither sbatch's nor ours, or ours to set.
@@ -298,7 +299,7 @@ class Executor(concurrent.futures.Executor):
             backend=self._cluster,
             clusters=clusters if isinstance(clusters, str) else None,
             cwd=str(Path.cwd()),
-            sys_path=[str(Path(entry).absolute()) for entry in sys.path],
+            sys_path=_search_path(call.options),
             python=python_version(),
             cloudpickle=cloudpickle.__version__,
             client=platform.node(),
@@ -414,6 +415,12 @@ class _Submitted:
             self._open = False
             self._changed.wait_for(lambda: not self._under_way)
             return [run for run in self._runs if not run.over]
+
+
+def _search_path(options: Options) -> list[str]:
+    entries = [str(Path(entry).absolute()) for entry in sys.path]
+    # What is installed here is not what is installed in an image, even where it is seen there.
+    return entries if options.container is None else own_folders(entries)
 
 
 def _zip_equal(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:

@@ -351,5 +351,4 @@ class Lookout:
         return error
 
     def _place(self, task: int) -> Place:
-        place = self.run.place(task)
-        return Place(task=task, job_id=place.full_id, node=self.run.node_of(task), log=str(self.run.log(task, "err")))
+        return self.run.whereabouts(task)

@@ -7,6 +7,7 @@ name; None takes it back.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import unicodedata
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field, fields, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from slurmlaunch.backends import container as containers
+from slurmlaunch.backends.container import Container
 from slurmlaunch.backends.units import parse_memory, parse_time
 from slurmlaunch.client.sbatch_options import NAMES, read_flag, read_option, unknown_option
 from slurmlaunch.client.shape import Shape
@@ -38,9 +41,10 @@ class Options:
         throttle: how many tasks may run at once, or None.
         processes: how many items of a task run side by side, or None (see `shape`).
         threads: how many threads an item may use, or None.
-        python: the words that start Python.
+        python: the words that start Python; by default the client's, or in a container ``python3``.
         modules: what is given to ``module load``, in order.
         setup: shell lines that run before Python starts.
+        container: the image in which the tasks run, or None.
         env: variables to set for the tasks.
         by_value: names of the modules whose code travels with the function.
         name: what the user calls the run, or None.
@@ -61,6 +65,7 @@ class Options:
     python: tuple[str, ...] = field(default_factory=lambda: (sys.executable,))
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
+    container: Container | None = None
     env: Mapping[str, str] = field(default_factory=dict, hash=False)
     by_value: tuple[str, ...] = ()
     name: str | None = None
@@ -101,6 +106,9 @@ class Options:
                     slurm[option] = given
             else:
                 raise unknown_option(option, _READERS)
+        named = changes["python"] is not None if "python" in changes else self.python != _default_python(self.container)
+        if not named:
+            ours["python"] = _default_python(ours.get("container", self.container))
         options = replace(self, slurm=slurm, **ours)
         options.shape()  # so that what does not fit together is refused here, not at a later call
         return options
@@ -136,13 +144,33 @@ class Options:
         """
         known = ((f.name, data[f.name]) for f in fields(cls) if f.name in data)
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in known}
+        if values.get("container") is not None:
+            values["container"] = Container.from_json(values["container"])
         return cls(**values)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
+    if isinstance(value, Container):
+        return value.to_json()
     return dict(value) if isinstance(value, Mapping) else value
+
+
+def _default_python(container: Container | None) -> tuple[str, ...]:
+    return (sys.executable,) if container is None else containers.PYTHON
+
+
+def _as_container(option: str, value: object) -> Container:
+    if isinstance(value, (str, os.PathLike)):
+        value = Container(value)
+    if not isinstance(value, Container):
+        raise refused(option, f"must be a slurmlaunch.Container, not {value!r}")
+    if value.path is not None and not value.path.exists():
+        raise refused(
+            option, f"there is no image {value.image}: it must lie where the nodes see it, and this machine too"
+        )
+    return value
 
 
 def _as_python(option: str, value: object) -> tuple[str, ...]:
@@ -255,6 +283,7 @@ def _as_name(option: str, value: object) -> str:
 
 _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "by_value": _as_by_value,
+    "container": _as_container,
     "env": _as_env,
     "grow": _as_growth,
     "max_mem": _as_memory,

@@ -26,7 +26,7 @@ from slurmlaunch.client.recovery import Cause
 from slurmlaunch.client.retrying import Retrying
 from slurmlaunch.client.submission import Submission, make_plan
 from slurmlaunch.client.weakly import Weakly
-from slurmlaunch.errors import ItemError
+from slurmlaunch.errors import ItemError, Place
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.records import Kind
@@ -227,6 +227,18 @@ class Run:
             return sum(self.task_of(i) in self.started for i in self.ledger.open_among(items))
         return sum(self.ledger.count(Fate.OPEN, self.items_of(task)) for task in self.started)
 
+    def whereabouts(self, task: int) -> Place:
+        """Return what an error says of where a task ran."""
+        place = self.place(task)
+        container = place.round.plan.options.get("container") or {}
+        return Place(
+            task=task,
+            job_id=place.full_id,
+            node=self.node_of(task),
+            log=str(self.log(task, "err")),
+            image=container.get("image"),
+        )
+
     def log(self, task: int, stream: str) -> Path:
         """Return the path of a task's log, *stream* being ``out`` or ``err``."""
         place = self.place(task)
@@ -348,11 +360,7 @@ class Run:
         """Read the outcome of an item that has settled and was not cancelled."""
         outcome = self.ledger.outcome(item)
         if not isinstance(outcome, Value) and isinstance(outcome.error, ItemError):
-            task = self.task_of(item)
-            log = str(self.log(task, "err"))
-            outcome.error.located(
-                item=item, task=task, job_id=self.place(task).full_id, node=self.node_of(task), log=log
-            )
+            outcome.error.located(**self.whereabouts(self.task_of(item))._replace(item=item)._asdict())
         return outcome
 
     def wait_for(self, ready: Callable[[], bool], timeout: float | None) -> bool:

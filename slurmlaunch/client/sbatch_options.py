@@ -89,7 +89,6 @@ _EXECUTOR = "a new Executor takes this as a parameter; ex.options(...) keeps it"
 _ELSEWHERE: Mapping[str, _Advice] = {
     "chunksize": (_CALL.format("chunksize"), ()),
     "cluster": (_EXECUTOR + "; Slurm's own clusters are given as clusters=", ("clusters",)),
-    "container": ("not offered yet; Slurm's own OCI bundles go as sbatch=['--container=...']", ()),
     "folder": (_EXECUTOR, ()),
     "schedule": (_CALL.format("schedule"), ()),
     "tasks": (_CALL.format("tasks"), ()),

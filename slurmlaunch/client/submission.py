@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import ArrayJob
+from slurmlaunch.backends.container import folders_inside
 from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.backends.units import parse_time
 from slurmlaunch.client.options import Options, job_name
@@ -119,7 +120,13 @@ def array_job(run: Run, its_round: Round, number: int) -> ArrayJob:
         after=earlier[-1] if throttle and earlier else None,
         warning=plan.warning if plan.requeues else None,
         may_requeue=bool(plan.requeues),
+        container=options.container,
+        folders=_folders_inside(run) if options.container else (),
     )
+
+
+def _folders_inside(run: Run) -> tuple[Path, ...]:
+    return folders_inside(run.folder.path, Path(run.manifest.cwd), run.manifest.sys_path)
 
 
 class Submission:
@@ -186,6 +193,8 @@ class Submission:
     def _submit_array(self, its_round: Round, number: int) -> None:
         run = self._run
         job = array_job(run, its_round, number)
+        if job.container is not None:
+            job.container.prepare(job.folders)
         its_round.intend(number)
         job_id = run.backend.submit(job)
         with run.changed:

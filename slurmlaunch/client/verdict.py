@@ -91,13 +91,14 @@ def _not_started(status: int | None, place: Place) -> ItemError:
         what = "the set-up lines failed"
     tail = _tail(place.log)
     said = f"; the end of its log:\n{tail}\n" if tail else ", and its log is empty"
-    return NodeStartError(f"{what}{said}", exit_code=status, place=place, advice=_advice(tail))
+    return NodeStartError(f"{what}{said}", exit_code=status, place=place, advice=_advice(tail, place.image))
 
 
-def _advice(tail: str) -> str:
+def _advice(tail: str, image: str | None) -> str:
     for module in ("slurmlaunch", "cloudpickle"):
         if f"No module named {module!r}" in tail or f"No module named {module}" in tail:
-            return f"Install {module} for the Python that runs on the node, or name another: python=[...]."
+            where = f"for the Python in the image {image}" if image else "for the Python that runs on the node"
+            return f"Install {module} {where}, or name another: python=[...]."
     return ""
 
 

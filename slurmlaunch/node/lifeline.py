@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 
 from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE
@@ -23,6 +24,12 @@ def end_with_parent() -> None:
 
 
 def from_environment() -> int | None:
-    """Return the descriptor of the client's lifeline, or None; what we start does not see it."""
+    """Return the descriptor of the client's lifeline, or None; what we start does not see it.
+
+    A container may have the variable and not the descriptor: then there is none.
+    """
     number = os.environ.pop(LIFELINE_VARIABLE, "")
-    return int(number) if number.isdigit() else None
+    try:
+        return int(number) if stat.S_ISFIFO(os.fstat(int(number)).st_mode) else None
+    except (ValueError, OSError):
+        return None

@@ -71,8 +71,6 @@ class Manifest(NamedTuple):
             UnknownProtocol: a newer slurmlaunch wrote it.
         """
         check_folder(folder.path)
-        for name in FOLDERS:
-            check_folder(folder.path / name)
         path = folder.manifest
         try:
             content = json.loads(read_owned(path))
@@ -82,6 +80,8 @@ class Manifest(NamedTuple):
         except (OSError, ValueError, KeyError, TypeError) as error:
             msg = f"{folder.path} is no run folder: its manifest.json cannot be read ({error})"
             raise RunFolderError(msg, path=str(path)) from error
+        for name in FOLDERS:
+            check_folder(folder.path / name)
         return manifest
 
     def check_versions(self, cloudpickle: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.backends.machine.processes import STATUS_UNKNOWN, Launch
-from slurmlaunch.runfolder.layout import EndMark, RunFolder
+from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -101,7 +101,10 @@ class LocalJob:
     def settle(self, element: int, record: TaskRecord, status: int) -> None:
         """Note how an element ended, in memory and on disk."""
         self.records[element] = record
-        mark = EndMark(self._job.first_task + element, 0, status)
+        task = self._job.first_task + element
+        if self._job.container and status <= Status.FAILURES and not self._folder.outcome_file(task, 0).exists():
+            status = Status.NODE  # the container did not come up, or has no slurmlaunch
+        mark = EndMark(task, 0, status)
         # A full disk or a removed folder: who waits learns it from the state.
         with contextlib.suppress(OSError):
             path = self._folder.ended / mark.filename

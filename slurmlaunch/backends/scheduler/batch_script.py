@@ -27,6 +27,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slurmlaunch.backends.container import OF_THE_HOST
 from slurmlaunch.caps import OURS
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import STARTED_VARIABLE, EndMark, RunFolder, Status
@@ -41,6 +42,7 @@ _TASK = "${slurmlaunch_task}"
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+*^~-]+")
 # An OR of conditions; Slurm cannot mix it with the AND that our own condition needs.
 _EITHER = "?"
+_PER_TASK = {"gpus-per-task", "tres-per-task"}
 
 
 def render(job: ArrayJob) -> str:
@@ -80,6 +82,8 @@ def _our_options(job: ArrayJob, given: Mapping[str, str | bool]) -> dict[str, st
         options["signal"] = f"B:USR1@{job.warning}"
     if job.may_requeue and "no-requeue" not in given:
         options["requeue"] = True  # a site's default may be otherwise
+    if given.keys() & _PER_TASK and not given.keys() & {"gpus", "ntasks"}:
+        options["ntasks"] = "1"  # sbatch wants to be told
     if "cpus-per-gpu" not in given:  # sbatch refuses both together
         options["cpus-per-task"] = str(job.cpus_per_task)
     return options
@@ -161,6 +165,8 @@ def _end(job: ArrayJob) -> Iterator[str]:
 
 
 def _environment(job: ArrayJob) -> Iterator[str]:
+    if job.container is not None:
+        yield f"unset {' '.join(OF_THE_HOST)}"
     if job.cwd is not None:
         yield f"cd -- {shell_quote(str(job.cwd))} || slurmlaunch_give_up 'its working directory is not there'"
     for name, value in job.env.items():
@@ -225,6 +231,8 @@ def _node(job: ArrayJob) -> Iterator[str]:
     yield "slurmlaunch_status=0"
     yield 'wait "$slurmlaunch_node" || slurmlaunch_status=$?'
     yield '[ "$slurmlaunch_status" -ge 0 ] || slurmlaunch_status=255'
+    if job.container is not None:
+        yield from _never_started(job)
     if job.may_requeue:
         yield from _requeue()
     yield f'if [ "$slurmlaunch_status" -eq {_KILLED} ]; then'
@@ -251,6 +259,12 @@ _OUT_OF_MEMORY = (
     "    done < /proc/self/cgroup",
     "} 2>/dev/null",
 )
+
+
+def _never_started(job: ArrayJob) -> Iterator[str]:
+    first = f'{shell_quote(str(RunFolder(job.run_folder).outcomes))}/"$slurmlaunch_task.0"'
+    yield "# A container that did not come up, or has no slurmlaunch, may end as a node does that ran its items."
+    yield f'[ "$slurmlaunch_status" -gt 1 ] || [ -e {first} ] || slurmlaunch_status={Status.NODE}'
 
 
 def _requeue() -> Iterator[str]:

@@ -22,9 +22,7 @@ _CLIENT = frozenset({
     "SLURM_BITSTR_LEN", "SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_DEBUG_FLAGS", "SLURM_DIR",
     "SLURM_HOME", "SLURM_JWT", "SLURM_PATH", "SLURM_PREFIX", "SLURM_ROOT", "SLURM_TIME_FORMAT", "SLURM_VERSION",
 })  # fmt: skip
-_OF_A_JOB = re.compile(
-    r"_?SLURM_.*|SLURMD_.*|SLURMSTEPD_.*|SRUN_.*|PMI.*|OMPI_COMM_WORLD_.*|SBATCH_.*_BIND(_.*)?|GPU_DEVICE_ORDINAL"
-)
+_OF_A_JOB = re.compile(r"_?SLURM_.*|SLURMD_.*|SLURMSTEPD_.*|SRUN_.*|PMI.*|OMPI_COMM_WORLD_.*|SBATCH_.*_BIND(_.*)?")
 _INSIDE_A_JOB = ("SLURM_JOB_ID", "SLURM_JOBID")
 
 # sbatch's variables outrank the script's #SBATCH lines. Those that are named for their option

@@ -1,0 +1,297 @@
+"""Containers: the command line that starts a node inside an image.
+
+What runs inside is the image's own Python. Of the client's folders it sees the
+run folder, the working directory, and what the client imports its own modules
+from; what is *installed* on the client's side stays outside, since the image
+has its own. Variables reach the inside, and signals the node: a runtime either
+becomes the node (charliecloud), or hands on what it gets (the others do, where
+they have no terminal).
+
+Sources: apptainer-exec, podman-run(1), ch-run(1).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.layout import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+PROGRAMS = {
+    None: ("apptainer", "singularity"),
+    "apptainer": ("apptainer",),
+    "singularity": ("singularity",),
+    "podman": ("podman",),
+    "charliecloud": ("ch-run",),
+}
+"""What each runtime is called on the PATH; None is the first that is there."""
+
+PYTHON = ("python3",)
+"""How Python is started in an image, where nothing else is said."""
+
+OF_THE_HOST = ("PYTHONPATH", "PYTHONHOME")
+"""Variables that describe the client's Python, and would mislead that of an image."""
+
+_FILES = (".sif", ".simg", ".img", ".sqfs", ".squashfs", ".sqsh")
+# Inside an image these are the host's own anyway, or nothing that could be replaced.
+_NOT_BOUND = ("/",)
+_INSTALLED = re.compile(r"/(site|dist)-packages(/|$)|/lib(64)?/python\d[\d.]*(/|$)|/python\d+\.zip$")
+_GPU_OPTIONS = frozenset({"gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"})
+_GRES_OPTIONS = ("gres", "tres-per-task")
+
+# Which of them a node has is known there alone.
+_FIRST_THERE = (
+    'for each in {programs}; do if command -v "$each" >/dev/null; then exec "$each" "$@"; fi; done; '
+    'echo "slurmlaunch: the task was not started: none of {programs} is on the PATH of this node. '
+    'Load its module with modules=[...], or name another: Container(..., runtime=...)" >&2; exit {status}'
+)
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container image in which tasks run.
+
+    Attributes:
+        image: the image: a path, which the nodes must see too, or what the runtime takes
+            for one, such as ``docker://python:3.11``. It needs a Python of the client's
+            minor version, slurmlaunch and cloudpickle.
+        binds: folders of the node that are seen inside: ``"/scratch"``, ``"/data:/mnt"``,
+            ``"/data:/mnt:ro"``.
+        runtime: ``"apptainer"``, ``"singularity"``, ``"podman"`` or ``"charliecloud"``; by
+            default apptainer or singularity, whichever is on the node's PATH.
+        flags: further flags for the runtime, passed on as they are.
+
+    Raises:
+        OptionError: a value cannot be.
+    """
+
+    image: str
+    binds: tuple[str, ...] = ()
+    runtime: str | None = None
+    flags: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        image: str | os.PathLike[str],
+        binds: Iterable[str | os.PathLike[str]] = (),
+        *,
+        runtime: str | None = None,
+        flags: Iterable[str] = (),
+    ) -> None:
+        if runtime not in PROGRAMS:
+            known = ", ".join(repr(name) for name in PROGRAMS if name)
+            raise _refused(f"runtime={runtime!r} is none of {known}")
+        values = {
+            "image": _image(image, runtime),
+            "binds": tuple(_bind(each, runtime) for each in _listed("binds", binds)),
+            "runtime": runtime,
+            "flags": tuple(_text("flags", each) for each in _listed("flags", flags)),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the image lies, or None where only the runtime knows."""
+        return Path(self.image) if self.image.startswith("/") else None
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The programs of which the node needs one."""
+        return PROGRAMS[self.runtime]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it stands in a manifest."""
+        return {"image": self.image, "binds": [*self.binds], "runtime": self.runtime, "flags": [*self.flags]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Container:
+        """Read what `to_json` wrote."""
+        return cls(data["image"], data.get("binds", ()), runtime=data.get("runtime"), flags=data.get("flags", ()))
+
+    def command(self, words: Sequence[str], *, cwd: Path, folders: Sequence[Path], gpus: bool) -> tuple[str, ...]:
+        """Return the command line that runs another inside.
+
+        Args:
+            words: the command to run, in the image's own terms.
+            cwd: the folder that it runs in.
+            folders: those of the host that are bound besides, at the same place.
+            gpus: whether it is to see the GPUs.
+
+        Raises:
+            OptionError: the runtime cannot bind a folder of that name.
+        """
+        binds = (*(_same_place(folder, self.runtime) for folder in self._not_covered(folders)), *self.binds)
+        arguments = _ARGUMENTS[self.runtime](self, binds, cwd, gpus=gpus)
+        if len(self.programs) == 1:
+            return (*self.programs, *arguments, *words)
+        find = _FIRST_THERE.format(programs=" ".join(self.programs), status=int(Status.NODE))
+        return ("/bin/sh", "-c", find, "slurmlaunch", *arguments, *words)
+
+    def _not_covered(self, folders: Sequence[Path]) -> list[Path]:
+        """Return those of the folders that no bind of the user's has shown already, at the same place."""
+        parts = (bind.split(":") for bind in self.binds)
+        covered = {Path(source) for source, target, *options in parts if source == target and not options}
+        return [folder for folder in folders if not covered & {folder, *folder.parents}]
+
+    def prepare(self, folders: Sequence[Path]) -> None:
+        """Make the places in an image at which folders are to be bound.
+
+        Only charliecloud needs it: it mounts images read-only, and makes no places itself.
+
+        Raises:
+            OptionError: the image does not let itself be written to.
+        """
+        if self.runtime != "charliecloud" or self.path is None or not self.path.is_dir():
+            return
+        if any(flag.startswith(("--write", "-w", "-W")) for flag in self.flags):
+            return
+        targets = {str(folder): folder for folder in self._not_covered(folders)}
+        targets |= {parts[-1]: Path(parts[0]) for parts in (bind.split(":") for bind in self.binds)}
+        for target, source in targets.items():
+            if not target.startswith("/tmp/"):  # noqa: S108  (the host's own, also inside)
+                _make_place(self.path, target, source)
+
+
+def _apptainer(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool) -> tuple[str, ...]:
+    # AMD's is --rocm: whoever names either has said it all.
+    nv = ["--nv"] if gpus and not {"--nv", "--nvccli", "--rocm"} & {*container.flags} else []
+    return ("exec", *(f"--bind={bind}" for bind in binds), f"--pwd={cwd}", *nv, *container.flags, container.image)
+
+
+def _podman(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool) -> tuple[str, ...]:
+    # In the job's own control group, so that Slurm's limits hold, and what it ends has ended.
+    ours = (
+        "--rm", "--env-host", "--cgroups=disabled", "--ipc=host", "--network=host",
+        "--security-opt=label=disable", "--entrypoint=",
+    )  # fmt: skip
+    device = ["--device=nvidia.com/gpu=all"] if gpus and not _names("--device", container.flags) else []
+    volumes = (f"--volume={bind}" for bind in binds)
+    return ("run", *ours, *volumes, f"--workdir={cwd}", *device, *container.flags, container.image)
+
+
+def _charliecloud(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool) -> tuple[str, ...]:
+    del gpus  # the devices are there; the driver's libraries are put into an image by ch-fromhost
+    # The image's own variables, its PATH among them, which the other runtimes take by themselves.
+    has_variables = container.path is not None and (container.path / "ch/environment").is_file()
+    own = ["--set-env"] if has_variables else []
+    return (*(f"--bind={bind}" for bind in binds), f"--cd={cwd}", *own, *container.flags, container.image, "--")
+
+
+_ARGUMENTS = {
+    None: _apptainer,
+    "apptainer": _apptainer,
+    "singularity": _apptainer,
+    "podman": _podman,
+    "charliecloud": _charliecloud,
+}
+
+
+def _names(option: str, flags: Collection[str]) -> bool:
+    return any(flag.partition("=")[0] == option for flag in flags)
+
+
+def asks_for_gpus(options: Mapping[str, str | bool], flags: Collection[str]) -> bool:
+    """Return whether sbatch is asked for GPUs, by options or by flags as they are written there."""
+    given = {name.replace("_", "-"): str(value) for name, value in options.items()}
+    for flag in flags:
+        name, _, value = flag[2:].partition("=") if flag.startswith("--") else ("", "", "")
+        given["gpus" if flag.startswith("-G") else name] = value
+    return bool(given.keys() & _GPU_OPTIONS) or any("gpu" in given.get(name, "") for name in _GRES_OPTIONS)
+
+
+def own_folders(search_path: Iterable[str]) -> list[str]:
+    """Return what of a module search path is the user's own: no standard library, and nothing that is installed."""
+    return [entry for entry in search_path if not _INSTALLED.search(entry)]
+
+
+def folders_inside(run_folder: Path, cwd: Path, search_path: Iterable[str]) -> tuple[Path, ...]:
+    """Return which folders of the host a node needs in its container, none of them inside another."""
+    wanted = [cwd, run_folder, *(Path(entry) for entry in own_folders(search_path))]
+    there = [folder for folder in dict.fromkeys(wanted) if folder == run_folder or folder.is_dir()]
+    there = [folder for folder in there if str(folder) not in _NOT_BOUND]
+    return tuple(folder for folder in there if not any(other in folder.parents for other in there))
+
+
+def _make_place(image: Path, target: str, source: Path) -> None:
+    place = image / target.lstrip("/")
+    if not place.resolve().is_relative_to(image.resolve()):
+        raise _refused(f"{target} leads out of the image {image}, by a symbolic link: bind to another place")
+    try:
+        if source.is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+        else:
+            place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(
+            f"{place} cannot be made, and charliecloud binds only where something is in the image {image} already: "
+            f"{error.strerror}. Make it, or, with a newer charliecloud, give Container(..., flags=['--write-fake'])"
+        ) from error
+
+
+# Reading what the user gives.
+
+
+def _image(image: object, runtime: str | None) -> str:
+    text = _text("image", image)
+    if "://" in text:
+        return text
+    path = Path(text).expanduser()
+    looks_like_one = (
+        isinstance(image, os.PathLike)
+        or text.startswith(("/", "~", "./", "../"))
+        or text.endswith(_FILES)
+        or runtime in {None, "apptainer", "singularity"}
+        or (runtime == "charliecloud" and path.exists())
+    )
+    return str(path.absolute()) if looks_like_one else text
+
+
+def _bind(bind: object, runtime: str | None) -> str:
+    parts = _text("binds", bind).split(":")
+    if len(parts) > 3 or not all(parts) or "," in "".join(parts) or (len(parts) == 3 and parts[2] not in {"ro", "rw"}):  # noqa: PLR2004
+        raise _refused(f"binds: {bind!r} is none of 'SOURCE', 'SOURCE:TARGET', 'SOURCE:TARGET:ro'; give a list of them")
+    if parts[2:] == ["ro"] and runtime == "charliecloud":
+        raise _refused(f"binds: {bind!r}: charliecloud cannot bind a folder that is only read")
+    source = str(Path(parts[0]).expanduser().absolute())
+    target = parts[1] if len(parts) > 1 else source
+    if not target.startswith("/"):
+        raise _refused(f"binds: {bind!r}: the place in the image must be an absolute path, not {target!r}")
+    return ":".join([source, target, *(["ro"] if parts[2:] == ["ro"] else [])])
+
+
+def _same_place(folder: Path, runtime: str | None) -> str:
+    path = str(folder)
+    separators = ":" if runtime in {"podman", "charliecloud"} else ":,"
+    if any(each in path for each in separators):
+        raise _refused(f"{path!r} cannot be bound into a container, because of its name: use a folder without , and :")
+    return f"{path}:{path}"
+
+
+def _listed(name: str, values: object) -> Sequence[object]:
+    if isinstance(values, (str, os.PathLike)):
+        return (values,)
+    if isinstance(values, (list, tuple)):
+        return values
+    raise _refused(f"{name} must be a list of texts, not {values!r}")
+
+
+def _text(name: str, value: object) -> str:
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text:
+        raise _refused(f"{name}: must be text or a path, not {value!r}")
+    if re.search(r"[\n\r\0]", text):
+        raise _refused(f"{name}: holds a line break or a NUL character: {text!r}")
+    return text
+
+
+def _refused(reason: str) -> OptionError:
+    return OptionError(f"container: {reason}", option="container")
