@@ -399,6 +399,27 @@ def test_what_does_not_end_is_ended(tmp_path: Path, gate: Gate) -> None:
     assert run.outcomes() == {}
 
 
+@pytest.mark.parametrize("size", [10, 10**7])
+def test_what_fails_of_the_end_is_no_failure(tmp_path: Path, gate: Gate, size: int) -> None:
+    """An item whose program is ended by the SIGTERM to the whole task has no outcome, and runs again."""
+
+    def work(item: int) -> int:
+        if item:
+            with subprocess.Popen(["sleep", "600"]) as program:
+                (gate.folder / "0.here").write_text(str(program.pid), encoding="utf-8")
+            if program.returncode:
+                raise ValueError("x" * size)
+        return item
+
+    run = OneRun(tmp_path / "run", work, rows(range(2)))
+    node = run.start()
+    gate.await_arrival(0)
+    wait_until(lambda: run.values() == {0: 0})
+    os.killpg(node.pid, signal.SIGTERM)
+
+    assert (finish(node).status, run.recorded()) == (143, [0])
+
+
 def test_an_item_may_take_sigterm_itself(tmp_path: Path, gate: Gate, story: Story) -> None:
     """A handler of the function's own is called, and what the item then returns counts."""
 

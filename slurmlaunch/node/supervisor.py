@@ -100,10 +100,10 @@ class Supervisor:
         except NodeStartError as error:
             self._give_up(Failure(error).dump())
         self._cancel()
+        signals = Signals(self._waiting, self._terminated)  # first, so that it is heard first
         client = lifeline.from_environment()
         if client is not None:
             self._waiting.add(client, self._client_gone)
-        signals = Signals(self._waiting)
         signals.listen()
         self._loop(signals)
         self._end_pool()
@@ -124,8 +124,6 @@ class Supervisor:
             self._pool.fill(self._places)
             self._pool.feed()
             self._waiting.wait(self._timeout())
-            if signals.terminated and self._stop_at is None:
-                self._stop(GRACE_SECONDS)
             self._end_with_parent()
             if signals.warned:
                 signals.warned = False
@@ -252,12 +250,17 @@ class Supervisor:
         if self._stop_at is None and os.getppid() != self._parent:
             self._stop(0.0)
 
+    def _terminated(self) -> None:
+        if self._stop_at is None:
+            self._stop(GRACE_SECONDS)
+
     def _client_gone(self) -> None:
         self._stop(0.0)
 
     def _stop(self, grace: float) -> None:
         """Hand out nothing more; from now on only values are recorded."""
         self._stock.close()
+        self._writer.only_values = True  # what fails now may fail of what ends the task
         self._pool.ask_for_checkpoints()
         self._doubtful.clear()
         self._stop_at = monotonic() + grace

@@ -43,8 +43,10 @@ class Signals:
         warned: whether USR1 has: the time limit is near.
     """
 
-    def __init__(self, waiting: Waiting) -> None:
+    def __init__(self, waiting: Waiting, at_term: Callable[[], None] | None = None) -> None:
+        """Listen later; *at_term* is called when SIGTERM has come, before what is added to *waiting* later."""
         self.terminated = self.warned = False
+        self._at_term = at_term
         self._reading, self._writing = os.pipe()
         for descriptor in (self._reading, self._writing):
             os.set_blocking(descriptor, False)
@@ -67,6 +69,8 @@ class Signals:
 
     def _clear(self) -> None:
         os.read(self._reading, 4096)
+        if self.terminated and self._at_term is not None:
+            self._at_term()
 
     def _note(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM:

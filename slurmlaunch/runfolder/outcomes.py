@@ -36,6 +36,7 @@ class OutcomeWriter:
         attempt: the number of the attempt: the first that was free.
         path: its file.
         failures: how many failures have been recorded.
+        only_values: whether failures are not recorded any more, since the task is being ended.
     """
 
     def __init__(self, folder: RunFolder, task: int) -> None:
@@ -46,6 +47,7 @@ class OutcomeWriter:
                 self._descriptor = os.open(self.path, flags, 0o600)
                 break
         self.failures = 0
+        self.only_values = False
         self._salt = folder.salt
         self._end = 0
         self._flushed = 0
@@ -67,7 +69,9 @@ class OutcomeWriter:
         self._append(Kind.VALUES, item, 1, [pickled])
 
     def failure(self, first: int, pickled: bytes | memoryview, *, count: int = 1) -> None:
-        """Record one pickled failure for consecutive items."""
+        """Record one pickled failure for consecutive items, unless only values are recorded now."""
+        if self.only_values:
+            return
         self._append(Kind.FAILURE, first, count, [pickled])
         self.failures += count
 
@@ -90,6 +94,9 @@ class OutcomeWriter:
 
     def adopt(self, *, failed: bool) -> None:
         """Learn of a record that another process of this attempt appended."""
+        if failed and self.only_values:
+            self.cut()
+            return
         self._end = os.fstat(self._descriptor).st_size
         self.failures += failed
 
