@@ -9,6 +9,9 @@ where that fails (a class of ``__main__``, a lambda). An exception is tried out
 first: one that does not survive its own pickle (a class whose ``__init__``
 takes other arguments than it hands on, a lock among its attributes) is rebuilt
 without a call of ``__init__``, and what does not pickle in it becomes its repr.
+
+Large arrays stay out of the pickle: `pickle_apart` makes a `Bundle` of a pickle
+and the memory that it refers to, of which nothing is copied.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 from slurmlaunch.errors import UnpicklableResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 PICKLE_PROTOCOL = 5
 
@@ -36,6 +40,56 @@ what they have met on from there."""
 
 PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 """The types whose values are immutable, and which pickle in any protocol alike."""
+
+APART = 1 << 18
+"""From this size on, in bytes, a buffer stays out of the pickle. Below it copying costs as little as a record of its
+own; from here on two copies cost ten times what reading into place does."""
+
+
+class Bundle:
+    """A pickle and the large buffers that it refers to (pickle protocol 5, PEP 574).
+
+    Attributes:
+        pickled: the pickle.
+        buffers: the bytes of each buffer, in the order in which the pickle asks for them.
+    """
+
+    __slots__ = ("buffers", "pickled")
+
+    def __init__(self, pickled: bytes, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        self.pickled, self.buffers = pickled, buffers
+
+    def __len__(self) -> int:
+        return len(self.pickled) + sum(map(len, self.buffers))
+
+
+def pickle_apart(value: object, dumps: Callable[..., bytes] = pickle.dumps, *, at_least: int = APART) -> bytes | Bundle:
+    """Pickle a value, its large buffers apart: those of NumPy, PyArrow, pandas and `pickle.PickleBuffer`.
+
+    What is not contiguous, and arrays of a class of their own, go into the pickle.
+
+    Args:
+        value: what is pickled.
+        dumps: `pickle.dumps`, or cloudpickle's.
+        at_least: from how many bytes on a buffer is large.
+
+    Returns:
+        The pickle alone, where there are no large buffers.
+    """
+    apart: list[memoryview] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous: pickle knows what to do, or says that it does not
+            return True
+        if raw.nbytes < at_least:
+            return True
+        apart.append(raw)
+        return False
+
+    pickled = dumps(value, PICKLE_PROTOCOL, buffer_callback=stays)
+    return Bundle(pickled, apart) if apart else pickled
 
 
 class RemoteTraceback(Exception):
@@ -80,13 +134,28 @@ class Value(Generic[T]):
         # A __reduce__ may raise anything, and cloudpickle knows more; suppress() would cost as much as the pickle.
         except BaseException:  # noqa: BLE001, S110
             pass
-        return _cloudpickled_value(self.value)
+        return _described(self.value, _cloudpickle)
+
+    def dump_apart(self) -> bytes | Bundle:
+        """Return the pickled value, its large buffers apart.
+
+        Raises:
+            UnpicklableResult: as for `dump`.
+        """
+        value: object = self.value
+        if type(value) in _BYTES and len(value) >= APART:  # type: ignore[arg-type]
+            value = pickle.PickleBuffer(value)  # type: ignore[arg-type]  # comes back as what it was
+        try:
+            return pickle_apart(value)
+        except BaseException:  # noqa: BLE001, S110  (as above)
+            pass
+        return _described(value, _cloudpickle_apart)
 
     @classmethod
-    def load(cls, data: bytes | memoryview) -> Outcome[Any]:
-        """Read what `dump` wrote; a value that does not unpickle here is a `Failure`."""
+    def load(cls, data: bytes | memoryview, buffers: Iterable[bytes | bytearray | memoryview] = ()) -> Outcome[Any]:
+        """Read what `dump` or `dump_apart` wrote; a value that does not unpickle here is a `Failure`."""
         try:
-            return cls(pickle.loads(data))
+            return cls(pickle.loads(data, buffers=buffers))
         except BaseException as error:
             if _is_interrupt(error):
                 raise
@@ -126,6 +195,11 @@ class Failure:
 
     def __repr__(self) -> str:
         return f"Failure({self.error!r})"
+
+    def noted(self, note: str) -> Failure:
+        """Return it with a note of ours on the exception, as ``add_note`` of Python 3.11 puts it."""
+        self.error.__dict__["__notes__"] = [*getattr(self.error, "__notes__", ()), note]
+        return Failure(self.error, f"{self.traceback}{note}\n")
 
     def unwrap(self) -> NoReturn:
         """Raise the exception, the remote traceback as its cause."""
@@ -206,11 +280,26 @@ def _text_of(error: BaseException) -> str:
         return type(error).__qualname__
 
 
-def _cloudpickled_value(value: object) -> bytes:
+_BYTES = frozenset({bytes, bytearray})
+
+
+def _cloudpickle(value: object) -> bytes:
     import cloudpickle
 
+    data: bytes = cloudpickle.dumps(value, PICKLE_PROTOCOL)
+    return data
+
+
+def _cloudpickle_apart(value: object) -> bytes | Bundle:
+    import cloudpickle
+
+    return pickle_apart(value, cloudpickle.dumps)
+
+
+def _described(value: object, dumps: Callable[[object], D]) -> D:
+    """Pickle a value, or raise `UnpicklableResult`, which names its type."""
     try:
-        data: bytes = cloudpickle.dumps(value, PICKLE_PROTOCOL)
+        return dumps(value)
     except BaseException as error:  # noqa: BLE001  (as above)
         type_name = f"{type(value).__module__}.{type(value).__qualname__}"
         message = f"the function returned a {type_name}, which does not pickle: {_text_of(error)}"
@@ -218,7 +307,6 @@ def _cloudpickled_value(value: object) -> bytes:
         raise UnpicklableResult(message, type_name=type_name, advice=advice) from (
             error.with_traceback(_users_frames(error))
         )
-    return data
 
 
 def _dump_exception(error: BaseException) -> bytes:

@@ -70,7 +70,7 @@ class OneRun:
         self.folder.salt = salt_of("0")
         for each in (path, *(path / name for name in FOLDERS)):
             each.mkdir(mode=0o700)
-        write_function(self.folder, pickle_function(function, (function.__module__,)))
+        shared = write_function(self.folder, pickle_function(function, (function.__module__,)))
         items = write_items(self.folder, rows, pickle_arguments)
         plan: dict[str, Any] = {"cpus_per_task": 1, "processes": 1, "threads": 1}
         plan |= {name: changes.pop(name) for name in RoundPlan._fields if name in changes}
@@ -79,6 +79,7 @@ class OneRun:
         manifest: dict[str, Any] = {"name": "test", "run": "0", "backend": "local", "items": items}
         manifest |= {"function": name_of(function), "cwd": str(path.parent), "sys_path": [str(REPOSITORY)]}
         manifest |= {"python": python_version(), "cloudpickle": cloudpickle.__version__, "client": "", "created": 0.0}
+        manifest["shared"] = shared
         Manifest(**manifest | changes).write(self.folder)
 
     def start(

@@ -161,7 +161,9 @@ def test_by_value() -> None:
     by_reference = pickle_function(tests.deeds.chain)
     with travelling(["tests.deeds"]):
         assert by_reference != pickle_function(tests.deeds.chain)
-        assert b"words" in pickle_arguments((tests.deeds.chain,))
+        arguments = pickle_arguments((tests.deeds.chain,))
+        assert isinstance(arguments, bytes)
+        assert b"words" in arguments
     assert by_reference == pickle_function(tests.deeds.chain)
     assert by_reference != pickle_function(tests.deeds.chain, ["tests.deeds"])
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from slurmlaunch import context
 from slurmlaunch.backends.base import ArrayJob, Limits, TaskRecord, TaskState
 from slurmlaunch.errors import NodeStartError, SchedulerError
-from slurmlaunch.outcome import Failure
+from slurmlaunch.outcome import Bundle, Failure
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
@@ -137,10 +137,10 @@ def _run_each(work: Work, items: Collection[int], writer: OutcomeWriter, interru
     for item in items:
         context.current_task().item = item
         kind, data = work.run(item)
-        if kind == Kind.FAILURE:
-            writer.failure(item, data)
-        else:
+        if kind != Kind.FAILURE or isinstance(data, Bundle):
             values.add(item, data)
+        else:
+            writer.failure(item, data)
         if interrupted.pressed:
             break
     values.write()
@@ -156,8 +156,12 @@ class _Values:
         self._first = self._bytes = 0
         self._parts: list[bytes] = []
 
-    def add(self, item: int, data: bytes) -> None:
+    def add(self, item: int, data: bytes | Bundle) -> None:
         """Take in a value."""
+        if isinstance(data, Bundle):
+            self.write()
+            self._writer.value(item, data)
+            return
         if self._parts and (item != self._first + len(self._parts) or self._bytes > _RECORD_BYTES):
             self.write()
         if not self._parts:

@@ -27,8 +27,8 @@ class Attempt(NamedTuple):
         state: how it ended, in Slurm's words: ``REQUEUED`` where another start followed.
         node: the machine.
         exit_code: the exit status of the node, 128 + n for signal n, or Slurm's ``code:signal``.
-        peak_memory: the most bytes that the pool processes held together, where the
-            node lived to say so.
+        peak_memory: the most bytes that the pool processes held together, arrays that
+            they share counted once, where the node lived to say so.
         duration: for how many seconds the node ran, where it lived to say so.
         job_id: the Slurm job id of the task, as ``"123_4"``.
     """

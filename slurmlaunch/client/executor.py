@@ -281,9 +281,9 @@ class Executor(concurrent.futures.Executor):
     def _write(self, call: _Call, backend: Backend, folder: RunFolder, token: str) -> Run:
         """Write all that the tasks read: the manifest last, since with it the folder is a run."""
         with travelling(call.options.by_value):
-            write_function(folder, pickle_function(call.function))
+            shared = write_function(folder, pickle_function(call.function))
             count = write_items(folder, call.rows, pickle_arguments)
-        manifest = self._manifest(call, token, count)
+        manifest = self._manifest(call, token, count)._replace(shared=shared)
         first = Round.make(folder, 0, self._plan(call, backend, manifest))
         manifest.write(folder)
         return Run(folder, manifest, backend, [first])

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cloudpickle
 
 from slurmlaunch.errors import NotPicklable, SlurmlaunchError
-from slurmlaunch.outcome import PICKLE_PROTOCOL
+from slurmlaunch.outcome import APART, PICKLE_PROTOCOL, Bundle, pickle_apart
+from slurmlaunch.runfolder.buffers import SHARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,18 +24,20 @@ _DEPTH = 6
 """How deep the search for the culprit goes; beyond it the message names where it stopped."""
 
 
-def pickle_function(function: Callable[..., Any], by_value: Sequence[str] = ()) -> bytes:
+def pickle_function(function: Callable[..., Any], by_value: Sequence[str] = ()) -> bytes | Bundle:
     """Return the pickled function; the code of the modules *by_value* travels with it.
+
+    The large buffers that it refers to are apart.
 
     Raises:
         NotPicklable: it does not pickle; the error names the variable or attribute.
     """
     with travelling(by_value):
-        return _dumps(function, f"the function {name_of(function)}", _parts)
+        return _dumps(function, f"the function {name_of(function)}", _parts, at_least=SHARED)
 
 
-def pickle_arguments(arguments: tuple[Any, ...]) -> bytes:
-    """Return the pickled arguments of an item.
+def pickle_arguments(arguments: tuple[Any, ...]) -> bytes | Bundle:
+    """Return the pickled arguments of an item, large buffers apart.
 
     Raises:
         NotPicklable: they do not pickle; the error names the argument.
@@ -64,9 +67,11 @@ def travelling(names: Sequence[str]) -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _dumps(value: T, what: str, parts: Callable[[T], Iterator[tuple[str, object]]]) -> bytes:
+def _dumps(
+    value: T, what: str, parts: Callable[[T], Iterator[tuple[str, object]]], *, at_least: int = APART
+) -> bytes | Bundle:
     try:
-        data: bytes = cloudpickle.dumps(value, PICKLE_PROTOCOL)
+        return pickle_apart(value, cloudpickle.dumps, at_least=at_least)
     except SlurmlaunchError:
         raise
     except Exception as error:
@@ -76,7 +81,6 @@ def _dumps(value: T, what: str, parts: Callable[[T], Iterator[tuple[str, object]
             f"{what} does not pickle{where} ({error}). Make it inside the function, or leave it out by __getstate__."
         )
         raise NotPicklable(message, path=path) from error
-    return data
 
 
 def _culprit(value: object, parts: Iterator[tuple[str, object]], depth: int) -> list[str]:

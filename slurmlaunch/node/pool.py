@@ -37,6 +37,9 @@ _GROWTH = 8
 PATIENCE = 0.25
 """Seconds that an item may run before those behind it are given to others."""
 
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Of ru_maxrss, see getrusage(2)."""
+
 _CLOSING_SECONDS = 2.0
 _CLOSING_TICK = 0.001
 
@@ -78,6 +81,8 @@ class Pool:
         writer: OutcomeWriter,
         stock: Stock,
         child: Callable[[int, Connection, Channel], NoReturn],
+        *,
+        shares: bool = False,
     ) -> None:
         """Make an empty pool.
 
@@ -87,6 +92,7 @@ class Pool:
             stock: gives the items.
             child: runs in each new process: its number, its end of the connection
                 and its channel; never returns.
+            shares: whether the processes map large arrays of the function.
         """
         self.processes: dict[int, Process] = {}
         self.recorded = self.checkpoints = 0
@@ -94,17 +100,18 @@ class Pool:
         self._writer = writer
         self._stock = stock
         self._child = child
+        self._shares = shares
         self._seconds_per_item = 0.0
         self._last_size = 0
         self._appending: Process | None = None
         self._held: deque[tuple[Process, bytes]] = deque()
         self._peaks: dict[int, int] = {}
+        self._shared = 0
 
     @property
     def peak(self) -> int:
         """The most memory that the processes held together, in bytes, as far as they have ended."""
-        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
-        return sum(self._peaks.values()) * unit
+        return sum(self._peaks.values()) + self._shared
 
     def fill(self, places: Collection[int]) -> None:
         """Start processes in those places that are free, while there are items that no idle process waits for."""
@@ -168,6 +175,8 @@ class Pool:
 
     def _reply(self, process: Process, word: bytes) -> None:
         if word == b"E":
+            if self._shares:
+                process.weigh()
             self._learn(process)
             self._stock.put_back(process.end())
         elif word in (b"F", b"W"):
@@ -221,10 +230,20 @@ class Pool:
         for pid in candidates:
             ended, status, usage = os.wait4(pid, os.WNOHANG)
             if ended:
-                number = self.processes[pid].number
-                self._peaks[number] = max(usage.ru_maxrss, self._peaks.get(number, 0))
+                self._note_peak(self.processes[pid], usage.ru_maxrss * _RSS_UNIT)
                 deaths.append(self._bury(self.processes.pop(pid), status))
         return deaths
+
+    def _note_peak(self, process: Process, peak: int) -> None:
+        own = max(0, peak - process.shared)
+        self._peaks[process.number] = max(own, self._peaks.get(process.number, 0))
+        self._shared = max(self._shared, process.shared)
+
+    def weigh(self) -> None:
+        """See what of the processes' memory is shared, which the system counts as that of each; now and then."""
+        if self._shares:
+            for process in self.processes.values():
+                process.weigh()
 
     def _bury(self, process: Process, status: int) -> Death:
         whole = self._last_words(process)

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from slurmlaunch.node.channel import FAILED
+from slurmlaunch.node.memory import of_files
 from slurmlaunch.node.worker import LENGTH
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Process:
         can_checkpoint: whether its function can be asked how an item is gone on with.
         checkpoint: what that said, pickled, or None.
         suspect: the position that a slow item was seen at, its followers being taken back.
+        shared: the most bytes of files that it was seen to hold, as others may too.
         killed: whether it was killed from here.
     """
 
@@ -52,6 +54,11 @@ class Process:
         self.failure: bytes | None = None
         self.can_checkpoint = False
         self.checkpoint: bytes | None = None
+        self.shared = 0
+
+    def weigh(self) -> None:
+        """See how much of its memory is not its alone: its peak, as the system tells it at its end, includes that."""
+        self.shared = max(self.shared, of_files(self.pid))
 
     @property
     def busy(self) -> bool:

@@ -31,6 +31,7 @@ from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts
+from slurmlaunch.runfolder.work import check_shared
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -76,7 +77,7 @@ class Supervisor:
         self._limit = TimeLimit(plan, self._writer.attempt)
         self._stock = Stock(self._items)
         self._waiting = Waiting()
-        self._pool = Pool(self._waiting, self._writer, self._stock, self._child)
+        self._pool = Pool(self._waiting, self._writer, self._stock, self._child, shares=bool(manifest.shared))
         self._places: Collection[int] = range(max(1, min(plan.processes, len(self._items))))
         self._masks = _masks(plan)
         self._cancellations = CancellationReader(folder, [round_.number])
@@ -105,12 +106,23 @@ class Supervisor:
         if client is not None:
             self._waiting.add(client, self._client_gone)
         signals.listen()
+        if self._manifest.shared and self._stock:
+            self._check_shared(signals)
         self._loop(signals)
         self._end_pool()
         signals.forget()
         self._writer.note(ended=time.time(), peak=self._pool.peak)
         self._writer.close()
         return self._status()
+
+    def _check_shared(self, signals: Signals) -> None:
+        """Have what the function refers to checked once, not by each process; a signal is heard meanwhile."""
+        try:
+            for _ in check_shared(self._folder):
+                if signals.terminated:
+                    return
+        except NodeStartError as error:
+            self._give_up(Failure(error).dump())
 
     def _status(self) -> Status:
         if self._stop_at is not None:
@@ -223,6 +235,7 @@ class Supervisor:
         if now >= self._upkeep_at:
             self._upkeep_at = now + self._upkeep_every
             self._writer.flush()
+            self._pool.weigh()
             self._cancel()
 
     def _record_deaths(self, now: float) -> None:

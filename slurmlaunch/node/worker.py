@@ -43,7 +43,8 @@ from slurmlaunch import caps, context
 from slurmlaunch.errors import NodeStartError
 from slurmlaunch.node import lifeline
 from slurmlaunch.node.channel import LARGE
-from slurmlaunch.outcome import Failure, failure_of, in_series
+from slurmlaunch.outcome import Bundle, Failure, failure_of, in_series
+from slurmlaunch.runfolder.outcomes import Entry
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.work import Work
 
@@ -118,7 +119,8 @@ class Worker:
 
     def _serve(self, folder: RunFolder, manifest: Manifest, checkpoints: Mapping[int, Recorded]) -> int:
         try:
-            work = Work(folder, manifest, checkpoints)
+            # The supervisor has checked for all of us what the function refers to.
+            work = Work(folder, manifest, checkpoints, checked=bool(manifest.shared))
         except NodeStartError as error:
             data = Failure(error, failure_of(error.__cause__ or error).traceback).dump()
             self._connection.send(b"X" + LENGTH.pack(len(data)) + data)
@@ -165,14 +167,15 @@ class Worker:
             if self._is_copy:
                 _end_copy(succeeded=kind is not _FAILURE)
             # The common case: nothing to wrap, and room for it.
-            if kind is not _SERIES or len(data) >= LARGE or not put(data):
+            if kind is not _SERIES or len(data) >= LARGE or not put(data):  # type: ignore[arg-type]  # a bundle is none
                 self._hand_in(item, kind, data)
+            del data  # a large array is not to be there still while the next one is made
             if not position % _ANNOUNCE_ONE_IN and monotonic() - announced > _ANNOUNCE_AFTER:
                 self._connection.send(b"B")
                 announced = monotonic()
 
-    def _hand_in(self, item: int, kind: Kind, data: bytes) -> None:
-        if len(data) >= LARGE:
+    def _hand_in(self, item: int, kind: Kind, data: bytes | Bundle) -> None:
+        if isinstance(data, Bundle) or len(data) >= LARGE:
             if self._append(item, kind, data):
                 return
             kind, data = _FAILURE, self._not_appended
@@ -181,13 +184,13 @@ class Worker:
         while not self._channel.put(data, failed=kind is _FAILURE):
             self._ask(b"F")
 
-    def _append(self, item: int, kind: Kind, data: bytes) -> bool:
+    def _append(self, item: int, kind: Kind, data: bytes | Bundle) -> bool:
         """Append a large outcome to the file; False if that fails, which then is the outcome."""
-        self._ask(b"W")
+        entry = Entry.of_outcome(item, data, succeeded=kind is not _FAILURE)
+        self._ask(b"W")  # from here on the others wait
         try:
             self._writer.adopt(failed=False)
-            record = self._writer.failure if kind is _FAILURE else self._writer.value
-            record(item, data)
+            self._writer.append(entry)
         except OSError as error:
             self._connection.send(b"N")
             self._not_appended = failure_of(error).dump()

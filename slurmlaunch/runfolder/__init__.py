@@ -4,7 +4,8 @@
 
     RUN_FOLDER/                    0700, every file in it 0600
         manifest.json              what the run is
-        function                   one record: the pickled function
+        function                   records: the pickled function
+        function.buffers           the large arrays that it refers to, if any
         items                      records: the arguments, in blocks
         items.index                where each block begins
         rounds/R/plan.json         who has which items in round R = 0, 1, ...
@@ -23,24 +24,31 @@ Numbers in names are decimal, from 0. No name depends on a Slurm job id.
 ``NAME.new``, flushed, and renamed; or it is appended to by one writer, record by
 record. A reader takes the whole records and ignores a torn tail. What a record
 is stands in `records`; those of ``items`` and the outcome files are salted with
-the manifest's ``run``. The order: ``function``, ``items``, ``items.index``, the
-round's folder with its plan, ``manifest.json``. With the manifest the folder is
-a run; only then is anything submitted. All that a task reads is there before,
-save cancellations.
+the manifest's ``run``. The order: ``function.buffers``, ``function``, ``items``,
+``items.index``, the round's folder with its plan, ``manifest.json``. With the
+manifest the folder is a run; only then is anything submitted. All that a task
+reads is there before, save cancellations.
 
 **Manifest** (`manifest`). A JSON object. ``protocol`` is 1; a reader refuses
 another number and ignores keys that it does not know. ``python`` is the minor
 version that pickled the function, as ``"3.11"``: it holds bytecode, and a node of
-another version must not unpickle it. ``items`` is how many items there are.
+another version must not unpickle it. ``items`` is how many items there are,
+``shared`` how many bytes of buffers the function refers to.
 
 **Function** (`work`). One record of kind FUNCTION, a pickle of a callable, made
 by cloudpickle. `submit` binds its arguments into it and has one item ``()``.
+Buffers of 1 MiB and more that it refers to (pickle protocol 5, out of band) lie in
+``function.buffers``, and a record of kind SHARED says where (`buffers`). A task
+verifies their checksums once; then each of its processes maps the file, so that a
+machine holds the bytes once: read-only, or, for `submit`, to be written to by that
+process alone.
 
 **Items** (`items`). Blocks, in order and without gaps, each a record whose
 ``first`` and ``number`` say which items it holds: kind ITEMS, one pickled tuple of
 positional arguments per item, packed; or kind COLUMN, one pickled list of such
-tuples, only where all arguments are immutable. ``items.index`` has for each block
-its first item and the offset of its record, both u64, little-endian.
+tuples, only where all arguments are immutable; or kind BUNDLE, one pickled tuple
+and its large buffers (`buffers`). ``items.index`` has for each block its first item
+and the offset of its record, both u64, little-endian.
 
 **Rounds** (`rounds`). A round's folder is made beside its place and renamed, which
 only one process can, and who made it submits it. ``plan.json``::
@@ -65,11 +73,12 @@ client's name in it) for the first K whose maker is not gone either.
 create ``T.A`` (``O_EXCL``). Kinds: VALUES, one pickled value per item, packed;
 SERIES, the same in protocol 3 and without the STOP at the end of each, so that an
 empty list and a mark before them and APPENDS behind them make one pickle of all;
-FAILURE, one pickled failure (see `slurmlaunch.outcome`) that is the outcome of each
-of its items; CHECKPOINT, how an item is gone on with; NOTE, about the attempt itself.
-A task that is started again reads what its earlier attempts recorded and leaves that
-out. Where two attempts of a task recorded one item, the lowest attempt's record stands;
-a value stands over the failures of other rounds, and of these the last round's counts.
+BUNDLE, one pickled value and its large buffers (`buffers`); FAILURE, one pickled
+failure (see `slurmlaunch.outcome`) that is the outcome of each of its items;
+CHECKPOINT, how an item is gone on with; NOTE, about the attempt itself. A task that
+is started again reads what its earlier attempts recorded and leaves that out. Where
+two attempts of a task recorded one item, the lowest attempt's record stands; a value
+stands over the failures of other rounds, and of these the last round's counts.
 What is appended is flushed within max(1 s, running tasks / 200 s).
 
 **End marks** (`layout.EndMark`). Made by who started the node (the batch script,

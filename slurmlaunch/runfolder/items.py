@@ -7,7 +7,8 @@ record, so that a task finds its own slice by bisection and reads no more.
 Each item is pickled on its own, so that what one item does to its arguments no
 other sees, whatever the slicing. Only where all arguments of a block are plain
 immutable values does one pickle hold the whole block: there nothing can be
-shared, and it costs a tenth.
+shared, and it costs a tenth. An item with large arrays is a block of its own,
+whose arrays lie beside the pickle (see `buffers`).
 """
 
 from __future__ import annotations
@@ -21,17 +22,21 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.errors import ResultLost
-from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN
+from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN, Bundle
 from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.buffers import bundle_parts, read_bundle
 from slurmlaunch.runfolder.records import HEADER_SIZE, Kind
-from slurmlaunch.runfolder.safety import open_owned, write_whole
+from slurmlaunch.runfolder.safety import open_owned, read_at, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from slurmlaunch.runfolder.layout import RunFolder
 
     Arguments = tuple[Any, ...]
+    Pickled = bytes | Bundle
+    Part = bytes | bytearray | memoryview
+    Block = tuple[Kind, int, Sequence[Part]]
 
 _ENTRY = struct.Struct("<QQ")
 
@@ -42,41 +47,41 @@ BLOCK_BYTES = 1 << 18
 """Where a block is closed however few its items: a slice should read little beside its own."""
 
 
-def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callable[[Arguments], bytes]) -> int:
+def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled]) -> int:
     """Write the items as they are taken from the iterable; return how many there were.
 
     Args:
         folder: the run folder.
         arguments: one tuple of positional arguments per item.
-        dumps: pickles one tuple.
+        dumps: pickles one tuple, large buffers apart or not.
     """
     index: list[bytes] = []
     total = 0
 
-    def blocks() -> Iterator[bytes]:
+    def blocks() -> Iterator[Part]:
         nonlocal total
         offset = 0
-        for kind, count, payload in _blocks(arguments, dumps):
+        for kind, count, parts in _blocks(arguments, dumps):
             index.append(_ENTRY.pack(total, offset))
-            crc = zlib.crc32(payload)
-            yield records.Header(kind, count, total, len(payload), crc).encode(folder.salt)
-            yield payload
+            length, crc = records.measured(parts)
+            yield records.Header(kind, count, total, length, crc).encode(folder.salt)
+            yield from parts
             total += count
-            offset += HEADER_SIZE + len(payload)
+            offset += HEADER_SIZE + length
 
     write_whole(folder.items, blocks())
     write_whole(folder.items_index, index)
     return total
 
 
-def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], bytes]) -> Iterator[tuple[Kind, int, bytes]]:
+def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled]) -> Iterator[Block]:
     rows = iter(arguments)
     number = 1
     while block := list(islice(rows, number)):
         size = 0
-        for kind, count, payload in _columns(block) if _all_immutable(block) else _item_by_item(block, dumps):
-            size += len(payload)
-            yield kind, count, payload
+        for kind, count, parts in _columns(block) if _all_immutable(block) else _item_by_item(block, dumps):
+            size += sum(map(len, parts))
+            yield kind, count, parts
         # No more are taken at once than fill a block, by the size of the last: large ones, made one by one by a
         # generator, are not to be held in great number.
         number = max(1, min(BLOCK_ITEMS, _GROWTH * number, len(block) * BLOCK_BYTES // (2 * size)))
@@ -86,10 +91,10 @@ _GROWTH = 8
 """How many times as many items are taken from the iterable as the last time, at most; the first is taken alone."""
 
 
-def _columns(block: list[Arguments]) -> Iterator[tuple[Kind, int, bytes]]:
+def _columns(block: list[Arguments]) -> Iterator[Block]:
     column = pickle.dumps(block, PICKLE_PROTOCOL)
     if len(column) <= BLOCK_BYTES or len(block) == 1:
-        yield Kind.COLUMN, len(block), column
+        yield Kind.COLUMN, len(block), [column]
     else:
         half = len(block) // 2
         yield from _columns(block[:half])
@@ -100,17 +105,21 @@ def _all_immutable(block: list[Arguments]) -> bool:
     return PLAIN.issuperset(map(type, chain.from_iterable(block)))
 
 
-def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments], bytes]) -> Iterator[tuple[Kind, int, bytes]]:
+def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments], Pickled]) -> Iterator[Block]:
     parts: list[bytes] = []
     size = 0
     for row in block:
         part = dumps(row)
-        if parts and size + len(part) > BLOCK_BYTES:
-            yield Kind.ITEMS, len(parts), records.pack(parts)
+        if parts and (size + len(part) > BLOCK_BYTES or isinstance(part, Bundle)):
+            yield Kind.ITEMS, len(parts), [records.pack(parts)]
             parts, size = [], 0
-        parts.append(part)
-        size += len(part)
-    yield Kind.ITEMS, len(parts), records.pack(parts)
+        if isinstance(part, Bundle):
+            yield Kind.BUNDLE, 1, bundle_parts(part)
+        else:
+            parts.append(part)
+            size += len(part)
+    if parts:
+        yield Kind.ITEMS, len(parts), [records.pack(parts)]
 
 
 class ItemReader:
@@ -147,7 +156,10 @@ class ItemReader:
             Exception: whatever their unpickling raises.
         """
         if not self._first <= item < self._stop:
-            self._load(item)
+            header, offset = self._find(item)
+            if header.kind == Kind.BUNDLE:
+                return self._unbundled(header, offset)
+            self._load(header, offset)
         arguments: Arguments = self._rows[item - self._first]
         if self._pickled:
             arguments = pickle.loads(arguments)  # type: ignore[arg-type]  # then they are bytes still
@@ -171,7 +183,8 @@ class ItemReader:
                 high = middle
         return self._entry(low)[1]
 
-    def _load(self, item: int) -> None:
+    def _find(self, item: int) -> tuple[records.Header, int]:
+        """Return the header of the block that holds the item, and its offset."""
         if (_identity(self._items), _identity(self._index)) != self._identity:
             self._open()  # the function closes what it finds open, as daemons do, and may have opened others there
         offset = self._block_of(item)
@@ -179,6 +192,16 @@ class ItemReader:
         header = records.parse_header(data, salt=self._folder.salt)
         if header is None or not header.first <= item < header.stop:
             raise self._damaged(offset)  # the index has no checksum: what the block says of itself counts
+        return header, offset
+
+    def _unbundled(self, header: records.Header, offset: int) -> Arguments:
+        bundle = read_bundle(self._items, offset + HEADER_SIZE, header.length, header.payload_crc)
+        if bundle is None:
+            raise self._damaged(offset)
+        arguments: Arguments = pickle.loads(bundle.pickled, buffers=bundle.buffers)
+        return arguments
+
+    def _load(self, header: records.Header, offset: int) -> None:
         payload = self._payload(header, offset)
         pickled = header.kind != Kind.COLUMN
         rows = records.unpack(memoryview(payload), header.number) if pickled else pickle.load(io.BytesIO(payload))
@@ -200,17 +223,3 @@ def _identity(descriptor: int) -> tuple[int, int]:
     except OSError:  # closed
         return -1, -1
     return status.st_dev, status.st_ino
-
-
-def read_at(descriptor: int, length: int, offset: int) -> bytes:
-    """Return so many bytes of a file, or fewer at its end; one ``pread`` may stop short of 2 GiB."""
-    data = os.pread(descriptor, length, offset)
-    if len(data) == length:
-        return data
-    pieces = [data]
-    missing = length - len(data)
-    while missing and pieces[-1]:
-        offset += len(pieces[-1])
-        pieces.append(os.pread(descriptor, missing, offset))
-        missing -= len(pieces[-1])
-    return b"".join(pieces)

@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "function"
 
     @property
+    def function_buffers(self) -> Path:
+        """The large buffers that the function refers to; there only where it does."""
+        return self.path / "function.buffers"
+
+    @property
     def items(self) -> Path:
         """The pickled arguments, in blocks."""
         return self.path / "items"

@@ -40,6 +40,7 @@ class Manifest(NamedTuple):
         python: the client's Python version, as ``3.11``.
         cloudpickle: the client's version of cloudpickle.
         client: the machine of the client.
+        shared: bytes of the buffers that the function refers to, beside it on disk.
     """
 
     run: str
@@ -55,6 +56,7 @@ class Manifest(NamedTuple):
     sys_path: list[str] = []  # noqa: RUF012  (it is never changed)
     single: bool = False
     clusters: str | None = None
+    shared: int = 0
     protocol: int = PROTOCOL
 
     def write(self, folder: RunFolder) -> None:

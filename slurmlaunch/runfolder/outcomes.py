@@ -15,11 +15,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import ResultLost
-from slurmlaunch.outcome import SERIES_PROTOCOL, Failure, Outcome, Value
+from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value
 from slurmlaunch.runfolder import records
-from slurmlaunch.runfolder.items import read_at
+from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind
-from slurmlaunch.runfolder.safety import naming, open_checked, open_owned
+from slurmlaunch.runfolder.safety import naming, open_checked, open_owned, read_at
 
 if TYPE_CHECKING:
     from array import array
@@ -27,6 +27,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slurmlaunch.runfolder.layout import RunFolder
+
+
+class Entry(NamedTuple):
+    """A record that is to be appended, its checksum taken: for a large one that is as much work as to write it.
+
+    Attributes:
+        header: its header.
+        parts: the payload.
+    """
+
+    header: records.Header
+    parts: Sequence[bytes | bytearray | memoryview]
+
+    @classmethod
+    def of(cls, kind: Kind, first: int, number: int, parts: Sequence[bytes | bytearray | memoryview]) -> Entry:
+        """Take the checksum."""
+        return cls(records.Header(kind, number, first, *records.measured(parts)), parts)
+
+    @classmethod
+    def of_outcome(cls, item: int, pickled: bytes | Bundle, *, succeeded: bool) -> Entry:
+        """Return the record of one outcome."""
+        if isinstance(pickled, Bundle):
+            return cls.of(Kind.BUNDLE, item, 1, bundle_parts(pickled))
+        return cls.of(Kind.VALUES if succeeded else Kind.FAILURE, item, 1, [pickled])
 
 
 class OutcomeWriter:
@@ -64,9 +88,9 @@ class OutcomeWriter:
         table = b"" if len(lengths) == 1 else records.pack_lengths(lengths)
         self._append(kind, first, len(lengths), [table, data])
 
-    def value(self, item: int, pickled: bytes) -> None:
+    def value(self, item: int, pickled: bytes | Bundle) -> None:
         """Record one pickled value of any size."""
-        self._append(Kind.VALUES, item, 1, [pickled])
+        self.append(Entry.of_outcome(item, pickled, succeeded=True))
 
     def failure(self, first: int, pickled: bytes | memoryview, *, count: int = 1) -> None:
         """Record one pickled failure for consecutive items, unless only values are recorded now."""
@@ -84,13 +108,13 @@ class OutcomeWriter:
         self._append(Kind.NOTE, 0, 0, [json.dumps(content).encode()])
 
     def _append(self, kind: Kind, first: int, number: int, parts: Sequence[bytes | memoryview]) -> None:
-        crc = length = 0
-        for part in parts:
-            crc = zlib.crc32(part, crc)
-            length += len(part)
-        header = records.Header(kind, number, first, length, crc).encode(self._salt)
+        self.append(Entry.of(kind, first, number, parts))
+
+    def append(self, entry: Entry) -> None:
+        """Append a record; a failure among these is counted by who adopts it."""
+        header = entry.header.encode(self._salt)
         with naming(self.path):
-            self._end = records.append(self._descriptor, [header, *parts], self._end)
+            self._end = records.append(self._descriptor, [header, *entry.parts], self._end)
 
     def adopt(self, *, failed: bool) -> None:
         """Learn of a record that another process of this attempt appended."""
@@ -123,10 +147,11 @@ class Content:
         items: the items that it speaks of.
     """
 
-    def __init__(self, header: records.Header, payload: bytes) -> None:
+    def __init__(self, header: records.Header, payload: bytes | Bundle) -> None:
         self.items = range(header.first, header.stop)
         self._kind = header.kind
-        self._payload = memoryview(payload)
+        self._buffers = payload.buffers if isinstance(payload, Bundle) else ()
+        self._payload = memoryview(payload.pickled if isinstance(payload, Bundle) else payload)
         self._bounds: list[int] = []
 
     def _boundary(self, item: int) -> int:
@@ -136,11 +161,11 @@ class Content:
         return self._bounds[item - self.items.start]
 
     def outcome(self, item: int) -> Outcome[Any]:
-        """Unpickle the outcome of one of its items."""
+        """Unpickle the outcome of one of its items; large arrays are the memory that was read, whoever asks."""
         if self._kind == Kind.FAILURE:
             return Failure.load(self._payload)
         part = self._payload[self._boundary(item) : self._boundary(item + 1)]
-        return Value.load(bytes(part) + pickle.STOP if self._kind == Kind.SERIES else part)
+        return Value.load(bytes(part) + pickle.STOP if self._kind == Kind.SERIES else part, self._buffers)
 
     def values(self, items: range) -> list[Any] | None:
         """Unpickle the values of some of its items, in one go; None where they have to be looked at one by one."""
@@ -173,7 +198,7 @@ def read_record(file: Path, offset: int, salt: int = 0) -> Content:
         header = records.parse_header(os.pread(descriptor, HEADER_SIZE, offset), salt=salt)
         if header is None:
             raise ResultLost(_DAMAGED, file=str(file), offset=offset)
-        return Content(header, _payload(descriptor, file, offset, header))
+        return _content(descriptor, file, offset, header)
 
 
 _DAMAGED = "the outcome on disk is damaged"
@@ -190,6 +215,15 @@ def _open_recorded(file: Path, offset: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _content(descriptor: int, file: Path, offset: int, header: records.Header) -> Content:
+    if header.kind != Kind.BUNDLE:
+        return Content(header, _payload(descriptor, file, offset, header))
+    bundle = read_bundle(descriptor, offset + HEADER_SIZE, header.length, header.payload_crc)
+    if bundle is None:
+        raise ResultLost(_DAMAGED, file=str(file), offset=offset)
+    return Content(header, bundle)
 
 
 def _payload(descriptor: int, file: Path, offset: int, header: records.Header) -> bytes:
@@ -219,7 +253,8 @@ class Recorded(NamedTuple):
             ResultLost: it is not there any more, or damaged since.
             UnsafeRunFolder: it is not safe to read.
         """
-        return Content(self.header, self.payload())
+        with _open_recorded(self.file, self.offset) as descriptor:
+            return _content(descriptor, self.file, self.offset, self.header)
 
     def payload(self) -> bytes:
         """Read the payload of the record.
@@ -272,23 +307,40 @@ class OutcomeFile:
             size = status.st_size
             while self.position < size:
                 before, rest = self.position, size - self.position
-                extent = self._extent(descriptor) if rest > min(_GLANCE, _PIECE) else 0
+                header = self._header(descriptor) if rest > min(_GLANCE, _PIECE) else None
+                extent = HEADER_SIZE + header.length if header else 0
                 if extent > rest and not final:
                     return  # its last record is still being written: no need to read what there is of it
-                data = read_at(descriptor, min(rest, max(extent, _PIECE)), before)
-                self.operations += 1
-                yield from self._take(memoryview(data), final=final, size=size)
+                if header is not None and extent > _PIECE and header.kind != Kind.NOTE:
+                    found = self._take_large(descriptor, header, final=final, size=size)
+                else:
+                    data = memoryview(read_at(descriptor, min(rest, max(extent, _PIECE)), before))
+                    self.operations += 1
+                    found = self._take(data, final=final, size=size)
+                yield from found
                 if self.position == before:
                     return
         finally:
             os.close(descriptor)
 
-    def _extent(self, descriptor: int) -> int:
-        """Return the length of the next record; 0 where no whole header is."""
+    def _header(self, descriptor: int) -> records.Header | None:
+        """Return the header of the next record; None where no whole one is."""
         data = os.pread(descriptor, HEADER_SIZE, self.position)
         self.operations += 1
-        header = records.parse_header(data, salt=self._salt)
-        return HEADER_SIZE + header.length if header else 0
+        return records.parse_header(data, salt=self._salt)
+
+    def _take_large(
+        self, descriptor: int, header: records.Header, *, final: bool, size: int
+    ) -> Iterator[Recorded | Damage]:
+        """Take a record that is larger than what is read at once: nobody has asked for what is in it yet."""
+        offset = self.position
+        self.operations += 1
+        if checksum(descriptor, offset + HEADER_SIZE, header.length) == header.payload_crc:
+            self.position = offset + HEADER_SIZE + header.length
+            yield from self._recorded(Recorded(self.path, offset, header))
+        elif final:
+            self.position = min(offset + HEADER_SIZE + header.length, size)
+            yield Damage(offset, header, self.position)
 
     def _take(self, data: memoryview, *, final: bool, size: int) -> Iterator[Recorded | Damage]:
         start, end = self.position, self.position + len(data)
@@ -306,13 +358,16 @@ class OutcomeFile:
             self.position = found.offset + HEADER_SIZE + found.header.length
             if found.header.kind == Kind.NOTE:
                 self.notes.append(json.loads(bytes(found.payload)))
-            elif found.header.kind == Kind.CHECKPOINT:
-                self.checkpoints[found.header.first] = Recorded(self.path, found.offset, found.header)
-            elif found.header.kind in OUTCOMES:
-                yield Recorded(self.path, found.offset, found.header)
+            yield from self._recorded(Recorded(self.path, found.offset, found.header))
+
+    def _recorded(self, recorded: Recorded) -> Iterator[Recorded]:
+        if recorded.header.kind == Kind.CHECKPOINT:
+            self.checkpoints[recorded.header.first] = recorded
+        elif recorded.header.kind in OUTCOMES:
+            yield recorded
 
 
-OUTCOMES = frozenset({Kind.VALUES, Kind.SERIES, Kind.FAILURE})
+OUTCOMES = frozenset({Kind.VALUES, Kind.SERIES, Kind.BUNDLE, Kind.FAILURE})
 """The records that say what items have come to."""
 
 _GLANCE = 1 << 16

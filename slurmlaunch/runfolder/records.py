@@ -32,7 +32,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 MAGIC = b"\x93SLR"
 _FIELDS = struct.Struct("<4sBIQQI")
@@ -63,6 +63,10 @@ class Kind(IntEnum):
     """One pickled (function, args, kwargs): how the item is gone on with."""
     SERIES = 10
     """Pickled values, packed, each of protocol 3 and without its last byte, the STOP: so they can be read as one."""
+    BUNDLE = 11
+    """One pickled argument tuple, or one pickled value, with its large buffers (see `buffers`)."""
+    SHARED = 12
+    """The table of the buffers that the function refers to (see `buffers`)."""
 
 
 class Header(NamedTuple):
@@ -116,6 +120,15 @@ class Damage(NamedTuple):
 def encode(kind: int, payload: bytes, *, first: int = 0, count: int = 1, salt: int = 0) -> bytes:
     """Return a whole record."""
     return Header(kind, count, first, len(payload), zlib.crc32(payload)).encode(salt) + payload
+
+
+def measured(parts: Iterable[bytes | bytearray | memoryview]) -> tuple[int, int]:
+    """Return the length and the checksum of a payload that is in parts."""
+    length = crc = 0
+    for part in parts:
+        length += len(part)
+        crc = zlib.crc32(part, crc)
+    return length, crc
 
 
 def pack(parts: Sequence[bytes]) -> bytes:
@@ -194,7 +207,7 @@ def _next_header(data: memoryview, position: int, salt: int) -> int:
     return len(data)
 
 
-def append(descriptor: int, parts: Sequence[bytes | memoryview], end: int) -> int:
+def append(descriptor: int, parts: Sequence[bytes | bytearray | memoryview], end: int) -> int:
     """Append the bytes of one record to a file that is *end* bytes long; return its new length.
 
     Raises:

@@ -97,7 +97,21 @@ def _check(status: os.stat_result, path: Path) -> None:
         raise UnsafeRunFolder(msg, path=str(path))
 
 
-def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Return so many bytes of a file, or fewer at its end; one ``pread`` may stop short of 2 GiB."""
+    data = os.pread(descriptor, length, offset)
+    if len(data) == length:
+        return data
+    pieces = [data]
+    missing = length - len(data)
+    while missing and pieces[-1]:
+        offset += len(pieces[-1])
+        pieces.append(os.pread(descriptor, missing, offset))
+        missing -= len(pieces[-1])
+    return b"".join(pieces)
+
+
+def write_whole(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:
     """Write a file beside its place, flush it, and put it there in one step.
 
     Raises:

@@ -14,39 +14,86 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slurmlaunch.errors import NodeStartError, UnpicklableResult
-from slurmlaunch.outcome import PLAIN, SERIES_PROTOCOL, Value, failure_of
+from slurmlaunch.errors import NodeStartError, UnpicklableResult, UnsafeRunFolder
+from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Bundle, Value, failure_of
 from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
 from slurmlaunch.runfolder.items import ItemReader
 from slurmlaunch.runfolder.records import Kind, Record
 from slurmlaunch.runfolder.safety import read_owned, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
     from slurmlaunch.runfolder.outcomes import Recorded
 
 
-def write_function(folder: RunFolder, pickled: bytes) -> None:
-    """Write the pickled function of a run."""
-    write_whole(folder.function, [records.encode(Kind.FUNCTION, pickled)])
+def write_function(folder: RunFolder, pickled: bytes | Bundle) -> int:
+    """Write the pickled function of a run; return how many bytes of buffers lie beside it.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    if not isinstance(pickled, Bundle):
+        write_whole(folder.function, [records.encode(Kind.FUNCTION, pickled)])
+        return 0
+    table = write_shared(folder.function_buffers, pickled.buffers)
+    record = records.encode(Kind.FUNCTION, pickled.pickled)
+    write_whole(folder.function, [record, records.encode(Kind.SHARED, table, count=len(pickled.buffers))])
+    return sum(map(len, pickled.buffers))
 
 
-def load_function(folder: RunFolder) -> Callable[..., Any]:
-    """Unpickle the function of a run.
+def read_function(folder: RunFolder) -> tuple[memoryview, SharedBuffers]:
+    """Return the pickled function of a run, and the buffers that it refers to.
 
     Raises:
         NodeStartError: the file is damaged.
+        OSError, UnsafeRunFolder: it cannot be read, or others may have changed it.
+    """
+    found = list(records.scan(memoryview(read_owned(folder.function))))
+    payloads = {each.header.kind: each.payload for each in found if isinstance(each, Record)}
+    if Kind.FUNCTION not in payloads or len(payloads) < len(found):
+        msg = f"the function on disk is damaged: {folder.function}"
+        raise NodeStartError(msg)
+    return payloads[Kind.FUNCTION], SharedBuffers(folder.function_buffers, payloads.get(Kind.SHARED, b""))
+
+
+def check_shared(folder: RunFolder) -> Iterator[None]:
+    """Read all that the function refers to, in pieces, so that no process has to check it for itself.
+
+    Raises:
+        NodeStartError: it is damaged, or cannot be read.
+    """
+    try:
+        _, shared = read_function(folder)
+    except (OSError, UnsafeRunFolder) as error:
+        msg = f"the function cannot be read: {error}"
+        raise NodeStartError(msg) from error
+    yield from shared.check()
+
+
+def load_function(folder: RunFolder, *, writable: bool = False, checked: bool = False) -> Callable[..., Any]:
+    """Unpickle the function of a run.
+
+    Args:
+        folder: the run folder.
+        writable: large arrays that it refers to may be written to, by this process for itself.
+        checked: they were checked, on this machine, by `check_shared`.
+
+    Raises:
+        NodeStartError: the function or an array is damaged.
+        OSError, UnsafeRunFolder: it cannot be read, or others may have changed it.
         Exception: whatever its unpickling raises.
     """
-    found = next(records.scan(memoryview(read_owned(folder.function))), None)
-    if isinstance(found, Record):
-        function: Callable[..., Any] = pickle.loads(found.payload)
-        return function
-    msg = f"the function on disk is damaged: {folder.function}"
-    raise NodeStartError(msg)
+    pickled, shared = read_function(folder)
+    if shared.places and not checked:
+        for _ in shared.check():
+            pass
+    buffers = shared.map(writable=writable) if shared.places else ()
+    function: Callable[..., Any] = pickle.loads(pickled, buffers=buffers)
+    return function
 
 
 class Work:
@@ -57,7 +104,12 @@ class Work:
     """
 
     def __init__(
-        self, folder: RunFolder, manifest: Manifest, checkpoints: Mapping[int, Recorded] = MappingProxyType({})
+        self,
+        folder: RunFolder,
+        manifest: Manifest,
+        checkpoints: Mapping[int, Recorded] = MappingProxyType({}),
+        *,
+        checked: bool = False,
     ) -> None:
         """Load the function, as a process that is to run items does once.
 
@@ -65,15 +117,17 @@ class Work:
             folder: the run folder.
             manifest: its manifest.
             checkpoints: how items are gone on with that an earlier attempt began.
+            checked: what the function refers to was checked, on this machine, by `check_shared`.
 
         Raises:
             NodeStartError: it cannot be loaded here; the message says why.
         """
         self._checkpoints = checkpoints
         self._call: _Call | None = None
+        self._shares = bool(manifest.shared) and not manifest.single
         take_search_path(manifest.sys_path)
         try:
-            self._function = load_function(folder)
+            self._function = load_function(folder, writable=manifest.single, checked=checked)
             self._items = ItemReader(folder)
             self.can_checkpoint = hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")
         except NodeStartError:
@@ -85,24 +139,29 @@ class Work:
         """Close the files."""
         self._items.close()
 
-    def run(self, item: int) -> tuple[Kind, bytes]:
+    def run(self, item: int) -> tuple[Kind, bytes | Bundle]:
         """Run an item; return the kind of record that its outcome makes, and its bytes, a whole pickle of their own.
 
-        The kind is SERIES where the value is so plain that it need not be wrapped for one, else VALUES or FAILURE.
+        The kind is SERIES where the value is so plain that it need not be wrapped for one, BUNDLE where large buffers
+        of it stand apart, else VALUES or FAILURE.
         """
         try:
             # In the common case there is nothing to remember for each item.
             value = self._run_or_go_on(item) if self.can_checkpoint else self._function(*self._items[item])
         except BaseException as error:  # noqa: BLE001  (whatever it is belongs to the caller)
-            return _FAILURE, failure_of(error).dump()
+            failure = failure_of(error)
+            if self._shares and _is_about_read_only(error):
+                failure = failure.noted(_READ_ONLY)
+            return _FAILURE, failure.dump()
         finally:
             self._call = None
-        if type(value) in PLAIN:
+        if type(value) in PLAIN and not (type(value) is bytes and len(value) >= APART):
             return _SERIES, pickle.dumps(value, SERIES_PROTOCOL)
         try:
-            return _VALUES, Value(value).dump()
+            pickled = Value(value).dump_apart()
         except UnpicklableResult as error:
             return _FAILURE, failure_of(error).dump()
+        return (_BUNDLE if isinstance(pickled, Bundle) else _VALUES), pickled
 
     def _run_or_go_on(self, item: int) -> Any:
         if item in self._checkpoints:
@@ -130,8 +189,20 @@ class Work:
         return pickled
 
 
-_SERIES, _VALUES, _FAILURE = Kind.SERIES, Kind.VALUES, Kind.FAILURE
+_SERIES, _VALUES, _BUNDLE, _FAILURE = Kind.SERIES, Kind.VALUES, Kind.BUNDLE, Kind.FAILURE
 """Looked up once: at a microsecond an item it is felt."""
+
+_READ_ONLY = (
+    "large arrays that the function refers to are read-only, since all processes of the node share their memory: "
+    "write to a copy, such as array.copy()"
+)
+
+
+def _is_about_read_only(error: BaseException) -> bool:
+    """Whether NumPy, Cython or Python itself may have refused to write to shared memory."""
+    return isinstance(error, (TypeError, ValueError)) and any(
+        isinstance(word, str) and "read-only" in word for word in error.args
+    )
 
 
 class _Call(NamedTuple):
