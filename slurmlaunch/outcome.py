@@ -76,20 +76,40 @@ def pickle_apart(value: object, dumps: Callable[..., bytes] = pickle.dumps, *, a
     Returns:
         The pickle alone, where there are no large buffers.
     """
-    apart: list[memoryview] = []
+    return Apart(at_least).dumps(value, dumps)
 
-    def stays(buffer: pickle.PickleBuffer) -> bool:
+
+class Apart:
+    """Pickles values as `pickle_apart` does, one after the other: made once, it costs small ones next to nothing."""
+
+    __slots__ = ("_at_least", "_found", "_stays")
+
+    def __init__(self, at_least: int = APART) -> None:
+        self._at_least = at_least
+        self._found: list[memoryview] = []
+        self._stays = self._stays_in  # bound once
+
+    def dumps(self, value: object, dumps: Callable[..., bytes] = pickle.dumps) -> bytes | Bundle:
+        """Pickle a value."""
+        try:
+            pickled = dumps(value, PICKLE_PROTOCOL, buffer_callback=self._stays)
+        except BaseException:
+            self._found = []
+            raise
+        if not self._found:
+            return pickled
+        found, self._found = self._found, []
+        return Bundle(pickled, found)
+
+    def _stays_in(self, buffer: pickle.PickleBuffer) -> bool:
         try:
             raw = buffer.raw()
         except BufferError:  # not contiguous: pickle knows what to do, or says that it does not
             return True
-        if raw.nbytes < at_least:
+        if raw.nbytes < self._at_least:
             return True
-        apart.append(raw)
+        self._found.append(raw)
         return False
-
-    pickled = dumps(value, PICKLE_PROTOCOL, buffer_callback=stays)
-    return Bundle(pickled, apart) if apart else pickled
 
 
 class RemoteTraceback(Exception):
@@ -136,8 +156,8 @@ class Value(Generic[T]):
             pass
         return _described(self.value, _cloudpickle)
 
-    def dump_apart(self) -> bytes | Bundle:
-        """Return the pickled value, its large buffers apart.
+    def dump_apart(self, apart: Apart | None = None) -> bytes | Bundle:
+        """Return the pickled value, its large buffers apart, pickled by *apart* where one is at hand.
 
         Raises:
             UnpicklableResult: as for `dump`.
@@ -146,7 +166,7 @@ class Value(Generic[T]):
         if type(value) in _BYTES and len(value) >= APART:  # type: ignore[arg-type]
             value = pickle.PickleBuffer(value)  # type: ignore[arg-type]  # comes back as what it was
         try:
-            return pickle_apart(value)
+            return (apart or Apart()).dumps(value)
         except BaseException:  # noqa: BLE001, S110  (as above)
             pass
         return _described(value, _cloudpickle_apart)

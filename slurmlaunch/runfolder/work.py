@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, UnpicklableResult, UnsafeRunFolder
-from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Bundle, Value, failure_of
+from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Value, failure_of
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
 from slurmlaunch.runfolder.items import ItemReader
@@ -124,6 +124,7 @@ class Work:
         """
         self._checkpoints = checkpoints
         self._call: _Call | None = None
+        self._apart = Apart()
         self._shares = bool(manifest.shared) and not manifest.single
         take_search_path(manifest.sys_path)
         try:
@@ -158,10 +159,10 @@ class Work:
         if type(value) in PLAIN and not (type(value) is bytes and len(value) >= APART):
             return _SERIES, pickle.dumps(value, SERIES_PROTOCOL)
         try:
-            pickled = Value(value).dump_apart()
+            pickled = Value(value).dump_apart(self._apart)
         except UnpicklableResult as error:
             return _FAILURE, failure_of(error).dump()
-        return (_BUNDLE if isinstance(pickled, Bundle) else _VALUES), pickled
+        return (_VALUES if type(pickled) is bytes else _BUNDLE), pickled
 
     def _run_or_go_on(self, item: int) -> Any:
         if item in self._checkpoints:
