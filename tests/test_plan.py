@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,12 +35,12 @@ def any_slices(draw: st.DrawFn) -> Slices:
 @st.composite
 def any_plan(draw: st.DrawFn) -> Plan:
     """Make a plan by tasks, by chunksize or by default."""
-    asked = draw(st.sampled_from(["tasks", "chunksize", "processes"]))
+    asked: dict[str, Any] = {draw(st.sampled_from(["tasks", "chunksize", "processes"])): draw(counts)}
     return plan(
         draw(item_counts),
         limits=draw(any_limits),
         first_task=draw(st.integers(min_value=0, max_value=10**6)),
-        **{asked: draw(counts)},
+        **asked,
     )
 
 
@@ -197,7 +198,7 @@ class TestPlan:
         assert Slices(items, min(items, tasks)) == plan(items, limits=FREE, tasks=tasks).slices
 
     @pytest.mark.parametrize("asked", [{}, {"tasks": 3}, {"chunksize": 3}])
-    def test_nothing_for_nothing(self, asked: dict[str, int]) -> None:
+    def test_nothing_for_nothing(self, asked: dict[str, Any]) -> None:
         """No items are no tasks and no arrays."""
         planned = plan(0, limits=FREE, **asked)
 
@@ -222,9 +223,10 @@ class TestPlan:
 
     @pytest.mark.parametrize("option", ["tasks", "chunksize"])
     @pytest.mark.parametrize("value", [0, -1, 1.5, True, "many"])
-    def test_no_count(self, option: str, value: int) -> None:
+    def test_no_count(self, option: str, value: Any) -> None:
         """What is no whole number of at least 1 is refused, with the option's name."""
+        asked: dict[str, Any] = {option: value}
         with pytest.raises(OptionError, match=option) as caught:
-            plan(10, limits=FREE, **{option: value})
+            plan(10, limits=FREE, **asked)
 
         assert option == caught.value.option

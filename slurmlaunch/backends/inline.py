@@ -20,6 +20,7 @@ from slurmlaunch import context
 from slurmlaunch.backends.base import ArrayJob, Limits, TaskRecord, TaskState
 from slurmlaunch.errors import NodeStartError, SchedulerError
 from slurmlaunch.outcome import Bundle, Failure
+from slurmlaunch.runfolder.claims import Claimer
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
@@ -28,12 +29,10 @@ from slurmlaunch.runfolder.rounds import Round
 from slurmlaunch.runfolder.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Iterator
     from types import FrameType
 
     from typing_extensions import Self
-
-    from slurmlaunch.runfolder.rounds import RoundPlan
 
 
 _RECORD_BYTES = 1 << 18
@@ -70,10 +69,10 @@ class InlineBackend:
         """Run the tasks of the array; return its id when they are over."""
         folder = RunFolder(job.run_folder)
         manifest = Manifest.read(folder)
-        plan = Round.read(folder, job.round).plan
+        its_round = Round.read(folder, job.round)
         with _Interrupted() as interrupted:
             for task in range(job.first_task, job.first_task + job.length):
-                _run_task(folder, manifest, plan, task, interrupted)
+                _run_task(folder, manifest, its_round, task, interrupted)
         return f"inline-{os.getpid()}-{next(self._ids)}"
 
     def find(self, name: str, since: float) -> str | None:
@@ -101,12 +100,12 @@ class InlineBackend:
         return _AllEnded()
 
 
-def _run_task(folder: RunFolder, manifest: Manifest, plan: RoundPlan, task: int, interrupted: _Interrupted) -> None:
+def _run_task(folder: RunFolder, manifest: Manifest, its_round: Round, task: int, interrupted: _Interrupted) -> None:
     writer = OutcomeWriter(folder, task)
     writer.note(started=time.time(), node=platform.node())
-    outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=plan.threads))
+    outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=its_round.plan.threads))
     try:
-        _run_items(folder, manifest, plan.items_of(task), writer, interrupted)
+        _run_items(folder, manifest, _items_of(folder, its_round, task, writer.attempt), writer, interrupted)
     finally:
         context.swap(outer)
         writer.note(ended=time.time())
@@ -115,10 +114,21 @@ def _run_task(folder: RunFolder, manifest: Manifest, plan: RoundPlan, task: int,
     (folder.ended / EndMark(task, writer.attempt, status).filename).touch(0o600)
 
 
+def _items_of(folder: RunFolder, its_round: Round, task: int, attempt: int) -> Iterator[int]:
+    """Yield the items of a task; of a dynamic round, what is still to be taken, and taken when it is come to."""
+    blocks = its_round.plan.blocks
+    if blocks is None:
+        yield from its_round.plan.items_of(task)
+        return
+    claimer = Claimer(folder.claims(its_round.number), task, attempt, blocks.number)
+    while (block := claimer.claim()) is not None:
+        yield from its_round.plan.items_at(blocks.positions_of(block))
+
+
 def _run_items(
     folder: RunFolder,
     manifest: Manifest,
-    items: Collection[int],
+    items: Iterable[int],
     writer: OutcomeWriter,
     interrupted: _Interrupted,
 ) -> None:
@@ -132,7 +142,7 @@ def _run_items(
         _run_each(work, items, writer, interrupted)
 
 
-def _run_each(work: Work, items: Collection[int], writer: OutcomeWriter, interrupted: _Interrupted) -> None:
+def _run_each(work: Work, items: Iterable[int], writer: OutcomeWriter, interrupted: _Interrupted) -> None:
     values = _Values(writer)
     for item in items:
         context.current_task().item = item

@@ -48,9 +48,10 @@ def attempts_of(run: Run, item: int) -> tuple[Attempt, ...]:
 
 def _tasks_of(run: Run, item: int) -> Iterator[int]:
     for each in run.rounds:
-        items = each.plan.items
-        if items is None or item in items:
-            yield each.plan.first_task + each.plan.slices.task_of(item if items is None else items.index(item))
+        if each.plan.items is None or item in each.plan.items:
+            task = run.task_in(each, item)
+            if task is not None:
+                yield task
 
 
 def _starts_of(run: Run, task: int) -> Iterator[Attempt]:

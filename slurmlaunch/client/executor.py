@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import os
 import platform
@@ -15,7 +16,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import cloudpickle
 
@@ -24,8 +25,9 @@ from slurmlaunch.backends.container import own_folders
 from slurmlaunch.client.attach import backend_of
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import Options, check_cluster, job_name
+from slurmlaunch.client.packing import Costs, pack
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
-from slurmlaunch.client.plan import plan
+from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import array_job, make_plan
 from slurmlaunch.client.watcher import WATCHER
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
     from slurmlaunch.backends.base import Backend
+    from slurmlaunch.client.packing import Cost
     from slurmlaunch.runfolder.rounds import RoundPlan
 
     P = ParamSpec("P")
@@ -136,7 +139,8 @@ class Executor(concurrent.futures.Executor):
         tasks: int | None = None,
         chunksize: int | None = None,
         throttle: int | None = None,
-        schedule: str = "static",
+        schedule: str = STATIC,
+        cost: Cost | None = None,
         name: str | None = None,
     ) -> FutureArray[T]:
         """Run the function on each item, as one job array.
@@ -149,6 +153,14 @@ class Executor(concurrent.futures.Executor):
                 process of a task, or more where the tasks would be too many.
             throttle: how many tasks may run at once (``%N``).
             schedule: ``"static"``: each task has its slice from the start.
+                ``"dynamic"``: *tasks* is how many tasks there are, and each takes
+                block after block of the items, until none is left. *chunksize* is
+                how many items it takes at once; by default many at first, and
+                fewer and fewer. ``"guided"``: the same, with blocks that shrink
+                more evenly, of which none but the last is shorter than *chunksize*.
+            cost: what an item costs, in any unit: a function of the item's
+                arguments, or as many numbers as there are items. Static slices
+                are then packed so that each costs about the same.
             name: what the run is called; by default the function's name.
 
         Returns:
@@ -156,10 +168,13 @@ class Executor(concurrent.futures.Executor):
 
         Raises:
             ValueError: the iterables are not equally long, or *tasks* and
-                *chunksize* are both given, or one is below 1.
+                *chunksize* are both given for static slices, or one is below 1;
+                there is no such *schedule*; *cost* gives too few or too many
+                numbers, or such that are negative or not finite.
             NotPicklable, SubmissionError, RuntimeError: as for `submit`.
         """
-        return self._submit(self._mapped(fn, _zip_equal(iterables), tasks, chunksize, throttle, schedule, name))
+        how = _How(tasks, chunksize, throttle, schedule, cost, name)
+        return self._submit(self._mapped(fn, _zip_equal(iterables), how))
 
     def starmap_array(
         self,
@@ -169,12 +184,13 @@ class Executor(concurrent.futures.Executor):
         tasks: int | None = None,
         chunksize: int | None = None,
         throttle: int | None = None,
-        schedule: str = "static",
+        schedule: str = STATIC,
+        cost: Cost | None = None,
         name: str | None = None,
     ) -> FutureArray[T]:
         """Run the function on each tuple of arguments; otherwise as `map_array`."""
         rows = (tuple(row) for row in argument_tuples)
-        return self._submit(self._mapped(fn, rows, tasks, chunksize, throttle, schedule, name))
+        return self._submit(self._mapped(fn, rows, _How(tasks, chunksize, throttle, schedule, cost, name)))
 
     def map(
         self,
@@ -195,7 +211,7 @@ class Executor(concurrent.futures.Executor):
                 counted in seconds from this call.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        call = self._mapped(fn, zip(*iterables, strict=False), None, chunksize, None, "static", None)
+        call = self._mapped(fn, zip(*iterables, strict=False), _How(chunksize=chunksize))
         return _results_of(self._submit(call), deadline)
 
     def script(
@@ -205,14 +221,16 @@ class Executor(concurrent.futures.Executor):
         tasks: int | None = None,
         chunksize: int | None = None,
         throttle: int | None = None,
-        schedule: str = "static",
+        schedule: str = STATIC,
+        cost: Cost | None = None,
         name: str | None = None,
     ) -> str:
         """Return what `map_array` would submit, without submitting or writing anything.
 
         With no iterables it is what `submit` would.
         """
-        call = self._mapped(fn, _zip_equal(iterables), tasks, chunksize, throttle, schedule, name)
+        how = _How(tasks, chunksize, throttle, schedule, cost, name)
+        call = self._mapped(fn, _zip_equal(iterables), how)
         if not iterables:
             call = _Call(fn, [()], single=True, options=call.options)
         count = sum(1 for _ in call.rows)
@@ -223,22 +241,16 @@ class Executor(concurrent.futures.Executor):
         run = Run(folder, manifest, backend, [first])
         return "\n".join(backend.script(array_job(run, first, i)) for i in range(len(first.plan.arrays)))
 
-    def _mapped(
-        self,
-        fn: Callable[..., Any],
-        rows: Iterable[tuple[Any, ...]],
-        tasks: int | None,
-        chunksize: int | None,
-        throttle: int | None,
-        schedule: str,
-        name: str | None,
-    ) -> _Call:
-        if schedule != "static":
-            raise OptionError(f'schedule={schedule!r}: only "static" is known', option="schedule")
-        plan(1, limits=_NO_LIMITS, tasks=tasks, chunksize=chunksize)  # refuses before anything is taken
-        given = {"throttle": throttle, "name": name}
+    def _mapped(self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: _How) -> _Call:
+        # Refuses before anything is taken.
+        plan(1, limits=_NO_LIMITS, tasks=how.tasks, chunksize=how.chunksize, schedule=how.schedule)
+        if how.cost is not None and how.schedule != STATIC:
+            raise OptionError(
+                f"cost packs static slices, and schedule is {how.schedule!r}: give one of them", option="cost"
+            )
+        given = {"throttle": how.throttle, "name": how.name}
         options = self._options.changed(**{key: value for key, value in given.items() if value is not None})
-        return _Call(fn, rows, options=options, tasks=tasks, chunksize=chunksize)
+        return _Call(fn, rows, options=options, how=how)
 
     # From a call to a run.
 
@@ -310,11 +322,22 @@ class Executor(concurrent.futures.Executor):
         limits = backend.limits()
         shape = call.options.shape(single_item=call.single, available=limits.cpus)
         planned = plan(
-            manifest.items, limits=limits, tasks=call.tasks, chunksize=call.chunksize, processes=shape.processes
+            manifest.items,
+            limits=limits,
+            tasks=call.how.tasks,
+            chunksize=call.how.chunksize,
+            processes=shape.processes,
+            schedule=call.how.schedule,
+            throttle=call.options.throttle,
         )
         if planned.notice:
             warnings.warn(planned.notice, LongSlices, stacklevel=stacklevel)
-        return make_plan(planned, call.options, manifest, 0, shape)
+        items = None
+        if call.costs is not None:
+            costs = call.costs.of(manifest.items)
+            slices, items = pack(costs, planned.slices.tasks, longest_first=shape.processes > 1)
+            planned = dataclasses.replace(planned, slices=slices)
+        return make_plan(planned, call.options, manifest, 0, shape, items=items)
 
     # The end.
 
@@ -346,6 +369,17 @@ class LongSlices(UserWarning):
     """The slices are longer than one item per process, since the tasks would be too many."""
 
 
+class _How(NamedTuple):
+    """What a call says of how its items are cut, beside the executor's options; see `Executor.map_array`."""
+
+    tasks: int | None = None
+    chunksize: int | None = None
+    throttle: int | None = None
+    schedule: str = STATIC
+    cost: Cost | None = None
+    name: str | None = None
+
+
 class _Call:
     """What is to be run: a function, its items, and how."""
 
@@ -356,13 +390,13 @@ class _Call:
         *,
         options: Options,
         single: bool = False,
-        tasks: int | None = None,
-        chunksize: int | None = None,
+        how: _How | None = None,
     ) -> None:
         if not callable(function):
             raise TypeError(f"{function!r} is not callable: give a function, and its arguments after it")
-        self.function, self.rows, self.options, self.single = function, rows, options, single
-        self.tasks, self.chunksize = tasks, chunksize
+        self.function, self.options, self.single, self.how = function, options, single, how or _How()
+        self.costs = None if self.how.cost is None else Costs(self.how.cost)
+        self.rows = rows if self.costs is None else self.costs.watching(rows)
 
     @property
     def name(self) -> str:

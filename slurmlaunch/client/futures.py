@@ -70,13 +70,16 @@ class Future(concurrent.futures.Future[T]):
 
     @property
     def job_id(self) -> str | None:
-        """The Slurm job id of the task, as ``"123_4"``; None before it is submitted."""
+        """The Slurm job id of the task, as ``"123_4"``; None before it is submitted.
+
+        With a dynamic schedule it may change once, when a task takes the item.
+        """
         return self._run.place(self._run.task_of(self._index)).full_id
 
     @property
     def state(self) -> TaskState:
         """What the task is doing, in Slurm's words, as far as is known without asking again."""
-        return self._run.state_of(self._run.task_of(self._index))
+        return self._run.state_of_item(self._index)
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -92,6 +95,8 @@ class Future(concurrent.futures.Future[T]):
         return self._log("err")
 
     def _log(self, stream: str) -> str:
+        if not self._run.is_given(self._index):
+            return ""
         path = self.log(stream)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
@@ -124,8 +129,8 @@ class Future(concurrent.futures.Future[T]):
         return bool(self._run.cancel([self._index])) or self.cancelled()
 
     def running(self) -> bool:
-        """Return whether its task has started, and its outcome is not known."""
-        return not self.done() and self._run.task_of(self._index) in self._run.started
+        """Return whether a task that has started has it, and its outcome is not known."""
+        return not self.done() and self._run.is_begun(self._index)
 
     def result(self, timeout: float | None = None) -> T:
         """Return what the function returned.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.client import verdict
 from slurmlaunch.client.listing import Listing
-from slurmlaunch.errors import NodeStartError, Place, ResultLost, UnsafeRunFolder
+from slurmlaunch.errors import ItemError, NodeStartError, Place, ResultLost, UnsafeRunFolder
 from slurmlaunch.runfolder.layout import EndMark, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from slurmlaunch.backends.base import Snapshot, TaskRecord
     from slurmlaunch.client.run import Run
-    from slurmlaunch.errors import ItemError
 
 LATENCY_VARIABLE = "SLURMLAUNCH_LATENCY"
 
@@ -40,8 +39,8 @@ _LOCAL_LATENCY = 1.0
 
 _LOCAL_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs", "f2fs"})
 
-_CANCELLATIONS_EVERY = 1.0
-_CANCELLATIONS_COST = 1
+_CANCELLATIONS_EVERY = _CLAIMS_EVERY = 1.0
+_CANCELLATIONS_COST, _CLAIMS_COST = 1, 4
 _READ_COST = 4
 """Opening, looking, reading, closing."""
 
@@ -78,6 +77,10 @@ def _file_system(folder: Path) -> str:
     except OSError:  # not Linux: then it is taken for a network's
         return ""
     return kind
+
+
+def _for_each(error: BaseException) -> Callable[[int], BaseException]:
+    return error.for_item if isinstance(error, ItemError) else lambda _: error
 
 
 class _Absence(NamedTuple):
@@ -137,6 +140,8 @@ class Lookout:
         self._rounds = len(run.rounds)
         self._held_for: set[str] = set()
         self._cancellations_at = 0.0
+        self._claims_at = 0.0
+        self._forsaken: dict[int, float] = {}
 
     def look(self, sampling: float = _UNBOUNDED, collecting: float = _UNBOUNDED) -> Look:
         """Take in what is new.
@@ -155,11 +160,16 @@ class Lookout:
         self._reconsider()
         self._list_ended()
         self._list_outcomes()
+        due = bool(self._uncollected) or now >= self._claims_at
+        if due:
+            self._look_for_claims(now)
         self._reading = 0
         self._read_growing(sampling - _READ_COST)
         grown, self._reading = self._reading, 0
         self._read_ended(collecting)
         self._judge(now)
+        if due:
+            self._judge_dynamic(now)
         self.run.retrying.go_on()
         news = before != self._known()
         if news:
@@ -201,6 +211,11 @@ class Lookout:
                 self._uncollected.append(mark.task)
                 if self._attempts.get(mark.task, 0) <= mark.start:
                     self._begun.forget(set())  # its file of outcomes, if there is one, was there before the mark
+
+    def _look_for_claims(self, now: float) -> None:
+        """Take in what tasks have taken, which is done before one that has ended is judged."""
+        self._claims_at = now + _CLAIMS_EVERY
+        self._other_costs += self.run.look_for_claims() * _CLAIMS_COST
 
     def _list_outcomes(self) -> None:
         """Note the attempts that have begun since the last look."""
@@ -291,6 +306,8 @@ class Lookout:
             else:
                 self.run.started.add(task)
             self._absent.pop(task, None)
+            if self.run.ends.pop(task, None) and task in self._marks:
+                self._unweighed.add(task)
         elif self._has_open(task):
             self._suspect(task, functools.partial(self._by_state, task, record))
 
@@ -317,6 +334,19 @@ class Lookout:
             if now - absence.since >= self.latency:
                 self._settle(task, absence.error())
 
+    def _judge_dynamic(self, now: float) -> None:
+        """Settle what was taken by tasks that are over, and only seen later; then what nobody has taken."""
+        for task, error in list(self.run.ends.items()):
+            missed = self.run.open_items(task)
+            if missed:
+                self.run.ended(missed, _for_each(error))
+        forsaken = {each.number: each for each in self.run.forsaken()}
+        self._forsaken = {number: self._forsaken.get(number, now) for number in forsaken}
+        for number, since in self._forsaken.items():
+            plan = forsaken[number].plan
+            if now - since >= self.latency or self.run.started.isdisjoint(plan.tasks):
+                self.run.end_untaken(forsaken[number])
+
     def _weigh(self, task: int, mark: EndMark) -> None:
         if mark.status in (Status.STOPPED, Status.REQUEUE):
             return  # something from outside ended it: the scheduler knows what
@@ -342,6 +372,8 @@ class Lookout:
         error = self._with_file(task, error)
         self._absent.pop(task, None)
         self.run.ended(self.run.open_items(task), error.for_item)
+        if self.run.is_dynamic(task):
+            self.run.ends[task] = error
         self.run.breaker.note(task, error)
 
     def _with_file(self, task: int, error: ItemError) -> ItemError:

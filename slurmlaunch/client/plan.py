@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.client.values import as_count
 from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.blocks import SCHEDULES, Blocks
 from slurmlaunch.runfolder.slices import Slices
 
 if TYPE_CHECKING:
     from slurmlaunch.backends.base import Limits
+    from slurmlaunch.runfolder.slices import PackedSlices
+
+STATIC = "static"
 
 # What sites can bear of one user without being asked. Whoever wants more says so
 # with tasks= or chunksize=.
@@ -40,12 +44,14 @@ class Plan:
         arrays: what is submitted, in this order.
         first_task: the run's index of the round's task 0.
         notice: what the user should be told of the slices' length, or None.
+        blocks: what the tasks of a dynamic round take; None for a static one.
     """
 
-    slices: Slices
+    slices: Slices | PackedSlices
     arrays: tuple[PlannedArray, ...]
     first_task: int = 0
     notice: str | None = None
+    blocks: Blocks | None = None
 
     @property
     def next_task(self) -> int:
@@ -61,6 +67,8 @@ def plan(
     chunksize: int | None = None,
     processes: int = 1,
     first_task: int = 0,
+    schedule: str = STATIC,
+    throttle: int | None = None,
 ) -> Plan:
     """Decide slices and arrays for so many items.
 
@@ -70,16 +78,37 @@ def plan(
     item per process of the task, or longer where the tasks would be too many for
     one array or more than `DEFAULT_TASKS`; the plan's notice then says so.
 
+    With another *schedule* than static, *chunksize* is about blocks (see `Blocks`), and
+    *tasks* is how many take them: by default as many as there would be slices, and no
+    more than may run at once by the *throttle*, since who comes later finds nothing left.
+
     Raises:
-        OptionError: *tasks* and *chunksize* are both given, or one is below 1.
+        OptionError: *tasks* and *chunksize* are both given and the schedule is static, or one
+            is below 1; there is no such schedule.
     """
-    notice = None
-    if tasks is not None or chunksize is not None:
+    notice = blocks = None
+    if schedule != STATIC:
+        blocks = _blocks(items, tasks, chunksize, schedule, _default_slices(items, processes, limits)[0], throttle)
+        slices = Slices(items, blocks.tasks)
+    elif tasks is not None or chunksize is not None:
         slices = _slices_asked_for(items, tasks, chunksize)
     else:
         slices, notice = _default_slices(items, processes, limits)
     arrays = _arrays(first_task, slices.tasks, limits)
-    return Plan(slices, arrays, first_task, notice)
+    return Plan(slices, arrays, first_task, notice, blocks)
+
+
+def _blocks(
+    items: int, tasks: int | None, chunksize: int | None, schedule: str, default: Slices, throttle: int | None
+) -> Blocks:
+    if schedule not in SCHEDULES:
+        known = ", ".join(f'"{each}"' for each in (STATIC, *SCHEDULES))
+        raise OptionError(f"schedule={schedule!r} is none of {known}", option="schedule")
+    wanted = min(default.tasks, throttle or default.tasks) if tasks is None else as_count("tasks", tasks)
+    if chunksize is not None:
+        chunksize = as_count("chunksize", chunksize)
+    most = -(-items // (chunksize or 1))
+    return Blocks(items, min(wanted, most), schedule, chunksize)
 
 
 def _slices_asked_for(items: int, tasks: int | None, chunksize: int | None) -> Slices:

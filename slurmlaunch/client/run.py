@@ -15,18 +15,18 @@ import secrets
 import threading
 import time
 from array import array
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.breaker import Breaker
 from slurmlaunch.client.ledger import Fate, Ledger
-from slurmlaunch.client.plan import plan
+from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.recovery import Cause
 from slurmlaunch.client.retrying import Retrying
 from slurmlaunch.client.submission import Submission, make_plan
+from slurmlaunch.client.taken import Taken
 from slurmlaunch.client.weakly import Weakly
-from slurmlaunch.errors import ItemError, Place
+from slurmlaunch.errors import ItemError, Place, ResultLost
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.records import Kind
@@ -127,6 +127,8 @@ class Run:
         submission: submits its rounds.
         kept_by: the executor's list of runs that a shutdown waits for, or None.
         breaker: ends the run where its first tasks all die in the same way.
+        ends: the tasks of dynamic rounds that take nothing more, and why.
+        gave_up: why a task of a dynamic round could run nothing of what it took, by round.
     """
 
     def __init__(self, folder: RunFolder, manifest: Manifest, backend: Backend, rounds: list[Round]) -> None:
@@ -149,7 +151,16 @@ class Run:
         self._telling: dict[int, Told] = {}
         self._settled: Weakly[Told] = Weakly()
         self._cancellations = CancellationReader(folder, [each.number for each in rounds])
+        self.ends: dict[int, BaseException] = {}
+        self.gave_up: dict[int, ItemError] = {}
+        self._taken: dict[int, Taken] = {}
+        self._share(rounds)
         self.learn_job_ids()
+
+    def _share(self, rounds: Iterable[Round]) -> None:
+        for each in rounds:
+            if each.plan.blocks is not None:
+                self._taken[each.number] = Taken(self.folder, each, each.plan.blocks)
 
     # Where things are.
 
@@ -158,10 +169,31 @@ class Run:
         return self.rounds[self._last_round[item] if self._last_round else 0]
 
     def task_of(self, item: int) -> int:
-        """Return the task that an item was last given to."""
-        plan = self.round_of(item).plan
-        position = item if plan.items is None else bisect_left(plan.items, item)  # they are sorted
-        return plan.first_task + plan.slices.task_of(position)
+        """Return the task that an item was last given to.
+
+        Of a dynamic round that is the one that has taken it. While none has, it is the one
+        that would have it in a static round: the run is on its way there as much as anywhere.
+        """
+        its_round = self.round_of(item)
+        task = self.task_in(its_round, item)
+        return its_round.plan.task_of(item) if task is None else task
+
+    def task_in(self, its_round: Round, item: int) -> int | None:
+        """Return the task that has an item of a round; None where no task is known to have taken it."""
+        taken = self._taken.get(its_round.number)
+        return taken.owner_of(item) if taken else its_round.plan.task_of(item)
+
+    def is_dynamic(self, task: int) -> bool:
+        """Whether a task takes its items while it runs."""
+        return self.place(task).round.number in self._taken
+
+    def is_given(self, item: int) -> bool:
+        """Whether a task has an item: always, save in a dynamic round."""
+        return not self._taken or self.task_in(self.round_of(item), item) is not None
+
+    def is_begun(self, item: int) -> bool:
+        """Whether the task that has an item has started."""
+        return self.is_given(item) and self.task_of(item) in self.started
 
     def place(self, task: int) -> TaskPlace:
         """Return where a task stands."""
@@ -173,21 +205,35 @@ class Run:
 
     def items_of(self, task: int) -> Sequence[int]:
         """Return the items that a task has, those left out that a later round took over."""
-        place = self.place(task)
-        items = place.round.plan.items_of(task)
-        if not self._last_round:
-            return items
-        return [item for item in items if self._last_round[item] == place.round.number]
+        parts = list(self._parts_of(task))
+        return parts[0] if len(parts) == 1 else [item for part in parts for item in part]
+
+    def _parts_of(self, task: int) -> Iterator[Sequence[int]]:
+        its_round = self.place(task).round
+        taken = self._taken.get(its_round.number)
+        return self._still_in(its_round, taken.parts_of(task) if taken else [its_round.plan.items_of(task)])
+
+    def _still_in(self, its_round: Round, parts: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Yield the parts, what a later round took over left out."""
+        last, number = self._last_round, its_round.number
+        for part in parts:
+            yield [item for item in part if last[item] == number] if last else part
 
     def open_items(self, task: int) -> list[int]:
         """Return the items of a task that have not settled, and are not held for another round."""
-        return [item for item in self.ledger.open_among(self.items_of(task)) if not self.retrying.holds(item)]
+        return self._open_in(self._parts_of(task))
+
+    def _open_in(self, parts: Iterable[Sequence[int]]) -> list[int]:
+        open_ = (item for part in parts if self._is_open(part) for item in self.ledger.open_among(part))
+        return [item for item in open_ if not self.retrying.holds(item)]
 
     def has_open(self, task: int) -> bool:
-        """Whether `open_items` has any."""
-        items = self.items_of(task)
-        if isinstance(items, range) and not self.retrying.holds_any:
-            return not self.ledger.all_settled(items)
+        """Whether a task has items that have not settled and are not held, or may yet take some."""
+        taken = self._taken.get(self.place(task).round.number)
+        if taken and taken.free and task not in self.ends:
+            return True
+        if not self.retrying.holds_any:
+            return any(map(self._is_open, self._parts_of(task)))
         return bool(self.open_items(task))
 
     def has_task(self, task: int) -> bool:
@@ -205,10 +251,16 @@ class Run:
         if self.ledger.open_among(items):
             waiting = TaskState.PENDING if told is None else told
             return TaskState.RUNNING if task in self.started else waiting
-        if self.ledger.count(Fate.CANCELLED, items) == len(items):
+        if items and self.ledger.count(Fate.CANCELLED, items) == len(items):
             return TaskState.CANCELLED
         failed = self.ledger.count(Fate.FAILURE, items) or self.ledger.count(Fate.ENDED, items)
         return TaskState.FAILED if failed else TaskState.COMPLETED
+
+    def state_of_item(self, item: int) -> TaskState:
+        """Return what the task is doing that has an item; while none has, the item waits."""
+        if self.is_given(item):
+            return self.state_of(self.task_of(item))
+        return _STATES_OF_NOBODYS[self.ledger.fate(item)]
 
     def node_of(self, task: int) -> str | None:
         """Return the machine that a task ran on last, as far as is known."""
@@ -224,8 +276,8 @@ class Run:
     def count_running(self, items: Sequence[int] | None = None) -> int:
         """Return how many open items, of these or of all, are in tasks that have started."""
         if items is not None:
-            return sum(self.task_of(i) in self.started for i in self.ledger.open_among(items))
-        return sum(self.ledger.count(Fate.OPEN, self.items_of(task)) for task in self.started)
+            return sum(self.is_begun(i) for i in self.ledger.open_among(items))
+        return sum(self.ledger.count(Fate.OPEN, part) for task in self.started for part in self._parts_of(task))
 
     def whereabouts(self, task: int) -> Place:
         """Return what an error says of where a task ran."""
@@ -259,6 +311,8 @@ class Run:
 
     def recorded(self, recorded: Recorded) -> None:
         """Take in a record of outcomes."""
+        if self._taken:
+            self._infer_owner(recorded)
         if recorded.header.kind == Kind.FAILURE:
             if not self._is_last_word(recorded):
                 return
@@ -266,6 +320,13 @@ class Run:
                 self._recorded_failure(recorded)
                 return
         self._settle(recorded)
+
+    def _infer_owner(self, recorded: Recorded) -> None:
+        task, header = _task_of_file(recorded), recorded.header
+        taken = self._taken.get(self.place(task).round.number)
+        if taken is not None and header.stop <= self.manifest.items:
+            with self.changed:
+                taken.infer(range(header.first, header.stop), task)
 
     def _settle(self, recorded: Recorded) -> None:
         with self.changed:
@@ -283,14 +344,17 @@ class Run:
             self.ended(range(header.first, header.stop), _always(outcome.error))
         else:
             self._settle(recorded)
-        self.breaker.note(self.task_of(header.first), outcome.error)
+        task = _task_of_file(recorded)
+        number = self.place(task).round.number
+        if isinstance(outcome.error, ItemError) and number in self._taken:
+            self.gave_up[number] = outcome.error
+        self.breaker.note(task, outcome.error)
 
     def _is_last_word(self, recorded: Recorded) -> bool:
         """Whether no later round runs the items of a failure again."""
         if not self._last_round:
             return True
-        task = int(recorded.file.name.partition(".")[0])
-        number = self.place(task).round.number
+        number = self.place(_task_of_file(recorded)).round.number
         return all(self._last_round[i] == number for i in range(recorded.header.first, recorded.header.stop))
 
     def ended(self, items: Iterable[int], error_of: Callable[[int], BaseException], *, final: bool = False) -> None:
@@ -360,7 +424,8 @@ class Run:
         """Read the outcome of an item that has settled and was not cancelled."""
         outcome = self.ledger.outcome(item)
         if not isinstance(outcome, Value) and isinstance(outcome.error, ItemError):
-            outcome.error.located(**self.whereabouts(self.task_of(item))._replace(item=item)._asdict())
+            where = self.whereabouts(self.task_of(item)) if self.is_given(item) else Place()
+            outcome.error.located(**where._replace(item=item)._asdict())
         return outcome
 
     def wait_for(self, ready: Callable[[], bool], timeout: float | None) -> bool:
@@ -411,7 +476,7 @@ class Run:
         with self.changed:
             chosen = [i for i in items if self.ledger.is_open(i)]
             if only_queued:
-                chosen = [i for i in chosen if self.task_of(i) not in self.started]
+                chosen = [i for i in chosen if not self.is_begun(i)]
             if not chosen:
                 return []
             closed = self._write_cancellations(chosen)
@@ -454,22 +519,61 @@ class Run:
                 self.backend.cancel(job_id)
             return
         elements: dict[str, list[int]] = {}
+        shared = {number for number, taken in self._taken.items() if any(map(self._is_open, taken.free_parts()))}
         for task in sorted({self.task_of(item) for item in items}):
             place = self.place(task)
-            if place.job_id and not self.ledger.open_among(self.items_of(task)):
+            if place.job_id and place.round.number not in shared and not any(map(self._is_open, self._parts_of(task))):
                 elements.setdefault(place.job_id, []).append(place.element)
         for job_id, some in elements.items():
             whole = len(some) == self._length_of(job_id)
             self.backend.cancel(job_id, None if whole else some)
 
+    def _is_open(self, part: Sequence[int]) -> bool:
+        if isinstance(part, range):
+            return not self.ledger.all_settled(part)
+        return bool(self.ledger.count(Fate.OPEN, part))
+
     def _length_of(self, job_id: str) -> int:
         number, array = next(key for key, each in self.jobs.items() if each == job_id)
         return next(r for r in self.rounds if r.number == number).plan.arrays[array].length
+
+    # Dynamic rounds.
+
+    def look_for_claims(self) -> int:
+        """Take in what tasks have taken; return how many folders were looked at."""
+        looked = [taken for taken in self._taken.values() if taken.free]
+        with self.changed:
+            for taken in looked:
+                taken.look()
+        return len(looked)
+
+    def forsaken(self) -> Iterator[Round]:
+        """Yield the dynamic rounds of which items are left, and all tasks are over."""
+        for each in self.rounds:
+            taken = self._taken.get(each.number)
+            if taken and taken.free and all(task in self.ends for task in each.plan.tasks):
+                yield each
+
+    def end_untaken(self, its_round: Round) -> None:
+        """Settle what no task has taken, since none will: as what its tasks ended by, as far as that is known."""
+        taken = self._taken[its_round.number]
+        causes = [self.ends[task] for task in its_round.plan.tasks]
+        told = [cause for cause in causes if not isinstance(cause, ResultLost)]
+        gave_up = self.gave_up.get(its_round.number)
+        cause = told[-1] if told else gave_up or ResultLost("all tasks ended, and none had taken the item")
+        if isinstance(cause, ItemError):
+            cause = cause.for_item(-1)
+            cause.place = Place()
+            if told or gave_up:
+                cause.what = f"no task was left to take the item: {cause.what}"
+        self.ended(self._open_in(self._still_in(its_round, taken.free_parts())), _each(cause))
 
     # Further rounds.
 
     def cause_of(self, item: int, error: BaseException) -> Cause:
         """Return why an item is to be run again, and what is known of its last attempt."""
+        if not self.is_given(item):
+            return Cause(error)
         task = self.task_of(item)
         notes = self._last_notes(task)
         ended = notes.get("ended", time.time())
@@ -487,8 +591,16 @@ class Run:
         limits = self.backend.limits()
         shape = options.shape(single_item=self.manifest.single, available=limits.cpus)
         first_task = before.plan.first_task + before.plan.slices.tasks
+        blocks = before.plan.blocks
         # As many tasks as before, so that a choice of tasks= or chunksize= holds on.
-        planned = plan(len(items), limits=limits, tasks=before.plan.slices.tasks, first_task=first_task)
+        planned = plan(
+            len(items),
+            limits=limits,
+            tasks=before.plan.slices.tasks,
+            chunksize=blocks.chunksize if blocks else None,
+            first_task=first_task,
+            schedule=blocks.schedule if blocks else STATIC,
+        )
         number = before.number + 1
         made = make_plan(planned, options, self.manifest, number, shape, items=array("Q", items))
         return Round.make(self.folder, number, made._replace(automatic=automatic), self._checkpoints_of(items))
@@ -505,6 +617,7 @@ class Run:
     def extend(self, added: Round) -> None:
         """Take a further round into this view."""
         with self.changed:
+            self._share([added])
             self.rounds.append(added)
             self._last_round = _last_rounds(self.manifest.items, self.rounds)
             self._cancellations = CancellationReader(self.folder, [each.number for each in self.rounds])
@@ -535,14 +648,33 @@ class Run:
         if fate != Fate.OPEN:
             return fate != Fate.VALUE
         place = self.place(self.task_of(item))
-        if place.job_id is None:
-            return not self.submission.will_come(place.round, place.array)
+        arrays = [place.array] if self.is_given(item) else range(len(place.round.plan.arrays))
+        if not any((place.round.number, number) in self.jobs for number in arrays):
+            return not any(self.submission.will_come(place.round, number) for number in arrays)
         ended = earlier.ledger.fate(item) == Fate.ENDED
         return ended and earlier.round_of(item).number == self.round_of(item).number
 
 
 _JOURNAL_COST = 7
 """File operations that it takes to read a journal."""
+
+
+_STATES_OF_NOBODYS = {
+    Fate.OPEN: TaskState.PENDING,
+    Fate.VALUE: TaskState.COMPLETED,
+    Fate.FAILURE: TaskState.FAILED,
+    Fate.ENDED: TaskState.FAILED,
+    Fate.CANCELLED: TaskState.CANCELLED,
+}
+"""What is said of an item that no task is known to have: a listing may be behind an outcome."""
+
+
+def _task_of_file(recorded: Recorded) -> int:
+    return int(recorded.file.name.partition(".")[0])
+
+
+def _each(error: BaseException) -> Callable[[int], BaseException]:
+    return error.for_item if isinstance(error, ItemError) else _always(error)
 
 
 def _always(error: BaseException) -> Callable[[int], BaseException]:

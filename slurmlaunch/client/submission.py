@@ -78,6 +78,7 @@ def make_plan(
         options=options.to_json(),
         client=Owner.me(),
         items=items,
+        blocks=planned.blocks,
     )
 
 
@@ -218,6 +219,10 @@ class Submission:
     def _refuse(self, its_round: Round, number: int, error: BaseException) -> None:
         refused = its_round.plan.arrays[number]
         tasks = range(refused.first_task, refused.first_task + refused.length)
+        if its_round.plan.blocks is not None:
+            with self._run.changed:
+                self._run.ends.update(dict.fromkeys(tasks, error))  # other tasks may take what these would have
+            return
         self._run.ended([item for task in tasks for item in self._run.items_of(task)], lambda _: error)
 
     def will_come(self, its_round: Round, number: int) -> bool:

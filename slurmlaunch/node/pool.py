@@ -333,6 +333,11 @@ class Pool:
         return self._appending is not None
 
     @property
+    def number_busy(self) -> int:
+        """How many processes have items."""
+        return sum(process.busy for process in self.processes.values())
+
+    @property
     def busy(self) -> bool:
         """Whether any process has items."""
         return any(process.busy for process in self.processes.values())

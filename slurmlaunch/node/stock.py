@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 
 class Stock:
@@ -20,6 +20,7 @@ class Stock:
 
     def __init__(self, items: Sequence[int]) -> None:
         self._parts: deque[Sequence[int]] = deque([items] if items else [])
+        self._mine = items if isinstance(items, range) else frozenset(items)
         self.cancelled: set[int] = set()
         self.closed = False
 
@@ -44,19 +45,35 @@ class Stock:
             wanted = number - len(taken)
             if len(part) > wanted:
                 self._parts.appendleft(part[wanted:])
-            taken.extend(self._wanted(part[:wanted]))
+            taken.extend(iter(self._wanted(part[:wanted])))  # as numbers: a list may hold them in fewer bytes
         return taken
+
+    def take_all(self) -> array[int]:
+        """Take all that is the task's, for nothing more is run."""
+        return self.take(len(self))
+
+    def refill(self, _wanted: int) -> bool:
+        """See that so many can be taken, as far as there are any; say whether that brought some.
+
+        What a slice holds is there from the start.
+        """
+        return False
 
     def put_back(self, items: Sequence[int]) -> None:
         """Put items back, to be taken first."""
         if items:
             self._parts.appendleft(items)
 
-    def cancel(self, items: Iterable[int]) -> None:
-        """Never hand out any of these."""
-        self.cancelled.update(items)
+    def cancel(self, items: range) -> None:
+        """Never hand out any of these, as far as they are the task's."""
+        self.cancelled.update(_common(items, self._mine))
 
     def _wanted(self, items: Sequence[int]) -> Sequence[int]:
         if not self.cancelled:
             return items
         return [item for item in items if item not in self.cancelled]
+
+
+def _common(items: range, mine: Collection[int]) -> Iterable[int]:
+    few, many = (items, mine) if len(items) < len(mine) else (mine, items)
+    return (item for item in few if item in many)

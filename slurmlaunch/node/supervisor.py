@@ -34,7 +34,7 @@ from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts
 from slurmlaunch.runfolder.work import check_shared
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
     from slurmlaunch.errors import ItemError
     from slurmlaunch.node.channel import Channel
@@ -73,12 +73,11 @@ class Supervisor:
         earlier = earlier_attempts(folder, task, self._writer.attempt)
         self._writer.failures = earlier.failures
         self._checkpoints = {**round_.checkpoints(), **earlier.checkpoints}
-        self._items = self._left_to_do(earlier.done)
         self._limit = TimeLimit(plan, self._writer.attempt)
-        self._stock = Stock(self._items)
+        self._stock = self._stock_of(round_, earlier.done)
         self._waiting = Waiting()
         self._pool = Pool(self._waiting, self._writer, self._stock, self._child, shares=bool(manifest.shared))
-        self._places: Collection[int] = range(max(1, min(plan.processes, len(self._items))))
+        self._places: Collection[int] = range(max(1, min(plan.processes, self._stock.left)))
         self._masks = _masks(plan)
         self._cancellations = CancellationReader(folder, [round_.number])
         self._doubtful: list[_Doubtful] = []
@@ -89,9 +88,16 @@ class Supervisor:
         self._upkeep_every = max(1.0, min(plan.throttle or len(plan.tasks), len(plan.tasks)) / _FLUSHES_PER_SECOND)
         self._upkeep_at = monotonic() + self._upkeep_every
 
-    def _left_to_do(self, done: set[int]) -> Sequence[int]:
-        items = self._plan.items_of(self._task)
-        return [item for item in items if item not in done] if done else items
+    def _stock_of(self, its_round: Round, done: set[int]) -> Stock:
+        plan, attempt = self._plan, self._writer.attempt
+        if plan.blocks is not None:
+            from slurmlaunch.node.shared_stock import SharedStock  # here, since most tasks have none
+            from slurmlaunch.runfolder.claims import Claimer
+
+            claimer = Claimer(self._folder.claims(its_round.number), self._task, attempt, plan.blocks.number)
+            return SharedStock(plan, plan.blocks, claimer, done if attempt else None)
+        items = plan.items_of(self._task)
+        return Stock([item for item in items if item not in done] if done else items)
 
     def run(self) -> int:
         """Run to the end of the task; return its exit status."""
@@ -132,7 +138,7 @@ class Supervisor:
         return Status.FAILURES if self._writer.failures else Status.VALUES
 
     def _loop(self, signals: Signals) -> None:
-        while self._stock or self._pool.busy or self._doubtful:
+        while self._has_work():
             self._pool.fill(self._places)
             self._pool.feed()
             self._waiting.wait(self._timeout())
@@ -147,6 +153,11 @@ class Supervisor:
                 return
             if self._limit.is_near and self._limit.may_requeue and self._is_out_of_time():
                 return
+
+    def _has_work(self) -> bool:
+        if self._stock.refill(len(self._places) - self._pool.number_busy):
+            self._cancel()  # what was cancelled while nobody had it is not even begun
+        return bool(self._stock or self._pool.busy or self._doubtful)
 
     def _timeout(self) -> float:
         several = any(len(process.items) > 1 for process in self._pool.processes.values())
@@ -219,7 +230,7 @@ class Supervisor:
 
     def _give_up(self, failure: bytes) -> None:
         """Record one failure for everything that is left: no process could run it."""
-        left = self._stock.take(len(self._stock))
+        left = self._stock.take_all()
         start = 0
         for i in range(1, len(left) + 1):
             if i == len(left) or left[i] != left[i - 1] + 1:
@@ -250,10 +261,8 @@ class Supervisor:
         news = [items for _, items in self._cancellations.new()]
         if not news:
             return
-        mine = self._items if isinstance(self._items, range) else frozenset(self._items)
         for items in news:
-            few, many = (items, mine) if len(items) < len(mine) else (mine, items)
-            self._stock.cancel(item for item in few if item in many)
+            self._stock.cancel(items)
         self._pool.kill(self._stock.cancelled)
 
     # The end.

@@ -12,6 +12,8 @@
         rounds/R/items             one record: the items of the round, if not all
         rounds/R/checkpoints       records: how items that were begun are gone on with
         rounds/R/journal           records: what was submitted
+        rounds/R/claims/B          who has block B of a dynamic round: a link to
+        rounds/R/claims/T.A.S      a file of attempt A of task T
         rounds/R/successor.K       who submits what its maker left
         outcomes/T.A               records: what attempt A of task T recorded
         ended/T.S.X                empty: start S of task T ended with status X
@@ -27,7 +29,7 @@ is stands in `records`; those of ``items`` and the outcome files are salted with
 the manifest's ``run``. The order: ``function.buffers``, ``function``, ``items``,
 ``items.index``, the round's folder with its plan, ``manifest.json``. With the
 manifest the folder is a run; only then is anything submitted. All that a task
-reads is there before, save cancellations.
+reads is there before, save cancellations and claims.
 
 **Manifest** (`manifest`). A JSON object. ``protocol`` is 1; a reader refuses
 another number and ignores keys that it does not know. ``python`` is the minor
@@ -57,17 +59,34 @@ only one process can, and who made it submits it. ``plan.json``::
     first_task   the index of its first task; indices rise from round to round
     arrays       [{"name", "first_task", "length"}, ...], submitted in this order
     items        true if the file ``items`` lists the round's items, u64 each
+    blocks       null, or {"items": n, "tasks": k, "schedule", "chunksize": c or null}
     automatic    true if ``retries=`` made the round: it counts as one
     cpus_per_task, processes, threads, throttle, options
 
 Task ``first_task + t`` has the positions of slice ``t`` (`slices`); a position is
-an item, or an entry of the list. ``journal`` holds NOTE records: ``{"intent": N}``
+an item, or an entry of the list, which is sorted. Slices that were packed by cost
+have ``"lengths"``, one for each, in place of ``chunksize``; their list holds all items,
+slice after slice. Where there are ``blocks``, the round is dynamic: then slices
+mean nothing, and tasks have what they claim. ``journal`` holds NOTE records: ``{"intent": N}``
 before array N is submitted, ``{"submitted": N, "job_id": ...}`` after it,
 ``{"refused": N, "error": ...}``, ``{"throttle": n}``, ``{"waiting": N, "client": ...}``
 where there is no room for it; each with its ``time``. The job of a client that died in
 between is found by the array's unique name. What waits is gone on with, where its
 client is gone, by the one that makes ``rounds/R/successor.K`` (a link, with that
 client's name in it) for the first K whose maker is not gone either.
+
+**Claims** (`claims`). Blocks cut the positions of a dynamic round as `blocks` says:
+their numbers, from 0, tell their positions. A task that wants one makes a file
+``claims/T.A.S`` once (S is the first number that is free), which holds its own name
+and a line feed, and then the hard link ``claims/B`` to it. ``link`` is made by one
+alone; where it fails, the inode of ``claims/B`` says whether it was made after all
+and its answer lost. Block B is claimed only after the one before it was seen there,
+so that no number is left out; nothing is removed. A reader finds the owner of B by
+its inode, as a listing tells it, or by what the file holds. A task's next attempt
+begins with the blocks of those before it, less what they recorded; what is claimed by
+a task that is over, or by nobody when all are, is a later round's. A task takes
+another block when a process of it has nothing to do, and none after it was told to
+end; one that can load no function takes one, for the failure to stand at.
 
 **Outcomes** (`outcomes`). Attempt A is the first number for which a task could
 create ``T.A`` (``O_EXCL``). Kinds: VALUES, one pickled value per item, packed;

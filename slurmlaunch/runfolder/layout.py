@@ -90,6 +90,10 @@ class RunFolder:
         """Return the folder of a submission round."""
         return self.rounds / str(number)
 
+    def claims(self, number: int) -> Path:
+        """Return the folder of the claims of a dynamic round."""
+        return self.round(number) / "claims"
+
     def outcome_file(self, task: int, attempt: int) -> Path:
         """Return the record file of one attempt of a task."""
         return self.outcomes / f"{task}.{attempt}"

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from itertools import count
 from operator import attrgetter
@@ -24,12 +24,13 @@ from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Kind, Record
 from slurmlaunch.runfolder.safety import check_folder, make_folder, read_owned, write_once, write_whole
-from slurmlaunch.runfolder.slices import Slices
+from slurmlaunch.runfolder.slices import PackedSlices, Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from slurmlaunch.runfolder.blocks import Blocks
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
 
@@ -53,7 +54,8 @@ class RoundPlan(NamedTuple):
 
     Attributes:
         slices: how positions are cut into slices: positions in `items` where
-            that is given, else the items themselves.
+            that is given, else the items themselves. In a dynamic round a slice is only
+            what a task stands for while nobody has taken an item: see `blocks`.
         first_task: the index of the round's first task; indices rise across rounds.
         arrays: the arrays to submit, in order.
         cpus_per_task: the CPUs of each task.
@@ -65,11 +67,14 @@ class RoundPlan(NamedTuple):
         requeues: how often a task may ask to be started again.
         options: the submission's options, as `slurmlaunch.client.options` writes them.
         client: the process that made the round and submits it: machine, pid, start.
-        items: the items of the round, where they are not all of the run's.
+        items: the items of the round, where they are not all of the run's, or not in their order:
+            sorted, save where `slices` are packed.
         automatic: whether it was made by ``retries=``, and not by a person.
+        blocks: how positions are cut into the blocks that the tasks of a dynamic round take;
+            None in a static one.
     """
 
-    slices: Slices
+    slices: Slices | PackedSlices
     first_task: int
     arrays: tuple[ArrayPlan, ...]
     cpus_per_task: int
@@ -83,6 +88,7 @@ class RoundPlan(NamedTuple):
     client: tuple[str, int, str] | None = None
     items: array[int] | None = None
     automatic: bool = False
+    blocks: Blocks | None = None
 
     @property
     def tasks(self) -> range:
@@ -91,10 +97,23 @@ class RoundPlan(NamedTuple):
 
     def items_of(self, task: int) -> Sequence[int]:
         """Return the items of a task, in order."""
-        positions = self.slices.slice_of(task - self.first_task)
+        return self.items_at(self.slices.slice_of(task - self.first_task))
+
+    def items_at(self, positions: range) -> Sequence[int]:
+        """Return the items at consecutive positions."""
+        return positions if self.items is None else self.items[positions.start : positions.stop]
+
+    def position_of(self, item: int) -> int:
+        """Return the position of an item of the round."""
         if self.items is None:
-            return positions
-        return self.items[positions.start : positions.stop]
+            return item
+        if isinstance(self.slices, PackedSlices):
+            return self.slices.position_of(item, self.items)
+        return bisect_left(self.items, item)
+
+    def task_of(self, item: int) -> int:
+        """Return the task whose slice holds an item of the round."""
+        return self.first_task + self.slices.task_of(self.position_of(item))
 
     def element_of(self, task: int) -> tuple[int, int]:
         """Return the number of the array that has a task, and the task's place in it."""
@@ -161,6 +180,9 @@ class Round:
         content = plan._asdict()
         content["slices"] = plan.slices.to_json()
         content["arrays"] = [each._asdict() for each in plan.arrays]
+        if plan.blocks is not None:
+            content["blocks"] = plan.blocks.to_json()
+            make_folder(path / "claims")
         if plan.items is not None:
             data = records.encode(Kind.LIST, _u64(plan.items).tobytes(), count=len(plan.items))
             write_whole(path / "items", [data])
@@ -181,7 +203,8 @@ class Round:
         check_folder(path)
         try:
             content = json.loads(data)
-            content["slices"] = Slices.from_json(content["slices"])
+            content["slices"] = _slices_of(content["slices"])
+            content["blocks"] = _blocks_of(content.get("blocks"))
             content["arrays"] = tuple(_known(ArrayPlan, each) for each in content["arrays"])
             content["items"] = _read_list(path / "items") if content["items"] else None
             plan = _known(RoundPlan, content)
@@ -316,8 +339,28 @@ def _checkpoints(checkpoints: Mapping[int, Recorded], salt: int) -> Iterator[byt
         yield records.encode(Kind.CHECKPOINT, recorded.payload(), first=item, salt=salt)
 
 
+def _slices_of(content: dict[str, Any]) -> Slices | PackedSlices:
+    return PackedSlices.from_json(content) if "lengths" in content else Slices.from_json(content)
+
+
+def _blocks_of(content: dict[str, Any] | None) -> Blocks | None:
+    if content is None:
+        return None
+    from slurmlaunch.runfolder.blocks import Blocks  # here, since most rounds have none
+
+    return Blocks.from_json(content)
+
+
 def _u64(items: Sequence[int]) -> array[int]:
     return array("Q", items)
+
+
+def compact(items: array[int]) -> array[int]:
+    """Return the items in half the memory, where their numbers allow that."""
+    return array("I", items) if max(items, default=0) <= _U32_MAX else items
+
+
+_U32_MAX = (1 << 32) - 1
 
 
 def _read_list(path: Path) -> array[int]:
@@ -325,6 +368,6 @@ def _read_list(path: Path) -> array[int]:
     if isinstance(found, Record):
         items = array("Q")
         items.frombytes(found.payload)
-        return items
+        return compact(items)
     msg = f"the list of a round's items is damaged: {path}"
     raise ValueError(msg)

@@ -6,14 +6,20 @@ from them, and the client finds the task of an item. There is no table, so that
 
 What is cut are *positions*: the items themselves in a run's first round, the
 entries of a list of missing items in a later one.
+
+Only slices that were packed by cost are a table: of one number per task, over a
+list of the items.
 """
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -103,6 +109,96 @@ class Slices(_Numbers):
             return min(task * self.chunksize, self.items)
         short, longer = divmod(self.items, self.tasks)
         return task * short + min(task, longer)
+
+
+class PackedSlices:
+    """Positions ``0..items-1`` of a list, cut into consecutive slices of any lengths, one for each task.
+
+    Attributes:
+        lengths: the length of each slice.
+
+    Raises:
+        ValueError: a length is negative.
+    """
+
+    __slots__ = ("_positions", "_starts", "lengths")
+
+    def __init__(self, lengths: Iterable[int]) -> None:
+        self.lengths = tuple(lengths)
+        if any(length < 0 for length in self.lengths):
+            raise ValueError("slices cannot be of negative length")
+        self._starts = array("Q", accumulate(self.lengths, initial=0))
+        self._positions: array[int] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PackedSlices) and self.lengths == other.lengths
+
+    def __hash__(self) -> int:
+        return hash(self.lengths)
+
+    @property
+    def items(self) -> int:
+        """How many positions there are."""
+        return self._starts[-1]
+
+    @property
+    def tasks(self) -> int:
+        """How many slices they are cut into."""
+        return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest slice; 0 where there is none."""
+        return max(self.lengths, default=0)
+
+    def slice_of(self, task: int) -> range:
+        """Return the positions of a task.
+
+        Raises:
+            IndexError: there is no such task.
+        """
+        _check(task, self.tasks, "task")
+        return range(self._starts[task], self._starts[task + 1])
+
+    def task_of(self, position: int) -> int:
+        """Return the task whose slice holds a position.
+
+        Raises:
+            IndexError: there is no such position.
+        """
+        _check(position, self.items, "position")
+        return bisect_right(self._starts, position) - 1
+
+    def position_of(self, item: int, items: Sequence[int]) -> int:
+        """Return where an item stands in the list that is cut, which holds ``0..items-1`` in any order."""
+        if self._positions is None:
+            # Only a client asks, and only for single items: four bytes for each item.
+            positions = array("I" if len(items) <= _U32_MAX else "Q", [0]) * len(items)
+            for position, each in enumerate(items):
+                positions[each] = position
+            self._positions = positions
+        return self._positions[item]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as they stand in a round's plan."""
+        return {"items": self.items, "tasks": self.tasks, "lengths": self.lengths}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PackedSlices:
+        """Read what `to_json` wrote; other keys are ignored.
+
+        Raises:
+            KeyError: the lengths are missing.
+            TypeError: something else stands in their place.
+            ValueError: the numbers do not fit together.
+        """
+        slices = cls(data["lengths"])
+        if (slices.items, slices.tasks) != (data["items"], data["tasks"]):
+            raise ValueError(f"slices of {slices.lengths} are not {data['items']} items in {data['tasks']} tasks")
+        return slices
+
+
+_U32_MAX = (1 << 32) - 1
 
 
 def _check(index: int, count: int, what: str) -> None:

@@ -116,15 +116,6 @@ class TestNode:
         """Start a cluster that calls a node failed after a few seconds."""
         return start_cluster(ClusterSpec(lines=("SlurmdTimeout=5", "TreeWidth=2")))
 
-    def break_node(self, cluster: Cluster, work: Deed, item: int) -> None:
-        """Kill a node with all that runs on it: its slurmd, the step, and the task."""
-        supervisor = work.supervisor(item)
-        environment = _environment(supervisor)
-        cluster.stop_daemon(f"slurmd-{environment['SLURMD_NODENAME']}")
-        step = parent(parent(supervisor))
-        for process in (step, *_of_job(cluster, environment["SLURM_JOB_ID"])):
-            os.kill(process, signal.SIGKILL)
-
     @pytest.mark.slow
     def test_fails(self, fragile: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
         """Without a requeue it is a NodeFailure; a retry goes elsewhere, and runs what is missing."""
@@ -134,12 +125,12 @@ class TestNode:
         work.gate.await_arrival(1, 3)
         assert futures[0].result(PATIENCE) == 0
         time.sleep(1.5)  # by then it is on disk, also for other machines
-        node = _environment(work.supervisor(1))["SLURMD_NODENAME"]
-        self.break_node(fragile, work, 1)
+        node = environment_of(work.supervisor(1))["SLURMD_NODENAME"]
+        break_node(fragile, work, 1)
         work.forget(1)
         work.gate.open(3)
         work.gate.await_arrival(1)
-        assert _environment(work.supervisor(1))["SLURMD_NODENAME"] != node
+        assert environment_of(work.supervisor(1))["SLURMD_NODENAME"] != node
         assert f"ExcNodeList={node}" in fragile.run("scontrol", "show", "job", futures.job_ids[-1])
         work.gate.open()
         assert outcomes(futures) == squares()
@@ -157,9 +148,9 @@ class TestNode:
         assert again[0].result(PATIENCE) == 0
         never = launch(fragile, no_requeue=True, requeues=0, exclusive=True).map_array(work, range(3, 6), tasks=1)
         work.gate.await_arrival(3)
-        nodes = [_environment(work.supervisor(item))["SLURMD_NODENAME"] for item in (1, 3)]
+        nodes = [environment_of(work.supervisor(item))["SLURMD_NODENAME"] for item in (1, 3)]
         for item in (1, 3):
-            self.break_node(fragile, work, item)
+            break_node(fragile, work, item)
         work.forget(1)
         assert outcomes(never) == [NodeFailure] * 3
         error = never[0].exception()
@@ -179,7 +170,7 @@ class TestNode:
         work.gate.await_arrival(1)
         assert futures[0].result(PATIENCE) == 0
         first = work.supervisor(1)
-        node = _environment(first)["SLURMD_NODENAME"]
+        node = environment_of(first)["SLURMD_NODENAME"]
         fragile.stop_daemon(f"slurmd-{node}")
         work.forget(1)
         work.gate.await_arrival(1)
@@ -194,7 +185,18 @@ class TestNode:
         assert [attempt.state for attempt in futures[1].attempts] == [TaskState.REQUEUED, TaskState.COMPLETED]
 
 
-def _environment(process: int) -> dict[str, str]:
+def break_node(cluster: Cluster, work: Deed, item: int) -> None:
+    """Kill a node with all that runs on it: its slurmd, the step, and the task."""
+    supervisor = work.supervisor(item)
+    environment = environment_of(supervisor)
+    cluster.stop_daemon(f"slurmd-{environment['SLURMD_NODENAME']}")
+    step = parent(parent(supervisor))
+    for process in (step, *_of_job(cluster, environment["SLURM_JOB_ID"])):
+        os.kill(process, signal.SIGKILL)
+
+
+def environment_of(process: int) -> dict[str, str]:
+    """Return the environment of a process."""
     pairs = Path(f"/proc/{process}/environ").read_text(encoding="utf-8", errors="replace").split("\0")
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
@@ -203,7 +205,7 @@ def _of_job(cluster: Cluster, job_id: str) -> Iterator[int]:
     """Yield the processes of a job of a cluster."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            environment = _environment(int(path.name))
+            environment = environment_of(int(path.name))
         except OSError:
             continue
         if environment.get("SLURM_CONF") == cluster.env["SLURM_CONF"] and environment.get("SLURM_JOB_ID") == job_id:

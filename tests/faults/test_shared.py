@@ -1,0 +1,232 @@
+"""Dynamic schedules under faults: what a task had taken is its own to finish, what nobody had is anybody's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import NodeFailure, TaskCancelled, TaskState, TimeLimitExceeded, WorkerDied, attach
+from slurmlaunch.runfolder.claims import Listing
+from slurmlaunch.runfolder.layout import RunFolder
+from tests.cluster import ClusterSpec
+from tests.faults.deeds import Deed
+from tests.faults.test_killed import outcomes, squares
+from tests.faults.test_limits import warn
+from tests.faults.test_retries import break_node, environment_of
+from tests.waiting import PATIENCE, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from slurmlaunch import Executor, FutureArray
+    from tests.cluster import Cluster
+    from tests.faults.conftest import Launch
+
+pytestmark = pytest.mark.slurm
+
+ITEMS = 12
+ONCE = dict.fromkeys(range(ITEMS), 1)
+ALL = squares(items=ITEMS)
+
+
+def share(executor: Executor, work: Deed, *, tasks: int = 2, **how: Any) -> FutureArray[int]:
+    """Have tasks take the items in twos."""
+    return executor.map_array(work, range(ITEMS), tasks=tasks, schedule="dynamic", chunksize=2, **how)
+
+
+def begin(executor: Executor, work: Deed, *, tasks: int = 2) -> FutureArray[int]:
+    """Do so, and wait until one task waits in its first block, whose first item is known, and the other is done."""
+    futures = share(executor, work, tasks=tasks)
+    work.gate.await_arrival(1)
+    wait_until(lambda: futures.counts()["done"] == (1 if tasks == 1 else ITEMS - 1))
+    return futures
+
+
+def owners(futures: FutureArray[int], number: int = 0) -> dict[int, int]:
+    """Return the task of each block of a round."""
+    claims = RunFolder(futures.folder).claims(number)
+    return {block: owner.task for block, owner in Listing(claims).new()}
+
+
+def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """A requeued task goes on with what it had taken, and takes what is left."""
+    work = deed(Deed, 1)
+    futures = begin(launch(faulty), work, tasks=1)
+    work.forget(1)
+    faulty.run("scontrol", "requeue", f"{futures[1].job_id}")
+    work.gate.await_arrival(1)
+    work.gate.open()
+
+    assert outcomes(futures) == ALL
+    assert work.runs == {**ONCE, 1: 2}
+    assert [attempt.state for attempt in futures[1].attempts] == [TaskState.REQUEUED, TaskState.COMPLETED]
+    assert owners(futures) == dict.fromkeys(range(ITEMS // 2), 0)
+
+
+def test_others_do_the_rest(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """While one task hangs the other does all that it has not taken; killed, it loses that alone."""
+    work = deed(Deed, 1)
+    futures = begin(launch(faulty), work)
+    other = attach(futures.folder)
+    slow = futures[1].job_id
+    assert slow != futures[11].job_id == futures[4].job_id
+    os.kill(work.supervisor(1), signal.SIGKILL)
+
+    assert outcomes(futures) == squares(1, items=ITEMS)
+    assert outcomes(other) == outcomes(attach(futures.folder)) == outcomes(futures)
+    error = futures[1].exception()
+    assert isinstance(error, WorkerDied)
+    assert (error.item, error.job_id) == (1, slow)
+    assert work.runs == ONCE
+    work.forget(1)
+    again = futures.retry()
+    work.gate.await_arrival(1)
+    work.gate.open()
+    assert outcomes(again) == ALL
+    assert work.runs == {**ONCE, 1: 2}
+
+
+def test_retries(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """With retries the next round has what was taken and not done, and what nobody took."""
+    work = deed(Deed, 1)
+    futures = begin(launch(faulty, retries=1), work, tasks=1)
+    supervisor = work.supervisor(1)
+    work.forget(1)
+    os.kill(supervisor, signal.SIGKILL)
+    work.gate.await_arrival(1)
+    work.gate.open()
+
+    assert outcomes(futures) == ALL
+    assert work.runs == {**ONCE, 1: 2}
+    assert set(owners(futures, 1).values()) == {1}
+    assert [len(futures[item].attempts) for item in (0, 1, 11)] == [1, 2, 1]
+
+
+def test_late(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """A task that starts when nothing is left ends well and at once, and takes nothing."""
+    work = deed(Deed)
+    futures = share(launch(faulty, throttle=1), work, tasks=4)
+
+    assert outcomes(futures) == ALL
+    assert work.runs == ONCE
+    wait_until(lambda: len(list((futures.folder / "ended").iterdir())) == 4)
+    assert {path.name.rpartition(".")[2] for path in (futures.folder / "ended").iterdir()} == {"0"}
+    assert set(owners(futures).values()) == {0}
+
+
+def test_near_the_time_limit(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """From the warning on nothing more is taken; the task starts again for what nobody has."""
+    work = deed(Deed, 1)
+    futures = begin(launch(faulty), work, tasks=1)
+    warn(faulty, futures[1].job_id)
+    work.gate.open()
+
+    assert outcomes(futures) == ALL
+    assert work.runs == ONCE
+    wait_until(lambda: futures[11].attempts[-1].exit_code == 0)
+    assert [attempt.exit_code for attempt in futures[11].attempts] == [75, 0]
+
+
+@pytest.mark.slow
+def test_the_time_limit(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """Without a requeue what was taken and what was not end as the time limit."""
+    work = deed(Deed, 1)
+    futures = begin(launch(faulty, time="00:01:00", requeues=0), work, tasks=1)
+    assert futures.wait(2.5 * PATIENCE)  # Slurm looks at limits twice a minute
+
+    assert outcomes(futures) == [0, *[TimeLimitExceeded] * 11]
+    taken, free = futures[1].exception(), futures[11].exception()
+    assert isinstance(taken, TimeLimitExceeded)
+    assert isinstance(free, TimeLimitExceeded)
+    assert (taken.task, free.task, free.item) == (0, None, 11)
+    assert futures[11].state is TaskState.FAILED
+
+
+def test_cancelled_by_someone_else(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """One task that is cancelled takes its own items with it; when all are, so are those that nobody had."""
+    work = deed(Deed, 1, 3)
+    futures = share(launch(faulty), work)
+    work.gate.await_arrival(1, 3)
+    wait_until(lambda: futures.counts()["running"] == 2)
+    first = futures[1].job_id
+    assert first
+    faulty.run("scancel", first)
+    error = futures[1].exception(PATIENCE)
+    assert isinstance(error, TaskCancelled)
+    assert not futures[11].done()
+    faulty.run("scancel", futures.job_ids[0])
+
+    assert outcomes(futures) == [0, TaskCancelled, 4, *[TaskCancelled] * 9]
+    assert work.runs == dict.fromkeys(range(4), 1)
+
+
+def test_cancelled_by_us(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """Items that nobody has taken are cancelled without any task noticing more than that."""
+    work = deed(Deed, 1, 3)
+    futures = share(launch(faulty), work)
+    work.gate.await_arrival(1, 3)
+    assert futures[6:].cancel()
+    wait_until(lambda: futures.counts()["cancelled"] == 6)
+    work.gate.open()
+
+    assert futures[:6].results(PATIENCE) == ALL[:6]
+    wait_until(lambda: len(list((futures.folder / "ended").iterdir())) == 2)
+    assert set(work.runs) <= set(range(6))
+
+
+ATTACHES = """
+    import sys
+    import slurmlaunch
+
+    futures = slurmlaunch.attach(sys.argv[1])
+    print(futures[1].job_id, futures[1].running(), futures[1].state.value, flush=True)
+    print(futures.results(60), flush=True)
+"""
+
+
+def test_another_process(faulty: Cluster, launch: Launch, deed: Callable[..., Any], tmp_path: Path) -> None:
+    """Who attaches while it runs sees who has what, and gets all."""
+    work = deed(Deed, 1)
+    futures = begin(launch(faulty), work)
+    command = [sys.executable, "-c", textwrap.dedent(ATTACHES), str(futures.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as other:
+        assert other.stdout
+        assert other.stdout.readline() == f"{futures[1].job_id} True RUNNING\n"
+        work.gate.open()
+        assert other.stdout.read() == f"{ALL}\n"
+    assert outcomes(futures) == ALL
+    assert work.runs == ONCE
+
+
+@pytest.mark.slow
+def test_a_node_that_fails(
+    start_cluster: Callable[[ClusterSpec], Cluster], launch: Launch, deed: Callable[..., Any]
+) -> None:
+    """What its task had taken ends as NodeFailure, or is run elsewhere by a retry; the other task goes on."""
+    fragile = start_cluster(ClusterSpec(lines=("SlurmdTimeout=5", "TreeWidth=2")))
+    work = deed(Deed, 1, 3)
+    executor = launch(fragile, no_requeue=True, requeues=0, exclusive=True, retries=1)
+    futures = share(executor, work)
+    work.gate.await_arrival(1, 3)
+    wait_until(lambda: futures.counts()["done"] == 2)
+    node = environment_of(work.supervisor(1))["SLURMD_NODENAME"]
+    break_node(fragile, work, 1)
+    work.forget(1)
+    work.gate.open(3)
+    work.gate.await_arrival(1)
+    work.gate.open()
+
+    assert outcomes(futures) == ALL
+    # What was not on disk, with the power gone, may run again; here all of it was.
+    assert work.runs == {**ONCE, 1: 2}
+    assert futures[1].attempts[0].state is TaskState.NODE_FAIL
+    assert futures[1].attempts[0].node == node
+    assert not isinstance(futures[11].exception(), NodeFailure)
+    fragile.start_daemon(f"slurmd-{node}")

@@ -1,0 +1,94 @@
+"""The blocks that tasks of a dynamic round take: arithmetic that client and node share."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurmlaunch.runfolder.blocks import SCHEDULES, Blocks
+
+any_blocks = st.builds(
+    Blocks,
+    st.integers(min_value=0, max_value=3000),
+    st.integers(min_value=1, max_value=100),
+    st.sampled_from(SCHEDULES),
+    st.none() | st.integers(min_value=1, max_value=50),
+)
+
+
+def lengths(blocks: Blocks) -> list[int]:
+    """Return how long each block is."""
+    return [len(blocks.positions_of(block)) for block in range(blocks.number)]
+
+
+@given(any_blocks)
+def test_each_position_is_in_one_block(blocks: Blocks) -> None:
+    """The blocks hold all positions, each once and in order, and none is empty."""
+    parts = [blocks.positions_of(block) for block in range(blocks.number)]
+
+    assert [position for part in parts for position in part] == list(range(blocks.items))
+    assert all(parts)
+
+
+@given(any_blocks)
+def test_the_block_of_a_position_holds_it(blocks: Blocks) -> None:
+    """Both ways of asking agree."""
+    assert all(position in blocks.positions_of(blocks.block_of(position)) for position in range(blocks.items))
+
+
+@given(any_blocks)
+def test_blocks_never_grow(blocks: Blocks) -> None:
+    """What is taken late is no longer than what was taken early."""
+    found = lengths(blocks)
+
+    assert sorted(found, reverse=True) == found
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("items", "tasks"), [(100, 1), (1000, 16), (10**6, 16), (10**6, 1000), (10**8, 10**5)])
+def test_there_are_few(items: int, tasks: int, schedule: str) -> None:
+    """Their number is bounded by the tasks and the logarithm of the items, and the last ones are single items."""
+    blocks = Blocks(items, tasks, schedule)
+
+    assert blocks.number <= tasks * (3 * math.log2(items / tasks + 1) + 3)
+    assert blocks.positions_of(blocks.number - 1) == range(items - 1, items)
+
+
+def test_shapes() -> None:
+    """By default as many blocks of one length as there are tasks, each a third of a fair share of what is left."""
+    assert lengths(Blocks(40, 2, "dynamic")) == [7, 7, 5, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert lengths(Blocks(40, 2, "guided")) == [7, 6, 5, 4, 3, 3, 2, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert lengths(Blocks(10, 2, "dynamic", 4)) == [4, 4, 2]
+    assert lengths(Blocks(40, 2, "guided", 4)) == [7, 6, 5, 4, 4, 4, 4, 4, 2]
+
+
+def test_beyond_the_ends() -> None:
+    """There is no block and no position but those that there are."""
+    blocks = Blocks(10, 2, "dynamic", 4)
+    for ask in (blocks.positions_of, blocks.block_of):
+        for number in (-1, 10):
+            with pytest.raises(IndexError, match="there is no"):
+                ask(number)
+
+
+@pytest.mark.parametrize(
+    ("items", "tasks", "schedule", "chunksize"),
+    [(-1, 1, "dynamic", None), (1, 0, "dynamic", None), (1, 1, "static", None), (1, 1, "guided", 0)],
+)
+def test_no_blocks(items: int, tasks: int, schedule: str, chunksize: int | None) -> None:
+    """Numbers that make no blocks, as a damaged plan would hold, are refused."""
+    with pytest.raises(ValueError, match="make no"):
+        Blocks(items, tasks, schedule, chunksize)
+
+
+@given(any_blocks)
+def test_json(blocks: Blocks) -> None:
+    """What is written is read again, and unknown keys are ignored."""
+    data = json.loads(json.dumps(blocks.to_json())) | {"later": 1}
+
+    assert Blocks.from_json(data) == blocks
+    assert lengths(Blocks.from_json(data)) == lengths(blocks)

@@ -1,0 +1,197 @@
+"""Claims: each block has one owner, however many reach for it, and all readers agree on whom."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurmlaunch.runfolder.claims import Claimer, Listing, Owner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RACES = """
+    import sys
+    from pathlib import Path
+
+    from slurmlaunch.runfolder.claims import Claimer
+
+    folder, task, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    claimer = Claimer(folder, task, 0, number)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while (block := claimer.claim()) is not None:
+        print(block)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the folder of a round's claims."""
+    path = tmp_path / "claims"
+    path.mkdir(mode=0o700)
+    return path
+
+
+def owners(folder: Path) -> dict[int, Owner]:
+    """Return who has what, to one who looks for the first time."""
+    return dict(Listing(folder).new())
+
+
+def test_a_race(folder: Path) -> None:
+    """Of many processes that take what they can, each block is one's, and none is left."""
+    number, racers = 300, 12
+    command = [sys.executable, "-c", textwrap.dedent(RACES), str(folder)]
+    processes = [
+        subprocess.Popen([*command, str(task), str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for task in range(racers)
+    ]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    taken = {task: [int(line) for line in process.communicate()[0].split()] for task, process in enumerate(processes)}
+
+    assert sorted(block for blocks in taken.values() for block in blocks) == list(range(number))
+    assert all(blocks == sorted(blocks) for blocks in taken.values())
+    found = owners(folder)
+    assert {block: owner.task for block, owner in found.items()} == {
+        block: task for task, blocks in taken.items() for block in blocks
+    }
+    assert len({path.stat().st_ino for path in folder.iterdir()}) <= racers
+
+
+def test_late(folder: Path) -> None:
+    """Who comes when all is taken finds nothing, and leaves nothing behind."""
+    first = Claimer(folder, 0, 0, 5)
+    assert [first.claim() for _ in range(6)] == [0, 1, 2, 3, 4, None]
+    before = set(folder.iterdir())
+    late = Claimer(folder, 1, 0, 5)
+
+    assert (late.first_free(), late.claim()) == (None, None)
+    assert set(folder.iterdir()) == before
+
+
+def test_in_turns(folder: Path) -> None:
+    """The first free block is found however far the others have come."""
+    first, second = Claimer(folder, 0, 0, 100), Claimer(folder, 1, 0, 100)
+    assert [first.claim() for _ in range(37)] == list(range(37))
+    assert second.first_free() == 37
+    assert second.claim() == 37
+    assert first.first_free() == 38
+    assert [first.claim() for _ in range(3)] == [38, 39, 40]
+    assert [second.claim() for _ in range(2)] == [41, 42]
+
+
+def test_the_next_attempt(folder: Path) -> None:
+    """It learns of the blocks of those before it, of no others, and of each once."""
+    first, other = Claimer(folder, 3, 0, 9), Claimer(folder, 4, 0, 9)
+    taken = [first.claim(), other.claim(), first.claim()]
+    second = Claimer(folder, 3, 1, 9)
+    assert taken == [0, 1, 2]
+    assert second.own() == [0, 2]
+    assert second.claim() == 3
+    late = first.claim()  # it was not as dead as was thought
+    assert late == 4
+    assert second.own() == [3, 4]
+    assert owners(folder)[3] == Owner(3, 1)
+
+
+def test_an_answer_that_was_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that was made, and is reported to exist since the request was sent twice, is a claim all the same."""
+    claimer = Claimer(folder, 0, 0, 3)
+    link = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert [claimer.claim() for _ in range(4)] == [0, 1, 2, None]
+
+
+def test_a_cache_that_hides_claims(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a network's cache shows nothing of what others made, nothing is taken twice, and no number left out."""
+    monkeypatch.setattr(os.path, "lexists", lambda _: False)
+    claimers = [Claimer(folder, task, 0, 40) for task in range(3)]
+    taken = [claimers[i % 3].claim() for i in range(42)]
+
+    assert taken == [*range(40), None, None]
+
+
+def test_a_folder_that_cannot_be_written(folder: Path) -> None:
+    """An error other than being second is told, not taken for one."""
+    claimer = Claimer(folder, 0, 0, 3)
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError):
+        claimer.claim()
+
+
+def test_what_is_no_claim(folder: Path) -> None:
+    """Other files and folders, numbers written otherwise and torn claims are nobody's; nobody takes over a torn one."""
+    for name in ("x", "1.2", "007", "²", "5.new", ".nfs0001"):
+        (folder / name).touch()
+    (folder / "0").write_text("torn", encoding="ascii")
+    (folder / "1").mkdir()
+    claimer = Claimer(folder, 0, 0, 4)
+
+    assert [claimer.claim() for _ in range(3)] == [2, 3, None]
+    assert owners(folder) == {2: Owner(0, 0), 3: Owner(0, 0)}
+
+
+def test_a_copy(folder: Path, tmp_path: Path) -> None:
+    """A copied run folder tells the same, though its links are files of their own."""
+    claimers = [Claimer(folder, task, 0, 6) for task in range(2)]
+    for _ in range(3):
+        for claimer in claimers:
+            claimer.claim()
+    shutil.copytree(folder, tmp_path / "copy")
+
+    assert owners(tmp_path / "copy") == owners(folder)
+    assert {block: block % 2 for block in range(6)} == {block: owner.task for block, owner in owners(folder).items()}
+
+
+def test_news(folder: Path) -> None:
+    """A reader is told of each claim once, whenever it comes."""
+    claimer, listing = Claimer(folder, 7, 2, 9), Listing(folder)
+    seen = [list(listing.new())]
+    for _ in range(2):
+        claimer.claim()
+        seen += [list(listing.new()), list(listing.new())]
+
+    assert seen == [[], [(0, Owner(7, 2))], [], [(1, Owner(7, 2))], []]
+
+
+def test_a_folder_at_rest_is_not_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing has changed for long, a look costs no listing; where it has, it does."""
+    claimer, listing = Claimer(folder, 0, 0, 9), Listing(folder)
+    claimer.claim()
+    os.utime(folder, (1.0, 1.0))
+    assert len(list(listing.new())) == 1
+    scandir = os.scandir
+    listed: list[Path] = []
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))  # type: ignore[func-returns-value]
+
+    assert (list(listing.new()), listed) == ([], [])
+    claimer.claim()
+    assert ([block for block, _ in listing.new()], len(listed)) == ([1], 1)
+
+
+@pytest.mark.slow
+def test_more_than_a_file_may_have_links(folder: Path) -> None:
+    """The limit of the file system on the links of one file (ext4: 65000) is none on claims."""
+    number = 66_000
+    claimer = Claimer(folder, 0, 0, number)
+    count = sum(1 for _ in iter(claimer.claim, None))
+
+    assert count == number
+    assert set(owners(folder).values()) == {Owner(0, 0)}
