@@ -415,7 +415,8 @@ def test_what_fails_of_the_end_is_no_failure(tmp_path: Path, gate: Gate, size: i
     node = run.start()
     gate.await_arrival(0)
     wait_until(lambda: run.values() == {0: 0})
-    os.killpg(node.pid, signal.SIGTERM)
+    for process in (node.pid, -node.pid):  # first the eldest, as Slurm does
+        os.kill(process, signal.SIGTERM)
 
     assert (finish(node).status, run.recorded()) == (143, [0])
 

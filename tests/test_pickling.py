@@ -183,6 +183,13 @@ def test_no_such_module() -> None:
         pickle_function(len, ["no_such_module"])
 
 
+def pickled(row: tuple[Any, ...]) -> bytes:
+    """Return the pickled arguments, which have no large buffers."""
+    data = pickle_arguments(row)
+    assert isinstance(data, bytes)
+    return data
+
+
 def test_plain_arguments() -> None:
     """Numbers, text and containers arrive, with what they share, also after something else was pickled or did not."""
     shared = ["shared"]
@@ -196,15 +203,15 @@ def test_plain_arguments() -> None:
             pickle_arguments((other, row))
         with pytest.raises(NotPicklable):
             pickle_arguments((row, LOCK))
-        assert row == pickle.loads(pickle_arguments(row))
-    loaded = pickle.loads(pickle_arguments(rows[1]))
+        assert row == pickle.loads(pickled(row))
+    loaded = pickle.loads(pickled(rows[1]))
     assert loaded[0][0] is loaded[0][1] is loaded[1]["key"][0]
 
 
 def test_plain_arguments_from_threads() -> None:
     """Several threads may submit at once."""
     with ThreadPoolExecutor(4) as threads:
-        found = threads.map(pickle_arguments, [([number] * 50, str(number)) for number in range(2000)])
+        found = threads.map(pickled, [([number] * 50, str(number)) for number in range(2000)])
         assert [([number] * 50, str(number)) for number in range(2000)] == [pickle.loads(each) for each in found]
 
 
@@ -212,7 +219,7 @@ def test_arguments_in_a_row_without_end() -> None:
     """A container that holds itself arrives; one that is too deep is an error that says so."""
     endless: list[Any] = []
     endless.append(endless)
-    loaded = pickle.loads(pickle_arguments((endless,)))
+    loaded = pickle.loads(pickled((endless,)))
     assert loaded[0][0] is loaded[0]
 
     deep: list[Any] = []

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.client.stretches import Stretches
-from slurmlaunch.errors import ResultLost
+from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.outcomes import read_record
 from slurmlaunch.runfolder.records import Kind
@@ -132,7 +132,7 @@ class Ledger:
             return self._content(item)[1].outcome(item)
         except ResultLost as error:
             return Failure(error.located(item=item))
-        except OSError as error:
+        except (OSError, UnsafeRunFolder) as error:
             return Failure(error)
 
     def values(self, items: range) -> tuple[int, list[Any]]:
@@ -146,7 +146,7 @@ class Ledger:
             return none
         try:
             settled, content = self._content(items.start)
-        except (ResultLost, OSError):
+        except (ResultLost, OSError, UnsafeRunFolder):
             return none
         some = range(items.start, min(settled.stop, items.stop))
         values = content.values(some)
