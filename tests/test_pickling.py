@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -178,3 +179,42 @@ def test_no_such_module() -> None:
     """A module that does not exist cannot travel."""
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         pickle_function(len, ["no_such_module"])
+
+
+def test_plain_arguments() -> None:
+    """Numbers, text and containers arrive, with what they share, also after something else was pickled or did not."""
+    shared = ["shared"]
+    rows: list[tuple[Any, ...]] = [
+        (1, "two", 3.0, 4j, None, True, b"5", bytearray(b"6")),
+        ([shared, shared], {"key": (shared, {1, 2}, frozenset({3}))}),
+        ((), [], {}),
+    ]
+    for row in rows:
+        for other in (Holder(row), local_function, print):
+            pickle_arguments((other, row))
+        with pytest.raises(NotPicklable):
+            pickle_arguments((row, LOCK))
+        assert row == pickle.loads(pickle_arguments(row))
+    loaded = pickle.loads(pickle_arguments(rows[1]))
+    assert loaded[0][0] is loaded[0][1] is loaded[1]["key"][0]
+
+
+def test_plain_arguments_from_threads() -> None:
+    """Several threads may submit at once."""
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(pickle_arguments, [([number] * 50, str(number)) for number in range(2000)])
+        assert [([number] * 50, str(number)) for number in range(2000)] == [pickle.loads(each) for each in found]
+
+
+def test_arguments_in_a_row_without_end() -> None:
+    """A container that holds itself arrives; one that is too deep is an error that says so."""
+    endless: list[Any] = []
+    endless.append(endless)
+    loaded = pickle.loads(pickle_arguments((endless,)))
+    assert loaded[0][0] is loaded[0]
+
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(NotPicklable):
+        pickle_arguments((deep,))

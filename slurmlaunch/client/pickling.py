@@ -6,6 +6,9 @@ import contextlib
 import functools
 import importlib
 import inspect
+import io
+import pickle
+import threading
 import types
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +42,8 @@ def pickle_arguments(arguments: tuple[Any, ...]) -> bytes:
     Raises:
         NotPicklable: they do not pickle; the error names the argument.
     """
-    return _dumps(arguments, "an item", lambda row: _arguments(row, {}))
+    pickled = _plainly(arguments)
+    return _dumps(arguments, "an item", lambda row: _arguments(row, {})) if pickled is None else pickled
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -62,6 +66,38 @@ def travelling(names: Sequence[str]) -> Iterator[None]:
     finally:
         for module in ours:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+class _Plainly(pickle.Pickler):
+    """Pickles Python's own types of data and nothing else: that needs none of what cloudpickle knows, nor its time."""
+
+    def __init__(self) -> None:
+        self.file = io.BytesIO()
+        super().__init__(self.file, PICKLE_PROTOCOL)
+
+    def reducer_override(self, value: object) -> Any:
+        """Be asked for anything else, and refuse it."""
+        raise TypeError(type(value))
+
+
+_OF_THREAD = threading.local()
+
+
+def _plainly(value: object) -> bytes | None:
+    """Return the pickle of a value that consists of numbers, text and containers alone; None for any other."""
+    try:
+        plainly: _Plainly = _OF_THREAD.plainly
+    except AttributeError:
+        plainly = _OF_THREAD.plainly = _Plainly()
+    try:
+        plainly.dump(value)
+        return plainly.file.getvalue()
+    except Exception:  # noqa: BLE001  (a class of the user's, or too deep: cloudpickle knows more, or says what is wrong)
+        return None
+    finally:  # or it would hold what it has met
+        plainly.clear_memo()
+        plainly.file.seek(0)
+        plainly.file.truncate()
 
 
 def _dumps(value: T, what: str, parts: Callable[[T], Iterator[tuple[str, object]]]) -> bytes:
