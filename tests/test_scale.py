@@ -83,10 +83,9 @@ def test_a_record_for_each_item_costs_little() -> None:
 
 def test_the_budgets_hold_the_promise() -> None:
     """What a waiting client may ask of the file system is below 50 operations a second."""
-    assert GLANCING[0] + SAMPLING[0] < 50
+    assert GLANCING[0] + max(SAMPLING[0], COLLECTING[0]) < 50
     # In the first minute, too, and when the largest folders are listed.
     assert GLANCING[0] + SAMPLING[0] + (GLANCING[1] + SAMPLING[1] + 2 * 10**5 / NAMES_PER_CALL) / 60 < 50
-    assert COLLECTING[0] <= 200
 
 
 NOTE_WHAT_IS_OPENED = """

@@ -166,6 +166,11 @@ class Lookout:
             self._other_costs += self.run.learn_job_ids()  # what another client submits may be over before that is due
         return Look(news, self._costs() - costs, grown, self._reading)
 
+    @property
+    def all_ended(self) -> bool:
+        """Whether every task has left a mark, be it of an earlier start."""
+        return len(self._marks) == sum(len(each.plan.tasks) for each in self.run.rounds)
+
     def _known(self) -> tuple[int, ...]:
         return self.run.ledger.open, len(self._files), len(self._marks)
 

@@ -372,6 +372,10 @@ class Run:
 
     def future(self, item: int, make: Callable[[Run, int], T]) -> T:
         """Return the one future of an item."""
+        if not self.ledger.is_open(item):
+            _, values = self.ledger.values(range(item, item + 1))
+            if values:
+                return self.done_futures(item, values, make)[0]
         with self.changed:
             future = self._open.get(item) or self._settled.get(item)
             if future is not None:

@@ -37,9 +37,10 @@ after a wait is seen at most so much later than it could have been."""
 _LAST_LOOK = 5.0
 """Seconds that a look may take when the interpreter ends."""
 
-GLANCING, SAMPLING, COLLECTING = (15.0, 200.0), (25.0, 150.0), (200.0, 2000.0)
+GLANCING, SAMPLING, COLLECTING, FINISHING = (15.0, 200.0), (25.0, 150.0), (30.0, 8000.0), (200.0, 2000.0)
 """File operations a second, on average and for all runs together, and how many may be saved up: to see whether a task
-has begun or ended; to read what may have grown; to read what has ended, which comes but once for each task."""
+has begun or ended; to read what may have grown; to read what has ended, which comes but once for each task, while
+others run; and when none does, so that somebody waits for nothing else."""
 
 _DEEPEST = 500.0
 """What is read of tasks that have ended is taken off what may have grown, up to so many operations: where much ends,
@@ -84,12 +85,13 @@ class Budgets:
     Attributes:
         glancing: to see whether something has begun or ended.
         sampling: to read what may have grown.
-        collecting: to read what has ended.
+        collecting: to read what has ended, while something else runs.
+        finishing: the same, when all has ended.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.glancing, self.sampling = Budget(*GLANCING, clock), Budget(*SAMPLING, clock, deepest=_DEEPEST)
-        self.collecting = Budget(*COLLECTING, clock)
+        self.collecting, self.finishing = Budget(*COLLECTING, clock), Budget(*FINISHING, clock)
 
 
 class Watch:
@@ -110,7 +112,8 @@ class Watch:
 
     def look(self, budgets: Budgets) -> Look:
         """Look now, as far as the budgets allow, and decide when to look next."""
-        sampling, collecting = budgets.sampling, budgets.collecting
+        sampling = budgets.sampling
+        collecting = budgets.finishing if self.lookout.all_ended else budgets.collecting
         costly = self.lookout.run.backend.name != "local"
         look = self.lookout.look(sampling.left(), collecting.left()) if costly else self.lookout.look()
         now = self._clock()
