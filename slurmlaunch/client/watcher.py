@@ -37,7 +37,7 @@ after a wait is seen at most so much later than it could have been."""
 _LAST_LOOK = 5.0
 """Seconds that a look may take when the interpreter ends."""
 
-GLANCING, SAMPLING, COLLECTING, FINISHING = (15.0, 200.0), (25.0, 150.0), (30.0, 8000.0), (200.0, 2000.0)
+GLANCING, SAMPLING, COLLECTING, FINISHING = (15.0, 200.0), (25.0, 150.0), (25.0, 8000.0), (200.0, 2000.0)
 """File operations a second, on average and for all runs together, and how many may be saved up: to see whether a task
 has begun or ended; to read what may have grown; to read what has ended, which comes but once for each task, while
 others run; and when none does, so that somebody waits for nothing else."""
