@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slurmlaunch.context import Task, cpu_count, current_task, task_pool
     from slurmlaunch.errors import (
         ItemError,
+        MissingPackage,
         NodeFailure,
         NodeStartError,
         NotPicklable,
@@ -55,6 +56,7 @@ _HOMES = {
     "slurmlaunch.context": ("Task", "cpu_count", "current_task", "task_pool"),
     "slurmlaunch.errors": (
         "ItemError",
+        "MissingPackage",
         "NodeFailure",
         "NodeStartError",
         "NotPicklable",
@@ -87,6 +89,7 @@ __all__ = [
     "Future",
     "FutureArray",
     "ItemError",
+    "MissingPackage",
     "NodeFailure",
     "NodeStartError",
     "NotPicklable",

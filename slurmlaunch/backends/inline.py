@@ -104,7 +104,7 @@ class InlineBackend:
 def _run_task(folder: RunFolder, manifest: Manifest, plan: RoundPlan, task: int, interrupted: _Interrupted) -> None:
     writer = OutcomeWriter(folder, task)
     writer.note(started=time.time(), node=platform.node())
-    outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=plan.threads))
+    outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=plan.threads, seed=manifest.seed))
     try:
         _run_items(folder, manifest, plan.items_of(task), writer, interrupted)
     finally:

@@ -53,6 +53,7 @@ FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
 
 _NO_LIMITS = Limits()
 _TOKEN_LENGTH = 8
+_SEED_BITS = 128  # what NumPy advises for a seed, so that no two runs have the same
 
 
 class Executor(concurrent.futures.Executor):
@@ -66,7 +67,7 @@ class Executor(concurrent.futures.Executor):
         options: sbatch's long option names with underscores (``time``,
             ``partition``, ``cpus_per_task``, ...), and ours: ``throttle``,
             ``processes``, ``threads``, ``python``, ``modules``, ``setup``, ``container``,
-            ``env``, ``by_value``, ``name``, ``sbatch``.
+            ``env``, ``by_value``, ``name``, ``sbatch``, ``seed``.
 
     Raises:
         UnknownOption: an option is neither sbatch's nor ours, or ours to set.
@@ -304,6 +305,7 @@ class Executor(concurrent.futures.Executor):
             cloudpickle=cloudpickle.__version__,
             client=platform.node(),
             created=time.time(),
+            seed=secrets.randbits(_SEED_BITS) if call.options.seed is None else call.options.seed,
         )
 
     def _plan(self, call: _Call, backend: Backend, manifest: Manifest, *, stacklevel: int = 5) -> RoundPlan:

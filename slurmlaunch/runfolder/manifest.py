@@ -40,6 +40,7 @@ class Manifest(NamedTuple):
         python: the client's Python version, as ``3.11``.
         cloudpickle: the client's version of cloudpickle.
         client: the machine of the client.
+        seed: what the random streams of its items follow from (`slurmlaunch.context.Task.rng`).
     """
 
     run: str
@@ -55,6 +56,7 @@ class Manifest(NamedTuple):
     sys_path: list[str] = []  # noqa: RUF012  (it is never changed)
     single: bool = False
     clusters: str | None = None
+    seed: int = 0
     protocol: int = PROTOCOL
 
     def write(self, folder: RunFolder) -> None:
