@@ -130,3 +130,29 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _JoblibAwaited:
+    """A finder that finds nothing itself: see `slurmlaunch.integrations.arrival`."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "joblib.parallel":
+            return None
+        from slurmlaunch.integrations.arrival import registering_spec
+
+        return registering_spec(path, target, cls)
+
+
+def _be_known_to_joblib() -> None:
+    import sys
+
+    if "joblib.parallel" in sys.modules:
+        from slurmlaunch.integrations.arrival import register
+
+        register()
+    else:
+        sys.meta_path.insert(0, _JoblibAwaited)
+
+
+_be_known_to_joblib()

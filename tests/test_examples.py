@@ -85,7 +85,7 @@ def count(file: Path) -> tuple[int, int] | None:
 
 
 def check_monte_carlo_pi(printed: str, where: str) -> None:
-    """Hold the estimate against π: a random one of so many darts is off by 0.0008, and with a seed it stays the same."""
+    """Hold the estimate against π: a random one of so many darts is off by 0.0008, with a seed always the same one."""
     estimate, darts = re.fullmatch(r"pi is about ([\d.]+), from (\d+) darts; off by [\d.]+\n", printed).groups()  # type: ignore[union-attr]
 
     assert float(estimate) == pytest.approx(math.pi, abs=0.003)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
     from slurmlaunch.backends.base import Backend
+    from slurmlaunch.client.shape import Shape
     from slurmlaunch.runfolder.rounds import RoundPlan
 
     P = ParamSpec("P")
@@ -92,6 +93,18 @@ class Executor(concurrent.futures.Executor):
     def cluster(self) -> str:
         """Where tasks run: ``"slurm"``, ``"local"`` or ``"inline"``."""
         return self._cluster
+
+    @property
+    def throttle(self) -> int | None:
+        """How many tasks of a run may be at work at once, or None."""
+        return self._options.throttle
+
+    def shape(self, *, single_item: bool = False) -> Shape:
+        """Return the CPUs of a task, and how its processes share them.
+
+        *single_item* is true for what `submit` makes: by default its item has all CPUs.
+        """
+        return self._options.shape(single_item=single_item, available=self._backend().limits().cpus)
 
     def options(self, **changes: Any) -> Executor:
         """Return an executor with some options changed: same folder, same shutdown.
