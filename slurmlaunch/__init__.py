@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         UnsafeRunFolder,
         WorkerDied,
     )
+    from slurmlaunch.integrations.dask import dask_cluster
 
 _HOMES = {
     "slurmlaunch.backends.base": ("TaskState",),
@@ -77,6 +78,7 @@ _HOMES = {
         "UnsafeRunFolder",
         "WorkerDied",
     ),
+    "slurmlaunch.integrations.dask": ("dask_cluster",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -115,6 +117,7 @@ __all__ = [
     "attach",
     "cpu_count",
     "current_task",
+    "dask_cluster",
     "task_pool",
 ]
 
