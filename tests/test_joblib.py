@@ -234,6 +234,13 @@ class TestCalls:
         assert (18, 1) == (len(run), len(run.job_ids))
 
 
+@pytest.mark.parametrize("backend", ["inline"], indirect=True)
+def test_inline_is_no_exception(executor: Executor) -> None:
+    """On the inline backend the calls are pickled and run like elsewhere, in this process."""
+    with joblib.parallel_config(backend="slurmlaunch", executor=executor):
+        assert [os.getpid()] * 3 == joblib.Parallel()(joblib.delayed(os.getpid)() for _ in range(3))
+
+
 @locally
 class TestWindows:
     """Which calls become a run."""

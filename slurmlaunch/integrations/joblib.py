@@ -24,6 +24,7 @@ import functools
 import logging
 import queue
 import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,6 +55,9 @@ _WINDOW = 10_000
 
 _SILENCE = 0.1
 """Seconds without another call after which a window is submitted."""
+
+_LONGEST_OPEN = 30.0
+"""Seconds after which a window is submitted though most of the calls before it still run."""
 
 _log = logging.getLogger("slurmlaunch")
 
@@ -200,6 +204,8 @@ class _Dispatcher:
     def __init__(self, submit: Callable[[Sequence[Any]], FutureArray[Any]]) -> None:
         self._submit = submit
         self._news: queue.SimpleQueue[_Call | _Done | None] = queue.SimpleQueue()
+        self._window: list[_Call] = []
+        self._opened = 0.0
         self._arrays: list[FutureArray[Any]] = []
         self._under_way = 0
         self._is_aborted = False
@@ -227,28 +233,32 @@ class _Dispatcher:
                 _log.warning("slurmlaunch could not cancel %s: %s", array.folder, error)
 
     def _main(self) -> None:
-        window: list[_Call] = []
         while not self._is_aborted:
             try:
-                news = self._news.get(timeout=_SILENCE if window else None)
+                news = self._news.get(timeout=_SILENCE if self._window else None)
             except queue.Empty:
                 # While others run there is no hurry, and every window is a job of its own.
-                if len(window) >= self._under_way:
-                    self._launch(window)
-                    window = []
+                waited = time.monotonic() - self._opened
+                if len(self._window) >= self._under_way or waited > _LONGEST_OPEN:
+                    self._launch()
                 continue
             if news is None:
                 return
             if isinstance(news, _Call):
-                window.append(news)
-                if len(window) == _WINDOW:
-                    self._launch(window)
-                    window = []
+                self._add(news)
             else:
                 self._under_way -= 1
                 news.callback(news.future)
 
-    def _launch(self, window: Sequence[_Call]) -> None:
+    def _add(self, call: _Call) -> None:
+        if not self._window:
+            self._opened = time.monotonic()
+        self._window.append(call)
+        if len(self._window) == _WINDOW:
+            self._launch()
+
+    def _launch(self) -> None:
+        window, self._window = self._window, []
         try:
             array = self._submit([call.batch for call in window])
         except Exception as error:  # noqa: BLE001  (whatever it is, it is raised where the results are awaited)
