@@ -136,6 +136,19 @@ if __name__ == "__main__":
         assert attach(run_folder).results(90) == [None]
         wait_until(lambda: not is_alive(int(printed)))
 
+    def test_all_ends_with_the_job(self, make_executor: ExecutorFactory) -> None:
+        """Where the job is cancelled, no process of the cluster is left, and the client is free to go."""
+        executor = make_executor()
+
+        with dask_cluster(executor, workers=2) as client:
+            client.wait_for_workers(2)
+            processes = processes_of(client)
+            (folder,) = executor.folder.iterdir()
+            subprocess.run(["scancel", *attach(folder).job_ids], check=True)
+            wait_until(lambda: not any(map(is_alive, processes)))
+
+        assert attach(folder).wait(90)
+
     def test_what_waits_in_the_queue_is_given_up(self, make_executor: ExecutorFactory) -> None:
         """Where the cluster has not started in time, it is cancelled."""
         executor = make_executor(hold=True)

@@ -111,7 +111,7 @@ def dask_cluster(
         address = _await(functools.partial(_address_or_failure, members), timeout)
         with Client(address, security=security) as client:  # type: ignore[no-untyped-call]
             yield client
-            client.shutdown()
+            _shut_down(client)
         _await_end(members)
     finally:
         members.cancel()
@@ -154,6 +154,13 @@ def _await(look: Callable[[], str | None], seconds: float | None) -> str:
         time.sleep(pause)
         pause = min(_LOOK_EVERY, pause * 1.5)
     return found
+
+
+def _shut_down(client: distributed.Client) -> None:
+    """Tell scheduler and workers to end, unless they are gone already."""
+    if client.status == "running":
+        with contextlib.suppress(OSError):  # it went a moment ago: there is nobody left to tell
+            client.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _await_end(members: FutureArray[None]) -> None:
