@@ -30,6 +30,7 @@ Every error carries its data as fields and pickles with them.
 
 from __future__ import annotations
 
+import shlex
 import signal as signals
 import sys
 from pickle import PicklingError
@@ -107,7 +108,7 @@ class MissingPackage(SlurmlaunchError, ImportError):
     @classmethod
     def of(cls, feature: str, package: str) -> MissingPackage:
         """Return the error of a feature that needs a package, saying how it is installed."""
-        message = f"{feature} needs {package}: install it with {sys.executable} -m pip install {package!r}"
+        message = f"{feature} needs {package}: install it with {sys.executable} -m pip install {shlex.quote(package)}"
         return cls(message, package=package, python=sys.executable)
 
 

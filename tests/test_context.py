@@ -372,6 +372,4 @@ def test_without_numpy_a_stream_says_what_to_install(tmp_path: Path) -> None:
 
     found = in_task(tmp_path, ask)[0]
 
-    assert found == (
-        f"numpy: current_task().rng() needs numpy: install it with {sys.executable} -m pip install 'numpy'"
-    )
+    assert found == (f"numpy: current_task().rng() needs numpy: install it with {sys.executable} -m pip install numpy")

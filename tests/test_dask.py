@@ -178,6 +178,12 @@ def test_nobody_else_gets_in(make_executor: ExecutorFactory) -> None:
         assert path.stat().st_mode & 0o077 == 0, path
 
 
+def test_a_cluster_has_workers(tmp_path: Path) -> None:
+    """A cluster of no workers is refused."""
+    with pytest.raises(OptionError, match="workers"), dask_cluster(Executor(tmp_path, cluster="local"), workers=0):
+        pass
+
+
 def test_inline_has_no_room(tmp_path: Path) -> None:
     """In the calling thread no cluster can run beside it."""
     with pytest.raises(OptionError, match="inline"), dask_cluster(Executor(tmp_path, cluster="inline")):
@@ -199,5 +205,5 @@ except slurmlaunch.MissingPackage as error:
 """
     printed: Any = subprocess.check_output([sys.executable, "-c", program], text=True)
 
-    assert printed == f"dask_cluster() needs {package}: install it with {sys.executable} -m pip install {package!r}\n"
+    assert printed == f"dask_cluster() needs {package}: install it with {sys.executable} -m pip install {package}\n"
     assert not list(tmp_path.iterdir())

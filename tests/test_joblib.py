@@ -344,6 +344,14 @@ class TestWhatTravels:
         with joblib.parallel_config(backend="slurmlaunch", executor=make_executor(by_value=only_here)):
             assert [0, 2, 4] == joblib.Parallel()(joblib.delayed(only_here.double)(number) for number in range(3))
 
+    def test_a_node_needs_no_client(self, executor: Executor) -> None:
+        """Where a call runs, nothing is imported for it that only a client needs."""
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor):
+            (found,) = joblib.Parallel()([joblib.delayed(lambda: [*sys.modules])()])
+
+        assert {"slurmlaunch.client", "slurmlaunch.integrations.joblib", "distributed"} & {*found} == set()
+        assert "slurmlaunch.integrations.parcels" in found
+
     def test_what_does_not_pickle_is_named(self, executor: Executor) -> None:
         """Nothing is submitted, and the error names the culprit."""
         with (

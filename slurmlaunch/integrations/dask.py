@@ -94,19 +94,21 @@ def dask_cluster(
 
     Raises:
         MissingPackage: distributed or cryptography is not installed.
-        OptionError: the executor is inline, where nothing runs beside the call.
+        OptionError: *workers* is below 1, or the executor is inline, where nothing runs beside the call.
         concurrent.futures.TimeoutError: the cluster did not start in time.
         SlurmlaunchError: the cluster ended before it began.
     """
-    security = _own_security()
+    from slurmlaunch.client.values import as_count
+
+    numbers, security = range(as_count("workers", workers)), _own_security()
     if executor.cluster == "inline":
         raise OptionError("cluster='inline' runs nothing beside the call: a Dask cluster needs slurm or local")
     from distributed import Client
 
     shape = executor.shape(single_item=True)
-    how = executor.options(processes=shape.processes, threads=shape.threads, requeues=0, name="dask")
-    member = functools.partial(_serve, security=security, interface=interface, client_timeout=client_timeout)
-    members = how.map_array(member, range(workers), chunksize=shape.processes)
+    how = executor.options(processes=shape.processes, threads=shape.threads, requeues=0)
+    member = functools.partial(dask_member, security=security, interface=interface, client_timeout=client_timeout)
+    members = how.map_array(member, numbers, chunksize=shape.processes)
     try:
         address = _await(functools.partial(_address_or_failure, members), timeout)
         with Client(address, security=security) as client:  # type: ignore[no-untyped-call]
@@ -173,7 +175,7 @@ def _await_end(members: FutureArray[None]) -> None:
 # On the node.
 
 
-def _serve(number: int, **options: Any) -> None:
+def dask_member(number: int, **options: Any) -> None:
     """Be a member of the cluster, to its end; number 0 is the scheduler, too."""
     asyncio.run(_serve_scheduler(**options) if number == 0 else _serve_worker(None, **options))
 
