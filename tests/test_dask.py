@@ -29,7 +29,7 @@ on_slurm = pytest.mark.parametrize("backend", [pytest.param("slurm", marks=pytes
 
 def processes_of(client: distributed.Client) -> set[int]:
     """Return all processes of a cluster: workers, the nannies above them, and in one of these the scheduler."""
-    scheduler = client.run_on_scheduler(os.getpid)  # type: ignore[no-untyped-call]
+    scheduler = client.run_on_scheduler(os.getpid)
     nannies = client.run(os.getpid, nanny=True).values()
     assert scheduler in nannies
     return {*nannies, *client.run(os.getpid).values()}
@@ -168,10 +168,10 @@ def test_nobody_else_gets_in(make_executor: ExecutorFactory) -> None:
     executor = make_executor()
     with dask_cluster(executor) as client:
         address = client.scheduler_info()["address"]
-        others = [None, Security.temporary()]  # type: ignore[no-untyped-call]
+        others = [None, Security.temporary()]
         for security in others:
             with pytest.raises((OSError, TypeError)):
-                Client(address, security=security, timeout=3)  # type: ignore[no-untyped-call]
+                Client(address, security=security, timeout=3)
         assert client.submit(abs, -1).result() == 1
 
     for path in executor.folder.rglob("*"):

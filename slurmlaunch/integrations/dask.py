@@ -111,7 +111,7 @@ def dask_cluster(
     members = how.map_array(member, numbers, chunksize=shape.processes)
     try:
         address = _await(functools.partial(_address_or_failure, members), timeout)
-        with Client(address, security=security) as client:  # type: ignore[no-untyped-call]
+        with Client(address, security=security) as client:
             yield client
             _shut_down(client)
         _await_end(members)
@@ -121,12 +121,13 @@ def dask_cluster(
 
 def _own_security() -> distributed.Security:
     try:
-        import cryptography
         import distributed
     except ImportError as error:
-        raise MissingPackage.of("dask_cluster()", error.name or "distributed") from error
-    del cryptography  # what Dask needs to make keys
-    security: distributed.Security = distributed.Security.temporary()  # type: ignore[no-untyped-call]
+        raise MissingPackage.of("dask_cluster()", "distributed") from error
+    try:
+        security: distributed.Security = distributed.Security.temporary()
+    except ImportError as error:  # Dask makes keys with it
+        raise MissingPackage.of("dask_cluster()", "cryptography") from error
     return security
 
 
@@ -162,7 +163,7 @@ def _shut_down(client: distributed.Client) -> None:
     """Tell scheduler and workers to end, unless they are gone already."""
     if client.status == "running":
         with contextlib.suppress(OSError):  # it went a moment ago: there is nobody left to tell
-            client.shutdown()  # type: ignore[no-untyped-call]
+            client.shutdown()
 
 
 def _await_end(members: FutureArray[None]) -> None:
