@@ -161,10 +161,10 @@ def _await(look: Callable[[], str | None], seconds: float | None) -> str:
 
 def _shut_down(client: distributed.Client) -> None:
     """Tell scheduler and workers to end, unless they are gone already."""
-    # Not client.shutdown(), which seeks a scheduler that went a moment ago for a minute.
     if client.status == "running":
+        # Bounded, since by itself it seeks for a minute a scheduler that went a moment ago.
         with contextlib.suppress(OSError, asyncio.TimeoutError):  # whoever is left after this is cancelled
-            client.sync(client.scheduler.terminate, callback_timeout=_GRACE)
+            client.sync(client.shutdown, callback_timeout=_GRACE)
 
 
 def _await_end(members: FutureArray[None]) -> None:
