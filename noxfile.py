@@ -55,7 +55,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def examples(session: nox.Session) -> None:
     """Run the examples on this machine's own cores."""
-    install(session, "test")
+    install(session, "test", "examples")
     session.env["SLURMLAUNCH_CLUSTER"] = "local"
     session.env["NUMBA_ENABLE_CUDASIM"] = "1"  # a GPU that Numba plays
     run_each(session, "examples")

@@ -1,37 +1,39 @@
-"""Estimate π by throwing darts: the index of the task is the seed.
+"""Estimate π by throwing darts, each task with random numbers of its own. Needs NumPy.
 
-By hand::
+By hand the index of the task is the seed, and neighbouring seeds are trusted to
+give streams that have nothing in common::
 
     #!/bin/bash
     #SBATCH --time=00:10:00
     #SBATCH --array=0-15%10
     python darts.py --seed "$SLURM_ARRAY_TASK_ID" > "hits.$SLURM_ARRAY_TASK_ID"
 
-and ``cat hits.* | awk ...`` once the last task has ended. Here the seeds are the
-items, ``%10`` is ``throttle=10``, and the sum is Python's.
+and ``cat hits.* | awk ...`` once the last task has ended. Here ``rng()`` is the
+item's own stream: independent of all others by design, the same at each attempt
+and on any number of tasks, and with ``seed=`` the same in each run. ``%10`` is
+``throttle=10``, and the sum is Python's.
 """
 
 from __future__ import annotations
 
 import math
-import random
 
-from slurmlaunch import Executor
+import slurmlaunch
 
 DARTS = 250_000
 
 
-def throw(seed: int) -> int:
+def throw(darts: int) -> int:
     """Throw darts at a square, and count those that hit the circle in it."""
-    rng = random.Random(seed)
-    return sum(rng.random() ** 2 + rng.random() ** 2 <= 1 for _ in range(DARTS))
+    x, y = slurmlaunch.current_task().rng().random((2, darts))
+    return int((x**2 + y**2 <= 1).sum())
 
 
 def main() -> None:
-    """Throw with sixteen seeds."""
-    executor = Executor(time="00:10:00")
+    """Throw sixteen times."""
+    executor = slurmlaunch.Executor(time="00:10:00", seed=31415)
 
-    hits = executor.map_array(throw, range(16), throttle=10).results()
+    hits = executor.map_array(throw, [DARTS] * 16, throttle=10).results()
 
     pi = 4 * sum(hits) / (len(hits) * DARTS)
     print(f"pi is about {pi:.6f}, from {len(hits) * DARTS} darts; off by {abs(pi - math.pi):.6f}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slurmlaunch.context import Task, cpu_count, current_task, task_pool
     from slurmlaunch.errors import (
         ItemError,
+        MissingPackage,
         NodeFailure,
         NodeStartError,
         NotPicklable,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         UnsafeRunFolder,
         WorkerDied,
     )
+    from slurmlaunch.integrations.dask import dask_cluster
 
 _HOMES = {
     "slurmlaunch.backends.base": ("TaskState",),
@@ -55,6 +57,7 @@ _HOMES = {
     "slurmlaunch.context": ("Task", "cpu_count", "current_task", "task_pool"),
     "slurmlaunch.errors": (
         "ItemError",
+        "MissingPackage",
         "NodeFailure",
         "NodeStartError",
         "NotPicklable",
@@ -75,6 +78,7 @@ _HOMES = {
         "UnsafeRunFolder",
         "WorkerDied",
     ),
+    "slurmlaunch.integrations.dask": ("dask_cluster",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -87,6 +91,7 @@ __all__ = [
     "Future",
     "FutureArray",
     "ItemError",
+    "MissingPackage",
     "NodeFailure",
     "NodeStartError",
     "NotPicklable",
@@ -112,6 +117,7 @@ __all__ = [
     "attach",
     "cpu_count",
     "current_task",
+    "dask_cluster",
     "task_pool",
 ]
 
@@ -127,3 +133,29 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _JoblibAwaited:
+    """A finder that finds nothing itself: see `slurmlaunch.integrations.arrival`."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "joblib.parallel":
+            return None
+        from slurmlaunch.integrations.arrival import registering_spec
+
+        return registering_spec(path, target, cls)
+
+
+def _be_known_to_joblib() -> None:
+    import sys
+
+    if "joblib.parallel" in sys.modules:
+        from slurmlaunch.integrations.arrival import register
+
+        register()
+    else:
+        sys.meta_path.insert(0, _JoblibAwaited)
+
+
+_be_known_to_joblib()

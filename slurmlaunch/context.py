@@ -7,10 +7,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from slurmlaunch import caps
-from slurmlaunch.errors import SlurmlaunchError
+from slurmlaunch.errors import MissingPackage, SlurmlaunchError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
 
     from slurmlaunch.taskpool import TaskPool
 
@@ -26,18 +28,53 @@ class Task:
         process: the number of this pool process in the task, from 0.
         processes: how many pool processes the task has.
         threads: how many CPUs this process may use.
+        seed: the run's seed: the option ``seed=``, or a random one of the run's own.
     """
 
-    __slots__ = ("attempt", "index", "item", "process", "processes", "run_folder", "threads")
+    __slots__ = ("attempt", "index", "item", "process", "processes", "run_folder", "seed", "threads")
 
     def __init__(
-        self, run_folder: Path, index: int, attempt: int, *, process: int = 0, processes: int = 1, threads: int = 1
+        self,
+        run_folder: Path,
+        index: int,
+        attempt: int,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        threads: int = 1,
+        seed: int = 0,
     ) -> None:
         self.run_folder, self.index, self.attempt, self.item = run_folder, index, attempt, -1
-        self.process, self.processes, self.threads = process, processes, threads
+        self.process, self.processes, self.threads, self.seed = process, processes, threads, seed
 
     def __repr__(self) -> str:
         return f"<Task {self.index} of {self.run_folder}, item {self.item}>"
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """Return NumPy's random generator of this item: a stream that no other item of the run has.
+
+        It follows from the run's seed, the item and the key alone, so it is the
+        same whatever the slicing, the backend, the attempt. Each call starts the
+        stream anew: ask once, and hand the generator on. Where an item needs
+        several independent streams, as for the calls that it gives to a
+        `task_pool` (whose processes belong to the same item), each has a key of
+        its own.
+
+        Args:
+            key: whole numbers, not negative, that name one of the item's streams.
+
+        Raises:
+            MissingPackage: NumPy is not installed.
+            SlurmlaunchError: no item is being run, as while the function is loaded.
+        """
+        if self.item < 0:
+            raise SlurmlaunchError("rng() was called before an item began: call it in the function that you submit")
+        try:
+            from numpy.random import SeedSequence, default_rng
+        except ImportError as error:
+            raise MissingPackage.of("current_task().rng()", "numpy") from error
+        # Source: NumPy's manual, "Parallel random number generation", SeedSequence spawning.
+        return default_rng(SeedSequence(self.seed, spawn_key=(self.item, *key)))
 
 
 class _Current(threading.local):

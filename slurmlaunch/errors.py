@@ -8,6 +8,7 @@
     ├── NotPicklable (PicklingError)   what was submitted does not pickle
     ├── SubmissionError                the scheduler refused the run
     ├── SchedulerError                 a scheduler command failed, or timed out
+    ├── MissingPackage (ImportError)   a feature needs a package that is not installed
     ├── RunFolderError                 a run folder that cannot be used
     │   ├── UnsafeRunFolder            another user owns it, or may write to it
     │   └── UnknownProtocol            written by a newer slurmlaunch
@@ -29,7 +30,9 @@ Every error carries its data as fields and pickles with them.
 
 from __future__ import annotations
 
+import shlex
 import signal as signals
+import sys
 from pickle import PicklingError
 from typing import Any, NamedTuple
 
@@ -89,6 +92,24 @@ class NotPicklable(SlurmlaunchError, PicklingError):
     """
 
     path: str = ""
+
+
+class MissingPackage(SlurmlaunchError, ImportError):
+    """A feature needs a package that is not installed here.
+
+    Attributes:
+        package: what to install, as pip names it.
+        python: the Python that it is missing from.
+    """
+
+    package: str = ""
+    python: str = ""
+
+    @classmethod
+    def of(cls, feature: str, package: str) -> MissingPackage:
+        """Return the error of a feature that needs a package, saying how it is installed."""
+        message = f"{feature} needs {package}: install it with {sys.executable} -m pip install {shlex.quote(package)}"
+        return cls(message, package=package, python=sys.executable)
 
 
 class SubmissionError(SlurmlaunchError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from numpy.random import SeedSequence, default_rng
 
-from slurmlaunch import Executor, SlurmlaunchError, caps, cpu_count, current_task, task_pool
+from slurmlaunch import (
+    Executor,
+    MissingPackage,
+    OptionError,
+    SlurmlaunchError,
+    Task,
+    attach,
+    caps,
+    cpu_count,
+    current_task,
+    task_pool,
+)
 from tests.tasks import OneRun, rows
 from tests.waiting import Story, is_alive, wait_until
 
@@ -263,3 +276,100 @@ with task_pool() as pool:
     env = {name: value for name, value in os.environ.items() if name != caps.SHARE}
 
     assert subprocess.check_output([sys.executable, "-c", program], env=env, text=True) == "[1, 2, 3] 1\n"
+
+
+# Random streams.
+
+
+def draw(_: object) -> list[int]:
+    """Draw from the stream of this item."""
+    return [int(number) for number in current_task().rng().integers(1 << 62, size=3)]
+
+
+def draws(path: Path, items: int, tasks: int, **changes: Any) -> dict[int, list[int]]:
+    """Draw in each item of a run, sliced into so many tasks."""
+    run = OneRun(path, draw, rows(range(items)), tasks=tasks, **changes)
+    assert [run.run(task).status for task in range(tasks)] == [0] * tasks
+    return run.values()
+
+
+def test_a_stream_is_the_same_whatever_the_slicing(tmp_path: Path) -> None:
+    """An item's stream follows from the run's seed and the item's index, and from nothing else."""
+    expected = {
+        item: default_rng(SeedSequence(7, spawn_key=(item,))).integers(1 << 62, size=3).tolist() for item in range(4)
+    }
+
+    found = draws(tmp_path / "one", 4, 1, seed=7, cpus_per_task=2, processes=2)
+
+    assert expected == found
+    assert expected == draws(tmp_path / "four", 4, 4, seed=7)
+    assert not {*map(tuple, expected.values())} & {*map(tuple, draws(tmp_path / "other", 4, 1, seed=8).values())}
+
+
+def test_streams_are_the_same_on_every_backend(make_executor: ExecutorFactory) -> None:
+    """Two runs with one seed have the same streams, wherever they run; without one each run has its own."""
+    expected = [default_rng(SeedSequence(11, spawn_key=(i,))).integers(1 << 62, size=3).tolist() for i in range(3)]
+
+    assert expected == make_executor(seed=11).map_array(draw, range(3), tasks=2).results()
+    ours, theirs = (make_executor().map_array(draw, range(3), tasks=1).results() for _ in range(2))
+    assert len({*map(tuple, [*ours, *theirs])}) == 6
+
+
+def test_a_retry_and_an_attach_keep_the_streams(tmp_path: Path) -> None:
+    """An item that is run again, in whatever company, draws what it would have drawn; another seed is refused."""
+    marker = tmp_path / "may succeed"
+
+    def draw_or_fail(item: int) -> list[int]:
+        if item == 2 and not marker.exists():
+            raise RuntimeError
+        return draw(item)
+
+    with Executor(tmp_path / "runs", cluster="inline") as executor:
+        first = executor.map_array(draw_or_fail, range(3))
+    seed = json.loads((first.folder / "manifest.json").read_text())["seed"]
+    marker.touch()
+    again = attach(first.folder).retry()
+
+    expected = [default_rng(SeedSequence(seed, spawn_key=(i,))).integers(1 << 62, size=3).tolist() for i in range(3)]
+    assert expected == again.results()
+    with pytest.raises(OptionError, match="keeps its seed"):
+        first.retry(seed=1)
+
+
+def test_a_stream_starts_anew_at_each_call_and_a_key_names_another(tmp_path: Path) -> None:
+    """The generator is a fresh one each time; with a key it is another stream of the item, in its pools too."""
+
+    def ask(_: int) -> list[Any]:
+        task = current_task()
+        streams = [task.rng(), task.rng(), task.rng(0), task.rng(1), task.rng(0, 1)]
+        with task_pool(1) as pool:
+            pooled = [pool.submit(lambda key: current_task().rng(*key).random(), key).result() for key in [(), (1,)]]
+        return [stream.random() for stream in streams] + pooled
+
+    plain, same, first, second, deeper, pooled, pooled_second = in_task(tmp_path, ask)[0]
+
+    assert plain == same == pooled
+    assert second == pooled_second
+    assert len({plain, first, second, deeper}) == 4
+
+
+def test_a_stream_belongs_to_an_item(tmp_path: Path) -> None:
+    """Where no item runs yet there is no stream, and the error says where to ask."""
+    with pytest.raises(SlurmlaunchError, match="before an item began"):
+        Task(tmp_path, 0, 0).rng()
+
+
+def test_without_numpy_a_stream_says_what_to_install(tmp_path: Path) -> None:
+    """On a node without NumPy, asking for a stream names the package and the Python that lacks it."""
+
+    def ask(_: int) -> str:
+        sys.modules["numpy.random"] = None  # type: ignore[assignment]  # as an import of what is not there sees it
+        try:
+            current_task().rng()
+        except MissingPackage as error:
+            return f"{error.package}: {error}"
+        return ""
+
+    found = in_task(tmp_path, ask)[0]
+
+    assert found == (f"numpy: current_task().rng() needs numpy: install it with {sys.executable} -m pip install numpy")

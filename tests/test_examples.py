@@ -12,12 +12,16 @@ import subprocess
 import sys
 import sysconfig
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbclient
 import nbformat
 import pytest
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
 
 from slurmlaunch import caps
 
@@ -85,7 +89,7 @@ def count(file: Path) -> tuple[int, int] | None:
 
 
 def check_monte_carlo_pi(printed: str, where: str) -> None:
-    """Hold the estimate against π: a random one of so many darts is off by 0.0008, and this one is always the same."""
+    """Hold the estimate against π: a random one of so many darts is off by 0.0008, with a seed always the same one."""
     estimate, darts = re.fullmatch(r"pi is about ([\d.]+), from (\d+) darts; off by [\d.]+\n", printed).groups()  # type: ignore[union-attr]
 
     assert float(estimate) == pytest.approx(math.pi, abs=0.003)
@@ -172,27 +176,55 @@ def check_site(printed: str, where: str) -> None:
     assert (found["partition:"], found["python:"]) == ("debug" if where == "slurm" else "-", sys.executable)
 
 
+def check_grid_search(printed: str, where: str) -> None:
+    """Search again, with two processes of joblib's own."""
+    flowers, species = load_iris(return_X_y=True)
+    search = GridSearchCV(SVC(), {"C": [0.1, 1, 10], "gamma": [0.01, 0.1, 1]}, cv=3, n_jobs=2)
+    search.fit(flowers, species)
+
+    assert printed == f"{search.best_params_} is right about {search.best_score_:.1%} of the flowers\n"
+
+
+def check_dask_cluster(printed: str, where: str) -> None:
+    """Count the digits."""
+    assert printed == f"40! has {len(str(math.factorial(40)))} digits, and they are right\n"
+
+
+def check_ray_cluster(printed: str, where: str) -> None:
+    """Add up, and see that both nodes were there."""
+    total = sum(number**2 for number in range(40))
+    assert printed == f"the first 40 squares add up to {total}, says a cluster of 2 nodes\n"
+
+
 SCRIPTS: dict[str, Callable[[str, str], None]] = {
     "array_of_pools.py": check_array_of_pools,
     "container.py": check_container,
+    "dask_cluster.py": check_dask_cluster,
     "fibonacci.py": check_fibonacci,
     "from_submitit.py": check_from_submitit,
+    "grid_search.py": check_grid_search,
     "matrix_product.py": check_matrix_product,
     "monte_carlo_pi.py": check_monte_carlo_pi,
     "postprocess.py": check_postprocess,
     "process_pool.py": check_process_pool,
+    "ray_cluster.py": check_ray_cluster,
     "shell_command.py": check_shell_command,
     "site.py": check_site,
 }
 ELSEWHERE = {"gpus.py"}
 """What needs another cluster, and is tested with the recipes."""
 
-SLOW = {"postprocess.py"}
+MARKS = {
+    "postprocess.py": [pytest.mark.slow],
+    "ray_cluster.py": [
+        pytest.mark.slow,
+        pytest.mark.skipif(find_spec("ray") is None, reason="needs ray, which is large: pip install ray"),
+        pytest.mark.skipif(caps.usable_cpus() < 2, reason="its two nodes need two CPUs"),
+    ],
+}
 
 
-@pytest.mark.parametrize(
-    "script", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SCRIPTS]
-)
+@pytest.mark.parametrize("script", [pytest.param(name, marks=MARKS.get(name, [])) for name in SCRIPTS])
 def test_script(script: str, where: str, run_python: Callable[..., str]) -> None:
     """A script prints the right values, and nothing to standard error."""
     SCRIPTS[script](run_python(str(EXAMPLES / script)), where)

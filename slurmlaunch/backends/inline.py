@@ -103,7 +103,8 @@ class InlineBackend:
 def _run_task(folder: RunFolder, manifest: Manifest, its_round: Round, task: int, interrupted: _Interrupted) -> None:
     writer = OutcomeWriter(folder, task)
     writer.note(started=time.time(), node=platform.node())
-    outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=its_round.plan.threads))
+    threads, seed = its_round.plan.threads, manifest.seed
+    outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=threads, seed=seed))
     try:
         _run_items(folder, manifest, _items_of(folder, its_round, task, writer.attempt), writer, interrupted)
     finally:

@@ -12,6 +12,7 @@ from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.run import Run
+from slurmlaunch.client.values import refused
 from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.manifest import Manifest
@@ -70,7 +71,10 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
     Raises:
         SubmissionError: the scheduler refused it.
         UnknownOption: a change is no option.
+        OptionError: a value cannot be, or is the run's for good.
     """
+    if "seed" in changes:
+        raise refused("seed", "a run keeps its seed, so that an item that is run again has the stream that it had")
     while True:
         latest = find_run(run.folder.path)
         items = [item for item in latest.unfinished(run) if item in wanted]

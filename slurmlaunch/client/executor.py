@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.packing import Cost
+    from slurmlaunch.client.shape import Shape
     from slurmlaunch.runfolder.rounds import RoundPlan
 
     P = ParamSpec("P")
@@ -56,6 +57,7 @@ FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
 
 _NO_LIMITS = Limits()
 _TOKEN_LENGTH = 8
+_SEED_BITS = 128  # what NumPy advises for a seed, so that no two runs have the same
 
 
 class Executor(concurrent.futures.Executor):
@@ -69,7 +71,7 @@ class Executor(concurrent.futures.Executor):
         options: sbatch's long option names with underscores (``time``,
             ``partition``, ``cpus_per_task``, ...), and ours: ``throttle``,
             ``processes``, ``threads``, ``python``, ``modules``, ``setup``, ``container``,
-            ``env``, ``by_value``, ``name``, ``sbatch``.
+            ``env``, ``by_value``, ``name``, ``sbatch``, ``seed``.
 
     Raises:
         UnknownOption: an option is neither sbatch's nor ours, or ours to set.
@@ -94,6 +96,18 @@ class Executor(concurrent.futures.Executor):
     def cluster(self) -> str:
         """Where tasks run: ``"slurm"``, ``"local"`` or ``"inline"``."""
         return self._cluster
+
+    @property
+    def throttle(self) -> int | None:
+        """How many tasks of a run may be at work at once, or None."""
+        return self._options.throttle
+
+    def shape(self, *, single_item: bool = False) -> Shape:
+        """Return the CPUs of a task, and how its processes share them.
+
+        *single_item* is true for what `submit` makes: by default its item has all CPUs.
+        """
+        return self._options.shape(single_item=single_item, available=self._backend().limits().cpus)
 
     def options(self, **changes: Any) -> Executor:
         """Return an executor with some options changed: same folder, same shutdown.
@@ -316,6 +330,7 @@ class Executor(concurrent.futures.Executor):
             cloudpickle=cloudpickle.__version__,
             client=platform.node(),
             created=time.time(),
+            seed=secrets.randbits(_SEED_BITS) if call.options.seed is None else call.options.seed,
         )
 
     def _plan(self, call: _Call, backend: Backend, manifest: Manifest, *, stacklevel: int = 5) -> RoundPlan:

@@ -443,6 +443,7 @@ class FutureArray(Sequence[Future[T]]):
         Raises:
             SubmissionError: the scheduler refused it.
             UnknownOption: a name is no option.
+            OptionError: a value cannot be, or is the run's for good.
         """
         wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
         return FutureArray(retry(self._run, wanted, changes), self._items)

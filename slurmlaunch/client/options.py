@@ -55,6 +55,7 @@ class Options:
         max_time: what ``time`` grows to at most, in sbatch's formats, or None.
         retry_exceptions: names of exception classes, as ``"builtins.OSError"``: an item that
             raised one, or one derived from it, is run again too.
+        seed: what the random streams of a run's items follow from, or None for a random one.
     """
 
     slurm: Mapping[str, str | bool] = field(default_factory=dict, hash=False)
@@ -75,6 +76,7 @@ class Options:
     max_mem: str | None = None
     max_time: str | None = None
     retry_exceptions: tuple[str, ...] = ()
+    seed: int | None = None
 
     @classmethod
     def parse(cls, /, **given: Any) -> Options:
@@ -232,7 +234,7 @@ def _module_name(option: str, module: object) -> str:
 
 
 def _as_number(option: str, value: object) -> int:
-    return 0 if value == 0 and not isinstance(value, bool) else as_count(option, value)
+    return as_count(option, value, least=0)
 
 
 def _as_growth(option: str, value: object) -> dict[str, float]:
@@ -296,6 +298,7 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "retries": _as_number,
     "retry_exceptions": _as_classes,
     "sbatch": _as_flags,
+    "seed": _as_number,
     "setup": _as_setup,
     "threads": as_count,
     "throttle": as_count,

@@ -21,14 +21,14 @@ def refused(option: str, reason: str) -> OptionError:
     return OptionError(f"{option}: {reason}", option=option)
 
 
-def as_count(option: str, value: object) -> int:
-    """Read a whole number of at least 1, a NumPy integer or a numeral included."""
+def as_count(option: str, value: object, *, least: int = 1) -> int:
+    """Read a whole number of at least *least*, a NumPy integer or a numeral included."""
     if isinstance(value, str) and value.isascii() and value.strip().isdigit():
         number = int(value)
     else:
         number = _whole(option, value)
-    if number < 1:
-        raise refused(option, f"must be at least 1, not {number}")
+    if number < least:
+        raise refused(option, f"must be at least {least}, not {number}")
     return number
 
 

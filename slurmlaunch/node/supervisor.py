@@ -188,6 +188,7 @@ class Supervisor:
             process=number,
             processes=plan.processes,
             threads=plan.threads,
+            seed=self._manifest.seed,
         )
         Signals.forget()
         mask = self._masks[number] if self._masks else None

@@ -35,7 +35,8 @@ reads is there before, save cancellations and claims.
 another number and ignores keys that it does not know. ``python`` is the minor
 version that pickled the function, as ``"3.11"``: it holds bytecode, and a node of
 another version must not unpickle it. ``items`` is how many items there are,
-``shared`` how many bytes of buffers the function refers to.
+``shared`` how many bytes of buffers the function refers to, and ``seed`` what the
+random streams of the items follow from.
 
 **Function** (`work`). One record of kind FUNCTION, a pickle of a callable, made
 by cloudpickle. `submit` binds its arguments into it and has one item ``()``.

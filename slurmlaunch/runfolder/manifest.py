@@ -40,6 +40,7 @@ class Manifest(NamedTuple):
         python: the client's Python version, as ``3.11``.
         cloudpickle: the client's version of cloudpickle.
         client: the machine of the client.
+        seed: what the random streams of its items follow from (`slurmlaunch.context.Task.rng`).
         shared: bytes of the buffers that the function refers to, beside it on disk.
     """
 
@@ -56,6 +57,7 @@ class Manifest(NamedTuple):
     sys_path: list[str] = []  # noqa: RUF012  (it is never changed)
     single: bool = False
     clusters: str | None = None
+    seed: int = 0
     shared: int = 0
     protocol: int = PROTOCOL
 

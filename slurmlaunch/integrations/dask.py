@@ -1,0 +1,252 @@
+"""A Dask cluster inside one job, for work whose parts depend on each other.
+
+::
+
+    with slurmlaunch.dask_cluster(Executor(cpus_per_task=8, time="01:00:00"), workers=4) as client:
+        client.submit(simulate, 7).result()
+
+The job is one array with a worker in each item, and the scheduler beside the
+first of them. All ends together: with the ``with``, with the job, and some time
+after a client that was killed.
+
+Who may connect: a Dask scheduler runs what it is given, and other users reach
+its port. So everything is TLS, with a key of the cluster's own, which both sides
+must show; it lies in the run folder, that is, within reach of its user alone.
+The port's number is written there by the first item, and waited for by the
+others and by the client.
+
+    run folder ── scheduler's address ──▶ client, workers
+
+A node imports this file, so what only the client needs is imported by functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import math
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from slurmlaunch import caps
+from slurmlaunch.backends.units import parse_memory
+from slurmlaunch.context import cpu_count, current_task
+from slurmlaunch.errors import MissingPackage, OptionError, SlurmlaunchError
+from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.rounds import round_of_task
+from slurmlaunch.runfolder.safety import read_owned, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import distributed
+
+    from slurmlaunch.client.executor import Executor
+    from slurmlaunch.client.futures import FutureArray
+
+_ADDRESS = "dask-scheduler"
+"""The file in the run folder that holds the scheduler's address."""
+
+_GRACE = 10.0
+"""Seconds that the parts of a cluster get to end by themselves."""
+
+_SCHEDULER_WITHIN = 600.0
+"""Seconds for which a worker waits for a scheduler that has not started."""
+
+_FIRST_CLIENT_WITHIN = 120.0
+"""Seconds for which a cluster that has just started waits for its client."""
+
+_LOOK_EVERY = 0.5
+
+_HERE_ONLY = "127.0.0.1:0"
+"""Where pages about the cluster are served: they ask for no key. Other machines come by ``ssh -L``."""
+
+
+@contextlib.contextmanager
+def dask_cluster(
+    executor: Executor,
+    workers: int = 1,
+    *,
+    interface: str | None = None,
+    timeout: float | None = None,
+    client_timeout: float = 120.0,
+) -> Iterator[distributed.Client]:
+    """Run a Dask cluster as one job, and be its client.
+
+    Each worker is an item: with *cpus_per_task* alone it has all of a task's CPUs,
+    with *processes* or *threads* several workers share a task. It has as many
+    threads as CPUs, and its part of the task's memory. Work may begin with the
+    first worker; ``client.wait_for_workers(n)`` waits for more.
+
+    Args:
+        executor: how the job runs: on Slurm, or on this machine.
+        workers: how many workers there are.
+        interface: the network to use, such as ``"ib0"``; by default Dask chooses.
+        timeout: seconds to wait for the cluster, in the queue too; None waits for ever.
+        client_timeout: seconds for which the cluster goes on without a client.
+
+    Yields:
+        The client; it is also the one that Dask's collections use.
+
+    Raises:
+        MissingPackage: distributed or cryptography is not installed.
+        OptionError: *workers* is below 1, or the executor is inline, where nothing runs beside the call.
+        concurrent.futures.TimeoutError: the cluster did not start in time.
+        SlurmlaunchError: the cluster ended before it began.
+    """
+    from slurmlaunch.client.values import as_count
+
+    numbers, security = range(as_count("workers", workers)), _own_security()
+    if executor.cluster == "inline":
+        raise OptionError("cluster='inline' runs nothing beside the call: a Dask cluster needs slurm or local")
+    from distributed import Client
+
+    shape = executor.shape(single_item=True)
+    how = executor.options(processes=shape.processes, threads=shape.threads, requeues=0)
+    member = functools.partial(dask_member, security=security, interface=interface, client_timeout=client_timeout)
+    members = how.map_array(member, numbers, chunksize=shape.processes)
+    try:
+        address = _await(functools.partial(_address_or_failure, members), timeout)
+        with Client(address, security=security) as client:
+            yield client
+            _shut_down(client)
+        _await_end(members)
+    finally:
+        members.cancel()
+
+
+def _own_security() -> distributed.Security:
+    try:
+        import distributed
+    except ImportError as error:
+        raise MissingPackage.of("dask_cluster()", "distributed") from error
+    try:
+        security: distributed.Security = distributed.Security.temporary()
+    except ImportError as error:  # Dask makes keys with it
+        raise MissingPackage.of("dask_cluster()", "cryptography") from error
+    return security
+
+
+def _address_or_failure(members: FutureArray[None]) -> str | None:
+    """Return the scheduler's address, once it is there."""
+    address = _address_in(members.folder)
+    if address is None and members[0].done():
+        members[0].result()
+        raise SlurmlaunchError(f"the Dask cluster ended before it began; its logs are in {members.folder / 'logs'}")
+    return address
+
+
+def _address_in(folder: Path) -> str | None:
+    # Listed first, since a network file system remembers for long what was not there.
+    if _ADDRESS not in os.listdir(folder):  # noqa: PTH208  (names are all that is asked for)
+        return None
+    return read_owned(folder / _ADDRESS).decode()
+
+
+def _await(look: Callable[[], str | None], seconds: float | None) -> str:
+    """Look again and again, until there is something or the time is up."""
+    until = None if seconds is None else time.monotonic() + seconds
+    pause = 0.05
+    while (found := look()) is None:
+        if until is not None and time.monotonic() > until:
+            raise concurrent.futures.TimeoutError(f"no Dask scheduler has started within {seconds:g} s")
+        time.sleep(pause)
+        pause = min(_LOOK_EVERY, pause * 1.5)
+    return found
+
+
+def _shut_down(client: distributed.Client) -> None:
+    """Tell scheduler and workers to end, unless they are gone already."""
+    if client.status == "running":
+        # Bounded, since by itself it seeks for a minute a scheduler that went a moment ago.
+        with contextlib.suppress(OSError, asyncio.TimeoutError):  # whoever is left after this is cancelled
+            client.sync(client.shutdown, callback_timeout=_GRACE)
+
+
+def _await_end(members: FutureArray[None]) -> None:
+    """Wait for those that run; what has yet to start is not waited for."""
+    until = time.monotonic() + _GRACE
+    while members.counts()["running"] and time.monotonic() < until:
+        members.wait(_LOOK_EVERY)
+
+
+# On the node.
+
+
+def dask_member(number: int, **options: Any) -> None:
+    """Be a member of the cluster, to its end; number 0 is the scheduler, too."""
+    asyncio.run(_serve_scheduler(**options) if number == 0 else _serve_worker(None, **options))
+
+
+async def _serve_scheduler(*, client_timeout: float, **options: Any) -> None:
+    from distributed import Scheduler
+
+    task = current_task()
+    security, interface = options["security"], options["interface"]
+    async with Scheduler(
+        security=security, interface=interface, protocol="tls", dashboard_address=_HERE_ONLY
+    ) as scheduler:
+        write_whole(task.run_folder / _ADDRESS, [scheduler.address.encode()])
+        worker = asyncio.create_task(_serve_worker(scheduler.address, **options))
+        await _await_last_client(scheduler, client_timeout)
+        await scheduler.close(reason="the client is gone")
+        await worker
+
+
+async def _await_last_client(scheduler: distributed.Scheduler, patience: float) -> None:
+    """Wait until the scheduler is closed, or has been without a client for so long."""
+    # The first one gets the time that a slow file system takes to show it the address.
+    until = time.monotonic() + max(patience, _FIRST_CLIENT_WITHIN)
+    while scheduler.status.name == "running" and time.monotonic() < until:
+        if scheduler.client_comms:
+            until = time.monotonic() + patience
+        await asyncio.sleep(_LOOK_EVERY)
+
+
+async def _serve_worker(
+    address: str | None,
+    *,
+    security: distributed.Security,
+    interface: str | None,
+    client_timeout: float = 0.0,
+) -> None:
+    from distributed import Nanny
+
+    del client_timeout  # the scheduler counts
+    task, threads = current_task(), cpu_count()
+    address = address or _await(functools.partial(_address_in, task.run_folder), _SCHEDULER_WITHIN)
+    # The worker's threads fill its CPUs; each of them is to use one.
+    os.environ.update(caps.variables(1, os.environ))
+    async with Nanny(
+        address,
+        name=task.item,
+        nthreads=threads,
+        memory_limit=_memory() or "auto",
+        security=security,
+        interface=interface,
+        death_timeout=_SCHEDULER_WITHIN,
+        dashboard_address=_HERE_ONLY,
+    ) as nanny:
+        await nanny.finished()
+
+
+def _memory() -> int | None:
+    """Return a worker's part of the task's memory in bytes; None where nobody has said how much that is."""
+    task = current_task()
+    plan = round_of_task(RunFolder(task.run_folder), task.index).plan
+    asked = plan.options.get("slurm", {})
+    # What was asked for; else what Slurm grants by itself, which it tells in megabytes.
+    wholes = (asked.get("mem"), os.environ.get("SLURM_MEM_PER_NODE"))
+    parts = (asked.get("mem_per_cpu"), os.environ.get("SLURM_MEM_PER_CPU"))
+    amounts = [
+        parse_memory(text) * factor
+        for pair in zip(wholes, parts, strict=True)
+        for text, factor in zip(pair, (1, plan.cpus_per_task), strict=True)
+        if text
+    ]
+    # 0 asks for all there is, and says no number.
+    return next((int(amount / plan.processes) for amount in amounts if math.isfinite(amount)), None)

@@ -1,0 +1,427 @@
+"""joblib's calls on slurmlaunch: known by name, few arrays, the same results, and nothing left running."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import joblib
+import pytest
+
+import slurmlaunch
+from slurmlaunch import Executor, NotPicklable, WorkerDied, attach
+from slurmlaunch.caps import usable_cpus
+from tests import scripts
+from tests.conftest import elsewhere, several_cpus
+from tests.waiting import is_alive, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from slurmlaunch import FutureArray
+    from tests.conftest import ExecutorFactory
+    from tests.waiting import Gate
+
+locally = pytest.mark.parametrize("backend", ["local"], indirect=True)
+"""For what does not depend on where the calls run."""
+
+
+def runs_of(executor: Executor) -> list[FutureArray[Any]]:
+    """Return what an executor has submitted."""
+    return [attach(folder) for folder in sorted(executor.folder.iterdir())]
+
+
+class TestName:
+    """joblib knows the backend, whichever of the two is imported first."""
+
+    USES = (
+        'with joblib.parallel_config(backend="slurmlaunch"):\n    print(joblib.Parallel()(calls()))',
+        'print(joblib.Parallel(backend="slurmlaunch")(calls()))',
+    )
+
+    @pytest.mark.parametrize("use", USES, ids=["config", "argument"])
+    @pytest.mark.parametrize("order", [("slurmlaunch", "joblib"), ("joblib", "slurmlaunch")], ids=" then ".join)
+    def test_either_order(
+        self, order: tuple[str, str], use: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The name works in a parallel_config and as an argument; nothing is left in the way of other imports."""
+        monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
+        text = f"""
+import sys
+import {order[0]}
+import {order[1]}
+
+def calls():
+    return (joblib.delayed(abs)(number) for number in range(-2, 2))
+
+{use}
+print(any("slurmlaunch" in repr(finder) for finder in sys.meta_path))
+print(type(joblib.parallel.__loader__).__name__, joblib.parallel.__spec__.loader is joblib.parallel.__loader__)
+"""
+        assert scripts.run(tmp_path, text).splitlines() == ["[2, 1, 0, 1]", "False", "SourceFileLoader True"]
+
+    def test_joblib_is_left_alone(self) -> None:
+        """To import slurmlaunch imports no joblib, and to import both imports nothing that only a use needs."""
+        program = """
+import sys, slurmlaunch
+print("joblib" in sys.modules)
+import joblib
+print("slurmlaunch.client" in sys.modules, "slurmlaunch.integrations.joblib" in sys.modules)
+"""
+        printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+
+        assert printed.split() == ["False", "False", "False"]
+
+    def test_without_joblib(self) -> None:
+        """Where joblib is not installed, slurmlaunch is imported as ever, and its backend says what to install."""
+        program = """
+import sys
+sys.modules["joblib"] = None
+import slurmlaunch
+assert slurmlaunch.Executor
+try:
+    import slurmlaunch.integrations.joblib
+except slurmlaunch.MissingPackage as error:
+    print(error)
+"""
+        printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+
+        assert printed == (
+            f'joblib\'s backend "slurmlaunch" needs joblib>=1.4: install it with {sys.executable} '
+            "-m pip install 'joblib>=1.4'\n"
+        )
+
+    def test_its_source_can_be_looked_up(self) -> None:
+        """A joblib that is looked up, but not imported, tells its source as without slurmlaunch."""
+        program = """
+import slurmlaunch
+from importlib.util import find_spec
+spec = find_spec("joblib.parallel")
+print("def register_parallel_backend" in spec.loader.get_source("joblib.parallel"))
+"""
+        assert subprocess.check_output([sys.executable, "-c", program], text=True) == "True\n"
+
+
+class TestHowMany:
+    """How many calls run at once, as joblib and its callers ask before."""
+
+    def effective(self, executor: Executor, n_jobs: int | None, **options: Any) -> int:
+        """Return joblib's own answer below a parallel_config."""
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, **options):
+            return int(joblib.effective_n_jobs(n_jobs))
+
+    def test_on_a_cluster(self, tmp_path: Path) -> None:
+        """On Slurm the throttle tells, or the number of tasks; else it is a guess. Never is it 1, which runs here."""
+        executor = Executor(tmp_path, cluster="slurm")
+
+        assert self.effective(executor.options(throttle=5, processes=4), -1) == 20
+        assert self.effective(executor.options(throttle=5, processes=4), -2) == 19
+        assert self.effective(executor.options(throttle=1), -1) == 2
+        assert self.effective(executor, -1) == self.effective(executor, None) == 100
+        assert self.effective(executor, -1, tasks=7) == 7
+        assert [self.effective(executor, number) for number in (1, 2, 300)] == [1, 2, 300]
+
+    def test_on_this_machine(self, tmp_path: Path) -> None:
+        """Here the CPUs tell."""
+        executor = Executor(tmp_path, cluster="local")
+
+        assert self.effective(executor, -1) == max(2, usable_cpus())
+        assert self.effective(executor.options(cpus_per_task=2), -1) == max(2, usable_cpus() // 2 * 2)
+
+    def test_what_cannot_be(self, tmp_path: Path) -> None:
+        """None at all, and something that is no executor, are refused."""
+        with pytest.raises(ValueError, match="n_jobs=0"):
+            self.effective(Executor(tmp_path), 0)
+        with (
+            pytest.raises(TypeError, match=r"slurmlaunch\.Executor"),
+            joblib.parallel_config("slurmlaunch", executor=4),
+        ):
+            pass
+        with pytest.raises(TypeError, match="no_such"), joblib.parallel_config("slurmlaunch", no_such=4):
+            pass
+
+
+@elsewhere
+class TestCalls:
+    """What a call comes to."""
+
+    def test_one_array(self, executor: Executor) -> None:
+        """All that is dispatched together is one array, whose items are the calls; results are in order."""
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=3):
+            found = joblib.Parallel()(joblib.delayed(divmod)(number, 7) for number in range(100))
+
+        assert [divmod(number, 7) for number in range(100)] == found
+        (run,) = runs_of(executor)
+        assert (100, 1) == (len(run), len(run.job_ids))
+
+    def test_jobs_are_processes(self, make_executor: ExecutorFactory) -> None:
+        """``n_jobs`` is the number of processes: so many work, in as few tasks as hold them."""
+        executor = make_executor(processes=2)
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=3):
+            found = joblib.Parallel()(
+                joblib.delayed(lambda _: slurmlaunch.current_task().index)(number) for number in range(8)
+            )
+
+        assert [0] * 4 + [1] * 4 == found
+
+    @several_cpus
+    def test_generators(self, executor: Executor, gate: Gate) -> None:
+        """With ``return_as`` results come as they are there, in order or not; two at a time do not mix."""
+        calls = [joblib.delayed(gate.enter)(name) for name in "ab"]
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=1):
+            ordered = joblib.Parallel(return_as="generator")(calls)
+            unordered = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(abs)(-n) for n in range(3))
+            gate.await_arrival("a")
+            assert {0, 1, 2} == set(unordered)
+            gate.open()
+
+            assert ["a", "b"] == list(ordered)
+
+    @several_cpus
+    def test_errors_are_themselves(self, executor: Executor, gate: Gate) -> None:
+        """What a call raises is raised here, with the traceback there as its cause; the other calls are cancelled."""
+
+        def run(name: str) -> None:
+            if name == "bad":
+                gate.await_arrival("a")
+                raise KeyError(name)
+            gate.enter(name)
+
+        calls = [joblib.delayed(run)(name) for name in ("a", "bad", "b")]
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor.options(processes=2), tasks=1),
+            pytest.raises(KeyError, match="bad") as caught,
+        ):
+            joblib.Parallel()(calls)
+
+        assert "raise KeyError(name)" in str(caught.value.__cause__)
+        (run_,) = runs_of(executor)
+        assert (2, 1) == (run_.counts()["cancelled"], run_.counts()["failed"])
+        wait_until(lambda: not is_alive(gate.process_of("a")))
+
+    def test_a_death_is_told(self, executor: Executor) -> None:
+        """A call whose process dies has our error, which names it."""
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor),
+            pytest.raises(WorkerDied, match="status 3"),
+        ):
+            joblib.Parallel()([joblib.delayed(os._exit)(3)])
+
+    def test_grid_search(self, make_executor: ExecutorFactory) -> None:
+        """A scikit-learn search runs there unchanged, and finds what it finds with two processes here."""
+        from sklearn.datasets import load_iris
+        from sklearn.model_selection import GridSearchCV
+        from sklearn.svm import SVC
+
+        features, classes = load_iris(return_X_y=True)
+        grid = {"C": [0.01, 1, 100], "kernel": ["linear", "rbf"]}
+        here = GridSearchCV(SVC(), grid, n_jobs=2, cv=3).fit(features, classes)
+        executor = make_executor(processes=2)
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor):
+            there = GridSearchCV(SVC(), grid, n_jobs=2, cv=3).fit(features, classes)
+
+        assert here.best_params_ == there.best_params_
+        assert list(here.cv_results_["mean_test_score"]) == list(there.cv_results_["mean_test_score"])
+        (run,) = runs_of(executor)
+        assert (18, 1) == (len(run), len(run.job_ids))
+
+
+@pytest.mark.parametrize("backend", ["inline"], indirect=True)
+def test_inline_is_no_exception(executor: Executor) -> None:
+    """On the inline backend the calls are pickled and run like elsewhere, in this process."""
+    with joblib.parallel_config(backend="slurmlaunch", executor=executor):
+        assert [os.getpid()] * 3 == joblib.Parallel()(joblib.delayed(os.getpid)() for _ in range(3))
+
+
+@locally
+class TestWindows:
+    """Which calls become a run."""
+
+    def test_an_endless_supply_is_fed_by_windows(self, executor: Executor) -> None:
+        """Where the user says how much is dispatched ahead, no more is taken; what is left is cancelled at the end."""
+        taken = []
+
+        def supply() -> Iterator[Any]:
+            for number in itertools.count():
+                taken.append(number)
+                yield joblib.delayed(abs)(-number)
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=2):
+            results = joblib.Parallel(return_as="generator", pre_dispatch=8, batch_size=1)(supply())
+            assert list(range(20)) == list(itertools.islice(results, 20))
+            with pytest.warns(UserWarning, match="cancelled"):
+                results.close()
+
+        sizes = [len(run) for run in runs_of(executor)]
+        assert sizes[0] == 8
+        assert len(sizes) < len(taken) / 3
+        assert not threads_of_ours()
+
+    @pytest.mark.parametrize("given", ["2*n_jobs", "2 * n_jobs", "all"])
+    def test_a_default_is_one_window(self, executor: Executor, given: str) -> None:
+        """What joblib and scikit-learn dispatch ahead by default is all there is, and one run."""
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=2):
+            joblib.Parallel(pre_dispatch=given)(joblib.delayed(abs)(number) for number in range(30))
+
+        assert [30] == [len(run) for run in runs_of(executor)]
+
+    def test_a_slow_supply_holds_nothing_up(self, executor: Executor) -> None:
+        """While the next call is still being made, other runs are watched."""
+
+        def supply() -> Iterator[Any]:
+            yield joblib.delayed(abs)(-1)
+            yield joblib.delayed(abs)(-2)
+            yield joblib.delayed(abs)(-3)  # dispatched ahead, so that one of the others is called back
+            assert executor.submit(abs, -4).result(60) == 4
+            yield joblib.delayed(abs)(-5)
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=2):
+            assert [1, 2, 3, 5] == joblib.Parallel(pre_dispatch=3, batch_size=1)(supply())
+
+    def test_one_object_for_many_calls(self, executor: Executor) -> None:
+        """A `Parallel` that is kept open takes one set of calls after the other, also after an error."""
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor),
+            joblib.Parallel(n_jobs=2) as parallel,
+        ):
+            assert [1, 2] == parallel(joblib.delayed(abs)(-number) for number in (1, 2))
+            with pytest.raises(ZeroDivisionError):
+                parallel([joblib.delayed(divmod)(1, 0)])
+            assert [3] == parallel([joblib.delayed(abs)(-3)])
+        assert not threads_of_ours()
+
+
+@locally
+class TestWhatTravels:
+    """Functions and arguments, on their way."""
+
+    def test_what_is_shared_is_stored_once(self, executor: Executor) -> None:
+        """What many calls have in common lies in the run folder once."""
+        data = bytes(200_000)
+        closure = [data[1:]]
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=2):
+            found = joblib.Parallel()(
+                joblib.delayed(lambda part, number, whole: len(part) + number + len(whole) + len(closure[0]))(
+                    data, number, whole=closure
+                )
+                for number in range(50)
+            )
+
+        assert [400_000 + number for number in range(50)] == found
+        (run,) = runs_of(executor)
+        assert sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) < 1_500_000
+
+    def test_each_call_has_a_copy(self, executor: Executor) -> None:
+        """What one call does to its arguments no other sees; one object given twice is one object there."""
+        shared: list[int] = []
+
+        def append(first: list[int], second: list[int]) -> tuple[bool, int]:
+            first.append(0)
+            return first is second, len(second)
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=1):
+            found = joblib.Parallel()(joblib.delayed(append)(shared, shared) for _ in range(5))
+
+        assert [(True, 1)] * 5 == found
+
+    def test_modules_that_travel(self, make_executor: ExecutorFactory, tmp_path: Path) -> None:
+        """``by_value=`` holds for what joblib hands over."""
+        (tmp_path / "only_here.py").write_text("def double(number):\n    return 2 * number\n")
+        sys.path.insert(0, str(tmp_path))
+        try:
+            import only_here  # type: ignore[import-not-found]
+        finally:
+            sys.path.remove(str(tmp_path))
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=make_executor(by_value=only_here)):
+            assert [0, 2, 4] == joblib.Parallel()(joblib.delayed(only_here.double)(number) for number in range(3))
+
+    def test_a_node_needs_no_client(self, executor: Executor) -> None:
+        """Where a call runs, nothing is imported for it that only a client needs."""
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor):
+            (found,) = joblib.Parallel()([joblib.delayed(lambda: [*sys.modules])()])
+
+        assert {"slurmlaunch.client", "slurmlaunch.integrations.joblib", "distributed"} & {*found} == set()
+        assert "slurmlaunch.integrations.parcels" in found
+
+    def test_what_does_not_pickle_is_named(self, executor: Executor) -> None:
+        """Nothing is submitted, and the error names the culprit."""
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor),
+            pytest.raises(NotPicklable, match="lock"),
+        ):
+            joblib.Parallel()(joblib.delayed(print)(number, threading.Lock()) for number in range(3))
+        assert runs_of(executor) == []
+
+    def test_what_is_refused_is_raised(self, executor: Executor) -> None:
+        """An executor that takes no more says so through joblib."""
+        executor.shutdown()
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor),
+            pytest.raises(RuntimeError, match="after shutdown"),
+        ):
+            joblib.Parallel()([joblib.delayed(abs)(1)])
+
+    def test_nested_calls_stay_in_their_task(self, make_executor: ExecutorFactory) -> None:
+        """A `Parallel` inside a call uses threads, as many as the item has CPUs."""
+
+        def inner() -> tuple[int, set[str]]:
+            names = joblib.Parallel(n_jobs=-1)(
+                joblib.delayed(lambda: threading.current_thread().name)() for _ in range(3)
+            )
+            return int(joblib.effective_n_jobs(-1)), {name.partition("-")[0] for name in names}
+
+        def ask(**options: Any) -> tuple[int, set[str]]:
+            found: tuple[int, set[str]]
+            with joblib.parallel_config(backend="slurmlaunch", executor=make_executor(**options)):
+                (found,) = joblib.Parallel()([joblib.delayed(inner)()])
+            return found
+
+        assert (1, {"MainThread"}) == ask()
+        if usable_cpus() > 1:
+            assert (2, {"Thread"}) == ask(cpus_per_task=2, threads=2)
+
+
+def test_a_cancel_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the scheduler cannot be told, the error that ended the calls stands, and the log names the run."""
+    from slurmlaunch import SchedulerError
+    from slurmlaunch.integrations import joblib as ours
+
+    class Deaf:
+        folder = "the folder"
+
+        def __init__(self) -> None:
+            self.future = Future[int]()
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter([self.future])
+
+        def cancel(self) -> None:
+            raise SchedulerError("it is away")
+
+    submitted = threading.Event()
+
+    def submit(_: object) -> Any:
+        submitted.set()
+        return Deaf()
+
+    dispatcher = ours._Dispatcher(submit)  # noqa: SLF001 - no scheduler fails when it is asked to
+    dispatcher.take(ours._Call(None, print))  # noqa: SLF001
+    assert submitted.wait(60)
+    with caplog.at_level(logging.WARNING, "slurmlaunch"):
+        dispatcher.abort()
+
+    assert caplog.messages == ["slurmlaunch could not cancel the folder: it is away"]
+
+
+def threads_of_ours() -> list[str]:
+    """Return the threads that wait for joblib's calls."""
+    return [thread.name for thread in threading.enumerate() if thread.name == "slurmlaunch-joblib"]
