@@ -78,6 +78,12 @@ def variables(threads: int, environ: Mapping[str, str]) -> dict[str, str]:
     return {**chosen, SHARE: str(threads), OURS: ":".join(chosen)}
 
 
+def set_ours(variables: Mapping[str, str]) -> None:
+    """Set variables of this process, and of what it starts, that no submission from here is to inherit."""
+    ours = filter(None, (os.environ.get(OURS), *variables))
+    os.environ.update({**variables, OURS: ":".join(ours)})
+
+
 def apply(threads: int) -> None:
     """Cap this process, and what it starts, at so many threads."""
     os.environ.update(variables(threads, os.environ))

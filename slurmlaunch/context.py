@@ -29,9 +29,11 @@ class Task:
         processes: how many pool processes the task has.
         threads: how many CPUs this process may use.
         seed: the run's seed: the option ``seed=``, or a random one of the run's own.
+        rank: which of the processes that call the function together this is (``ntasks=``), from 0.
+        ranks: how many these are; 1 where each call is one process's own.
     """
 
-    __slots__ = ("attempt", "index", "item", "process", "processes", "run_folder", "seed", "threads")
+    __slots__ = ("attempt", "index", "item", "process", "processes", "rank", "ranks", "run_folder", "seed", "threads")
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Task:
     ) -> None:
         self.run_folder, self.index, self.attempt, self.item = run_folder, index, attempt, -1
         self.process, self.processes, self.threads, self.seed = process, processes, threads, seed
+        self.rank, self.ranks = 0, 1
 
     def __repr__(self) -> str:
         return f"<Task {self.index} of {self.run_folder}, item {self.item}>"

@@ -309,16 +309,20 @@ class WorkerDied(TaskEnded):
     Attributes:
         signal: the number of the signal, or None.
         exit_code: the exit status, or None.
+        rank: which rank it was, where the item was run by several (``ntasks=``).
     """
 
     signal: int | None = None
+    rank: int | None = None
 
     @classmethod
-    def of(cls, signal: int | None, exit_code: int | None, **fields: Any) -> WorkerDied:
+    def of(
+        cls, signal: int | None, exit_code: int | None, who: str = "the process that ran the item", **fields: Any
+    ) -> WorkerDied:
         """Return the error that names the signal or the exit status."""
         cause = f"ended with exit status {exit_code}" if signal is None else f"was killed by {signal_name(signal)}"
         return cls(
-            f"the process that ran the item {cause}",
+            f"{who} {cause}",
             signal=signal,
             exit_code=exit_code,
             **{"advice": _DEATH_ADVICE.get(signal or 0, ""), **fields},

@@ -8,8 +8,12 @@ import sys
 import textwrap
 from pathlib import Path
 from subprocess import TimeoutExpired
+from typing import TYPE_CHECKING
 
 from tests.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["TimeoutExpired", "finish", "run", "start"]
 
@@ -24,11 +28,13 @@ def end_all() -> None:
             script.kill()
 
 
-def start(folder: Path, text: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """Write a script into a folder and start it, in another folder if one is given."""
+def start(
+    folder: Path, text: str, *arguments: object, cwd: Path | None = None, within: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Write a script into a folder and start it, in another folder if one is given, and *within* another command."""
     script = folder / "script.py"
     script.write_text(textwrap.dedent(text), encoding="utf-8")
-    command = [sys.executable, str(script), *map(str, arguments)]
+    command = [*within, sys.executable, str(script), *map(str, arguments)]
     # The scripts use helpers of these tests, which are no installed package.
     here = str(Path(__file__).resolve().parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here]))}
@@ -45,8 +51,8 @@ def finish(script: subprocess.Popen[str]) -> tuple[int, str, str]:
     return script.returncode, out, err
 
 
-def run(folder: Path, text: str, *arguments: object, cwd: Path | None = None) -> str:
+def run(folder: Path, text: str, *arguments: object, cwd: Path | None = None, within: Sequence[str] = ()) -> str:
     """Run a script that is to end well; return what it printed."""
-    status, out, err = finish(start(folder, text, *arguments, cwd=cwd))
+    status, out, err = finish(start(folder, text, *arguments, cwd=cwd, within=within))
     assert status == 0, err
     return out

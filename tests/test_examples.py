@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import importlib.util
 import math
 import os
 import platform
@@ -27,6 +28,8 @@ from slurmlaunch import caps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.cluster import Cluster
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -196,6 +199,29 @@ def check_ray_cluster(printed: str, where: str) -> None:
     assert printed == f"the first 40 squares add up to {total}, says a cluster of 2 nodes\n"
 
 
+def check_mpi_integral(printed: str, where: str) -> None:
+    """Hold the integral against π, and see that each rank had its share."""
+    assert printed == f"pi is about {math.pi:.10f}, from 4 ranks with {[250_000] * 4} steps\n"
+
+
+def check_torch_all_reduce(printed: str, where: str) -> None:
+    """See that each rank has the sum of all."""
+    assert printed == f"4 ranks came to the sums {[10.0] * 4}\n"
+
+
+@pytest.mark.slurm
+def test_allocation(cluster: Cluster, tmp_path: Path) -> None:
+    """The script that wants an allocation prints the right values in one, and uses both of its nodes."""
+    command = ["salloc", "--quiet", "--nodes=2", "--ntasks=16", sys.executable, str(EXAMPLES / "allocation.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    walks, n1, n2 = re.fullmatch(
+        r"(\d+) walks came [\d.]+ steps far; on {'n1': (\d+), 'n2': (\d+)}\n", done.stdout
+    ).groups()  # type: ignore[union-attr]
+    assert (int(walks), int(n1) + int(n2)) == (40, 40)
+
+
 SCRIPTS: dict[str, Callable[[str, str], None]] = {
     "array_of_pools.py": check_array_of_pools,
     "container.py": check_container,
@@ -205,14 +231,16 @@ SCRIPTS: dict[str, Callable[[str, str], None]] = {
     "grid_search.py": check_grid_search,
     "matrix_product.py": check_matrix_product,
     "monte_carlo_pi.py": check_monte_carlo_pi,
+    "mpi_integral.py": check_mpi_integral,
     "postprocess.py": check_postprocess,
     "process_pool.py": check_process_pool,
     "ray_cluster.py": check_ray_cluster,
     "shell_command.py": check_shell_command,
     "site.py": check_site,
+    "torch_all_reduce.py": check_torch_all_reduce,
 }
-ELSEWHERE = {"gpus.py"}
-"""What needs another cluster, and is tested with the recipes."""
+ELSEWHERE = {"allocation.py", "gpus.py"}
+"""What needs another place, and has a test of its own."""
 
 MARKS = {
     "postprocess.py": [pytest.mark.slow],
@@ -222,11 +250,15 @@ MARKS = {
         pytest.mark.skipif(caps.usable_cpus() < 2, reason="its two nodes need two CPUs"),
     ],
 }
+# What an example needs that is too large to be installed for a test.
+NEEDS = {"torch_all_reduce.py": "torch"}
 
 
 @pytest.mark.parametrize("script", [pytest.param(name, marks=MARKS.get(name, [])) for name in SCRIPTS])
 def test_script(script: str, where: str, run_python: Callable[..., str]) -> None:
     """A script prints the right values, and nothing to standard error."""
+    if script in NEEDS and importlib.util.find_spec(NEEDS[script]) is None:
+        pytest.skip(f"needs {NEEDS[script]}")
     SCRIPTS[script](run_python(str(EXAMPLES / script)), where)
 
 

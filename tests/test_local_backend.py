@@ -28,13 +28,14 @@ from slurmlaunch.backends.machine import jobs
 from slurmlaunch.backends.machine.allowance import Allowance
 from slurmlaunch.backends.machine.dispatcher import DISPATCHER
 from slurmlaunch.backends.machine.owner import Owner
+from slurmlaunch.backends.machine.room import MACHINE
 from slurmlaunch.backends.units import parse_memory, parse_time
 from slurmlaunch.errors import SchedulerError, SubmissionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-CPUS = DISPATCHER.cpus
+CPUS = MACHINE.cpus
 LINUX = sys.platform == "linux"
 
 backend = LocalBackend()

@@ -119,6 +119,7 @@ class ArrayJob:
         may_requeue: whether a task may be started again.
         container: the image in which the node runs, or None.
         folders: what of the client's folders it must see there.
+        ranks: how many processes with *cpus_per_task* CPUs each call the function of a task together.
     """
 
     run_folder: Path
@@ -142,6 +143,7 @@ class ArrayJob:
     may_requeue: bool = False
     container: Container | None = None
     folders: tuple[Path, ...] = ()
+    ranks: int = 1
 
     def command(self, task: str) -> tuple[str, ...]:
         """Return the node's command line for a task index (or the shell word for one), which is its last word.
@@ -207,6 +209,10 @@ class Snapshot(Protocol):
         """Return what is known of an element; None means not yet, never gone."""
 
 
+OF_THE_CLIENT = frozenset({"local", "allocation"})
+"""The backends whose tasks the client runs itself, waits for when it exits, and takes along when it is killed."""
+
+
 class Backend(Protocol):
     """Where tasks run. All methods may be called from any thread."""
 
@@ -217,6 +223,13 @@ class Backend(Protocol):
 
     def limits(self) -> Limits:
         """Return what the cluster allows; asked once, then remembered."""
+
+    def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...] | None:
+        """Return the words that start a command once for each of so many ranks of a task, each with these CPUs.
+
+        *options* are sbatch's, as of an `ArrayJob`.
+        No words where the node is to start the ranks itself; None where a task has one rank.
+        """
 
     def script(self, job: ArrayJob) -> str:
         """Return what `submit` would hand over, as a person reads it."""

@@ -29,7 +29,7 @@ from slurmlaunch.runfolder.rounds import Round
 from slurmlaunch.runfolder.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from types import FrameType
 
     from typing_extensions import Self
@@ -60,6 +60,10 @@ class InlineBackend:
     def limits(self) -> Limits:
         """Return no limits."""
         return Limits()
+
+    def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> None:
+        """Return None: the calling thread is the only rank."""
+        del ranks, cpus_per_task, options
 
     def script(self, job: ArrayJob) -> str:
         """Return a comment: there is no script."""

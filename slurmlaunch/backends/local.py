@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,6 +32,7 @@ from slurmlaunch.backends.machine.allowance import Allowance
 from slurmlaunch.backends.machine.dispatcher import DISPATCHER
 from slurmlaunch.backends.machine.jobs import LocalJob
 from slurmlaunch.backends.machine.owner import Owner
+from slurmlaunch.backends.machine.room import MACHINE
 from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder, Status
 
@@ -45,10 +47,14 @@ _GONE = TaskRecord(TaskState.NODE_FAIL, reason="the client that ran it is gone")
 
 _ELEMENT = "ELEMENT"
 
+# Open MPI refuses more ranks than the machine has cores, unless it is told; others do not read this.
+_OPEN_MPI = ("OMPI_MCA_rmaps_base_oversubscribe=1", "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe")
+
 # Of an outer task: which element, which start, which rank of MPI it is. The outer
 # job's allocation stays, for it is where local tasks run too.
 _OF_AN_OUTER_TASK = (
-    "SLURM_ARRAY_", "SLURM_RESTART_COUNT", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "PMI", "OMPI_COMM_WORLD_",
+    "SLURM_ARRAY_", "SLURM_RESTART_COUNT", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "PMI", "MPI_LOCAL",
+    "OMPI_COMM_WORLD_",
 )  # fmt: skip
 
 
@@ -78,17 +84,26 @@ class LocalBackend:
 
     name = "local"
     query_every = 0.25
+    dispatcher = DISPATCHER
 
     def limits(self) -> Limits:
         """Return the CPUs that tasks are clipped to; arrays may have any length."""
-        return Limits(cpus=DISPATCHER.cpus)
+        return Limits(cpus=MACHINE.cpus)
+
+    def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
+        """Return the command line of mpiexec, where there is one: without it MPI would take each rank for a world."""
+        del cpus_per_task, options
+        beside = str(Path(sys.executable).parent)  # where packages of Python's bring it
+        mpiexec = shutil.which("mpiexec", path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
+        return ("env", *_OPEN_MPI, mpiexec, "-n", str(ranks)) if mpiexec else ()
 
     def script(self, job: ArrayJob) -> str:
         """Return shell commands that run the same tasks, one after the other."""
         folder = RunFolder(job.run_folder)
         out, err = (_log_words(folder.log(job.round, job.array, _ELEMENT, stream)) for stream in ("out", "err"))
-        variables = _added(job, caps.without_ours(os.environ))
-        at_once = min(job.length, job.throttle or job.length, max(1, DISPATCHER.cpus // job.cpus_per_task))
+        variables = added_variables(job, caps.without_ours(os.environ))
+        at_once = min(job.length, job.throttle or job.length, self.at_once(job))
+        command = shlex.join((*self.starter(job), *job.command("")[:-1]))
         lines = [
             f"#!{_shell(job)}",
             f"# {job.name}: one after the other here, up to {at_once} at once when submitted",
@@ -97,7 +112,7 @@ class LocalBackend:
             f"cd -- {shlex.quote(str(_cwd(job)))} || exit {Status.SETUP}",
             *_preparation(job),
             f"for element in $(seq 0 {job.length - 1}); do",
-            f"    {shlex.join(job.command('')[:-1])} $(({job.first_task} + element)) >>{out} 2>>{err}",
+            f"    {command} $(({job.first_task} + element)) >>{out} 2>>{err}",
             "done",
         ]
         return "\n".join(lines) + "\n"
@@ -109,25 +124,25 @@ class LocalBackend:
             SubmissionError: what the tasks need is missing, an option's value
                 cannot be, or the interpreter is exiting.
         """
-        env = _environment(job)
+        env = self.environment(job)
         _check(job, env)
         try:
             queued = LocalJob(
                 Owner.me().new_job_id(),
                 job,
-                allowance=Allowance.of(job, DISPATCHER.cpus),
-                command=_command(job),
+                allowance=self.allowance(job),
+                command=self.command(job),
                 env=env,
-                after=_own(job.after, "waited for") if job.after else None,
+                after=self._own(job.after, "waited for") if job.after else None,
             )
-            DISPATCHER.submit(queued)
+            self.dispatcher.submit(queued)
         except (OptionError, SchedulerError, RuntimeError, OSError) as error:
-            raise _refusal(job, str(error)) from error
+            raise refusal(job, str(error)) from error
         return queued.id
 
     def find(self, name: str, since: float) -> str | None:
         """Return the id of this process's newest job of that name, submitted after *since*, or None."""
-        return DISPATCHER.find(name, since)
+        return self.dispatcher.find(name, since)
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """End a job, or these of its elements; what has not started never will.
@@ -135,8 +150,8 @@ class LocalBackend:
         Running ones get SIGTERM, and SIGKILL five seconds later. Of a job that another
         process runs, its tasks read for themselves which items are cancelled.
         """
-        if job := DISPATCHER.get(job_id):
-            DISPATCHER.cancel(job, elements)
+        if job := self.dispatcher.get(job_id):
+            self.dispatcher.cancel(job, elements)
 
     def requeue(self, job_id: str, element: int) -> None:
         """Refuse: only Slurm starts a task again.
@@ -153,47 +168,73 @@ class LocalBackend:
             SchedulerError: another living process runs the job.
         """
         del after
-        if job := _own(job_id, "throttled"):
-            DISPATCHER.set_throttle(job, throttle)
+        if job := self._own(job_id, "throttled"):
+            self.dispatcher.set_throttle(job, throttle)
 
     def query(self, job_ids: Collection[str]) -> LocalSnapshot:
         """Return the states of the jobs at this moment; never blocks for long."""
         taken = time.time()
         jobs, gone = {}, set()
         for job_id in job_ids:
-            if (records := DISPATCHER.records(job_id)) is not None:
+            if (records := self.dispatcher.records(job_id)) is not None:
                 jobs[job_id] = records
             elif (owner := Owner.of(job_id)) and owner.is_gone:
                 gone.add(job_id)
         return LocalSnapshot(taken, jobs, frozenset(gone))
 
+    # What is another matter in an allocation.
 
-def _own(job_id: str, deed: str) -> LocalJob | None:
-    """Return a job of this process, or None for one whose process is gone, as then all is over."""
-    job = DISPATCHER.get(job_id)
-    if job is None:
-        owner = Owner.of(job_id)
-        if owner is None:
-            raise SchedulerError(f"{job_id!r} is not the id of a local job")
-        if not owner.is_gone:
-            whose = f"process {owner.pid} on {owner.machine}"
-            raise SchedulerError(f"job {job_id} can only be {deed} by the client that runs it, {whose}")
-    return job
+    def at_once(self, job: ArrayJob) -> int:
+        """Return how many tasks of an array run at once where nothing else does."""
+        return max(1, MACHINE.cpus // self.allowance(job).cpus)
+
+    def allowance(self, job: ArrayJob) -> Allowance:
+        """Return what a task may use.
+
+        Raises:
+            OptionError: a time or a memory that sbatch would refuse.
+        """
+        return Allowance.of(job, MACHINE.cpus)
+
+    def starter(self, job: ArrayJob) -> tuple[str, ...]:
+        """Return the words that start the node's command line somewhere else: none."""
+        del job
+        return ()
+
+    def command(self, job: ArrayJob) -> tuple[str, ...]:
+        """Return the command line of a task, less the task index at its end."""
+        return _command(job)
+
+    def environment(self, job: ArrayJob) -> dict[str, str]:
+        """Return the environment of the tasks."""
+        return _environment(job)
+
+    def _own(self, job_id: str, deed: str) -> LocalJob | None:
+        """Return a job of this process, or None for one whose process is gone, as then all is over."""
+        job = self.dispatcher.get(job_id)
+        if job is None:
+            owner = Owner.of(job_id)
+            if owner is None:
+                raise SchedulerError(f"{job_id!r} is not the id of a local job")
+            if not owner.is_gone:
+                whose = f"process {owner.pid} on {owner.machine}"
+                raise SchedulerError(f"job {job_id} can only be {deed} by the client that runs it, {whose}")
+        return job
 
 
 def _check(job: ArrayJob, env: Mapping[str, str]) -> None:
     """Refuse at once what could only fail later, task by task."""
     for folder in (RunFolder(job.run_folder).logs, _cwd(job)):
         if not folder.is_dir():
-            raise _refusal(job, f"there is no folder {folder}")
+            raise refusal(job, f"there is no folder {folder}")
     if _shell(job) is None:
-        raise _refusal(job, "modules and setup need bash, which is not on the PATH")
+        raise refusal(job, "modules and setup need bash, which is not on the PATH")
     programs = job.container.programs if job.container else (job.python[0],)
     # What is loaded or set up first may bring its own along.
     if not (job.modules or job.setup or any(_is_there(job, program, env) for program in programs)):
         option = "container=Container(..., runtime=...)" if job.container else "python=[...]"
         missing = " or ".join(map(repr, programs))
-        raise _refusal(job, f"there is no program {missing} to start Python with: see the option {option}")
+        raise refusal(job, f"there is no program {missing} to start Python with: see the option {option}")
 
 
 def _is_there(job: ArrayJob, program: str, env: Mapping[str, str]) -> bool:
@@ -201,7 +242,8 @@ def _is_there(job: ArrayJob, program: str, env: Mapping[str, str]) -> bool:
     return shutil.which(path, path=env.get("PATH")) is not None
 
 
-def _refusal(job: ArrayJob, message: str) -> SubmissionError:
+def refusal(job: ArrayJob, message: str) -> SubmissionError:
+    """Return the error for an array that cannot be run here."""
     return SubmissionError(message, command=job.command("0"), stderr=message)
 
 
@@ -255,10 +297,10 @@ def _environment(job: ArrayJob) -> dict[str, str]:
     }
     for name in OF_THE_HOST if job.container else ():
         inherited.pop(name, None)
-    return {**inherited, **_added(job, inherited)}
+    return {**inherited, **added_variables(job, inherited)}
 
 
-def _added(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:
+def added_variables(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that the tasks have and the client has not."""
     env = dict(job.env)
     if _CPU_COUNT not in env and _CPU_COUNT not in inherited:

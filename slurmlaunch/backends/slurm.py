@@ -92,6 +92,12 @@ class SlurmBackend:
             _LIMITS[place] = _limits(done.stdout)
         return _LIMITS[place]
 
+    def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
+        """Return srun's command line: it does not take the CPUs over from sbatch, since Slurm 22.05."""
+        # The other options srun takes over from sbatch, this one too; it refuses both together.
+        cpus = () if "cpus_per_gpu" in options else (f"--cpus-per-task={cpus_per_task}",)
+        return ("srun", "--kill-on-bad-exit=1", f"--ntasks={ranks}", *cpus)
+
     def script(self, job: ArrayJob) -> str:
         """Return the batch script that `submit` hands to sbatch."""
         return render(job)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from slurmlaunch.backends.allocation import AllocationBackend
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.slurm import SlurmBackend
@@ -34,6 +35,8 @@ def backend_of(name: str, clusters: str | None = None) -> Backend:
     """Return the backend of that name: one for all runs of this process, as they share its queries."""
     if name == "slurm":
         return SlurmBackend(clusters)
+    if name == "allocation":
+        return AllocationBackend()
     return LocalBackend() if name == "local" else InlineBackend()
 
 

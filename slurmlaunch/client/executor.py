@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import cloudpickle
 
+from slurmlaunch.backends.allocation import require_allocation
 from slurmlaunch.backends.base import Limits
 from slurmlaunch.backends.container import own_folders
 from slurmlaunch.client.attach import backend_of
@@ -29,7 +30,7 @@ from slurmlaunch.client.packing import Costs, pack
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import array_job, make_plan
+from slurmlaunch.client.submission import array_job, make_plan, ranks_plan
 from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.errors import OptionError, SchedulerError
 from slurmlaunch.runfolder.items import write_items
@@ -66,8 +67,9 @@ class Executor(concurrent.futures.Executor):
     Args:
         folder: where run folders are made; on storage that the nodes share. By
             default ``$SLURMLAUNCH_FOLDER``, else ``./slurmlaunch-runs``.
-        cluster: ``"slurm"``, ``"local"`` or ``"inline"``; by default
-            ``$SLURMLAUNCH_CLUSTER``, else slurm where sbatch is on PATH, else local.
+        cluster: ``"slurm"``, ``"allocation"`` (steps of the allocation that this process
+            is in), ``"local"`` or ``"inline"``; by default ``$SLURMLAUNCH_CLUSTER``, else slurm
+            where sbatch is on PATH, else local.
         options: sbatch's long option names with underscores (``time``,
             ``partition``, ``cpus_per_task``, ...), and ours: ``throttle``,
             ``processes``, ``threads``, ``python``, ``modules``, ``setup``, ``container``,
@@ -75,7 +77,7 @@ class Executor(concurrent.futures.Executor):
 
     Raises:
         UnknownOption: an option is neither sbatch's nor ours, or ours to set.
-        OptionError: a value cannot be.
+        OptionError: a value cannot be, or this process is in no allocation.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Executor(concurrent.futures.Executor):
     ) -> None:
         chosen = cluster or os.environ.get(CLUSTER_VARIABLE) or ("slurm" if shutil.which("sbatch") else "local")
         self._cluster = check_cluster(chosen)
+        if self._cluster == "allocation":
+            require_allocation()
         self._folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs").expanduser().absolute()
         self._options = Options.parse(**options)
         self._ours = _Submitted()
@@ -94,7 +98,7 @@ class Executor(concurrent.futures.Executor):
 
     @property
     def cluster(self) -> str:
-        """Where tasks run: ``"slurm"``, ``"local"`` or ``"inline"``."""
+        """Where tasks run: ``"slurm"``, ``"allocation"``, ``"local"`` or ``"inline"``."""
         return self._cluster
 
     @property
@@ -262,6 +266,10 @@ class Executor(concurrent.futures.Executor):
             raise OptionError(
                 f"cost packs static slices, and schedule is {how.schedule!r}: give one of them", option="cost"
             )
+        if self._options.ranks > 1 and how.schedule != STATIC:
+            raise OptionError(
+                f"the ranks of a task share its slice: schedule={how.schedule!r} is not for them", option="schedule"
+            )
         given = {"throttle": how.throttle, "name": how.name}
         options = self._options.changed(**{key: value for key, value in given.items() if value is not None})
         return _Call(fn, rows, options=options, how=how)
@@ -352,7 +360,8 @@ class Executor(concurrent.futures.Executor):
             costs = call.costs.of(manifest.items)
             slices, items = pack(costs, planned.slices.tasks, longest_first=shape.processes > 1)
             planned = dataclasses.replace(planned, slices=slices)
-        return make_plan(planned, call.options, manifest, 0, shape, items=items)
+        ranks = ranks_plan(call.options, backend, shape)
+        return make_plan(planned, call.options, manifest, 0, shape, items=items, ranks=ranks)
 
     # The end.
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from slurmlaunch.client.attach import find_run, retry
 from slurmlaunch.client.attempts import Attempt, attempts_of
 from slurmlaunch.client.ledger import Fate
+from slurmlaunch.client.ranks import values_of_further_ranks
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import Failure, Value
 
@@ -166,6 +167,18 @@ class Future(concurrent.futures.Future[T]):
     def done(self) -> bool:
         """Return whether its outcome is known, or it was cancelled."""
         return self.__dict__.get("_state") == _FINISHED or super().done()
+
+    def ranks(self, timeout: float | None = None) -> list[T]:
+        """Return what the function returned on each rank, by rank; a list of one where a call is one process's own.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            As `result` does.
+        """
+        first = self.result(timeout)
+        return [first, *values_of_further_ranks(self._run, self._index)]
 
     def _wait(self, timeout: float | None) -> None:
         if self.done():

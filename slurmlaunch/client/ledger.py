@@ -20,6 +20,7 @@ from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from slurmlaunch.outcome import Outcome
     from slurmlaunch.runfolder.outcomes import Content, Recorded
@@ -134,6 +135,10 @@ class Ledger:
             return Failure(error.located(item=item))
         except (OSError, UnsafeRunFolder) as error:
             return Failure(error)
+
+    def file_of(self, item: int) -> Path:
+        """Return the outcome file that an item's outcome stands in, where it has one."""
+        return self.log.find(item).file
 
     def values(self, items: range) -> tuple[int, list[Any]]:
         """Read the values of the first of these items, all settled, as many as are read in one go.

@@ -27,7 +27,7 @@ from slurmlaunch.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-CLUSTERS = ("slurm", "local", "inline")
+CLUSTERS = ("slurm", "allocation", "local", "inline")
 JOB_NAME_LENGTH = 64
 
 
@@ -53,6 +53,7 @@ class Options:
         grow: by what ``mem`` and ``time`` grow where they were short.
         max_mem: what ``mem`` grows to at most, in sbatch's units, or None.
         max_time: what ``time`` grows to at most, in sbatch's formats, or None.
+        launcher: the words that start MPI programs, less the program; None for the backend's own.
         retry_exceptions: names of exception classes, as ``"builtins.OSError"``: an item that
             raised one, or one derived from it, is run again too.
         seed: what the random streams of a run's items follow from, or None for a random one.
@@ -77,6 +78,7 @@ class Options:
     max_time: str | None = None
     retry_exceptions: tuple[str, ...] = ()
     seed: int | None = None
+    launcher: tuple[str, ...] | None = None
 
     @classmethod
     def parse(cls, /, **given: Any) -> Options:
@@ -122,16 +124,39 @@ class Options:
         *available* are the CPUs of the machine, where the backend is bound to one.
 
         Raises:
-            OptionError: the processes with their threads need more CPUs than the task has.
+            OptionError: the processes with their threads need more CPUs than the task has, or
+                are several where there are ranks.
         """
+        if self.ranks > 1 and self.container is not None:
+            raise refused("container", f"the {self.ranks} ranks of a task cannot run in one: srun is not inside")
+        if self.ranks > 1 and (self.processes or 1) > 1:
+            raise refused(
+                "processes", f"an item is run by all {self.ranks} ranks of a task, and by one process of each"
+            )
         cpus = self.slurm.get("cpus_per_task")
         shape = Shape.resolve(
             cpus_per_task=None if cpus is None else int(cpus),
             processes=self.processes,
             threads=self.threads,
-            single_item=single_item,
+            single_item=single_item or self.ranks > 1,
         )
         return shape.clipped(available)
+
+    @property
+    def ranks(self) -> int:
+        """How many processes call the function of a task together: as many as srun starts with these options.
+
+        Raises:
+            OptionError: it depends on how many nodes Slurm chooses.
+        """
+        if "ntasks" in self.slurm:
+            return int(self.slurm["ntasks"])
+        least, _, most = str(self.slurm.get("nodes", 1)).partition("-")
+        if not least.isdigit() or (most and most != least):
+            raise refused(
+                "nodes", f"give ntasks too, since {self.slurm['nodes']!r} leaves open how many ranks there are"
+            )
+        return int(least) * int(self.slurm.get("ntasks_per_node", 1))
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as they stand in a manifest."""
@@ -288,6 +313,7 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "container": _as_container,
     "env": _as_env,
     "grow": _as_growth,
+    "launcher": as_words,
     "max_mem": _as_memory,
     "max_time": _as_limit,
     "modules": _as_modules,

@@ -23,7 +23,7 @@ from slurmlaunch.client.ledger import Fate, Ledger
 from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.recovery import Cause
 from slurmlaunch.client.retrying import Retrying
-from slurmlaunch.client.submission import Submission, make_plan
+from slurmlaunch.client.submission import Submission, make_plan, ranks_plan
 from slurmlaunch.client.taken import Taken
 from slurmlaunch.client.weakly import Weakly
 from slurmlaunch.errors import ItemError, Place, ResultLost
@@ -602,7 +602,8 @@ class Run:
             schedule=blocks.schedule if blocks else STATIC,
         )
         number = before.number + 1
-        made = make_plan(planned, options, self.manifest, number, shape, items=array("Q", items))
+        ranks = ranks_plan(options, self.backend, shape)
+        made = make_plan(planned, options, self.manifest, number, shape, items=array("Q", items), ranks=ranks)
         return Round.make(self.folder, number, made._replace(automatic=automatic), self._checkpoints_of(items))
 
     def _checkpoints_of(self, items: Collection[int]) -> dict[int, Recorded]:

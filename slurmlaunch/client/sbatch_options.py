@@ -119,8 +119,9 @@ _HABITS = {
 }
 
 # A flag that is passed unread must not be one whose value we have to know: the caps follow the
-# CPUs, later queries go to the clusters, and our own dependency is added to the user's.
-_MUST_BE_KNOWN = frozenset({"clusters", "cpus_per_task", "dependency"})
+# CPUs, the ranks of a task follow from the tasks and nodes, later queries go to the clusters, and our own
+# dependency is added to the user's.
+_MUST_BE_KNOWN = frozenset({"clusters", "cpus_per_task", "dependency", "nodes", "ntasks", "ntasks_per_node"})
 
 
 def read_option(name: str, value: object) -> str | bool | None:
@@ -161,6 +162,8 @@ def _as_dependency(option: str, value: object) -> str:
 _READERS: Mapping[str, Callable[[str, object], str]] = {
     "cpus_per_task": _as_count,
     "dependency": _as_dependency,
+    "ntasks": _as_count,
+    "ntasks_per_node": _as_count,
     "time": as_time,
     "time_min": as_time,
 }

@@ -26,12 +26,14 @@ from slurmlaunch.backends.units import parse_time
 from slurmlaunch.client.options import Options, job_name
 from slurmlaunch.client.values import as_count
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
+from slurmlaunch.runfolder.ranks import RanksPlan
 from slurmlaunch.runfolder.rounds import ArrayPlan, RoundPlan
 
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Iterable
 
+    from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.plan import Plan
     from slurmlaunch.client.run import Run
     from slurmlaunch.client.shape import Shape
@@ -56,7 +58,14 @@ _log = logging.getLogger("slurmlaunch")
 
 
 def make_plan(
-    planned: Plan, options: Options, manifest: Manifest, number: int, shape: Shape, *, items: array[int] | None = None
+    planned: Plan,
+    options: Options,
+    manifest: Manifest,
+    number: int,
+    shape: Shape,
+    *,
+    items: array[int] | None = None,
+    ranks: RanksPlan | None = None,
 ) -> RoundPlan:
     """Return the plan of a round as it stands on disk."""
     arrays = tuple(
@@ -79,7 +88,19 @@ def make_plan(
         client=Owner.me(),
         items=items,
         blocks=planned.blocks,
+        ranks=ranks,
     )
+
+
+def ranks_plan(options: Options, backend: Backend, shape: Shape) -> RanksPlan | None:
+    """Return how the tasks of a round have ranks; None where they have one each."""
+    if options.ranks == 1:
+        return None
+    launcher = backend.launcher(options.ranks, shape.cpus_per_task, options.slurm)
+    if launcher is None:
+        return None
+    chosen = launcher if options.launcher is None else options.launcher
+    return RanksPlan(options.ranks, chosen, (*options.python, "-m", "slurmlaunch.node.rank"))
 
 
 def _time_limit(options: Options) -> tuple[float | None, int | None]:
@@ -123,6 +144,7 @@ def array_job(run: Run, its_round: Round, number: int) -> ArrayJob:
         may_requeue=bool(plan.requeues),
         container=options.container,
         folders=_folders_inside(run) if options.container else (),
+        ranks=plan.ranks.number if plan.ranks else 1,
     )
 
 

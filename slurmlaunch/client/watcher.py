@@ -15,6 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from slurmlaunch.backends.base import OF_THE_CLIENT
 from slurmlaunch.client.lookout import Lookout
 from slurmlaunch.errors import ResultLost
 
@@ -245,9 +246,9 @@ class Watcher:
                 self._watches.pop(run, None)
 
     def look_at_exit(self) -> None:
-        """Settle what local tasks have come to, callbacks included: they have ended by now, and nobody looks later."""
+        """Settle what our own tasks have come to, callbacks included: they have ended, and nobody looks later."""
         with self._news:
-            if not any(run.backend.name == "local" for run in self._watches):
+            if not any(run.backend.name in OF_THE_CLIENT for run in self._watches):
                 return
             self._last_look = looked = threading.Event()
             self._news.notify_all()

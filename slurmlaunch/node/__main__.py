@@ -15,12 +15,16 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.node.supervisor import Supervisor
 from slurmlaunch.runfolder.layout import RunFolder, Status
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.rounds import round_of_task
+
+if TYPE_CHECKING:
+    from slurmlaunch.runfolder.rounds import Round
 
 _ARGUMENTS = 3
 
@@ -32,13 +36,20 @@ def main(arguments: list[str]) -> int:
         return Status.NODE
     folder, task = RunFolder(Path(arguments[1]).absolute()), int(arguments[2])
     try:
-        manifest = Manifest.read(folder)
-        return Supervisor(folder, manifest, round_of_task(folder, task), task).run()
+        return _run(folder, Manifest.read(folder), round_of_task(folder, task), task)
     except SlurmlaunchError as error:
         print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
     except Exception:  # noqa: BLE001  (any status of Python's own could be taken for one of ours)
         traceback.print_exc()
     return Status.NODE
+
+
+def _run(folder: RunFolder, manifest: Manifest, its_round: Round, task: int) -> int:
+    if its_round.plan.ranks is None:
+        return Supervisor(folder, manifest, its_round, task).run()
+    from slurmlaunch.node.ranks import RanksSupervisor  # here, since most tasks have none
+
+    return RanksSupervisor(folder, manifest, its_round, task, its_round.plan.ranks).run()
 
 
 if __name__ == "__main__":

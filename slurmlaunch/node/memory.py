@@ -8,7 +8,11 @@ Source: the kernel's documentation of cgroup v1 (``memory.oom_control``) and v2
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in which ``ru_maxrss`` is counted, see getrusage(2)."""
 
 _ROOT = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60

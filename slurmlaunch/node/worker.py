@@ -98,21 +98,20 @@ class Worker:
         except BaseException:  # noqa: BLE001  (nothing may pass: above is the supervisor's stack)
             sys.excepthook(*sys.exc_info())
         finally:
-            _flush()
+            flush()
             os._exit(status)
 
     def _become_ours(self, mask: frozenset[int] | None) -> None:
         task = self._task
-        _take_signals()
-        _go_first()
+        take_signals()
+        go_first()
         os.register_at_fork(after_in_child=self._become_a_copy)
         if mask is not None:
             os.sched_setaffinity(0, mask)
         os.environ.update(caps.share_of_gpus(os.environ, task.process, task.processes))
         caps.apply(task.threads)
         context.swap(task)
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what it says outlives it
+        line_buffer()
 
     def _become_a_copy(self) -> None:
         self._is_copy = True
@@ -134,7 +133,7 @@ class Worker:
             self._connection.send(b"R")
         while (items := self._assignment()) is not None:
             self._run(work, items)
-            _flush()
+            flush()
             self._connection.send(b"E")
         return 0
 
@@ -142,7 +141,7 @@ class Worker:
         """Hand in how the running item is gone on with, and end: it would only go on beyond that."""
         pickled = work.checkpoint()
         if pickled is not None:
-            _flush()
+            flush()
             self._connection.send(b"P" + LENGTH.pack(len(pickled)) + pickled)
             os._exit(0)
 
@@ -207,11 +206,18 @@ class Worker:
 
 def _end_copy(*, succeeded: bool) -> NoReturn:
     """End a process that the function forked, and in which it returned too: what counts is where it was called."""
-    _flush()
+    flush()
     os._exit(not succeeded)
 
 
-def _flush() -> None:
+def line_buffer() -> None:
+    """Have what this process says outlive it, line by line."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def flush() -> None:
+    """Write out what is buffered of what was printed."""
     for stream in (sys.stdout, sys.stderr):
         # A full disk, or a stream that the function closed or replaced: the outcome matters more.
         with contextlib.suppress(Exception):
@@ -224,7 +230,7 @@ _OOM_SCORE = b"300"
 _LEFT_TO_SUPERVISOR = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def _go_first() -> None:
+def go_first() -> None:
     """Have the kernel take a process of the pool where memory is short, not the supervisor, who tells what happened."""
     with contextlib.suppress(OSError):  # not Linux
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
@@ -234,7 +240,7 @@ def _go_first() -> None:
             os.close(descriptor)
 
 
-def _take_signals() -> None:
+def take_signals() -> None:
     """Leave TERM and USR1 to the supervisor, who decides what an end from outside means.
 
     They are caught rather than ignored: an ignored signal stays ignored in the

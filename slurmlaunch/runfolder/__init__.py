@@ -15,6 +15,7 @@
         rounds/R/claims/B          who has block B of a dynamic round: a link to
         rounds/R/claims/T.A.S      a file of attempt A of task T
         rounds/R/successor.K       who submits what its maker left
+        rounds/R/ranks/T.A.K       records: what rank K of attempt A of task T recorded
         outcomes/T.A               records: what attempt A of task T recorded
         ended/T.S.X                empty: start S of task T ended with status X
         cancelled/R.C              records: what client C cancelled in round R
@@ -62,6 +63,7 @@ only one process can, and who made it submits it. ``plan.json``::
     items        true if the file ``items`` lists the round's items, u64 each
     blocks       null, or {"items": n, "tasks": k, "schedule", "chunksize": c or null}
     automatic    true if ``retries=`` made the round: it counts as one
+    ranks        null, or {"number", "launcher", "command"}: see below
     cpus_per_task, processes, threads, throttle, options
 
 Task ``first_task + t`` has the positions of slice ``t`` (`slices`); a position is
@@ -100,6 +102,17 @@ is started again reads what its earlier attempts recorded and leaves that out. W
 two attempts of a task recorded one item, the lowest attempt's record stands; a value
 stands over the failures of other rounds, and of these the last round's counts.
 What is appended is flushed within max(1 s, running tasks / 200 s).
+
+**Ranks** (`ranks`). Where the plan has them, ``number`` processes call the function
+for each item of a task, in order and together, each started as ``command`` with
+the words RUN_FOLDER, task, attempt and launch behind it, by ``launcher`` or, where that
+is empty, by the task's supervisor. Before launch L it appends the NOTE ``{"launch": L,
+"items": [[first, stop], ...], "host", "port"}`` to ``outcomes/T.A``, and has made the
+files of the ranks. A rank appends to its own file: a NOTE with its ``launch``, then
+VALUES or FAILURE for each item, at its death the NOTE ``{"launch", "died": {...}}``. In
+``outcomes/T.A`` an item has the value of rank 0 once all ranks have one, else the
+failure of the lowest rank that has. The value of rank K is in the last record
+of the item in the file of rank K.
 
 **End marks** (`layout.EndMark`). Made by who started the node (the batch script,
 the local backend) after it has ended, so that the outcomes are on disk before.

@@ -98,6 +98,14 @@ class RunFolder:
         """Return the record file of one attempt of a task."""
         return self.outcomes / f"{task}.{attempt}"
 
+    def ranks(self, number: int) -> Path:
+        """Return the folder of the ranks' files of a round whose tasks have ranks."""
+        return self.round(number) / "ranks"
+
+    def rank_file(self, number: int, task: int, attempt: int, rank: int) -> Path:
+        """Return the record file of one rank in one attempt of a task of a round."""
+        return self.ranks(number) / f"{task}.{attempt}.{rank}"
+
     def log(self, round_: int, array: int, element: int | str, stream: str) -> Path:
         """Return the log of an element, *stream* being ``out`` or ``err``.
 

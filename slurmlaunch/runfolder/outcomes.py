@@ -64,17 +64,19 @@ class OutcomeWriter:
     """
 
     def __init__(self, folder: RunFolder, task: int) -> None:
-        for self.attempt in count():
-            self.path = folder.outcome_file(task, self.attempt)
+        for attempt in count():
+            path = folder.outcome_file(task, attempt)
             with suppress(FileExistsError):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-                self._descriptor = os.open(self.path, flags, 0o600)
-                break
+                self._begin(path, attempt, os.open(path, flags, 0o600), folder.salt)
+                return
+
+    def _begin(self, path: Path, attempt: int, descriptor: int, salt: int) -> None:
+        self.path, self.attempt, self._descriptor = path, attempt, descriptor
         self.failures = 0
         self.only_values = False
-        self._salt = folder.salt
-        self._end = 0
-        self._flushed = 0
+        self._salt = salt
+        self._end = self._flushed = os.fstat(descriptor).st_size
 
     def values(self, first: int, lengths: array[int], data: bytes | memoryview) -> None:
         """Record the pickled values of consecutive items: their lengths, and their bytes joined."""
@@ -98,6 +100,15 @@ class OutcomeWriter:
             return
         self._append(Kind.FAILURE, first, count, [pickled])
         self.failures += count
+
+    def copy(self, recorded: Recorded, item: int) -> None:
+        """Record for one item what another file of the task says of it.
+
+        Raises:
+            ResultLost: that cannot be read any more.
+        """
+        self._append(Kind(recorded.header.kind), item, 1, [recorded.payload()])
+        self.failures += recorded.header.kind == Kind.FAILURE
 
     def checkpoint(self, item: int, pickled: bytes) -> None:
         """Record how an item is gone on with; it has no outcome yet."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.outcomes import OutcomeFile
+from slurmlaunch.runfolder.ranks import RanksPlan
 from slurmlaunch.runfolder.records import Kind, Record
 from slurmlaunch.runfolder.safety import check_folder, make_folder, read_owned, write_once, write_whole
 from slurmlaunch.runfolder.slices import PackedSlices, Slices
@@ -72,6 +73,8 @@ class RoundPlan(NamedTuple):
         automatic: whether it was made by ``retries=``, and not by a person.
         blocks: how positions are cut into the blocks that the tasks of a dynamic round take;
             None in a static one.
+        ranks: how many processes call the function of a task together, and how they are launched;
+            None for one.
     """
 
     slices: Slices | PackedSlices
@@ -89,6 +92,7 @@ class RoundPlan(NamedTuple):
     items: array[int] | None = None
     automatic: bool = False
     blocks: Blocks | None = None
+    ranks: RanksPlan | None = None
 
     @property
     def tasks(self) -> range:
@@ -183,6 +187,9 @@ class Round:
         if plan.blocks is not None:
             content["blocks"] = plan.blocks.to_json()
             make_folder(path / "claims")
+        if plan.ranks is not None:
+            content["ranks"] = plan.ranks._asdict()
+            make_folder(path / "ranks")
         if plan.items is not None:
             data = records.encode(Kind.LIST, _u64(plan.items).tobytes(), count=len(plan.items))
             write_whole(path / "items", [data])
@@ -206,6 +213,9 @@ class Round:
             content["slices"] = _slices_of(content["slices"])
             content["blocks"] = _blocks_of(content.get("blocks"))
             content["arrays"] = tuple(_known(ArrayPlan, each) for each in content["arrays"])
+            if content.get("ranks"):
+                check_folder(path / "ranks")
+            content["ranks"] = RanksPlan.from_json(content["ranks"]) if content.get("ranks") else None
             content["items"] = _read_list(path / "items") if content["items"] else None
             plan = _known(RoundPlan, content)
         except (ValueError, KeyError, TypeError) as error:

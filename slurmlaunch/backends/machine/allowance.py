@@ -21,25 +21,31 @@ class Allowance(NamedTuple):
         cpus: how many of the machine's CPUs it takes, never more than there are.
         seconds: how long it may run; endless (`math.inf`) without a limit.
         memory: bytes that its processes may hold, likewise.
+        ranks: how many processes share the CPUs evenly, perhaps on several nodes.
+        reserved: bytes that each rank takes of its node, where that is shared out.
     """
 
     cpus: int
     seconds: float = math.inf
     memory: float = math.inf
+    ranks: int = 1
+    reserved: float = 0.0
 
     @classmethod
-    def of(cls, job: ArrayJob, machine: int) -> Allowance:
-        """Read the options of a job for a machine with so many CPUs.
+    def of(cls, job: ArrayJob, machine: int | None = None) -> Allowance:
+        """Read the options of a job, for a machine with so many CPUs if it is to fit there.
 
         Raises:
             OptionError: a time or a memory that sbatch would refuse.
         """
         memory = _option(job, "mem", parse_memory)
-        per_cpu = _option(job, "mem_per_cpu", parse_memory) * job.cpus_per_task
+        wanted = job.cpus_per_task * job.ranks
+        per_cpu = _option(job, "mem_per_cpu", parse_memory) * wanted
         return cls(
-            cpus=min(job.cpus_per_task, machine),
+            cpus=wanted if machine is None else min(wanted, machine),
             seconds=_option(job, "time", parse_time),
             memory=min(memory, per_cpu),
+            ranks=job.ranks,
         )
 
 

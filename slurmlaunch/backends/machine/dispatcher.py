@@ -30,18 +30,18 @@ import selectors
 import signal
 import threading
 import time
-from functools import cached_property
 from typing import TYPE_CHECKING
 
-from slurmlaunch import caps, context
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.backends.machine.jobs import LocalTask
 from slurmlaunch.backends.machine.processes import LIFELINE_FD, Sessions, TaskProcess
+from slurmlaunch.backends.machine.room import MACHINE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from slurmlaunch.backends.machine.jobs import LocalJob
+    from slurmlaunch.backends.machine.room import Room
 
 _MEMORY_INTERVAL = 0.2
 _MEMORY_SHARE = 20
@@ -90,10 +90,12 @@ class _Pipes:
 
 
 class Dispatcher:
-    """All tasks of all local backends of this process."""
+    """All tasks of all backends of this process that share some room."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
+        self.room = room
         self._reset()
+        os.register_at_fork(after_in_child=self.after_fork)
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -111,14 +113,6 @@ class Dispatcher:
         if self._pipes:
             self._pipes.close()
         self._reset()
-
-    @cached_property
-    def cpus(self) -> int:
-        """How many CPUs the running tasks may use together.
-
-        A task that runs tasks of its own has its share, not the whole mask.
-        """
-        return min(context.cpu_count(), caps.usable_cpus())
 
     # What any thread may call.
 
@@ -273,7 +267,7 @@ class Dispatcher:
         """Yield what may start now; what was yielded is expected to run before the next is asked for."""
         for job in self._queue:
             while job.waiting and not job.throttled and (job.after is None or job.after.ended):
-                if job.allowance.cpus > self.cpus - sum(task.job.allowance.cpus for task in self._running):
+                if not self.room.fits(job.allowance, [task.job.allowance for task in self._running]):
                     return
                 yield job, job.waiting.popleft()
 
@@ -313,7 +307,5 @@ class Dispatcher:
             self._changed.notify_all()
 
 
-DISPATCHER = Dispatcher()
-"""The one of this process; a forked child begins with an empty one."""
-
-os.register_at_fork(after_in_child=DISPATCHER.after_fork)
+DISPATCHER = Dispatcher(MACHINE)
+"""The one of this machine in this process; a forked child begins with an empty one."""

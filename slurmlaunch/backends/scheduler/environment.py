@@ -22,7 +22,10 @@ _CLIENT = frozenset({
     "SLURM_BITSTR_LEN", "SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_DEBUG_FLAGS", "SLURM_DIR",
     "SLURM_HOME", "SLURM_JWT", "SLURM_PATH", "SLURM_PREFIX", "SLURM_ROOT", "SLURM_TIME_FORMAT", "SLURM_VERSION",
 })  # fmt: skip
-_OF_A_JOB = re.compile(r"_?SLURM_.*|SLURMD_.*|SLURMSTEPD_.*|SRUN_.*|PMI.*|OMPI_COMM_WORLD_.*|SBATCH_.*_BIND(_.*)?")
+_OF_A_JOB = re.compile(
+    r"_?SLURM_.*|SLURMD_.*|SLURMSTEPD_.*|SRUN_.*|PMI.*|MPI_LOCAL.*|OMPI_COMM_WORLD_.*|SBATCH_.*_BIND(_.*)?"
+)
+_OF_THE_ALLOCATION = re.compile(r"SLURM_(JOB_.*|JOBID|NODELIST|CLUSTER_NAME|WORKING_CLUSTER)")
 _INSIDE_A_JOB = ("SLURM_JOB_ID", "SLURM_JOBID")
 
 # sbatch's variables outrank the script's #SBATCH lines. Those that are named for their option
@@ -68,6 +71,12 @@ def for_submission(environ: Mapping[str, str], words: Collection[str]) -> dict[s
         if given & group:
             given |= group
     return {name: value for name, value in _outside(environ).items() if _option_named(name) not in given}
+
+
+def for_steps(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of srun in an allocation: which one it is, and not what else was asked for with it."""
+    ours = {name: value for name, value in environ.items() if _OF_THE_ALLOCATION.fullmatch(name)}
+    return {**_outside(environ), **ours}
 
 
 def for_queries(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,242 @@
+"""Tasks as steps of an allocation that the user has already: no queue, they start at once.
+
+The client was started inside the allocation (``salloc``, or a batch job), and is
+the scheduler, as it is for the local backend: `slurmlaunch.backends.machine`. What
+starts a task is ``srun --exact``, and Slurm gives the step its CPUs and memory on
+one of the nodes. As many steps run at once as the allocation has room for; srun
+would wait for the others, too, but asks the controller again and again meanwhile.
+
+Of sbatch's options those count that say what a task has (``cpus_per_task``, ``mem``,
+``gpus_per_task``, ``gres``, ...) and ``time``. A task that names no memory has its
+share of the allocation's, by its CPUs: a step would take all of it.
+
+The tasks are the client's own, as local ones are: it waits for them when the
+interpreter exits, and they end if it is killed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from typing import TYPE_CHECKING, NamedTuple
+
+from slurmlaunch.backends.base import Limits
+from slurmlaunch.backends.container import OF_THE_HOST
+from slurmlaunch.backends.local import LocalBackend, added_variables, refusal
+from slurmlaunch.backends.machine.allowance import Allowance
+from slurmlaunch.backends.machine.dispatcher import Dispatcher
+from slurmlaunch.backends.machine.processes import LIFELINE_FD
+from slurmlaunch.backends.scheduler.environment import for_steps
+from slurmlaunch.backends.units import parse_memory
+from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from slurmlaunch.backends.base import ArrayJob
+
+_NODES = "SLURM_JOB_CPUS_PER_NODE"
+
+# What sbatch and srun understand alike, and what says what a step has. Nodes are for ranks.
+_PASSED_ON = (
+    "constraint", "exclude", "gpu_bind", "gpu_freq", "gpus", "gpus_per_node", "gpus_per_task", "gres", "gres_flags",
+    "hint", "mem_bind", "mem_per_gpu", "nodelist", "threads_per_core", "tres_per_task",
+)  # fmt: skip
+_OF_RANKS = ("nodes", "ntasks_per_node", "distribution")
+_GPUS = ("gpus", "gpus_per_node", "gpus_per_task", "gres", "tres_per_task")
+
+_MEBIBYTE = 1 << 20
+
+# The client's lifeline does not reach beyond this machine, so what watches it is here: its
+# end of file ends the step. SIGTERM reaches srun by itself, which then kills the step without
+# ado: it is for the shell to say that this was an end from outside, and not the node's own.
+_WATCHED = f"""\
+unset {LIFELINE_VARIABLE}
+trap stopped=1 TERM
+"$@" {LIFELINE_FD}<&- &
+srun=$!
+{{ read -r -u {LIFELINE_FD} _; kill -TERM "$srun"; }} 2>/dev/null &
+watch=$!
+while wait "$srun"; status=$?; kill -0 "$srun" 2>/dev/null; do :; done
+kill "$watch" 2>/dev/null
+[ -z "$stopped" ] || [ "$status" -lt 128 ] || status={Status.STOPPED}
+exit "$status"
+"""
+
+
+class _Node(NamedTuple):
+    """What of a node is the allocation's: CPUs, and bytes of memory."""
+
+    cpus: int
+    memory: float
+
+
+class Nodes:
+    """The nodes of the allocation that this process is in."""
+
+    @property
+    def nodes(self) -> list[_Node]:
+        """What each has, as Slurm told this process; none outside an allocation."""
+        cpus = list(_cpus_per_node(os.environ.get(_NODES, "")))
+        return [_Node(each, _memory(os.environ, each)) for each in cpus]
+
+    def fits(self, wanted: Allowance, running: Collection[Allowance]) -> bool:
+        """Whether a task may start beside those that run.
+
+        Which nodes these are on only Slurm knows. If it chose worse than is assumed
+        here, srun waits.
+        """
+        free = self.nodes
+        for each in running:
+            _place(each, free)
+        return _place(wanted, free)
+
+
+class AllocationBackend(LocalBackend):
+    """The `slurmlaunch.backends.base.Backend` of an allocation."""
+
+    name = "allocation"
+    dispatcher = Dispatcher(Nodes())
+
+    def limits(self) -> Limits:
+        """Return no limits: a task too large for the allocation is refused."""
+        return Limits()
+
+    def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
+        """Return the command line of one step for all ranks."""
+        return ("srun", "--kill-on-bad-exit=1", *_step_words(options, ranks, cpus_per_task))
+
+    def at_once(self, job: ArrayJob) -> int:
+        """Return how many tasks of an array run at once where nothing else does."""
+        allowance, count = self.allowance(job), 0
+        while count < job.length and self.dispatcher.room.fits(allowance, [allowance] * count):
+            count += 1
+        return max(1, count)
+
+    def allowance(self, job: ArrayJob) -> Allowance:
+        """Return what a task takes of the allocation; Slurm itself holds it to its memory."""
+        asked = Allowance.of(job)
+        reserved = sum(parse_memory(word.partition("=")[2]) for word in _memory_words(job.options))
+        if not math.isfinite(reserved):
+            reserved = 0.0  # all that there is, together with others
+        elif "mem" not in job.options:
+            reserved *= job.cpus_per_task
+        elif job.ranks > 1:
+            reserved /= job.ranks  # sbatch counts it for a node, and how many ranks come to one Slurm decides
+        return asked._replace(memory=math.inf, reserved=reserved)
+
+    def starter(self, job: ArrayJob) -> tuple[str, ...]:
+        """Return the words that start a task on a node; one with ranks starts here, and these there."""
+        if job.ranks > 1:
+            return ()
+        return ("srun", *_step_words(job.options, 1, job.cpus_per_task))
+
+    def command(self, job: ArrayJob) -> tuple[str, ...]:
+        """Return the command line of a task, less the task index at its end."""
+        starter = self.starter(job)
+        watched = (shutil.which("bash") or "/bin/bash", "-c", _WATCHED, job.name, *starter) if starter else ()
+        return (*watched, *super().command(job))
+
+    def environment(self, job: ArrayJob) -> dict[str, str]:
+        """Return the environment of srun, and so of the tasks."""
+        inherited = for_steps(os.environ)
+        for name in OF_THE_HOST if job.container else ():
+            inherited.pop(name, None)
+        return {**inherited, **added_variables(job, inherited)}
+
+    def submit(self, job: ArrayJob) -> str:
+        """Put the array in the queue of this process; return its job id.
+
+        Raises:
+            SubmissionError: this process is in no allocation, or in one that has no room for such
+                a task, or as for the local backend.
+        """
+        if not _is_inside(os.environ):
+            raise refusal(job, _OUTSIDE)
+        if not self.dispatcher.room.fits(self.allowance(job), ()):
+            nodes = ", ".join(f"{node.cpus} CPUs" for node in Nodes().nodes)
+            what = f"{job.ranks} × {job.cpus_per_task}" if job.ranks > 1 else str(job.cpus_per_task)
+            raise refusal(
+                job, f"the allocation has no room for a task of {what} CPUs and its memory: its nodes have {nodes}"
+            )
+        return super().submit(job)
+
+
+_OUTSIDE = (
+    "cluster='allocation' runs tasks as steps of an allocation, and this process is in none. "
+    "Get one first, as in: salloc --nodes=2 --ntasks=16 --time=01:00:00 python script.py"
+)
+
+
+def require_allocation() -> None:
+    """Refuse to go on outside an allocation.
+
+    Raises:
+        OptionError: this process is in none.
+    """
+    if not _is_inside(os.environ):
+        raise OptionError(_OUTSIDE, option="cluster")
+
+
+def _is_inside(environ: Mapping[str, str]) -> bool:
+    return "SLURM_JOB_ID" in environ and _NODES in environ
+
+
+def _cpus_per_node(text: str) -> Iterator[int]:
+    """Read ``8(x2),4``: two nodes with eight CPUs, one with four."""
+    for cpus, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        yield from [int(cpus)] * int(times or 1)
+
+
+def _memory(environ: Mapping[str, str], cpus: int) -> float:
+    """Return the bytes that the allocation has on a node; endless where Slurm does not say."""
+    if environ.get("SLURM_MEM_PER_NODE", "0") != "0":
+        return float(environ["SLURM_MEM_PER_NODE"]) * _MEBIBYTE
+    if environ.get("SLURM_MEM_PER_CPU", "0") != "0":
+        return float(environ["SLURM_MEM_PER_CPU"]) * _MEBIBYTE * cpus
+    return math.inf
+
+
+def _place(wanted: Allowance, free: list[_Node]) -> bool:
+    """Take what the ranks of a task need from the first nodes that have it; False where some found no room."""
+    cpus = wanted.cpus // wanted.ranks
+    for _ in range(wanted.ranks):
+        for i, node in enumerate(free):
+            if cpus <= node.cpus and wanted.reserved <= node.memory:
+                free[i] = _Node(node.cpus - cpus, node.memory - wanted.reserved)
+                break
+        else:
+            return False
+    return True
+
+
+def _step_words(options: Mapping[str, str | bool], ranks: int, cpus_per_task: int) -> Iterator[str]:
+    """Yield what srun is asked for."""
+    yield "--exact"  # what is asked for, and not whole nodes
+    yield f"--ntasks={ranks}"
+    yield f"--cpus-per-task={cpus_per_task}"
+    if ranks == 1:
+        yield "--nodes=1"
+    yield from _memory_words(options)
+    if not any(name in options for name in _GPUS):
+        yield "--gres=none"  # a step would have all GPUs of the allocation, and the next one wait for them
+    for name in (*_PASSED_ON, *(_OF_RANKS if ranks > 1 else ())):
+        value = options.get(name)
+        if value is not None and value is not False:
+            word = f"--{name.replace('_', '-')}"
+            yield word if value is True else f"{word}={value}"
+
+
+def _memory_words(options: Mapping[str, str | bool]) -> tuple[str, ...]:
+    """Return the memory of a step: what was asked for, or a task's share of the allocation's."""
+    for name in ("mem", "mem_per_cpu"):
+        if name in options:
+            return (f"--{name.replace('_', '-')}={options[name]}",)
+    per_node = os.environ.get("SLURM_MEM_PER_NODE", "0")
+    most = max(_cpus_per_node(os.environ.get(_NODES, "")), default=0)
+    if per_node == "0" or not most:
+        return ()
+    return (f"--mem-per-cpu={max(1, int(per_node) // most)}",)
