@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch import Executor, NodeStartError, OptionError, WorkerDied, attach
+from slurmlaunch.backends.base import ArrayJob
+from slurmlaunch.backends.scheduler.batch_script import sbatch_words
 from slurmlaunch.node.world import World, first_host
 from tests import scripts, together
 from tests.conftest import SLURM
@@ -316,7 +318,10 @@ def test_number_of_ranks(options: dict[str, Any], ranks: int, tmp_path: Path) ->
     assert [value[:2] for value in values] == [(rank, ranks) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("options", [{"nodes": "2-4"}, {"ntasks": 2, "processes": 2}, {"ntasks": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"nodes": "2-4"}, {"ntasks": 2, "processes": 2}, {"ntasks": 0}, {"ntasks": 2, "container": "docker://debian"}],
+)
 def test_options_that_cannot_be(options: dict[str, Any], tmp_path: Path) -> None:
     """What leaves the number of ranks open, or has no meaning with them, is refused."""
     with pytest.raises(OptionError):
@@ -334,6 +339,13 @@ def test_flags_that_must_be_known(flag: str, tmp_path: Path) -> None:
     """Flags that make ranks are not passed unread."""
     with pytest.raises(OptionError, match="instead of"):
         Executor(tmp_path, cluster="local", sbatch=[flag])
+
+
+def test_sbatch_is_told_of_all_ranks() -> None:
+    """Where sbatch wants to know the number of tasks, it is that of the ranks."""
+    job = ArrayJob(Path("/run"), "name", ranks=6, options={"gpus_per_task": "1", "nodes": "2", "ntasks_per_node": "3"})
+
+    assert "--ntasks=6" in sbatch_words(job)
 
 
 # What launchers say.

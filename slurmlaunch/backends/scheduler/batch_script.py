@@ -83,7 +83,7 @@ def _our_options(job: ArrayJob, given: Mapping[str, str | bool]) -> dict[str, st
     if job.may_requeue and "no-requeue" not in given:
         options["requeue"] = True  # a site's default may be otherwise
     if given.keys() & _PER_TASK and not given.keys() & {"gpus", "ntasks"}:
-        options["ntasks"] = "1"  # sbatch wants to be told
+        options["ntasks"] = str(job.ranks)  # sbatch wants to be told
     if "cpus-per-gpu" not in given:  # sbatch refuses both together
         options["cpus-per-task"] = str(job.cpus_per_task)
     return options
