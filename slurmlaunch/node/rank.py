@@ -132,7 +132,7 @@ class _Caller:
         caps.apply(place.round.plan.threads)
         caps.set_ours({name: value for name, value in told.items() if name not in users})
         context.swap(self._task)
-        line_buffer()
+        line_buffer(whole=True)  # the ranks say it side by side
 
     def _run(self, work: Work, item: int) -> bool:
         pid, self._task.item = os.getpid(), item

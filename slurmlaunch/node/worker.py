@@ -210,10 +210,10 @@ def _end_copy(*, succeeded: bool) -> NoReturn:
     os._exit(not succeeded)
 
 
-def line_buffer() -> None:
-    """Have what this process says outlive it, line by line."""
+def line_buffer(*, whole: bool = False) -> None:
+    """Have what this process says outlive it, line by line; *whole* lines also where Python is told not to buffer."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        stream.reconfigure(line_buffering=True, write_through=False if whole else None)  # type: ignore[union-attr]
 
 
 def flush() -> None:
