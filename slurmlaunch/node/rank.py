@@ -158,17 +158,20 @@ class _Caller:
 class _Guard:
     """The parent: waits for the child, and tells how it died."""
 
-    def __init__(self, place: _Place, writer: RankWriter, child: int, signals: Signals, waiting: Waiting) -> None:
-        self._place, self._writer, self._child = place, writer, child
-        self._signals, self._waiting = signals, waiting
+    def __init__(self, place: _Place, writer: RankWriter) -> None:
+        """Begin before the child does: what is in the file now is of earlier launches."""
+        self._place, self._writer = place, writer
+        self._waiting = Waiting()
+        self._signals = Signals(self._waiting)
+        self._signals.listen()
         self._oom_kills = memory.oom_kills()
         self._start = writer.path.stat().st_size
 
-    def run(self) -> int:
+    def run(self, child: int) -> int:
         """Wait for the end of the child; return the exit status of the rank."""
         kill_at: float | None = None
         while True:
-            pid, status, usage = os.wait4(self._child, os.WNOHANG)
+            pid, status, usage = os.wait4(child, os.WNOHANG)
             if pid:
                 break
             self._waiting.wait(_FLUSH_EVERY if kill_at is None else max(0.0, kill_at - monotonic()))
@@ -177,7 +180,7 @@ class _Guard:
             if self._signals.terminated and kill_at is None:
                 kill_at = monotonic() + GRACE_SECONDS
             if kill_at is not None and monotonic() >= kill_at:
-                os.kill(self._child, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
         self._writer.adopt(failed=False)
         self._writer.note(launch=self._place.launch.number, peak=usage.ru_maxrss * memory.RUSAGE_UNIT)
         if self._signals.terminated:
@@ -231,14 +234,12 @@ def main(arguments: list[str]) -> int:
         print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
         return Status.NODE
     writer.note(launch=place.launch.number, rank=place.world.rank, node=node(), started=time.time())
-    waiting = Waiting()
-    signals = Signals(waiting)
-    signals.listen()
+    guard = _Guard(place, writer)
     child = os.fork()
     if not child:
-        signals.forget()
+        Signals.forget()
         return _Caller(place, writer).run()
-    return _Guard(place, writer, child, signals, waiting).run()
+    return guard.run(child)
 
 
 if __name__ == "__main__":
