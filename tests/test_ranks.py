@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import Executor, NodeStartError, OptionError, WorkerDied, attach
+from slurmlaunch import Executor, NodeStartError, OptionError, WorkerDied, attach, current_task
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.scheduler.batch_script import sbatch_words
 from slurmlaunch.node.world import World, first_host
@@ -66,6 +66,22 @@ def test_map(mpi: None, ranked: Executor) -> None:
 
     assert [value[2] for value in futures.results(PATIENCE)] == [46, 86, 126]
     assert [[value[2] for value in future.ranks()] for future in futures] == [[46] * 4, [86] * 4, [126] * 4]
+
+
+@elsewhere
+def test_large_arrays(ranked: Executor) -> None:
+    """What goes to disk beside its pickle comes back too, of every rank."""
+
+    def fill(size: int) -> Any:
+        import numpy as np
+
+        return np.full(size, current_task().rank)
+
+    future = ranked.submit(fill, 1_000_000)
+
+    assert [(len(each), int(each.min()), int(each.max())) for each in future.ranks(PATIENCE)] == [
+        (1_000_000, rank, rank) for rank in ALL
+    ]
 
 
 @elsewhere

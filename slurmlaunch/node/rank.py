@@ -26,7 +26,7 @@ from slurmlaunch.node import lifeline, memory
 from slurmlaunch.node.waiting import Signals, Waiting
 from slurmlaunch.node.worker import flush, go_first, line_buffer, take_signals
 from slurmlaunch.node.world import RANK, RANKS, World
-from slurmlaunch.outcome import Failure, failure_of
+from slurmlaunch.outcome import Bundle, Failure, failure_of
 from slurmlaunch.runfolder.layout import RunFolder, Status
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeFile
@@ -141,7 +141,7 @@ class _Caller:
         flush()
         if os.getpid() != pid:  # the function forked, and returned in the copy too
             os._exit(not succeeded)
-        if succeeded:
+        if succeeded or isinstance(data, Bundle):
             self._writer.value(item, data)
         else:
             self._writer.failure(item, self._located(Failure.load(data)))
