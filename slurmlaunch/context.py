@@ -57,7 +57,8 @@ class Task:
         """Return NumPy's random generator of this item: a stream that no other item of the run has.
 
         It follows from the run's seed, the item and the key alone, so it is the
-        same whatever the slicing, the backend, the attempt. Each call starts the
+        same whatever the slicing, the backend, the attempt. Of ranks that call
+        the function together each has a stream of its own. Each call starts the
         stream anew: ask once, and hand the generator on. Where an item needs
         several independent streams, as for the calls that it gives to a
         `task_pool` (whose processes belong to the same item), each has a key of
@@ -77,7 +78,8 @@ class Task:
         except ImportError as error:
             raise MissingPackage.of("current_task().rng()", "numpy") from error
         # Source: NumPy's manual, "Parallel random number generation", SeedSequence spawning.
-        return default_rng(SeedSequence(self.seed, spawn_key=(self.item, *key)))
+        seed = self.seed if self.ranks == 1 else [self.seed, self.rank]
+        return default_rng(SeedSequence(seed, spawn_key=(self.item, *key)))
 
 
 class _Current(threading.local):

@@ -112,6 +112,18 @@ def test_rendezvous(ranked: Executor) -> None:
 
 
 @elsewhere
+def test_streams(ranked: Executor) -> None:
+    """Each rank draws from a stream of its own, which a seed makes the same again."""
+
+    def draw() -> int:
+        return int(current_task().rng().integers(1 << 62))
+
+    first, second = (ranked.options(seed=1).submit(draw).ranks(PATIENCE) for _ in range(2))
+    assert first == second
+    assert len({*first}) == 4
+
+
+@elsewhere
 def test_all_reduce(ranked: Executor) -> None:
     """PyTorch's gloo finds itself together by these variables alone."""
     if importlib.util.find_spec("torch") is None:
