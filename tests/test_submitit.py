@@ -202,7 +202,6 @@ def test_commands(run: Callable[[str], str]) -> None:
 
 
 @several_cpus
-@pytest.mark.skipif(not hasattr(slurmlaunch.Future, "ranks"), reason="needs ranks")
 def test_several_tasks(run: Callable[[str], str], where: str) -> None:
     """Several tasks call the same function, each knows its rank, and all results come back."""
     nodes, per_node = (2, 3) if where == "slurm" else (1, 2)
