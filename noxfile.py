@@ -1,4 +1,4 @@
-"""How slurmlaunch is checked: `nox` runs lint, typing and tests, on every Python found."""
+"""How slurmlaunch is checked: `nox` runs lint, typing and tests: on the oldest Python, the newest and this one."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,11 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 # This Python comes last, because its test run is the complete one and the one to end on.
 PYTHONS = sorted(nox.project.python_versions(PYPROJECT), key=lambda version: version == HERE)
 
-nox.options.sessions = ["lint", "typing", "tests"]
+# What passes on the oldest and on the newest passes in between: those have sessions, too, for who asks for them.
+OLDEST, *_, NEWEST = nox.project.python_versions(PYPROJECT)
+CHOSEN = [version for version in PYTHONS if version in {OLDEST, NEWEST, HERE}]
+
+nox.options.sessions = ["lint", "typing", *(f"tests-{version}" for version in CHOSEN)]
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 
