@@ -52,8 +52,9 @@ def tests(session: nox.Session) -> None:
     """Run every test on the last Python, and those without Slurm that are quick on the others."""
     install(session, "test")
     selection = [] if session.python == PYTHONS[-1] else ["-m", "not slurm and not slow"]
-    # Several at once, also where there are few cores: most of its time a test waits.
-    session.run("pytest", "--numprocesses=4", *selection, *session.posargs)
+    # Several at once, also where there are few cores: most of its time a test waits. The slow ones come last, and lie
+    # in few files: who has nothing left to do takes them from the others.
+    session.run("pytest", "--numprocesses=6", "--dist=worksteal", *selection, *session.posargs)
 
 
 @nox.session

@@ -262,7 +262,9 @@ class TestSchedulerAway:
         wrapped.behave()
         cluster.run("scancel", array[1].job_id or "")
         assert isinstance(array[1].exception(timeout=60), TaskCancelled)
-        assert 1 == len(warnings_of(caplog)), warnings_of(caplog)
+        # Each inquiry warns once; those of runs of earlier tests may not have come to their end.
+        asking = Counter(each.thread for each in caplog.records if each.getMessage() in warnings_of(caplog))
+        assert {1} == {*asking.values()}, warnings_of(caplog)
 
 
 class TestSubmission:
