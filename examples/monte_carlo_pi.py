@@ -10,7 +10,7 @@ give streams that have nothing in common::
 
 and ``cat hits.* | awk ...`` once the last task has ended. Here ``rng()`` is the
 item's own stream: independent of all others by design, the same at each attempt
-and on any number of tasks, and with ``seed=`` the same in each run. ``%10`` is
+and on any number of tasks; another ``seed=`` gives other darts. ``%10`` is
 ``throttle=10``, and the sum is Python's.
 """
 

@@ -28,7 +28,7 @@ class Task:
         process: the number of this pool process in the task, from 0.
         processes: how many pool processes the task has.
         threads: how many CPUs this process may use.
-        seed: the run's seed: the option ``seed=``, or a random one of the run's own.
+        seed: the run's seed: the option ``seed=``, or 0.
         rank: which of the processes that call the function together this is (``ntasks=``), from 0.
         ranks: how many these are; 1 where each call is one process's own.
     """

@@ -177,7 +177,7 @@ class Value(Generic[T]):
         try:
             return cls(pickle.loads(data, buffers=buffers))
         except BaseException as error:
-            if _is_interrupt(error):
+            if is_interrupt(error):
                 raise
             name = type(error).__name__
             lost = UnpicklableResult(
@@ -238,7 +238,7 @@ class Failure:
         try:
             error = _load_exception(pickled)
         except BaseException as raised:
-            if _is_interrupt(raised):
+            if is_interrupt(raised):
                 raise
             error = UnpicklableResult(
                 f"the function raised {type_name}, which does not unpickle here: {message}",
@@ -279,7 +279,7 @@ def _users_frames(error: BaseException) -> TracebackType | None:
 _OUR_MODULES = __name__.partition(".")[0] + "."
 
 
-def _is_interrupt(error: BaseException) -> bool:
+def is_interrupt(error: BaseException) -> bool:
     """Whether it may be Ctrl-C: Python raises that in the main thread. What else unpickling raises ends nothing."""
     import threading
 

@@ -139,9 +139,10 @@ class TestAttach:
         array: FutureArray[str] = attach(folder)
         if backend == "local":
             wait_until(lambda: not is_alive(gate.process_of("a")))
+            again = attach(folder).retry()  # at once: what nobody has been told of is missing, too
             errors = array.results(timeout=90, return_exceptions=True)
             assert [NodeFailure, NodeFailure] == [type(error) for error in errors]
-            array = array.retry()
+            array = again
         gate.open()
         assert ["a", "b"] == array.results(timeout=90)
 

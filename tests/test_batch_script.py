@@ -338,12 +338,13 @@ def test_signals_before_the_node_are_outlived(job: ArrayJob) -> None:
 
 def test_usr1_is_forwarded_and_the_node_is_waited_for(job: ArrayJob) -> None:
     """The node receives the script's USR1 and TERM does not end the script; both wait for the node's own end."""
-    ready = job.run_folder / "ready"
+    ready, came = job.run_folder / "ready", job.run_folder / "came"
     code = f"""
 signal.signal(signal.SIGUSR1, lambda *_: None)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 open({str(ready)!r}, "w").close()
 print(signal.sigwait([signal.SIGUSR1]).name, flush=True)
+open({str(came)!r}, "w").close()
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 raise SystemExit(7)
 """
@@ -351,9 +352,9 @@ raise SystemExit(7)
     process = start(job)
     wait_for(ready.exists)
     process.send_signal(signal.SIGTERM)
-    while process.poll() is None:  # more than once: the node may be ready before the script's trap is
+    while not came.exists():  # more than once: the node may be ready before the script's trap is
         process.send_signal(signal.SIGUSR1)
-        time.sleep(0.01)
+        time.sleep(0.1)
     assert outcome(job, process)[:3] == (7, [EndMark(0, 0, 7)], "SIGUSR1\n")
 
 

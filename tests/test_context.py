@@ -307,12 +307,16 @@ def test_a_stream_is_the_same_whatever_the_slicing(tmp_path: Path) -> None:
 
 
 def test_streams_are_the_same_on_every_backend(make_executor: ExecutorFactory) -> None:
-    """Two runs with one seed have the same streams, wherever they run; without one each run has its own."""
+    """Two runs with one seed have the same streams, wherever they run; without one it is 0."""
     expected = [default_rng(SeedSequence(11, spawn_key=(i,))).integers(1 << 62, size=3).tolist() for i in range(3)]
 
     assert expected == make_executor(seed=11).map_array(draw, range(3), tasks=2).results()
-    ours, theirs = (make_executor().map_array(draw, range(3), tasks=1).results() for _ in range(2))
-    assert len({*map(tuple, [*ours, *theirs])}) == 6
+    ours, theirs, named = (
+        make_executor(**options).map_array(draw, range(3), tasks=tasks).results()
+        for options, tasks in (({}, 1), ({}, 3), ({"seed": 0}, 2))
+    )
+    assert ours == theirs == named
+    assert len({*map(tuple, [*ours, *expected])}) == 6
 
 
 def test_a_retry_and_an_attach_keep_the_streams(tmp_path: Path) -> None:

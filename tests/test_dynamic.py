@@ -6,12 +6,14 @@ import collections
 import os
 import pickle
 import signal
+import threading
+import time
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import Executor, NodeStartError, TaskState, WorkerDied, attach
+from slurmlaunch import Executor, NodeStartError, TaskState, WorkerDied, attach, caps
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.blocks import SCHEDULES, Blocks
 from slurmlaunch.runfolder.claims import Claimer, Listing
@@ -192,6 +194,25 @@ class TestCalls:
         assert attach(futures.folder).results() == futures.results()
         assert all(future.job_id and future.state is TaskState.COMPLETED for future in attach(futures.folder))
         assert [len(future.attempts) for future in futures[::30]] == [1, 1, 1, 1]
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_nothing_is_started_for_nothing(self, make_executor: ExecutorFactory) -> None:
+        """When all items are done, tasks that have not begun are taken from the scheduler."""
+        array = make_executor().map_array(square, range(300), schedule="dynamic", tasks=150)
+        assert [number * number for number in range(300)] == array.results(timeout=PATIENCE)
+        threads = [each for each in threading.enumerate() if each.name == "slurmlaunch-dismiss"]
+        for each in threads:
+            each.join(PATIENCE)
+        begun = len(list((array.folder / "outcomes").iterdir()))
+        time.sleep(0.5)
+        assert begun < 150
+        assert len(list((array.folder / "outcomes").iterdir())) <= begun + caps.usable_cpus()
+
+    def test_default_tasks(self, make_executor: ExecutorFactory) -> None:
+        """By default no more tasks share the items than can be of use."""
+        array = make_executor().map_array(square, range(400), schedule="dynamic")
+        assert 1 <= len(array._run.rounds[0].plan.tasks) <= 20  # noqa: SLF001
+        array.wait()
 
     def test_arguments(self, make_executor: ExecutorFactory) -> None:
         """Both are said of a call, and of starmap_array and script as well."""

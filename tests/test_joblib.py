@@ -161,6 +161,14 @@ class TestCalls:
         (run,) = runs_of(executor)
         assert (100, 1) == (len(run), len(run.job_ids))
 
+    def test_keywords_of_parallel(self, executor: Executor) -> None:
+        """What `Parallel` itself is given counts, too, and a misspelt keyword is refused."""
+        parallel = joblib.Parallel(n_jobs=2, backend="slurmlaunch", executor=executor, tasks=1)
+        assert [0, 2, 4] == parallel(joblib.delayed(int.__mul__)(number, 2) for number in range(3))
+        assert 1 == len(runs_of(executor))
+        with pytest.raises(TypeError, match="task"):
+            joblib.Parallel(backend="slurmlaunch", task=1)(joblib.delayed(abs)(number) for number in range(3))
+
     def test_jobs_are_processes(self, make_executor: ExecutorFactory) -> None:
         """``n_jobs`` is the number of processes: so many work, in as few tasks as hold them."""
         executor = make_executor(processes=2)

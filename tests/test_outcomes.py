@@ -410,6 +410,6 @@ def test_series_with_one_that_does_not_unpickle(folder: RunFolder) -> None:
     (content,) = [each.read() for each in OutcomeFile(writer.path).read() if isinstance(each, Recorded)]
 
     assert content.values(range(3)) is None
-    assert ["a"] == content.values(range(1))
+    assert content.values(range(1)) is None  # it is not tried again for each of the others
     assert ["a", "c"] == [content.outcome(item).unwrap() for item in (0, 2)]
     assert isinstance(content.outcome(1), Failure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -54,6 +55,16 @@ def test_neighbours_stay_together() -> None:
     """Items that cost the same are packed as in slices that are not packed."""
     assert packed(array("d", [1] * 7), 3) == [[0, 1, 2], [3, 4], [5, 6]]
     assert packed(array("d", [0] * 4), 2) == [[0, 1], [2, 3]]
+
+
+def test_many_items_are_packed_in_pieces() -> None:
+    """Many items whose costs differ are packed in few stretches, which are recorded together, and slices are even."""
+    costs = array("d", [number * 7919 % 101 for number in range(100_000)])
+    slices = packed(costs, 16)
+    stretches = sum(after != before + 1 for each in slices for before, after in pairwise(sorted(each)))
+    loads = [sum(costs[item] for item in each) for each in slices]
+    assert stretches < 16 * 100
+    assert max(loads) <= 1.05 * sum(costs) / 16
 
 
 @given(st.lists(st.integers(min_value=0, max_value=5), max_size=20))

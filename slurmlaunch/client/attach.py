@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ from weakref import WeakValueDictionary
 from slurmlaunch.backends.allocation import AllocationBackend
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.backends.local import LocalBackend
+from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.client.lookout import latency_of
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.values import refused
@@ -68,6 +71,29 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
     return run
 
 
+def _await_states(run: Run) -> None:
+    """Wait until it is known how the tasks are of a run that another process submitted, where anything is missing.
+
+    Without that a task that was taken away at night would be taken for one that goes on.
+    """
+    client = run.rounds[-1].plan.client
+    if run.told or not run.ledger.open or client is None or Owner(*client) == Owner.me():
+        return
+    until = time.monotonic() + latency_of(run.folder.path) + _ANSWER_WITHIN
+    tasks = [task for each in run.rounds for task in each.plan.tasks if run.place(task).job_id]
+    while time.monotonic() < until and any(_is_unclear(run, task) for task in tasks):
+        time.sleep(_TICK)
+
+
+_ANSWER_WITHIN, _TICK = 40.0, 0.05
+"""Seconds within which the scheduler is asked for a job that is new to this machine, and between two looks."""
+
+
+def _is_unclear(run: Run, task: int) -> bool:
+    state = run.states.get(task)
+    return bool(run.open_items(task)) and (state is None or state.is_final)
+
+
 def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
     """Make and submit a round for those of the wanted items that have failed or are missing; return the view with it.
 
@@ -78,6 +104,7 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
     """
     if "seed" in changes:
         raise refused("seed", "a run keeps its seed, so that an item that is run again has the stream that it had")
+    _await_states(run)
     while True:
         latest = find_run(run.folder.path)
         items = [item for item in latest.unfinished(run) if item in wanted]

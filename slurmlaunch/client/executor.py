@@ -58,7 +58,6 @@ FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
 
 _NO_LIMITS = Limits()
 _TOKEN_LENGTH = 8
-_SEED_BITS = 128  # what NumPy advises for a seed, so that no two runs have the same
 
 
 class Executor(concurrent.futures.Executor):
@@ -112,6 +111,11 @@ class Executor(concurrent.futures.Executor):
         *single_item* is true for what `submit` makes: by default its item has all CPUs.
         """
         return self._options.shape(single_item=single_item, available=self._backend().limits().cpus)
+
+    @property
+    def ranks(self) -> int:
+        """How many processes call the function of a task together (``ntasks``)."""
+        return self._options.ranks
 
     def options(self, **changes: Any) -> Executor:
         """Return an executor with some options changed: same folder, same shutdown.
@@ -292,7 +296,10 @@ class Executor(concurrent.futures.Executor):
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
         WATCHER.watch(run)
-        return FutureArray(run)
+        array: FutureArray[Any] = FutureArray(run)
+        if self._cluster == "inline":
+            array.wait()  # what is held for a retry runs during the call, too
+        return array
 
     def _backend(self) -> Backend:
         clusters = self._options.slurm.get("clusters")
@@ -338,7 +345,7 @@ class Executor(concurrent.futures.Executor):
             cloudpickle=cloudpickle.__version__,
             client=platform.node(),
             created=time.time(),
-            seed=secrets.randbits(_SEED_BITS) if call.options.seed is None else call.options.seed,
+            seed=call.options.seed or 0,
         )
 
     def _plan(self, call: _Call, backend: Backend, manifest: Manifest, *, stacklevel: int = 5) -> RoundPlan:

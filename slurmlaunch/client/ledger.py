@@ -130,7 +130,10 @@ class Ledger:
         if self._fates[item] == Fate.ENDED:
             return Failure(self._errors[item])
         try:
-            return self._content(item)[1].outcome(item)
+            settled, content = self._content(item)
+            if len(settled) == 1:
+                self._last = None
+            return content.outcome(item)
         except ResultLost as error:
             return Failure(error.located(item=item))
         except (OSError, UnsafeRunFolder) as error:
@@ -155,7 +158,10 @@ class Ledger:
             return none
         some = range(items.start, min(settled.stop, items.stop))
         values = content.values(some)
-        return none if values is None else (some.stop, values)
+        if values is None:
+            self._last = settled, content  # what is asked for next; a large one is not to be read twice
+            return none
+        return some.stop, values
 
     def _content(self, item: int) -> tuple[range, Content]:
         """Read the record of an item; return which items have it, too.

@@ -56,7 +56,7 @@ class Options:
         launcher: the words that start MPI programs, less the program; None for the backend's own.
         retry_exceptions: names of exception classes, as ``"builtins.OSError"``: an item that
             raised one, or one derived from it, is run again too.
-        seed: what the random streams of a run's items follow from, or None for a random one.
+        seed: what the random streams of a run's items follow from; None for 0.
     """
 
     slurm: Mapping[str, str | bool] = field(default_factory=dict, hash=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.client.values import refused
@@ -34,6 +34,8 @@ class Costs:
         """
         self._function = cost if callable(cost) else None
         self._numbers = array("d")
+        if isinstance(cost, (str, bytes)):
+            raise refused("cost", "must be a function of an item, or numbers, one for each, not text")
         if not callable(cost):
             try:
                 self._numbers.extend(map(_checked, cost))
@@ -85,23 +87,40 @@ def pack(costs: array[float], tasks: int, *, longest_first: bool) -> tuple[Packe
     Returns:
         The slices, and the list of items that they cut.
     """
-    order = sorted(range(len(costs)), key=costs.__getitem__, reverse=True)
+    pieces = _pieces(costs, tasks)
+    weights = [sum(costs[piece.start : piece.stop]) for piece in pieces]
+    order = sorted(range(len(pieces)), key=weights.__getitem__, reverse=True)
     # By cost, and then by number: items that cost nothing are spread, too.
     loads = [(0.0, 0, task) for task in range(tasks)]
-    task_of = array("I", [0]) * len(costs)
-    for cost, alike in groupby(order, key=costs.__getitem__):
-        items = list(alike)
+    parts: list[list[int]] = [[] for _ in range(tasks)]
+    for cost, alike in groupby(order, key=weights.__getitem__):
+        some = list(alike)
         # Which of those that cost the same goes where makes no difference: neighbours stay together.
-        for item, task in zip(items, sorted(_lightest(loads, cost) for _ in items), strict=True):
-            task_of[item] = task
-    lengths = [number for _, number, _ in sorted(loads, key=lambda each: each[2])]
-    places = list(accumulate(lengths, initial=0))
-    packed = array("Q", [0]) * len(costs)
-    for item in order if longest_first else range(len(costs)):
-        task = task_of[item]
-        packed[places[task]] = item
-        places[task] += 1
-    return PackedSlices(lengths), compact(packed)
+        for number, task in zip(some, sorted(_lightest(loads, cost) for _ in some), strict=True):
+            parts[task].append(number)
+    packed = array("Q")
+    for part in parts:
+        for number in part if longest_first else sorted(part):
+            packed.extend(pieces[number])
+    return PackedSlices([sum(len(pieces[number]) for number in part) for part in parts]), compact(packed)
+
+
+_PIECES = 32
+"""Into about how many pieces a slice is cut at least: what a slice is too long by is less than one of them."""
+
+
+def _pieces(costs: array[float], tasks: int) -> list[range]:
+    """Cut the items into pieces of neighbours, each small against a slice: they are read and recorded together."""
+    most, share = max(1, len(costs) // (tasks * _PIECES)), sum(costs) / (tasks * _PIECES)
+    pieces: list[range] = []
+    start, load = 0, 0.0
+    for item, cost in enumerate(costs):
+        if item > start and (item - start >= most or load + cost > share):
+            pieces.append(range(start, item))
+            start, load = item, 0.0
+        load += cost
+    pieces.append(range(start, len(costs)))
+    return [piece for piece in pieces if piece]
 
 
 def _lightest(loads: list[tuple[float, int, int]], cost: float) -> int:

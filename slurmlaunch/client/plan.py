@@ -7,6 +7,7 @@ arrays grows with the tasks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -79,8 +80,8 @@ def plan(
     one array or more than `DEFAULT_TASKS`; the plan's notice then says so.
 
     With another *schedule* than static, *chunksize* is about blocks (see `Blocks`), and
-    *tasks* is how many take them: by default as many as there would be slices, and no
-    more than may run at once by the *throttle*, since who comes later finds nothing left.
+    *tasks* is how many take them: by default the root of the number of slices there would
+    be, and no more than may run at once, since who comes later finds nothing left.
 
     Raises:
         OptionError: *tasks* and *chunksize* are both given and the schedule is static, or one
@@ -88,7 +89,8 @@ def plan(
     """
     notice = blocks = None
     if schedule != STATIC:
-        blocks = _blocks(items, tasks, chunksize, schedule, _default_slices(items, processes, limits)[0], throttle)
+        default = _default_takers(_default_slices(items, processes, limits)[0].tasks, processes, limits, throttle)
+        blocks = _blocks(items, tasks, chunksize, schedule, default)
         slices = Slices(items, blocks.tasks)
     elif tasks is not None or chunksize is not None:
         slices = _slices_asked_for(items, tasks, chunksize)
@@ -98,17 +100,21 @@ def plan(
     return Plan(slices, arrays, first_task, notice, blocks)
 
 
-def _blocks(
-    items: int, tasks: int | None, chunksize: int | None, schedule: str, default: Slices, throttle: int | None
-) -> Blocks:
+def _blocks(items: int, tasks: int | None, chunksize: int | None, schedule: str, default: int) -> Blocks:
     if schedule not in SCHEDULES:
         known = ", ".join(f'"{each}"' for each in (STATIC, *SCHEDULES))
         raise OptionError(f"schedule={schedule!r} is none of {known}", option="schedule")
-    wanted = min(default.tasks, throttle or default.tasks) if tasks is None else as_count("tasks", tasks)
+    wanted = default if tasks is None else as_count("tasks", tasks)
     if chunksize is not None:
         chunksize = as_count("chunksize", chunksize)
     most = -(-items // (chunksize or 1))
     return Blocks(items, min(wanted, most), schedule, chunksize)
+
+
+def _default_takers(slices: int, processes: int, limits: Limits, throttle: int | None) -> int:
+    """Return how many tasks take blocks by default: few enough that each takes many, however few run at once."""
+    at_once = [slices, throttle or slices, max(1, (limits.cpus or slices * processes) // processes)]
+    return min(*at_once, math.isqrt(max(0, slices - 1)) + 1)
 
 
 def _slices_asked_for(items: int, tasks: int | None, chunksize: int | None) -> Slices:

@@ -26,7 +26,7 @@ from slurmlaunch.client.retrying import Retrying
 from slurmlaunch.client.submission import Submission, make_plan, ranks_plan
 from slurmlaunch.client.taken import Taken
 from slurmlaunch.client.weakly import Weakly
-from slurmlaunch.errors import ItemError, Place, ResultLost
+from slurmlaunch.errors import ItemError, Place, ResultLost, SchedulerError
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.records import Kind
@@ -437,7 +437,7 @@ class Run:
 
     def future(self, item: int, make: Callable[[Run, int], T]) -> T:
         """Return the one future of an item."""
-        if not self.ledger.is_open(item):
+        if not self.ledger.is_open(item) and self._settled.get(item) is None:
             _, values = self.ledger.values(range(item, item + 1))
             if values:
                 return self.done_futures(item, values, make)[0]
@@ -567,6 +567,25 @@ class Run:
             if told or gave_up:
                 cause.what = f"no task was left to take the item: {cause.what}"
         self.ended(self._open_in(self._still_in(its_round, taken.free_parts())), _each(cause))
+
+    def dismiss(self) -> None:
+        """Take from the scheduler what has not begun of rounds whose tasks take blocks: nothing is left for it."""
+        late: dict[str, list[int]] = {}
+        for each in self.rounds:
+            for task in each.plan.tasks if each.plan.blocks is not None else ():
+                place = self.place(task)
+                if place.job_id and task not in self.started:
+                    late.setdefault(place.job_id, []).append(place.element)
+        if late:
+            # From a thread, since the scheduler's commands may hang; no daemon, since a script may end now.
+            threading.Thread(target=self._dismiss, args=(late,), name="slurmlaunch-dismiss").start()
+
+    def _dismiss(self, late: dict[str, list[int]]) -> None:
+        for job_id, elements in late.items():
+            try:
+                self.backend.cancel(job_id, elements)
+            except SchedulerError as error:
+                _log.info("slurmlaunch could not take tasks of %s that have nothing left to do: %s", job_id, error)
 
     # Further rounds.
 

@@ -244,6 +244,7 @@ class Watcher:
         if not run.ledger.open:
             with self._news:
                 self._watches.pop(run, None)
+            run.dismiss()
 
     def look_at_exit(self) -> None:
         """Settle what our own tasks have come to, callbacks included: they have ended, and nobody looks later."""

@@ -94,7 +94,8 @@ def dask_cluster(
 
     Raises:
         MissingPackage: distributed or cryptography is not installed.
-        OptionError: *workers* is below 1, or the executor is inline, where nothing runs beside the call.
+        OptionError: *workers* is below 1; the executor is inline, where nothing runs beside the call, or its
+            tasks have ranks.
         concurrent.futures.TimeoutError: the cluster did not start in time.
         SlurmlaunchError: the cluster ended before it began.
     """
@@ -103,6 +104,8 @@ def dask_cluster(
     numbers, security = range(as_count("workers", workers)), _own_security()
     if executor.cluster == "inline":
         raise OptionError("cluster='inline' runs nothing beside the call: a Dask cluster needs slurm or local")
+    if executor.ranks > 1:
+        raise OptionError("ntasks: the workers are tasks of one process each; workers= says how many", option="ntasks")
     from distributed import Client
 
     shape = executor.shape(single_item=True)

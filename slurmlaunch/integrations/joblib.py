@@ -59,6 +59,9 @@ _SILENCE = 0.1
 _LONGEST_OPEN = 30.0
 """Seconds after which a window is submitted though most of the calls before it still run."""
 
+_JOBLIBS = frozenset({"max_nbytes", "temp_folder", "mmap_mode", "prefer", "require", "verbose", "context", "timeout"})
+"""What joblib tells any backend."""
+
 _log = logging.getLogger("slurmlaunch")
 
 
@@ -101,20 +104,33 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
 
     # What joblib asks before a call.
 
-    def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
-        """Be the backend of a `Parallel` object; return how many of its calls run at once."""
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **given: Any) -> int:
+        """Be the backend of a `Parallel` object; return how many of its calls run at once.
+
+        Raises:
+            TypeError: a keyword of ``Parallel(...)`` is neither joblib's nor ours.
+        """
         if self.parallel is not parallel:
             # One object serves all that is done below a parallel_config, some of it side
             # by side; joblib then takes this copy instead, which is for this Parallel alone.
             own = copy.copy(self)
             own.parallel = parallel
             raise FallbackToBackend(own)
+        self._take({name: value for name, value in given.items() if name not in _JOBLIBS})
         self._n_jobs = n_jobs
         if str(parallel.pre_dispatch).replace(" ", "") == "2*n_jobs":
             # joblib's default, and scikit-learn's: it keeps memory small where workers are fed
             # one by one, and would make a job array of every second call here.
             parallel.pre_dispatch = _WINDOW
         return self.effective_n_jobs(n_jobs)
+
+    def _take(self, given: dict[str, Any]) -> None:
+        """Take what `Parallel` itself was given, as ``Parallel(backend="slurmlaunch", executor=ex)``."""
+        if given:
+            ours = {"executor": self._executor, "tasks": self._tasks, "chunksize": self._chunksize}
+            made = SlurmlaunchBackend(**{**ours, "schedule": self._schedule, **given})
+            self._executor, self._schedule = made._executor, made._schedule
+            self._tasks, self._chunksize = made._tasks, made._chunksize
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return how many calls run at once, as far as that is known before.

@@ -17,6 +17,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import zlib
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
 def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled]) -> Iterator[Block]:
     rows = iter(arguments)
     number = 1
-    while block := list(islice(rows, number)):
+    while block := _taken(rows, number):
         size = 0
         for kind, count, parts in _columns(block) if _all_immutable(block) else _item_by_item(block, dumps):
             size += sum(map(len, parts))
@@ -86,6 +87,18 @@ def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled
         # generator, are not to be held in great number.
         number = max(1, min(BLOCK_ITEMS, _GROWTH * number, len(block) * BLOCK_BYTES // (2 * size)))
 
+
+def _taken(rows: Iterator[Arguments], most: int) -> list[Arguments]:
+    """Take so many items, or fewer where they have become large; one in a few is looked at."""
+    block: list[Arguments] = []
+    while some := list(islice(rows, min(_SAMPLE, most - len(block)))):
+        block += some
+        if sum(map(sys.getsizeof, some[-1])) * len(some) > BLOCK_BYTES:
+            break
+    return block
+
+
+_SAMPLE = 64
 
 _GROWTH = 8
 """How many times as many items are taken from the iterable as the last time, at most; the first is taken alone."""

@@ -15,7 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import ResultLost
-from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value
+from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value, is_interrupt
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind
@@ -164,6 +164,7 @@ class Content:
         self._buffers = payload.buffers if isinstance(payload, Bundle) else ()
         self._payload = memoryview(payload.pickled if isinstance(payload, Bundle) else payload)
         self._bounds: list[int] = []
+        self._one_by_one = False
 
     def _boundary(self, item: int) -> int:
         """Return where the outcome of an item begins, and that of the one before it ends."""
@@ -180,7 +181,7 @@ class Content:
 
     def values(self, items: range) -> list[Any] | None:
         """Unpickle the values of some of its items, in one go; None where they have to be looked at one by one."""
-        if self._kind != Kind.SERIES:
+        if self._kind != Kind.SERIES or self._one_by_one:
             return None
         if items == self.items:  # then the table of lengths need not be read
             start, stop = (0 if len(items) == 1 else _LENGTH * len(items)), len(self._payload)
@@ -188,7 +189,10 @@ class Content:
             start, stop = self._boundary(items.start), self._boundary(items.stop)
         try:
             values: list[Any] = pickle.loads(b"".join((_LIST, self._payload[start:stop], _END_OF_LIST)))
-        except Exception:  # noqa: BLE001  (one of them does not unpickle here: which, and why, is found one by one)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            self._one_by_one = True  # one of them does not unpickle here: which, and why, is found so
             return None
         return values
 

@@ -156,7 +156,7 @@ class Work:
             return _FAILURE, failure.dump()
         finally:
             self._call = None
-        if type(value) in PLAIN and not (type(value) is bytes and len(value) >= APART):
+        if type(value) in PLAIN and not (type(value) in _TEXT and len(value) >= APART):
             return _SERIES, pickle.dumps(value, SERIES_PROTOCOL)
         try:
             pickled = Value(value).dump_apart(self._apart)
@@ -204,6 +204,10 @@ def _is_about_read_only(error: BaseException) -> bool:
     return isinstance(error, (TypeError, ValueError)) and any(
         isinstance(word, str) and "read-only" in word for word in error.args
     )
+
+
+_TEXT = frozenset({bytes, str})
+"""What may be long, 4 GiB even, which a series cannot hold: then it takes the way of what is large."""
 
 
 class _Call(NamedTuple):
