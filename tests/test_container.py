@@ -217,9 +217,11 @@ def test_refused(arguments: dict[str, Any], named: str) -> None:
 
 
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:
-    """An image is looked for where the executor is made, and only where it is a path."""
+    """An image is looked for when something is submitted, and only where it is a path; nothing is left behind."""
+    executor = Executor(tmp_path / "runs", cluster="local", container=Container(tmp_path / "image.sif"))
     with pytest.raises(OptionError, match=rf"there is no image {tmp_path}/image\.sif"):
-        Executor(tmp_path, cluster="slurm", container=Container(tmp_path / "image.sif"))
+        executor.submit(abs, 1)
+    assert [] == list((tmp_path / "runs").iterdir())
     with pytest.raises(OptionError, match=r"slurmlaunch\.Container"):
         Executor(tmp_path, cluster="slurm", container=3)
     Executor(tmp_path, cluster="slurm", container="docker://python:3.11")

@@ -29,6 +29,7 @@ from slurmlaunch import (
     current_task,
     task_pool,
 )
+from tests import scripts
 from tests.tasks import OneRun, rows
 from tests.waiting import Story, is_alive, wait_until
 
@@ -304,6 +305,25 @@ def test_a_stream_is_the_same_whatever_the_slicing(tmp_path: Path) -> None:
     assert expected == found
     assert expected == draws(tmp_path / "four", 4, 4, seed=7)
     assert not {*map(tuple, expected.values())} & {*map(tuple, draws(tmp_path / "other", 4, 1, seed=8).values())}
+
+
+def test_plain_pools_find_what_the_script_defined(tmp_path: Path) -> None:
+    """A pool of the standard library, which hands over names, takes a function of the client's script."""
+    script = """
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        from slurmlaunch import Executor
+
+        def square(number):
+            return number * number
+
+        def main():
+            with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
+                return list(pool.map(square, range(5)))
+
+        print(Executor("runs", cluster="local").submit(main).result())
+        """
+    assert f"{[0, 1, 4, 9, 16]}\n" == scripts.run(tmp_path, script)
 
 
 def test_streams_are_the_same_on_every_backend(make_executor: ExecutorFactory) -> None:

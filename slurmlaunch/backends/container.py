@@ -142,13 +142,16 @@ class Container:
         return [folder for folder in folders if not covered & {folder, *folder.parents}]
 
     def prepare(self, folders: Sequence[Path]) -> None:
-        """Make the places in an image at which folders are to be bound.
+        """Make the places in an image at which folders are to be bound, just before it is used.
 
         Only charliecloud needs it: it mounts images read-only, and makes no places itself.
 
         Raises:
-            OptionError: the image does not let itself be written to.
+            OptionError: the image is not there, or does not let itself be written to.
         """
+        if self.path is not None and not self.path.exists():
+            text = f"there is no image {self.image}: it must lie where the nodes see it, and this machine too"
+            raise OptionError(text, option="container")
         if self.runtime != "charliecloud" or self.path is None or not self.path.is_dir():
             return
         if any(flag.startswith(("--write", "-w", "-W")) for flag in self.flags):

@@ -193,10 +193,6 @@ def _as_container(option: str, value: object) -> Container:
         value = Container(value)
     if not isinstance(value, Container):
         raise refused(option, f"must be a slurmlaunch.Container, not {value!r}")
-    if value.path is not None and not value.path.exists():
-        raise refused(
-            option, f"there is no image {value.image}: it must lie where the nodes see it, and this machine too"
-        )
     return value
 
 

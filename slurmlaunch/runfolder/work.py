@@ -130,6 +130,7 @@ class Work:
         try:
             self._function = load_function(folder, writable=manifest.single, checked=checked)
             self._items = ItemReader(folder)
+            _show_in_main(self._function)
             self.can_checkpoint = hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")
         except NodeStartError:
             raise
@@ -208,6 +209,15 @@ def _is_about_read_only(error: BaseException) -> bool:
 
 _TEXT = frozenset({bytes, str})
 """What may be long, 4 GiB even, which a series cannot hold: then it takes the way of what is large."""
+
+
+def _show_in_main(function: Callable[..., Any]) -> None:
+    """Let pickle find by its name what the client's script defined: pools of the standard library hand over names."""
+    function = _unwrapped(_Call(function, (), {})).function
+    main = sys.modules.get("__main__")
+    for name, value in list(getattr(function, "__globals__", {}).items()):
+        if getattr(value, "__module__", None) == "__main__" and not hasattr(main, name):
+            setattr(main, name, value)
 
 
 class _Call(NamedTuple):
