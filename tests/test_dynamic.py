@@ -6,14 +6,12 @@ import collections
 import os
 import pickle
 import signal
-import threading
-import time
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import Executor, NodeStartError, TaskState, WorkerDied, attach, caps
+from slurmlaunch import Executor, NodeStartError, TaskState, WorkerDied, attach
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.blocks import SCHEDULES, Blocks
 from slurmlaunch.runfolder.claims import Claimer, Listing
@@ -200,13 +198,15 @@ class TestCalls:
         """When all items are done, tasks that have not begun are taken from the scheduler."""
         array = make_executor().map_array(square, range(300), schedule="dynamic", tasks=150)
         assert [number * number for number in range(300)] == array.results(timeout=PATIENCE)
-        threads = [each for each in threading.enumerate() if each.name == "slurmlaunch-dismiss"]
-        for each in threads:
-            each.join(PATIENCE)
-        begun = len(list((array.folder / "outcomes").iterdir()))
-        time.sleep(0.5)
-        assert begun < 150
-        assert len(list((array.folder / "outcomes").iterdir())) <= begun + caps.usable_cpus()
+        backend = array._run.backend  # noqa: SLF001
+
+        def is_over(element: int) -> bool:
+            snapshot = backend.query(array.job_ids)
+            record = snapshot.get(array.job_ids[0], element) if snapshot else None
+            return record is not None and record.state.is_final
+
+        wait_until(lambda: all(map(is_over, range(150))))
+        assert len(list((array.folder / "outcomes").iterdir())) < 150
 
     def test_default_tasks(self, make_executor: ExecutorFactory) -> None:
         """By default no more tasks share the items than can be of use."""
