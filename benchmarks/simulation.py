@@ -40,8 +40,9 @@ from slurmlaunch.backends.scheduler.snapshot import Intervals
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.plan import plan
+from slurmlaunch.client.rounds import make_plan
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import make_plan
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import Budgets, Watch
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.layout import FOLDERS, EndMark, RunFolder, Status
@@ -306,9 +307,9 @@ class Simulation:
         manifest.write(self.folder)
         self.cluster.plan = first
         run = Run(self.folder, manifest, self._backend, [first])
-        run.submission.submit()
+        Submission(run).submit()
         self.figures.arrays = len(first.plan.arrays)
-        while len(run.jobs) < self.figures.arrays:  # the later ones come from a thread
+        while len(run.tasks.jobs) < self.figures.arrays:  # the later ones come from a thread
             time.sleep(0.01)
         return run
 

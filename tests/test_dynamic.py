@@ -211,7 +211,7 @@ class TestCalls:
     def test_default_tasks(self, make_executor: ExecutorFactory) -> None:
         """By default no more tasks share the items than can be of use."""
         array = make_executor().map_array(square, range(400), schedule="dynamic")
-        assert 1 <= len(array._run.rounds[0].plan.tasks) <= 20  # noqa: SLF001
+        assert 1 <= len(array._run.tasks.rounds[0].plan.tasks) <= 20  # noqa: SLF001
         array.wait()
 
     def test_arguments(self, make_executor: ExecutorFactory) -> None:
@@ -247,7 +247,7 @@ class TestCalls:
 
         assert [type(each) for each in found] == [float, ZeroDivisionError, float, ZeroDivisionError, float]
         assert [type(each) for each in again.results(PATIENCE, return_exceptions=True)] == [type(e) for e in found]
-        assert again._run.rounds[1].plan.blocks == Blocks(2, 1, "dynamic", 2)  # noqa: SLF001
+        assert again._run.tasks.rounds[1].plan.blocks == Blocks(2, 1, "dynamic", 2)  # noqa: SLF001
         assert [len(future.attempts) for future in again] == [1, 2, 1, 2, 1]
 
     @pytest.mark.parametrize(

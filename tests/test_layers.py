@@ -6,6 +6,7 @@ Files are read, not imported, so that imports inside functions and under ``TYPE_
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,6 +135,39 @@ def test_imports_go_down_only(path: Path) -> None:
     module = module_name(path)
     assert layer_of(module) in STANDS_ON, f"{module} has no place in the table of layers"
     assert violations(path.read_text(), module, is_package=path.name == "__init__.py") == []
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return the way from a module back to itself, if there is one."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        way: list[str] = error.args[1]
+        return way
+    return []
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Return the files of the package, as modules, that one file imports from."""
+    module, is_package = module_name(path), path.name == "__init__.py"
+    package = module if is_package else module.rpartition(".")[0]
+    names = {module_name(each) for each in FILES}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        for target in targets(node, package):
+            inside = [f"{target}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            found |= names & {target, *inside}
+    return found - {module}
+
+
+def test_no_circles() -> None:
+    """No module stands on one that stands on it, not even for a type: each can be read after those below it."""
+    assert circle({module_name(path): modules_imported(path) for path in FILES}) == []
+
+
+def test_a_circle_is_found() -> None:
+    """A way back is shown, however long it is."""
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": {"b"}})[0] in {"b", "c", "d"}
 
 
 @pytest.mark.skipif(not TOP.exists(), reason="there is no top yet")

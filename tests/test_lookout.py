@@ -60,7 +60,7 @@ class Watched:
     def __init__(self, path: Path, backend: Backend | None = None) -> None:
         self.folder = OneRun(path, len, rows(range(6)), tasks=3).folder
         self.run = Run(self.folder, Manifest.read(self.folder), backend, list(read_rounds(self.folder)))  # type: ignore[arg-type]
-        self.run.jobs[0, 0] = "7"
+        self.run.tasks.jobs[0, 0] = "7"
         self.lookout = Lookout(self.run)
         self.lookout.latency = math.inf
 
@@ -112,11 +112,11 @@ class TestOutcomes:
     def test_as_they_come(self, watched: Watched) -> None:
         """Outcomes are taken in as they are appended, and their tasks have started."""
         watched.look()
-        assert (set(), {}) == (watched.run.started, watched.fates)
+        assert (set(), {}) == (watched.run.tasks.started, watched.fates)
 
         first, third = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 2)
         watched.look()
-        assert ({0, 2}, {}) == (watched.run.started, watched.fates)
+        assert ({0, 2}, {}) == (watched.run.tasks.started, watched.fates)
         write_value(first, 1, "b")
         watched.look()
         assert {1: "VALUE"} == watched.fates
@@ -137,7 +137,7 @@ class TestOutcomes:
 
         watched.look_late()
 
-        assert (set(), {}, {}) == (watched.run.started, watched.fates, watched.run.marks)
+        assert (set(), {}, {}) == (watched.run.tasks.started, watched.fates, watched.run.tasks.marks)
 
     def test_torn_tail(self, watched: Watched) -> None:
         """A record that is not whole is one that is being written, and read when it is."""
@@ -300,15 +300,15 @@ class TestStates:
         """A task has started when it is past the queue."""
         watched.hear(state)
 
-        assert started == watched.run.started
-        assert state == watched.run.states[0]
+        assert started == watched.run.tasks.started
+        assert state == watched.run.tasks.states[0]
 
     def test_not_known(self, watched: Watched) -> None:
         """A task that the scheduler says nothing of is not lost."""
         watched.lookout.hear(Told({}))
         watched.look_late()
 
-        assert ({}, {}) == (watched.fates, watched.run.states)
+        assert ({}, {}) == (watched.fates, watched.run.tasks.states)
 
 
 class TestEndMarks:

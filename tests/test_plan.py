@@ -126,7 +126,7 @@ class TestPlan:
         """The arrays, one after the other, hold each task of the round once."""
         tasks = [a.first_task + i for a in planned.arrays for i in range(a.length)]
 
-        assert list(range(planned.first_task, planned.next_task)) == tasks
+        assert list(range(planned.first_task, planned.first_task + planned.slices.tasks)) == tasks
 
     @given(any_plan())
     def test_no_empty_task(self, planned: Plan) -> None:
@@ -207,7 +207,7 @@ class TestPlan:
     def test_later_round(self) -> None:
         """Task indices rise across rounds, while slices cut positions from 0."""
         first = plan(10, limits=FREE, tasks=4)
-        second = plan(3, limits=FREE, first_task=first.next_task)
+        second = plan(3, limits=FREE, first_task=first.slices.tasks)
 
         assert (PlannedArray(4, 3),) == second.arrays
         assert range(1) == second.slices.slice_of(0)

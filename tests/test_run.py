@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import threading
 from array import array
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import Fate
-from slurmlaunch.client.run import Run, _ranges
+from slurmlaunch.client.run import Run
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.errors import SubmissionError
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan, read_rounds
@@ -67,20 +65,20 @@ def test_items_of_tasks(folder: RunFolder, rounds: int, expected: dict[int, list
     """An item belongs to the last task that it was given to, in each view up to its own rounds."""
     run = view(folder, rounds)
 
-    assert expected == {task: list(run.items_of(task)) for task in expected}
-    assert all(task == run.task_of(item) for task, items in expected.items() for item in items)
+    assert expected == {task: list(run.tasks.items_of(task)) for task in expected}
+    assert all(task == run.tasks.task_of(item) for task, items in expected.items() for item in items)
 
 
 def test_places(folder: RunFolder) -> None:
     """A task has its place in an array of its round, and the array's job where that is known."""
     latest = list(read_rounds(folder))[1]
     latest.submitted(1, "9")
-    places = [view(folder).place(task) for task in (3, 4, 5)]
+    places = [view(folder).tasks.place(task) for task in (3, 4, 5)]
 
     expected = [(0, 0, 3, None), (1, 0, 0, None), (1, 1, 0, "9_0")]
     assert expected == [(place.round.number, place.array, place.element, place.full_id) for place in places]
     with pytest.raises(LookupError):
-        view(folder).place(6)
+        view(folder).tasks.place(6)
 
 
 def test_lost_job(folder: RunFolder) -> None:
@@ -91,9 +89,9 @@ def test_lost_job(folder: RunFolder) -> None:
     latest.refused(1, "no")
     run = view(folder, jobs={"again-0": "12"})
 
-    run.submission.take_up()
+    Submission(run).take_up()
 
-    assert ({(1, 0): "12"}, ["again-0"]) == (run.jobs, run.backend.asked)  # type: ignore[attr-defined]
+    assert ({(1, 0): "12"}, ["again-0"]) == (run.tasks.jobs, run.backend.asked)  # type: ignore[attr-defined]
     assert ("12",) == view(folder).job_ids
 
 
@@ -101,7 +99,7 @@ def test_refused_array(folder: RunFolder) -> None:
     """The items of an array that was refused for good have failed, for whoever looks."""
     list(read_rounds(folder))[1].refused(1, "no such partition")
     run = view(folder)
-    run.submission.take_refusals()
+    Submission(run).take_refusals()
 
     assert {5, 7} == {item for item in range(8) if run.ledger.fate(item) == Fate.ENDED}
     error: Any = run.future(5, Future).exception(timeout=0)
@@ -150,12 +148,3 @@ def test_one_successor(folder: RunFolder) -> None:
     (second,) = winners(range(8, 16), first)
     assert second in range(8, 16)
     assert not winners(range(8), first)
-
-
-@given(st.sets(st.integers(0, 40)))
-def test_ranges(items: set[int]) -> None:
-    """Items are told as the fewest ranges that hold them and no others."""
-    ranges = list(_ranges(list(items)))
-
-    assert sorted(items) == [item for part in ranges for item in part]
-    assert all(before.stop < after.start for before, after in pairwise(ranges))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurmlaunch.client.stretches import Stretches
+from slurmlaunch.client.stretches import Stretches, consecutive
 from slurmlaunch.client.weakly import Weakly
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
@@ -58,3 +59,12 @@ def test_weakly() -> None:
 
     assert (held, None, None) == (known.get(0), known.get(9_999), known.get(10_000))
     assert len(known) < 5_000
+
+
+@given(st.sets(st.integers(0, 40)).map(sorted))
+def test_consecutive(items: list[int]) -> None:
+    """Items are cut into the fewest ranges that hold them and no others."""
+    ranges = list(consecutive(items))
+
+    assert items == [item for part in ranges for item in part]
+    assert all(before.stop < after.start for before, after in pairwise(ranges))

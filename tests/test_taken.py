@@ -14,6 +14,7 @@ import pytest
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.lookout import Lookout
 from slurmlaunch.client.run import Run
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.errors import (
     NodeFailure,
     NodeStartError,
@@ -44,7 +45,7 @@ class Shared(Watched):
     def __init__(self, path: Path) -> None:
         self.folder = OneRun(path, len, rows(range(6)), tasks=2, blocks=Blocks(6, 2, "dynamic", 1)).folder
         self.run = Run(self.folder, Manifest.read(self.folder), None, list(read_rounds(self.folder)))  # type: ignore[arg-type]
-        self.run.jobs[0, 0] = "7"
+        self.run.tasks.jobs[0, 0] = "7"
         self.lookout = Lookout(self.run)
         self.lookout.latency = math.inf
         self.writers: dict[int, OutcomeWriter] = {}
@@ -79,16 +80,16 @@ def shared(tmp_path: Path) -> Shared:
 
 def test_who_has_what(shared: Shared) -> None:
     """Before an item is taken it stands where it would in a static round, and waits; then it has its task."""
-    assert [shared.run.task_of(item) for item in range(6)] == [0, 0, 0, 1, 1, 1]
-    assert {shared.run.state_of_item(item) for item in range(6)} == {TaskState.PENDING}
+    assert [shared.run.tasks.task_of(item) for item in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert {shared.run.tasks.state_of_item(item) for item in range(6)} == {TaskState.PENDING}
     shared.take(1, 2)
     shared.look()
 
-    assert [shared.run.task_of(item) for item in range(6)] == [1, 1, 0, 1, 1, 1]
-    assert [shared.run.is_begun(item) for item in range(6)] == [True, True, False, False, False, False]
-    assert (shared.run.open_items(1), shared.run.open_items(0)) == ([0, 1], [])
-    assert shared.run.count_running() == shared.run.count_running(range(6)) == 2
-    assert [shared.run.state_of_item(item).value for item in (0, 5)] == ["RUNNING", "PENDING"]
+    assert [shared.run.tasks.task_of(item) for item in range(6)] == [1, 1, 0, 1, 1, 1]
+    assert [shared.run.tasks.is_begun(item) for item in range(6)] == [True, True, False, False, False, False]
+    assert (shared.run.tasks.open_items(1), shared.run.tasks.open_items(0)) == ([0, 1], [])
+    assert shared.run.tasks.count_running() == shared.run.tasks.count_running(range(6)) == 2
+    assert [shared.run.tasks.state_of_item(item).value for item in (0, 5)] == ["RUNNING", "PENDING"]
 
 
 def test_an_outcome_tells_who_has_it(shared: Shared) -> None:
@@ -97,7 +98,7 @@ def test_an_outcome_tells_who_has_it(shared: Shared) -> None:
     write_value(writer, 2, "x")
     shared.look()
 
-    assert (shared.run.task_of(2), shared.run.is_given(2), shared.run.is_given(1)) == (1, True, False)
+    assert (shared.run.tasks.task_of(2), shared.run.tasks.is_given(2), shared.run.tasks.is_given(1)) == (1, True, False)
 
 
 def test_one_task_is_over(shared: Shared) -> None:
@@ -195,13 +196,13 @@ def test_alive_again(shared: Shared) -> None:
     shared.lookout.latency = math.inf
     shared.hear(TaskState.RUNNING, 1)
     shared.look_late()
-    assert shared.run.has_open(1)
+    assert shared.run.tasks.has_open(1)
 
 
 def test_refused(shared: Shared) -> None:
     """An array that is refused takes nothing with it while others may come, and all where none does."""
-    its_round = shared.run.rounds[0]
-    shared.run.submission._refuse(its_round, 0, SubmissionError("no"))  # noqa: SLF001
+    its_round = shared.run.tasks.rounds[0]
+    Submission(shared.run)._refuse(its_round, 0, SubmissionError("no"))  # noqa: SLF001
     shared.look()
 
     assert shared.errors == [SubmissionError] * 6
@@ -217,8 +218,8 @@ def test_what_is_known_costs_little(tmp_path: Path) -> None:
     tracemalloc.start()
     run = Run(folder, manifest, None, [its_round])  # type: ignore[arg-type]
     for _ in range(3):
-        run.look_for_claims()
-    assert run.task_of(items - 1) == 1000
+        run.tasks.look_for_claims()
+    assert run.tasks.task_of(items - 1) == 1000
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 

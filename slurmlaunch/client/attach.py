@@ -13,9 +13,12 @@ from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.lookout import latency_of
 from slurmlaunch.client.options import Options
+from slurmlaunch.client.rounds import add_round
 from slurmlaunch.client.run import Run
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.values import refused
 from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.runfolder.layout import RunFolder
@@ -64,10 +67,11 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
     run = Run(folder, manifest, backend_of(manifest.backend, manifest.clusters), found)
     if rounds is not None:
         _VIEWS[folder.path, rounds] = run
-    run.submission.take_refusals()
+    submission = Submission(run)
+    submission.take_refusals()
     WATCHER.watch(run)
     if run.ledger.open:
-        run.submission.take_up()
+        submission.take_up()
     return run
 
 
@@ -76,11 +80,11 @@ def _await_states(run: Run) -> None:
 
     Without that a task that was taken away at night would be taken for one that goes on.
     """
-    client = run.rounds[-1].plan.client
-    if run.told or not run.ledger.open or client is None or Owner(*client) == Owner.me():
+    client = run.tasks.rounds[-1].plan.client
+    if run.tasks.told or not run.ledger.open or client is None or Owner(*client) == Owner.me():
         return
     until = time.monotonic() + latency_of(run.folder.path) + _ANSWER_WITHIN
-    tasks = [task for each in run.rounds for task in each.plan.tasks if run.place(task).job_id]
+    tasks = [task for each in run.tasks.rounds for task in each.plan.tasks if run.tasks.place(task).job_id]
     while time.monotonic() < until and any(_is_unclear(run, task) for task in tasks):
         time.sleep(_TICK)
 
@@ -90,8 +94,8 @@ _ANSWER_WITHIN, _TICK = 40.0, 0.05
 
 
 def _is_unclear(run: Run, task: int) -> bool:
-    state = run.states.get(task)
-    return bool(run.open_items(task)) and (state is None or state.is_final)
+    state = run.tasks.states.get(task)
+    return bool(run.tasks.open_items(task)) and (state is None or state.is_final)
 
 
 def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
@@ -107,17 +111,39 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
     _await_states(run)
     while True:
         latest = find_run(run.folder.path)
-        items = [item for item in latest.unfinished(run) if item in wanted]
+        items = [item for item in _unfinished(latest, run) if item in wanted]
         if not items:
             return latest
-        options = Options.from_json(latest.rounds[-1].plan.options).changed(**changes)
+        options = Options.from_json(latest.tasks.rounds[-1].plan.options).changed(**changes)
         try:
-            added = latest.add_round(items, options)
+            added = add_round(latest, items, options)
         except FileExistsError:
             continue  # another client was first: what it runs again is not ours to run
-        again = Run(latest.folder, latest.manifest, latest.backend, [*latest.rounds, added])
-        again.submission.submit()
+        again = Run(latest.folder, latest.manifest, latest.backend, [*latest.tasks.rounds, added])
+        Submission(again).submit()
         if run.kept_by is not None:
             run.kept_by.add(again)
         WATCHER.watch(again)
         return again
+
+
+def _unfinished(run: Run, earlier: Run) -> list[int]:
+    """Return the items that have failed, were cancelled, or were never submitted.
+
+    What ended without an outcome is not on disk: of that an earlier view may know.
+    """
+    submission = Submission(run)
+    with run.changed:
+        return [item for item in range(run.manifest.items) if _is_unfinished(run, item, earlier, submission)]
+
+
+def _is_unfinished(run: Run, item: int, earlier: Run, submission: Submission) -> bool:
+    fate, tasks = run.ledger.fate(item), run.tasks
+    if fate != Fate.OPEN:
+        return fate != Fate.VALUE
+    place = tasks.place(tasks.task_of(item))
+    arrays = [place.array] if tasks.is_given(item) else range(len(place.round.plan.arrays))
+    if not any((place.round.number, number) in tasks.jobs for number in arrays):
+        return not any(submission.will_come(place.round, number) for number in arrays)
+    ended = earlier.ledger.fate(item) == Fate.ENDED
+    return ended and earlier.tasks.round_of(item).number == tasks.round_of(item).number

@@ -47,9 +47,9 @@ def attempts_of(run: Run, item: int) -> tuple[Attempt, ...]:
 
 
 def _tasks_of(run: Run, item: int) -> Iterator[int]:
-    for each in run.rounds:
+    for each in run.tasks.rounds:
         if each.plan.items is None or item in each.plan.items:
-            task = run.task_in(each, item)
+            task = run.tasks.task_in(each, item)
             if task is not None:
                 yield task
 
@@ -57,7 +57,7 @@ def _tasks_of(run: Run, item: int) -> Iterator[int]:
 def _starts_of(run: Run, task: int) -> Iterator[Attempt]:
     marks = {mark.start: mark.status for mark in _marks_of(run, task)}
     notes = _notes_of(run, task)
-    told = run.told.get(task)
+    told = run.tasks.told.get(task)
     starts = max([*marks, *notes], default=-1) + 1
     if not starts and told is not None and told.node is not None:
         starts = 1  # it was started, and got no further
@@ -70,7 +70,7 @@ def _starts_of(run: Run, task: int) -> Iterator[Attempt]:
             exit_code=_exit_code(marks[start]) if start in marks else told.exit_code if told and last else None,
             peak_memory=said.get("peak"),
             duration=ended - started if started is not None and ended is not None else None,
-            job_id=run.place(task).full_id,
+            job_id=run.tasks.place(task).full_id,
         )
 
 
@@ -101,14 +101,14 @@ def _notes_of(run: Run, task: int) -> Mapping[int, Mapping[str, Any]]:
 
 def _end_of(run: Run, task: int, status: int | None) -> TaskState:
     """Return how the last start of a task ended, or what it is doing."""
-    told = run.states.get(task)
+    told = run.tasks.states.get(task)
     if told is not None and told.is_final:
         return told
-    waits = told is not None and told.is_queued and bool(run.open_items(task))
+    waits = told is not None and told.is_queued and bool(run.tasks.open_items(task))
     if status == Status.REQUEUE or (status is not None and waits):
         return TaskState.REQUEUED
     if status is None or status == Status.STOPPED:
-        return run.state_of(task)
+        return run.tasks.state_of(task)
     return _STATES.get(status, TaskState.FAILED)
 
 

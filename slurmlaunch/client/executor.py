@@ -29,8 +29,9 @@ from slurmlaunch.client.options import Options, check_cluster, job_name
 from slurmlaunch.client.packing import Costs, pack
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.client.plan import STATIC, plan
+from slurmlaunch.client.rounds import make_plan, ranks_plan
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import array_job, make_plan, ranks_plan
+from slurmlaunch.client.submission import Submission, array_job
 from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.errors import OptionError, SchedulerError
 from slurmlaunch.runfolder.items import write_items
@@ -289,10 +290,10 @@ class Executor(concurrent.futures.Executor):
         try:
             run = self._write(call, backend, folder, token)
             with self._ours.submission(run):
-                run.submission.submit()
+                Submission(run).submit()
         except Exception as error:
             # Where nothing can have been submitted nothing is lost, and nothing is to be left behind.
-            if not (run is not None and run.jobs) and not getattr(error, "ambiguous", False):
+            if not (run is not None and run.tasks.jobs) and not getattr(error, "ambiguous", False):
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
         WATCHER.watch(run)

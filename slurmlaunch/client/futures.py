@@ -21,6 +21,8 @@ from slurmlaunch.client.attach import find_run, retry
 from slurmlaunch.client.attempts import Attempt, attempts_of
 from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.ranks import values_of_further_ranks
+from slurmlaunch.client.stretches import consecutive
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import Failure, Value
 
@@ -75,12 +77,12 @@ class Future(concurrent.futures.Future[T]):
 
         With a dynamic schedule it may change once, when a task takes the item.
         """
-        return self._run.place(self._run.task_of(self._index)).full_id
+        return self._run.tasks.place(self._run.tasks.task_of(self._index)).full_id
 
     @property
     def state(self) -> TaskState:
         """What the task is doing, in Slurm's words, as far as is known without asking again."""
-        return self._run.state_of_item(self._index)
+        return self._run.tasks.state_of_item(self._index)
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -96,14 +98,14 @@ class Future(concurrent.futures.Future[T]):
         return self._log("err")
 
     def _log(self, stream: str) -> str:
-        if not self._run.is_given(self._index):
+        if not self._run.tasks.is_given(self._index):
             return ""
         path = self.log(stream)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def log(self, stream: str) -> Path:
         """Return the path of the task's log, *stream* being ``out`` or ``err``; there is none before it has started."""
-        return self._run.log(self._run.task_of(self._index), stream)
+        return self._run.tasks.log(self._run.tasks.task_of(self._index), stream)
 
     def requeue(self) -> None:
         """Have the scheduler end its task and start it again, as at a preemption.
@@ -113,7 +115,7 @@ class Future(concurrent.futures.Future[T]):
         Raises:
             SchedulerError: the scheduler did not do it, or is none that can.
         """
-        place = self._run.place(self._run.task_of(self._index))
+        place = self._run.tasks.place(self._run.tasks.task_of(self._index))
         if place.job_id is None:
             raise SchedulerError("the task is not submitted yet")
         self._run.backend.requeue(place.job_id, place.element)
@@ -131,7 +133,7 @@ class Future(concurrent.futures.Future[T]):
 
     def running(self) -> bool:
         """Return whether a task that has started has it, and its outcome is not known."""
-        return not self.done() and self._run.is_begun(self._index)
+        return not self.done() and self._run.tasks.is_begun(self._index)
 
     def result(self, timeout: float | None = None) -> T:
         """Return what the function returned.
@@ -196,7 +198,7 @@ class Future(concurrent.futures.Future[T]):
         return asyncio.wrap_future(self).__await__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _find_future, (str(self._run.folder.path), self._index, len(self._run.rounds))
+        return _find_future, (str(self._run.folder.path), self._index, len(self._run.tasks.rounds))
 
     def __repr__(self) -> str:
         return f"<Future item {self._index} of {self._run.manifest.name} {self.job_id} {self._state}>"
@@ -236,7 +238,7 @@ class FutureArray(Sequence[Future[T]]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         items = self._items if isinstance(self._items, range) else array("Q", self._items)
-        return _find_array, (str(self._run.folder.path), items, len(self._run.rounds))
+        return _find_array, (str(self._run.folder.path), items, len(self._run.tasks.rounds))
 
     # Waiting.
 
@@ -317,7 +319,7 @@ class FutureArray(Sequence[Future[T]]):
         deadline = None if timeout is None else time.monotonic() + timeout
         ledger = self._run.ledger
         values: list[T]
-        for items in _consecutive(self._items):
+        for items in consecutive(self._items):
             start = items.start
             while start < items.stop:
                 if ledger.is_open(start):
@@ -376,7 +378,7 @@ class FutureArray(Sequence[Future[T]]):
             if not left:
                 return
             self._wait_for_log(position, deadline)
-            for items in _consecutive(_those_in(log[position], among)):
+            for items in consecutive(_those_in(log[position], among)):
                 left -= len(items)
                 yield from self._settled(items)
 
@@ -403,7 +405,7 @@ class FutureArray(Sequence[Future[T]]):
         ledger, part = self._run.ledger, self._part
         with self._run.changed:
             open_ = ledger.count(Fate.OPEN, part)
-            running = self._run.count_running(part) if open_ else 0
+            running = self._run.tasks.count_running(part) if open_ else 0
             return {
                 "pending": open_ - running,
                 "running": running,
@@ -441,7 +443,7 @@ class FutureArray(Sequence[Future[T]]):
 
     @throttle.setter
     def throttle(self, throttle: int | None) -> None:
-        self._run.submission.set_throttle(throttle)
+        Submission(self._run).set_throttle(throttle)
 
     def retry(self, **changes: Any) -> FutureArray[T]:
         """Run again what has failed or is missing, perhaps with other options.
@@ -460,18 +462,6 @@ class FutureArray(Sequence[Future[T]]):
         """
         wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
         return FutureArray(retry(self._run, wanted, changes), self._items)
-
-
-def _consecutive(items: Sequence[int]) -> Iterator[range]:
-    """Cut items into stretches of such as follow each other."""
-    if isinstance(items, range) and (items.step == 1 or not items):
-        yield items
-        return
-    start = 0
-    for i in range(1, len(items) + 1):
-        if i == len(items) or items[i] != items[i - 1] + 1:
-            yield range(items[start], items[i - 1] + 1)
-            start = i
 
 
 def _those_in(items: range, among: Collection[int]) -> Sequence[int]:

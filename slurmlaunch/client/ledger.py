@@ -44,13 +44,14 @@ class Ledger:
     """The fates of all items of a run.
 
     Attributes:
-        open: how many items have not settled.
+        items: how many items there are.
+        open: how many of them have not settled.
         log: the stretches of items that settled, in the order in which they did.
     """
 
     def __init__(self, items: int, salt: int = 0) -> None:
         """Begin with all items open; the salt is that of the run's records."""
-        self.open = items
+        self.items = self.open = items
         self.log = Stretches()
         self._fates = bytearray(items)
         self._salt = salt

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.client import verdict
+from slurmlaunch.client.breaker import Breaker
 from slurmlaunch.client.listing import Listing
+from slurmlaunch.client.retrying import Retrying
+from slurmlaunch.client.run import error_for_each
 from slurmlaunch.errors import ItemError, NodeStartError, Place, ResultLost, UnsafeRunFolder
 from slurmlaunch.runfolder.layout import EndMark, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
@@ -79,10 +82,6 @@ def _file_system(folder: Path) -> str:
     return kind
 
 
-def _for_each(error: BaseException) -> Callable[[int], BaseException]:
-    return error.for_item if isinstance(error, ItemError) else lambda _: error
-
-
 class _Absence(NamedTuple):
     """Items that should have outcomes and have none.
 
@@ -123,6 +122,7 @@ class Lookout:
         self.run = run
         self.latency = latency_of(run.folder.path)
         self._clock = clock
+        self._breaker, self._retrying = Breaker(run), Retrying(run)
         network = _file_system(run.folder.path) not in _LOCAL_FILE_SYSTEMS
         self._ended = Listing(run.folder.ended, clock, network=network)
         self._begun = Listing(run.folder.outcomes, clock, network=network)
@@ -130,14 +130,14 @@ class Lookout:
         self._reading = self._other_costs = 0
         self._files: dict[tuple[int, int], OutcomeFile] = {}
         self._attempts: dict[int, int] = {}
-        self._marks = run.marks
+        self._marks = run.tasks.marks
         self._unweighed: set[int] = set()
         self._growing: deque[tuple[int, int]] = deque()
         self._absent: dict[int, _Absence] = {}
         self._damaged: dict[int, tuple[Path, int]] = {}
         self._foreign: set[str] = set()
         self._over: set[int] = set()
-        self._rounds = len(run.rounds)
+        self._rounds = len(run.tasks.rounds)
         self._held_for: set[str] = set()
         self._cancellations_at = 0.0
         self._claims_at = 0.0
@@ -170,7 +170,7 @@ class Lookout:
         self._judge(now)
         if due:
             self._judge_dynamic(now)
-        self.run.retrying.go_on()
+        self._retrying.go_on()
         news = before != self._known()
         if news:
             self._other_costs += self.run.learn_job_ids()  # what another client submits may be over before that is due
@@ -179,7 +179,7 @@ class Lookout:
     @property
     def all_ended(self) -> bool:
         """Whether every task has left a mark, be it of an earlier start."""
-        return len(self._marks) == sum(len(each.plan.tasks) for each in self.run.rounds)
+        return len(self._marks) == sum(len(each.plan.tasks) for each in self.run.tasks.rounds)
 
     def _known(self) -> tuple[int, ...]:
         return self.run.ledger.open, len(self._files), len(self._marks)
@@ -189,15 +189,15 @@ class Lookout:
 
     def _reconsider(self) -> None:
         """Look again at what was passed over, where a round has come into the view: it may be the round's."""
-        if len(self.run.rounds) != self._rounds:
-            self._rounds = len(self.run.rounds)
+        if len(self.run.tasks.rounds) != self._rounds:
+            self._rounds = len(self.run.tasks.rounds)
             self._ended.forget(self._foreign)
             self._begun.forget(self._foreign)
             self._foreign.clear()
 
     def _is_ours(self, task: int, name: str) -> bool:
         """Whether a file is of a task of the view; else it is passed over."""
-        if self.run.has_task(task):
+        if task in self.run.tasks:
             return True
         self._foreign.add(name)
         return False
@@ -215,7 +215,7 @@ class Lookout:
     def _look_for_claims(self, now: float) -> None:
         """Take in what tasks have taken, which is done before one that has ended is judged."""
         self._claims_at = now + _CLAIMS_EVERY
-        self._other_costs += self.run.look_for_claims() * _CLAIMS_COST
+        self._other_costs += self.run.tasks.look_for_claims() * _CLAIMS_COST
 
     def _list_outcomes(self) -> None:
         """Note the attempts that have begun since the last look."""
@@ -225,11 +225,11 @@ class Lookout:
                 task, attempt = int(first), int(second)
                 folder = self.run.folder
                 file = self._files[task, attempt] = OutcomeFile(folder.outcome_file(task, attempt), folder.salt)
-                self.run.notes[task, attempt] = file.notes
-                self.run.checkpoints[task, attempt] = file.checkpoints
+                self.run.tasks.notes[task, attempt] = file.notes
+                self.run.tasks.checkpoints[task, attempt] = file.checkpoints
                 self._attempts[task] = max(attempt + 1, self._attempts.get(task, 0))
                 self._growing.append((task, attempt))
-                self.run.started.add(task)
+                self.run.tasks.started.add(task)
 
     def _read_ended(self, most: float) -> None:
         """Read what tasks that have ended have recorded; they can be judged then."""
@@ -261,10 +261,12 @@ class Lookout:
                     self._damaged.setdefault(task, (file.path, found.offset))
                     self._lost(file, found)
                 else:
-                    self.run.recorded(found)
+                    failure = self.run.recorded(found)
+                    if failure is not None:
+                        self._breaker.note(task, failure)
         except UnsafeRunFolder as error:
             message = str(error)
-            self.run.ended(self.run.open_items(task), lambda _: ResultLost(message, file=str(file.path)))
+            self.run.ended(self.run.tasks.open_items(task), lambda _: ResultLost(message, file=str(file.path)))
         except FileNotFoundError:
             pass  # a listing may be ahead of the file, and behind it
         finally:
@@ -281,15 +283,15 @@ class Lookout:
         )
 
     def _has_open(self, task: int) -> bool:
-        return bool(self.run.ledger.open) and self.run.has_open(task)
+        return bool(self.run.ledger.open) and self.run.tasks.has_open(task)
 
     # What an absence means.
 
     def hear(self, snapshot: Snapshot) -> None:
         """Take in what the scheduler says."""
-        for each in self.run.rounds:
+        for each in self.run.tasks.rounds:
             for number, array in enumerate(each.plan.arrays):
-                job_id = self.run.jobs.get((each.number, number))
+                job_id = self.run.tasks.jobs.get((each.number, number))
                 if job_id is None:
                     continue
                 for element in range(array.length):
@@ -299,14 +301,14 @@ class Lookout:
                         self._hear_of(task, job_id, record)
 
     def _hear_of(self, task: int, job_id: str, record: TaskRecord) -> None:
-        self.run.states[task], self.run.told[task] = record.state, record
+        self.run.tasks.states[task], self.run.tasks.told[task] = record.state, record
         if not record.state.is_final:
             if record.state.is_queued:
                 self._warn_of_hold(job_id, record.reason)
             else:
-                self.run.started.add(task)
+                self.run.tasks.started.add(task)
             self._absent.pop(task, None)
-            if self.run.ends.pop(task, None) and task in self._marks:
+            if self.run.tasks.ends.pop(task, None) and task in self._marks:
                 self._unweighed.add(task)
         elif self._has_open(task):
             self._suspect(task, functools.partial(self._by_state, task, record))
@@ -336,15 +338,15 @@ class Lookout:
 
     def _judge_dynamic(self, now: float) -> None:
         """Settle what was taken by tasks that are over, and only seen later; then what nobody has taken."""
-        for task, error in list(self.run.ends.items()):
-            missed = self.run.open_items(task)
+        for task, error in list(self.run.tasks.ends.items()):
+            missed = self.run.tasks.open_items(task)
             if missed:
-                self.run.ended(missed, _for_each(error))
-        forsaken = {each.number: each for each in self.run.forsaken()}
+                self.run.ended(missed, error_for_each(error))
+        forsaken = {each.number: each for each in self.run.tasks.forsaken()}
         self._forsaken = {number: self._forsaken.get(number, now) for number in forsaken}
         for number, since in self._forsaken.items():
             plan = forsaken[number].plan
-            if now - since >= self.latency or self.run.started.isdisjoint(plan.tasks):
+            if now - since >= self.latency or self.run.tasks.started.isdisjoint(plan.tasks):
                 self.run.end_untaken(forsaken[number])
 
     def _weigh(self, task: int, mark: EndMark) -> None:
@@ -371,10 +373,10 @@ class Lookout:
             self._read(task, attempt, final=True)
         error = self._with_file(task, error)
         self._absent.pop(task, None)
-        self.run.ended(self.run.open_items(task), error.for_item)
-        if self.run.is_dynamic(task):
-            self.run.ends[task] = error
-        self.run.breaker.note(task, error)
+        self.run.ended(self.run.tasks.open_items(task), error.for_item)
+        if self.run.tasks.is_dynamic(task):
+            self.run.tasks.ends[task] = error
+        self._breaker.note(task, error)
 
     def _with_file(self, task: int, error: ItemError) -> ItemError:
         """Have the loss of an outcome say which file it stood in, or should stand in, and where."""
@@ -388,4 +390,4 @@ class Lookout:
         return error
 
     def _place(self, task: int) -> Place:
-        return self.run.whereabouts(task)
+        return self.run.tasks.whereabouts(task)

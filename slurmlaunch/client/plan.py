@@ -54,11 +54,6 @@ class Plan:
     notice: str | None = None
     blocks: Blocks | None = None
 
-    @property
-    def next_task(self) -> int:
-        """The `first_task` of the round after this one."""
-        return self.first_task + self.slices.tasks
-
 
 def plan(
     items: int,

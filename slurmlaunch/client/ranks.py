@@ -25,7 +25,7 @@ def values_of_further_ranks(run: Run, item: int) -> list[Any]:
         UnpicklableResult: a value does not unpickle here.
     """
     task, attempt = map(int, run.ledger.file_of(item).name.split("."))
-    its_round = run.place(task).round
+    its_round = run.tasks.place(task).round
     number = its_round.plan.ranks.number if its_round.plan.ranks else 1
     files = [run.folder.rank_file(its_round.number, task, attempt, rank) for rank in range(1, number)]
     # The supervisor has seen them; here a network file system may be behind.

@@ -14,12 +14,15 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from slurmlaunch.client.options import Options
-from slurmlaunch.client.recovery import Cause, grown, wants
+from slurmlaunch.client.recovery import grown
+from slurmlaunch.client.rounds import add_round
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
+    from slurmlaunch.client.options import Options
+    from slurmlaunch.client.recovery import Cause
     from slurmlaunch.client.run import Run
 
 _log = logging.getLogger("slurmlaunch")
@@ -29,82 +32,39 @@ PATIENCE = 60.0
 
 
 class Retrying:
-    """The items of a run that are held, to be run again."""
+    """Runs again the items of a run that are held."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._held: dict[int, Cause] = {}
-        self._since = 0.0
-        self._tries: dict[int, int] = {}
         self._submitting: threading.Thread | None = None
-        for each in run.rounds[1:]:
-            self._count(each)
-
-    @property
-    def _options(self) -> Options:
-        return Options.from_json(self._run.rounds[-1].plan.options)
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the run retries at all."""
-        return bool(self._run.rounds) and bool(self._run.rounds[0].plan.options.get("retries"))
-
-    def hold(self, item: int, error: BaseException) -> bool:
-        """Hold an item that has come to this, if that is worth another attempt; say whether it is."""
-        if not self.enabled or item in self._held:
-            return item in self._held
-        options = self._options
-        if self._tries.get(item, 0) >= options.retries or not wants(options, error):
-            return False
-        if not self._held:
-            self._since = time.monotonic()
-        self._held[item] = self._run.cause_of(item, error)
-        return True
-
-    @property
-    def holds_any(self) -> bool:
-        """Whether any item is held."""
-        return bool(self._held)
-
-    def holds(self, item: int) -> bool:
-        """Whether an item is held."""
-        return item in self._held
 
     def go_on(self) -> None:
         """Take over the round that another client made, or make one where it is time."""
-        self._held = {item: cause for item, cause in self._held.items() if self._run.ledger.is_open(item)}
-        if not self._held or (self._submitting and self._submitting.is_alive()):
+        run, held = self._run, self._run.held
+        held.release([item for item in held.causes() if not run.ledger.is_open(item)])
+        if not held or held.options is None or (self._submitting and self._submitting.is_alive()):
             return
         try:
-            self._take_over(Round.read(self._run.folder, len(self._run.rounds)))
+            run.extend(Round.read(run.folder, len(run.tasks.rounds)))
         except FileNotFoundError:
-            waited = time.monotonic() - self._since > PATIENCE
-            if waited or self._run.ledger.open == len(self._held):
-                self._submitting = threading.Thread(target=self._submit, name="slurmlaunch-retry", daemon=True)
+            waited = time.monotonic() - held.since > PATIENCE
+            if waited or run.ledger.open == len(held):
+                arguments = held.options, held.causes()
+                self._submitting = threading.Thread(
+                    target=self._submit, args=arguments, name="slurmlaunch-retry", daemon=True
+                )
                 self._submitting.start()
 
-    def _take_over(self, added: Round) -> None:
-        self._run.extend(added)
-        self._count(added)
-        for item in added.plan.items or ():
-            self._held.pop(item, None)
-
-    def _count(self, added: Round) -> None:
-        """Count a round as a try of its items; one that a person made lets them begin anew."""
-        for item in added.plan.items or ():
-            self._tries[item] = self._tries.get(item, 0) + 1 if added.plan.automatic else 0
-
-    def _submit(self) -> None:
-        run, held = self._run, dict(self._held)
+    def _submit(self, options: Options, held: dict[int, Cause]) -> None:
+        run = self._run
         try:
-            added = run.add_round(sorted(held), grown(self._options, held.values()), automatic=True)
-            self._take_over(added)
-            run.submission.submit()
+            run.extend(add_round(run, sorted(held), grown(options, held.values()), automatic=True))
+            Submission(run).submit()
         except FileExistsError:
             return  # another client was first: the next look takes its round over
         except (SlurmlaunchError, OSError) as error:
             _log.warning("slurmlaunch could not submit a retry: %s", error)
-            self._held.clear()
+            run.held.release(held)
             self._settle(held, error)
         else:
             _log.info("slurmlaunch runs %d items of %s again", len(held), run.folder.path)

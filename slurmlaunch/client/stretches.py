@@ -13,7 +13,7 @@ from bisect import bisect_right, insort
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from slurmlaunch.runfolder.outcomes import Recorded
@@ -95,3 +95,15 @@ class Stretches:
         if file is None or item not in self[number]:
             raise LookupError(item)
         return Stretch(number, self[number], file, self._offset[number])
+
+
+def consecutive(items: Sequence[int]) -> Iterator[range]:
+    """Cut items into stretches of such as follow each other."""
+    if isinstance(items, range) and (items.step == 1 or not items):
+        yield items
+        return
+    start = 0
+    for i in range(1, len(items) + 1):
+        if i == len(items) or items[i] != items[i - 1] + 1:
+            yield range(items[start], items[i - 1] + 1)
+            start = i

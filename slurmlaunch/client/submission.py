@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import os
 import random
 import threading
 import time
@@ -22,22 +20,14 @@ from typing import TYPE_CHECKING
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.container import folders_inside
 from slurmlaunch.backends.machine.owner import Owner
-from slurmlaunch.backends.units import parse_time
-from slurmlaunch.client.options import Options, job_name
+from slurmlaunch.client.options import Options
 from slurmlaunch.client.values import as_count
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
-from slurmlaunch.runfolder.ranks import RanksPlan
-from slurmlaunch.runfolder.rounds import ArrayPlan, RoundPlan
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Iterable
 
-    from slurmlaunch.backends.base import Backend
-    from slurmlaunch.client.plan import Plan
     from slurmlaunch.client.run import Run
-    from slurmlaunch.client.shape import Shape
-    from slurmlaunch.runfolder.manifest import Manifest
     from slurmlaunch.runfolder.rounds import Round
 
 _NEVER_SUBMITTED = "it was never submitted: the client that was to do so is gone. Submit it with .retry()"
@@ -51,68 +41,7 @@ _SBATCH_OUTLIVES, _LOOK_AGAIN = 10.0, 0.5
 _SILENT_FOR = 3600.0
 """Seconds after which a client on another machine, whose processes cannot be seen, is taken for gone."""
 
-_LONGEST_WARNING = 60
-"""Seconds that items in flight get to come to their end at a time limit."""
-
 _log = logging.getLogger("slurmlaunch")
-
-
-def make_plan(
-    planned: Plan,
-    options: Options,
-    manifest: Manifest,
-    number: int,
-    shape: Shape,
-    *,
-    items: array[int] | None = None,
-    ranks: RanksPlan | None = None,
-) -> RoundPlan:
-    """Return the plan of a round as it stands on disk."""
-    arrays = tuple(
-        ArrayPlan(job_name(manifest.name, f"{manifest.run}-{number}-{i}"), each.first_task, each.length)
-        for i, each in enumerate(planned.arrays)
-    )
-    limit, warning = _time_limit(options)
-    return RoundPlan(
-        slices=planned.slices,
-        first_task=planned.first_task,
-        arrays=arrays,
-        cpus_per_task=shape.cpus_per_task,
-        processes=shape.processes,
-        threads=shape.threads,
-        throttle=options.throttle,
-        time_limit=limit,
-        warning=warning,
-        requeues=options.requeues if manifest.backend == "slurm" else 0,
-        options=options.to_json(),
-        client=Owner.me(),
-        items=items,
-        blocks=planned.blocks,
-        ranks=ranks,
-    )
-
-
-def ranks_plan(options: Options, backend: Backend, shape: Shape) -> RanksPlan | None:
-    """Return how the tasks of a round have ranks; None where they have one each."""
-    if options.ranks == 1:
-        return None
-    launcher = backend.launcher(options.ranks, shape.cpus_per_task, options.slurm)
-    if launcher is None:
-        return None
-    chosen = launcher if options.launcher is None else options.launcher
-    return RanksPlan(options.ranks, chosen, (*options.python, "-m", "slurmlaunch.node.rank"))
-
-
-def _time_limit(options: Options) -> tuple[float | None, int | None]:
-    """Return the time limit in seconds, and how long before it a task is warned: a fifth of it at most."""
-    text = options.slurm.get("time") or os.environ.get("SBATCH_TIMELIMIT")
-    try:
-        limit = parse_time(str(text))
-    except ValueError:
-        return None, None
-    if not math.isfinite(limit):
-        return None, None
-    return limit, max(1, min(_LONGEST_WARNING, int(limit / 5)))
 
 
 def array_job(run: Run, its_round: Round, number: int) -> ArrayJob:
@@ -120,7 +49,8 @@ def array_job(run: Run, its_round: Round, number: int) -> ArrayJob:
     plan, array = its_round.plan, its_round.plan.arrays[number]
     options = Options.from_json(plan.options)
     throttle = its_round.throttle
-    earlier = [run.jobs[key] for key in sorted(run.jobs) if key[0] == its_round.number and key[1] < number]
+    jobs = run.tasks.jobs
+    earlier = [jobs[key] for key in sorted(jobs) if key[0] == its_round.number and key[1] < number]
     return ArrayJob(
         run_folder=run.folder.path,
         name=array.name,
@@ -164,7 +94,7 @@ class Submission:
         Raises:
             SubmissionError: the scheduler refused the first array.
         """
-        latest = self._run.rounds[-1]
+        latest = self._run.tasks.rounds[-1]
         if not latest.plan.arrays:
             return
         try:
@@ -221,7 +151,7 @@ class Submission:
         its_round.intend(number)
         job_id = run.backend.submit(job)
         with run.changed:
-            run.jobs[its_round.number, number] = job_id
+            run.tasks.jobs[its_round.number, number] = job_id
         try:
             its_round.submitted(number, job_id)
         except OSError as error:  # it runs all the same, and can be found by its name
@@ -234,7 +164,7 @@ class Submission:
 
     def take_refusals(self) -> None:
         """Settle the items of the arrays that were refused for good, as the journals say."""
-        for each in self._run.rounds:
+        for each in self._run.tasks.rounds:
             for number, error in each.refusals().items():
                 self._refuse(each, number, SubmissionError(error))
 
@@ -243,9 +173,9 @@ class Submission:
         tasks = range(refused.first_task, refused.first_task + refused.length)
         if its_round.plan.blocks is not None:
             with self._run.changed:
-                self._run.ends.update(dict.fromkeys(tasks, error))  # other tasks may take what these would have
+                self._run.tasks.ends.update(dict.fromkeys(tasks, error))  # other tasks may take what these would have
             return
-        self._run.ended([item for task in tasks for item in self._run.items_of(task)], lambda _: error)
+        self._run.ended([item for task in tasks for item in self._run.tasks.items_of(task)], lambda _: error)
 
     def will_come(self, its_round: Round, number: int) -> bool:
         """Whether an array that is not submitted may yet be, by a client that lives."""
@@ -282,8 +212,8 @@ class Submission:
 
     def _resume(self) -> None:
         """Submit what waited for room and whose client is gone; give up on what was never submitted."""
-        for each in self._run.rounds:
-            missing = [i for i in range(len(each.plan.arrays)) if (each.number, i) not in self._run.jobs]
+        for each in self._run.tasks.rounds:
+            missing = [i for i in range(len(each.plan.arrays)) if (each.number, i) not in self._run.tasks.jobs]
             missing = [i for i in missing if i not in each.refusals()]
             if not missing or each.plan.client is None or not _is_gone(Owner(*each.plan.client), each):
                 continue
@@ -300,14 +230,14 @@ class Submission:
 
     def _find_lost_jobs(self) -> None:
         """Find the jobs that a client submitted and did not live to write down."""
-        for each in self._run.rounds:
+        for each in self._run.tasks.rounds:
             intents = {entry["intent"]: entry["time"] for entry in each.journal() if "intent" in entry}
-            known = {*each.refusals(), *(number for r, number in self._run.jobs if r == each.number)}
+            known = {*each.refusals(), *(number for r, number in self._run.tasks.jobs if r == each.number)}
             for number in intents.keys() - known:
                 job_id = self._find_lost(each, number, intents[number])
                 if job_id is not None:
                     each.submitted(number, job_id)
-                    self._run.jobs[each.number, number] = job_id
+                    self._run.tasks.jobs[each.number, number] = job_id
 
     def _find_lost(self, its_round: Round, number: int, when: float) -> str | None:
         name = its_round.plan.arrays[number].name
@@ -328,10 +258,10 @@ class Submission:
             OptionError: it is below 1.
             SchedulerError: the scheduler did not do it.
         """
-        run, latest = self._run, self._run.rounds[-1]
+        run, latest = self._run, self._run.tasks.rounds[-1]
         throttle = None if throttle is None else as_count("throttle", throttle)
         with run.changed:
-            jobs = [run.jobs[key] for key in sorted(run.jobs) if key[0] == latest.number]
+            jobs = [run.tasks.jobs[key] for key in sorted(run.tasks.jobs) if key[0] == latest.number]
         before = None
         for job_id in jobs:
             run.backend.set_throttle(job_id, throttle, after=before if throttle else None)

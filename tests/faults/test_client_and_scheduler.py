@@ -162,7 +162,7 @@ class TestKilledClient:
 
         array = Executor(tmp_path / "runs", cluster="slurm").map_array(enter, range(4), tasks=2)
         run = find_run(array.folder)
-        second = run.backend.submit(submission.array_job(run, run.rounds[0], 0))
+        second = run.backend.submit(submission.array_job(run, run.tasks.rounds[0], 0))
         gate.await_arrival(0, 2)
         gate.open()
 
