@@ -304,16 +304,15 @@ _BYTES = frozenset({bytes, bytearray})
 
 
 def _cloudpickle(value: object) -> bytes:
-    import cloudpickle
+    from slurmlaunch import byvalue
 
-    data: bytes = cloudpickle.dumps(value, PICKLE_PROTOCOL)
-    return data
+    return byvalue.dumps(value, PICKLE_PROTOCOL)
 
 
 def _cloudpickle_apart(value: object) -> bytes | Bundle:
-    import cloudpickle
+    from slurmlaunch import byvalue
 
-    return pickle_apart(value, cloudpickle.dumps)
+    return pickle_apart(value, byvalue.dumps)
 
 
 def _described(value: object, dumps: Callable[[object], D]) -> D:
@@ -331,11 +330,11 @@ def _described(value: object, dumps: Callable[[object], D]) -> D:
 
 def _dump_exception(error: BaseException) -> bytes:
     """Return a pickle that is known to load: as it is, else rebuilt, else its nearest base."""
-    import cloudpickle
+    from slurmlaunch import byvalue
 
     for form in chain([error], _rebuildable(error)):
         try:
-            data: bytes = cloudpickle.dumps(form, PICKLE_PROTOCOL)
+            data = byvalue.dumps(form, PICKLE_PROTOCOL)
             loaded = _load_exception(data)
         except BaseException:  # noqa: BLE001, S112  (then the next form has its turn)
             continue
@@ -382,10 +381,10 @@ def _builtin_base(cls: type[BaseException]) -> Any:
 
 def _surviving(value: object, depth: int) -> object:
     """Return the value, or what of it survives a pickle: exceptions in parts, other things as their repr."""
-    import cloudpickle
+    from slurmlaunch import byvalue
 
     with suppress(BaseException):  # anything may be raised by a __reduce__
-        loaded = pickle.loads(cloudpickle.dumps(value, PICKLE_PROTOCOL))
+        loaded = pickle.loads(byvalue.dumps(value, PICKLE_PROTOCOL))
         if not isinstance(value, BaseException) or _same(loaded, value):
             return value
     if isinstance(value, BaseException) and depth:

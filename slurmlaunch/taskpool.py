@@ -10,9 +10,7 @@ from multiprocessing.connection import wait
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import cloudpickle
-
-from slurmlaunch import caps
+from slurmlaunch import byvalue, caps
 from slurmlaunch.outcome import Failure, capture
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ class TaskPool(ProcessPoolExecutor):
         """Schedule a call, as `concurrent.futures.Executor.submit` does."""
         # Pickled here, so that what does not pickle is told to the caller: the
         # standard library's feeder thread can hang on it (seen on Python 3.11.2).
-        return super().submit(_call, cloudpickle.dumps((fn, args, kwargs)))
+        return super().submit(_call, byvalue.dumps((fn, args, kwargs)))
 
 
 def _start_worker(threads: int) -> None:

@@ -21,7 +21,8 @@ PACKAGE = "slurmlaunch"
 # Each layer, and those it stands on directly; it may import these, what they stand on, and itself.
 STANDS_ON = {
     "errors": (),
-    "outcome": ("errors",),
+    "byvalue": (),
+    "outcome": ("errors", "byvalue"),
     "caps": ("outcome",),
     "taskpool": ("caps",),
     "context": ("taskpool",),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle
 
+from slurmlaunch import byvalue
 from slurmlaunch.errors import NotPicklable, SlurmlaunchError
 from slurmlaunch.outcome import APART, PICKLE_PROTOCOL, Bundle, pickle_apart
 from slurmlaunch.runfolder.buffers import SHARED
@@ -107,7 +108,7 @@ def _dumps(
     value: T, what: str, parts: Callable[[T], Iterator[tuple[str, object]]], *, at_least: int = APART
 ) -> bytes | Bundle:
     try:
-        return pickle_apart(value, cloudpickle.dumps, at_least=at_least)
+        return pickle_apart(value, byvalue.dumps, at_least=at_least)
     except SlurmlaunchError:
         raise
     except Exception as error:
@@ -130,7 +131,7 @@ def _culprit(value: object, parts: Iterator[tuple[str, object]], depth: int) -> 
 
 def _pickles(value: object) -> bool:
     try:
-        cloudpickle.dumps(value, PICKLE_PROTOCOL)
+        byvalue.dumps(value, PICKLE_PROTOCOL)
     except Exception:  # noqa: BLE001  (a __reduce__ may raise anything)
         return False
     return True

@@ -15,8 +15,7 @@ import pickle
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-
+from slurmlaunch import byvalue
 from slurmlaunch.outcome import PICKLE_PROTOCOL
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class Deliver:
         return _Unpickler(io.BytesIO(parcel), self._shared).load()()
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships no types
+class _Pickler(byvalue.Pickler):
     def __init__(self, file: io.BytesIO, numbers: Mapping[int, int]) -> None:
         super().__init__(file, PICKLE_PROTOCOL)
         self._numbers = numbers

@@ -181,14 +181,13 @@ class Work:
         """
         if self._call is None:
             return None
-        import cloudpickle
+        from slurmlaunch import byvalue
 
         call = _unwrapped(self._call)
         later = call.function.checkpoint(*call.args, **call.kwargs)
         if later is None:
             return None
-        pickled: bytes = cloudpickle.dumps((later.function, tuple(later.args), dict(later.kwargs)))
-        return pickled
+        return byvalue.dumps((later.function, tuple(later.args), dict(later.kwargs)))
 
 
 _SERIES, _VALUES, _BUNDLE, _FAILURE = Kind.SERIES, Kind.VALUES, Kind.BUNDLE, Kind.FAILURE

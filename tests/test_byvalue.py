@@ -1,0 +1,54 @@
+"""What travels by value still says where it comes from."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import pytest
+
+from slurmlaunch import byvalue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def travelled(function: Callable[..., Any]) -> Any:
+    """Return a function after it has travelled."""
+    return pickle.loads(byvalue.dumps(function))
+
+
+def test_code_keeps_its_file() -> None:
+    """A function by value, and the one inside it, come from the file that they are written in."""
+
+    def outer() -> Callable[[], None]:
+        def inner() -> None:
+            raise KeyError
+
+        return inner
+
+    assert [__file__] * 2 == [function.__code__.co_filename for function in (travelled(outer), travelled(outer)())]
+
+
+def test_a_traceback_shows_the_line() -> None:
+    """So a traceback from afar can show the line that raised."""
+
+    def fails() -> None:
+        raise KeyError("here")
+
+    with pytest.raises(KeyError) as caught:
+        travelled(fails)()
+    assert 'raise KeyError("here")' in "".join(traceback.format_exception(caught.value))
+
+
+def test_other_things_travel_as_ever() -> None:
+    """Whatever is no code is pickled just as cloudpickle does it, large buffers left to who asks for them."""
+    buffer = pickle.PickleBuffer(b"large")
+    value = {"numbers": [1, 2.0], "class": KeyError}
+    seen: list[pickle.PickleBuffer] = []
+
+    assert cloudpickle.dumps(value, 5) == byvalue.dumps(value, 5)
+    byvalue.dumps(buffer, 5, buffer_callback=seen.append)
+    assert [buffer] == seen
