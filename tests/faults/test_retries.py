@@ -58,6 +58,18 @@ def test_as_often_as_asked(faulty: Cluster, launch: Launch, deed: Callable[..., 
     assert len(again.job_ids) == 3
 
 
+def test_from_a_retry_on(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """What a retry by hand says of further ones holds from there on, whatever the run began with."""
+    work = deed(Exits, 1)
+    futures = launch(faulty).map_array(work, range(6), tasks=3)
+    assert outcomes(futures) == squares(1)
+    again = futures.retry(retries=1)
+    assert outcomes(again) == squares(1)
+    assert work.runs == {**ONCE, 1: 3}
+    assert outcomes(again.retry(retries=0)) == squares(1)
+    assert work.runs == {**ONCE, 1: 4}
+
+
 def test_what_the_function_raises(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
     """Is run again only where its class, or a base of it, was named."""
     work = deed(Fails, 1, 4)
