@@ -238,6 +238,13 @@ class TestCalls:
         assert attach(futures.folder)[7].job_id == futures[7].job_id
         assert futures.retry().results() == futures.results()
 
+    @pytest.mark.parametrize(
+        "how", [{}, {"cost": []}, {"cost": abs}, {"cost": [], "chunksize": 3}, {"schedule": "dynamic"}]
+    )
+    def test_no_items(self, make_executor: ExecutorFactory, how: dict[str, Any]) -> None:
+        """Nothing to do is done at once, however it is cut."""
+        assert [] == make_executor().map_array(square, [], **how).results(PATIENCE)
+
     def test_failures(self, make_executor: ExecutorFactory) -> None:
         """What an item raises is its own; a retry keeps the schedule, and runs what failed."""
         executor = make_executor()

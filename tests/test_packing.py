@@ -46,6 +46,11 @@ def test_longest_first_bound(costs: array[float], tasks: int) -> None:
     assert most <= sum(costs) / tasks + max(costs) * (1 - 1 / tasks) + 1e-9
 
 
+def test_nothing() -> None:
+    """No items make no slices."""
+    assert packed(array("d"), 0) == []
+
+
 def test_by_hand() -> None:
     """The textbook's example: longest first into the slice that has least."""
     assert packed(array("d", [1, 2, 3, 4, 5, 6, 7]), 3) == [[6, 1, 0], [5, 2], [4, 3]]

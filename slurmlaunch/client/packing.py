@@ -111,7 +111,8 @@ _PIECES = 32
 
 def _pieces(costs: array[float], tasks: int) -> list[range]:
     """Cut the items into pieces of neighbours, each small against a slice: they are read and recorded together."""
-    most, share = max(1, len(costs) // (tasks * _PIECES)), sum(costs) / (tasks * _PIECES)
+    number = max(1, tasks) * _PIECES  # without items there are no tasks
+    most, share = max(1, len(costs) // number), sum(costs) / number
     pieces: list[range] = []
     start, load = 0, 0.0
     for item, cost in enumerate(costs):
