@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from slurmlaunch.client.ledger import Fate, Ledger
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
-from slurmlaunch.outcome import Value
+from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
@@ -51,7 +51,7 @@ def test_first_come(happened: list[tuple[Fate, range]]) -> None:
         new = [item for item in items if expected[item] == Fate.OPEN]
         expected |= dict.fromkeys(new, fate)
         if fate == Fate.ENDED:
-            told = [item for item in items if ledger.end(item, ValueError(item))]
+            told = [item for part in ledger.end(items, ValueError) for item in part]
         elif fate == Fate.CANCELLED:
             told = [item for part in ledger.cancel(items) for item in part]
         else:
@@ -93,12 +93,26 @@ def test_outcomes(tmp_path: Path) -> None:
     for first, values in ((0, ["a", "b"]), (3, [None])):
         ledger.record(write(tmp_path / "0.0", first, values))
     ledger.record(write(tmp_path / "1.0", 2, ["c", "not mine", "d"]))
-    ledger.end(5, error)
+    ledger.end(range(5, 6), lambda _: error)
 
     for order in (range(6), range(5, -1, -1)):
         outcomes = {item: ledger.outcome(item) for item in order}
         found = {i: each.value if isinstance(each, Value) else each.error for i, each in outcomes.items()}
         assert {0: "a", 1: "b", 2: "c", 3: None, 4: "d", 5: error} == found
+
+
+@given(st.lists(st.tuples(stretches, st.integers())))
+def test_what_ended_an_item_is_made_when_it_is_asked_for(ends: list[tuple[range, int]]) -> None:
+    """One cause may end very many items: each is told its own, by whoever ended it first, and none is held."""
+    ledger, expected = Ledger(ITEMS), dict[int, int]()
+    for items, cause in ends:
+        ledger.end(items, lambda item, cause=cause: ValueError(item, cause))  # type: ignore[misc]
+        expected = dict.fromkeys(items, cause) | expected
+
+    found = {item: ledger.outcome(item) for item in expected}
+    assert {item: (item, cause) for item, cause in expected.items()} == {
+        item: outcome.error.args for item, outcome in found.items() if isinstance(outcome, Failure)
+    }
 
 
 def test_outcomes_are_read_anew(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ nothing means that an absence is believed at the next look, one without end that
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,6 +128,24 @@ class TestOutcomes:
         assert {0: "FAILURE", 1: "VALUE", 4: "VALUE", 5: "VALUE"} == watched.fates
         assert ["b", 1, 2] == [watched.run.outcome(item).unwrap() for item in (1, 4, 5)]
         assert ("a",) == watched.error(0).args
+
+    @pytest.mark.parametrize("retries", [0, 1])
+    def test_failures_are_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: int) -> None:
+        """What many items raised costs as little as what they return: no file is opened, nothing held for each."""
+        options = {"retries": retries, "retry_exceptions": ["builtins.OSError"]}
+        folder = OneRun(tmp_path / "run", len, rows(range(200)), options=options).folder
+        run = Run(folder, Manifest.read(folder), None, list(read_rounds(folder)))  # type: ignore[arg-type]
+        writer = OutcomeWriter(folder, 0)
+        for item in range(200):
+            writer.failure(item, Failure(ValueError(item)).dump())
+        opened, really = [], os.open
+        monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(path) or really(path, *rest))  # type: ignore[func-returns-value]
+        Lookout(run).look()
+        monkeypatch.undo()
+
+        assert (200, 0) == (run.ledger.count(Fate.FAILURE), run.ledger.count(Fate.ENDED))
+        assert len(opened) < 10
+        assert [(item,) for item in range(200)] == [run.outcome(item).error.args for item in range(200)]  # type: ignore[union-attr]
 
     def test_foreign_files(self, watched: Watched) -> None:
         """Files of other names, and of tasks that the run does not have, are nothing."""

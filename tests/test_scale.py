@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurmlaunch import Executor
+from slurmlaunch import Executor, WorkerDied
 from slurmlaunch.client.ledger import Ledger
 from slurmlaunch.client.listing import NAMES_PER_CALL
 from slurmlaunch.client.watcher import COLLECTING, GLANCING, SAMPLING
@@ -65,6 +65,21 @@ def test_an_unresolved_item_costs_a_byte() -> None:
     assert not ledger.open
     assert unresolved < 1.1 * MILLION
     assert resolved - unresolved < 0.2 * MILLION
+
+
+def test_what_one_cause_ended_costs_a_byte() -> None:
+    """A task that dies takes all of its items with it: that is one error, not one for each of them."""
+    tracemalloc.start()
+    try:
+        ledger = Ledger(MILLION)
+        for first in range(0, MILLION, 1000):
+            ledger.end(range(first, first + 1000), WorkerDied("killed").for_item)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert not ledger.open
+    assert taken < 2 * MILLION
 
 
 def test_a_record_for_each_item_costs_little() -> None:

@@ -2,15 +2,18 @@
 
 A byte per item says what it is, and an entry per record where the outcomes of its
 items lie (`stretches`); the outcomes themselves stay on disk until someone asks
-for them. An item settles once, and whoever settles it is told so: that decides
-every race between a result that comes in and a cancel.
+for them. What ended items without outcomes of their own is known once for all of
+them. An item settles once, and whoever settles it is told so: that decides every
+race between a result that comes in and a cancel.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right, insort
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.client.stretches import Stretches
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
@@ -19,7 +22,7 @@ from slurmlaunch.runfolder.outcomes import read_record
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from slurmlaunch.outcome import Outcome
@@ -33,9 +36,20 @@ class Fate(IntEnum):
     VALUE = 1
     FAILURE = 2
     ENDED = 3
-    """It has no outcome of its own: something ended it, and the ledger holds the error."""
+    """It has no outcome of its own: something ended it, and the ledger knows the error."""
     CANCELLED = 4
 
+
+class _End(NamedTuple):
+    items: range
+    error_of: Callable[[int], BaseException]
+
+    @property
+    def start(self) -> int:
+        return self.items.start
+
+
+_START = attrgetter("start")
 
 _SETTLED = re.compile(b"[^\\x00]")
 
@@ -45,18 +59,23 @@ class Ledger:
 
     Attributes:
         items: how many items there are.
-        open: how many of them have not settled.
         log: the stretches of items that settled, in the order in which they did.
     """
 
     def __init__(self, items: int, salt: int = 0) -> None:
         """Begin with all items open; the salt is that of the run's records."""
-        self.items = self.open = items
+        self.items = items
         self.log = Stretches()
         self._fates = bytearray(items)
+        self._counts = [items] + [0] * (len(Fate) - 1)
         self._salt = salt
-        self._errors: dict[int, BaseException] = {}
+        self._ends: list[_End] = []
         self._last: tuple[range, Content] | None = None
+
+    @property
+    def open(self) -> int:
+        """How many items have not settled."""
+        return self._counts[Fate.OPEN]
 
     def fate(self, item: int) -> Fate:
         """Return what an item has come to."""
@@ -69,7 +88,7 @@ class Ledger:
     def count(self, fate: Fate, items: Iterable[int] | None = None) -> int:
         """Return how many items, of these or of all, have come to that."""
         if items is None:
-            return self._fates.count(fate)
+            return self._counts[fate]  # asked for each record: to count a million bytes would be felt
         if isinstance(items, range) and items.step == 1:
             return self._fates.count(fate, items.start, items.stop)
         return sum(self._fates[item] == fate for item in items)
@@ -91,13 +110,13 @@ class Ledger:
             self._settle(each, fate, recorded)
         return settled
 
-    def end(self, item: int, error: BaseException) -> bool:
-        """Settle an item with an error; False where it has settled before."""
-        if self._fates[item]:
-            return False
-        self._errors[item] = error
-        self._settle(range(item, item + 1), Fate.ENDED)
-        return True
+    def end(self, items: range, error_of: Callable[[int], BaseException]) -> list[range]:
+        """Settle the open items of a range with errors, each made when it is asked for; return them as ranges."""
+        settled = list(self._open_ranges(items))
+        for each in settled:
+            insort(self._ends, _End(each, error_of), key=_START)
+            self._settle(each, Fate.ENDED)
+        return settled
 
     def cancel(self, items: range) -> list[range]:
         """Settle the open items of a range as cancelled; return them as ranges."""
@@ -108,7 +127,8 @@ class Ledger:
 
     def _settle(self, items: range, fate: Fate, recorded: Recorded | None = None) -> None:
         self._fates[items.start : items.stop] = bytes([fate]) * len(items)
-        self.open -= len(items)
+        self._counts[Fate.OPEN] -= len(items)
+        self._counts[fate] += len(items)
         self.log.add(items, recorded)
 
     def _open_ranges(self, items: range) -> Iterator[range]:
@@ -129,7 +149,8 @@ class Ledger:
         What cannot be read is a `Failure` that says so.
         """
         if self._fates[item] == Fate.ENDED:
-            return Failure(self._errors[item])
+            end = self._ends[bisect_right(self._ends, item, key=_START) - 1]
+            return Failure(end.error_of(item))
         try:
             settled, content = self._content(item)
             if len(settled) == 1:

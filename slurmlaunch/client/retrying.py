@@ -75,4 +75,4 @@ class Retrying:
             cause.__dict__["__notes__"] = [f"it could not be run again: {error}"]
             return cause
 
-        self._run.ended(held, cause_of, final=True)
+        self._run.ended(sorted(held), cause_of, final=True)

@@ -82,6 +82,7 @@ class Run:
         self._audience = Audience()
         self._cancellations = CancellationReader(folder, [each.number for each in rounds])
         self._gave_up: dict[int, ItemError] = {}
+        self._was_called = False
         self.learn_job_ids()
 
     @property
@@ -120,7 +121,7 @@ class Run:
             number = self.tasks.place(task).round.number
             if any(len(part) < len(items) for part in self.tasks.still_in(number, [items])):
                 return None  # a later round runs some of it again: this is not the last word
-            if self.held.enabled or not self.ledger.count(Fate.VALUE):
+            if self.held.enabled or not (self._was_called or self.ledger.count(Fate.VALUE)):
                 return self._recorded_failure(task, items, recorded)
         self._settle(recorded)
         return None
@@ -136,33 +137,39 @@ class Run:
         outcome = recorded.read().outcome(items.start)
         if not isinstance(outcome, Failure):
             return None
-        if self.held.enabled:
-            self.ended(items, _always(outcome.error))
-        else:
+        error_of = _always(outcome.error)
+        with self.changed:
+            left = self._without_held(items, error_of)
+        if len(left) == len(items):
             self._settle(recorded)
-        if isinstance(outcome.error, ItemError) and self.tasks.is_dynamic(task):
+        else:
+            self.ended(left, error_of, final=True)
+        if not isinstance(outcome.error, ItemError):
+            self._was_called = True
+        elif self.tasks.is_dynamic(task):
             self._gave_up[self.tasks.place(task).round.number] = outcome.error
         return outcome.error
 
-    def ended(self, items: Iterable[int], error_of: Callable[[int], BaseException], *, final: bool = False) -> None:
+    def ended(self, items: Sequence[int], error_of: Callable[[int], BaseException], *, final: bool = False) -> None:
         """Settle open items that have come to errors, or hold them for another round, unless this is *final*."""
         with self.changed:
-            settled = [
-                item for item in items if self.ledger.is_open(item) and self._end(item, error_of(item), final=final)
-            ]
-            called = self._audience.call(settled)
+            left = items if final else self._without_held(items, error_of)
+            settled = [part for each in consecutive(left) for part in self.ledger.end(each, error_of)]
+            called = self._audience.call(item for part in settled for item in self._audience.asked(part))
             self.changed.notify_all()
         self._tell(called)
 
-    def _end(self, item: int, error: BaseException, *, final: bool) -> bool:
-        """Settle an item, or hold it; say whether it has settled."""
-        if not final:
-            if item in self.held:
-                return False
-            if self.held.wants(item, error):
-                self.held.add(item, self._cause_of(item, error))
-                return False
-        return self.ledger.end(item, error)
+    def _without_held(self, items: Sequence[int], error_of: Callable[[int], BaseException]) -> Sequence[int]:
+        """Hold those of the items that are worth another attempt; return the others."""
+        if not self.held.enabled:
+            return items
+        return [item for item in items if not (self.ledger.is_open(item) and self._is_held(item, error_of(item)))]
+
+    def _is_held(self, item: int, error: BaseException) -> bool:
+        """Hold an open item, if what it has come to is worth another attempt; say whether it is held."""
+        if item not in self.held and self.held.wants(item, error):
+            self.held.add(item, self._cause_of(item, error))
+        return item in self.held
 
     def _cause_of(self, item: int, error: BaseException) -> Cause:
         """Return why an item is to be run again, and what is known of its last attempt."""

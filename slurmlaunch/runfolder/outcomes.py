@@ -255,19 +255,23 @@ class Recorded(NamedTuple):
         file: the path of the outcome file.
         offset: where its header begins.
         header: its header.
+        failure: the payload of a failure, where it was in hand: a client looks into it at once.
     """
 
     file: Path
     offset: int
     header: records.Header
+    failure: bytes | None = None
 
     def read(self) -> Content:
-        """Read the record again.
+        """Read the record again, where it is not in hand.
 
         Raises:
             ResultLost: it is not there any more, or damaged since.
             UnsafeRunFolder: it is not safe to read.
         """
+        if self.failure is not None:
+            return Content(self.header, self.failure)
         with _open_recorded(self.file, self.offset) as descriptor:
             return _content(descriptor, self.file, self.offset, self.header)
 
@@ -373,7 +377,8 @@ class OutcomeFile:
             self.position = found.offset + HEADER_SIZE + found.header.length
             if found.header.kind == Kind.NOTE:
                 self.notes.append(json.loads(bytes(found.payload)))
-            yield from self._recorded(Recorded(self.path, found.offset, found.header))
+            failure = bytes(found.payload) if found.header.kind == Kind.FAILURE else None
+            yield from self._recorded(Recorded(self.path, found.offset, found.header, failure))
 
     def _recorded(self, recorded: Recorded) -> Iterator[Recorded]:
         if recorded.header.kind == Kind.CHECKPOINT:
