@@ -147,6 +147,19 @@ class TestOutcomes:
         assert len(opened) < 10
         assert [(item,) for item in range(200)] == [run.outcome(item).error.args for item in range(200)]  # type: ignore[union-attr]
 
+    def test_what_is_held_has_one_cause(self, tmp_path: Path) -> None:
+        """A task that dies leaves many items to be run again: what is known of its end is known once."""
+        folder = OneRun(tmp_path / "run", len, rows(range(200)), tasks=2, options={"retries": 1}).folder
+        run = Run(folder, Manifest.read(folder), None, list(read_rounds(folder)))  # type: ignore[arg-type]
+        lookout = Lookout(run)
+        OutcomeWriter(folder, 0).close()
+        (folder.ended / EndMark(0, 0, 128 + 9).filename).touch(0o600)
+        lookout.look()
+
+        causes = run.held.causes()
+        assert list(range(100)) == list(causes)  # the other task goes on
+        assert 1 == len({id(cause) for cause in causes.values()})
+
     def test_foreign_files(self, watched: Watched) -> None:
         """Files of other names, and of tasks that the run does not have, are nothing."""
         for name in ("9.0", "x.0", "0", "0.0.new", ".0", "0.x"):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.client.recovery import grown
 from slurmlaunch.client.rounds import add_round
+from slurmlaunch.client.run import error_for_each
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.runfolder.rounds import Round
@@ -71,7 +72,7 @@ class Retrying:
 
     def _settle(self, held: dict[int, Cause], error: Exception) -> None:
         def cause_of(item: int) -> BaseException:
-            cause = held[item].error
+            cause = error_for_each(held[item].error)(item)
             cause.__dict__["__notes__"] = [f"it could not be run again: {error}"]
             return cause
 

@@ -161,21 +161,25 @@ class Run:
 
     def _without_held(self, items: Sequence[int], error_of: Callable[[int], BaseException]) -> Sequence[int]:
         """Hold those of the items that are worth another attempt; return the others."""
-        if not self.held.enabled:
+        if not (self.held.enabled and items):
             return items
-        return [item for item in items if not (self.ledger.is_open(item) and self._is_held(item, error_of(item)))]
+        error = error_of(items[0])  # one for all that it ended, and so is what is known of each task
+        causes: dict[int | None, Cause] = {}
+        return [item for item in items if not (self.ledger.is_open(item) and self._is_held(item, error, causes))]
 
-    def _is_held(self, item: int, error: BaseException) -> bool:
+    def _is_held(self, item: int, error: BaseException, causes: dict[int | None, Cause]) -> bool:
         """Hold an open item, if what it has come to is worth another attempt; say whether it is held."""
         if item not in self.held and self.held.wants(item, error):
-            self.held.add(item, self._cause_of(item, error))
+            task = self.tasks.task_of(item) if self.tasks.is_given(item) else None
+            if task not in causes:
+                causes[task] = self._cause_of(task, error)
+            self.held.add(item, causes[task])
         return item in self.held
 
-    def _cause_of(self, item: int, error: BaseException) -> Cause:
-        """Return why an item is to be run again, and what is known of its last attempt."""
-        if not self.tasks.is_given(item):
+    def _cause_of(self, task: int | None, error: BaseException) -> Cause:
+        """Return why items of a task, or of none, are to be run again, and what is known of its last attempt."""
+        if task is None:
             return Cause(error)
-        task = self.tasks.task_of(item)
         notes = self.tasks.last_notes(task)
         ended = notes.get("ended", time.time())
         seconds = ended - notes["started"] if "started" in notes else None
