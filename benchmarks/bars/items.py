@@ -117,12 +117,16 @@ def first(measures: Measures) -> list[Row]:
 def watching(measures: Measures) -> list[Row]:
     """Count what a waiting client asks of the file system, each system call in the run folder as one."""
     _need_strace()
-    (ours,) = measures.watching
-    work = f"file operations a second of a client that watches {MANY} tasks, {SLOTS} running at a time"
+    work = "file operations a second of a client that watches"
+    whats = f"{MANY} running tasks, whose nodes are played", f"{MANY} tasks, {SLOTS} running at a time"
+    return [_calls(f"{work} {what}", ours) for what, ours in zip(whats, measures.watching, strict=True)]
+
+
+def _calls(work: str, ours: Series) -> Row:
     total = ours.measure("all")
     kinds = {name: ours.measure(name) for name in ours.samples[0].measures if name != "all"}
     said = ", ".join(f"{count:.1f} {name}" for name, count in sorted(kinds.items(), key=lambda kind: -kind[1]))
-    return [at_most("watching", work, total, _FILE_CALLS_PER_SECOND, " a second", ours=said or "none")]
+    return at_most("watching", work, total, _FILE_CALLS_PER_SECOND, " a second", ours=said or "none")
 
 
 def start_up(measures: Measures) -> list[Row]:

@@ -27,6 +27,9 @@ _NO_OP = WORKLOADS["no-op"]
 _TEN_MILLION_SECONDS = 600.0
 """How long a run of 10^7 items may take at least, whatever the timeout of the others."""
 
+_ITEMS_OF_WATCHED = 100
+"""How many items each of the tasks has that run at once and are watched: more than it comes to meanwhile."""
+
 _WARM = ("slurmlaunch", "submitit")
 """Systems that keep nothing running between two calls: they may have made one before, as in a notebook."""
 
@@ -197,10 +200,17 @@ class Measures:
 
     @functools.cached_property
     def watching(self) -> list[Series]:
-        """A client of 1000 tasks that is traced."""
-        watched = dataclasses.replace(SYSTEMS["slurmlaunch, watched"], seconds=self.size.watched)  # type: ignore[type-var]
+        """A client of 1000 tasks that is traced: while all of them run, and while they come and go, 16 at a time."""
+        works = {
+            "slurmlaunch, watched at once": _NO_OP.of(_ITEMS_OF_WATCHED * MANY, MANY),
+            "slurmlaunch, watched": WORKLOADS["2 s"],
+        }
         timeout = 10 * self.size.watched  # strace slows it down
-        return self._contest.hold([Entry(watched, WORKLOADS["2 s"], timeout=timeout)], 1)
+        entries = [
+            Entry(dataclasses.replace(SYSTEMS[name], seconds=self.size.watched), work, timeout=timeout)  # type: ignore[type-var]
+            for name, work in works.items()
+        ]
+        return self._contest.hold(entries, 1)
 
     @functools.cached_property
     def starting(self) -> list[Series]:

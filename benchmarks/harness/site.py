@@ -189,8 +189,12 @@ def _default_partition() -> str:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let clients, and nodes that inherit their environment, import what lies in a folder."""
+    """Let clients, and nodes that inherit their environment, import what lies in a folder.
+
+    They find the programs that peers install beside this Python, too, be its environment activated or not.
+    """
     with _environment():
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{before}" if before else str(folder)
         yield

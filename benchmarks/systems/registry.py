@@ -21,6 +21,7 @@ from systems.slurmlaunch import (
     TaskStart,
     Unresolved,
     Watched,
+    WatchedAtOnce,
 )
 from systems.submitit import Submitit
 
@@ -40,6 +41,7 @@ OURS: tuple[System, ...] = (
     FirstOutcome(),
     Unresolved(),
     Watched(),
+    WatchedAtOnce(),
     TaskStart(),
 )
 

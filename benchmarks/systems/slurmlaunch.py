@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
+import pickle
+import resource
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +18,7 @@ from harness.strace import between, calls_in, file_costs, traced
 from systems.base import Trial, outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from slurmlaunch import FutureArray
@@ -171,14 +176,73 @@ class Watched(Slurmlaunch):
         array = executor.map_array(call.function, call.items, chunksize=1)
         while not array.counts()["done"]:
             time.sleep(_RUNNING_POLL)
-        mark = folder / "mark"
-        watch = [sys.executable, "-c", _WATCH, str(array.folder), str(self.seconds), str(mark)]
-        lines = between(traced(watch, folder), str(mark))
-        calls = calls_in(lines, array.folder)
-        kinds = {name: calls.count(name) / self.seconds for name in set(calls)}
-        trial = Trial(None, measures={"all": len(calls) / self.seconds, **kinds})
+        trial = Trial(None, measures=self._watch(array.folder, folder))
         array.cancel()
         return trial
+
+    def _watch(self, run_folder: Path, folder: Path) -> dict[str, float]:
+        """Trace a client that waits; return how many calls it makes a second, of each kind and in all."""
+        mark = folder / "mark"
+        watch = [sys.executable, "-c", _WATCH, str(run_folder), str(self.seconds), str(mark)]
+        calls = calls_in(between(traced(watch, folder), str(mark)), run_folder)
+        return {"all": len(calls) / self.seconds} | {name: calls.count(name) / self.seconds for name in set(calls)}
+
+
+@dataclass(frozen=True)
+class WatchedAtOnce(Watched):
+    """The same, while all tasks run, which are more than the test machine can run: their nodes are played.
+
+    What is played is what a client sees of a node: the real file of outcomes, which grows by an item now and then.
+
+    Attributes:
+        item_seconds: how long a node takes for an item.
+    """
+
+    item_seconds: float = 10.0
+    name: str = "slurmlaunch, watched at once"
+
+    def run(self, call: Call, folder: Path) -> Trial:
+        """Submit an array that Slurm holds back, play its nodes, and count what a client does that waits for them."""
+        array = _submit(call, folder, begin="now+1hour")
+        with _played(array.folder, self.item_seconds):
+            trial = Trial(None, measures=self._watch(array.folder, folder))
+        array.cancel()
+        return trial
+
+
+@contextlib.contextmanager
+def _played(path: Path, item_seconds: float) -> Iterator[None]:
+    """Play all nodes of a run: each records an item after the other."""
+    from slurmlaunch.runfolder.layout import RunFolder
+    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.outcomes import OutcomeWriter
+    from slurmlaunch.runfolder.rounds import Round
+
+    folder = RunFolder(path)
+    Manifest.read(folder)  # with which it knows the salt of its records
+    plan = Round.read(folder, 0).plan
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    writers = {task: OutcomeWriter(folder, task) for task in plan.tasks}
+    for writer in writers.values():
+        writer.note(started=time.time(), node="n1")
+    over = threading.Event()
+
+    def play() -> None:
+        for row in zip(*map(plan.items_of, plan.tasks), strict=False):
+            for writer, item in zip(writers.values(), row, strict=True):
+                writer.value(item, pickle.dumps(item))
+                if over.wait(item_seconds / len(writers)):
+                    return
+
+    player = threading.Thread(target=play)
+    player.start()
+    try:
+        yield
+        assert player.is_alive(), "the nodes had no items left to record while they were watched"
+    finally:
+        over.set()
+        player.join()
 
 
 @dataclass(frozen=True)
