@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.recovery import Cause, grown, wants
-from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from slurmlaunch.client.run import Run
 
 _log = logging.getLogger("slurmlaunch")
@@ -29,7 +30,10 @@ PATIENCE = 60.0
 
 
 class Retrying:
-    """The items of a run that are held, to be run again."""
+    """The items of a run that are held, to be run again.
+
+    What is held is guarded by the run's lock: whoever settles items holds them, and a thread submits them.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -47,7 +51,7 @@ class Retrying:
     @property
     def enabled(self) -> bool:
         """Whether the run retries at all."""
-        return bool(self._run.rounds) and bool(self._run.rounds[0].plan.options.get("retries"))
+        return bool(self._run.rounds) and bool(self._run.rounds[-1].plan.options.get("retries"))
 
     def hold(self, item: int, error: BaseException) -> bool:
         """Hold an item that has come to this, if that is worth another attempt; say whether it is."""
@@ -72,7 +76,8 @@ class Retrying:
 
     def go_on(self) -> None:
         """Take over the round that another client made, or make one where it is time."""
-        self._held = {item: cause for item, cause in self._held.items() if self._run.ledger.is_open(item)}
+        with self._run.changed:
+            self._held = {item: cause for item, cause in self._held.items() if self._run.ledger.is_open(item)}
         if not self._held or (self._submitting and self._submitting.is_alive()):
             return
         try:
@@ -84,9 +89,13 @@ class Retrying:
                 self._submitting.start()
 
     def _take_over(self, added: Round) -> None:
-        self._run.extend(added)
-        self._count(added)
-        for item in added.plan.items or ():
+        with self._run.changed:
+            self._run.extend(added)
+            self._count(added)
+            self._let_go(added.plan.items or ())
+
+    def _let_go(self, items: Iterable[int]) -> None:
+        for item in items:
             self._held.pop(item, None)
 
     def _count(self, added: Round) -> None:
@@ -95,16 +104,17 @@ class Retrying:
             self._tries[item] = self._tries.get(item, 0) + 1 if added.plan.automatic else 0
 
     def _submit(self) -> None:
-        run, held = self._run, dict(self._held)
+        run = self._run
+        with run.changed:
+            held = dict(self._held)
         try:
             added = run.add_round(sorted(held), grown(self._options, held.values()), automatic=True)
             self._take_over(added)
-            run.submission.submit()
+            run.submission.submit(patiently=True)
         except FileExistsError:
             return  # another client was first: the next look takes its round over
-        except (SlurmlaunchError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, nobody is to wait for what will not run)
             _log.warning("slurmlaunch could not submit a retry: %s", error)
-            self._held.clear()
             self._settle(held, error)
         else:
             _log.info("slurmlaunch runs %d items of %s again", len(held), run.folder.path)
@@ -115,4 +125,6 @@ class Retrying:
             cause.__dict__["__notes__"] = [f"it could not be run again: {error}"]
             return cause
 
+        with self._run.changed:
+            self._let_go(held)  # and not what has come to be held since
         self._run.ended(held, cause_of, final=True)
