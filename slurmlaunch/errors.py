@@ -122,6 +122,7 @@ class SubmissionError(SlurmlaunchError):
         job_name: the unique name of the job.
         ambiguous: whether the job may be in the queue all the same.
         no_room: whether a limit on what one may have in the queue was hit.
+        transient: whether the scheduler was away, so that the same may be accepted later.
     """
 
     command: tuple[str, ...] = ()
@@ -130,6 +131,7 @@ class SubmissionError(SlurmlaunchError):
     job_name: str = ""
     ambiguous: bool = False
     no_room: bool = False
+    transient: bool = False
 
 
 class SchedulerError(SlurmlaunchError):

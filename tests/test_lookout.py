@@ -380,6 +380,18 @@ class TestEndMarks:
         watched.look()
         assert {TimeLimitExceeded} == {type(watched.error(item)) for item in (2, 3)}
 
+    @pytest.mark.parametrize("attempts", [1, 2])
+    def test_nothing_of_a_later_start(self, watched: Watched, attempts: int) -> None:
+        """The mark of a start that was followed by another does not say how that one ended."""
+        for _ in range(attempts):
+            OutcomeWriter(watched.folder, 1)
+        watched.end(1, Status.REQUEUE)
+        watched.look()
+        watched.hear(TaskState.FAILED, 1, exit_code="0:9")
+        watched.look_late()
+
+        assert {WorkerDied} == {type(watched.error(item)) for item in (2, 3)}
+
     def test_started_again(self, watched: Watched) -> None:
         """The end of an earlier start means nothing for a later one."""
         first, second = OutcomeWriter(watched.folder, 1), OutcomeWriter(watched.folder, 1)

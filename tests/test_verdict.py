@@ -93,6 +93,7 @@ def test_failed(exit_code: str | None, kind: type[ItemError], expected: str) -> 
         (Status.SETUP, NodeStartError, "the set-up lines failed"),
         (Status.NODE, NodeStartError, "the node ended with status 4"),
         (127, NodeStartError, "the node ended with status 127"),
+        (Status.NOT_REQUEUED, TimeLimitExceeded, "the scheduler would not start the task again"),
         (128 + signal.SIGKILL, WorkerDied, "the task's supervisor was killed by SIGKILL (9)"),
         (128 + signal.SIGSEGV, WorkerDied, "the task's supervisor was killed by SIGSEGV (11)"),
     ],

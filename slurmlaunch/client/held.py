@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """The items of a run that are held, by what they have come to.
+    """The items of a run that are held, by what they have come to. Who changes it holds the lock of the run.
 
     Attributes:
         options: how the last round runs, None where there is none: they say what is run again.

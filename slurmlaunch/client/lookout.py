@@ -49,6 +49,10 @@ _READ_COST = 4
 
 _UNBOUNDED = float(1 << 40)
 
+_TOLD_BY_THE_SCHEDULER = frozenset({Status.STOPPED, Status.REQUEUE})
+"""With these a start ended that something from outside ended, or that another one follows: what came of the task
+the scheduler knows."""
+
 
 # Of the reasons that squeue gives, those that a person has to do away with.
 _HELD = re.compile(r"held|hold|never.?satisfied|bad.?constraints|invalid", re.IGNORECASE)
@@ -350,8 +354,8 @@ class Lookout:
                 self.run.end_untaken(forsaken[number])
 
     def _weigh(self, task: int, mark: EndMark) -> None:
-        if mark.status in (Status.STOPPED, Status.REQUEUE):
-            return  # something from outside ended it: the scheduler knows what
+        if mark.status in _TOLD_BY_THE_SCHEDULER:
+            return
         if mark.status in (Status.VALUES, Status.FAILURES):
             # The outcomes were on disk before the mark, so they are only not visible yet. Or
             # Python itself did not come up: its own status for that is 1, too.
@@ -362,9 +366,13 @@ class Lookout:
     def _is_last_start(self, mark: EndMark) -> bool:
         return self._attempts.get(mark.task, 0) <= mark.start + 1
 
+    def _tells(self, mark: EndMark) -> bool:
+        """Whether a mark says how its task ended, and not only one of its starts."""
+        return mark.status not in _TOLD_BY_THE_SCHEDULER and self._is_last_start(mark)
+
     def _by_state(self, task: int, record: TaskRecord) -> ItemError:
         mark = self._marks.get(task)
-        if mark and mark.status != Status.STOPPED and not verdict.names_a_cause(record):
+        if mark and self._tells(mark) and not verdict.names_a_cause(record):
             return verdict.of_status(mark.status, self._place(task))
         return verdict.of_state(record, self._place(task), began=task in self._attempts)
 

@@ -18,7 +18,6 @@ from slurmlaunch.client.recovery import grown
 from slurmlaunch.client.rounds import add_round
 from slurmlaunch.client.run import error_for_each
 from slurmlaunch.client.submission import Submission
-from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
@@ -42,7 +41,8 @@ class Retrying:
     def go_on(self) -> None:
         """Take over the round that another client made, or make one where it is time."""
         run, held = self._run, self._run.held
-        held.release([item for item in held.causes() if not run.ledger.is_open(item)])
+        with run.changed:
+            held.release([item for item in held if not run.ledger.is_open(item)])
         if not held or held.options is None or (self._submitting and self._submitting.is_alive()):
             return
         try:
@@ -50,22 +50,22 @@ class Retrying:
         except FileNotFoundError:
             waited = time.monotonic() - held.since > PATIENCE
             if waited or run.ledger.open == len(held):
-                arguments = held.options, held.causes()
                 self._submitting = threading.Thread(
-                    target=self._submit, args=arguments, name="slurmlaunch-retry", daemon=True
+                    target=self._submit, args=[held.options], name="slurmlaunch-retry", daemon=True
                 )
                 self._submitting.start()
 
-    def _submit(self, options: Options, held: dict[int, Cause]) -> None:
+    def _submit(self, options: Options) -> None:
         run = self._run
+        with run.changed:
+            held = run.held.causes()
         try:
             run.extend(add_round(run, sorted(held), grown(options, held.values()), automatic=True))
-            Submission(run).submit()
+            Submission(run).submit(patiently=True)
         except FileExistsError:
             return  # another client was first: the next look takes its round over
-        except (SlurmlaunchError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, nobody is to wait for what will not run)
             _log.warning("slurmlaunch could not submit a retry: %s", error)
-            run.held.release(held)
             self._settle(held, error)
         else:
             _log.info("slurmlaunch runs %d items of %s again", len(held), run.folder.path)
@@ -76,4 +76,6 @@ class Retrying:
             cause.__dict__["__notes__"] = [f"it could not be run again: {error}"]
             return cause
 
+        with self._run.changed:
+            self._run.held.release(held)  # and not what has come to be held since
         self._run.ended(sorted(held), cause_of, final=True)

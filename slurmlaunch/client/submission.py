@@ -87,9 +87,13 @@ class Submission:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._unanswered: dict[str, float] = {}
 
-    def submit(self) -> None:
+    def submit(self, *, patiently: bool = False) -> None:
         """Submit the last round: its first array now, the others from a thread.
+
+        Args:
+            patiently: the first one, too, waits for room in the queue and for a scheduler that is away.
 
         Raises:
             SubmissionError: the scheduler refused the first array.
@@ -98,7 +102,10 @@ class Submission:
         if not latest.plan.arrays:
             return
         try:
-            self._submit_array(latest, 0)
+            if patiently:
+                self._submit_when_there_is_room(latest, 0)
+            else:
+                self._submit_array(latest, 0)
         except SlurmlaunchError as error:
             if not getattr(error, "ambiguous", False):
                 for number in range(len(latest.plan.arrays)):
@@ -124,17 +131,17 @@ class Submission:
                 self._refuse(its_round, number, error)
 
     def _submit_when_there_is_room(self, its_round: Round, number: int) -> bool:
-        """Submit an array, as often as there is no room for it; False where the interpreter ends first."""
+        """Submit an array, as often as that has to wait; False where the interpreter ends first."""
         pause = _SHORTEST_WAIT
         while self._run.ledger.open:
             try:
                 self._submit_array(its_round, number)
-            except SubmissionError as error:
-                if not (error.no_room or error.ambiguous):
+            except (SubmissionError, SchedulerError) as error:
+                why = _worth_waiting_for(error)
+                if why is None:
                     raise
                 if pause == _SHORTEST_WAIT:
                     its_round.waiting(number, Owner.me())
-                    why = "for room in the queue" if error.no_room else "for sbatch to answer"
                     _log.warning("slurmlaunch waits %s: %s", why, error.stderr.strip())
             else:
                 return True
@@ -149,7 +156,7 @@ class Submission:
         if job.container is not None:
             job.container.prepare(job.folders)
         its_round.intend(number)
-        job_id = run.backend.submit(job)
+        job_id = self._submit_once(job)
         with run.changed:
             run.tasks.jobs[its_round.number, number] = job_id
         try:
@@ -159,6 +166,20 @@ class Submission:
         run.look_for_cancellations()
         if not run.ledger.open:  # cancelled while it was being submitted, perhaps by another client
             run.backend.cancel(job_id)
+
+    def _submit_once(self, job: ArrayJob) -> str:
+        """Submit an array, unless it was before, by a command that did not answer."""
+        backend, since = self._run.backend, self._unanswered.get(job.name)
+        job_id = None if since is None else backend.find(job.name, since)
+        if job_id is not None:
+            return job_id
+        began = time.time()
+        try:
+            return backend.submit(job)
+        except SubmissionError as error:
+            if error.ambiguous:
+                self._unanswered.setdefault(job.name, began)
+            raise
 
     # Refusals.
 
@@ -267,6 +288,15 @@ class Submission:
             run.backend.set_throttle(job_id, throttle, after=before if throttle else None)
             before = job_id
         latest.throttled(throttle)
+
+
+def _worth_waiting_for(error: SubmissionError | SchedulerError) -> str | None:
+    """Return what to wait for after a submission that failed; None where the same would fail again."""
+    if isinstance(error, SchedulerError) or error.ambiguous:
+        return "for sbatch to answer"
+    if error.no_room:
+        return "for room in the queue"
+    return "for the scheduler to come back" if error.transient else None
 
 
 def _is_gone(client: Owner, its_round: Round) -> bool:

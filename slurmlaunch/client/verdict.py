@@ -74,6 +74,9 @@ def of_status(status: int, place: Place) -> ItemError:
         return OutOfMemory(
             "the task's supervisor hit the memory limit", state=TaskState.OUT_OF_MEMORY.value, place=place
         )
+    if status == Status.NOT_REQUEUED:
+        what = "the time limit was near, and the scheduler would not start the task again for the items that were left"
+        return TimeLimitExceeded(what, state=TaskState.TIMEOUT.value, place=place)
     if status == Status.VALUES:
         return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
     return _not_started(status, place)

@@ -177,9 +177,10 @@ class Soak:
             recorded = Counter(
                 item
                 for each in found
-                if isinstance(each, Recorded) and each.header.kind == Kind.VALUES
+                if isinstance(each, Recorded) and each.header.kind != Kind.FAILURE
                 for item in range(each.header.first, each.header.stop)
             )
+            self.counts["recorded"] += len(recorded)
             self.problems += [f"AGAIN {path}: item {item}" for item, times in recorded.items() if times > 1]
 
     # Faults.

@@ -52,6 +52,18 @@ def test_no_more_starts(faulty: Cluster, launch: Launch, deed: Callable[..., Any
     assert [len(each.attempts) for each in futures] == [1] * 6
 
 
+def test_may_not_start_again(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """Where the scheduler does not start it again, the items that are left have met the time limit."""
+    work = deed(Deed, 1)
+    futures = launch(faulty, no_requeue=True).map_array(work, range(6), tasks=2)
+    work.gate.await_arrival(1)
+    warn(faulty, futures[1].job_id)
+    assert futures[5].result(PATIENCE) == 25
+    work.gate.open()
+    assert outcomes(futures) == squares(2, kind=TimeLimitExceeded)
+    assert work.runs == {item: 1 for item in range(6) if item != 2}
+
+
 @pytest.mark.slow
 def test_real_limits(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
     """An item that is too long for the limit: started again, given more time by a retry, or failed."""

@@ -101,6 +101,7 @@ def submission_error(command: Command, done: Finished, name: str) -> SubmissionE
         job_name=name,
         ambiguous=not done.missing and is_ambiguous(done),
         no_room=_NO_ROOM.search(stderr) is not None,
+        transient=is_transient(done),
     )
 
 
