@@ -253,6 +253,21 @@ def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) ->
 
 
 @elsewhere
+def test_what_the_launcher_said(make_executor: ExecutorFactory, tmp_path: Path) -> None:
+    """What a launcher says of why it starts nothing stands in the error, and what was said before does not."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text("#!/bin/sh\necho no such dialect >&2\nexit 5\n", encoding="utf-8")
+    launcher.chmod(0o700)
+    ranked = make_executor(ntasks=2, launcher=str(launcher), setup=["echo good morning >&2"])
+
+    error = ranked.submit(together.place).exception(PATIENCE)
+
+    assert isinstance(error, NodeStartError)
+    assert f"{launcher} ended with exit status 5; the end of the log:\nno such dialect\n" in str(error)
+    assert "good morning" not in str(error)
+
+
+@elsewhere
 def test_cancel(ranked: Executor, gate: Gate, story: Story) -> None:
     """A cancelled item is ended on all ranks; the others of its task go on."""
     futures = ranked.map_array(together.Walk(gate, story, (1, 0), (1, 2)), range(3), tasks=1)
