@@ -241,6 +241,15 @@ class _Absent:
         return __import__, ("no_such_module_here",)
 
 
+def test_without_mpi4py(tmp_path: Path) -> None:
+    """Where mpi4py is not installed, ranks start as ever, and the one that asks for it is told what to install."""
+    with Executor(tmp_path, cluster="local", ntasks=2, launcher=[]) as executor:
+        error = executor.submit(together.start_mpi_without_its_package).exception(PATIENCE)
+
+    assert isinstance(error, ModuleNotFoundError)
+    assert f"mpi4py: install it with {sys.executable} -m pip install mpi4py" in error.__dict__["__notes__"][-1]
+
+
 @elsewhere
 @pytest.mark.parametrize("launcher", ["false", "no-such-launcher"])
 def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) -> None:
