@@ -63,7 +63,7 @@ class Command:
 
     Raises:
         TypeError: *command* is neither a text nor a list of words.
-        ValueError: it is empty, or holds ``{0}``.
+        ValueError: it is empty, or holds ``{0}``; *timeout* is not above 0.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class Command:
         for found in _PLACEHOLDER.finditer("\n".join([self._words] if isinstance(self._words, str) else self._words)):
             if found["number"] == "0":
                 raise ValueError(f"{found[0]} stands for no argument, they are counted from 1: write {{}} or {{1}}")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be a number of seconds above 0, or None, not {timeout!r}")
         self.check, self.timeout, self.capture = check, timeout, capture
         self.__qualname__ = _name(self._words)
 

@@ -165,6 +165,7 @@ def test_dry_run(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> No
         (["--tasks=0", "x", "a"], "tasks: must be at least 1"),
         (["--threads=8", "--cpus-per-task=2", "x", "a"], "CPUs"),
         (["--env=A", "x", "a"], "write --env A=VALUE"),
+        (["--timeout=0", "x", "a"], "timeout must be a number of seconds above 0"),
         (["--detach", "x", "a"], "--detach: tasks on this machine end"),
         (["x"], "there are no items"),
         (["echo {2}", "a"], "no argument 2 for {2}"),
@@ -226,6 +227,28 @@ def test_the_reader_has_enough(start: Callable[..., subprocess.Popen[str]]) -> N
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_what_nobody_reads_is_not_run(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """When who reads the output goes away, what runs here ends, and is not waited for."""
+    reading, writing = os.pipe()
+    command = "echo {}; [ {} = first ] || sleep 600"
+    with start("map", "--tasks=1", command, "first", "second", stdout=writing) as process:
+        os.close(writing)
+        os.close(reading)
+        process.communicate(timeout=PATIENCE)
+    (folder,) = (tmp_path / "slurmlaunch-runs").iterdir()
+    assert slurmlaunch.attach(folder)[1].cancelled()
+
+
+def test_output_of_another_language(
+    start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a command prints comes out as it was, whatever the locale of who asked for it."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    with start("map", "--quiet", "echo {}; echo {} >&2", "größer") as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "größer\n", "größer\n")
 
 
 # The program itself.

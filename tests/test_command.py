@@ -89,6 +89,9 @@ def test_refused() -> None:
     for text in ("", " "):
         with pytest.raises(ValueError, match="empty"):
             Command(text)
+    for timeout in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
+            Command("run", timeout=timeout)
     with pytest.raises(ValueError, match="empty"):
         Command([])
 

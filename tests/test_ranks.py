@@ -241,6 +241,15 @@ class _Absent:
         return __import__, ("no_such_module_here",)
 
 
+def test_without_mpi4py(tmp_path: Path) -> None:
+    """Where mpi4py is not installed, ranks start as ever, and the one that asks for it is told what to install."""
+    with Executor(tmp_path, cluster="local", ntasks=2, launcher=[]) as executor:
+        error = executor.submit(together.start_mpi_without_its_package).exception(PATIENCE)
+
+    assert isinstance(error, ModuleNotFoundError)
+    assert f"mpi4py: install it with {sys.executable} -m pip install mpi4py" in error.__dict__["__notes__"][-1]
+
+
 @elsewhere
 @pytest.mark.parametrize("launcher", ["false", "no-such-launcher"])
 def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) -> None:
@@ -250,6 +259,21 @@ def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) ->
     assert isinstance(error, NodeStartError)
     assert launcher in str(error)
     assert "launcher=" in str(error)
+
+
+@elsewhere
+def test_what_the_launcher_said(make_executor: ExecutorFactory, tmp_path: Path) -> None:
+    """What a launcher says of why it starts nothing stands in the error, and what was said before does not."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text("#!/bin/sh\necho no such dialect >&2\nexit 5\n", encoding="utf-8")
+    launcher.chmod(0o700)
+    ranked = make_executor(ntasks=2, launcher=str(launcher), setup=["echo good morning >&2"])
+
+    error = ranked.submit(together.place).exception(PATIENCE)
+
+    assert isinstance(error, NodeStartError)
+    assert f"{launcher} ended with exit status 5; the end of the log:\nno such dialect\n" in str(error)
+    assert "good morning" not in str(error)
 
 
 @elsewhere

@@ -118,6 +118,12 @@ def test_log(tmp_path: Path) -> None:
     assert "its log is empty" in str(verdict.of_status(Status.FAILURES, Place(log=str(tmp_path / "nothing"))))
 
 
+def test_a_program_that_is_not_there() -> None:
+    """Where a node did not find what was to be started, the error says which options name it."""
+    assert "python=[...]" in str(verdict.of_status(127, Place()))
+    assert "Container(..., runtime=...)" in str(verdict.of_status(127, Place(image="/images/python.sif")))
+
+
 @pytest.mark.parametrize("state", list(TaskState))
 def test_names_a_cause(state: TaskState) -> None:
     """A state names a cause where it says more than that the task ended."""

@@ -81,6 +81,12 @@ def meet() -> None:
     MPI.COMM_WORLD.Barrier()
 
 
+def start_mpi_without_its_package() -> None:
+    """Import mpi4py as if it were not installed."""
+    sys.modules["mpi4py"] = None  # type: ignore[assignment]
+    meet()
+
+
 def fall(item: int, deeds: dict[tuple[int, int], str]) -> tuple[int, int]:
     """Do what is to be done at an item by a rank; then wait for all others."""
     rank = slurmlaunch.current_task().rank

@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"slurmlaunch: {len(items)} items, job {jobs}; {futures.folder}", file=sys.stderr)
     try:
         return _follow(futures, items)
-    except KeyboardInterrupt:
-        # Jobs on Slurm go on, and the futures have said how to come back; what runs here ends with us.
+    except (KeyboardInterrupt, BrokenPipeError):
+        # Jobs on Slurm go on, and one was told where their results will be; what runs here ends with us.
         if executor.cluster != "slurm":
             futures.cancel()
         raise
@@ -159,9 +159,11 @@ def _show(futures: FutureArray[subprocess.CompletedProcess[str]], index: int, it
 
 
 def _print(out: str, err: str) -> None:
-    sys.stdout.write(out)
-    sys.stdout.flush()
-    sys.stderr.write(err)
+    # As they were read, in UTF-8, and not as this terminal's locale would have them.
+    for stream, text in ((sys.stdout, out), (sys.stderr, err)):
+        stream.flush()
+        stream.buffer.write(text.encode())
+        stream.buffer.flush()
 
 
 def _summarize(failed: list[_Failed], total: int) -> None:

@@ -37,6 +37,9 @@ _BY_STATE: dict[TaskState, type[TaskEnded]] = {
 }
 
 _SIGNALLED = 128
+_NOT_FOUND = 127
+"""The status of a shell that has not found what it was to start."""
+
 _TAIL_LINES = 12
 
 
@@ -94,14 +97,17 @@ def _not_started(status: int | None, place: Place) -> ItemError:
         what = "the set-up lines failed"
     tail = _tail(place.log)
     said = f"; the end of its log:\n{tail}\n" if tail else ", and its log is empty"
-    return NodeStartError(f"{what}{said}", exit_code=status, place=place, advice=_advice(tail, place.image))
+    return NodeStartError(f"{what}{said}", exit_code=status, place=place, advice=_advice(status, tail, place.image))
 
 
-def _advice(tail: str, image: str | None) -> str:
+def _advice(status: int | None, tail: str, image: str | None) -> str:
     for module in ("slurmlaunch", "cloudpickle"):
         if f"No module named {module!r}" in tail or f"No module named {module}" in tail:
             where = f"for the Python in the image {image}" if image else "for the Python that runs on the node"
             return f"Install {module} {where}, or name another: python=[...]."
+    if status == _NOT_FOUND:
+        named = "Container(..., runtime=...), and python=[...] in the image" if image else "python=[...]"
+        return f"Name what the node has: {named}; or load what is missing, with modules=[...]."
     return ""
 
 

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from slurmlaunch.node import world
+from slurmlaunch.node.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,7 @@ class Launched:
 
     Attributes:
         ending: whether it has been told to end.
+        log: what it says.
     """
 
     def __init__(self, plan: RanksPlan, words: Sequence[str]) -> None:
@@ -33,6 +35,7 @@ class Launched:
             OSError: it cannot be started.
         """
         self.ending = False
+        self.log = Log()
         self._kill_at = 0.0
         self._processes: list[subprocess.Popen[bytes]] = []
         for rank in range(1 if plan.launcher else plan.number):

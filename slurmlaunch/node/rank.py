@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch import caps, context
-from slurmlaunch.errors import NodeStartError, SlurmlaunchError
+from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError
 from slurmlaunch.node import lifeline, memory
 from slurmlaunch.node.waiting import Signals, Waiting
 from slurmlaunch.node.worker import flush, go_first, line_buffer, take_signals
@@ -150,8 +150,11 @@ class _Caller:
     def _located(self, failure: Failure) -> bytes:
         """Have a failure say whose it is."""
         note = f"on rank {self._place.world.rank} of {self._place.world.ranks}, node {node()}"
-        notes = failure.error.__dict__.setdefault("__notes__", [])
+        error = failure.error
+        notes = error.__dict__.setdefault("__notes__", [])
         notes.append(note)  # what add_note() does, which Python 3.10 does not have
+        if isinstance(error, ModuleNotFoundError) and error.name == "mpi4py":  # the user's own import
+            notes.append(str(MissingPackage.of("MPI", "mpi4py")))
         return failure.dump()
 
 

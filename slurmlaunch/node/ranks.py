@@ -246,7 +246,7 @@ class RanksSupervisor:
         began = bool(tally.began)
         self._unstarted = 0 if began else self._unstarted + 1
         if not 0 < self._unstarted < _LAUNCH_TRIES:
-            self._fail(_launcher_error(self._ranks, launched.status, began=began), self._left[0] if began else None)
+            self._fail(_launcher_error(self._ranks, launched, began=began), self._left[0] if began else None)
 
     def _doubt(self) -> bool:
         """Wait for a signal that would say that the whole task is ended; return whether none came."""
@@ -286,10 +286,13 @@ def _error_of(died: dict[str, Any], ranks: int) -> ItemError:
     return WorkerDied.of(died["signal"], died["status"], who, rank=died["rank"]).located(node=died["node"])
 
 
-def _launcher_error(ranks: RanksPlan, status: int, *, began: bool) -> ItemError:
-    """Return the error for ranks that are gone without a word."""
-    launcher = ranks.launcher[0] if ranks.launcher else "they"
+def _launcher_error(ranks: RanksPlan, launched: Launched, *, began: bool) -> ItemError:
+    """Return the error for ranks that are gone without a word of their own."""
+    launcher, status = ranks.launcher[0] if ranks.launcher else "they", launched.status
     ended = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+    tail = launched.log.tail()
+    said = f"; the end of the log:\n{tail}\n" if tail else ""
     if not began:
-        return NodeStartError(f"the ranks did not start: {launcher} {ended}", advice=_LAUNCHER_ADVICE, exit_code=status)
-    return WorkerDied(f"the ranks ended too early: {launcher} {ended}", exit_code=status)
+        what = f"the ranks did not start: {launcher} {ended}{said}"
+        return NodeStartError(what, advice=_LAUNCHER_ADVICE, exit_code=status)
+    return WorkerDied(f"the ranks ended too early: {launcher} {ended}{said}", exit_code=status)
