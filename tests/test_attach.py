@@ -263,6 +263,21 @@ class TestRetry:
         assert ["0", "6", "5", "6", "5", "6"] == story.lines
         assert [1, 2, 3] == [each.counts()["done"] for each in (array, second, third)]
 
+    def test_asked_for_later(self, executor: Executor, story: Story) -> None:
+        """Who runs it again may also ask for further retries by themselves."""
+
+        def work(number: int) -> int:
+            story.tell(number)
+            if len(story.lines) < number:
+                raise ValueError(number)
+            return number
+
+        array = executor.map_array(work, [4], tasks=1)
+        array.wait()
+
+        assert [4] == array.retry(retries=2, retry_exceptions=[ValueError]).results(timeout=90)
+        assert ["4"] * 4 == story.lines
+
     def test_nothing_failed(self, executor: Executor) -> None:
         """Where nothing failed nothing is submitted, and all is there."""
         array = executor.map_array(int, "12")

@@ -12,7 +12,7 @@ from slurmlaunch.client import submission
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.run import Run
-from slurmlaunch.errors import SchedulerError, SubmissionError, WorkerDied
+from slurmlaunch.errors import SubmissionError, WorkerDied
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.rounds import read_rounds
 from tests.tasks import OneRun, rows

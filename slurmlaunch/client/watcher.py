@@ -154,6 +154,8 @@ class _Inquiry:
         watcher, backend = self._watcher, self._backend
         while True:
             runs = watcher.runs_on(backend)
+            for run in runs:
+                self._keep_up(run)
             jobs = {job_id: run.manifest.created for run in runs for job_id in run.job_ids}
             snapshot = self._query(jobs)
             if snapshot is not None and snapshot.taken != self._taken:
@@ -162,6 +164,14 @@ class _Inquiry:
             if not watcher.more_to_ask(backend):
                 self._query({})  # or other processes would go on asking for our jobs
                 return
+
+    def _keep_up(self, run: Run) -> None:
+        try:
+            run.submission.keep_up()
+        except OSError:
+            pass  # whoever looks at the folder says what is wrong with it
+        except Exception:  # noqa: BLE001  (a fault of ours: what is submitted is watched all the same)
+            _log.exception("slurmlaunch cannot see what is left to submit of %s", run.folder.path)
 
     def _query(self, jobs: Mapping[str, float]) -> Snapshot | None:
         try:
