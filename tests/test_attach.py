@@ -23,6 +23,8 @@ from slurmlaunch import (
     attach,
 )
 from slurmlaunch.caps import usable_cpus
+from slurmlaunch.client.attach import backend_of
+from slurmlaunch.client.watcher import WATCHER
 from tests import scripts
 from tests.conftest import SLURM, elsewhere, several_cpus
 from tests.waiting import Gate, is_alive, wait_until
@@ -91,6 +93,31 @@ class TestAttach:
 
         assert ["a", "b"] == array.results() == here.results()
         assert "['a', 'b']\n" == scripts.finish(there)[1]
+
+    @elsewhere
+    def test_again_and_again(self, executor: Executor, backend: str, gate: Gate) -> None:
+        """What was attached to and let go of is watched no longer; what anything is held of is told all the same."""
+        array = executor.map_array(gate.enter, "ab", tasks=1)
+        told: list[Any] = []
+        future, part = attach(array.folder)[1], attach(array.folder)[:1]
+        attach(array.folder)[0].add_done_callback(told.append)
+        for _ in range(20):
+            assert attach(array.folder).counts()["done"] == 0
+
+        def watched() -> int:
+            return sum(run.folder.path == array.folder for run in WATCHER.runs_on(backend_of(backend, None)))
+
+        wait_until(lambda: watched() == 4)
+        gate.open("a")
+        assert ["a"] == part.results(timeout=90)
+        wait_until(lambda: told)
+        known = part[0]
+        del part
+        told.clear()
+        wait_until(lambda: watched() == 3)
+        gate.open()
+        assert "b" == future.result(timeout=90)
+        assert ["a", "b"] == known.run.results(timeout=90)
 
     @elsewhere
     def test_cancelled_there(self, executor: Executor, gate: Gate, tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
             added = latest.add_round(items, options)
         except FileExistsError:
             continue  # another client was first: what it runs again is not ours to run
+        finally:
+            latest.on_demand = True  # this view has served its purpose
         again = Run(latest.folder, latest.manifest, latest.backend, [*latest.rounds, added])
         again.submission.submit()
         if run.kept_by is not None:

@@ -16,6 +16,7 @@ import threading
 import time
 from array import array
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from weakref import WeakSet
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.breaker import Breaker
@@ -129,6 +130,7 @@ class Run:
         breaker: ends the run where its first tasks all die in the same way.
         ends: the tasks of dynamic rounds that take nothing more, and why.
         gave_up: why a task of a dynamic round could run nothing of what it took, by round.
+        on_demand: whether it is watched no longer than somebody holds an array or a future of it.
     """
 
     def __init__(self, folder: RunFolder, manifest: Manifest, backend: Backend, rounds: list[Round]) -> None:
@@ -150,6 +152,8 @@ class Run:
         self._open: dict[int, Told] = {}
         self._telling: dict[int, Told] = {}
         self._settled: Weakly[Told] = Weakly()
+        self._holders: WeakSet[object] = WeakSet()
+        self.on_demand = False
         self._cancellations = CancellationReader(folder, [each.number for each in rounds])
         self.ends: dict[int, BaseException] = {}
         self.gave_up: dict[int, ItemError] = {}
@@ -464,6 +468,19 @@ class Run:
                     future.settle(value)
                 futures.append(future)
         return cast("list[T]", futures)
+
+    def held_by(self, holder: object) -> None:
+        """Be wanted for as long as that is there."""
+        with self.changed:
+            self._holders.add(holder)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether what its items come to is still to be told to somebody, or needed for a retry."""
+        if not self.on_demand or self.retrying.enabled:
+            return True
+        with self.changed:
+            return bool(self._holders or self._open or self._telling) or self._settled.any_left()
 
     # Cancelling.
 

@@ -182,7 +182,7 @@ class _Inquiry:
 
 
 class Watcher:
-    """Watches the runs of this process that have open items."""
+    """Watches the runs of this process that have open items, and that anybody wants to hear of."""
 
     def __init__(self) -> None:
         self._news = threading.Condition()
@@ -251,9 +251,10 @@ class Watcher:
             _log.exception("slurmlaunch cannot watch %s", run.folder.path)
             failed = error
             run.ended(range(run.manifest.items), lambda _: failed)
-        if not run.ledger.open:
+        if not run.ledger.open or not run.is_wanted:
             with self._news:
                 self._watches.pop(run, None)
+        if not run.ledger.open:
             run.dismiss()
 
     def look_at_exit(self) -> None:
