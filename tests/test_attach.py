@@ -23,6 +23,8 @@ from slurmlaunch import (
     attach,
 )
 from slurmlaunch.caps import usable_cpus
+from slurmlaunch.client.attach import backend_of
+from slurmlaunch.client.watcher import WATCHER
 from tests import scripts
 from tests.conftest import SLURM, elsewhere, several_cpus
 from tests.waiting import Gate, is_alive, wait_until
@@ -91,6 +93,32 @@ class TestAttach:
 
         assert ["a", "b"] == array.results() == here.results()
         assert "['a', 'b']\n" == scripts.finish(there)[1]
+
+    @elsewhere
+    def test_again_and_again(self, executor: Executor, backend: str, gate: Gate) -> None:
+        """What was attached to and let go of is watched no longer; what anything is held of is told all the same."""
+        array = executor.map_array(gate.enter, "ab", tasks=1)
+        told: list[Any] = []
+        future, part = attach(array.folder)[1], attach(array.folder)[:1]
+        attach(array.folder)[0].add_done_callback(told.append)
+        for _ in range(20):
+            assert attach(array.folder).counts()["done"] == 0
+
+        def watched() -> int:
+            watches = WATCHER.watches_on(backend_of(backend, None))
+            return sum(watch.lookout.run.folder.path == array.folder for watch in watches)
+
+        wait_until(lambda: watched() == 4)
+        gate.open("a")
+        assert ["a"] == part.results(timeout=90)
+        wait_until(lambda: told)
+        known = part[0]
+        del part
+        told.clear()
+        wait_until(lambda: watched() == 3)
+        gate.open()
+        assert "b" == future.result(timeout=90)
+        assert ["a", "b"] == known.run.results(timeout=90)
 
     @elsewhere
     def test_cancelled_there(self, executor: Executor, gate: Gate, tmp_path: Path) -> None:
@@ -262,6 +290,21 @@ class TestRetry:
         assert [0, 6, 5] == third.results()
         assert ["0", "6", "5", "6", "5", "6"] == story.lines
         assert [1, 2, 3] == [each.counts()["done"] for each in (array, second, third)]
+
+    def test_asked_for_later(self, executor: Executor, story: Story) -> None:
+        """Who runs it again may also ask for further retries by themselves."""
+
+        def work(number: int) -> int:
+            story.tell(number)
+            if len(story.lines) < number:
+                raise ValueError(number)
+            return number
+
+        array = executor.map_array(work, [4], tasks=1)
+        array.wait()
+
+        assert [4] == array.retry(retries=2, retry_exceptions=[ValueError]).results(timeout=90)
+        assert ["4"] * 4 == story.lines
 
     def test_nothing_failed(self, executor: Executor) -> None:
         """Where nothing failed nothing is submitted, and all is there."""

@@ -16,7 +16,7 @@ import cloudpickle
 import pytest
 
 from slurmlaunch.errors import NodeStartError, WorkerDied
-from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE
+from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE, STARTED_VARIABLE, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Kind
 from tests.tasks import REPOSITORY, OneRun, finish, rows
@@ -327,6 +327,30 @@ def test_a_supervisor_that_was_killed_leaves_what_it_had(tmp_path: Path, story: 
     assert lost
     assert run.values() == {item: item for item in range(12)}
     assert sorted(map(int, story.lines)) == sorted([*range(12), 10, *lost])
+
+
+def test_a_death_just_before_the_time_limit_is_left_for_the_next_start(tmp_path: Path, gate: Gate) -> None:
+    """What died so late that nobody can say why is neither forgotten nor called done."""
+
+    def work(item: int) -> int:
+        if item:
+            gate.enter(item)
+        return item
+
+    run = OneRun(tmp_path / "run", work, rows(range(2)), time_limit=20.0, warning=30, requeues=1)
+    node = run.start(
+        env={STARTED_VARIABLE: str(int(time.time()) - 18)}
+    )  # with so little left it ends when it is warned
+    gate.await_arrival(1)
+    wait_until(lambda: run.recorded() == [0])
+    process = gate.process_of(1)
+    os.kill(process, signal.SIGKILL)
+    wait_until(lambda: not os.path.lexists(f"/proc/{process}"))
+    node.send_signal(signal.SIGUSR1)
+    status = finish(node).status
+
+    # On a machine that stands still for a second it is the item's failure after all.
+    assert (status, tuple(run.recorded())) in {(Status.REQUEUE, (0,)), (Status.FAILURES, (0, 1))}
 
 
 # An end from outside.

@@ -6,6 +6,7 @@ import functools
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -175,6 +176,16 @@ def test_by_value() -> None:
         assert by_reference != pickle_function(tests.deeds.chain)
     finally:
         cloudpickle.unregister_pickle_by_value(tests.deeds)
+
+
+def test_by_value_in_two_calls() -> None:
+    """Modules travel until the last of the calls that want that is through, whichever was first."""
+    by_reference = pickle_function(tests.deeds.chain)
+    with ExitStack() as later:
+        with travelling(["tests.deeds"]):
+            later.enter_context(travelling(["tests.deeds"]))
+        assert by_reference != pickle_function(tests.deeds.chain)
+    assert by_reference == pickle_function(tests.deeds.chain)
 
 
 def test_no_such_module() -> None:

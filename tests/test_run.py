@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 from array import array
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch.backends.inline import InlineBackend
+from slurmlaunch.backends.machine.owner import Owner
+from slurmlaunch.client import submission
+from slurmlaunch.client.attach import unfinished
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.run import Run
@@ -18,10 +23,13 @@ from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan, read_rounds
 from slurmlaunch.runfolder.slices import Slices
 from tests.tasks import OneRun, rows
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from slurmlaunch.backends.base import ArrayJob
     from slurmlaunch.runfolder.layout import RunFolder
 
 
@@ -31,6 +39,15 @@ class Backend(InlineBackend):
     def __init__(self, jobs: dict[str, str]) -> None:
         self.jobs = jobs
         self.asked: list[str] = []
+        self.submitted: list[str] = []
+        self.error: BaseException | None = None
+
+    def submit(self, job: ArrayJob) -> str:
+        """Take the job, or raise the error that there is."""
+        if self.error is not None:
+            raise self.error
+        self.submitted.append(job.name)
+        return str(20 + len(self.submitted))
 
     def find(self, name: str, since: float) -> str | None:
         """Return the job of that name."""
@@ -104,6 +121,103 @@ def test_refused_array(folder: RunFolder) -> None:
     assert {5, 7} == {item for item in range(8) if run.ledger.fate(item) == Fate.ENDED}
     error: Any = run.future(5, Future).exception(timeout=0)
     assert (SubmissionError, "no such partition") == (type(error), str(error))
+
+
+class TestLeft:
+    """What the clients that were to submit it have left, seen by one that had come before."""
+
+    @pytest.fixture(autouse=True)
+    def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(submission, "_KEEP_UP_EVERY", 0.0)
+        monkeypatch.setattr(submission, "_SBATCH_OUTLIVES", 0.0)
+
+    @pytest.fixture
+    def client(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a process that stands for the client that makes a round."""
+        with subprocess.Popen(["sleep", "600"]) as process:
+            yield process
+            process.kill()
+
+    def attached(self, folder: RunFolder, client: int, *, automatic: bool = False) -> Run:
+        """Return a view with a round of the items 0, 2, 3 and 6, which that client has made and not submitted."""
+        arrays = (ArrayPlan("third-0", 6, 1), ArrayPlan("third-1", 7, 1))
+        plan = RoundPlan(
+            Slices(4, 2), 6, arrays, cpus_per_task=1, processes=1, threads=1, items=array("Q", [0, 2, 3, 6])
+        )
+        made = plan._replace(client=Owner.of_process(client), automatic=automatic, options={"python": ["python"]})
+        Round.make(folder, 2, made).intend(0)
+        return view(folder)
+
+    def ended(self, run: Run) -> set[int]:
+        """Return the items that have come to an error."""
+        return {item for item in range(8) if run.ledger.fate(item) == Fate.ENDED}
+
+    def test_refused(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
+        """An array that its client was refused has failed for the others too."""
+        run = self.attached(folder, client.pid)
+        Round.read(folder, 2).refused(1, "no")
+        Submission(run).keep_up()
+
+        assert ({3, 6}, []) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
+
+    def test_gone(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
+        """While its client lives it is waited for; then it is looked for, once, and called never submitted."""
+        run = self.attached(folder, client.pid)
+        Submission(run).keep_up()
+        assert (set(), []) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
+
+        client.kill()
+        client.wait()
+        Submission(run).keep_up()
+        Submission(run).keep_up()
+
+        assert ({0, 2, 3, 6}, ["third-0"]) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
+        assert "Submit it with .retry()" in str(run.future(0, Future).exception(timeout=0))
+        assert {0, 2, 3, 6} <= {*unfinished(view(folder), run)}
+
+    def test_found(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
+        """A job that it did not live to write down is found."""
+        run = self.attached(folder, client.pid)
+        run.backend.jobs["third-0"] = "12"  # type: ignore[attr-defined]
+        client.kill()
+        client.wait()
+        Submission(run).keep_up()
+
+        assert ({3, 6}, ("12",)) == (self.ended(run), run.job_ids)
+
+    def test_retried_by_itself(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
+        """A round that nobody had asked for is submitted in its place, by one of those that are there."""
+        runs = [self.attached(folder, client.pid, automatic=True), view(folder)]
+        client.kill()
+        client.wait()
+        for run in runs:
+            Submission(run).keep_up()
+        wait_until(lambda: len(Round.read(folder, 2).job_ids()) == 2)
+        for run in runs:
+            Submission(run).keep_up()
+            run.learn_job_ids()
+
+        submitted = [run.backend.submitted for run in runs]  # type: ignore[attr-defined]
+        assert [["third-0", "third-1"], []] == sorted(submitted, reverse=True)
+        assert runs[0].job_ids == runs[1].job_ids
+        assert [set(), set()] == [self.ended(run) for run in runs]
+
+    @pytest.mark.parametrize(
+        "error", [SubmissionError("no answer", ambiguous=True), KeyboardInterrupt(), OSError("full")]
+    )
+    def test_abandoned(self, folder: RunFolder, error: BaseException) -> None:
+        """What a client that lives could not submit, and does not try again, is not waited for."""
+        run = self.attached(folder, os.getpid())
+        run.backend.error = error  # type: ignore[attr-defined]
+        with pytest.raises(type(error)):
+            Submission(run).submit()
+        other, late = view(folder), view(folder, jobs={"third-0": "12"})
+        assert {0, 2, 3, 6} <= {*unfinished(other, other)}
+        Submission(other).take_up()
+        Submission(late).take_up()
+
+        assert {0, 2, 3, 6} == self.ended(other)
+        assert ({3, 6}, ("12",)) == (self.ended(late), late.job_ids)
 
 
 def test_one_future_for_all_threads(folder: RunFolder) -> None:

@@ -174,6 +174,22 @@ def test_a_job_that_may_be_there_is_named(job: ArrayJob, end: Finished) -> None:
     assert vars(caught.value)["ambiguous"]
 
 
+def test_a_doubt_outlives_a_refusal(job: ArrayJob) -> None:
+    """What a lost answer may speak of is looked for though the next try was refused, and stays in doubt."""
+    said = iter([failed("Socket timed out on send/recv operation"), failed("QOSMaxSubmitJobPerUserLimit")])
+    found = iter(["", "", "77\n", ""])
+
+    def run(given: Command, /) -> Finished:
+        return next(said) if given.words[0] == "sbatch" else Finished(0, next(found))
+
+    assert SlurmBackend(run=run, sleep=lambda _: None).submit(job) == "77"
+    said = iter([failed("Socket timed out on send/recv operation"), failed("QOSMaxSubmitJobPerUserLimit")])
+    found = iter([""] * 4)
+    with pytest.raises(SubmissionError, match="QOSMax") as caught:
+        SlurmBackend(run=run, sleep=lambda _: None).submit(job)
+    assert caught.value.ambiguous
+
+
 def test_without_sbatch_the_local_backend_is_named(job: ArrayJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine without Slurm the error says so, and what works there."""
     monkeypatch.setenv("PATH", "/nowhere")

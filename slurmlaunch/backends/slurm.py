@@ -114,10 +114,13 @@ class SlurmBackend:
         """
         env = environment.for_submission(os.environ, sbatch_words(job))
         command = Command(("sbatch", "--parsable"), env, _SUBMIT_TIMEOUT, stdin=render(job), cwd=job.cwd)
-        before = time.time()
+        before, in_doubt = time.time(), False
         for pause in (*_PAUSES, None):
             done = self._run(command)
-            job_id = self._printed_id(done) or self._found_after(done, job.name, before)
+            job_id = self._printed_id(done)
+            in_doubt = in_doubt or is_ambiguous(done)
+            if job_id is None and in_doubt:
+                job_id = self._found(job.name, before)
             if job_id is not None:
                 self._submitted[job_id] = before
                 return job_id
@@ -125,7 +128,7 @@ class SlurmBackend:
                 break
             _log.warning("sbatch: %s; trying again", done.stderr.strip() or "no answer")
             self._sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  (so that many clients do not come back at once)
-        raise submission_error(command, done, job.name)
+        raise submission_error(command, done, job.name, in_doubt=in_doubt)
 
     def _printed_id(self, done: Finished) -> str | None:
         printed = _PRINTED_ID.search(done.stdout) if done.ok else None
@@ -134,14 +137,12 @@ class SlurmBackend:
         cluster = printed["cluster"]
         return printed["id"] if cluster in {None, self.clusters} else f"{printed['id']};{cluster}"
 
-    def _found_after(self, done: Finished, name: str, before: float) -> str | None:
+    def _found(self, name: str, before: float) -> str | None:
         """Look for the job of an sbatch that may have submitted it without saying so.
 
         The answer may come too early. A second job of the name waits for the
         first (``singleton``), and then finds nothing left to do.
         """
-        if done.missing or not is_ambiguous(done):
-            return None
         try:
             return self.find(name, before)
         except SchedulerError:

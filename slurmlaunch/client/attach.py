@@ -111,7 +111,7 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
     _await_states(run)
     while True:
         latest = find_run(run.folder.path)
-        items = [item for item in _unfinished(latest, run) if item in wanted]
+        items = [item for item in unfinished(latest, run) if item in wanted]
         if not items:
             return latest
         options = Options.from_json(latest.tasks.rounds[-1].plan.options).changed(**changes)
@@ -119,6 +119,8 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
             added = add_round(latest, items, options)
         except FileExistsError:
             continue  # another client was first: what it runs again is not ours to run
+        finally:
+            latest.on_demand = True  # this view has served its purpose
         again = Run(latest.folder, latest.manifest, latest.backend, [*latest.tasks.rounds, added])
         Submission(again).submit()
         if run.kept_by is not None:
@@ -127,7 +129,7 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
         return again
 
 
-def _unfinished(run: Run, earlier: Run) -> list[int]:
+def unfinished(run: Run, earlier: Run) -> list[int]:
     """Return the items that have failed, were cancelled, or were never submitted.
 
     What ended without an outcome is not on disk: of that an earlier view may know.

@@ -91,6 +91,11 @@ class Audience:
         for item, _ in called:
             self._hearing.pop(item, None)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether anybody holds a future, or one has yet to be told."""
+        return bool(self._waiting or self._hearing) or self._settled.any_left()
+
     def all_told(self, items: Collection[int] | None = None) -> bool:
         """Whether no future of these items, or of any, has yet to hear what its item has come to."""
         return all(future.done() for item, future in self._hearing.items() if items is None or item in items)

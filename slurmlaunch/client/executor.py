@@ -378,7 +378,8 @@ class Executor(concurrent.futures.Executor):
 
         Args:
             wait: return only when everything that was submitted has settled.
-            cancel_futures: cancel what has not started.
+            cancel_futures: cancel what has not started; a task that has started
+                goes on to the end of its slice (`FutureArray.cancel` ends that, too).
 
         Raises:
             SchedulerError: the scheduler could not be told of a cancel; all

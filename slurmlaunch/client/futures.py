@@ -217,6 +217,7 @@ class FutureArray(Sequence[Future[T]]):
     def __init__(self, run: Run, items: Sequence[int] | None = None) -> None:
         self._run = run
         self._items = range(run.manifest.items) if items is None else items
+        run.held_by(self)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -507,4 +508,7 @@ def attach(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
         UnsafeRunFolder: another user owns it or may write to it.
         UnknownProtocol: a newer slurmlaunch wrote it.
     """
-    return FutureArray(find_run(run_folder))
+    run = find_run(run_folder)
+    array: FutureArray[Any] = FutureArray(run)
+    run.on_demand = True  # not before there is somebody who demands it
+    return array

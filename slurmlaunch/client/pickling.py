@@ -10,6 +10,7 @@ import io
 import pickle
 import threading
 import types
+from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle
@@ -61,15 +62,37 @@ def name_of(function: Callable[..., Any]) -> str:
 def travelling(names: Sequence[str]) -> Iterator[None]:
     """Have the code of these modules travel with what is pickled meanwhile."""
     modules = [importlib.import_module(name) for name in names]
-    listed = cloudpickle.list_registry_pickle_by_value()
-    ours = [module for module in modules if module.__name__ not in listed]
-    for module in ours:
-        cloudpickle.register_pickle_by_value(module)
+    ours = _register(modules)
     try:
         yield
     finally:
+        _unregister(ours)
+
+
+_REGISTERED: Counter[str] = Counter()
+"""By how many calls, in all threads, a module was registered with cloudpickle, whose registry is the process's."""
+
+_REGISTERING = threading.Lock()
+
+
+def _register(modules: Sequence[types.ModuleType]) -> list[types.ModuleType]:
+    """Register modules; return those that are ours to take out again, and not the user's."""
+    with _REGISTERING:
+        listed = cloudpickle.list_registry_pickle_by_value()
+        ours = [each for each in modules if each.__name__ in _REGISTERED or each.__name__ not in listed]
         for module in ours:
-            cloudpickle.unregister_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(module)
+        _REGISTERED.update(module.__name__ for module in ours)
+    return ours
+
+
+def _unregister(modules: Sequence[types.ModuleType]) -> None:
+    with _REGISTERING:
+        for module in modules:
+            _REGISTERED[module.__name__] -= 1
+            if not _REGISTERED[module.__name__]:
+                del _REGISTERED[module.__name__]
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 class _Plainly(pickle.Pickler):

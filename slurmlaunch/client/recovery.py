@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MEBIBYTE = 1 << 20
 _MINUTE = 60
+_MEMORY = ("mem", "mem_per_cpu", "mem_per_gpu")
+"""Of which sbatch takes one."""
 
 
 class Cause(NamedTuple):
@@ -84,29 +86,35 @@ def _differences(before: Mapping[str, str | bool], after: Mapping[str, str | boo
 
 
 def _more_memory(options: Options, causes: list[Cause]) -> dict[str, str]:
-    name = "mem_per_cpu" if "mem_per_cpu" in options.slurm else "mem"
-    asked = _parsed(options.slurm.get(name), parse_memory)
+    name = next((name for name in _MEMORY if name in options.slurm), _MEMORY[0])
     used = max((cause.memory or 0.0 for cause in causes), default=0.0)
-    if name == "mem_per_cpu":
+    if name != _MEMORY[0]:
         used = 0.0  # what was measured is the task's
-    base = max(asked if math.isfinite(asked) else 0.0, used)
+    base = _base(options.slurm.get(name), parse_memory, used)
     if not base:
-        return {}  # nothing was asked for and nothing measured: there is nothing to grow from
+        return {}
     wanted = base * options.grow.get("mem", 1.0)
     limit = _parsed(options.max_mem, parse_memory)
     return {name: f"{math.ceil(min(wanted, limit) / _MEBIBYTE)}M"}
 
 
 def _more_time(options: Options, causes: list[Cause]) -> dict[str, str]:
-    asked = _parsed(options.slurm.get("time"), parse_time)
     used = max((cause.seconds or 0.0 for cause in causes), default=0.0)
-    base = max(asked if math.isfinite(asked) else 0.0, used)
+    base = _base(options.slurm.get("time"), parse_time, used)
     if not base:
         return {}
     wanted = base * options.grow.get("time", 1.0)
     limit = _parsed(options.max_time, parse_time)
     minutes, seconds = divmod(math.ceil(min(wanted, limit)), _MINUTE)
     return {"time": f"{minutes}:{seconds:02}"}
+
+
+def _base(asked: object, parse: Callable[[str], float], used: float) -> float:
+    """Return what there is to grow from; 0 where nothing was asked for or measured, or all there is was asked for."""
+    if asked is None:
+        return used
+    amount = _parsed(asked, parse)
+    return max(amount, used) if math.isfinite(amount) else 0.0
 
 
 def _parsed(value: object, parse: Callable[[str], float]) -> float:

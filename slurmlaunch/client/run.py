@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from weakref import WeakSet
 
 from slurmlaunch.client.audience import Audience, Told
 from slurmlaunch.client.held import Held
@@ -69,6 +70,7 @@ class Run:
         ledger: what the items have come to.
         held: the items that are to be run again.
         changed: is notified whenever items settle; its lock guards everything here.
+        on_demand: whether it is watched no longer than somebody holds an array or a future of it.
         kept_by: the executor's list of runs that a shutdown waits for, or None.
     """
 
@@ -80,6 +82,8 @@ class Run:
         self.changed = threading.Condition(threading.RLock())
         self.kept_by: Keeper | None = None
         self._audience = Audience()
+        self._holders: WeakSet[object] = WeakSet()
+        self.on_demand = False
         self._cancellations = CancellationReader(folder, [each.number for each in rounds])
         self._gave_up: dict[int, ItemError] = {}
         self._was_called = False
@@ -269,6 +273,19 @@ class Run:
         """Return the futures of items in a row that have settled with these values; one that is there stays the one."""
         with self.changed:
             return self._audience.admit_done(first, values, functools.partial(make, self))
+
+    def held_by(self, holder: object) -> None:
+        """Be wanted for as long as that is there."""
+        with self.changed:
+            self._holders.add(holder)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether what its items come to is still to be told to somebody, or needed for a retry."""
+        if not self.on_demand or self.held.enabled:
+            return True
+        with self.changed:
+            return bool(self._holders) or self._audience.is_there
 
     # Cancelling.
 

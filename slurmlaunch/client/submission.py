@@ -38,6 +38,9 @@ _SHORTEST_WAIT, _LONGEST_WAIT = 5.0, 60.0
 _SBATCH_OUTLIVES, _LOOK_AGAIN = 10.0, 0.5
 """Seconds for which the sbatch of a client that was killed may go on, and between two looks for its job."""
 
+_KEEP_UP_EVERY = 30.0
+"""Seconds between two looks at what other clients are to submit."""
+
 _SILENT_FOR = 3600.0
 """Seconds after which a client on another machine, whose processes cannot be seen, is taken for gone."""
 
@@ -88,6 +91,7 @@ class Submission:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._unanswered: dict[str, float] = {}
+        self._keep_up_at = 0.0
 
     def submit(self, *, patiently: bool = False) -> None:
         """Submit the last round: its first array now, the others from a thread.
@@ -106,10 +110,11 @@ class Submission:
                 self._submit_when_there_is_room(latest, 0)
             else:
                 self._submit_array(latest, 0)
-        except SlurmlaunchError as error:
-            if not getattr(error, "ambiguous", False):
+        except BaseException as error:
+            refused = isinstance(error, SlurmlaunchError) and not getattr(error, "ambiguous", False)
+            with contextlib.suppress(OSError):  # a full disk may be the very reason
                 for number in range(len(latest.plan.arrays)):
-                    latest.refused(number, str(error))
+                    latest.refused(number, str(error)) if refused else latest.abandoned(number)
             raise
         if len(latest.plan.arrays) > 1:
             self._submit_in_thread(latest, range(1, len(latest.plan.arrays)))
@@ -190,6 +195,7 @@ class Submission:
                 self._refuse(each, number, SubmissionError(error))
 
     def _refuse(self, its_round: Round, number: int, error: BaseException) -> None:
+        self._run.tasks.given_up.add((its_round.number, number))
         refused = its_round.plan.arrays[number]
         tasks = range(refused.first_task, refused.first_task + refused.length)
         if its_round.plan.blocks is not None:
@@ -200,7 +206,7 @@ class Submission:
 
     def will_come(self, its_round: Round, number: int) -> bool:
         """Whether an array that is not submitted may yet be, by a client that lives."""
-        if number in its_round.refusals():
+        if number in its_round.refusals() or number in its_round.abandonments():
             return False
         return its_round.plan.client is None or not _is_gone(Owner(*its_round.plan.client), its_round)
 
@@ -231,19 +237,44 @@ class Submission:
                 self._resume()
                 return
 
+    def keep_up(self) -> None:
+        """Take in, now and then, what has become of arrays that others are to submit: refused, or left undone."""
+        waits = any(self._missing(each) for each in self._run.tasks.rounds)
+        if not waits or time.monotonic() < self._keep_up_at:
+            return
+        self._keep_up_at = time.monotonic() + _KEEP_UP_EVERY
+        self.take_refusals()
+        if any(map(self._is_left, self._run.tasks.rounds)):
+            with contextlib.suppress(SchedulerError):  # it is asked again the next time
+                self._find_lost_jobs()
+                self._resume()
+
+    def _missing(self, its_round: Round) -> list[int]:
+        """Return the arrays of a round that may yet be submitted, as far as this client knows."""
+        tasks = self._run.tasks
+        every = ((its_round.number, number) for number in range(len(its_round.plan.arrays)))
+        return [each[1] for each in every if each not in tasks.jobs and each not in tasks.given_up]
+
+    def _is_left(self, its_round: Round) -> bool:
+        """Whether nobody who lives will submit what is missing of a round."""
+        missing = self._missing(its_round)
+        if not missing or its_round.plan.client is None:
+            return False
+        if its_round.abandonments().issuperset(missing):
+            return True
+        waits = [who for number, who in its_round.waits().items() if number in missing]
+        return all(_is_gone(Owner(*who), its_round) for who in (its_round.plan.client, *waits))
+
     def _resume(self) -> None:
-        """Submit what waited for room and whose client is gone; give up on what was never submitted."""
-        for each in self._run.tasks.rounds:
-            missing = [i for i in range(len(each.plan.arrays)) if (each.number, i) not in self._run.tasks.jobs]
-            missing = [i for i in missing if i not in each.refusals()]
-            if not missing or each.plan.client is None or not _is_gone(Owner(*each.plan.client), each):
-                continue
-            waits = {number: Owner(*who) for number, who in each.waits().items() if number in missing}
-            if not waits:
+        """Submit what waited for room, or was to be run again, and is left; give up on what was never submitted."""
+        self.take_refusals()
+        for each in filter(self._is_left, self._run.tasks.rounds):
+            missing = self._missing(each)
+            if not (each.plan.automatic or each.waits()):
                 for number in missing:
                     self._refuse(each, number, SubmissionError(_NEVER_SUBMITTED))
-            elif all(_is_gone(who, each) for who in waits.values()) and self._succeed(each):
-                each.waiting(min(waits), Owner.me())  # others leave it to us
+            elif self._succeed(each):
+                each.waiting(missing[0], Owner.me())  # others leave it to us
                 self._submit_in_thread(each, missing)
 
     def _succeed(self, its_round: Round) -> bool:

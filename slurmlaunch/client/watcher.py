@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import OF_THE_CLIENT
 from slurmlaunch.client.lookout import Lookout
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.errors import ResultLost
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Watch:
 
     def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
         self.lookout = Lookout(run, clock)
+        self._submission = Submission(run)
         self._clock = clock
         self._folder = run.folder.path
         self._trouble_since: float | None = None
@@ -128,6 +130,15 @@ class Watch:
             collecting.spend(look.collecting)
             self.due = max(self.due, now + budgets.glancing.seconds_owed())
         return look
+
+    def keep_up(self) -> None:
+        """Submit, now and then, what another client was to submit and has left; see what it was refused."""
+        try:
+            self._submission.keep_up()
+        except OSError:
+            pass  # whoever looks at the folder says what is wrong with it
+        except Exception:  # noqa: BLE001  (a fault of ours: what is submitted is watched all the same)
+            _log.exception("slurmlaunch cannot see what is left to submit of %s", self._folder)
 
     def stumble(self, error: OSError) -> None:
         """Look again later; where the folder is gone for good, so are the outcomes."""
@@ -153,12 +164,15 @@ class _Inquiry:
     def _ask(self) -> None:
         watcher, backend = self._watcher, self._backend
         while True:
-            runs = watcher.runs_on(backend)
+            watches = watcher.watches_on(backend)
+            for watch in watches:
+                watch.keep_up()
+            runs = [watch.lookout.run for watch in watches]
             jobs = {job_id: run.manifest.created for run in runs for job_id in run.job_ids}
             snapshot = self._query(jobs)
             if snapshot is not None and snapshot.taken != self._taken:
                 self._taken = snapshot.taken
-                watcher.told(runs, snapshot)
+                watcher.told(watches, snapshot)
             if not watcher.more_to_ask(backend):
                 self._query({})  # or other processes would go on asking for our jobs
                 return
@@ -172,13 +186,13 @@ class _Inquiry:
 
 
 class Watcher:
-    """Watches the runs of this process that have open items."""
+    """Watches the runs of this process that have open items, and that anybody wants to hear of."""
 
     def __init__(self) -> None:
         self._news = threading.Condition()
         self._watches: dict[Run, Watch] = {}
         self._inquiries: dict[Backend, _Inquiry] = {}
-        self._told: list[tuple[list[Run], Snapshot]] = []
+        self._told: list[tuple[list[Watch], Snapshot]] = []
         self._budgets = Budgets()
         self._thread: threading.Thread | None = None
         self._last_look: threading.Event | None = None
@@ -206,8 +220,8 @@ class Watcher:
                 last, self._last_look = self._last_look, None
                 now = time.monotonic()
                 ready = [(run, watch) for run, watch in self._watches.items() if last or watch.due <= now]
-            for runs, snapshot in told:
-                self._pass_on(runs, snapshot)
+            for watches, snapshot in told:
+                self._pass_on(watches, snapshot)
             for run, watch in ready:
                 self._look_at(run, watch)
             if last:
@@ -222,10 +236,10 @@ class Watcher:
                 return
             self._news.wait(None if due is None else due - now)
 
-    def _pass_on(self, runs: list[Run], snapshot: Snapshot) -> None:
-        for run in runs:
-            watch = self._watches.get(run)
-            if watch is not None:
+    def _pass_on(self, watches: list[Watch], snapshot: Snapshot) -> None:
+        for watch in watches:
+            run = watch.lookout.run
+            if self._watches.get(run) is watch:
                 try:
                     watch.lookout.hear(snapshot)
                 except Exception:  # noqa: BLE001  (a fault of ours: the files are taken in all the same)
@@ -241,9 +255,10 @@ class Watcher:
             _log.exception("slurmlaunch cannot watch %s", run.folder.path)
             failed = error
             run.ended(range(run.manifest.items), lambda _: failed)
-        if not run.ledger.open:
+        if not run.ledger.open or not run.is_wanted:
             with self._news:
                 self._watches.pop(run, None)
+        if not run.ledger.open:
             run.dismiss()
 
     def look_at_exit(self) -> None:
@@ -257,15 +272,15 @@ class Watcher:
 
     # For the inquiries.
 
-    def runs_on(self, backend: Backend) -> list[Run]:
-        """Return the runs that are watched and run on a backend."""
+    def watches_on(self, backend: Backend) -> list[Watch]:
+        """Return the watches of the runs that are on a backend."""
         with self._news:
-            return [run for run in self._watches if run.backend is backend]
+            return [watch for run, watch in self._watches.items() if run.backend is backend]
 
-    def told(self, runs: list[Run], snapshot: Snapshot) -> None:
+    def told(self, watches: list[Watch], snapshot: Snapshot) -> None:
         """Take in what the scheduler said."""
         with self._news:
-            self._told.append((runs, snapshot))
+            self._told.append((watches, snapshot))
             self._news.notify_all()
 
     def more_to_ask(self, backend: Backend) -> bool:

@@ -32,6 +32,10 @@ class Weakly(Generic[T]):
         """Return of how many objects a trace is left."""
         return len(self._refs)
 
+    def any_left(self) -> bool:
+        """Return whether any of the objects is still there."""
+        return any(each() is not None for each in self._refs.values())
+
     def get(self, number: int) -> T | None:
         """Return the object of a number, or None where there is none any more."""
         found = self._refs.get(number)

@@ -291,6 +291,7 @@ class Supervisor:
     def _end_pool(self) -> None:
         if self._pool.busy:
             self._pool.kill()
+        self._stock.put_back([doubtful.item for doubtful in self._doubtful])
         for death in self._pool.close():
             if death.item is not None:
                 self._stock.put_back([death.item])  # it was not its fault

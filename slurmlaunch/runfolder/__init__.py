@@ -72,11 +72,13 @@ have ``"lengths"``, one for each, in place of ``chunksize``; their list holds al
 slice after slice. Where there are ``blocks``, the round is dynamic: then slices
 mean nothing, and tasks have what they claim. ``journal`` holds NOTE records: ``{"intent": N}``
 before array N is submitted, ``{"submitted": N, "job_id": ...}`` after it,
-``{"refused": N, "error": ...}``, ``{"throttle": n}``, ``{"waiting": N, "client": ...}``
+``{"refused": N, "error": ...}``, ``{"abandoned": N}`` where its client neither knows
+whether it was submitted nor tries again, ``{"throttle": n}``, ``{"waiting": N, "client": ...}``
 where there is no room for it; each with its ``time``. The job of a client that died in
-between is found by the array's unique name. What waits is gone on with, where its
-client is gone, by the one that makes ``rounds/R/successor.K`` (a link, with that
-client's name in it) for the first K whose maker is not gone either.
+between is found by the array's unique name. What waits, and what ``retries=`` is to run
+again, is gone on with, where its client is gone, by the one that makes
+``rounds/R/successor.K`` (a link, with that client's name in it) for the first K whose
+maker is not gone either.
 
 **Claims** (`claims`). Blocks cut the positions of a dynamic round as `blocks` says:
 their numbers, from 0, tell their positions. A task that wants one makes a file

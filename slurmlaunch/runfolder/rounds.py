@@ -245,6 +245,10 @@ class Round:
         """Write down that an array was refused for good."""
         self._note(refused=number, error=error, time=time.time())
 
+    def abandoned(self, number: int) -> None:
+        """Write down that it is not known whether an array was submitted, and that its client does not try again."""
+        self._note(abandoned=number, time=time.time())
+
     def waiting(self, number: int, client: tuple[str, int, str]) -> None:
         """Write down that an array waits for room in the queue, and which process will submit it."""
         self._note(waiting=number, client=client, time=time.time())
@@ -306,6 +310,10 @@ class Round:
     def job_ids(self) -> dict[int, str]:
         """Return the job ids of the arrays that are known to have been submitted."""
         return {e["submitted"]: e["job_id"] for e in self.journal() if "submitted" in e}
+
+    def abandonments(self) -> set[int]:
+        """Return the arrays that their client may not have submitted, and does not try again."""
+        return {entry["abandoned"] for entry in self.journal() if "abandoned" in entry}
 
     def refusals(self) -> dict[int, str]:
         """Return why arrays were refused for good, of those that were."""

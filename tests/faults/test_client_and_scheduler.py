@@ -24,7 +24,7 @@ from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client import submission
 from slurmlaunch.client.attach import find_run
 from tests.cluster import ClusterSpec
-from tests.faults.wrapped import HANGS, IS_AWAY, TIMES_OUT_AFTERWARDS, Wrapped
+from tests.faults.wrapped import HANGS, IS_AWAY, TIMES_OUT, TIMES_OUT_AFTERWARDS, Wrapped
 from tests.waiting import Gate, Story, wait_until
 
 if TYPE_CHECKING:
@@ -133,6 +133,24 @@ class TestKilledClient:
         assert squares(6) == array.retry().results(timeout=90)
         assert squares(6) == attach(run_folder).results(timeout=0)
         return [int(line) for line in Story(folder / "story").lines]
+
+    def test_while_another_watches(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who had come before the client was killed learns that nobody will submit it, and may do so."""
+        monkeypatch.setattr(submission, "_KEEP_UP_EVERY", 1.0)
+        monkeypatch.setattr(submission, "_SBATCH_OUTLIVES", 1.0)
+        folder = tmp_path / "runs"
+        folder.mkdir()
+        wrapped.behave("sbatch", lines=HANGS)
+        process = client(tmp_path / "client", SQUARES, folder)
+        wait_until(lambda: any(folder.glob("*/rounds/0/journal")))
+        array: FutureArray[int] = attach(next(path for path in folder.iterdir() if path.is_dir()))
+        assert not array.wait(timeout=3)
+        process.kill()
+        process.communicate()
+
+        assert {SubmissionError} == {type(each) for each in array.results(timeout=60, return_exceptions=True)}
+        wrapped.behave()
+        assert squares(6) == array.retry().results(timeout=90)
 
     @pytest.mark.usefixtures("wrapped")
     def test_while_making_a_retry(self, tmp_path: Path) -> None:
@@ -303,6 +321,19 @@ class TestSubmission:
         with pytest.raises(SubmissionError, match="Unable to contact slurm controller"):
             Executor(tmp_path / "runs", cluster="slurm").submit(int)
         assert [] == list((tmp_path / "runs").iterdir())
+
+    def test_no_answer_at_all(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where it stays unknown whether there is a job, who comes back finds none, and may submit it."""
+        monkeypatch.setattr("slurmlaunch.client.executor.backend_of", lambda *_: SlurmBackend(sleep=lambda _: None))
+        wrapped.behave("sbatch", lines=f'[ -e {tmp_path}/there ] || {{ {TIMES_OUT} ; }}; exec "$real" "$@"')
+        executor = Executor(tmp_path / "runs", cluster="slurm")
+        with pytest.raises(SubmissionError, match="did not say whether Slurm took the job"):
+            executor.map_array(lambda x: x * x, range(4), tasks=2)
+        (tmp_path / "there").touch()
+        array: FutureArray[int] = attach(next((tmp_path / "runs").iterdir()))
+
+        assert {SubmissionError} == {type(each) for each in array.results(timeout=60, return_exceptions=True)}
+        assert squares(4) == array.retry().results(timeout=90)
 
     def test_wait_for_room(
         self, own_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

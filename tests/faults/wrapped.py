@@ -15,11 +15,8 @@ PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol")
 
 HANGS = "exec sleep 600"
 IS_AWAY = 'echo "$program: error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
-TIMES_OUT_AFTERWARDS = """
-"$real" "$@" >/dev/null
-echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2
-exit 1
-"""
+TIMES_OUT = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
+TIMES_OUT_AFTERWARDS = f'"$real" "$@" >/dev/null; {TIMES_OUT}'
 
 
 class Wrapped:

@@ -78,10 +78,10 @@ _NO_ROOM = re.compile(
 )
 
 
-def submission_error(command: Command, done: Finished, name: str) -> SubmissionError:
+def submission_error(command: Command, done: Finished, name: str, *, in_doubt: bool = False) -> SubmissionError:
     """Return the error for an sbatch that did not accept the job of that name.
 
-    Beside the fields of its class it has ``job_name``.
+    *in_doubt* says that it was tried before, and had no answer.
     """
     stderr = done.stderr.strip()
     if done.missing:
@@ -90,6 +90,9 @@ def submission_error(command: Command, done: Finished, name: str) -> SubmissionE
     elif is_ambiguous(done):
         what = f"sbatch did not say whether Slurm took the job: {stderr or 'no job id'}"
         advice = f"The job may be in the queue nevertheless: `squeue --name={name}` shows it."
+    elif in_doubt:
+        what = f"sbatch refused the job: {stderr or f'exit status {done.returncode}'}"
+        advice = f"Tried before, it had no answer: `squeue --name={name}` shows whether the job is in the queue."
     else:
         what = f"sbatch refused the job: {stderr or f'exit status {done.returncode}'}"
         advice = next((advice for words, advice in _ADVICE if words.search(stderr)), "")
@@ -99,7 +102,7 @@ def submission_error(command: Command, done: Finished, name: str) -> SubmissionE
         stderr=stderr,
         returncode=done.returncode,
         job_name=name,
-        ambiguous=not done.missing and is_ambiguous(done),
+        ambiguous=in_doubt or is_ambiguous(done),
         no_room=_NO_ROOM.search(stderr) is not None,
         transient=is_transient(done),
     )
@@ -113,4 +116,5 @@ def is_transient(done: Finished) -> bool:
 def is_ambiguous(done: Finished) -> bool:
     """Whether the job may have been submitted although sbatch did not say so."""
     said_nothing = done.ok  # it succeeded, and printed no job id
-    return said_nothing or done.timed_out or _AMBIGUOUS.search(done.stderr) is not None
+    lost = said_nothing or done.timed_out or _AMBIGUOUS.search(done.stderr) is not None
+    return lost and not done.missing

@@ -1,0 +1,87 @@
+"""What a further round asks for, given what its items came to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from slurmlaunch.client.options import Options
+from slurmlaunch.client.recovery import Cause, grown, wants
+from slurmlaunch.errors import (
+    ItemError,
+    NodeFailure,
+    NodeStartError,
+    OutOfMemory,
+    Preempted,
+    ResultLost,
+    TaskCancelled,
+    TimeLimitExceeded,
+    WorkerDied,
+)
+
+GIGABYTE = float(1 << 30)
+
+
+def asked(error: ItemError, *, memory: float | None = None, seconds: float | None = None, **options: Any) -> object:
+    """Return what the next round asks Slurm for after that error, on node n1."""
+    return grown(Options.parse(retries=1, **options), [Cause(error, "n1", memory, seconds)]).slurm
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"mem": "1G"}, {"mem": "2048M"}),
+        ({"mem": "3G"}, {"mem": "6144M"}),
+        ({"mem": "3G", "grow": {"mem": 1.5}}, {"mem": "4608M"}),
+        ({"mem": "3G", "max_mem": "5G"}, {"mem": "5120M"}),
+        ({}, {"mem": "2048M"}),
+        ({"mem": "0"}, {"mem": "0"}),
+        ({"mem_per_cpu": "1G"}, {"mem_per_cpu": "2048M"}),
+        ({"mem_per_gpu": "1G"}, {"mem_per_gpu": "2048M"}),
+    ],
+)
+def test_memory(options: dict[str, Any], expected: dict[str, str]) -> None:
+    """It grows from what was asked for or used, whichever is more, in the same words; all there is stays so."""
+    assert expected == asked(OutOfMemory(), memory=GIGABYTE, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"time": "01:00:00"}, {"time": "90:00"}),
+        ({"time": "01:00:00", "grow": {"time": 2.0}}, {"time": "120:00"}),
+        ({"time": "01:00:00", "max_time": "01:10:00"}, {"time": "70:00"}),
+        ({}, {"time": "15:00"}),
+    ],
+)
+def test_time(options: dict[str, Any], expected: dict[str, str]) -> None:
+    """So does the time."""
+    assert expected == asked(TimeLimitExceeded(), seconds=600.0, **options)
+
+
+def test_nodes() -> None:
+    """A node that failed is left out, beside those that the user left out; one on which a process died is not."""
+    assert {"exclude": "n1"} == asked(NodeFailure())
+    assert {"exclude": "n7,n1"} == asked(NodeFailure(), exclude="n7")
+    assert {} == asked(WorkerDied())
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (NodeFailure(), True),
+        (OutOfMemory(), True),
+        (Preempted(), True),
+        (ResultLost(), True),
+        (TimeLimitExceeded(), True),
+        (WorkerDied(), True),
+        (TaskCancelled(), False),
+        (NodeStartError(), False),
+        (ConnectionError(), True),
+        (ValueError(), False),
+    ],
+)
+def test_what_is_run_again(error: BaseException, *, again: bool) -> None:
+    """What was ended from outside, save by a person, and what the function raised where a base of it was named."""
+    assert again == wants(Options.parse(retries=1, retry_exceptions=(OSError,)), error)
