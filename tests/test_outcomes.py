@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -393,6 +394,24 @@ def test_series(folder: RunFolder) -> None:
     assert again is not None
     again[2].append(1)
     assert values == first.values(range(4, 10))
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "values"),
+    [(Kind.INTEGERS, "q", [0, -1, 2**63 - 1, -(2**63)]), (Kind.FLOATS, "d", [0.5, -math.inf, 5e-324, 1e308])],
+)
+def test_numbers(folder: RunFolder, kind: Kind, code: str, values: list[float]) -> None:
+    """Numbers take eight bytes each, and are read whole, in part, or one by one."""
+    writer = OutcomeWriter(folder, 0)
+    writer.numbers(kind, 4, array(code, values).tobytes())
+
+    (recorded,) = [each for each in OutcomeFile(writer.path).read() if isinstance(each, Recorded)]
+    content = recorded.read()
+
+    assert 8 * len(values) == recorded.header.length
+    assert values == content.values(range(4, 8)) == [content.outcome(item).unwrap() for item in range(4, 8)]
+    assert values[1:3] == content.values(range(5, 7))
+    assert {type(values[0])} == {*map(type, content.values(range(4, 8)) or ())}
 
 
 class Unloadable:

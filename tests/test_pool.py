@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import signal
 import subprocess
@@ -360,6 +361,30 @@ def test_outcomes_of_any_size_arrive(tmp_path: Path) -> None:
     values = run.values()
     for item, size in enumerate(sizes):
         assert values[item] == content(item, size), (item, size)
+
+
+class Count(int):
+    """A number of its own kind."""
+
+
+def test_numbers_arrive_as_what_they_are(tmp_path: Path) -> None:
+    """Numbers among other values, in any order, keep their type and all of their bits, however many there are."""
+    kinds = [1, 2.5, True, -(2**63), 2**63, None, -0.0, math.inf, Count(3), "4", [5]]
+
+    def pick(item: int) -> Any:
+        if not item % 1000:
+            raise KeyError(item)
+        return kinds[item % len(kinds)] if item < 6000 else item
+
+    run = OneRun(tmp_path / "run", pick, rows(range(20_000)), processes=2)
+    run.run()
+    values = run.values()
+
+    assert [*range(0, 20_000, 1000)] == sorted(run.errors())
+    expected = {item: pick(item) for item in range(20_000) if item % 1000}
+    assert expected == values
+    assert all(type(expected[item]) is type(value) for item, value in values.items())
+    assert math.copysign(1, values[6]) == -1
 
 
 def test_large_failures_arrive(tmp_path: Path) -> None:

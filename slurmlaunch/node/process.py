@@ -9,9 +9,10 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from slurmlaunch.node.channel import FAILED
+from slurmlaunch.node.channel import FAILED, FLOAT, INTEGER, MARKS
 from slurmlaunch.node.memory import of_files
 from slurmlaunch.node.worker import LENGTH
+from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,17 +107,23 @@ class Process:
         lengths = self.channel.lengths(self.drained, count)
         items = self.items[self.recorded : self.recorded + new]
         for start, stop in _runs(items, lengths):
-            failed = bool(lengths[start] & FAILED)
-            part = array("I", [n & ~FAILED for n in lengths[start:stop]]) if failed else lengths[start:stop]
-            end = self.drained_bytes + sum(part)
-            data = self.channel.data(self.drained_bytes, end)
-            if failed:
-                writer.failure(items[start], data)
-            else:
-                writer.series(items[start], part, data)
-            self.drained_bytes = end
-            self.drained += stop - start
+            self._record(items[start], lengths[start:stop], writer)
         return new
+
+    def _record(self, first: int, lengths: array[int], writer: OutcomeWriter) -> None:
+        """Record the next outcomes, which are of one kind and of items that follow each other."""
+        mark, stop = lengths[0] & MARKS, self.drained + len(lengths)
+        if mark in _KINDS:
+            writer.numbers(_KINDS[mark], first, self.channel.numbers(self.drained, stop))
+        else:
+            end = self.drained_bytes + sum(lengths) - mark
+            data = self.channel.data(self.drained_bytes, end)
+            if mark:
+                writer.failure(first, data)
+            else:
+                writer.series(first, lengths, data)
+            self.drained_bytes = end
+        self.drained = stop
 
     def slow_items(self, patience: float) -> array[int]:
         """Return the items behind one that takes longer than that, and take them back.
@@ -156,14 +163,18 @@ class Process:
         os.kill(self.pid, signal.SIGKILL)
 
 
+_KINDS = {INTEGER: Kind.INTEGERS, FLOAT: Kind.FLOATS}
+
+
 def _runs(items: array[int], lengths: array[int]) -> Iterator[tuple[int, int]]:
-    """Cut outcomes into stretches of consecutive items with values; each failure stands alone."""
+    """Cut outcomes into stretches of consecutive items with values of one kind; each failure stands alone."""
     total = len(items)
-    if max(lengths) < FAILED and items[-1] - items[0] == total - 1:
+    alike = lengths.count(lengths[0]) == total if lengths[0] in _KINDS else max(lengths) < FLOAT
+    if alike and items[-1] - items[0] == total - 1:
         yield 0, total
         return
     start = 0
     for i in range(1, total + 1):
-        if i == total or items[i] != items[i - 1] + 1 or (lengths[i] | lengths[i - 1]) & FAILED:
+        if i == total or items[i] != items[i - 1] + 1 or lengths[i] & FAILED or (lengths[i] ^ lengths[i - 1]) & MARKS:
             yield start, i
             start = i

@@ -66,8 +66,10 @@ _ANNOUNCE_AFTER, _ANNOUNCE_ONE_IN = 0.1, 16
 """Seconds after which finished items are announced, though the assignment goes on, and one in how many looks at the
 clock: they are found without it, too, a tick later."""
 
-_SERIES, _FAILURE = Kind.SERIES, Kind.FAILURE
-"""Looked up once: at a microsecond an item it is felt."""
+_FAILURE = Kind.FAILURE
+
+_NUMBERS = frozenset({int, float})
+"""What `Channel.put_number` takes; a bool is none."""
 
 
 class Worker:
@@ -158,22 +160,25 @@ class Worker:
         return items
 
     def _run(self, work: Work, items: array[int]) -> None:
-        run, put, task = work.run, self._channel.put, self._task
+        call, task, channel = work.call, self._task, self._channel
         announced = monotonic()
-        for item, position in zip(items, self._channel.begin(len(items)), strict=False):
+        for item, position in zip(items, channel.begin(len(items)), strict=False):
             task.item = item
-            kind, data = run(item)
-            if self._is_copy:
-                _end_copy(succeeded=kind is not _FAILURE)
-            # The common case: nothing to wrap, and room for it.
-            if kind is not _SERIES or len(data) >= LARGE or not put(data):  # type: ignore[arg-type]  # a bundle is none
-                self._hand_in(item, kind, data)
-            del data  # a large array is not to be there still while the next one is made
+            try:
+                value = call(item)
+            except BaseException as error:  # noqa: BLE001  (whatever it is belongs to the client)
+                self._hand_in(item, _FAILURE, work.failure(error))
+            else:
+                if type(value) not in _NUMBERS or self._is_copy or not channel.put_number(value):
+                    self._hand_in(item, *work.pickled(value))
+                del value  # a large array is not to be there still while the next one is made
             if not position % _ANNOUNCE_ONE_IN and monotonic() - announced > _ANNOUNCE_AFTER:
                 self._connection.send(b"B")
                 announced = monotonic()
 
     def _hand_in(self, item: int, kind: Kind, data: bytes | Bundle) -> None:
+        if self._is_copy:
+            _end_copy(succeeded=kind is not _FAILURE)
         if isinstance(data, Bundle) or len(data) >= LARGE:
             if self._append(item, kind, data):
                 return

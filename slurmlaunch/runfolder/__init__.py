@@ -97,8 +97,9 @@ end; one that can load no function takes one, for the failure to stand at.
 create ``T.A`` (``O_EXCL``). Kinds: VALUES, one pickled value per item, packed;
 SERIES, the same in protocol 3 and without the STOP at the end of each, so that an
 empty list and a mark before them and APPENDS behind them make one pickle of all;
-BUNDLE, one pickled value and its large buffers (`buffers`); FAILURE, one pickled
-failure (see `slurmlaunch.outcome`) that is the outcome of each of its items;
+INTEGERS and FLOATS, values that are numbers, eight bytes each; BUNDLE, one pickled
+value and its large buffers (`buffers`); FAILURE, one pickled failure (see
+`slurmlaunch.outcome`) that is the outcome of each of its items;
 CHECKPOINT, how an item is gone on with; NOTE, about the attempt itself. A task that
 is started again reads what its earlier attempts recorded and leaves that out. Where
 two attempts of a task recorded one item, the lowest attempt's record stands; a value

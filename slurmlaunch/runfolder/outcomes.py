@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import zlib
+from array import array
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +23,6 @@ from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind
 from slurmlaunch.runfolder.safety import naming, open_checked, open_owned, read_at
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -85,6 +85,11 @@ class OutcomeWriter:
     def series(self, first: int, lengths: array[int], data: bytes | memoryview) -> None:
         """Record values of consecutive items that are pickled to be read as one (`Kind.SERIES`)."""
         self._packed(Kind.SERIES, first, lengths, data)
+
+    def numbers(self, kind: Kind, first: int, data: bytes) -> None:
+        """Record values of consecutive items that are numbers: INTEGERS or FLOATS, as they are in memory."""
+        code = _CODES[kind]
+        self._append(kind, first, len(data) // array(code).itemsize, [records.pack_numbers(data, code)])
 
     def _packed(self, kind: Kind, first: int, lengths: array[int], data: bytes | memoryview) -> None:
         table = b"" if len(lengths) == 1 else records.pack_lengths(lengths)
@@ -176,11 +181,15 @@ class Content:
         """Unpickle the outcome of one of its items; large arrays are the memory that was read, whoever asks."""
         if self._kind == Kind.FAILURE:
             return Failure.load(self._payload)
+        if self._kind in _CODES:
+            return Value(self._numbers(range(item, item + 1))[0])
         part = self._payload[self._boundary(item) : self._boundary(item + 1)]
         return Value.load(bytes(part) + pickle.STOP if self._kind == Kind.SERIES else part, self._buffers)
 
     def values(self, items: range) -> list[Any] | None:
-        """Unpickle the values of some of its items, in one go; None where they have to be looked at one by one."""
+        """Return the values of some of its items, read in one go; None where they have to be looked at one by one."""
+        if self._kind in _CODES:
+            return self._numbers(items)
         if self._kind != Kind.SERIES or self._one_by_one:
             return None
         if items == self.items:  # then the table of lengths need not be read
@@ -196,6 +205,15 @@ class Content:
             return None
         return values
 
+    def _numbers(self, items: range) -> list[Any]:
+        code = _CODES[self._kind]
+        size = array(code).itemsize
+        start, stop = items.start - self.items.start, items.stop - self.items.start
+        return records.numbers(self._payload[size * start : size * stop], code)
+
+
+_CODES: dict[int, str] = {Kind.INTEGERS: "q", Kind.FLOATS: "d"}
+"""The types of numbers, as `array` names them."""
 
 _LENGTH = 4
 _LIST = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.EMPTY_LIST + pickle.MARK
@@ -387,7 +405,7 @@ class OutcomeFile:
             yield recorded
 
 
-OUTCOMES = frozenset({Kind.VALUES, Kind.SERIES, Kind.BUNDLE, Kind.FAILURE})
+OUTCOMES = frozenset({Kind.VALUES, Kind.SERIES, Kind.INTEGERS, Kind.FLOATS, Kind.BUNDLE, Kind.FAILURE})
 """The records that say what items have come to."""
 
 _GLANCE = 1 << 16

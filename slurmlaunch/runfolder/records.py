@@ -29,7 +29,7 @@ import zlib
 from array import array
 from enum import IntEnum
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -67,6 +67,10 @@ class Kind(IntEnum):
     """One pickled argument tuple, or one pickled value, with its large buffers (see `buffers`)."""
     SHARED = 12
     """The table of the buffers that the function refers to (see `buffers`)."""
+    INTEGERS = 13
+    """Values that are integers, each i64."""
+    FLOATS = 14
+    """Values that are floats, each f64 (IEEE 754)."""
 
 
 class Header(NamedTuple):
@@ -159,6 +163,23 @@ def boundaries(payload: memoryview, count: int) -> list[int]:
     if sys.byteorder == "big":
         lengths.byteswap()
     return list(accumulate(lengths, initial=count * lengths.itemsize))
+
+
+def numbers(payload: memoryview, code: str) -> list[Any]:
+    """Return the numbers of a payload, *code* being their type as `array` names it."""
+    found = array(code, bytes(payload))
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found.tolist()
+
+
+def pack_numbers(data: bytes, code: str) -> bytes:
+    """Return a payload of numbers that are in memory as `array` has them."""
+    if sys.byteorder == "little":
+        return data
+    found = array(code, data)
+    found.byteswap()
+    return found.tobytes()
 
 
 def parse_header(data: memoryview | bytes, position: int = 0, *, salt: int = 0) -> Header | None:

@@ -144,20 +144,33 @@ class Work:
     def run(self, item: int) -> tuple[Kind, bytes | Bundle]:
         """Run an item; return the kind of record that its outcome makes, and its bytes, a whole pickle of their own.
 
-        The kind is SERIES where the value is so plain that it need not be wrapped for one, BUNDLE where large buffers
-        of it stand apart, else VALUES or FAILURE.
+        The kinds are those of `pickled`, and FAILURE.
         """
         try:
-            # In the common case there is nothing to remember for each item.
-            value = self._run_or_go_on(item) if self.can_checkpoint else self._function(*self._items[item])
+            value = self.call(item)
         except BaseException as error:  # noqa: BLE001  (whatever it is belongs to the caller)
-            failure = failure_of(error)
-            if self._shares and _is_about_read_only(error):
-                failure = failure.noted(_READ_ONLY)
-            return _FAILURE, failure.dump()
-        finally:
-            self._call = None
-        if type(value) in PLAIN and not (type(value) in _TEXT and len(value) >= APART):
+            return _FAILURE, self.failure(error)
+        return self.pickled(value)
+
+    def call(self, item: int) -> Any:
+        """Call the function for an item; what it raises passes through."""
+        # In the common case there is nothing to remember for each item.
+        return self._run_or_go_on(item) if self.can_checkpoint else self._function(*self._items[item])
+
+    def failure(self, error: BaseException) -> bytes:
+        """Return what an item comes to whose call raised that, pickled."""
+        failure = failure_of(error)
+        if self._shares and _is_about_read_only(error):
+            failure = failure.noted(_READ_ONLY)
+        return failure.dump()
+
+    def pickled(self, value: object) -> tuple[Kind, bytes | Bundle]:
+        """Return the kind of record that a value makes, and its bytes.
+
+        The kind is SERIES where the value is so plain that it need not be wrapped for one, BUNDLE where large buffers
+        of it stand apart, VALUES for any other, and FAILURE where it does not pickle.
+        """
+        if type(value) in PLAIN and not (type(value) in _TEXT and len(value) >= APART):  # type: ignore[arg-type]
             return _SERIES, pickle.dumps(value, SERIES_PROTOCOL)
         try:
             pickled = Value(value).dump_apart(self._apart)
@@ -171,7 +184,10 @@ class Work:
         else:
             call = _Call(self._function, self._items[item], {})
         self._call = call
-        return call.function(*call.args, **call.kwargs)
+        try:
+            return call.function(*call.args, **call.kwargs)
+        finally:
+            self._call = None
 
     def checkpoint(self) -> bytes | None:
         """Ask the function that is running how it is gone on with; return that, pickled.
