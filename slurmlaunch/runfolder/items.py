@@ -19,6 +19,7 @@ import pickle
 import struct
 import sys
 import zlib
+from collections.abc import Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from slurmlaunch.runfolder.records import HEADER_SIZE, Kind
 from slurmlaunch.runfolder.safety import open_owned, read_at, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from slurmlaunch.runfolder.layout import RunFolder
 
@@ -145,9 +146,7 @@ class ItemReader:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._open()
-        self._first = self._stop = 0
-        self._rows: list[Any] = []
-        self._pickled = False
+        self._arguments_of = self.calling(_arguments)
 
     def _open(self) -> None:
         self._items = open_owned(self._folder.items)
@@ -168,15 +167,32 @@ class ItemReader:
             ResultLost: they cannot be read.
             Exception: whatever their unpickling raises.
         """
-        if not self._first <= item < self._stop:
-            header, offset = self._find(item)
-            if header.kind == Kind.BUNDLE:
-                return self._unbundled(header, offset)
-            self._load(header, offset)
-        arguments: Arguments = self._rows[item - self._first]
-        if self._pickled:
-            arguments = pickle.loads(arguments)  # type: ignore[arg-type]  # then they are bytes still
-        return arguments
+        return self._arguments_of(item)  # type: ignore[no-any-return]
+
+    def calling(self, function: Callable[..., Any]) -> Callable[[int], Any]:
+        """Return what calls a function with the arguments of an item, which is quicker than to ask for them."""
+        first = stop = 0
+        rows: Sequence[Arguments] = ()
+
+        def call(item: int) -> Any:
+            nonlocal first, stop, rows
+            if not first <= item < stop:
+                first, rows = self._block(item)
+                stop = first + len(rows)
+            return function(*rows[item - first])
+
+        return call
+
+    def _block(self, item: int) -> tuple[int, Sequence[Arguments]]:
+        """Return the first item of a block, and the arguments of all."""
+        header, offset = self._find(item)
+        if header.kind == Kind.BUNDLE:
+            return item, _Anew(1, lambda _: self._unbundled(header, offset))
+        payload = self._payload(header, offset)
+        if header.kind == Kind.COLUMN:
+            return header.first, pickle.load(io.BytesIO(payload))
+        parts = records.unpack(memoryview(payload), header.number)
+        return header.first, _Anew(len(parts), lambda position: pickle.loads(parts[position]))
 
     def _entry(self, block: int) -> tuple[int, int]:
         data = os.pread(self._index, _ENTRY.size, block * _ENTRY.size)
@@ -214,12 +230,6 @@ class ItemReader:
         arguments: Arguments = pickle.loads(bundle.pickled, buffers=bundle.buffers)
         return arguments
 
-    def _load(self, header: records.Header, offset: int) -> None:
-        payload = self._payload(header, offset)
-        pickled = header.kind != Kind.COLUMN
-        rows = records.unpack(memoryview(payload), header.number) if pickled else pickle.load(io.BytesIO(payload))
-        self._first, self._stop, self._rows, self._pickled = header.first, header.stop, rows, pickled
-
     def _payload(self, header: records.Header, offset: int) -> bytes:
         payload = read_at(self._items, header.length, offset + HEADER_SIZE)
         if zlib.crc32(payload) != header.payload_crc:
@@ -228,6 +238,23 @@ class ItemReader:
 
     def _damaged(self, offset: int) -> ResultLost:
         return ResultLost("the arguments on disk are damaged", file=str(self._folder.items), offset=offset)
+
+
+class _Anew(Sequence["Arguments"]):
+    """Argument tuples that are made anew whenever they are looked at."""
+
+    def __init__(self, number: int, make: Callable[[int], Arguments]) -> None:
+        self._number, self._make = number, make
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._make(position)
+
+
+def _arguments(*arguments: Any) -> Arguments:
+    return arguments
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

@@ -101,6 +101,7 @@ class Work:
 
     Attributes:
         can_checkpoint: whether the function has the method ``checkpoint`` of submitit's protocol.
+        call: calls the function for an item; what it raises passes through.
     """
 
     def __init__(
@@ -132,6 +133,8 @@ class Work:
             self._items = ItemReader(folder)
             _show_in_main(self._function)
             self.can_checkpoint = hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")
+            # In the common case there is nothing to remember for each item.
+            self.call = self._run_or_go_on if self.can_checkpoint else self._items.calling(self._function)
         except NodeStartError:
             raise
         except BaseException as error:
@@ -151,11 +154,6 @@ class Work:
         except BaseException as error:  # noqa: BLE001  (whatever it is belongs to the caller)
             return _FAILURE, self.failure(error)
         return self.pickled(value)
-
-    def call(self, item: int) -> Any:
-        """Call the function for an item; what it raises passes through."""
-        # In the common case there is nothing to remember for each item.
-        return self._run_or_go_on(item) if self.can_checkpoint else self._function(*self._items[item])
 
     def failure(self, error: BaseException) -> bytes:
         """Return what an item comes to whose call raised that, pickled."""
