@@ -133,9 +133,9 @@ def test_all_are_over(shared: Shared, state: TaskState, expected: type) -> None:
     assert shared.errors == [expected] * 6
     assert [shared.error(item).task for item in range(6)] == [0, 1, None, None, None, None]
     assert [shared.error(item).item for item in range(6)] == list(range(6))
-    first = [shared.error(item) for item in range(6)]
+    first = [str(shared.error(item)) for item in range(6)]
     shared.look_late()
-    assert first == [shared.error(item) for item in range(6)]
+    assert first == [str(shared.error(item)) for item in range(6)]
 
 
 def test_the_worst_is_told(shared: Shared) -> None:
