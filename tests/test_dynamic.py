@@ -278,6 +278,17 @@ class TestCalls:
         assert option == caught.value.option
         assert not list((tmp_path / "runs").glob("*"))
 
+    def test_interrupted(self, tmp_path: Path) -> None:
+        """Ctrl-C while the items are taken leaves nothing behind, which with a million of them would be much."""
+
+        def items() -> Iterator[int]:
+            yield 1
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Executor(tmp_path / "runs", cluster="inline").map_array(square, items())
+        assert not list((tmp_path / "runs").glob("*"))
+
     @elsewhere
     def test_while_it_runs(self, make_executor: ExecutorFactory, gate: Gate) -> None:
         """An item that no task has taken waits, and is nobody's; one that is taken has its task and its log."""

@@ -6,9 +6,11 @@ nothing means that an absence is believed at the next look, one without end that
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pickle
+import sys
 from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +20,7 @@ from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.lookout import Lookout, latency_of
+from slurmlaunch.client.packing import pack
 from slurmlaunch.client.run import Run
 from slurmlaunch.errors import (
     ItemError,
@@ -34,10 +37,12 @@ from slurmlaunch.runfolder.cancellations import CancellationWriter
 from slurmlaunch.runfolder.layout import EndMark, Status
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
-from slurmlaunch.runfolder.rounds import read_rounds
+from slurmlaunch.runfolder.rounds import Round, read_rounds
+from slurmlaunch.runfolder.slices import Slices
 from tests.tasks import OneRun, rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from slurmlaunch.backends.base import Backend
@@ -102,6 +107,18 @@ def watched(tmp_path: Path) -> Watched:
     return Watched(tmp_path / "run")
 
 
+@contextlib.contextmanager
+def counted_events() -> Iterator[list[str]]:
+    """Note each call, and each step of a generator."""
+    events: list[str] = []
+    before = sys.getprofile()
+    sys.setprofile(lambda _frame, event, _arg: events.append(event))
+    try:
+        yield events
+    finally:
+        sys.setprofile(before)
+
+
 def write_value(writer: OutcomeWriter, item: int, value: object) -> None:
     """Record what an item returned."""
     writer.value(item, pickle.dumps(value))
@@ -146,6 +163,30 @@ class TestOutcomes:
         assert (200, 0) == (run.ledger.count(Fate.FAILURE), run.ledger.count(Fate.ENDED))
         assert len(opened) < 10
         assert [(item,) for item in range(200)] == [run.outcome(item).error.args for item in range(200)]  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("way", ["static", "packed", "retried"])
+    def test_a_look_costs_nothing_for_each_item(self, tmp_path: Path, way: str) -> None:
+        """While nothing has come, it costs as much to look at many items as at few, however they are cut."""
+        plan: dict[str, Any] = {"items": array("Q", range(0, 20_000, 2))} if way == "retried" else {}
+        folder = OneRun(tmp_path / "run", len, rows(range(20_000)), **plan).folder
+        (first,) = read_rounds(folder)
+        if way == "packed":
+            slices, items = pack(array("d", range(20_000)), 1, longest_first=True)
+            first.plan = first.plan._replace(slices=slices, items=items)
+        rounds = [first]
+        if way == "retried":
+            later = first.plan._replace(items=array("Q", [0]), first_task=1, slices=Slices(1, 1))
+            rounds.append(Round.make(folder, 1, later))
+        run = Run(folder, Manifest.read(folder), None, rounds)  # type: ignore[arg-type]
+        lookout, writer = Lookout(run), OutcomeWriter(folder, 0)
+        for item in first.plan.items_of(0)[way == "retried" : 5000]:
+            write_value(writer, item, item)
+        lookout.look()
+        with counted_events() as events:
+            lookout.look()
+
+        assert run.tasks.has_open(0)
+        assert len(events) < 1000
 
     def test_what_is_held_has_one_cause(self, tmp_path: Path) -> None:
         """A task that dies leaves many items to be run again: what is known of its end is known once."""

@@ -58,7 +58,7 @@ class Size:
     copied: int = 16
     long: str = "5 s"
     starts: int = 20
-    watched: float = 20.0
+    watched: float = 30.0
     slow_items: int = 100
     timeout: float = 90.0
 

@@ -291,9 +291,10 @@ class Executor(concurrent.futures.Executor):
             run = self._write(call, backend, folder, token)
             with self._ours.submission(run):
                 Submission(run).submit()
-        except Exception as error:
+        except BaseException as error:
             # Where nothing can have been submitted nothing is lost, and nothing is to be left behind.
-            if not (run is not None and run.tasks.jobs) and not getattr(error, "ambiguous", False):
+            doubtful = getattr(error, "ambiguous", False) or not isinstance(error, Exception)  # Ctrl-C at sbatch, too
+            if run is None or not (run.tasks.jobs or doubtful):
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
         WATCHER.watch(run)

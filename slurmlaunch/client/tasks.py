@@ -80,6 +80,8 @@ class Tasks:
         self._folder, self._ledger, self._held = folder, ledger, held
         self._last_round: array[int] | None = None
         self._taken: dict[int, Taken] = {}
+        self._passed: dict[int, int] = {}
+        """How many of the first items of a task have nothing open any more: they need no second look."""
         for number, each in enumerate(rounds):
             self._include(each, first=not number)
 
@@ -186,12 +188,30 @@ class Tasks:
 
     def has_open(self, task: int) -> bool:
         """Whether a task has items that have not settled and are not held, or may yet take some."""
-        taken = self._taken.get(self.place(task).round.number)
+        its_round = self.place(task).round
+        taken = self._taken.get(its_round.number)
         if taken and taken.free and task not in self.ends:
             return True
-        if not self._held:
-            return any(map(self._is_open, self._parts_of(task)))
-        return bool(self.open_items(task))
+        start, passed = 0, self._passed.get(task, 0)
+        for part in taken.parts_of(task) if taken else [its_round.plan.items_of(task)]:
+            stop = start + len(part)
+            if passed < stop:
+                passed += self._settled_before(part[passed - start :], its_round.number)
+            self._passed[task] = passed
+            if passed < stop:
+                return True
+            start = stop
+        return False
+
+    def _settled_before(self, items: Sequence[int], number: int) -> int:
+        """Return how many of the first items have settled, or are held, or were taken over from that round."""
+        last = self._last_round
+        if isinstance(items, range) and last is None and not self._held:
+            return len(items) if self._ledger.all_settled(items) else 0  # it takes no time to look at these again
+        for position, item in enumerate(items):
+            if self._ledger.is_open(item) and item not in self._held and (last is None or last[item] == number):
+                return position
+        return len(items)
 
     def without_work(self, tasks: Iterable[int]) -> list[int]:
         """Return those of the tasks that have nothing open, and can take nothing."""
@@ -220,12 +240,13 @@ class Tasks:
 
         Where all of its items have settled it is the state that it ends in.
         """
-        items, told = self.items_of(task), self.states.get(task)
+        told = self.states.get(task)
         if told is not None and told.is_final:
             return told
-        if self._ledger.open_among(items):
+        if any(map(self._is_open, self._parts_of(task))):
             waiting = TaskState.PENDING if told is None else told
             return TaskState.RUNNING if task in self.started else waiting
+        items = self.items_of(task)
         if items and self._ledger.count(Fate.CANCELLED, items) == len(items):
             return TaskState.CANCELLED
         failed = self._ledger.count(Fate.FAILURE, items) or self._ledger.count(Fate.ENDED, items)

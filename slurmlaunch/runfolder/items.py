@@ -68,6 +68,7 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
             length, crc = records.measured(parts)
             yield records.Header(kind, count, total, length, crc).encode(folder.salt)
             yield from parts
+            del parts  # large ones are gone when the next are taken
             total += count
             offset += HEADER_SIZE + length
 
@@ -84,9 +85,11 @@ def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled
         for kind, count, parts in _columns(block) if _all_immutable(block) else _item_by_item(block, dumps):
             size += sum(map(len, parts))
             yield kind, count, parts
+            del parts
         # No more are taken at once than fill a block, by the size of the last: large ones, made one by one by a
         # generator, are not to be held in great number.
         number = max(1, min(BLOCK_ITEMS, _GROWTH * number, len(block) * BLOCK_BYTES // (2 * size)))
+        del block
 
 
 def _taken(rows: Iterator[Arguments], most: int) -> list[Arguments]:

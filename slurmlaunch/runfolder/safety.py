@@ -124,6 +124,7 @@ def write_whole(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> 
             for part in parts:
                 with naming(path):
                     file.write(part)
+                del part  # it may be large, and the next is made only now
             with naming(path):
                 file.flush()
                 os.fsync(file.fileno())

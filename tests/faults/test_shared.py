@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,6 @@ from tests.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from slurmlaunch import Executor, FutureArray
     from tests.cluster import Cluster
@@ -205,6 +205,36 @@ def test_another_process(faulty: Cluster, launch: Launch, deed: Callable[..., An
         assert other.stdout.read() == f"{ALL}\n"
     assert outcomes(futures) == ALL
     assert work.runs == ONCE
+
+
+SUBMITS = """
+    import os
+    import sys
+
+    from slurmlaunch import Executor
+
+    def square(item):
+        return item * item
+
+    executor = Executor(sys.argv[1], cluster="slurm")
+    futures = executor.map_array(square, range(2000), tasks=3, schedule="dynamic", throttle=1)
+    print(futures.folder, flush=True)
+    os._exit(0)
+"""
+
+
+def test_nobody_waits(faulty: Cluster, launch: Launch, tmp_path: Path) -> None:
+    """The tasks need no client to share the items: it may be gone from the submission on."""
+    folder = launch(faulty).folder
+    command = [sys.executable, "-c", textwrap.dedent(SUBMITS), str(folder)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, check=True).stdout
+    ended = Path(said.strip(), "ended")
+    wait_until(lambda: len(list(ended.iterdir())) == 3)  # who comes late ends well, too, and nobody took it away
+    futures = attach(said.strip())
+
+    assert {"0"} == {path.suffix[1:] for path in ended.iterdir()}
+    assert [item * item for item in range(2000)] == futures.results(PATIENCE)
+    assert {0} == set(owners(futures).values())
 
 
 @pytest.mark.slow
