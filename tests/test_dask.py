@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import slurmlaunch
+import slurmlaunch.integrations.dask
 from slurmlaunch import Executor, OptionError, attach, dask_cluster
 from tests import scripts
 from tests.conftest import elsewhere, several_cpus
@@ -148,6 +148,24 @@ if __name__ == "__main__":
             wait_until(lambda: not any(map(is_alive, processes)))
 
         assert attach(folder).wait(90)
+
+    def test_who_comes_too_late_is_not_waited_for(
+        self, make_executor: ExecutorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At the end nobody waits for a worker that runs, but has not found the scheduler yet."""
+        here, slow = tmp_path / "here", tmp_path / "slow.py"  # what Dask loads before it seeks the scheduler
+        text = f"import pathlib, time\npathlib.Path({str(here)!r}).touch()\ntime.sleep(600)\n"
+        slow.write_text(text, encoding="utf-8")
+        preload = f"export DASK_DISTRIBUTED__NANNY__PRELOAD={slow}"
+        executor = make_executor(setup=[f'[ "$SLURM_ARRAY_TASK_ID" = 0 ] || {preload}'])
+        monkeypatch.setattr(slurmlaunch.integrations.dask, "_GRACE", 200.0)
+
+        with dask_cluster(executor, workers=2) as client:
+            wait_until(here.exists)
+            assert client.submit(pow, 2, 3).result() == 8
+
+        (folder,) = executor.folder.iterdir()
+        assert [False, True] == [future.cancelled() for future in attach(folder)]
 
     def test_what_waits_in_the_queue_is_given_up(self, make_executor: ExecutorFactory) -> None:
         """Where the cluster has not started in time, it is cancelled."""

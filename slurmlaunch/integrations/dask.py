@@ -40,7 +40,7 @@ from slurmlaunch.runfolder.rounds import round_of_task
 from slurmlaunch.runfolder.safety import read_owned, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     import distributed
@@ -116,8 +116,9 @@ def dask_cluster(
         address = _await(functools.partial(_address_or_failure, members), timeout)
         with Client(address, security=security) as client:
             yield client
-            _shut_down(client)
-        _await_end(members)
+            there = _shut_down(client)
+        # What has yet to start, or to find the scheduler that is gone, is not waited for.
+        concurrent.futures.wait([members[number] for number in there], _GRACE)
     finally:
         members.cancel()
 
@@ -162,19 +163,22 @@ def _await(look: Callable[[], str | None], seconds: float | None) -> str:
     return found
 
 
-def _shut_down(client: distributed.Client) -> None:
-    """Tell scheduler and workers to end, unless they are gone already."""
-    if client.status == "running":
-        # Bounded, since by itself it seeks for a minute a scheduler that went a moment ago.
-        with contextlib.suppress(OSError, asyncio.TimeoutError):  # whoever is left after this is cancelled
-            client.sync(client.shutdown, callback_timeout=_GRACE)
+def _shut_down(client: distributed.Client) -> Collection[int]:
+    """Tell scheduler and workers to end, unless they are gone already; return which members were there to hear it."""
+    if client.status != "running":
+        return ()
+    # Bounded, since by itself it seeks for a minute a scheduler that went a moment ago.
+    bounded = functools.partial(client.sync, callback_timeout=_GRACE)
+    there: Collection[int] = ()
+    with contextlib.suppress(OSError, asyncio.TimeoutError):  # whoever is left after this is cancelled
+        there = {0, *bounded(client._run_on_scheduler, _names_of_workers)}  # noqa: SLF001  (the public one is unbounded)
+        bounded(client.shutdown)
+    return there
 
 
-def _await_end(members: FutureArray[None]) -> None:
-    """Wait for those that run; what has yet to start is not waited for."""
-    until = time.monotonic() + _GRACE
-    while members.counts()["running"] and time.monotonic() < until:
-        members.wait(_LOOK_EVERY)
+def _names_of_workers(dask_scheduler: distributed.Scheduler) -> list[int]:
+    """Return which members have found the scheduler; called there."""
+    return [worker.name for worker in dask_scheduler.workers.values()]
 
 
 # On the node.
