@@ -136,6 +136,24 @@ if __name__ == "__main__":
         assert attach(run_folder).results(90) == [None]
         wait_until(lambda: not is_alive(int(printed)))
 
+    @pytest.mark.parametrize("worker", ["comes", "never comes"])
+    def test_a_client_that_is_gone_at_once(self, make_executor: ExecutorFactory, tmp_path: Path, worker: str) -> None:
+        """A client that was there for no more than a moment has been there: the cluster ends, whatever has not come."""
+        folder = make_executor().folder
+        (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n", encoding="utf-8")
+        preload = {} if worker == "comes" else {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "slow.py")}
+        text = f"""
+import os, signal, slurmlaunch
+if __name__ == "__main__":
+    executor = slurmlaunch.Executor({str(folder)!r}, cluster="slurm", env={preload!r})
+    with slurmlaunch.dask_cluster(executor, client_timeout=1):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+        assert scripts.finish(scripts.start(tmp_path, text))[0] == -9
+
+        (run_folder,) = folder.iterdir()
+        assert attach(run_folder).results(90) == [None]
+
     def test_all_ends_with_the_job(self, make_executor: ExecutorFactory) -> None:
         """Where the job is cancelled, no process of the cluster is left, and the client is free to go."""
         executor = make_executor()

@@ -57,6 +57,9 @@ _GRACE = 10.0
 _SCHEDULER_WITHIN = 600.0
 """Seconds for which a worker waits for a scheduler that has not started."""
 
+_ANSWER_WITHIN = 120.0
+"""Seconds for which a worker seeks a scheduler that has started, and may have ended since."""
+
 _FIRST_CLIENT_WITHIN = 120.0
 """Seconds for which a cluster that has just started waits for its client."""
 
@@ -201,17 +204,34 @@ async def _serve_scheduler(*, client_timeout: float, **options: Any) -> None:
         worker = asyncio.create_task(_serve_worker(scheduler.address, **options))
         await _await_last_client(scheduler, client_timeout)
         await scheduler.close(reason="the client is gone")
-        await worker
+        # One that has yet to find the scheduler would seek it for long.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(worker, _GRACE)
 
 
 async def _await_last_client(scheduler: distributed.Scheduler, patience: float) -> None:
     """Wait until the scheduler is closed, or has been without a client for so long."""
+    came = asyncio.Event()
+    scheduler.add_plugin(_door(came))
     # The first one gets the time that a slow file system takes to show it the address.
     until = time.monotonic() + max(patience, _FIRST_CLIENT_WITHIN)
     while scheduler.status.name == "running" and time.monotonic() < until:
-        if scheduler.client_comms:
+        if scheduler.client_comms or came.is_set():
             until = time.monotonic() + patience
+        came.clear()
         await asyncio.sleep(_LOOK_EVERY)
+
+
+def _door(came: asyncio.Event) -> distributed.SchedulerPlugin:
+    """Return what tells that a client has come, also where it is gone before one looks."""
+    from distributed import SchedulerPlugin
+
+    class Door(SchedulerPlugin):  # type: ignore[misc]  # no types where it is not installed
+        def add_client(self, scheduler: distributed.Scheduler, client: str) -> None:
+            del scheduler, client
+            came.set()
+
+    return Door()
 
 
 async def _serve_worker(
@@ -235,7 +255,7 @@ async def _serve_worker(
         memory_limit=_memory() or "auto",
         security=security,
         interface=interface,
-        death_timeout=_SCHEDULER_WITHIN,
+        death_timeout=_ANSWER_WITHIN,
         dashboard_address=_HERE_ONLY,
     ) as nanny:
         await nanny.finished()
