@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import slurmlaunch
+import slurmlaunch.integrations.dask
 from slurmlaunch import Executor, OptionError, attach, dask_cluster
 from tests import scripts
 from tests.conftest import elsewhere, several_cpus
@@ -136,6 +136,24 @@ if __name__ == "__main__":
         assert attach(run_folder).results(90) == [None]
         wait_until(lambda: not is_alive(int(printed)))
 
+    @pytest.mark.parametrize("worker", ["comes", "never comes"])
+    def test_a_client_that_is_gone_at_once(self, make_executor: ExecutorFactory, tmp_path: Path, worker: str) -> None:
+        """A client that was there for no more than a moment has been there: the cluster ends, whatever has not come."""
+        folder = make_executor().folder
+        (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n", encoding="utf-8")
+        preload = {} if worker == "comes" else {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "slow.py")}
+        text = f"""
+import os, signal, slurmlaunch
+if __name__ == "__main__":
+    executor = slurmlaunch.Executor({str(folder)!r}, cluster="slurm", env={preload!r})
+    with slurmlaunch.dask_cluster(executor, client_timeout=1):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+        assert scripts.finish(scripts.start(tmp_path, text))[0] == -9
+
+        (run_folder,) = folder.iterdir()
+        assert attach(run_folder).results(90) == [None]
+
     def test_all_ends_with_the_job(self, make_executor: ExecutorFactory) -> None:
         """Where the job is cancelled, no process of the cluster is left, and the client is free to go."""
         executor = make_executor()
@@ -148,6 +166,24 @@ if __name__ == "__main__":
             wait_until(lambda: not any(map(is_alive, processes)))
 
         assert attach(folder).wait(90)
+
+    def test_who_comes_too_late_is_not_waited_for(
+        self, make_executor: ExecutorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At the end nobody waits for a worker that runs, but has not found the scheduler yet."""
+        here, slow = tmp_path / "here", tmp_path / "slow.py"  # what Dask loads before it seeks the scheduler
+        text = f"import pathlib, time\npathlib.Path({str(here)!r}).touch()\ntime.sleep(600)\n"
+        slow.write_text(text, encoding="utf-8")
+        preload = f"export DASK_DISTRIBUTED__NANNY__PRELOAD={slow}"
+        executor = make_executor(setup=[f'[ "$SLURM_ARRAY_TASK_ID" = 0 ] || {preload}'])
+        monkeypatch.setattr(slurmlaunch.integrations.dask, "_GRACE", 200.0)
+
+        with dask_cluster(executor, workers=2) as client:
+            wait_until(here.exists)
+            assert client.submit(pow, 2, 3).result() == 8
+
+        (folder,) = executor.folder.iterdir()
+        assert [False, True] == [future.cancelled() for future in attach(folder)]
 
     def test_what_waits_in_the_queue_is_given_up(self, make_executor: ExecutorFactory) -> None:
         """Where the cluster has not started in time, it is cancelled."""

@@ -40,7 +40,7 @@ from slurmlaunch.runfolder.rounds import round_of_task
 from slurmlaunch.runfolder.safety import read_owned, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     import distributed
@@ -56,6 +56,9 @@ _GRACE = 10.0
 
 _SCHEDULER_WITHIN = 600.0
 """Seconds for which a worker waits for a scheduler that has not started."""
+
+_ANSWER_WITHIN = 120.0
+"""Seconds for which a worker seeks a scheduler that has started, and may have ended since."""
 
 _FIRST_CLIENT_WITHIN = 120.0
 """Seconds for which a cluster that has just started waits for its client."""
@@ -116,8 +119,9 @@ def dask_cluster(
         address = _await(functools.partial(_address_or_failure, members), timeout)
         with Client(address, security=security) as client:
             yield client
-            _shut_down(client)
-        _await_end(members)
+            there = _shut_down(client)
+        # What has yet to start, or to find the scheduler that is gone, is not waited for.
+        concurrent.futures.wait([members[number] for number in there], _GRACE)
     finally:
         members.cancel()
 
@@ -162,19 +166,22 @@ def _await(look: Callable[[], str | None], seconds: float | None) -> str:
     return found
 
 
-def _shut_down(client: distributed.Client) -> None:
-    """Tell scheduler and workers to end, unless they are gone already."""
-    if client.status == "running":
-        # Bounded, since by itself it seeks for a minute a scheduler that went a moment ago.
-        with contextlib.suppress(OSError, asyncio.TimeoutError):  # whoever is left after this is cancelled
-            client.sync(client.shutdown, callback_timeout=_GRACE)
+def _shut_down(client: distributed.Client) -> Collection[int]:
+    """Tell scheduler and workers to end, unless they are gone already; return which members were there to hear it."""
+    if client.status != "running":
+        return ()
+    # Bounded, since by itself it seeks for a minute a scheduler that went a moment ago.
+    bounded = functools.partial(client.sync, callback_timeout=_GRACE)
+    there: Collection[int] = ()
+    with contextlib.suppress(OSError, asyncio.TimeoutError):  # whoever is left after this is cancelled
+        there = {0, *bounded(client._run_on_scheduler, _names_of_workers)}  # noqa: SLF001  (the public one is unbounded)
+        bounded(client.shutdown)
+    return there
 
 
-def _await_end(members: FutureArray[None]) -> None:
-    """Wait for those that run; what has yet to start is not waited for."""
-    until = time.monotonic() + _GRACE
-    while members.counts()["running"] and time.monotonic() < until:
-        members.wait(_LOOK_EVERY)
+def _names_of_workers(dask_scheduler: distributed.Scheduler) -> list[int]:
+    """Return which members have found the scheduler; called there."""
+    return [worker.name for worker in dask_scheduler.workers.values()]
 
 
 # On the node.
@@ -197,17 +204,34 @@ async def _serve_scheduler(*, client_timeout: float, **options: Any) -> None:
         worker = asyncio.create_task(_serve_worker(scheduler.address, **options))
         await _await_last_client(scheduler, client_timeout)
         await scheduler.close(reason="the client is gone")
-        await worker
+        # One that has yet to find the scheduler would seek it for long.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(worker, _GRACE)
 
 
 async def _await_last_client(scheduler: distributed.Scheduler, patience: float) -> None:
     """Wait until the scheduler is closed, or has been without a client for so long."""
+    came = asyncio.Event()
+    scheduler.add_plugin(_door(came))
     # The first one gets the time that a slow file system takes to show it the address.
     until = time.monotonic() + max(patience, _FIRST_CLIENT_WITHIN)
     while scheduler.status.name == "running" and time.monotonic() < until:
-        if scheduler.client_comms:
+        if scheduler.client_comms or came.is_set():
             until = time.monotonic() + patience
+        came.clear()
         await asyncio.sleep(_LOOK_EVERY)
+
+
+def _door(came: asyncio.Event) -> distributed.SchedulerPlugin:
+    """Return what tells that a client has come, also where it is gone before one looks."""
+    from distributed import SchedulerPlugin
+
+    class Door(SchedulerPlugin):  # type: ignore[misc]  # no types where it is not installed
+        def add_client(self, scheduler: distributed.Scheduler, client: str) -> None:
+            del scheduler, client
+            came.set()
+
+    return Door()
 
 
 async def _serve_worker(
@@ -231,7 +255,7 @@ async def _serve_worker(
         memory_limit=_memory() or "auto",
         security=security,
         interface=interface,
-        death_timeout=_SCHEDULER_WITHIN,
+        death_timeout=_ANSWER_WITHIN,
         dashboard_address=_HERE_ONLY,
     ) as nanny:
         await nanny.finished()
