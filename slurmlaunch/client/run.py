@@ -317,13 +317,18 @@ class Run:
         """Take in a record of outcomes."""
         if self._taken:
             self._infer_owner(recorded)
-        if recorded.header.kind == Kind.FAILURE:
-            if not self._is_last_word(recorded):
-                return
-            if self.retrying.enabled or not self.ledger.count(Fate.VALUE):
-                self._recorded_failure(recorded)
-                return
-        self._settle(recorded)
+        header = recorded.header
+        items = range(header.first, header.stop)
+        if header.kind != Kind.FAILURE:
+            self._settle(recorded, [items])
+            return
+        parts = self._last_said(items, recorded)
+        if not parts:
+            return
+        if self.retrying.enabled or not self.ledger.count(Fate.VALUE):
+            self._recorded_failure(recorded, parts)
+        else:
+            self._settle(recorded, parts)
 
     def _infer_owner(self, recorded: Recorded) -> None:
         task, header = _task_of_file(recorded), recorded.header
@@ -332,34 +337,35 @@ class Run:
             with self.changed:
                 taken.infer(range(header.first, header.stop), task)
 
-    def _settle(self, recorded: Recorded) -> None:
+    def _settle(self, recorded: Recorded, parts: Iterable[range]) -> None:
         with self.changed:
-            settled = [item for part in self.ledger.record(recorded) for item in self._asked(part)]
+            ranges = [each for part in parts for each in self.ledger.record(recorded, part)]
+            settled = [item for each in ranges for item in self._asked(each)]
             closed = self._close(settled)
             self.changed.notify_all()
         self._tell(closed)
 
-    def _recorded_failure(self, recorded: Recorded) -> None:
-        header = recorded.header
-        outcome = recorded.read().outcome(header.first)
+    def _recorded_failure(self, recorded: Recorded, parts: Sequence[range]) -> None:
+        outcome = recorded.read().outcome(recorded.header.first)
         if not isinstance(outcome, Failure):
             return
         if self.retrying.enabled:
-            self.ended(range(header.first, header.stop), _always(outcome.error))
+            self.ended(itertools.chain.from_iterable(parts), _always(outcome.error))
         else:
-            self._settle(recorded)
+            self._settle(recorded, parts)
         task = _task_of_file(recorded)
         number = self.place(task).round.number
         if isinstance(outcome.error, ItemError) and number in self._taken:
             self.gave_up[number] = outcome.error
         self.breaker.note(task, outcome.error)
 
-    def _is_last_word(self, recorded: Recorded) -> bool:
-        """Whether no later round runs the items of a failure again."""
-        if not self._last_round:
-            return True
+    def _last_said(self, items: range, recorded: Recorded) -> list[range]:
+        """Return those of the items of a failure that no later round runs again."""
+        last = self._last_round
+        if not last:
+            return [items]
         number = self.place(_task_of_file(recorded)).round.number
-        return all(self._last_round[i] == number for i in range(recorded.header.first, recorded.header.stop))
+        return list(_ranges([item for item in items if last[item] == number]))
 
     def ended(self, items: Iterable[int], error_of: Callable[[int], BaseException], *, final: bool = False) -> None:
         """Settle open items that have come to errors, or hold them for another round, unless this is *final*."""

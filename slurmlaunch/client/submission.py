@@ -161,6 +161,7 @@ class Submission:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._unanswered: dict[str, float] = {}
+        self._own: set[int] = set()
         self._given_up: set[tuple[int, int]] = set()
         self._keep_up_at = 0.0
 
@@ -174,6 +175,7 @@ class Submission:
             SubmissionError: the scheduler refused the first array.
         """
         latest = self._run.rounds[-1]
+        self._own.add(latest.number)
         if not latest.plan.arrays:
             return
         try:
@@ -260,8 +262,10 @@ class Submission:
     # Refusals.
 
     def take_refusals(self) -> None:
-        """Settle the items of the arrays that were refused for good, as the journals say."""
+        """Settle the items of the arrays that others were refused for good, as the journals say."""
         for each in self._run.rounds:
+            if each.number in self._own:
+                continue  # whoever submits here says so himself
             for number, error in each.refusals().items():
                 self._refuse(each, number, SubmissionError(error))
 
