@@ -16,10 +16,13 @@ from slurmlaunch.client import submission
 from slurmlaunch.client.attach import unfinished
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import Fate
+from slurmlaunch.client.lookout import Lookout
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission
-from slurmlaunch.errors import SubmissionError
+from slurmlaunch.errors import NodeStartError, SubmissionError
+from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan, read_rounds
 from slurmlaunch.runfolder.slices import Slices
 from tests.tasks import OneRun, rows
@@ -71,6 +74,12 @@ def view(folder: RunFolder, rounds: int | None = None, jobs: dict[str, str] | No
     return Run(folder, Manifest.read(folder), Backend(jobs or {}), list(read_rounds(folder))[:rounds])
 
 
+def fate_of(run: Run, item: int) -> Fate:
+    """Return what an item has come to, once what is on disk was looked at."""
+    Lookout(run).look()
+    return run.ledger.fate(item)
+
+
 @pytest.mark.parametrize(
     ("rounds", "expected"),
     [
@@ -96,6 +105,19 @@ def test_places(folder: RunFolder) -> None:
     assert expected == [(place.round.number, place.array, place.element, place.full_id) for place in places]
     with pytest.raises(LookupError):
         view(folder).tasks.place(6)
+
+
+def test_one_failure_of_several_items(folder: RunFolder) -> None:
+    """A failure that several items share, of which some were run again, stays that of the others."""
+    writer = OutcomeWriter(folder, 0)
+    writer.failure(0, Failure(NodeStartError("no such module")).dump(), count=2)
+    writer.close()
+    run = view(folder)
+    Lookout(run).look()
+
+    assert [Fate.FAILURE, Fate.OPEN] == [run.ledger.fate(item) for item in (0, 1)]
+    assert "no such module" in str(run.future(0, Future).exception(timeout=0))
+    assert [Fate.FAILURE, Fate.FAILURE] == [fate_of(view(folder, 1), item) for item in (0, 1)]
 
 
 def test_lost_job(folder: RunFolder) -> None:

@@ -79,6 +79,7 @@ class SlurmBackend:
         self._clock = clock
         self._intervals = intervals or Intervals.from_environment()
         self._submitted: dict[str, float] = {}
+        self._warned: set[str] = set()
         self._snapshots: dict[str | None, SharedSnapshot] = {}
 
     def limits(self) -> Limits:
@@ -126,7 +127,9 @@ class SlurmBackend:
                 return job_id
             if pause is None or not (is_transient(done) or is_ambiguous(done)) or done.timed_out:
                 break
-            _log.warning("sbatch: %s; trying again", done.stderr.strip() or "no answer")
+            if job.name not in self._warned:
+                self._warned.add(job.name)
+                _log.warning("%s; trying again", done.stderr.strip() or "sbatch does not answer")
             self._sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  (so that many clients do not come back at once)
         raise submission_error(command, done, job.name, in_doubt=in_doubt)
 

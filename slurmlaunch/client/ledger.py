@@ -101,10 +101,11 @@ class Ledger:
         """Return those that have not settled."""
         return [item for item in items if not self._fates[item]]
 
-    def record(self, recorded: Recorded) -> list[range]:
-        """Settle the items of a record that are open; return them as ranges."""
+    def record(self, recorded: Recorded, part: range | None = None) -> list[range]:
+        """Settle the items of a record, or a part of them, that are open; return them as ranges."""
         fate = Fate.FAILURE if recorded.header.kind == Kind.FAILURE else Fate.VALUE
-        items = range(recorded.header.first, min(recorded.header.stop, len(self._fates)))
+        items = range(recorded.header.first, recorded.header.stop) if part is None else part
+        items = range(items.start, min(items.stop, len(self._fates)))
         settled = list(self._open_ranges(items))
         for each in settled:
             self._settle(each, fate, recorded)

@@ -121,31 +121,34 @@ class Run:
         items = range(header.first, header.stop)
         with self.changed:
             self.tasks.infer_owner(task, items)
-        if header.kind == Kind.FAILURE:
-            number = self.tasks.place(task).round.number
-            if any(len(part) < len(items) for part in self.tasks.still_in(number, [items])):
-                return None  # a later round runs some of it again: this is not the last word
-            if self.held.enabled or not (self._was_called or self.ledger.count(Fate.VALUE)):
-                return self._recorded_failure(task, items, recorded)
-        self._settle(recorded)
+        if header.kind != Kind.FAILURE:
+            self._settle(recorded, [items])
+            return None
+        # What a later round runs again: of that it is not the last word.
+        number = self.tasks.place(task).round.number
+        parts = [each for part in self.tasks.still_in(number, [items]) for each in consecutive(part)]
+        if parts and (self.held.enabled or not (self._was_called or self.ledger.count(Fate.VALUE))):
+            return self._recorded_failure(task, parts, recorded)
+        self._settle(recorded, parts)
         return None
 
-    def _settle(self, recorded: Recorded) -> None:
+    def _settle(self, recorded: Recorded, parts: Sequence[range]) -> None:
         with self.changed:
-            settled = [item for part in self.ledger.record(recorded) for item in self._audience.asked(part)]
-            called = self._audience.call(settled)
+            ranges = [each for part in parts for each in self.ledger.record(recorded, part)]
+            called = self._audience.call(item for each in ranges for item in self._audience.asked(each))
             self.changed.notify_all()
         self._tell(called)
 
-    def _recorded_failure(self, task: int, items: range, recorded: Recorded) -> BaseException | None:
-        outcome = recorded.read().outcome(items.start)
+    def _recorded_failure(self, task: int, parts: Sequence[range], recorded: Recorded) -> BaseException | None:
+        outcome = recorded.read().outcome(recorded.header.first)
         if not isinstance(outcome, Failure):
             return None
         error_of = _always(outcome.error)
+        items = parts[0] if len(parts) == 1 else [item for part in parts for item in part]
         with self.changed:
             left = self._without_held(items, error_of)
         if len(left) == len(items):
-            self._settle(recorded)
+            self._settle(recorded, parts)
         else:
             self.ended(left, error_of, final=True)
         if not isinstance(outcome.error, ItemError):

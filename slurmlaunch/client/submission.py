@@ -103,6 +103,7 @@ class Submission:
             SubmissionError: the scheduler refused the first array.
         """
         latest = self._run.tasks.rounds[-1]
+        self._run.tasks.ours.add(latest.number)
         if not latest.plan.arrays:
             return
         try:
@@ -189,8 +190,10 @@ class Submission:
     # Refusals.
 
     def take_refusals(self) -> None:
-        """Settle the items of the arrays that were refused for good, as the journals say."""
+        """Settle the items of the arrays that others were refused for good, as the journals say."""
         for each in self._run.tasks.rounds:
+            if each.number in self._run.tasks.ours:
+                continue  # whoever submits here says so himself
             for number, error in each.refusals().items():
                 self._refuse(each, number, SubmissionError(error))
 

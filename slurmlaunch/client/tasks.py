@@ -56,6 +56,7 @@ class Tasks:
     Attributes:
         rounds: the rounds that the view includes.
         jobs: job ids by round and array; an array that is not there is not submitted (yet).
+        ours: the numbers of the rounds that this view submits.
         given_up: the arrays, likewise, that nobody will submit any more.
         started: the tasks that are known to have started.
         states: what the scheduler said last, by task, where it said something.
@@ -69,6 +70,7 @@ class Tasks:
     def __init__(self, folder: RunFolder, rounds: list[Round], ledger: Ledger, held: Held) -> None:
         self.rounds = rounds
         self.jobs: dict[tuple[int, int], str] = {}
+        self.ours: set[int] = set()
         self.given_up: set[tuple[int, int]] = set()
         self.started: set[int] = set()
         self.states: dict[int, TaskState] = {}

@@ -93,7 +93,7 @@ def test_without(cluster: Cluster, tmp_path: Path, missing: str, monkeypatch: py
         env={"PYTHONPATH": str(tmp_path / "packages")},
     )
     began = time.monotonic()
-    array = executor.map_array(abs, range(ITEMS), tasks=ITEMS)
+    array = executor.map_array(abs, range(ITEMS), tasks=ITEMS, throttle=2)
     errors = refused(array, began)
 
     assert all(missing in str(each) for each in errors), errors[0]
