@@ -25,11 +25,9 @@ def install(session: nox.Session, *groups: str, package: bool = True) -> None:
     session.install(*project, *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
-def run_each(session: nox.Session, folder: str) -> None:
-    """Run the folder's scripts, or those that are named after `--`."""
-    scripts = session.posargs or sorted(map(str, Path(folder).glob("[!_]*.py")))
-    for script in scripts:
-        session.run("python", script)
+def scripts_in(folder: str) -> list[str]:
+    """Return the paths of the folder's scripts."""
+    return sorted(map(str, Path(folder).glob("[!_]*.py")))
 
 
 @nox.session
@@ -63,17 +61,16 @@ def examples(session: nox.Session) -> None:
     install(session, "test", "examples")
     session.env["SLURMLAUNCH_CLUSTER"] = "local"
     session.env["NUMBA_ENABLE_CUDASIM"] = "1"  # a GPU that Numba plays
-    run_each(session, "examples")
+    for script in session.posargs or scripts_in("examples"):
+        session.run("python", script)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against peers and floors; arguments after `--` are those of the suite, such as `--full`."""
+    """Measure against peers and floors, in minutes; with `--full` after `--` in hours."""
     install(session, "bench", "peers")
-    if session.posargs:
-        session.run("python", "benchmarks/suite.py", *session.posargs)
-    else:
-        run_each(session, "benchmarks")
+    for script in scripts_in("benchmarks"):
+        session.run("python", script, *session.posargs)
 
 
 @nox.session

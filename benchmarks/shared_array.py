@@ -1,7 +1,7 @@
 """Eight processes of one machine that read one large array: how much memory that takes.
 
-    python benchmarks/shared_array.py              # 1 GB, in half a minute
-    python benchmarks/shared_array.py --size 0.5   # less; the pool needs 18 times as much
+    python benchmarks/shared_array.py                     # 1 GB, slurmlaunch alone
+    python benchmarks/shared_array.py --full --size 0.5   # the others, too; the pool needs 18 times as much
 
 It starts a throwaway Slurm whose nodes claim eight CPUs each, and weighs all processes
 that a contender has started on the node. What they hold when each has read the whole
@@ -83,8 +83,9 @@ def run_pool(array: np.ndarray[Any, Any], folder: Path, processes: int, _mark: s
         return list(pool.map(partial(read_all, array, folder), range(processes)))
 
 
+_OURS = "slurmlaunch"
 _CONTENDERS = {
-    "slurmlaunch": run_slurmlaunch,
+    _OURS: run_slurmlaunch,
     "joblib, memory-mapped": run_joblib,
     "ProcessPoolExecutor": run_pool,
 }
@@ -163,7 +164,7 @@ def weigh(name: str, gigabytes: float, processes: int, folder: Path) -> Weight:
     """Run one contender, and weigh its processes."""
     mark = secrets.token_hex(8)
     # slurmlaunch's client is not on the node: there the tasks alone carry the mark.
-    env = os.environ if name == "slurmlaunch" else {**os.environ, _MARK: mark}
+    env = os.environ if name == _OURS else {**os.environ, _MARK: mark}
     command = [sys.executable, __file__, "--run", name, "--size", str(gigabytes), "--processes", str(processes)]
     scales, began = Scales(mark), time.monotonic()
     with subprocess.Popen([*command, "--folder", str(folder), "--mark", mark], env=env) as contender:
@@ -195,7 +196,7 @@ def markdown(weights: list[Weight], gigabytes: float, processes: int) -> str:
     for each in weights:
         ratio = each.held / (gigabytes * 1e9)
         met = f"{ratio:.2f}"
-        if each.name == "slurmlaunch":
+        if each.name == _OURS:
             met += f" (bar {_BAR}: {'met' if ratio <= _BAR else '**missed**'})"
         figures = f"{each.held / 1e9:.2f} GB | {each.highest / 1e9:.2f} GB | {met} | {each.seconds:.1f}"
         lines.append(f"| {each.name} | {figures} |")
@@ -216,7 +217,7 @@ def _main() -> None:
     weights = []
     with Cluster(ClusterSpec(nodes=1, cpus_per_node=arguments.processes, accounting=False)) as cluster:
         os.environ.update(clean_environment() | cluster.env)
-        for name in arguments.only or _CONTENDERS:
+        for name in arguments.only or (_CONTENDERS if arguments.full else [_OURS]):
             if not _has_room(name, arguments.size, arguments.processes):
                 print(f"{name} is left out: there is too little memory for it")
                 continue
@@ -227,6 +228,7 @@ def _main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Weigh processes that share one large array.")
+    parser.add_argument("--full", action="store_true", help="the others, too, some of which need 18 times the memory")
     parser.add_argument("--size", type=float, default=1.0, help="gigabytes of the array (1 by default)")
     parser.add_argument("--processes", type=int, default=8, help="how many processes read it (8 by default)")
     parser.add_argument("--only", action="append", choices=list(_CONTENDERS), help="only this one; may be given again")

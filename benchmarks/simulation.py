@@ -1,4 +1,4 @@
-"""What a run costs its client at a size that no test machine has: ``python benchmarks/simulation.py``.
+"""What a run costs its client at a size that no test machine has: ``python benchmarks/simulation.py --full``.
 
 The code is the real one: a run is planned, its rounds are journaled, its arrays go
 through the backend to commands, and it is watched until its last item has settled.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import heapq
 import itertools
 import json
@@ -89,11 +90,14 @@ class Size:
         seconds: how long a task runs.
     """
 
-    items: int = 10**8
-    tasks: int = 10**5
+    items: int = 10**7
+    tasks: int = 10**4
     array: int = 1000
     slots: int = 5000
     seconds: float = 900.0
+
+
+FULL = Size(items=10**8, tasks=10**5)
 
 
 class Node:
@@ -392,11 +396,13 @@ def _resident() -> int:
 def main(arguments: list[str]) -> None:
     """Simulate what the command line asks for, and print what it came to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usual = Size()
-    for name in ("items", "tasks", "array", "slots", "seconds"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(usual, name))
+    parser.add_argument("--full", action="store_true", help="10^8 items in 10^5 tasks and 100 arrays: minutes")
+    for each in dataclasses.fields(Size):
+        parser.add_argument(f"--{each.name}", type=float)
     given = vars(parser.parse_args(arguments))
-    size = Size(**{name: type(getattr(usual, name))(value) for name, value in given.items()})
+    usual = FULL if given.pop("full") else Size()
+    changes = {name: type(getattr(usual, name))(value) for name, value in given.items() if value is not None}
+    size = dataclasses.replace(usual, **changes)
     with tempfile.TemporaryDirectory(prefix="simulation-") as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder  # the answers of Slurm are shared there, and these are not to be
         simulation = Simulation(size, Path(folder) / "run")

@@ -185,24 +185,29 @@ def _by_value(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return functools.partial(function) if function.__module__ == "__main__" else function
 
 
+_FULL_ROUNDS = 5
+
+
 def _main() -> int:
     parser = argparse.ArgumentParser(description="Measure how uneven items are balanced.")
-    parser.add_argument("--rounds", type=int, default=1, help="how often each way is measured")
+    parser.add_argument("--full", action="store_true", help="measure each way five times")
+    parser.add_argument("--rounds", type=int, help="how often each way is measured (once by default)")
     parser.add_argument("--items", type=int, default=2000, help="how many items")
     parser.add_argument("--mean", type=float, default=0.1, help="how long an item takes in the mean, in seconds")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn in the first round")
     parser.add_argument("--no-ops", type=int, default=0, help="also measure so many items that take no time")
     parser.add_argument("--folder", type=Path, help="where runs may write; Slurm's nodes must see it")
     arguments = parser.parse_args()
+    rounds = arguments.rounds or (_FULL_ROUNDS if arguments.full else 1)
 
     def draw(number: int) -> Uneven:
         return Uneven.draw(arguments.items, arguments.mean, arguments.seed + number)
 
     with open_site(arguments.folder) as site:
         _ways(lambda _: 1.0)[0].run(site, _by_value(no_op), [1], [1])  # what is loaded once is loaded now
-        lines = skewed(site, draw, arguments.rounds)
+        lines = skewed(site, draw, rounds)
         if arguments.no_ops:
-            lines += no_ops(site, arguments.no_ops, arguments.rounds)
+            lines += no_ops(site, arguments.no_ops, rounds)
     print("\n".join(lines))
     return 0
 
