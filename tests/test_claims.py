@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from slurmlaunch.errors import NodeStartError
 from slurmlaunch.runfolder.claims import Claimer, Listing, Owner
 
 if TYPE_CHECKING:
@@ -126,6 +128,18 @@ def test_a_cache_that_hides_claims(folder: Path, monkeypatch: pytest.MonkeyPatch
     taken = [claimers[i % 3].claim() for i in range(42)]
 
     assert taken == [*range(40), None, None]
+
+
+def test_a_file_system_without_hard_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there can be no claims, that is said, with what to do."""
+
+    def refuse(_source: Path, _target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(NodeStartError, match="makes no hard links") as caught:
+        Claimer(folder, 0, 0, 3).claim()
+    assert "leave schedule= out" in caught.value.advice
 
 
 def test_a_folder_that_cannot_be_written(folder: Path) -> None:

@@ -20,6 +20,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from slurmlaunch.errors import NodeStartError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -115,6 +117,10 @@ class Listing:
         return None
 
 
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
+"""What a file system answers that makes no hard links, see link(2)."""
+
+
 class Claimer:
     """Takes blocks for one attempt of a task."""
 
@@ -194,6 +200,9 @@ class Claimer:
             if error.errno == errno.EMLINK:  # a file system allows so many links of one file: ext4, 65000
                 self._signed = self._sign()
                 return self._take(block)
+            if error.errno in _NO_LINKS:
+                msg = f"the file system of {self._folder} makes no hard links, and by these tasks share their items"
+                raise NodeStartError(msg, advice="Name a folder on another one, or leave schedule= out.") from error
             try:
                 status = claim.lstat()  # perhaps it was made, and the answer was lost and asked for again
             except FileNotFoundError:
