@@ -62,7 +62,8 @@ def examples(session: nox.Session) -> None:
     session.env["SLURMLAUNCH_CLUSTER"] = "local"
     session.env["NUMBA_ENABLE_CUDASIM"] = "1"  # a GPU that Numba plays
     for script in session.posargs or scripts_in("examples"):
-        session.run("python", script)
+        if Path(script).name != "allocation.py":  # which is for those who are in one
+            session.run("python", script)
 
 
 @nox.session

@@ -61,6 +61,32 @@ print(futures.results(PATIENCE), "disabled" in "".join(future.stderr() for futur
 
 
 @pytest.mark.slurm
+def test_memory_that_nobody_limits(cluster: Cluster, tmp_path: Path) -> None:
+    """Where an allocation names no memory, that of its nodes is shared; a task that wants more is refused."""
+    printed = scripts.run(
+        tmp_path,
+        BEGIN
+        + """
+futures = ex.options(mem="5G").map_array(gate.enter, range(3), chunksize=1)
+gate.await_arrival(0, 1)
+print([str(future.state) for future in futures])
+try:
+    ex.options(mem="100G").submit(len, "a").cancel()
+except slurmlaunch.SubmissionError as error:
+    print(error)
+gate.open()
+print(futures.results(PATIENCE))
+""",
+        within=SALLOC,
+    )
+
+    states, refusal, results = printed.splitlines()
+    assert states == str(["RUNNING"] * 2 + ["PENDING"])
+    assert refusal.endswith("no room for a task of 1 CPUs and its memory: its nodes have 8 CPUs, 8 CPUs")
+    assert results == str(["0", "1", "2"])
+
+
+@pytest.mark.slurm
 def test_what_a_task_gets(cluster: Cluster, tmp_path: Path) -> None:
     """A step has the CPUs that it asked for and the options' variables, and nothing of what salloc was asked for."""
     printed = scripts.run(

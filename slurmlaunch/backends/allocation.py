@@ -16,6 +16,7 @@ interpreter exits, and they end if it is killed.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -28,6 +29,7 @@ from slurmlaunch.backends.local import LocalBackend, added_variables, refusal
 from slurmlaunch.backends.machine.allowance import Allowance
 from slurmlaunch.backends.machine.dispatcher import Dispatcher
 from slurmlaunch.backends.machine.processes import LIFELINE_FD
+from slurmlaunch.backends.scheduler.command import Command, run
 from slurmlaunch.backends.scheduler.environment import for_steps
 from slurmlaunch.backends.units import parse_memory
 from slurmlaunch.errors import OptionError
@@ -49,6 +51,7 @@ _OF_RANKS = ("nodes", "ntasks_per_node", "distribution")
 _GPUS = ("gpus", "gpus_per_node", "gpus_per_task", "gres", "tres_per_task")
 
 _MEBIBYTE = 1 << 20
+_SINFO_SECONDS = 10.0
 
 # The client's lifeline does not reach beyond this machine, so what watches it is here: its
 # end of file ends the step. SIGTERM reaches srun by itself, which then kills the step without
@@ -192,12 +195,21 @@ def _cpus_per_node(text: str) -> Iterator[int]:
 
 
 def _memory(environ: Mapping[str, str], cpus: int) -> float:
-    """Return the bytes that the allocation has on a node; endless where Slurm does not say."""
+    """Return the bytes that the allocation has on a node: its own, or where it has no limit, the node's."""
     if environ.get("SLURM_MEM_PER_NODE", "0") != "0":
         return float(environ["SLURM_MEM_PER_NODE"]) * _MEBIBYTE
     if environ.get("SLURM_MEM_PER_CPU", "0") != "0":
         return float(environ["SLURM_MEM_PER_CPU"]) * _MEBIBYTE * cpus
-    return math.inf
+    return _nodes_own_memory(environ.get("SLURM_JOB_NODELIST", ""))
+
+
+@functools.cache
+def _nodes_own_memory(nodes: str) -> float:
+    """Return the bytes that each of the nodes has at least; endless where Slurm does not say."""
+    words = ("sinfo", "--noheader", f"--nodes={nodes}", "--format=%m")
+    told = run(Command(words, os.environ, _SINFO_SECONDS)).stdout if nodes else ""
+    megabytes = [int(number) for number in re.findall(r"\d+", told)]  # "8000+" where some have more
+    return float(min(megabytes, default=math.inf)) * _MEBIBYTE
 
 
 def _place(wanted: Allowance, free: list[_Node]) -> bool:
