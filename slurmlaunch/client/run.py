@@ -49,12 +49,12 @@ _log = logging.getLogger("slurmlaunch")
 
 
 @functools.cache
-def _client_token() -> str:
+def client_token() -> str:
     """Return a name for this process among all clients of a run."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
-os.register_at_fork(after_in_child=_client_token.cache_clear)
+os.register_at_fork(after_in_child=client_token.cache_clear)
 
 
 class Told(Protocol):
@@ -514,7 +514,7 @@ class Run:
         closed = []
         for number, some in by_round.items():
             ranges = list(_ranges(some))
-            CancellationWriter(self.folder, number, _client_token()).add(ranges)
+            CancellationWriter(self.folder, number, client_token()).add(ranges)
             closed += self._cancelled(ranges)
         self.changed.notify_all()
         return closed
