@@ -34,7 +34,7 @@ from slurmlaunch.errors import (
 )
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationWriter
-from slurmlaunch.runfolder.layout import EndMark, Status
+from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.rounds import Round, read_rounds
@@ -64,10 +64,20 @@ class Watched:
     """A run of six items in three tasks, and somebody who looks at it."""
 
     def __init__(self, path: Path, backend: Backend | None = None) -> None:
-        self.folder = OneRun(path, len, rows(range(6)), tasks=3).folder
+        self._begin(OneRun(path, len, rows(range(6)), tasks=3).folder, backend)
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Watched:
+        """Return somebody else who looks at the same."""
+        other = object.__new__(cls)
+        other._begin(folder, None)
+        return other
+
+    def _begin(self, folder: RunFolder, backend: Backend | None) -> None:
+        self.folder, self.now = folder, 0.0
         self.run = Run(self.folder, Manifest.read(self.folder), backend, list(read_rounds(self.folder)))  # type: ignore[arg-type]
         self.run.tasks.jobs[0, 0] = "7"
-        self.lookout = Lookout(self.run)
+        self.lookout = Lookout(self.run, lambda: self.now)
         self.lookout.latency = math.inf
 
     def end(self, task: int, status: int, start: int = 0) -> None:
@@ -78,10 +88,15 @@ class Watched:
         """Have the scheduler say that of a task."""
         self.lookout.hear(Told({task: TaskRecord(state, **said)}))
 
+    def wait(self) -> None:
+        """Let an hour pass."""
+        self.now += 3600.0
+
     def look(self) -> None:
-        """Look, and look again: some things take two looks."""
-        self.lookout.look()
-        self.lookout.look()
+        """Look, and look again, a second later: some things take two looks."""
+        for _ in range(2):
+            self.lookout.look()
+            self.now += 1.0
 
     def look_late(self) -> None:
         """Look when everything must have become visible."""
@@ -382,6 +397,72 @@ class TestStates:
         watched.look_late()
 
         assert ({}, {}) == (watched.fates, watched.run.tasks.states)
+
+
+class TestWrittenDown:
+    """What a client was told of an end, for those who come when there is nobody left to ask."""
+
+    @pytest.fixture(autouse=True)
+    def told(self, watched: Watched) -> None:
+        """Have a client be told of the ends of two tasks, of which one had been started before."""
+        OutcomeWriter(watched.folder, 0)
+        watched.hear(TaskState.NODE_FAIL, 0, node="n3", exit_code="1:0")
+        watched.look_late()
+        watched.hear(TaskState.CANCELLED, 2)
+        watched.look_late()
+
+    def come(self, watched: Watched, *, heard: bool = False) -> Watched:
+        """Return a client that comes later, and has waited for long for what the scheduler says."""
+        later = Watched.of(watched.folder)
+        if heard:
+            later.lookout.hear(Told({}))
+        later.wait()
+        later.look_late()
+        return later
+
+    @pytest.mark.parametrize("heard", [False, True])
+    def test_without_a_scheduler(self, watched: Watched, *, heard: bool) -> None:
+        """Where the scheduler is silent, or has forgotten, the ends are what it once said."""
+        later = self.come(watched, heard=heard)
+
+        assert dict.fromkeys((0, 1, 4, 5), "ENDED") == later.fates
+        assert [NodeFailure, TaskCancelled] == [type(later.error(item)) for item in (0, 4)]
+        assert ("n3", "NODE_FAIL", "1:0") == (later.error(0).node, later.error(0).state, later.error(0).exit_code)
+
+    def test_not_at_once(self, watched: Watched) -> None:
+        """The scheduler has some time to answer, and knows better."""
+        later = Watched.of(watched.folder)
+        later.look_late()
+        assert {} == later.fates
+
+        later.hear(TaskState.RUNNING, 0)
+        later.wait()
+        later.look()
+        assert dict.fromkeys((4, 5), "ENDED") == later.fates
+
+    def test_started_again(self, watched: Watched) -> None:
+        """A task that was started again since has not ended."""
+        OutcomeWriter(watched.folder, 0)
+
+        assert dict.fromkeys((4, 5), "ENDED") == self.come(watched).fates
+
+    def test_outcomes_first(self, watched: Watched) -> None:
+        """What was recorded counts, whatever was said."""
+        write_value(OutcomeWriter(watched.folder, 2), 5, "late")
+
+        assert {0: "ENDED", 1: "ENDED", 5: "VALUE"} == self.come(watched).fates
+
+    def test_a_folder_that_may_only_be_read(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where nothing can be written down, those who are there are told all the same."""
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(Round, "told", refuse)
+        watched.hear(TaskState.TIMEOUT, 1)
+        watched.look_late()
+
+        assert {TimeLimitExceeded} == {type(watched.error(item)) for item in (2, 3)}
 
 
 class TestEndMarks:

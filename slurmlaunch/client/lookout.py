@@ -8,6 +8,7 @@ What it cost is counted, call by call.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -17,20 +18,22 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.client import verdict
 from slurmlaunch.client.breaker import Breaker
 from slurmlaunch.client.listing import Listing
 from slurmlaunch.client.retrying import Retrying
-from slurmlaunch.client.run import error_for_each
+from slurmlaunch.client.run import client_token, error_for_each
 from slurmlaunch.errors import ItemError, NodeStartError, Place, ResultLost, UnsafeRunFolder
 from slurmlaunch.runfolder.layout import EndMark, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage
+from slurmlaunch.runfolder.rounds import ToldEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slurmlaunch.backends.base import Snapshot, TaskRecord
+    from slurmlaunch.backends.base import Snapshot
     from slurmlaunch.client.run import Run
 
 LATENCY_VARIABLE = "SLURMLAUNCH_LATENCY"
@@ -46,6 +49,9 @@ _CANCELLATIONS_EVERY = _CLAIMS_EVERY = 1.0
 _CANCELLATIONS_COST, _CLAIMS_COST = 1, 4
 _READ_COST = 4
 """Opening, looking, reading, closing."""
+
+_SILENT_FOR = 30.0
+"""Seconds after which a scheduler that has said nothing of a task is held to what it said of it before."""
 
 _UNBOUNDED = float(1 << 40)
 
@@ -92,10 +98,12 @@ class _Absence(NamedTuple):
     Attributes:
         since: when that was seen first.
         error: what it comes to if it lasts.
+        told: what the scheduler said, where it was that, and it stands nowhere else.
     """
 
     since: float
     error: Callable[[], ItemError]
+    told: TaskRecord | None = None
 
 
 class Look(NamedTuple):
@@ -146,6 +154,8 @@ class Lookout:
         self._cancellations_at = 0.0
         self._claims_at = 0.0
         self._forsaken: dict[int, float] = {}
+        self._began_at = clock()
+        self._believed = False
 
     def look(self, sampling: float = _UNBOUNDED, collecting: float = _UNBOUNDED) -> Look:
         """Take in what is new.
@@ -315,7 +325,7 @@ class Lookout:
             if self.run.tasks.ends.pop(task, None) and task in self._marks:
                 self._unweighed.add(task)
         elif self._has_open(task):
-            self._suspect(task, functools.partial(self._by_state, task, record))
+            self._suspect(task, functools.partial(self._by_state, task, record), record)
 
     def _warn_of_hold(self, job_id: str | None, reason: str | None) -> None:
         """Say, once, that a job waits for a person: it is no end, but will not go on by itself."""
@@ -324,9 +334,9 @@ class Lookout:
             advice = f"what holds it is to be mended, and then: scontrol release {job_id}; or cancel it"
             _log.warning("slurmlaunch waits for job %s, which Slurm will not start (%s): %s", job_id, reason, advice)
 
-    def _suspect(self, task: int, error: Callable[[], ItemError]) -> None:
+    def _suspect(self, task: int, error: Callable[[], ItemError], told: TaskRecord | None = None) -> None:
         earlier = self._absent.get(task)
-        self._absent[task] = _Absence(earlier.since if earlier else self._clock(), error)
+        self._absent[task] = _Absence(earlier.since if earlier else self._clock(), error, told)
 
     def _judge(self, now: float) -> None:
         """Settle the items of tasks whose end explains that there is no outcome."""
@@ -336,9 +346,35 @@ class Lookout:
                 self._over.add(task)
             elif task not in self._absent and self._is_last_start(self._marks[task]):
                 self._weigh(task, self._marks[task])
-        for task, absence in list(self._absent.items()):
-            if now - absence.since >= self.latency:
-                self._settle(task, absence.error())
+        if not self._believed and now >= self._began_at + _SILENT_FOR:
+            self._believe_others()
+        late = [(task, each) for task, each in self._absent.items() if now - each.since >= self.latency]
+        for task, absence in late:
+            self._settle(task, absence.error())
+        self._write_down([(task, absence.told) for task, absence in late if absence.told])
+
+    def _believe_others(self) -> None:
+        """Take in what earlier clients were told of ends, where the scheduler says nothing now."""
+        self._believed = True
+        for each in self.run.tasks.rounds:
+            for end in each.ends():
+                known = self._attempts.get(end.task, 0) > end.attempts or end.task in self.run.tasks.states
+                if not known and end.task in each.plan.tasks and self._has_open(end.task):
+                    record = TaskRecord(TaskState.parse(end.state), end.exit_code, end.node, end.reason)
+                    self.run.tasks.told[end.task] = record
+                    self._suspect(end.task, functools.partial(self._by_state, end.task, record))
+
+    def _write_down(self, ends: list[tuple[int, TaskRecord]]) -> None:
+        """Write down what the scheduler said of ends: it forgets, and a copy of the folder knows no scheduler."""
+        for each in self.run.tasks.rounds:
+            told = [
+                ToldEnd(task, self._attempts.get(task, 0), it.state.value, it.exit_code, it.node, it.reason)
+                for task, it in ends
+                if task in each.plan.tasks
+            ]
+            if told:
+                with contextlib.suppress(OSError):  # a folder that may only be read: then nobody is helped by it
+                    each.told(client_token(), told)
 
     def _judge_dynamic(self, now: float) -> None:
         """Settle what was taken by tasks that are over, and only seen later; then what nobody has taken."""

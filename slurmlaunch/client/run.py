@@ -44,12 +44,12 @@ _log = logging.getLogger("slurmlaunch")
 
 
 @functools.cache
-def _client_token() -> str:
+def client_token() -> str:
     """Return a name for this process among all clients of a run."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
-os.register_at_fork(after_in_child=_client_token.cache_clear)
+os.register_at_fork(after_in_child=client_token.cache_clear)
 
 
 class Keeper(Protocol):
@@ -316,7 +316,7 @@ class Run:
         called = []
         for number, some in by_round.items():
             ranges = list(consecutive(sorted(some)))
-            CancellationWriter(self.folder, number, _client_token()).add(ranges)
+            CancellationWriter(self.folder, number, client_token()).add(ranges)
             called += self._cancelled(ranges)
         self.changed.notify_all()
         return called

@@ -12,6 +12,7 @@
         rounds/R/items             one record: the items of the round, if not all
         rounds/R/checkpoints       records: how items that were begun are gone on with
         rounds/R/journal           records: what was submitted
+        rounds/R/ends.C            records: what client C was told of ends
         rounds/R/claims/B          who has block B of a dynamic round: a link to
         rounds/R/claims/T.A.S      a file of attempt A of task T
         rounds/R/successor.K       who submits what its maker left
@@ -79,6 +80,11 @@ between is found by the array's unique name. What waits, and what ``retries=`` i
 again, is gone on with, where its client is gone, by the one that makes
 ``rounds/R/successor.K`` (a link, with that client's name in it) for the first K whose
 maker is not gone either.
+
+What the scheduler tells of an end stands in no outcome file, and it forgets: so a client
+that believes it appends the NOTE ``{"ends": [[task, attempts, state, exit_code, node,
+reason], ...]}`` to its ``ends.C``. It counts where the scheduler is silent, and no more
+than so many attempts of the task have begun.
 
 **Claims** (`claims`). Blocks cut the positions of a dynamic round as `blocks` says:
 their numbers, from 0, tell their positions. A task that wants one makes a file

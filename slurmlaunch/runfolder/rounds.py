@@ -131,6 +131,26 @@ class RoundPlan(NamedTuple):
 _FIRST_TASK = attrgetter("first_task")
 
 
+class ToldEnd(NamedTuple):
+    """What the scheduler said of the end of a task.
+
+    Attributes:
+        task: the task.
+        attempts: how many attempts of it had begun.
+        state: Slurm's word for the end.
+        exit_code: Slurm's ``code:signal``, where it is known.
+        node: the machine, where it is known.
+        reason: why, where that was said.
+    """
+
+    task: int
+    attempts: int
+    state: str
+    exit_code: str | None
+    node: str | None
+    reason: str | None
+
+
 class Round:
     """One round on disk.
 
@@ -273,9 +293,20 @@ class Round:
         """Write down a change of the throttle."""
         self._note(throttle=throttle, time=time.time())
 
-    def _note(self, **content: Any) -> None:
+    def told(self, client: str, ends: Sequence[ToldEnd]) -> None:
+        """Write down what a client was told of tasks that left no word of their own end."""
+        self._note(f"ends.{client}", ends=ends)
+
+    def ends(self) -> Iterator[ToldEnd]:
+        """Yield what clients were told of such tasks."""
+        for path in sorted(self._path.glob("ends.*")):
+            for found in records.scan(memoryview(read_owned(path))):
+                if isinstance(found, Record):
+                    yield from (ToldEnd(*each) for each in json.loads(bytes(found.payload))["ends"])
+
+    def _note(self, file: str = "journal", /, **content: Any) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        descriptor = os.open(self._path / "journal", flags, 0o600)
+        descriptor = os.open(self._path / file, flags, 0o600)
         try:
             data = records.encode(Kind.NOTE, json.dumps(content).encode(), count=0)
             records.append(descriptor, [data], os.fstat(descriptor).st_size)

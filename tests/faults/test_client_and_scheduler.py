@@ -21,8 +21,8 @@ import pytest
 from slurmlaunch import Executor, RunFolderError, SchedulerError, SubmissionError, TaskCancelled, WorkerDied, attach
 from slurmlaunch.backends.scheduler import queries
 from slurmlaunch.backends.slurm import SlurmBackend
-from slurmlaunch.client import submission
-from slurmlaunch.client.attach import find_run
+from slurmlaunch.client import lookout, submission
+from slurmlaunch.client.attach import backend_of, find_run
 from tests.cluster import ClusterSpec
 from tests.faults.wrapped import HANGS, IS_AWAY, TIMES_OUT, TIMES_OUT_AFTERWARDS, Wrapped
 from tests.waiting import Gate, Story, wait_until
@@ -200,6 +200,27 @@ class TestKilledClient:
 
         assert squares(4) == attach(copy).results(timeout=5)
         assert calls == len(wrapped.calls())
+
+    @pytest.mark.usefixtures("wrapped")
+    def test_a_copy_knows_what_slurm_said(
+        self, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So is one in which something was ended from outside, which its client was told."""
+        gate = Gate(tmp_path / "gate")
+        array = Executor(tmp_path / "runs", cluster="slurm").map_array(gate.enter, "ab", tasks=2)
+        gate.await_arrival("a", "b")
+        cluster.run("scancel", array[0].job_id or "")
+        assert isinstance(array[0].exception(timeout=60), TaskCancelled)
+        gate.open("b")
+        assert "b" == array[1].result(timeout=60)
+        copy = shutil.copytree(array.folder, tmp_path / "copy")
+        (tmp_path / "nothing").mkdir()
+        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+        monkeypatch.setattr(lookout, "_SILENT_FOR", 1.0)
+        backend_of.cache_clear()
+
+        first, second = attach(copy).results(timeout=60, return_exceptions=True)
+        assert (TaskCancelled, "b") == (type(first), second)
 
 
 def queue(*job_ids: str) -> list[str]:
