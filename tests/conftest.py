@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slurmlaunch import Executor, FutureArray
+
+# A shell that starts tests in the background has Ctrl-C ignored, and so would be whatever they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("slurmlaunch", deadline=None)  # no clock decides a test
 settings.load_profile("slurmlaunch")

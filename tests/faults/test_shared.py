@@ -117,7 +117,8 @@ def test_late(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None
     assert outcomes(futures) == ALL
     assert work.runs == ONCE
     wait_until(lambda: not faulty.run("squeue", "--noheader", "--jobs", *futures.job_ids).strip())
-    assert {path.name.rpartition(".")[2] for path in (futures.folder / "ended").iterdir()} == {"0"}
+    statuses = {path.name.rpartition(".")[2] for path in (futures.folder / "ended").iterdir()}
+    assert statuses <= {"0", "143"}  # one that starts just then is stopped
     subprocess.run([sys.executable, "-m", "slurmlaunch.node", str(futures.folder), "3"], check=True)
     assert set(owners(futures).values()) == {0}
     assert work.runs == ONCE
