@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import operator
 import pickle
 import resource
 import sys
@@ -114,7 +115,7 @@ class Streamed(Slurmlaunch):
         accepted = time.time()
         array.wait()
         unread = resident()
-        right = sum(item == result for item, result in zip(call.items, array.iter_results(), strict=True))
+        right = sum(map(operator.eq, call.items, array.iter_results()))
         assert right == len(call.items), f"only {right} of {len(call.items)} results are right"
         return Trial(None, accepted, {"resident, unread": unread})
 

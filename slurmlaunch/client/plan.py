@@ -27,6 +27,10 @@ STATIC = "static"
 # with tasks= or chunksize=.
 DEFAULT_TASKS = 1000
 
+_FEWEST_HERE, _PER_CPU_HERE = 64, 8
+"""How many tasks are enough on one machine: there is no queue to share and no time limit to come to, so that a
+task more is a Python more to start, and nothing else. Some per CPU let the CPUs end together."""
+
 
 @dataclass(frozen=True)
 class PlannedArray:
@@ -72,7 +76,8 @@ def plan(
     *chunksize* all slices but the last have that length. Either is taken as it is
     given, in several arrays where one cannot hold it. With neither, a slice is one
     item per process of the task, or longer where the tasks would be too many for
-    one array or more than `DEFAULT_TASKS`; the plan's notice then says so.
+    one array or more than `DEFAULT_TASKS`; the plan's notice then says so. On one machine
+    fewer tasks are enough.
 
     With another *schedule* than static, *chunksize* is about blocks (see `Blocks`), and
     *tasks* is how many take them: by default the root of the number of slices there would
@@ -84,7 +89,7 @@ def plan(
     """
     notice = blocks = None
     if schedule != STATIC:
-        default = _default_takers(_default_slices(items, processes, limits)[0].tasks, processes, limits, throttle)
+        default = _default_takers(_allowed_slices(items, processes, limits)[0].tasks, processes, limits, throttle)
         blocks = _blocks(items, tasks, chunksize, schedule, default)
         slices = Slices(items, blocks.tasks)
     elif tasks is not None or chunksize is not None:
@@ -124,6 +129,14 @@ def _slices_asked_for(items: int, tasks: int | None, chunksize: int | None) -> S
 
 
 def _default_slices(items: int, processes: int, limits: Limits) -> tuple[Slices, str | None]:
+    slices, notice = _allowed_slices(items, processes, limits)
+    if limits.cpus is None:
+        return slices, notice
+    enough = max(_FEWEST_HERE, _PER_CPU_HERE * limits.cpus // processes)
+    return Slices(items, min(slices.tasks, enough)), None
+
+
+def _allowed_slices(items: int, processes: int, limits: Limits) -> tuple[Slices, str | None]:
     wanted = -(-items // processes)
     ours = (DEFAULT_TASKS, "that is the most made by default")
     allowed, reason = min([ours, *_array_limits(limits)], key=itemgetter(0))

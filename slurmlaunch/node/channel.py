@@ -18,7 +18,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _WORDS = 8
 _CURRENT, _COUNT, _LIMIT = range(3)
@@ -41,7 +41,12 @@ MARKS = FAILED | INTEGER | FLOAT
 
 
 class Channel:
-    """Counters, lengths and bytes in shared memory."""
+    """Counters, lengths, numbers and bytes in shared memory.
+
+    Attributes:
+        put_number: writes an int or a float as it is; False, and nothing written, where there is no
+            room or 64 bits are too few. It costs a third of a pickle, for what quick items return most often.
+    """
 
     def __init__(self) -> None:
         numbers_at = _WORDS * _WORD
@@ -55,6 +60,7 @@ class Channel:
         self._lengths = view[lengths_at:data_at].cast("I")
         self._data = view[data_at:]
         self._used = 0
+        self.put_number = self._number_putter()
 
     # The process's side.
 
@@ -91,23 +97,24 @@ class Channel:
         self._used = stop
         return True
 
-    def put_number(self, value: float) -> bool:
-        """Write an int or a float as it is; False, and nothing written, where there is no room, or 64 bits are too few.
+    def _number_putter(self) -> Callable[[float], bool]:
+        words, integers, floats, lengths = self._words, self._integers, self._floats, self._lengths
 
-        That costs a third of a pickle, for what quick items return most often.
-        """
-        count = self._words[_COUNT]
-        try:
-            if type(value) is int:
-                self._integers[count] = value
-                self._lengths[count] = INTEGER
-            else:
-                self._floats[count] = value
-                self._lengths[count] = FLOAT
-        except (ValueError, IndexError):
-            return False
-        self._words[_COUNT] = count + 1
-        return True
+        def put_number(value: float) -> bool:
+            count = words[_COUNT]
+            try:
+                if type(value) is int:
+                    integers[count] = value
+                    lengths[count] = INTEGER
+                else:
+                    floats[count] = value
+                    lengths[count] = FLOAT
+            except (ValueError, IndexError):
+                return False
+            words[_COUNT] = count + 1
+            return True
+
+        return put_number
 
     def restart(self) -> None:
         """Begin at the start of the memory again, after the supervisor has emptied it."""
