@@ -110,14 +110,14 @@ def test_retries(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> N
 
 
 def test_late(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A task that starts when nothing is left ends well and at once, and takes nothing."""
+    """Tasks for which nothing is left take nothing, and none of them stays in the queue."""
     work = deed(Deed)
     futures = share(launch(faulty, throttle=1), work, tasks=4)
 
     assert outcomes(futures) == ALL
+    wait_until(lambda: not faulty.run("squeue", "--noheader", f"--jobs={futures.job_ids[0]}", "--states=PD,R,CG"))
     assert work.runs == ONCE
-    wait_until(lambda: len(list((futures.folder / "ended").iterdir())) == 4)
-    assert {path.name.rpartition(".")[2] for path in (futures.folder / "ended").iterdir()} == {"0"}
+    assert {path.name.rpartition(".")[2] for path in (futures.folder / "ended").iterdir()} <= {"0", "143"}
     assert set(owners(futures).values()) == {0}
 
 
