@@ -19,7 +19,7 @@ from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.lookout import Lookout
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission
-from slurmlaunch.errors import NodeStartError, SubmissionError
+from slurmlaunch.errors import NodeStartError, SchedulerError, SubmissionError
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
@@ -29,7 +29,7 @@ from tests.tasks import OneRun, rows
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from slurmlaunch.backends.base import ArrayJob
@@ -44,6 +44,13 @@ class Backend(InlineBackend):
         self.asked: list[str] = []
         self.submitted: list[str] = []
         self.error: BaseException | None = None
+        self.cancelled: list[tuple[str, Any]] = []
+
+    def cancel(self, job_id: str, elements: Any = None) -> None:
+        """Take note of it, and raise the error that there is."""
+        self.cancelled.append((job_id, elements))
+        if self.error is not None:
+            raise self.error
 
     def submit(self, job: ArrayJob) -> str:
         """Take the job, or raise the error that there is."""
@@ -132,6 +139,23 @@ def test_lost_job(folder: RunFolder) -> None:
 
     assert ({(1, 0): "12"}, ["again-0"]) == (run.tasks.jobs, run.backend.asked)  # type: ignore[attr-defined]
     assert ("12",) == view(folder).job_ids
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [(range(8), [("3", None), ("12", None), ("13", None)]), ((0, 1, 2, 3, 4), [("3", [0, 1]), ("12", None)])],
+)
+def test_a_cancel_that_fails(folder: RunFolder, items: Sequence[int], told: list[tuple[str, Any]]) -> None:
+    """The scheduler is told of each job, whatever it answered of the one before, and the items are cancelled."""
+    run = view(folder)
+    run.tasks.jobs.update({(0, 0): "3", (1, 0): "12", (1, 1): "13"})
+    run.backend.error = SchedulerError("away")  # type: ignore[attr-defined]
+
+    with pytest.raises(SchedulerError, match="away"):
+        run.cancel(items)
+
+    assert told == run.backend.cancelled  # type: ignore[attr-defined]
+    assert {Fate.CANCELLED} == {run.ledger.fate(item) for item in items}
 
 
 def test_refused_array(folder: RunFolder) -> None:

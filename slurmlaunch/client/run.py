@@ -338,18 +338,27 @@ class Run:
         self._tell(called)
 
     def _take_from_scheduler(self, items: Collection[int]) -> None:
+        """Take tasks with nothing left to do from the scheduler: from all jobs, whichever of them that fails for."""
+        errors = []
+        for job_id, elements in self._without_work(items).items():
+            try:
+                self.backend.cancel(job_id, elements)
+            except SchedulerError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _without_work(self, items: Collection[int]) -> dict[str, list[int] | None]:
+        """Return which elements of jobs a cancel of these items leaves with nothing to do; None is all of them."""
         if not self.ledger.open:
-            for job_id in self.job_ids:
-                self.backend.cancel(job_id)
-            return
+            return dict.fromkeys(self.job_ids)
         elements: dict[str, list[int]] = {}
         for task in self.tasks.without_work(sorted({self.tasks.task_of(item) for item in items})):
             place = self.tasks.place(task)
             if place.job_id:
                 elements.setdefault(place.job_id, []).append(place.element)
-        for job_id, some in elements.items():
-            whole = len(some) == self.tasks.length_of(job_id)
-            self.backend.cancel(job_id, None if whole else some)
+        whole = {job_id for job_id, some in elements.items() if len(some) == self.tasks.length_of(job_id)}
+        return {job_id: None if job_id in whole else some for job_id, some in elements.items()}
 
     def dismiss(self) -> None:
         """Take from the scheduler what has not begun of rounds whose tasks take blocks: nothing is left for it."""
