@@ -164,10 +164,10 @@ class Number(int):
 @pytest.mark.parametrize(
     ("item", "expected"),
     [
-        (1, Kind.COLUMNS),
-        ("text", Kind.COLUMNS),
-        (None, Kind.COLUMNS),
-        (1j, Kind.COLUMNS),
+        (1, Kind.COLUMN),
+        ("text", Kind.COLUMN),
+        (None, Kind.COLUMN),
+        (1j, Kind.COLUMN),
         ([1], Kind.ITEMS),
         ((1, 2), Kind.ITEMS),
         (Number(1), Kind.ITEMS),
@@ -195,7 +195,7 @@ def test_long_texts_share_pickles_too(folder: RunFolder) -> None:
     paths = [f"/scratch/project_1234567/user/experiment-42/sample-{i:06}/measured/data.parquet" for i in range(20_000)]
     reader = write(folder, paths)
 
-    assert kinds(folder) == {Kind.COLUMNS}
+    assert kinds(folder) == {Kind.COLUMN}
     assert max(block.header.length for block in blocks(folder)) <= BLOCK_BYTES
     assert len(blocks(folder)) < 30
     assert [reader[i] for i in (0, 1, 9999, 19_999)] == rows(paths[i] for i in (0, 1, 9999, 19_999))

@@ -50,11 +50,10 @@ process alone.
 
 **Items** (`items`). Blocks, in order and without gaps, each a record whose
 ``first`` and ``number`` say which items it holds: kind ITEMS, one pickled tuple of
-positional arguments per item, packed; or kind COLUMNS, one pickled tuple of tuples,
-of the first arguments of all items, their second ones, and so on, only where all are
-immutable; or kind BUNDLE, one pickled tuple and its large buffers (`buffers`).
-``items.index`` has for each block its first item and the offset of its record, both
-u64, little-endian.
+positional arguments per item, packed; or kind COLUMN, one pickled list of such
+tuples, only where all arguments are immutable; or kind BUNDLE, one pickled tuple
+and its large buffers (`buffers`). ``items.index`` has for each block its first item
+and the offset of its record, both u64, little-endian.
 
 **Rounds** (`rounds`). A round's folder is made beside its place and renamed, which
 only one process can, and who made it submits it. ``plan.json``::

@@ -13,13 +13,14 @@ whose arrays lie beside the pickle (see `buffers`).
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import struct
 import sys
 import zlib
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.errors import ResultLost
@@ -81,8 +82,7 @@ def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled
     number = 1
     while block := _taken(rows, number):
         size = 0
-        columns = _columns_of(block)
-        for kind, count, parts in _item_by_item(block, dumps) if columns is None else _in_columns(columns, len(block)):
+        for kind, count, parts in _columns(block) if _all_immutable(block) else _item_by_item(block, dumps):
             size += sum(map(len, parts))
             yield kind, count, parts
             del parts
@@ -108,23 +108,18 @@ _GROWTH = 8
 """How many times as many items are taken from the iterable as the last time, at most; the first is taken alone."""
 
 
-def _columns_of(block: list[Arguments]) -> tuple[Arguments, ...] | None:
-    """Return the arguments place by place, where all of them are plain and there are as many in each row."""
-    try:
-        columns = tuple(zip(*block, strict=True))
-    except ValueError:
-        return None
-    return columns if all(PLAIN.issuperset(map(type, column)) for column in columns) else None
-
-
-def _in_columns(columns: tuple[Arguments, ...], count: int) -> Iterator[Block]:
-    pickled = pickle.dumps(columns, PICKLE_PROTOCOL)
-    if len(pickled) <= BLOCK_BYTES or count == 1:
-        yield Kind.COLUMNS, count, [pickled]
+def _columns(block: list[Arguments]) -> Iterator[Block]:
+    column = pickle.dumps(block, PICKLE_PROTOCOL)
+    if len(column) <= BLOCK_BYTES or len(block) == 1:
+        yield Kind.COLUMN, len(block), [column]
     else:
-        half = count // 2
-        yield from _in_columns(tuple(column[:half] for column in columns), half)
-        yield from _in_columns(tuple(column[half:] for column in columns), count - half)
+        half = len(block) // 2
+        yield from _columns(block[:half])
+        yield from _columns(block[half:])
+
+
+def _all_immutable(block: list[Arguments]) -> bool:
+    return PLAIN.issuperset(map(type, chain.from_iterable(block)))
 
 
 def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments], Pickled]) -> Iterator[Block]:
@@ -197,9 +192,8 @@ class ItemReader:
         if header.kind == Kind.BUNDLE:
             return item, _Anew(1, lambda _: self._unbundled(header, offset))
         payload = self._payload(header, offset)
-        if header.kind == Kind.COLUMNS:
-            columns = pickle.loads(payload)
-            return header.first, list(zip(*columns, strict=True)) if columns else [()] * header.number
+        if header.kind == Kind.COLUMN:
+            return header.first, pickle.load(io.BytesIO(payload))
         parts = records.unpack(memoryview(payload), header.number)
         return header.first, _Anew(len(parts), lambda position: pickle.loads(parts[position]))
 

@@ -47,8 +47,8 @@ class Kind(IntEnum):
     """The pickled function."""
     ITEMS = 2
     """Pickled argument tuples, each on its own, packed."""
-    COLUMNS = 3
-    """One pickle: a tuple of tuples, the first arguments of all items, their second ones, and so on."""
+    COLUMN = 3
+    """One pickle: the list of the argument tuples."""
     VALUES = 4
     """Pickled values, packed."""
     FAILURE = 5
