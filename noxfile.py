@@ -1,5 +1,6 @@
 """How slurmlaunch is checked: `nox` runs lint, typing and tests: on the oldest Python, the newest and this one."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -48,8 +49,11 @@ def typing(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run every test on the last Python, and those without Slurm that are quick on the others."""
-    install(session, "test")
-    selection = [] if session.python == PYTHONS[-1] else ["-m", "not slurm and not slow"]
+    complete = session.python == PYTHONS[-1]
+    # PyTorch and Ray are too large for who only wants to see the tests pass: without them a few are skipped.
+    required = complete and os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") == "1"
+    install(session, "test", *(["examples"] if required else []))
+    selection = [] if complete else ["-m", "not slurm and not slow"]
     # Several at once, also where there are few cores: most of its time a test waits. The slow ones come last, and lie
     # in few files: who has nothing left to do takes them from the others.
     session.run("pytest", "--numprocesses=6", "--dist=worksteal", *selection, *session.posargs)
