@@ -345,7 +345,7 @@ class Simulation:
         snapshot = self._backend.query(dict.fromkeys(self.run.job_ids, self._since))
         if snapshot is not None and snapshot.taken != self._taken:
             self._taken = snapshot.taken
-            watch.lookout.hear(snapshot)
+            watch.lookout.absences.hear(snapshot)
             watch.due = 0.0
 
     def _count(self, look: Look) -> None:

@@ -18,8 +18,9 @@ import pytest
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.client.futures import Future
+from slurmlaunch.client.latency import latency_of
 from slurmlaunch.client.ledger import Fate
-from slurmlaunch.client.lookout import Lookout, latency_of
+from slurmlaunch.client.lookout import Lookout
 from slurmlaunch.client.packing import pack
 from slurmlaunch.client.run import Run
 from slurmlaunch.errors import (
@@ -78,7 +79,7 @@ class Watched:
         self.run = Run(self.folder, Manifest.read(self.folder), backend, list(read_rounds(self.folder)))  # type: ignore[arg-type]
         self.run.tasks.jobs[0, 0] = "7"
         self.lookout = Lookout(self.run, lambda: self.now)
-        self.lookout.latency = math.inf
+        self.lookout.absences.latency = math.inf
 
     def end(self, task: int, status: int, start: int = 0) -> None:
         """Have a task end."""
@@ -86,7 +87,7 @@ class Watched:
 
     def hear(self, state: TaskState, task: int = 0, **said: Any) -> None:
         """Have the scheduler say that of a task."""
-        self.lookout.hear(Told({task: TaskRecord(state, **said)}))
+        self.lookout.absences.hear(Told({task: TaskRecord(state, **said)}))
 
     def wait(self) -> None:
         """Let an hour pass."""
@@ -100,7 +101,7 @@ class Watched:
 
     def look_late(self) -> None:
         """Look when everything must have become visible."""
-        self.lookout.latency = 0
+        self.lookout.absences.latency = 0
         self.look()
 
     @property
@@ -393,7 +394,7 @@ class TestStates:
 
     def test_not_known(self, watched: Watched) -> None:
         """A task that the scheduler says nothing of is not lost."""
-        watched.lookout.hear(Told({}))
+        watched.lookout.absences.hear(Told({}))
         watched.look_late()
 
         assert ({}, {}) == (watched.fates, watched.run.tasks.states)
@@ -415,7 +416,7 @@ class TestWrittenDown:
         """Return a client that comes later, and has waited for long for what the scheduler says."""
         later = Watched.of(watched.folder)
         if heard:
-            later.lookout.hear(Told({}))
+            later.lookout.absences.hear(Told({}))
         later.wait()
         later.look_late()
         return later
@@ -549,6 +550,6 @@ class TestLatency:
     def test_unknown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is no disk of this machine is taken for a network's."""
         monkeypatch.delenv("SLURMLAUNCH_LATENCY", raising=False)
-        monkeypatch.setattr("slurmlaunch.client.lookout._LOCAL_FILE_SYSTEMS", frozenset())
+        monkeypatch.setattr("slurmlaunch.client.latency._LOCAL_FILE_SYSTEMS", frozenset())
 
         assert latency_of(tmp_path) >= 70

@@ -47,7 +47,7 @@ class Shared(Watched):
         self.run = Run(self.folder, Manifest.read(self.folder), None, list(read_rounds(self.folder)))  # type: ignore[arg-type]
         self.run.tasks.jobs[0, 0] = "7"
         self.lookout = Lookout(self.run)
-        self.lookout.latency = math.inf
+        self.lookout.absences.latency = math.inf
         self.writers: dict[int, OutcomeWriter] = {}
 
     def take(self, task: int, blocks: int = 1) -> None:
@@ -190,10 +190,10 @@ def test_alive_again(shared: Shared) -> None:
     shared.take(0)
     for task in range(2):
         shared.hear(TaskState.NODE_FAIL, task)
-    shared.lookout.latency = 0
+    shared.lookout.absences.latency = 0
     shared.lookout.look()
     assert shared.errors[0] is NodeFailure
-    shared.lookout.latency = math.inf
+    shared.lookout.absences.latency = math.inf
     shared.hear(TaskState.RUNNING, 1)
     shared.look_late()
     assert shared.run.tasks.has_open(1)

@@ -13,8 +13,8 @@ from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.client.latency import latency_of
 from slurmlaunch.client.ledger import Fate
-from slurmlaunch.client.lookout import latency_of
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.rounds import add_round
 from slurmlaunch.client.run import Run

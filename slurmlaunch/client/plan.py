@@ -8,6 +8,7 @@ arrays grows with the tasks.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -28,8 +29,8 @@ STATIC = "static"
 DEFAULT_TASKS = 1000
 
 _FEWEST_HERE, _PER_CPU_HERE = 64, 8
-"""How many tasks are enough on one machine: there is no queue to share and no time limit to come to, so that a
-task more is a Python more to start, and nothing else. Some per CPU let the CPUs end together."""
+"""How many tasks are enough on one machine: where there is no queue to wait in, a task more is a Python more to
+start, and nothing else. Some per CPU let the CPUs end together."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def plan(
     """
     notice = blocks = None
     if schedule != STATIC:
-        default = _default_takers(_allowed_slices(items, processes, limits)[0].tasks, processes, limits, throttle)
+        most = min(-(-items // processes), _most_by_default(limits)[0])
+        default = _default_takers(most, processes, limits, throttle)
         blocks = _blocks(items, tasks, chunksize, schedule, default)
         slices = Slices(items, blocks.tasks)
     elif tasks is not None or chunksize is not None:
@@ -129,19 +131,9 @@ def _slices_asked_for(items: int, tasks: int | None, chunksize: int | None) -> S
 
 
 def _default_slices(items: int, processes: int, limits: Limits) -> tuple[Slices, str | None]:
-    slices, notice = _allowed_slices(items, processes, limits)
-    if limits.cpus is None:
-        return slices, notice
-    enough = max(_FEWEST_HERE, _PER_CPU_HERE * limits.cpus // processes)
-    return Slices(items, min(slices.tasks, enough)), None
-
-
-def _allowed_slices(items: int, processes: int, limits: Limits) -> tuple[Slices, str | None]:
     wanted = -(-items // processes)
-    ours = (DEFAULT_TASKS, "that is the most made by default")
-    allowed, reason = min([ours, *_array_limits(limits)], key=itemgetter(0))
-    allowed = max(1, allowed)  # as in _arrays
-    slices = Slices(items, min(wanted, allowed))
+    allowed, reason = _most_by_default(limits)
+    slices = Slices(items, min(wanted, allowed, _enough(processes, limits)))
     if wanted <= allowed:
         return slices, None
     return slices, (
@@ -150,6 +142,17 @@ def _allowed_slices(items: int, processes: int, limits: Limits) -> tuple[Slices,
         "The time limit holds for all items of a task together; "
         "tasks= or chunksize= decides otherwise."
     )
+
+
+def _enough(processes: int, limits: Limits) -> int:
+    """Return how many tasks keep one machine at work; where there are others, as many as there may be."""
+    return sys.maxsize if limits.cpus is None else max(_FEWEST_HERE, _PER_CPU_HERE * limits.cpus // processes)
+
+
+def _most_by_default(limits: Limits) -> tuple[int, str]:
+    ours = (DEFAULT_TASKS, "that is the most made by default")
+    allowed, reason = min([ours, *_array_limits(limits)], key=itemgetter(0))
+    return max(1, allowed), reason  # as in _arrays
 
 
 def _array_limits(limits: Limits) -> list[tuple[int, str]]:

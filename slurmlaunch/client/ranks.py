@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.client.lookout import latency_of
+from slurmlaunch.client.latency import latency_of
 from slurmlaunch.errors import ResultLost
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage

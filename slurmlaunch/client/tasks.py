@@ -59,6 +59,7 @@ class Tasks:
         ours: the numbers of the rounds that this view submits.
         given_up: the arrays, likewise, that nobody will submit any more.
         started: the tasks that are known to have started.
+        attempts: how many attempts of each task are known to have begun.
         states: what the scheduler said last, by task, where it said something.
         told: the same, with all that it said.
         marks: how tasks have ended, where they left a mark.
@@ -73,6 +74,7 @@ class Tasks:
         self.ours: set[int] = set()
         self.given_up: set[tuple[int, int]] = set()
         self.started: set[int] = set()
+        self.attempts: dict[int, int] = {}
         self.states: dict[int, TaskState] = {}
         self.told: dict[int, TaskRecord] = {}
         self.marks: dict[int, EndMark] = {}

@@ -146,7 +146,7 @@ class Watch:
         if self._trouble_since is None:
             self._trouble_since = now
             _log.warning("slurmlaunch cannot look into %s (%s); it keeps trying", self._folder, error)
-        elif isinstance(error, FileNotFoundError) and now - self._trouble_since > self.lookout.latency:
+        elif isinstance(error, FileNotFoundError) and now - self._trouble_since > self.lookout.absences.latency:
             message = f"the run folder is gone: {self._folder}"
             self.lookout.run.ended(range(self.lookout.run.manifest.items), lambda _: ResultLost(message))
         self.due = now + LONGEST
@@ -241,7 +241,7 @@ class Watcher:
             run = watch.lookout.run
             if self._watches.get(run) is watch:
                 try:
-                    watch.lookout.hear(snapshot)
+                    watch.lookout.absences.hear(snapshot)
                 except Exception:  # noqa: BLE001  (a fault of ours: the files are taken in all the same)
                     _log.exception("slurmlaunch cannot make out the states of %s", run.folder.path)
                 watch.due = 0.0
