@@ -139,6 +139,7 @@ def test_the_table_has_a_line_per_row_and_equally_many_cells() -> None:
     assert line == "| 10 × no-op | here | 1.00 s | 0.25 |  | 0.00 | 100,000.0 | 0 | 0.00 | 2 sbatch | 3 |"
 
 
+@pytest.mark.slow
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     """What ran alone, or not at all, is left out; nothing at all is a picture, too."""
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib")

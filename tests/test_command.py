@@ -198,14 +198,14 @@ def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         Command("echo $$ >pid; ps -o pgid= -p $$ >group; echo early; trap '' TERM; sleep 600 | cat", timeout=1)()
     assert caught.value.stdout == b"early\n"
-    assert members(int((tmp_path / "group").read_text())) == []
+    wait_until(lambda: members(int((tmp_path / "group").read_text())) == [])
 
 
 def test_left_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command leaves running when it ends is ended with it."""
     monkeypatch.chdir(tmp_path)
     Command("ps -o pgid= -p $$ >group; sleep 600 >/dev/null 2>&1 &")()
-    assert members(int((tmp_path / "group").read_text())) == []
+    wait_until(lambda: members(int((tmp_path / "group").read_text())) == [])
 
 
 def test_killed_with_us(tmp_path: Path) -> None:

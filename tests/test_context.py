@@ -326,6 +326,7 @@ def test_plain_pools_find_what_the_script_defined(tmp_path: Path) -> None:
     assert f"{[0, 1, 4, 9, 16]}\n" == scripts.run(tmp_path, script)
 
 
+@pytest.mark.slow
 def test_streams_are_the_same_on_every_backend(make_executor: ExecutorFactory) -> None:
     """Two runs with one seed have the same streams, wherever they run; without one it is 0."""
     expected = [default_rng(SeedSequence(11, spawn_key=(i,))).integers(1 << 62, size=3).tolist() for i in range(3)]

@@ -243,6 +243,8 @@ ELSEWHERE = {"allocation.py", "gpus.py"}
 """What needs another place, and has a test of its own."""
 
 MARKS = {
+    "dask_cluster.py": [pytest.mark.slow],
+    "grid_search.py": [pytest.mark.slow],
     "postprocess.py": [pytest.mark.slow],
     "ray_cluster.py": [
         pytest.mark.slow,
@@ -371,6 +373,7 @@ def is_pytest(block: str) -> bool:
     return "import pytest" in block
 
 
+@pytest.mark.slow
 def test_readme_code(tmp_path: Path, run_python: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's code runs as it stands, from its first block to its last, and prints what it says."""
     monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")

@@ -222,6 +222,7 @@ class TestCalls:
         ):
             joblib.Parallel()([joblib.delayed(os._exit)(3)])
 
+    @pytest.mark.slow
     def test_grid_search(self, make_executor: ExecutorFactory) -> None:
         """A scikit-learn search runs there unchanged, and finds what it finds with two processes here."""
         from sklearn.datasets import load_iris

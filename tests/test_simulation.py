@@ -56,6 +56,7 @@ def counted_calls() -> Iterator[Counter[str]]:
         sys.setprofile(before)
 
 
+@pytest.mark.slow
 def test_a_run(simulation: ModuleType, tmp_path: Path) -> None:
     """Everything settles soon after its end; scheduler and file system are asked little, however much goes on."""
     simulated = simulation.Simulation(simulation.Size(**SIZE), tmp_path / "run")

@@ -167,6 +167,7 @@ def test_a_refusal_says_what_to_do(job: ArrayJob, stderr: str, advice: str) -> N
         Finished(0, "no number"),
     ],
 )
+@pytest.mark.slow
 def test_a_job_that_may_be_there_is_named(job: ArrayJob, end: Finished) -> None:
     """Where sbatch did not say whether it submitted, the error says how to look for the job."""
     with pytest.raises(SubmissionError, match="squeue --name=law") as caught:
