@@ -18,7 +18,6 @@ from slurmlaunch.runfolder.layout import RunFolder
 from tests.cluster import ClusterSpec
 from tests.faults.deeds import Deed
 from tests.faults.test_killed import outcomes, squares
-from tests.faults.test_limits import warn
 from tests.faults.test_retries import break_node, environment_of
 from tests.waiting import PATIENCE, wait_until
 
@@ -128,7 +127,7 @@ def test_near_the_time_limit(faulty: Cluster, launch: Launch, deed: Callable[...
     """From the warning on nothing more is taken; the task starts again for what nobody has."""
     work = deed(Deed, 1)
     futures = begin(launch(faulty), work, tasks=1)
-    warn(faulty, futures[1].job_id)
+    os.kill(work.supervisor(1), signal.SIGUSR1)  # as the batch script does, some time after Slurm
     work.gate.open()
 
     assert outcomes(futures) == ALL
