@@ -234,6 +234,7 @@ class ItemError(SlurmlaunchError):
         copy.args = self.args
         copy.__dict__.update(self.__dict__)
         copy.place = self.place._replace(item=item)
+        copy.__cause__ = self.__cause__  # the remote traceback
         return copy
 
     def located(self, **known: Any) -> ItemError:

@@ -23,8 +23,8 @@ from slurmlaunch import current_task
 from slurmlaunch.errors import WorkerDied
 from slurmlaunch.node.stock import Stock
 from slurmlaunch.runfolder.cancellations import CancellationWriter
-from slurmlaunch.runfolder.outcomes import OutcomeFile
-from slurmlaunch.runfolder.records import Damage
+from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
+from slurmlaunch.runfolder.records import Damage, Kind
 from tests.tasks import OneRun, finish, rows
 from tests.waiting import Gate, Story, is_alive, wait_until
 
@@ -363,6 +363,16 @@ def test_outcomes_of_any_size_arrive(tmp_path: Path) -> None:
         assert values[item] == content(item, size), (item, size)
 
 
+@pytest.mark.parametrize("unit", [1, "1"])
+def test_items_in_any_order(tmp_path: Path, unit: Any) -> None:
+    """Items that a slice holds in another order than their own keep their values, wherever a stretch ends."""
+    order = [0, *(item for odd in range(1, 60, 2) for item in (odd + 1, odd))]
+    run = OneRun(tmp_path / "run", lambda item: item * unit, rows(range(61)), items=array("Q", order))
+    run.run()
+
+    assert {item: item * unit for item in range(61)} == run.values()
+
+
 class Count(int):
     """A number of its own kind."""
 
@@ -385,6 +395,9 @@ def test_numbers_arrive_as_what_they_are(tmp_path: Path) -> None:
     assert expected == values
     assert all(type(expected[item]) is type(value) for item, value in values.items())
     assert math.copysign(1, values[6]) == -1
+    files = [OutcomeFile(path, run.folder.salt) for path in run.folder.outcomes.iterdir()]
+    kinds_of_records = {each.header.kind for file in files for each in file.read() if isinstance(each, Recorded)}
+    assert {Kind.INTEGERS, Kind.FLOATS, Kind.SERIES, Kind.FAILURE} == kinds_of_records
 
 
 def test_large_failures_arrive(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Holding items for a further round: what joins them late, what the scheduler refuses, and what others left undone."""
+"""Holding items for a further round: what joins them late, and what the scheduler refuses."""
 
 from __future__ import annotations
 
+import shutil
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.retrying import Retrying
 from slurmlaunch.client.run import Run
+from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import SubmissionError, WorkerDied
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.rounds import read_rounds
@@ -118,6 +120,19 @@ def test_who_comes_late_is_not_forgotten(tmp_path: Path) -> None:
     assert [[0], [1]] == [list(each.plan.items or ()) for each in run.tasks.rounds[1:]]
 
 
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    """Where nothing can be run again nothing is held for it."""
+    run = begin(tmp_path / "run", Scheduler())
+    now = [0.0]
+    watch = Watch(run, lambda: now[0])
+    shutil.rmtree(run.folder.path)
+    for _ in range(2):
+        watch.stumble(FileNotFoundError())
+        now[0] += 3600.0
+
+    assert ["ENDED"] * 4 == fates(run)
+
+
 @pytest.mark.parametrize("answer", [NO_ROOM, AWAY])
 def test_a_retry_waits(tmp_path: Path, answer: SubmissionError) -> None:
     """Where there is no room in the queue for a retry, or no scheduler, it waits as later arrays do."""
@@ -163,7 +178,3 @@ def test_a_look_while_a_retry_is_made(tmp_path: Path) -> None:
 
     assert (2, number) == (len(run.tasks.rounds), len(run.tasks.rounds[1].plan.items or ()))
     assert not run.held
-
-
-GONE = ("here", 2**22 + 1, "")
-"""A client that there cannot be: no process has such a number."""

@@ -21,9 +21,12 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.errors import NodeStartError, SchedulerError, SubmissionError
 from slurmlaunch.outcome import Failure
+from slurmlaunch.runfolder import cancellations
+from slurmlaunch.runfolder.cancellations import CancellationWriter
 from slurmlaunch.runfolder.manifest import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan, read_rounds
+from slurmlaunch.runfolder.safety import open_owned
 from slurmlaunch.runfolder.slices import Slices
 from tests.tasks import OneRun, rows
 from tests.waiting import wait_until
@@ -158,6 +161,45 @@ def test_a_cancel_that_fails(folder: RunFolder, items: Sequence[int], told: list
     assert {Fate.CANCELLED} == {run.ledger.fate(item) for item in items}
 
 
+def test_a_file_that_cannot_be_read_now(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several cancellations those that can be read are told of, and the others are read the next time."""
+    run = view(folder)
+    futures: list[Future[Any]] = [run.future(item, Future) for item in (0, 2)]
+    for client, item in enumerate((0, 2)):
+        CancellationWriter(folder, 0, str(client)).add([range(item, item + 1)])
+    opened: list[Path] = []
+
+    def open_one(path: Path) -> int:
+        opened.append(path)
+        return open_owned(path) if len(opened) == 1 else refuse()
+
+    monkeypatch.setattr(cancellations, "open_owned", open_one)
+    with pytest.raises(OSError, match="stale"):
+        run.look_for_cancellations()
+    assert [False, True] == sorted(future.cancelled() for future in futures)
+
+    monkeypatch.undo()
+    run.look_for_cancellations()
+    assert all(future.cancelled() for future in futures)
+
+
+def test_an_array_that_was_accepted_is_not_refused(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be looked at after a submission is looked at later."""
+    latest = list(read_rounds(folder))[1]
+    latest.plan = latest.plan._replace(options={"python": ["python"]})
+    run = Run(folder, Manifest.read(folder), Backend({}), [*list(read_rounds(folder))[:1], latest])
+    monkeypatch.setattr(run, "look_for_cancellations", refuse)
+    Submission(run).submit()
+    wait_until(lambda: len(run.job_ids) == 2)
+
+    assert ({}, {0: "21", 1: "22"}) == (latest.refusals(), latest.job_ids())
+
+
+def refuse(*_: object) -> int:
+    """Do as a network file system does at times."""
+    raise OSError("stale")
+
+
 def test_refused_array(folder: RunFolder) -> None:
     """The items of an array that was refused for good have failed, for whoever looks."""
     list(read_rounds(folder))[1].refused(1, "no such partition")
@@ -247,6 +289,21 @@ class TestLeft:
         assert [["third-0", "third-1"], []] == sorted(submitted, reverse=True)
         assert runs[0].job_ids == runs[1].job_ids
         assert [set(), set()] == [self.ended(run) for run in runs]
+
+    def test_taken_over(
+        self, folder: RunFolder, client: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What another one submits in its place is waited for too, and each journal is read a few times only."""
+        run = self.attached(folder, client.pid)
+        client.kill()
+        client.wait()
+        assert {0, 2, 3, 6} <= {*unfinished(run, run)}
+        Round.read(folder, 2).waiting(0, Owner.me())
+        read, really = [], Round.journal
+        monkeypatch.setattr(Round, "journal", lambda self: read.append(self) or really(self))  # type: ignore[func-returns-value]
+
+        assert not {0, 2, 3, 6} & {*unfinished(run, run)}
+        assert len(read) <= 3 * 4  # of each array once
 
     @pytest.mark.parametrize(
         "error", [SubmissionError("no answer", ambiguous=True), KeyboardInterrupt(), OSError("full")]

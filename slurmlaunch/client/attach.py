@@ -27,9 +27,10 @@ from slurmlaunch.runfolder.rounds import read_rounds
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from slurmlaunch.backends.base import Backend
+    from slurmlaunch.runfolder.rounds import Round
 
 
 _VIEWS: WeakValueDictionary[tuple[Path, int], Run] = WeakValueDictionary()
@@ -114,8 +115,8 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
         items = [item for item in unfinished(latest, run) if item in wanted]
         if not items:
             return latest
-        options = Options.from_json(latest.tasks.rounds[-1].plan.options).changed(**changes)
         try:
+            options = Options.from_json(latest.tasks.rounds[-1].plan.options).changed(**changes)
             added = add_round(latest, items, options)
         except FileExistsError:
             continue  # another client was first: what it runs again is not ours to run
@@ -134,18 +135,18 @@ def unfinished(run: Run, earlier: Run) -> list[int]:
 
     What ended without an outcome is not on disk: of that an earlier view may know.
     """
-    submission = Submission(run)
+    will_come = cache(Submission(run).will_come)  # an array has many items, and its journal is read for it
     with run.changed:
-        return [item for item in range(run.manifest.items) if _is_unfinished(run, item, earlier, submission)]
+        return [item for item in range(run.manifest.items) if _is_unfinished(run, item, earlier, will_come)]
 
 
-def _is_unfinished(run: Run, item: int, earlier: Run, submission: Submission) -> bool:
+def _is_unfinished(run: Run, item: int, earlier: Run, will_come: Callable[[Round, int], bool]) -> bool:
     fate, tasks = run.ledger.fate(item), run.tasks
     if fate != Fate.OPEN:
         return fate != Fate.VALUE
     place = tasks.place(tasks.task_of(item))
     arrays = [place.array] if tasks.is_given(item) else range(len(place.round.plan.arrays))
     if not any((place.round.number, number) in tasks.jobs for number in arrays):
-        return not any(submission.will_come(place.round, number) for number in arrays)
+        return not any(will_come(place.round, number) for number in arrays)
     ended = earlier.ledger.fate(item) == Fate.ENDED
     return ended and earlier.tasks.round_of(item).number == tasks.round_of(item).number

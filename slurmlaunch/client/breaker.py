@@ -33,7 +33,9 @@ class Breaker:
 
     def note(self, task: int, error: BaseException) -> None:
         """Take in how a task died; end the rest of the run where that was once too often."""
-        if self._tripped or not isinstance(error, NodeStartError) or self._run.ledger.count(Fate.VALUE):
+        if self._tripped or not isinstance(error, NodeStartError):
+            return
+        if self._run.was_called or self._run.ledger.count(Fate.VALUE):
             return
         tasks = self._died.setdefault(error.what.partition("\n")[0], set())
         tasks.add(task)

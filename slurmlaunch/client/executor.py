@@ -353,9 +353,11 @@ class Executor(concurrent.futures.Executor):
     def _plan(self, call: _Call, backend: Backend, manifest: Manifest, *, stacklevel: int = 5) -> RoundPlan:
         limits = backend.limits()
         shape = call.options.shape(single_item=call.single, available=limits.cpus)
+        # Fewer tasks are enough on one machine, but not where a task has a time limit for all of its items.
+        timed = call.how.schedule == STATIC and "time" in call.options.slurm
         planned = plan(
             manifest.items,
-            limits=limits,
+            limits=dataclasses.replace(limits, cpus=None) if timed else limits,
             tasks=call.how.tasks,
             chunksize=call.how.chunksize,
             processes=shape.processes,

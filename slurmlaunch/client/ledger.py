@@ -127,10 +127,10 @@ class Ledger:
         return settled
 
     def _settle(self, items: range, fate: Fate, recorded: Recorded | None = None) -> None:
+        self.log.add(items, recorded)  # first: who sees without a lock that an item has settled looks for it next
         self._fates[items.start : items.stop] = bytes([fate]) * len(items)
         self._counts[Fate.OPEN] -= len(items)
         self._counts[fate] += len(items)
-        self.log.add(items, recorded)
 
     def _open_ranges(self, items: range) -> Iterator[range]:
         if self._fates.count(Fate.OPEN, items.start, items.stop) == len(items):
@@ -150,8 +150,7 @@ class Ledger:
         What cannot be read is a `Failure` that says so.
         """
         if self._fates[item] == Fate.ENDED:
-            end = self._ends[bisect_right(self._ends, item, key=_START) - 1]
-            return Failure(end.error_of(item))
+            return Failure(self._end_of(item).error_of(item))
         try:
             settled, content = self._content(item)
             if len(settled) == 1:
@@ -161,6 +160,12 @@ class Ledger:
             return Failure(error.located(item=item))
         except (OSError, UnsafeRunFolder) as error:
             return Failure(error)
+
+    def _end_of(self, item: int) -> _End:
+        while True:
+            end = self._ends[bisect_right(self._ends, item, key=_START) - 1]
+            if item in end.items:  # else another thread put one in before it just now
+                return end
 
     def file_of(self, item: int) -> Path:
         """Return the outcome file that an item's outcome stands in, where it has one."""

@@ -150,7 +150,8 @@ class Lookout:
     def _look_for_claims(self, now: float) -> None:
         """Take in what tasks have taken, which is done before one that has ended is judged."""
         self._claims_at = now + _CLAIMS_EVERY
-        self._other_costs += self.run.tasks.look_for_claims() * _CLAIMS_COST
+        with self.run.changed:
+            self._other_costs += self.run.tasks.look_for_claims() * _CLAIMS_COST
 
     def _list_outcomes(self) -> None:
         """Note the attempts that have begun since the last look."""

@@ -73,7 +73,8 @@ class Retrying:
     def _settle(self, held: dict[int, Cause], error: Exception) -> None:
         def cause_of(item: int) -> BaseException:
             cause = error_for_each(held[item].error)(item)
-            cause.__dict__["__notes__"] = [f"it could not be run again: {error}"]
+            note = f"it could not be run again: {error}"
+            cause.__dict__["__notes__"] = [*(n for n in getattr(cause, "__notes__", ()) if n != note), note]
             return cause
 
         with self._run.changed:

@@ -71,6 +71,7 @@ class Run:
         held: the items that are to be run again.
         changed: is notified whenever items settle; its lock guards everything here.
         on_demand: whether it is watched no longer than somebody holds an array or a future of it.
+        was_called: whether the function is known to have raised: later failures are not looked into without need.
         kept_by: the executor's list of runs that a shutdown waits for, or None.
     """
 
@@ -86,7 +87,7 @@ class Run:
         self.on_demand = False
         self._cancellations = CancellationReader(folder, [each.number for each in rounds])
         self._gave_up: dict[int, ItemError] = {}
-        self._was_called = False
+        self.was_called = False
         self.learn_job_ids()
 
     @property
@@ -127,7 +128,7 @@ class Run:
         # What a later round runs again: of that it is not the last word.
         number = self.tasks.place(task).round.number
         parts = [each for part in self.tasks.still_in(number, [items]) for each in consecutive(part)]
-        if parts and (self.held.enabled or not (self._was_called or self.ledger.count(Fate.VALUE))):
+        if parts and (self.held.enabled or not (self.was_called or self.ledger.count(Fate.VALUE))):
             return self._recorded_failure(task, parts, recorded)
         self._settle(recorded, parts)
         return None
@@ -143,7 +144,7 @@ class Run:
         outcome = recorded.read().outcome(recorded.header.first)
         if not isinstance(outcome, Failure):
             return None
-        error_of = _always(outcome.error)
+        error_of = error_for_each(outcome.error)
         items = parts[0] if len(parts) == 1 else [item for part in parts for item in part]
         with self.changed:
             left = self._without_held(items, error_of)
@@ -152,7 +153,7 @@ class Run:
         else:
             self.ended(left, error_of, final=True)
         if not isinstance(outcome.error, ItemError):
-            self._was_called = True
+            self.was_called = True
         elif self.tasks.is_dynamic(task):
             self._gave_up[self.tasks.place(task).round.number] = outcome.error
         return outcome.error
@@ -298,28 +299,28 @@ class Run:
         The word stands once it is on disk. Tasks with nothing left to do are
         then taken from the scheduler, in one call per job.
         """
-        with self.changed:
-            chosen = [i for i in items if self.ledger.is_open(i)]
-            if only_queued:
-                chosen = [i for i in chosen if not self.tasks.is_begun(i)]
-            if not chosen:
-                return []
-            called = self._write_cancellations(chosen)
-        self._tell(called)
-        self._take_from_scheduler(chosen)
+        called: list[tuple[int, Told]] = []
+        try:
+            with self.changed:
+                chosen = [i for i in items if self.ledger.is_open(i)]
+                if only_queued:
+                    chosen = [i for i in chosen if not self.tasks.is_begun(i)]
+                self._write_cancellations(chosen, called)
+        finally:  # also where not all could be written down
+            self._tell(called)
+        if chosen:
+            self._take_from_scheduler(chosen)
         return chosen
 
-    def _write_cancellations(self, items: Sequence[int]) -> list[tuple[int, Told]]:
+    def _write_cancellations(self, items: Sequence[int], called: list[tuple[int, Told]]) -> None:
         by_round: dict[int, list[int]] = {}
         for item in items:
             by_round.setdefault(self.tasks.round_of(item).number, []).append(item)
-        called = []
         for number, some in by_round.items():
             ranges = list(consecutive(sorted(some)))
             CancellationWriter(self.folder, number, client_token()).add(ranges)
             called += self._cancelled(ranges)
         self.changed.notify_all()
-        return called
 
     def _cancelled(self, ranges: Iterable[range]) -> list[tuple[int, Told]]:
         settled = [
@@ -329,13 +330,15 @@ class Run:
 
     def look_for_cancellations(self) -> None:
         """Take in what other clients have cancelled."""
-        with self.changed:
-            called: list[tuple[int, Told]] = []
-            for number, items in self._cancellations.new():
-                for part in self.tasks.still_in(number, [items]):
-                    called += self._cancelled([part] if isinstance(part, range) else consecutive(part))
-            self.changed.notify_all()
-        self._tell(called)
+        called: list[tuple[int, Told]] = []
+        try:
+            with self.changed:
+                for number, items in self._cancellations.new():
+                    for part in self.tasks.still_in(number, [items]):
+                        called += self._cancelled([part] if isinstance(part, range) else consecutive(part))
+                self.changed.notify_all()
+        finally:  # also where one of the files cannot be read now
+            self._tell(called)
 
     def _take_from_scheduler(self, items: Collection[int]) -> None:
         """Take tasks with nothing left to do from the scheduler: from all jobs, whichever of them that fails for."""

@@ -89,12 +89,15 @@ class Stretches:
             LookupError: there is none.
         """
         numbers = self._blocks.get(item // _BLOCK, array("I"))
-        place = bisect_right(numbers, item, key=self._first.__getitem__) - 1
-        number = numbers[place] if place >= 0 else 0
-        file = self._files[self._file[number]] if place >= 0 else None
-        if file is None or item not in self[number]:
-            raise LookupError(item)
-        return Stretch(number, self[number], file, self._offset[number])
+        looked_among = -1
+        while looked_among != len(numbers):  # once more where another thread has entered one meanwhile
+            looked_among = len(numbers)
+            place = bisect_right(numbers, item, key=self._first.__getitem__) - 1
+            number = numbers[place] if place >= 0 else 0
+            file = self._files[self._file[number]] if place >= 0 else None
+            if file is not None and item in self[number]:
+                return Stretch(number, self[number], file, self._offset[number])
+        raise LookupError(item)
 
 
 def consecutive(items: Sequence[int]) -> Iterator[range]:

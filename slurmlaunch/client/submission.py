@@ -107,10 +107,10 @@ class Submission:
         if not latest.plan.arrays:
             return
         try:
-            if patiently:
-                self._submit_when_there_is_room(latest, 0)
-            else:
+            if not patiently:
                 self._submit_array(latest, 0)
+            elif not self._submit_when_there_is_room(latest, 0):
+                return  # the interpreter ends: others go on with it
         except BaseException as error:
             refused = isinstance(error, SlurmlaunchError) and not getattr(error, "ambiguous", False)
             with contextlib.suppress(OSError):  # a full disk may be the very reason
@@ -169,7 +169,8 @@ class Submission:
             its_round.submitted(number, job_id)
         except OSError as error:  # it runs all the same, and can be found by its name
             _log.warning("slurmlaunch could not write down job %s of %s: %s", job_id, run.folder.path, error)
-        run.look_for_cancellations()
+        with contextlib.suppress(OSError):  # it is accepted all the same, and whoever watches it looks again
+            run.look_for_cancellations()
         if not run.ledger.open:  # cancelled while it was being submitted, perhaps by another client
             run.backend.cancel(job_id)
 
@@ -211,7 +212,9 @@ class Submission:
         """Whether an array that is not submitted may yet be, by a client that lives."""
         if number in its_round.refusals() or number in its_round.abandonments():
             return False
-        return its_round.plan.client is None or not _is_gone(Owner(*its_round.plan.client), its_round)
+        if its_round.plan.client is None:
+            return True
+        return not all(_is_gone(Owner(*who), its_round) for who in (its_round.plan.client, *its_round.waits().values()))
 
     # In the place of a client that is gone.
 

@@ -116,7 +116,7 @@ class Tasks:
 
     def length_of(self, job_id: str) -> int:
         """Return how many tasks a job has."""
-        number, array_ = next(key for key, each in self.jobs.items() if each == job_id)
+        number, array_ = next(key for key, each in list(self.jobs.items()) if each == job_id)
         return next(each for each in self.rounds if each.number == number).plan.arrays[array_].length
 
     # Who has what.
@@ -235,7 +235,7 @@ class Tasks:
         """Return how many open items, of these or of all, are in tasks that have started."""
         if items is not None:
             return sum(self.is_begun(i) for i in self._ledger.open_among(items))
-        return sum(self._ledger.count(Fate.OPEN, part) for task in self.started for part in self._parts_of(task))
+        return sum(self._ledger.count(Fate.OPEN, part) for task in tuple(self.started) for part in self._parts_of(task))
 
     # How they are doing.
 

@@ -148,7 +148,8 @@ class Watch:
             _log.warning("slurmlaunch cannot look into %s (%s); it keeps trying", self._folder, error)
         elif isinstance(error, FileNotFoundError) and now - self._trouble_since > self.lookout.absences.latency:
             message = f"the run folder is gone: {self._folder}"
-            self.lookout.run.ended(range(self.lookout.run.manifest.items), lambda _: ResultLost(message))
+            run = self.lookout.run
+            run.ended(range(run.manifest.items), lambda _: ResultLost(message), final=True)  # nothing runs there again
         self.due = now + LONGEST
 
 
@@ -200,7 +201,10 @@ class Watcher:
     def watch(self, run: Run) -> None:
         """Take in what a run has come to so far, and watch it while it has open items."""
         watch = Watch(run)
-        watch.lookout.look()
+        try:
+            watch.lookout.look()
+        except OSError as error:  # it may well run: then it is looked at again
+            watch.stumble(error)
         if not run.ledger.open:
             return
         with self._news:
@@ -254,7 +258,7 @@ class Watcher:
         except Exception as error:  # noqa: BLE001  (a fault of ours must not be an endless wait of theirs)
             _log.exception("slurmlaunch cannot watch %s", run.folder.path)
             failed = error
-            run.ended(range(run.manifest.items), lambda _: failed)
+            run.ended(range(run.manifest.items), lambda _: failed, final=True)
         if not run.ledger.open or not run.is_wanted:
             with self._news:
                 self._watches.pop(run, None)

@@ -56,7 +56,6 @@ class CancellationReader:
         changed = self._path.stat().st_mtime_ns
         if changed == self._changed:
             return
-        self._changed = changed
         with os.scandir(self._path) as entries:
             ours = [entry for entry in entries if entry.name.partition(".")[0] in self._rounds]
             sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in ours}
@@ -65,6 +64,7 @@ class CancellationReader:
             if size > position:
                 number = int(name.partition(".")[0])
                 yield from ((number, items) for items in self._read(name, position, size - position))
+        self._changed = changed  # not before all were read: what cannot be read now is read the next time
 
     def _read(self, name: str, position: int, length: int) -> Iterator[range]:
         descriptor = open_owned(self._path / name)
