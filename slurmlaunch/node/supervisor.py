@@ -107,7 +107,7 @@ class Supervisor:
         except NodeStartError as error:
             self._give_up(Failure(error).dump())
         self._cancel()
-        signals = Signals(self._waiting, self._terminated)  # first, so that it is heard first
+        signals = Signals(self._waiting, self._terminated, self._record_values_only)  # first, so that it is heard first
         client = lifeline.from_environment()
         if client is not None:
             self._waiting.add(client, self._client_gone)
@@ -277,13 +277,17 @@ class Supervisor:
         if self._stop_at is None:
             self._stop(GRACE_SECONDS)
 
+    def _record_values_only(self) -> None:
+        """Record no failure from now on: what fails may fail of what ends the task."""
+        self._writer.only_values = True
+
     def _client_gone(self) -> None:
         self._stop(0.0)
 
     def _stop(self, grace: float) -> None:
         """Hand out nothing more; from now on only values are recorded."""
         self._stock.close()
-        self._writer.only_values = True  # what fails now may fail of what ends the task
+        self._record_values_only()
         self._pool.ask_for_checkpoints()
         self._doubtful.clear()
         self._stop_at = monotonic() + grace

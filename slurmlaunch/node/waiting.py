@@ -43,10 +43,21 @@ class Signals:
         warned: whether USR1 has: the time limit is near.
     """
 
-    def __init__(self, waiting: Waiting, at_term: Callable[[], None] | None = None) -> None:
-        """Listen later; *at_term* is called when SIGTERM has come, before what is added to *waiting* later."""
+    def __init__(
+        self,
+        waiting: Waiting,
+        at_term: Callable[[], None] | None = None,
+        at_once: Callable[[], None] | None = None,
+    ) -> None:
+        """Listen later.
+
+        Args:
+            waiting: tells of the signals.
+            at_term: is called when SIGTERM has come, before what is added to *waiting* later.
+            at_once: is called for it too, but in the middle of whatever is being done.
+        """
         self.terminated = self.warned = False
-        self._at_term = at_term
+        self._at_term, self._at_once = at_term, at_once
         self._reading, self._writing = os.pipe()
         for descriptor in (self._reading, self._writing):
             os.set_blocking(descriptor, False)
@@ -75,5 +86,7 @@ class Signals:
     def _note(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM:
             self.terminated = True
+            if self._at_once is not None:
+                self._at_once()
         elif number == signal.SIGUSR1:
             self.warned = True
