@@ -15,6 +15,7 @@ import pytest
 
 from slurmlaunch import NodeStartError, attach
 from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.blocks import Blocks
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.work import read_function
@@ -100,11 +101,12 @@ class TestFunction:
         assert np.array_equal(field[:10], small)
         assert np.array_equal(field[: NUMBERS // 2], large)
 
+    @pytest.mark.parametrize("blocks", [None, Blocks(3, 1, "dynamic", 3)])
     @pytest.mark.parametrize("spoil", ["flip", "cut", "remove", "writable"])
-    def test_damage(self, tmp_path: Path, spoil: str) -> None:
+    def test_damage(self, tmp_path: Path, spoil: str, blocks: Blocks | None) -> None:
         """A task whose function's arrays are damaged runs nothing, and says which file it is."""
         field = np.zeros(NUMBERS)
-        run = OneRun(tmp_path / "run", lambda item: look_up(field, item), rows(range(3)), processes=2)
+        run = OneRun(tmp_path / "run", lambda item: look_up(field, item), rows(range(3)), processes=2, blocks=blocks)
         path = run.folder.function_buffers
         if spoil == "flip":
             content = bytearray(path.read_bytes())

@@ -18,7 +18,7 @@ from slurmlaunch.outcome import Failure, Value, in_series
 from slurmlaunch.runfolder import outcomes, records
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.manifest import salt_of
-from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, Recorded, earlier_attempts
+from slurmlaunch.runfolder.outcomes import Entry, OutcomeFile, OutcomeWriter, Recorded, earlier_attempts
 from slurmlaunch.runfolder.records import Damage, Kind
 from tests.waiting import wait_until
 
@@ -372,6 +372,23 @@ def test_an_attempt_learns_what_the_earlier_ones_recorded(folder: RunFolder) -> 
         file.write(b"??")
 
     assert earlier_attempts(folder, 5, 3).done == {0, 1, 5, 25}
+
+
+def test_what_is_cut_off_again_hides_nothing(folder: RunFolder) -> None:
+    """Where a record was read that is cut off later, what is appended in its place is read too."""
+    writer = OutcomeWriter(folder, 0)
+    record_values(writer, 0, "whole")
+    file = OutcomeFile(writer.path)
+    large = Entry.of_outcome(1, Failure(ValueError("x" * 1000)).dump(), succeeded=False)
+    writer.only_values = True
+    with writer.path.open("ab") as other:  # another process of the attempt
+        other.write(large.header.encode(folder.salt) + b"".join(large.parts))
+    assert [0, 1] == [each.header.first for each in file.read() if isinstance(each, Recorded)]
+    writer.adopt(failed=True)
+    record_values(writer, 2, "next")
+
+    assert [0, 2] == [each.header.first for each in file.read() if isinstance(each, Recorded)]
+    assert (1, 0) == (writer.withheld, writer.failures)
 
 
 # Values that are read as one.

@@ -22,7 +22,7 @@ import pytest
 from slurmlaunch import current_task
 from slurmlaunch.errors import WorkerDied
 from slurmlaunch.node.stock import Stock
-from slurmlaunch.runfolder.cancellations import CancellationWriter
+from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
 from slurmlaunch.runfolder.records import Damage, Kind
 from tests.tasks import OneRun, finish, rows
@@ -304,6 +304,19 @@ def test_a_cancelled_item_ends(tmp_path: Path, gate: Gate, story: Story) -> None
 
     assert (finish(node).status, sorted(run.outcomes())) == (0, [1, 2, 3, 6, 7, 8, 9])
     assert sorted(story.lines) == ["0", "1", "2", "3", "6", "7", "8", "9"]
+
+
+def test_cancellations_side_by_side(tmp_path: Path) -> None:
+    """Two within one step of the file system's time are both heard of, however it is looked in between."""
+    folder = OneRun(tmp_path / "run", len, rows(range(9))).folder
+    writer, reader, now = CancellationWriter(folder, 0, "client"), CancellationReader(folder, [0]), int(time.time())
+    found = []
+    for item in (1, 5):
+        writer.add([range(item, item + 1)])
+        os.utime(folder.cancelled, (now, now))
+        found += list(reader.new())
+
+    assert [(0, range(1, 2)), (0, range(5, 6))] == found
 
 
 def test_a_cancellation_of_another_round_is_none(tmp_path: Path, gate: Gate) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import shutil
+import signal
 import sys
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -191,6 +193,26 @@ def test_a_rank_dies(mpi: None, ranked: Executor, backend: str, deed: str, said:
     assert error.node == ("n2" if backend == "slurm" else os.uname().nodename)
     with pytest.raises(WorkerDied):
         futures[1].ranks()
+
+
+@elsewhere
+def test_a_rank_dies_while_it_writes(ranked: Executor) -> None:
+    """What it has half written is cut off: its death is told, and what its file takes later is found."""
+    ranked = ranked.options(launcher=[])
+
+    def work(item: int) -> bytes:
+        if item == 0 and current_task().rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # the kernel ends it in the middle
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        return bytes(1_000_000)
+
+    array = ranked.map_array(work, range(2), tasks=1)
+    found = array.results(PATIENCE, return_exceptions=True)
+
+    assert isinstance(found[0], WorkerDied)
+    assert "SIGXFSZ" in str(found[0])
+    assert found[1] == bytes(1_000_000)
+    assert [1_000_000] * 4 == [len(value) for value in array[1].ranks(PATIENCE)]
 
 
 @elsewhere

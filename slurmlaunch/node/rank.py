@@ -184,11 +184,20 @@ class _Guard:
                 kill_at = monotonic() + GRACE_SECONDS
             if kill_at is not None and monotonic() >= kill_at:
                 os.kill(child, signal.SIGKILL)
+        self._cut_torn()
         self._writer.adopt(failed=False)
         self._writer.note(launch=self._place.launch.number, peak=usage.ru_maxrss * memory.RUSAGE_UNIT)
         if self._signals.terminated:
             return Status.STOPPED
         return self._told(os.waitstatus_to_exitcode(status))
+
+    def _cut_torn(self) -> None:
+        """Cut off what the child did not finish: what is appended next would lie inside it, to a reader."""
+        file = OutcomeFile(self._writer.path, self._place.folder.salt)
+        file.position = self._start
+        for _ in file.read():
+            pass  # up to where whole records go
+        os.truncate(self._writer.path, file.position)
 
     def _told(self, code: int) -> int:
         """Write down a death, if it was one; return the exit status."""

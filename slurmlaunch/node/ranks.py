@@ -117,6 +117,7 @@ class RanksSupervisor:
     def _run_launches(self) -> None:
         number = 0
         self._cancel()
+        self._left = [item for item in self._left if item not in self._cancelled]
         while self._left and self._stop_at is None and not self._requeue:
             before = len(self._left)
             self._run_launch(Launch(number, tuple(self._left), socket.gethostname(), self._free_port(number)))
@@ -152,8 +153,8 @@ class RanksSupervisor:
         failed_at: float | None = None
         while launched.alive:
             self._waiting.wait(self._tick)
-            self._hear()
             tally.read()
+            self._hear()  # after it: what was read may have failed of what ends the task
             self._record(tally)
             self._cancel()
             if failed_at is None and any(tally.failure(item) for item in self._left):
@@ -162,6 +163,7 @@ class RanksSupervisor:
                 tally.ending = True
                 launched.end()
         tally.read(final=True)
+        self._hear()
         self._record(tally)
         self._writer.flush()
         self._peak = max(self._peak, tally.peak)

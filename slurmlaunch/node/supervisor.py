@@ -112,7 +112,7 @@ class Supervisor:
         if client is not None:
             self._waiting.add(client, self._client_gone)
         signals.listen()
-        if self._manifest.shared and self._stock:
+        if self._manifest.shared and self._stock.left:  # a shared stock holds nothing before it is filled up
             self._check_shared(signals)
         self._loop(signals)
         self._end_pool()
@@ -131,7 +131,7 @@ class Supervisor:
             self._give_up(Failure(error).dump())
 
     def _status(self) -> Status:
-        if self._stop_at is not None:
+        if self._stop_at is not None or self._writer.withheld:
             return Status.STOPPED
         if self._stock.closed and self._stock.left:
             return Status.REQUEUE
@@ -210,6 +210,7 @@ class Supervisor:
             return
         if death.ours:
             self._stock.put_back([death.item])  # it had just begun, as the one before it was to be ended
+            self._places = self._places or [death.number]  # where it could load the function, another can
         else:
             due = monotonic() + (DOUBT_SECONDS if death.signal else 0.0)
             self._doubtful.append(_Doubtful(due, death.item, error))

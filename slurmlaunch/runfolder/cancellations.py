@@ -8,9 +8,11 @@ retry runs the item again.
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.layout import YOUNG
 from slurmlaunch.runfolder.records import Kind, Record
 from slurmlaunch.runfolder.safety import open_owned
 
@@ -53,9 +55,11 @@ class CancellationReader:
 
         Costs one look at the folder where there is nothing new.
         """
-        changed = self._path.stat().st_mtime_ns
+        status = self._path.stat()
+        changed = status.st_mtime_ns
         if changed == self._changed:
             return
+        young = abs(time.time() - status.st_mtime) < YOUNG
         with os.scandir(self._path) as entries:
             ours = [entry for entry in entries if entry.name.partition(".")[0] in self._rounds]
             sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in ours}
@@ -64,7 +68,8 @@ class CancellationReader:
             if size > position:
                 number = int(name.partition(".")[0])
                 yield from ((number, items) for items in self._read(name, position, size - position))
-        self._changed = changed  # not before all were read: what cannot be read now is read the next time
+        # Not before all were read: what cannot be read now is read the next time.
+        self._changed = -1 if young else changed
 
     def _read(self, name: str, position: int, length: int) -> Iterator[range]:
         descriptor = open_owned(self._path / name)

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError
+from slurmlaunch.runfolder.layout import YOUNG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,10 +32,6 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 
 _NO_INODES = frozenset({0, 0xFFFFFFFF})
 """What listings give in place of an inode where the file system has no better: 0, or FUSE's "unknown"."""
-
-_YOUNG = 2.0
-"""Seconds within which a folder may change again without its time showing it: file systems keep
-time in steps of up to that."""
 
 
 class Owner(NamedTuple):
@@ -79,7 +76,7 @@ class Listing:
         if status.st_mtime_ns == self._changed:
             return
         taken = self._list()
-        young = abs(time.time() - status.st_mtime) < _YOUNG
+        young = abs(time.time() - status.st_mtime) < YOUNG
         self._changed = -1 if young else status.st_mtime_ns
         for name, inode in taken:
             owner = self._owners.get(inode) or self._written_in(name)

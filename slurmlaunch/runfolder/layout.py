@@ -15,6 +15,10 @@ LIFELINE_VARIABLE = "SLURMLAUNCH_LIFELINE"
 """Names the descriptor of a node's lifeline: the read end of a pipe whose write end the client
 alone holds and never writes to. Its end of file says that the client is gone."""
 
+YOUNG = 2.0
+"""Seconds within which a folder may change again without its time showing it: file systems keep
+time in steps of up to that."""
+
 FOLDERS = ("rounds", "outcomes", "ended", "cancelled", "logs")
 
 

@@ -60,6 +60,7 @@ class OutcomeWriter:
         attempt: the number of the attempt: the first that was free.
         path: its file.
         failures: how many failures have been recorded.
+        withheld: how many were not, since they came when only values were recorded.
         only_values: whether failures are not recorded any more, since the task is being ended.
     """
 
@@ -73,7 +74,7 @@ class OutcomeWriter:
 
     def _begin(self, path: Path, attempt: int, descriptor: int, salt: int) -> None:
         self.path, self.attempt, self._descriptor = path, attempt, descriptor
-        self.failures = 0
+        self.failures = self.withheld = 0
         self.only_values = False
         self._salt = salt
         self._end = self._flushed = os.fstat(descriptor).st_size
@@ -102,6 +103,7 @@ class OutcomeWriter:
     def failure(self, first: int, pickled: bytes | memoryview, *, count: int = 1) -> None:
         """Record one pickled failure for consecutive items, unless only values are recorded now."""
         if self.only_values:
+            self.withheld += count
             return
         self._append(Kind.FAILURE, first, count, [pickled])
         self.failures += count
@@ -135,6 +137,7 @@ class OutcomeWriter:
     def adopt(self, *, failed: bool) -> None:
         """Learn of a record that another process of this attempt appended."""
         if failed and self.only_values:
+            self.withheld += 1
             self.cut()
             return
         self._end = os.fstat(self._descriptor).st_size
@@ -342,6 +345,8 @@ class OutcomeFile:
         self.operations += 2
         try:
             size = status.st_size
+            if size < self.position:
+                self.position = 0  # what was read last has been cut off: who knows an item already passes it over
             while self.position < size:
                 before, rest = self.position, size - self.position
                 header = self._header(descriptor) if rest > min(_GLANCE, _PIECE) else None
