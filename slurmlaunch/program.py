@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import signal
 import subprocess
@@ -31,6 +32,9 @@ _DOUBT_SECONDS = 1.0
 
 _END_SECONDS = 10.0
 """How soon a supervisor that was told to end has killed its processes, and much more."""
+
+_DRAIN_SECONDS = 1.0
+"""How long a program may have ended before what it left behind is seen to hold its output open."""
 
 _SHELLS_STATUS = 128
 """What a shell adds to the number of the signal that ended its command."""
@@ -67,12 +71,28 @@ def run(
         )
         with program:
             try:
-                out, err = program.communicate(timeout=timeout)
+                out, err = _output_of(program, group, timeout)
             except BaseException:
                 os.killpg(group, signal.SIGKILL)  # else leaving the block would wait for it
                 raise
         termination.wait_if_meant(program.returncode)
     return subprocess.CompletedProcess(command, program.returncode, _decoded(out), _decoded(err))
+
+
+def _output_of(program: subprocess.Popen[bytes], group: int, timeout: float | None) -> tuple[bytes, bytes]:
+    """Return what the program wrote up to its end, whatever it left behind holds open."""
+    until = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        left = max(0.0, until - time.monotonic())
+        try:
+            return program.communicate(timeout=min(_DRAIN_SECONDS, left))
+        except subprocess.TimeoutExpired as error:
+            if program.poll() is not None:
+                os.killpg(group, signal.SIGKILL)  # what it left running; then its output ends
+                return program.communicate()
+            if time.monotonic() >= until:
+                error.timeout = timeout or 0.0
+                raise
 
 
 def _decoded(output: bytes | None) -> str:

@@ -52,7 +52,7 @@ slurmlaunch_mark() {  # how this start of the task ended
     (umask 077; : >| /runs/r1/ended/"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
 }
 slurmlaunch_give_up() {
-    trap - ERR; echo "slurmlaunch: the task was not started: $1" >&2
+    trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2
     slurmlaunch_mark 3; exit 3
 }
 trap 'slurmlaunch_mark $?' EXIT
@@ -257,6 +257,15 @@ def test_a_failing_set_up_line_ends_the_task(job: ArrayJob, setup: tuple[str, ..
     status, marks, stdout, stderr = outcome(job, start(job))
     assert (status, marks, stdout) == (Status.SETUP, [EndMark(0, 0, Status.SETUP)], "")
     assert "slurmlaunch: the task was not started: set-up failed" in stderr
+
+
+@pytest.mark.parametrize("number", [0, 1, 9])
+def test_set_up_lines_that_exit(job: ArrayJob, number: int) -> None:
+    """Set-up lines that leave the script have failed, whatever they say of themselves: the node is not started."""
+    job = replace(job, setup=(f"exit {number}",), python=node(job.run_folder, "print('started')"))
+    status, marks, stdout, stderr = outcome(job, start(job))
+    assert (status, marks, stdout) == (Status.SETUP, [EndMark(0, 0, Status.SETUP)], "")
+    assert f"the set-up lines exited with status {number}" in stderr
 
 
 @pytest.mark.parametrize("setup", [("echo 'open",), ("if fi",), ("exit 9",)])

@@ -218,6 +218,27 @@ def test_interrupted(
         assert slurmlaunch.attach(folder)[0].cancelled()
 
 
+@on_any
+def test_cancelled_by_another(
+    start: Callable[..., subprocess.Popen[str]], where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """An item that another client cancels has failed, and the output of those behind it is there."""
+    if where == "slurm":
+        request.getfixturevalue("on_slurm")
+    waits = "touch {}; while ! [ -e go-{} ]; do sleep 0.05; done; echo {}"
+    with start("map", "--tasks", "3", waits, "a", "b", "c") as process:
+        wait_until((tmp_path / "b").exists)
+        (folder,) = (tmp_path / "slurmlaunch-runs").iterdir()
+        slurmlaunch.attach(folder)[1].cancel()
+        for item in "ac":
+            (tmp_path / f"go-{item}").touch()
+        out, err = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, out) == (1, "a\nc\n")
+    assert "cancelled" in err
+    assert "Traceback" not in err
+
+
 def test_the_reader_has_enough(start: Callable[..., subprocess.Popen[str]]) -> None:
     """When who reads the output goes away, that is no error of ours to tell."""
     reading, writing = os.pipe()

@@ -192,6 +192,13 @@ def members(group: int) -> list[int]:
     return found
 
 
+def test_what_is_left_running_holds_nothing_up() -> None:
+    """A command ends when it ends, also where something in its background has its output still; that is killed."""
+    done = Command("sleep 600 & echo $!")()
+
+    wait_until(lambda: not is_alive(int(done.stdout)))
+
+
 def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its time a command is killed, with all that it started."""
     monkeypatch.chdir(tmp_path)

@@ -152,6 +152,18 @@ class TestHowMany:
 class TestCalls:
     """What a call comes to."""
 
+    def test_progress_that_cannot_be_printed(self, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where joblib cannot take in what one call came to, it is told of the others all the same."""
+        broken = [OSError("the terminal is gone")]
+
+        def print_progress(_: joblib.Parallel) -> None:
+            if broken:
+                raise broken.pop()
+
+        monkeypatch.setattr(joblib.Parallel, "print_progress", print_progress)
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=1):
+            assert [0, 1, 2] == joblib.Parallel(verbose=1)(joblib.delayed(abs)(number) for number in range(3))
+
     def test_one_array(self, executor: Executor) -> None:
         """All that is dispatched together is one array, whose items are the calls; results are in order."""
         with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=3):

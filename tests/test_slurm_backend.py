@@ -17,6 +17,7 @@ from slurmlaunch.backends.scheduler import command, environment
 from slurmlaunch.backends.scheduler.command import Command, Finished
 from slurmlaunch.backends.scheduler.snapshot import Intervals
 from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.client.executor import Executor
 from slurmlaunch.errors import SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder
 from tests.cluster import Cluster, ClusterSpec
@@ -607,3 +608,17 @@ def test_a_controller_that_comes_back_is_asked_again(
     assert snapshot.get(job_id, 0)
     site.start_daemon("slurmctld")
     await_states(backend, job_id, TaskState.COMPLETED)
+
+
+@pytest.mark.parametrize("name", ["SLURM_CLUSTERS", "SBATCH_CLUSTERS"])
+def test_a_cluster_of_the_environment_stays_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Which cluster the environment names is written down: who attaches may have another there, or none."""
+    monkeypatch.setenv(name, "beta")
+    executor = Executor(tmp_path, cluster="slurm")
+    monkeypatch.delenv(name)
+
+    assert "#SBATCH --clusters=beta\n" in executor.script(abs, [1])
+    assert "--clusters" not in Executor(tmp_path, cluster="slurm").script(abs, [1])
+    assert "--clusters=a" in executor.options(clusters="a").script(abs, [1])

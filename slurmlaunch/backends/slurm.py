@@ -73,7 +73,7 @@ class SlurmBackend:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Speak to these clusters; *run* runs the commands, *intervals* say how often to ask for states, by a clock."""
-        self.clusters = clusters or os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
+        self.clusters = clusters
         self._run = run
         self._sleep = sleep
         self._clock = clock

@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.cli.run_options import RunOptionParser, run_options
@@ -146,7 +147,10 @@ def _follow(futures: FutureArray[subprocess.CompletedProcess[str]], items: list[
 
 def _show(futures: FutureArray[subprocess.CompletedProcess[str]], index: int, item: str) -> _Failed | None:
     """Wait for an item and print its output; return how it failed, if it did."""
-    error = futures[index].exception()
+    try:
+        error = futures[index].exception()
+    except CancelledError:  # by another client
+        return _Failed(index, item, "it was cancelled", [])
     if error is None:
         done = futures[index].result()
         _print(done.stdout, done.stderr)

@@ -89,6 +89,8 @@ class Executor(concurrent.futures.Executor):
             require_allocation()
         self._folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs").expanduser().absolute()
         self._options = Options.parse(**options)
+        if self._cluster == "slurm":
+            self._options = _on_named_clusters(self._options)
         self._ours = _Submitted()
 
     @property
@@ -399,6 +401,12 @@ class Executor(concurrent.futures.Executor):
                 FutureArray(run).wait()
         if errors:
             raise errors[0]
+
+
+def _on_named_clusters(options: Options) -> Options:
+    """Take over which cluster the environment names: that of whoever attaches to a run may name another, or none."""
+    named = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
+    return options.changed(clusters=named) if named and "clusters" not in options.slurm else options
 
 
 class LongSlices(UserWarning):

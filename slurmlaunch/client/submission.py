@@ -152,6 +152,8 @@ class Submission:
             else:
                 return True
             if not _sleep(_jittered(pause)):
+                where = self._run.folder.path
+                _log.warning("slurmlaunch ends with arrays not submitted: slurmlaunch.attach(%r) goes on", str(where))
                 return False
             pause = min(_LONGEST_WAIT, pause * 2)
         return True

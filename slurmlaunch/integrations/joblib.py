@@ -264,7 +264,7 @@ class _Dispatcher:
                 self._add(news)
             else:
                 self._under_way -= 1
-                news.callback(news.future)
+                _tell(news.callback, news.future)
 
     def _add(self, call: _Call) -> None:
         if not self._window:
@@ -281,7 +281,7 @@ class _Dispatcher:
             failed: Future[Any] = Future()
             failed.set_exception(error)
             for call in window:
-                call.callback(failed)
+                _tell(call.callback, failed)
             return
         self._arrays.append(array)
         self._under_way += len(window)
@@ -290,6 +290,13 @@ class _Dispatcher:
 
     def _note(self, callback: Callable[[Any], Any], future: Future[Any]) -> None:
         self._news.put(_Done(callback, future))
+
+
+def _tell(callback: Callable[[Any], Any], future: Future[Any]) -> None:
+    try:
+        callback(future)
+    except Exception:  # noqa: BLE001  (its progress could not be printed, say: the others are to arrive all the same)
+        _log.exception("joblib could not take in what a call came to")
 
 
 def _values(batch: Any) -> Iterator[Any]:

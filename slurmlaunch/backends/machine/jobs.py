@@ -117,6 +117,9 @@ class LocalJob:
             self._env = {}
 
 
+_SIGNALLED = 128
+
+
 class LocalTask:
     """A running element.
 
@@ -147,5 +150,7 @@ class LocalTask:
         if code == STATUS_UNKNOWN:
             ended = replace(ended, reason=ended.reason or "its exit status is not known")
         exit_code, status = (f"{code}:0", code) if code >= 0 else (f"0:{-code}", 128 - code)
+        if self.ending and status > _SIGNALLED:  # the mark may be read before the state, and is to say no less
+            status = Status.OUT_OF_MEMORY if self.ending.state is TaskState.OUT_OF_MEMORY else Status.STOPPED
         self.job.running -= 1
         self.job.settle(self.element, replace(ended, exit_code=exit_code, node=platform.node()), status)

@@ -146,6 +146,9 @@ def _body(job: ArrayJob) -> Iterator[str]:
     yield from _node(job)
 
 
+_MARK_AT_EXIT = "trap 'slurmlaunch_mark $?' EXIT"
+
+
 def _end(job: ArrayJob) -> Iterator[str]:
     ended = shell_quote(str(RunFolder(job.run_folder).ended))
     start = "${SLURM_RESTART_COUNT:-0}"
@@ -158,10 +161,10 @@ def _end(job: ArrayJob) -> Iterator[str]:
     yield f'    (umask 077; : >| {ended}/"{mark}") || :'
     yield "}"
     yield "slurmlaunch_give_up() {"
-    yield '    trap - ERR; echo "slurmlaunch: the task was not started: $1" >&2'
+    yield '    trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2'
     yield f"    slurmlaunch_mark {Status.SETUP}; exit {Status.SETUP}"
     yield "}"
-    yield "trap 'slurmlaunch_mark $?' EXIT"
+    yield _MARK_AT_EXIT
 
 
 def _environment(job: ArrayJob) -> Iterator[str]:
@@ -180,7 +183,7 @@ def _environment(job: ArrayJob) -> Iterator[str]:
         yield from _SETUP_BEGINS
         yield from job.setup
         yield ""  # a backslash that ends the last line takes this one
-        yield "trap - ERR"
+        yield f"trap - ERR; case $(trap -p EXIT) in *slurmlaunch_give_up*) {_MARK_AT_EXIT};; esac  # else it is theirs"
     yield ""
 
 
@@ -204,6 +207,7 @@ _SETUP_BEGINS = (
     '    [ "$3" -gt 1 ] || slurmlaunch_give_up "set-up failed with status $1: $2"',
     "}",
     """trap 'slurmlaunch_failed $? "$BASH_COMMAND" ${#BASH_SOURCE[@]}' ERR""",
+    """trap 'slurmlaunch_give_up "the set-up lines exited with status $?"' EXIT""",
 )
 
 

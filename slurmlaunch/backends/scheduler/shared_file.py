@@ -43,7 +43,7 @@ class SharedFile:
         try:
             with FileLock(path.with_suffix(".lock"), timeout=_LOCK_TIMEOUT, mode=0o600):
                 yield
-        except (OSError, Timeout) as error:
+        except (OSError, Timeout, NotImplementedError) as error:  # the last: a file system without flock
             raise Unshared(str(error)) from error
 
     def read(self) -> dict[str, Any]:

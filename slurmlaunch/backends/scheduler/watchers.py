@@ -106,4 +106,4 @@ def _started(pid: int) -> str:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return ""
-    return fields[19].decode()
+    return "" if fields[0] == b"Z" else fields[19].decode()

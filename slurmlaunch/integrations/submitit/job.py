@@ -182,6 +182,7 @@ class SlurmlaunchJob(core.Job[core.R]):
 
     def get_info(self, mode: str = "force") -> dict[str, str]:
         """Return what is known of the job; *mode* makes no difference."""
+        self._register_in_watcher()  # its id may have come since, and other items of its task have the same
         return self.watcher.get_info(self.job_id, mode)
 
     def stdout(self) -> str | None:
