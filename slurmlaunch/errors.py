@@ -30,7 +30,6 @@ Every error carries its data as fields and pickles with them.
 
 from __future__ import annotations
 
-import shlex
 import signal as signals
 import sys
 from pickle import PicklingError
@@ -108,6 +107,8 @@ class MissingPackage(SlurmlaunchError, ImportError):
     @classmethod
     def of(cls, feature: str, package: str) -> MissingPackage:
         """Return the error of a feature that needs a package, saying how it is installed."""
+        import shlex  # here, as a node is to start soon
+
         message = f"{feature} needs {package}: install it with {sys.executable} -m pip install {shlex.quote(package)}"
         return cls(message, package=package, python=sys.executable)
 

@@ -19,7 +19,6 @@ import pickle
 import struct
 import sys
 import zlib
-from collections.abc import Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ from slurmlaunch.runfolder.records import HEADER_SIZE, Kind
 from slurmlaunch.runfolder.safety import open_owned, read_at, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from slurmlaunch.runfolder.layout import RunFolder
 
@@ -175,7 +174,7 @@ class ItemReader:
     def calling(self, function: Callable[..., Any]) -> Callable[[int], Any]:
         """Return what calls a function with the arguments of an item, which is quicker than to ask for them."""
         first = stop = 0
-        rows: Sequence[Arguments] = ()
+        rows: Sequence[Arguments] | _Anew = ()
 
         def call(item: int) -> Any:
             nonlocal first, stop, rows
@@ -186,7 +185,7 @@ class ItemReader:
 
         return call
 
-    def _block(self, item: int) -> tuple[int, Sequence[Arguments]]:
+    def _block(self, item: int) -> tuple[int, Sequence[Arguments] | _Anew]:
         """Return the first item of a block, and the arguments of all."""
         header, offset = self._find(item)
         if header.kind == Kind.BUNDLE:
@@ -243,7 +242,7 @@ class ItemReader:
         return ResultLost("the arguments on disk are damaged", file=str(self._folder.items), offset=offset)
 
 
-class _Anew(Sequence["Arguments"]):
+class _Anew:
     """Argument tuples that are made anew whenever they are looked at."""
 
     def __init__(self, number: int, make: Callable[[int], Arguments]) -> None:
@@ -252,7 +251,7 @@ class _Anew(Sequence["Arguments"]):
     def __len__(self) -> int:
         return self._number
 
-    def __getitem__(self, position: Any) -> Any:
+    def __getitem__(self, position: int) -> Arguments:
         return self._make(position)
 
 
