@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from slurmlaunch.client.run import Run
 
 _CANCELLATIONS_EVERY = _CLAIMS_EVERY = 1.0
-_CANCELLATIONS_COST, _CLAIMS_COST = 1, 4
+_CLAIMS_COST = 4
 _READ_COST = 4
 """Opening, looking, reading, closing."""
 
@@ -89,8 +89,7 @@ class Lookout:
         now = self._clock()
         if now >= self._cancellations_at:
             self._cancellations_at = now + _CANCELLATIONS_EVERY
-            self._other_costs += _CANCELLATIONS_COST
-            self.run.look_for_cancellations()
+            self._other_costs += self.run.look_for_cancellations()
             self._other_costs += self.run.learn_job_ids()
         self._reconsider()
         self._list_ended()

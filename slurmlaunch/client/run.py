@@ -328,9 +328,10 @@ class Run:
         ]
         return self._audience.call(settled)
 
-    def look_for_cancellations(self) -> None:
-        """Take in what other clients have cancelled."""
+    def look_for_cancellations(self) -> int:
+        """Take in what other clients have cancelled; return how many file operations it took."""
         called: list[tuple[int, Told]] = []
+        before = self._cancellations.operations
         try:
             with self.changed:
                 for number, items in self._cancellations.new():
@@ -339,6 +340,7 @@ class Run:
                 self.changed.notify_all()
         finally:  # also where one of the files cannot be read now
             self._tell(called)
+        return self._cancellations.operations - before
 
     def _take_from_scheduler(self, items: Collection[int]) -> None:
         """Take tasks with nothing left to do from the scheduler: from all jobs, whichever of them that fails for."""

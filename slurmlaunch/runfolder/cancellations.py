@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.layout import RunFolder
 
 
+_LISTING, _READING = 4, 4
+"""File operations that it takes to list a folder, and to open, check, read and close a file."""
+
+
 class CancellationWriter:
     """Writes the cancellations of one client, in one round."""
 
@@ -42,19 +46,25 @@ class CancellationWriter:
 
 
 class CancellationReader:
-    """Reads what clients have cancelled in some rounds since the last look."""
+    """Reads what clients have cancelled in some rounds since the last look.
+
+    Attributes:
+        operations: how many file operations that has taken so far.
+    """
 
     def __init__(self, folder: RunFolder, rounds: Iterable[int]) -> None:
         self._path = folder.cancelled
         self._rounds = {str(number) for number in rounds}
         self._positions: dict[str, int] = {}
         self._changed = -1
+        self.operations = 0
 
     def new(self) -> Iterator[tuple[int, range]]:
         """Yield the ranges of items that were cancelled since the last look, and their round.
 
         Costs one look at the folder where there is nothing new.
         """
+        self.operations += 1
         status = self._path.stat()
         changed = status.st_mtime_ns
         if changed == self._changed:
@@ -63,6 +73,7 @@ class CancellationReader:
         with os.scandir(self._path) as entries:
             ours = [entry for entry in entries if entry.name.partition(".")[0] in self._rounds]
             sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in ours}
+        self.operations += _LISTING + len(ours)
         for name, size in sizes.items():
             position = self._positions.get(name, 0)
             if size > position:
@@ -72,6 +83,7 @@ class CancellationReader:
         self._changed = -1 if young else changed
 
     def _read(self, name: str, position: int, length: int) -> Iterator[range]:
+        self.operations += _READING
         descriptor = open_owned(self._path / name)
         try:
             data = os.pread(descriptor, length, position)
