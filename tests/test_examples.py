@@ -36,6 +36,9 @@ EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+pytestmark = pytest.mark.slow  # what they use is tested elsewhere, on each Python
+
+
 @pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Choose the backend as a user does who changes no line of an example: by a variable."""
@@ -243,11 +246,7 @@ ELSEWHERE = {"allocation.py", "gpus.py"}
 """What needs another place, and has a test of its own."""
 
 MARKS = {
-    "dask_cluster.py": [pytest.mark.slow],
-    "grid_search.py": [pytest.mark.slow],
-    "postprocess.py": [pytest.mark.slow],
     "ray_cluster.py": [
-        pytest.mark.slow,
         pytest.mark.skipif(find_spec("ray") is None, reason="needs ray, which is large: pip install ray"),
         pytest.mark.skipif(caps.usable_cpus() < 2, reason="its two nodes need two CPUs"),
     ],
@@ -373,7 +372,6 @@ def is_pytest(block: str) -> bool:
     return "import pytest" in block
 
 
-@pytest.mark.slow
 def test_readme_code(tmp_path: Path, run_python: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's code runs as it stands, from its first block to its last, and prints what it says."""
     monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")

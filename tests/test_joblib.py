@@ -46,6 +46,7 @@ class TestName:
         'print(joblib.Parallel(backend="slurmlaunch")(calls()))',
     )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("use", USES, ids=["config", "argument"])
     @pytest.mark.parametrize("order", [("slurmlaunch", "joblib"), ("joblib", "slurmlaunch")], ids=" then ".join)
     def test_either_order(

@@ -21,7 +21,7 @@ import pytest
 from slurmlaunch import Executor, RunFolderError, SchedulerError, SubmissionError, TaskCancelled, WorkerDied, attach
 from slurmlaunch.backends.scheduler import queries
 from slurmlaunch.backends.slurm import SlurmBackend
-from slurmlaunch.client import lookout, submission
+from slurmlaunch.client import absences, submission
 from slurmlaunch.client.attach import backend_of, find_run
 from tests.cluster import ClusterSpec
 from tests.faults.wrapped import HANGS, IS_AWAY, TIMES_OUT, TIMES_OUT_AFTERWARDS, Wrapped
@@ -216,7 +216,7 @@ class TestKilledClient:
         copy = shutil.copytree(array.folder, tmp_path / "copy")
         (tmp_path / "nothing").mkdir()
         monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-        monkeypatch.setattr(lookout, "_SILENT_FOR", 1.0)
+        monkeypatch.setattr(absences, "_SILENT_FOR", 1.0)
         backend_of.cache_clear()
 
         first, second = attach(copy).results(timeout=60, return_exceptions=True)
