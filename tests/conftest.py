@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -103,6 +104,26 @@ def gate(make_executor: ExecutorFactory, tmp_path: Path) -> Iterator[Gate]:
     gate = Gate(tmp_path / "gate")
     yield gate
     gate.open()
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Return a function that makes a module of a text: ``beside/lies_beside.py``, in a folder of the test's own.
+
+    This process searches that folder, and forgets folder and module when the test is over: the next test in it makes
+    another one of that name.
+    """
+    (tmp_path / "beside").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "beside")
+
+    def make(text: str) -> Any:
+        (tmp_path / "beside" / "lies_beside.py").write_text(text, encoding="utf-8")
+        importlib.invalidate_caches()
+        sys.modules.pop("lies_beside", None)
+        return importlib.import_module("lies_beside")
+
+    yield make
+    sys.modules.pop("lies_beside", None)
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import collections
 import enum
 import functools
-import importlib
 import operator
-import sys
 import textwrap
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +19,6 @@ from tests import scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from slurmlaunch import Executor
     from tests.conftest import ExecutorFactory
@@ -169,9 +167,11 @@ class TestClasses:
 class TestByValue:
     """Modules whose code travels."""
 
-    def test_functions_arguments_and_results(self, make_executor: ExecutorFactory, tmp_path: Path) -> None:
+    def test_functions_arguments_and_results(
+        self, make_executor: ExecutorFactory, beside: Callable[[str], Any]
+    ) -> None:
         """Functions, arguments and results need no module there, and results are of the class from here."""
-        (tmp_path / "travels.py").write_text(
+        travels = beside(
             textwrap.dedent(
                 """
                 class Box:
@@ -181,22 +181,16 @@ class TestByValue:
                 def more(box):
                     return Box(box.content + 1)
                 """
-            ),
-            encoding="utf-8",
+            )
         )
-        sys.path.insert(0, str(tmp_path))
-        try:
-            travels = importlib.import_module("travels")
-        finally:
-            sys.path.remove(str(tmp_path))
-        executor = make_executor(by_value=["travels"])
+        Path(travels.__file__).unlink()
+        executor = make_executor(by_value=["lies_beside"])
         arrays = [
             executor.map_array(travels.more, [travels.Box(1)]),
             executor.map_array(lambda box: box, [travels.Box(2)]),
             executor.submit(travels.more, travels.Box(2)).run,
         ]
         boxes = [array[0].result() for array in arrays]
-        del sys.modules["travels"]
 
         assert [2, 2, 3] == [box.content for box in boxes]
         assert {travels.Box} == {type(box) for box in boxes}

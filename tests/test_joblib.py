@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import joblib
@@ -22,8 +23,7 @@ from tests.conftest import elsewhere, several_cpus
 from tests.waiting import is_alive, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from slurmlaunch import FutureArray
     from tests.conftest import ExecutorFactory
@@ -354,17 +354,13 @@ class TestWhatTravels:
 
         assert [(True, 1)] * 5 == found
 
-    def test_modules_that_travel(self, make_executor: ExecutorFactory, tmp_path: Path) -> None:
+    def test_modules_that_travel(self, make_executor: ExecutorFactory, beside: Callable[[str], Any]) -> None:
         """``by_value=`` holds for what joblib hands over."""
-        (tmp_path / "only_here.py").write_text("def double(number):\n    return 2 * number\n")
-        sys.path.insert(0, str(tmp_path))
-        try:
-            import only_here  # type: ignore[import-not-found]
-        finally:
-            sys.path.remove(str(tmp_path))
+        module = beside("def double(number): return 2 * number")
+        Path(module.__file__).unlink()
 
-        with joblib.parallel_config(backend="slurmlaunch", executor=make_executor(by_value=only_here)):
-            assert [0, 2, 4] == joblib.Parallel()(joblib.delayed(only_here.double)(number) for number in range(3))
+        with joblib.parallel_config(backend="slurmlaunch", executor=make_executor(by_value=module)):
+            assert [0, 2, 4] == joblib.Parallel()(joblib.delayed(module.double)(number) for number in range(3))
 
     def test_a_node_needs_no_client(self, executor: Executor) -> None:
         """Where a call runs, nothing is imported for it that only a client needs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
 import signal
@@ -170,21 +169,6 @@ class DescribesItself:
     def __call__(self, item: int) -> int:
         """Return the item."""
         return item
-
-
-@pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Return a function that makes a module, which lies in a folder that only this process searches."""
-    (tmp_path / "beside").mkdir()
-    monkeypatch.syspath_prepend(tmp_path / "beside")
-
-    def make(text: str) -> Any:
-        (tmp_path / "beside" / "lies_beside.py").write_text(text)
-        importlib.invalidate_caches()
-        sys.modules.pop("lies_beside", None)
-        return importlib.import_module("lies_beside")
-
-    return make
 
 
 def by_reference(path: Path, function: Any, **changes: Any) -> OneRun:

@@ -136,12 +136,10 @@ def test_a_run_folder_that_is_removed(cluster: Cluster, tmp_path: Path) -> None:
     executor = Executor(tmp_path / "runs", cluster="slurm")
     removed, other = executor.map_array(gate.enter, "ab"), executor.map_array(gate.enter, "cd")
     gate.await_arrival(*"abcd")
-    began = time.monotonic()
     shutil.rmtree(removed.folder)
 
     found = removed.results(timeout=30, return_exceptions=True)
     assert [ResultLost, ResultLost] == [type(each) for each in found]
     assert all(str(removed.folder) in str(each) for each in found)
-    assert time.monotonic() - began < 15
     gate.open()
     assert ["c", "d"] == other.results(timeout=60)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import NodeFailure, NodeStartError, TaskState, attach
+from slurmlaunch import NodeFailure, TaskState, attach
 from tests.cluster import ClusterSpec
 from tests.faults.deeds import Deed, Exits, Fails, parent
 from tests.faults.test_killed import ONCE, outcomes, squares
@@ -222,41 +222,3 @@ def _of_job(cluster: Cluster, job_id: str) -> Iterator[int]:
             continue
         if environment.get("SLURM_CONF") == cluster.env["SLURM_CONF"] and environment.get("SLURM_JOB_ID") == job_id:
             yield int(path.name)
-
-
-class TestBreaker:
-    """Where nothing can start, the rest is not tried."""
-
-    def test_another_interpreter(self, faulty: Cluster, launch: Launch) -> None:
-        """A program that is not there: the error shows what the log says, and no task is left in the queue."""
-        futures = launch(faulty, python=["/no/such/python"]).map_array(abs, range(200), throttle=2)
-        found = futures.results(PATIENCE, return_exceptions=True)
-        assert {type(each) for each in found} == {NodeStartError}
-        assert "/no/such/python" in str(found[0])
-        assert "No such file" in str(found[199])
-        assert sum("not started" in str(each) for each in found) > 150
-        wait_until(lambda: not faulty.run("squeue", "--noheader", f"--jobs={futures.job_ids[0]}", "--states=PD,R"))
-
-    def test_without_slurmlaunch(self, faulty: Cluster, launch: Launch) -> None:
-        """A Python without slurmlaunch says so, and what to do."""
-        futures = launch(faulty, python=[sys.executable, "-I", "-S"]).map_array(abs, range(50), throttle=2)
-        found = futures.results(PATIENCE, return_exceptions=True)
-        assert {type(each) for each in found} == {NodeStartError}
-        assert all("slurmlaunch" in str(each) for each in found)
-        assert "Install slurmlaunch" in str(found[0])
-
-    def test_without_the_users_module(
-        self, faulty: Cluster, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A module that only the client has is named."""
-        (tmp_path / "theirs").mkdir()
-        (tmp_path / "theirs" / "only_here.py").write_text("def work(n):\n    return n\n", encoding="utf-8")
-        monkeypatch.syspath_prepend(tmp_path / "theirs")
-        import only_here  # type: ignore[import-not-found]
-
-        futures = launch(faulty, setup=[f"rm -rf {tmp_path}/theirs"]).map_array(only_here.work, range(50), throttle=2)
-        found = futures.results(PATIENCE, return_exceptions=True)
-        assert {type(each) for each in found} == {NodeStartError}
-        assert all("No module named 'only_here'" in str(each) for each in found)
-        assert "by_value" in str(found[0])
-        wait_until(lambda: not faulty.run("squeue", "--noheader", f"--jobs={futures.job_ids[0]}", "--states=PD"))
