@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import ExecutorFactory
 
+pytestmark = pytest.mark.slow
+
 locally = pytest.mark.parametrize("backend", ["local"], indirect=True)
 on_slurm = pytest.mark.parametrize("backend", [pytest.param("slurm", marks=pytest.mark.slurm)], indirect=True)
 
@@ -40,7 +42,6 @@ class TestCluster:
     """A cluster, and its end."""
 
     @several_cpus
-    @pytest.mark.slow
     def test_work_that_depends_on_work(self, make_executor: ExecutorFactory) -> None:
         """Workers are as many and as large as asked, results feed calls, and with the end all processes end."""
         executor = make_executor(mem="1G")
@@ -198,7 +199,6 @@ if __name__ == "__main__":
 
 
 @locally
-@pytest.mark.slow
 def test_nobody_else_gets_in(make_executor: ExecutorFactory) -> None:
     """A client without the cluster's key is refused, one with another key too; the key is its user's alone."""
     executor = make_executor()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ON_FILES = {posix.open, posix.close, posix.stat, posix.lstat, posix.fstat, posix.read, posix.pread, posix.listdir}
 NAMES_OF = {each.__name__ for each in ON_FILES} | {"scandir"}
 
+pytestmark = pytest.mark.slow
+
 SIZE = {"items": 2_000_000, "tasks": 600, "array": 60, "slots": 200, "seconds": 600.0}
 
 
@@ -56,7 +58,6 @@ def counted_calls() -> Iterator[Counter[str]]:
         sys.setprofile(before)
 
 
-@pytest.mark.slow
 def test_a_run(simulation: ModuleType, tmp_path: Path) -> None:
     """Everything settles soon after its end; scheduler and file system are asked little, however much goes on."""
     simulated = simulation.Simulation(simulation.Size(**SIZE), tmp_path / "run")

@@ -32,6 +32,9 @@ EVERYWHERE = ["local", pytest.param("slurm", marks=pytest.mark.slurm)]
 EXECUTOR = 'executor = submitit.AutoExecutor(folder="log_test", cluster="slurmlaunch")'
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _installed() -> None:
     """See that submitit can find the plugin: entry points are read when a package is installed."""
