@@ -14,6 +14,7 @@ from tests.waiting import PATIENCE, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from slurmlaunch import Future
     from tests.cluster import Cluster
     from tests.faults.conftest import Launch
 
@@ -25,6 +26,11 @@ def warn(cluster: Cluster, job_id: str | None) -> None:
     cluster.run("scancel", "--signal=USR1", "--batch", str(job_id))
 
 
+def await_close(future: Future[Any]) -> None:
+    """Wait until the future's task has heard the warning, and hands out no more."""
+    wait_until(lambda: "the time limit is near, items not begun: 1" in future.stderr())
+
+
 def test_between_items(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
     """From the warning on no item is begun; what runs may finish, and the task starts again for the rest."""
     work = deed(Deed, 1)
@@ -32,6 +38,7 @@ def test_between_items(faulty: Cluster, launch: Launch, deed: Callable[..., Any]
     work.gate.await_arrival(1)
     warn(faulty, futures[1].job_id)
     assert futures[5].result(PATIENCE) == 25
+    await_close(futures[1])
     work.gate.open()
     assert outcomes(futures) == squares()
     assert work.runs == ONCE
@@ -59,6 +66,7 @@ def test_may_not_start_again(faulty: Cluster, launch: Launch, deed: Callable[...
     work.gate.await_arrival(1)
     warn(faulty, futures[1].job_id)
     assert futures[5].result(PATIENCE) == 25
+    await_close(futures[1])
     work.gate.open()
     assert outcomes(futures) == squares(2, kind=TimeLimitExceeded)
     assert work.runs == {item: 1 for item in range(6) if item != 2}
