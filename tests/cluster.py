@@ -382,6 +382,9 @@ def _base_settings(site: _Site) -> dict[str, str]:
         "ReturnToService": "2",
         "JobRequeue": "1",
         "KillWait": "5",
+        # What is named by the job is the whole machine's: control groups with their limits and counts of OOM kills,
+        # MPICH's shared memory. So two clusters must not number their jobs alike.
+        "FirstJobId": str(random.randrange(1, 60_000_000)),
         "MaxArraySize": "1001",
         "MinJobAge": "300",
     }
@@ -400,9 +403,6 @@ def _optional_settings(site: _Site) -> dict[str, str]:
     if site.spec.cgroup:
         settings["ProctrackType"] = "proctrack/cgroup"
         settings["TaskPlugin"] = "task/cgroup,task/affinity"
-        # Control groups are named by node and job, and are the whole machine's: two clusters must not number their
-        # jobs alike, or one finds the other's limits and counts of OOM kills in its own.
-        settings["FirstJobId"] = str(random.randrange(1, 60_000_000))
     return settings
 
 
