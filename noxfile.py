@@ -53,9 +53,8 @@ def tests(session: nox.Session) -> None:
     # PyTorch and Ray are too large for who only wants to see the tests pass: without them a few are skipped.
     required = complete and os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") == "1"
     install(session, "test", *(["examples"] if required else []))
-    selection = [] if complete else ["-m", "not slurm and not slow"]
-    # Several at once, also where there are few cores: most of its time a test waits. The slow ones come last, and lie
-    # in few files: who has nothing left to do takes them from the others.
+    selection = [] if complete else ["-m", "not slurm and not slow", "--hypothesis-profile=quick"]
+    # Several at once, also where there are few cores: most of its time a test waits.
     session.run("pytest", "--numprocesses=6", "--dist=worksteal", *selection, *session.posargs)
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("slurmlaunch", deadline=None)  # no clock decides a test
+# No clock decides a test. What differs between Pythons shows in few examples.
+settings.register_profile("slurmlaunch", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=20)
 settings.load_profile("slurmlaunch")
 
 SLURM = pytest.param("slurm", marks=pytest.mark.slurm)
@@ -37,6 +39,22 @@ elsewhere = pytest.mark.parametrize("backend", ["local", SLURM], indirect=True)
 
 several_cpus = pytest.mark.skipif(usable_cpus() < 2, reason="needs two CPUs")
 """For tests whose tasks run side by side, also on the local backend."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each of the processes that run tests its share of the slow ones, and those first.
+
+    pytest-xdist deals out the list in as many parts, and takes from the end of one for who has done his own: in the
+    order of the files one process would have most of the slow tests, and go on alone for minutes.
+    """
+    parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    items[:] = [
+        item
+        for part in range(parts)
+        for item in (*slow[part::parts], *quick[len(quick) * part // parts : len(quick) * (part + 1) // parts])
+    ]
 
 
 class ExecutorFactory(Protocol):

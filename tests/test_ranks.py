@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tests.conftest import ExecutorFactory
     from tests.waiting import Gate, Story
 
+pytestmark = pytest.mark.slow
+
 elsewhere = pytest.mark.parametrize("backend", ["local", SLURM], indirect=True)
 
 ALL = list(range(4))
