@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copyreg
 import datetime as dt
 import errno
 import functools
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import pytest
+from tblib import pickling_support
 
 from slurmlaunch.errors import UnpicklableResult, WorkerDied
 from slurmlaunch.outcome import Failure, Value, capture
 from tests.tasks import OneRun, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from typing_extensions import Self
@@ -368,6 +370,7 @@ class Ending(SystemExit):
     ],
     ids=lambda value: type(value).__name__,
 )
+@pytest.mark.usefixtures("_registered")
 def test_builtin_exceptions_keep_their_fields(error: BaseException, names: list[str]) -> None:
     """The fields of builtin exceptions arrive, also in classes that take other arguments."""
     arrived = raised(error)
@@ -602,6 +605,18 @@ def test_reading_an_outcome_ends_no_thread(error: type[BaseException]) -> None:
     assert [type(getattr(outcome, "error", None)) for outcome in loaded] == [UnpicklableResult, ValueError]
 
 
+@pytest.fixture(params=[False, True], ids=["", "tblib"])
+def _registered(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let tblib register a way to pickle all exceptions, as it does where ``distributed`` is imported."""
+    before = dict(copyreg.dispatch_table)
+    if request.param:
+        pickling_support.install()
+    yield
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
+
+
+@pytest.mark.usefixtures("_registered")
 def test_an_exception_does_not_keep_its_frames() -> None:
     """Once its outcome is bytes, nothing that a failed call held is alive."""
     references = []
