@@ -16,6 +16,7 @@ from slurmlaunch import (
     NodeFailure,
     RunFolderError,
     SubmissionError,
+    TaskState,
     UnknownOption,
     UnknownProtocol,
     UnsafeRunFolder,
@@ -138,10 +139,9 @@ class TestAttach:
         assert (True, "b") == (array[0].cancelled(), array[1].result())
         wait_until(lambda: not is_alive(gate.process_of("a")))
 
-    @elsewhere
-    def test_client_killed(self, backend: str, tmp_path: Path) -> None:
-        """When its client is killed, a local run ends, and says so; Slurm's goes on. Either can be taken up again."""
-        gate = Gate(tmp_path / "gate")
+    @staticmethod
+    def killed_client(backend: str, tmp_path: Path, gate: Gate) -> str:
+        """Return the run of a client that was killed, of whose items the first waits at the gate."""
         client = scripts.start(
             tmp_path,
             """
@@ -163,7 +163,13 @@ class TestAttach:
         gate.await_arrival("a")
         client.kill()
         scripts.finish(client)
+        return folder
 
+    @elsewhere
+    def test_client_killed(self, backend: str, tmp_path: Path) -> None:
+        """When its client is killed, a local run ends, and says so; Slurm's goes on. Either can be taken up again."""
+        gate = Gate(tmp_path / "gate")
+        folder = self.killed_client(backend, tmp_path, gate)
         array: FutureArray[str] = attach(folder)
         if backend == "local":
             wait_until(lambda: not is_alive(gate.process_of("a")))
@@ -173,6 +179,15 @@ class TestAttach:
             array = again
         gate.open()
         assert ["a", "b"] == array.results(timeout=90)
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_retried_as_soon_as_its_end_is_known(self, backend: str, tmp_path: Path) -> None:
+        """What has ended, but may have outcomes that are not yet seen, is waited for, and then run again."""
+        gate = Gate(tmp_path / "gate")
+        array: FutureArray[str] = attach(self.killed_client(backend, tmp_path, gate))
+        wait_until(lambda: array[0].state == TaskState.NODE_FAIL)
+        gate.open()
+        assert ["a", "b"] == array.retry().results(timeout=90)
 
 
 class TestRefused:

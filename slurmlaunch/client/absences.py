@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import Snapshot
     from slurmlaunch.client.breaker import Breaker
     from slurmlaunch.client.run import Run
+    from slurmlaunch.runfolder.rounds import ArrayPlan
 
 _SILENT_FOR = 30.0
 """Seconds after which a scheduler that has said nothing of a task is held to what it said of it before."""
@@ -92,17 +93,20 @@ class Absences:
         self._believed = False
 
     def hear(self, snapshot: Snapshot) -> None:
-        """Take in what the scheduler says."""
-        for each in self._tasks.rounds:
-            for number, array in enumerate(each.plan.arrays):
-                job_id = self._tasks.jobs.get((each.number, number))
-                if job_id is None:
-                    continue
-                for element in range(array.length):
-                    task = array.first_task + element
-                    record = None if task in self._over else snapshot.get(job_id, element)
-                    if record is not None:
-                        self._hear_of(task, job_id, record)
+        """Take in what the scheduler says: of all tasks at once, so that nobody sees the half of an answer."""
+        with self._run.changed:
+            for each in self._tasks.rounds:
+                for number, array in enumerate(each.plan.arrays):
+                    job_id = self._tasks.jobs.get((each.number, number))
+                    if job_id is not None:
+                        self._hear_of_array(array, job_id, snapshot)
+
+    def _hear_of_array(self, array: ArrayPlan, job_id: str, snapshot: Snapshot) -> None:
+        for element in range(array.length):
+            task = array.first_task + element
+            record = None if task in self._over else snapshot.get(job_id, element)
+            if record is not None:
+                self._hear_of(task, job_id, record)
 
     def _hear_of(self, task: int, job_id: str, record: TaskRecord) -> None:
         self._tasks.states[task], self._tasks.told[task] = record.state, record

@@ -82,11 +82,13 @@ def _await_states(run: Run) -> None:
     Without that a task that was taken away at night would be taken for one that goes on.
     """
     client = run.tasks.rounds[-1].plan.client
-    if run.tasks.told or not run.ledger.open or client is None or Owner(*client) == Owner.me():
+    if not run.ledger.open or client is None or Owner(*client) == Owner.me():
         return
+    with run.changed:
+        known = bool(run.tasks.told)  # what the scheduler has not named by now it may never name
     until = time.monotonic() + latency_of(run.folder.path) + _ANSWER_WITHIN
     tasks = [task for each in run.tasks.rounds for task in each.plan.tasks if run.tasks.place(task).job_id]
-    while time.monotonic() < until and any(_is_unclear(run, task) for task in tasks):
+    while time.monotonic() < until and any(_is_unclear(run, task, known=known) for task in tasks):
         time.sleep(_TICK)
 
 
@@ -94,9 +96,9 @@ _ANSWER_WITHIN, _TICK = 40.0, 0.05
 """Seconds within which the scheduler is asked for a job that is new to this machine, and between two looks."""
 
 
-def _is_unclear(run: Run, task: int) -> bool:
+def _is_unclear(run: Run, task: int, *, known: bool) -> bool:
     state = run.tasks.states.get(task)
-    return bool(run.tasks.open_items(task)) and (state is None or state.is_final)
+    return bool(run.tasks.open_items(task)) and (not known if state is None else state.is_final)
 
 
 def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
