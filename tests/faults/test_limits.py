@@ -86,11 +86,11 @@ def test_real_limits(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) 
         work.forget(item)
     assert [each.result(PATIENCE) for each in (again[0], longer[0], failed[0])] == [0, 100, 400]
     wait_until(lambda: {"1", "11"} <= work.gate.arrived, 2 * PATIENCE)
+    found = failed.results(2 * PATIENCE, return_exceptions=True)
+    assert [type(each) for each in found] == [int, TimeLimitExceeded, TimeLimitExceeded]
     work.gate.open()
     assert again.results(PATIENCE) == [0, 1, 4]
     assert longer.results(PATIENCE) == [100, 121, 144]
-    found = failed.results(PATIENCE, return_exceptions=True)
-    assert [type(each) for each in found] == [int, TimeLimitExceeded, TimeLimitExceeded]
     assert work.runs == {0: 1, 1: 2, 2: 1, 10: 1, 11: 2, 12: 1, 20: 1, 21: 1}
     assert again[1].attempts[0].exit_code == 75
     assert [each[1].attempts[0].state for each in (again, longer, failed)] == ["REQUEUED", "TIMEOUT", "TIMEOUT"]
