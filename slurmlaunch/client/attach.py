@@ -87,8 +87,9 @@ def _await_states(run: Run) -> None:
     with run.changed:
         known = bool(run.tasks.told)  # what the scheduler has not named by now it may never name
     until = time.monotonic() + latency_of(run.folder.path) + _ANSWER_WITHIN
-    tasks = [task for each in run.tasks.rounds for task in each.plan.tasks if run.tasks.place(task).job_id]
-    while time.monotonic() < until and any(_is_unclear(run, task, known=known) for task in tasks):
+    unclear = [task for each in run.tasks.rounds for task in each.plan.tasks if run.tasks.place(task).job_id]
+    # Fewer each time: what ends meanwhile is not waited for, or a long run would never let go.
+    while (unclear := [task for task in unclear if _is_unclear(run, task, known=known)]) and time.monotonic() < until:
         time.sleep(_TICK)
 
 

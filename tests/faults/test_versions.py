@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +44,10 @@ def tasks_started(array: FutureArray[int]) -> int:
     return sum(1 for path in (array.folder / "logs").glob("*.err") if path.stat().st_size)
 
 
-def few_started(array: FutureArray[int]) -> bool:
+def few_started(cluster: Cluster, array: FutureArray[int]) -> bool:
     """Whether the rest of a run was not started when its first tasks had all died in the same way."""
-    time.sleep(2)
-    return tasks_started(array) < ITEMS
+    wait_until(lambda: not cluster.run("squeue", "--noheader", f"--jobs={array.job_ids[0]}", "--states=PD,R"))
+    return tasks_started(array) < len(array)
 
 
 def test_another_python(cluster: Cluster, tmp_path: Path) -> None:
@@ -66,11 +65,13 @@ def test_another_python(cluster: Cluster, tmp_path: Path) -> None:
         python=[another_python()],
         env={"PYTHONPATH": f"{REPOSITORY}:{packages}"},
     )
-    errors = refused(executor.map_array(abs, range(ITEMS), tasks=ITEMS))
+    array = executor.map_array(abs, range(ITEMS), tasks=ITEMS, throttle=2)
+    errors = refused(array)
 
     here = f"Python 3.{sys.version_info.minor}"
     assert all(here in str(each) and str(each).count("Python 3.1") >= 2 for each in errors), errors[0]
     assert "python=[" in str(errors[0])
+    assert few_started(cluster, array)
 
 
 @pytest.mark.parametrize("missing", ["slurmlaunch", "cloudpickle"])
@@ -95,7 +96,7 @@ def test_without(cluster: Cluster, tmp_path: Path, missing: str, monkeypatch: py
 
     assert all(missing in str(each) for each in errors), errors[0]
     assert all(f"Install {missing} for the Python that runs on the node" in str(each) for each in errors), errors[0]
-    assert few_started(array)
+    assert few_started(cluster, array)
 
 
 def test_no_such_python(cluster: Cluster, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_no_such_python(cluster: Cluster, tmp_path: Path) -> None:
 
     assert all("/no/such/python" in str(each) and "No such file" in str(each) for each in errors), errors[0]
     assert sum("not started" in str(each) for each in errors) > 150
-    wait_until(lambda: not cluster.run("squeue", "--noheader", f"--jobs={array.job_ids[0]}", "--states=PD,R"))
+    assert few_started(cluster, array)
 
 
 def test_without_the_users_module(cluster: Cluster, tmp_path: Path, beside: Callable[[str], Any]) -> None:
@@ -117,7 +118,7 @@ def test_without_the_users_module(cluster: Cluster, tmp_path: Path, beside: Call
     errors = refused(array)
 
     assert all("No module named 'lies_beside'" in str(each) and "by_value=" in str(each) for each in errors), errors[0]
-    assert few_started(array)
+    assert few_started(cluster, array)
     assert [0, 2, 4] == executor.options(by_value=[module]).map_array(module.double, range(3)).results(timeout=60)
 
 
