@@ -7,11 +7,13 @@ nothing means that an absence is believed at the next look, one without end that
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import pickle
 import sys
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -391,6 +393,34 @@ class TestStates:
 
         assert started == watched.run.tasks.started
         assert state == watched.run.tasks.states[0]
+
+    def test_a_hold_is_told_to_handlers_that_look(self, watched: Watched) -> None:
+        """A job that is held is warned of, once, while nothing of the run is locked: a handler may wait for it."""
+        messages, free = [], []
+
+        def can_look() -> bool:
+            if not watched.run.changed.acquire(timeout=1.0):
+                return False
+            watched.run.changed.release()
+            return True
+
+        class Looking(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                messages.append(record.getMessage())
+                with ThreadPoolExecutor(1) as thread:
+                    free.append(thread.submit(can_look).result())
+
+        handler = Looking()
+        logging.getLogger("slurmlaunch").addHandler(handler)
+        try:
+            for _ in range(2):
+                watched.hear(TaskState.PENDING, reason="JobHeldUser")
+                watched.hear(TaskState.PENDING, reason="Priority")
+        finally:
+            logging.getLogger("slurmlaunch").removeHandler(handler)
+
+        assert [True] == free
+        assert ["scontrol release 7" in message for message in messages] == [True]
 
     def test_not_known(self, watched: Watched) -> None:
         """A task that the scheduler says nothing of is not lost."""

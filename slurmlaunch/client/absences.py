@@ -94,26 +94,34 @@ class Absences:
 
     def hear(self, snapshot: Snapshot) -> None:
         """Take in what the scheduler says: of all tasks at once, so that nobody sees the half of an answer."""
+        queued_for: dict[str, str] = {}
         with self._run.changed:
             for each in self._tasks.rounds:
                 for number, array in enumerate(each.plan.arrays):
                     job_id = self._tasks.jobs.get((each.number, number))
                     if job_id is not None:
-                        self._hear_of_array(array, job_id, snapshot)
+                        reasons = self._hear_of_array(array, job_id, snapshot)
+                        queued_for.update((reason, job_id) for reason in reasons - self._held_for)
+        # Not under the lock: a handler of the user's may wait for who shows, or asks for, the state of this run.
+        for reason, job_id in queued_for.items():
+            self._warn_of_hold(job_id, reason)
 
-    def _hear_of_array(self, array: ArrayPlan, job_id: str, snapshot: Snapshot) -> None:
+    def _hear_of_array(self, array: ArrayPlan, job_id: str, snapshot: Snapshot) -> set[str]:
+        """Take in what it says of an array; return why elements of it are queued."""
+        reasons = set()
         for element in range(array.length):
             task = array.first_task + element
             record = None if task in self._over else snapshot.get(job_id, element)
             if record is not None:
-                self._hear_of(task, job_id, record)
+                self._hear_of(task, record)
+                if record.state.is_queued and record.reason:
+                    reasons.add(record.reason)
+        return reasons
 
-    def _hear_of(self, task: int, job_id: str, record: TaskRecord) -> None:
+    def _hear_of(self, task: int, record: TaskRecord) -> None:
         self._tasks.states[task], self._tasks.told[task] = record.state, record
         if not record.state.is_final:
-            if record.state.is_queued:
-                self._warn_of_hold(job_id, record.reason)
-            else:
+            if not record.state.is_queued:
                 self._tasks.started.add(task)
             self._absent.pop(task, None)
             if self._tasks.ends.pop(task, None) and task in self._tasks.marks:
@@ -121,9 +129,9 @@ class Absences:
         elif self._has_open(task):
             self._suspect(task, functools.partial(self._by_state, task, record), record)
 
-    def _warn_of_hold(self, job_id: str | None, reason: str | None) -> None:
+    def _warn_of_hold(self, job_id: str, reason: str) -> None:
         """Say, once, that a job waits for a person: it is no end, but will not go on by itself."""
-        if reason and reason not in self._held_for and _HELD.search(reason):
+        if _HELD.search(reason):
             self._held_for.add(reason)
             advice = f"what holds it is to be mended, and then: scontrol release {job_id}; or cancel it"
             _log.warning("slurmlaunch waits for job %s, which Slurm will not start (%s): %s", job_id, reason, advice)

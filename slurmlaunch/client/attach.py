@@ -99,7 +99,7 @@ _ANSWER_WITHIN, _TICK = 40.0, 0.05
 
 def _is_unclear(run: Run, task: int, *, known: bool) -> bool:
     state = run.tasks.states.get(task)
-    return bool(run.tasks.open_items(task)) and (not known if state is None else state.is_final)
+    return (not known if state is None else state.is_final) and bool(run.tasks.open_items(task))
 
 
 def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:

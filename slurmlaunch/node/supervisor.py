@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -173,8 +174,8 @@ class Supervisor:
             self._stock.close()
             self._pool.take_back()
             self._pool.ask_for_checkpoints()
-            if left := self._stock.left:
-                print(f"slurmlaunch: the time limit is near, items not begun: {left}", file=sys.stderr)  # noqa: T201
+            with suppress(OSError):  # where the log cannot be written the outcomes still may
+                print("slurmlaunch: the time limit is near, no further items are begun", file=sys.stderr)  # noqa: T201
         # Without an outcome or a checkpoint of its own, another start would come no further
         # than this one: then the time limit is the item's, and the scheduler will say so.
         progress = self._pool.recorded + self._pool.checkpoints

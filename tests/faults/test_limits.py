@@ -28,7 +28,7 @@ def warn(cluster: Cluster, job_id: str | None) -> None:
 
 def await_close(future: Future[Any]) -> None:
     """Wait until the future's task has heard the warning, and hands out no more."""
-    wait_until(lambda: "the time limit is near, items not begun: 1" in future.stderr())
+    wait_until(lambda: "the time limit is near, no further items are begun" in future.stderr())
 
 
 def test_between_items(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
