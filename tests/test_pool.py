@@ -21,7 +21,7 @@ import pytest
 
 from slurmlaunch import current_task
 from slurmlaunch.errors import WorkerDied
-from slurmlaunch.node.stock import Stock
+from slurmlaunch.node.queue import Queue
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
 from slurmlaunch.runfolder.records import Damage, Kind
@@ -765,7 +765,7 @@ def test_a_task_runs_its_own_items(tmp_path: Path) -> None:
 
 def test_a_stock_hands_out_each_item_once() -> None:
     """Items are taken in order, what is put back first, and what is cancelled never."""
-    stock = Stock(range(10))
+    stock = Queue(range(10))
     assert (len(stock), list(stock.take(3))) == (10, [0, 1, 2])
 
     stock.put_back(array("Q", [1, 2]))
@@ -777,7 +777,7 @@ def test_a_stock_hands_out_each_item_once() -> None:
 
 def test_a_closed_stock_hands_out_nothing() -> None:
     """Once it is closed nothing can be taken, neither what was left nor what is put back."""
-    stock = Stock(range(10))
+    stock = Queue(range(10))
     stock.close()
     stock.put_back([3])
 

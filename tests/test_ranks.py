@@ -17,7 +17,7 @@ import pytest
 from slurmlaunch import Executor, NodeStartError, OptionError, WorkerDied, attach, current_task
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.scheduler.batch_script import sbatch_words
-from slurmlaunch.node.world import World, first_host
+from slurmlaunch.node.rank import RankEnvironment, first_host
 from tests import scripts, together
 from tests.conftest import SLURM
 from tests.waiting import PATIENCE, is_alive, wait_until
@@ -447,30 +447,30 @@ OPEN_MPI = {
 @pytest.mark.parametrize(
     ("environ", "world"),
     [
-        (SRUN, World(5, 7, 1, 2, 2)),
-        (SRUN | {"PMI_RANK": "5", "PMI_SIZE": "7"}, World(5, 7, 1, 2, 2)),
-        (SRUN | HYDRA, World(3, 4, 1, 2, 1)),
-        (SRUN | OPEN_MPI, World(3, 8, 3, 4, 0)),
+        (SRUN, RankEnvironment(5, 7, 1, 2, 2)),
+        (SRUN | {"PMI_RANK": "5", "PMI_SIZE": "7"}, RankEnvironment(5, 7, 1, 2, 2)),
+        (SRUN | HYDRA, RankEnvironment(3, 4, 1, 2, 1)),
+        (SRUN | OPEN_MPI, RankEnvironment(3, 8, 3, 4, 0)),
     ],
 )
-def test_launchers(environ: dict[str, str], world: World) -> None:
+def test_launchers(environ: dict[str, str], world: RankEnvironment) -> None:
     """A rank finds itself by what its launcher says, the innermost where there are several."""
-    assert World.of(environ) == world
+    assert RankEnvironment.of(environ) == world
 
 
 def test_no_launcher_known() -> None:
     """Where nothing is said, the error says what to do."""
     with pytest.raises(NodeStartError, match="launcher="):
-        World.of({})
+        RankEnvironment.of({})
 
 
 def test_master() -> None:
     """The ranks meet on the first machine: by its name, or by its number where nobody knows the name."""
     known = SRUN | {"SLURM_STEP_NODELIST": "localhost,nowhere.invalid"}
 
-    assert World.of(known).variables(known, "head", 1)["MASTER_ADDR"] == "localhost"
-    assert World.of(SRUN).variables(SRUN, "head", 1)["MASTER_ADDR"] == "192.0.2.7"
-    assert World.of(SRUN | HYDRA).variables(SRUN | HYDRA, "head", 1)["MASTER_ADDR"] == "head"
+    assert RankEnvironment.of(known).variables(known, "head", 1)["MASTER_ADDR"] == "localhost"
+    assert RankEnvironment.of(SRUN).variables(SRUN, "head", 1)["MASTER_ADDR"] == "192.0.2.7"
+    assert RankEnvironment.of(SRUN | HYDRA).variables(SRUN | HYDRA, "head", 1)["MASTER_ADDR"] == "head"
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,9 @@ def main(arguments: list[str]) -> int:
 def _run(folder: RunFolder, manifest: Manifest, its_round: Round, task: int) -> int:
     if its_round.plan.ranks is None:
         return Supervisor(folder, manifest, its_round, task).run()
-    from slurmlaunch.node.ranks import RanksSupervisor  # here, since most tasks have none
+    from slurmlaunch.node.mpi import MpiSupervisor  # here, since most tasks have none
 
-    return RanksSupervisor(folder, manifest, its_round, task, its_round.plan.ranks).run()
+    return MpiSupervisor(folder, manifest, its_round, task, its_round.plan.ranks).run()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ needed on machines that reorder stores.
 from __future__ import annotations
 
 import mmap
+import os
 from array import array
 from typing import TYPE_CHECKING
 
@@ -156,3 +157,51 @@ class Channel:
     def numbers(self, start: int, stop: int) -> bytes:
         """Return outcomes that are numbers of one type, by their positions since the last reset."""
         return self._numbers[start * _NUMBER : stop * _NUMBER].tobytes()
+
+
+class Connection:
+    """One end of a connection.
+
+    Attributes:
+        reading: the descriptor that its words come from.
+        writing: the descriptor that its words go to.
+    """
+
+    __slots__ = ("reading", "writing")
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self.reading = reading
+        self.writing = writing
+
+    @classmethod
+    def pair(cls) -> tuple[Connection, Connection]:
+        """Return both ends of a new connection."""
+        (a_reads, b_writes), (b_reads, a_writes) = os.pipe(), os.pipe()
+        return cls(a_reads, a_writes), cls(b_reads, b_writes)
+
+    def send(self, data: bytes) -> None:
+        """Send all of it.
+
+        Raises:
+            BrokenPipeError: nobody reads any more.
+        """
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.writing, view) :]
+
+    def receive(self, size: int) -> bytes | None:
+        """Return exactly so many bytes, or None at the end of file."""
+        pieces = []
+        while size:
+            piece = os.read(self.reading, min(size, 1 << 20))
+            if not piece:
+                return None
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Hang up; nothing happens the second time."""
+        for descriptor in {self.reading, self.writing} - {-1}:
+            os.close(descriptor)
+        self.reading = self.writing = -1

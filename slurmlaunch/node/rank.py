@@ -13,7 +13,9 @@ is left the supervisor gives to a further launch.
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -22,10 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch import caps, context
 from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError
-from slurmlaunch.node import lifeline, memory
-from slurmlaunch.node.waiting import Signals, Waiting
+from slurmlaunch.node import system
+from slurmlaunch.node.events import Signals, Waiting
 from slurmlaunch.node.worker import flush, go_first, line_buffer, take_signals
-from slurmlaunch.node.world import RANK, RANKS, World
 from slurmlaunch.outcome import Bundle, Failure, failure_of
 from slurmlaunch.runfolder.layout import RunFolder, Status
 from slurmlaunch.runfolder.manifest import Manifest
@@ -36,7 +37,7 @@ from slurmlaunch.runfolder.rounds import round_of_task
 from slurmlaunch.runfolder.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from slurmlaunch.runfolder.rounds import Round
 
@@ -60,14 +61,14 @@ class _Place(NamedTuple):
     task: int
     attempt: int
     launch: Launch
-    world: World
+    world: RankEnvironment
 
     @classmethod
     def of(cls, arguments: list[str]) -> _Place:
         folder = RunFolder(Path(arguments[1]).absolute())
         task, attempt, number = map(int, arguments[2:])
         manifest, its_round = Manifest.read(folder), round_of_task(folder, task)
-        world = World.of(os.environ)
+        world = RankEnvironment.of(os.environ)
         wanted = its_round.plan.ranks.number if its_round.plan.ranks else 1
         if world.ranks != wanted:
             raise NodeStartError(f"the launcher started {world.ranks} ranks, and the task has {wanted}")
@@ -121,7 +122,7 @@ class _Caller:
         return 0
 
     def _become_ours(self) -> None:
-        lifeline.end_with_parent()
+        system.end_with_parent()
         take_signals()
         go_first()
         place, launch = self._place, self._place.launch
@@ -149,7 +150,7 @@ class _Caller:
 
     def _located(self, failure: Failure) -> bytes:
         """Have a failure say whose it is."""
-        note = f"on rank {self._place.world.rank} of {self._place.world.ranks}, node {node()}"
+        note = f"on rank {self._place.world.rank} of {self._place.world.ranks}, node {system.node_name()}"
         error = failure.error
         notes = error.__dict__.setdefault("__notes__", [])
         notes.append(note)  # what add_note() does, which Python 3.10 does not have
@@ -167,7 +168,7 @@ class _Guard:
         self._waiting = Waiting()
         self._signals = Signals(self._waiting)
         self._signals.listen()
-        self._oom_kills = memory.oom_kills()
+        self._oom_kills = system.oom_kills()
         self._start = writer.path.stat().st_size
 
     def run(self, child: int) -> int:
@@ -186,7 +187,7 @@ class _Guard:
                 os.kill(child, signal.SIGKILL)
         self._cut_torn()
         self._writer.adopt(failed=False)
-        self._writer.note(launch=self._place.launch.number, peak=usage.ru_maxrss * memory.RUSAGE_UNIT)
+        self._writer.note(launch=self._place.launch.number, peak=usage.ru_maxrss * system.RUSAGE_UNIT)
         if self._signals.terminated:
             return Status.STOPPED
         return self._told(os.waitstatus_to_exitcode(status))
@@ -208,12 +209,12 @@ class _Guard:
             return 0
         died: dict[str, Any] = {
             "rank": self._place.world.rank,
-            "node": node(),
+            "node": system.node_name(),
             "loaded": any("loaded" in note for note in file.notes),
             "item": left[0] if left else None,
             "signal": -code if code < 0 else None,
             "status": code if code >= 0 else None,
-            "oom": code == -signal.SIGKILL and memory.oom_kills() > self._oom_kills,
+            "oom": code == -signal.SIGKILL and system.oom_kills() > self._oom_kills,
             "time": time.time(),
         }
         self._writer.note(launch=self._place.launch.number, died=died)
@@ -229,11 +230,6 @@ class _Guard:
         return [item for item in self._place.launch.items if item not in done]
 
 
-def node() -> str:
-    """Return the name of this node, Slurm's where it has one."""
-    return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
-
-
 def main(arguments: list[str]) -> int:
     """Be a rank; return the exit status."""
     if len(arguments) != _ARGUMENTS or not all(map(str.isdecimal, arguments[2:])):
@@ -245,7 +241,7 @@ def main(arguments: list[str]) -> int:
     except (SlurmlaunchError, OSError) as error:
         print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
         return Status.NODE
-    writer.note(launch=place.launch.number, rank=place.world.rank, node=node(), started=time.time())
+    writer.note(launch=place.launch.number, rank=place.world.rank, node=system.node_name(), started=time.time())
     guard = _Guard(place, writer)
     child = os.fork()
     if not child:
@@ -256,3 +252,107 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))
+
+
+RANK, RANKS = "SLURMLAUNCH_RANK", "SLURMLAUNCH_RANKS"
+"""Of a rank that the supervisor started itself, without a launcher."""
+
+# Each launcher's own, the inner one first: within a job of Slurm's an mpirun starts its own daemons
+# by srun, so that what Slurm says there is said of those.
+_OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+_HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
+
+_LOOPBACK = "127.0.0.1"
+
+
+class RankEnvironment(NamedTuple):
+    """Which of the ranks a process is.
+
+    Attributes:
+        rank: its number among all.
+        ranks: how many there are.
+        local_rank: its number among those of its node.
+        local_ranks: how many these are.
+        node_rank: the number of its node among those of the ranks.
+    """
+
+    rank: int
+    ranks: int
+    local_rank: int
+    local_ranks: int
+    node_rank: int
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> RankEnvironment:
+        """Read what the launcher says.
+
+        Raises:
+            NodeStartError: it says nothing that is known.
+        """
+        if RANK in environ:
+            rank, ranks = int(environ[RANK]), int(environ[RANKS])
+            return cls(rank, ranks, rank, ranks, 0)
+        for names in (_OPEN_MPI, _HYDRA):
+            if all(name in environ for name in names):
+                rank, ranks, local_rank, local_ranks = (int(environ[name]) for name in names)
+                return cls(rank, ranks, local_rank, local_ranks, rank // local_ranks)
+        if all(name in environ for name in _SRUN):
+            rank, ranks, local_rank, node = (int(environ[name]) for name in _SRUN)
+            return cls(rank, ranks, local_rank, _tasks_per_node(environ)[node], node)
+        raise NodeStartError(
+            "the launcher does not tell the ranks which they are",
+            advice="srun, Open MPI's mpirun and MPICH's or Intel's mpiexec do: name one of them, launcher=[...].",
+        )
+
+    def variables(self, environ: Mapping[str, str], host: str, port: int) -> dict[str, str]:
+        """Return the variables by which PyTorch and others find themselves and each other.
+
+        Args:
+            environ: the launcher's variables.
+            host: the supervisor's machine, where rank 0 is if the launcher says nothing else.
+            port: where the ranks may meet on the machine of rank 0.
+        """
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.ranks),
+            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_ranks),
+            "NODE_RANK": str(self.node_rank),
+            "MASTER_ADDR": self._master(environ, host),
+            "MASTER_PORT": str(port),
+        }
+
+    def _master(self, environ: Mapping[str, str], host: str) -> str:
+        """Return the address of rank 0's machine, which each rank finds out without the others."""
+        if self.ranks == self.local_ranks:
+            return _LOOPBACK
+        nodes = environ.get("SLURM_STEP_NODELIST")
+        if nodes is None or environ.get("SLURM_PROCID") != str(self.rank):
+            return host
+        first = first_host(nodes)
+        # Slurm may call a node by a name that nobody else knows. Then the batch script's
+        # machine, which srun was called on, is the first of the job's.
+        return first if _is_known(first) else environ.get("SLURM_LAUNCH_NODE_IPADDR", host)
+
+
+def first_host(nodes: str) -> str:
+    """Return the first name in a list as Slurm writes it: ``n07`` of ``n[07-09,11],m1``."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes, maxsplit=1)[0])
+
+
+def _tasks_per_node(environ: Mapping[str, str]) -> list[int]:
+    """Read ``2(x3),1``: two tasks on each of three nodes, one on the fourth."""
+    numbers: list[int] = []
+    for part in environ["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        tasks, _, times = part.rstrip(")").partition("(x")
+        numbers += [int(tasks)] * int(times or 1)
+    return numbers
+
+
+def _is_known(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True

@@ -23,11 +23,11 @@ import cloudpickle  # loaded before the pool is forked: once, not once per proce
 from slurmlaunch import caps
 from slurmlaunch.context import Task
 from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
-from slurmlaunch.node import lifeline, memory
+from slurmlaunch.node import system
+from slurmlaunch.node.events import Signals, Waiting
 from slurmlaunch.node.pool import Pool
-from slurmlaunch.node.stock import Stock
-from slurmlaunch.node.timelimit import TimeLimit
-from slurmlaunch.node.waiting import Signals, Waiting
+from slurmlaunch.node.queue import Queue
+from slurmlaunch.node.task import TimeLimit
 from slurmlaunch.node.worker import Worker
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.cancellations import CancellationReader
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from slurmlaunch.errors import ItemError
-    from slurmlaunch.node.channel import Channel
-    from slurmlaunch.node.connection import Connection
+    from slurmlaunch.node.channel import Channel, Connection
     from slurmlaunch.node.pool import Death
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
@@ -76,45 +75,45 @@ class Supervisor:
         self._writer.failures = earlier.failures
         self._checkpoints = {**round_.checkpoints(), **earlier.checkpoints}
         self._limit = TimeLimit(plan, self._writer.attempt)
-        self._stock = self._stock_of(round_, earlier.done)
+        self._queue = self._queue_of(round_, earlier.done)
         self._waiting = Waiting()
-        self._pool = Pool(self._waiting, self._writer, self._stock, self._child, shares=bool(manifest.shared))
-        self._places: Collection[int] = range(max(1, min(plan.processes, self._stock.left)))
+        self._pool = Pool(self._waiting, self._writer, self._queue, self._child, shares=bool(manifest.shared))
+        self._places: Collection[int] = range(max(1, min(plan.processes, self._queue.left)))
         self._masks = _masks(plan)
         self._cancellations = CancellationReader(folder, [round_.number])
         self._doubtful: list[_Doubtful] = []
         self._unready_deaths = 0
-        self._oom_kills = memory.oom_kills()
+        self._oom_kills = system.oom_kills()
         self._stop_at: float | None = None
         self._parent = os.getppid()
         self._upkeep_every = max(1.0, min(plan.throttle or len(plan.tasks), len(plan.tasks)) / _FLUSHES_PER_SECOND)
         self._upkeep_at = monotonic() + self._upkeep_every
 
-    def _stock_of(self, its_round: Round, done: set[int]) -> Stock:
+    def _queue_of(self, its_round: Round, done: set[int]) -> Queue:
         plan, attempt = self._plan, self._writer.attempt
         if plan.blocks is not None:
-            from slurmlaunch.node.shared_stock import SharedStock  # here, since most tasks have none
+            from slurmlaunch.node.queue import SharedQueue  # here, since most tasks have none
             from slurmlaunch.runfolder.claims import Claimer
 
             claimer = Claimer(self._folder.claims(its_round.number), self._task, attempt, plan.blocks.number)
-            return SharedStock(plan, plan.blocks, claimer, done if attempt else None)
+            return SharedQueue(plan, plan.blocks, claimer, done if attempt else None)
         items = plan.items_of(self._task)
-        return Stock([item for item in items if item not in done] if done else items)
+        return Queue([item for item in items if item not in done] if done else items)
 
     def run(self) -> int:
         """Run to the end of the task; return its exit status."""
-        self._writer.note(started=time.time(), node=_node())
+        self._writer.note(started=time.time(), node=system.node_name())
         try:
             self._manifest.check_versions(cloudpickle.__version__)
         except NodeStartError as error:
             self._give_up(Failure(error).dump())
         self._cancel()
         signals = Signals(self._waiting, self._terminated, self._record_values_only)  # first, so that it is heard first
-        client = lifeline.from_environment()
+        client = system.client_pipe()
         if client is not None:
             self._waiting.add(client, self._client_gone)
         signals.listen()
-        if self._manifest.shared and self._stock.left:  # a shared stock holds nothing before it is filled up
+        if self._manifest.shared and self._queue.left:  # a shared stock holds nothing before it is filled up
             self._check_shared(signals)
         self._loop(signals)
         self._end_pool()
@@ -135,7 +134,7 @@ class Supervisor:
     def _status(self) -> Status:
         if self._stop_at is not None or self._writer.withheld:
             return Status.STOPPED
-        if self._stock.closed and self._stock.left:
+        if self._queue.closed and self._queue.left:
             return Status.REQUEUE
         return Status.FAILURES if self._writer.failures else Status.VALUES
 
@@ -157,9 +156,9 @@ class Supervisor:
                 return
 
     def _has_work(self) -> bool:
-        if self._stock.refill(len(self._places) - self._pool.number_busy):
+        if self._queue.refill(len(self._places) - self._pool.number_busy):
             self._cancel()  # what was cancelled while nobody had it is not even begun
-        return bool(self._stock or self._pool.busy or self._doubtful)
+        return bool(self._queue or self._pool.busy or self._doubtful)
 
     def _timeout(self) -> float:
         several = any(len(process.items) > 1 for process in self._pool.processes.values())
@@ -170,8 +169,8 @@ class Supervisor:
 
     def _is_out_of_time(self) -> bool:
         """Hand out nothing more; say whether there is no time left for what is in flight."""
-        if not self._stock.closed:
-            self._stock.close()
+        if not self._queue.closed:
+            self._queue.close()
             self._pool.take_back()
             self._pool.ask_for_checkpoints()
             with suppress(OSError):  # where the log cannot be written the outcomes still may
@@ -210,10 +209,10 @@ class Supervisor:
         if self._unready_deaths >= _LOADING_TRIES:
             self._do_with_fewer(error)
             return
-        if death.item is None or death.item in self._stock.cancelled:
+        if death.item is None or death.item in self._queue.cancelled:
             return
         if death.ours:
-            self._stock.put_back([death.item])  # it had just begun, as the one before it was to be ended
+            self._queue.put_back([death.item])  # it had just begun, as the one before it was to be ended
             self._places = self._places or [death.number]  # where it could load the function, another can
         else:
             due = monotonic() + (DOUBT_SECONDS if death.signal else 0.0)
@@ -228,15 +227,15 @@ class Supervisor:
             self._give_up(Failure(error).dump())
 
     def _error_of(self, death: Death) -> ItemError:
-        kills = memory.oom_kills()
+        kills = system.oom_kills()
         if death.signal == signal.SIGKILL and kills > self._oom_kills:
             self._oom_kills += 1
-            return OutOfMemory(f"the process that ran the item hit the memory limit{memory.limit_text()}")
+            return OutOfMemory(f"the process that ran the item hit the memory limit{system.limit_text()}")
         return WorkerDied.of(death.signal, death.status)
 
     def _give_up(self, failure: bytes) -> None:
         """Record one failure for everything that is left: no process could run it."""
-        left = self._stock.take_all()
+        left = self._queue.take_all()
         start = 0
         for i in range(1, len(left) + 1):
             if i == len(left) or left[i] != left[i - 1] + 1:
@@ -260,7 +259,7 @@ class Supervisor:
             return
         for doubtful in [each for each in self._doubtful if each.due <= now]:
             self._doubtful.remove(doubtful)
-            error = doubtful.error.located(item=doubtful.item, task=self._task, node=_node())
+            error = doubtful.error.located(item=doubtful.item, task=self._task, node=system.node_name())
             self._writer.failure(doubtful.item, Failure(error).dump())
 
     def _cancel(self) -> None:
@@ -268,8 +267,8 @@ class Supervisor:
         if not news:
             return
         for items in news:
-            self._stock.cancel(items)
-        self._pool.kill(self._stock.cancelled)
+            self._queue.cancel(items)
+        self._pool.kill(self._queue.cancelled)
 
     # The end.
 
@@ -291,7 +290,7 @@ class Supervisor:
 
     def _stop(self, grace: float) -> None:
         """Hand out nothing more; from now on only values are recorded."""
-        self._stock.close()
+        self._queue.close()
         self._record_values_only()
         self._pool.ask_for_checkpoints()
         self._doubtful.clear()
@@ -300,14 +299,10 @@ class Supervisor:
     def _end_pool(self) -> None:
         if self._pool.busy:
             self._pool.kill()
-        self._stock.put_back([doubtful.item for doubtful in self._doubtful])
+        self._queue.put_back([doubtful.item for doubtful in self._doubtful])
         for death in self._pool.close():
             if death.item is not None:
-                self._stock.put_back([death.item])  # it was not its fault
-
-
-def _node() -> str:
-    return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+                self._queue.put_back([death.item])  # it was not its fault
 
 
 def _masks(plan: RoundPlan) -> list[frozenset[int]] | None:

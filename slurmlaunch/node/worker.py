@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from slurmlaunch import caps, context
 from slurmlaunch.errors import NodeStartError
-from slurmlaunch.node import lifeline
+from slurmlaunch.node import system
 from slurmlaunch.node.channel import LARGE
 from slurmlaunch.outcome import Bundle, Failure, failure_of, in_series
 from slurmlaunch.runfolder.outcomes import Entry
@@ -51,8 +51,7 @@ from slurmlaunch.runfolder.work import Work
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from slurmlaunch.node.channel import Channel
-    from slurmlaunch.node.connection import Connection
+    from slurmlaunch.node.channel import Channel, Connection
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
     from slurmlaunch.runfolder.outcomes import OutcomeWriter, Recorded
@@ -127,7 +126,7 @@ class Worker:
             self._connection.send(b"X" + LENGTH.pack(len(data)) + data)
             return 0
         gc.enable()
-        lifeline.end_with_parent()  # until here the end of the connection was enough
+        system.end_with_parent()  # until here the end of the connection was enough
         if work.can_checkpoint:
             signal.signal(signal.SIGUSR2, lambda *_: self._checkpoint(work))
             self._connection.send(b"C")

@@ -248,7 +248,7 @@ def _node(job: ArrayJob) -> Iterator[str]:
 
 _KILLED, _OOM = 137, int(Status.OUT_OF_MEMORY)
 
-# As `slurmlaunch.node.memory` reads it, which says where it stands.
+# As `slurmlaunch.node.system` reads it, which says where it stands.
 _OUT_OF_MEMORY = (
     "slurmlaunch_count_ooms() {  # how many processes of this task the kernel has ended for want of memory",
     "    local line file name number; slurmlaunch_ooms=0",

@@ -19,31 +19,37 @@ SIGTERM only values count, and a death by signal is held for a second.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import time
 import zlib
+from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
-from slurmlaunch.node import lifeline
-from slurmlaunch.node.launching import Launched
-from slurmlaunch.node.rank import node
-from slurmlaunch.node.tally import Tally
-from slurmlaunch.node.timelimit import TimeLimit
-from slurmlaunch.node.waiting import Signals, Waiting
+from slurmlaunch.node import system
+from slurmlaunch.node.events import Signals, Waiting
+from slurmlaunch.node.rank import RANK, RANKS
+from slurmlaunch.node.system import Log
+from slurmlaunch.node.task import TimeLimit
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, earlier_attempts
 from slurmlaunch.runfolder.ranks import Launch, make_rank_files
+from slurmlaunch.runfolder.records import Damage, Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from slurmlaunch.errors import ItemError
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.outcomes import Recorded
     from slurmlaunch.runfolder.ranks import RanksPlan
     from slurmlaunch.runfolder.rounds import Round
 
@@ -64,7 +70,7 @@ _PORTS = range(16384, 32768)
 """Below those that Linux gives to clients (``ip_local_port_range``), above what is well known."""
 
 
-class RanksSupervisor:
+class MpiSupervisor:
     """Runs the slice of one task with its ranks."""
 
     def __init__(self, folder: RunFolder, manifest: Manifest, round_: Round, task: int, ranks: RanksPlan) -> None:
@@ -92,12 +98,12 @@ class RanksSupervisor:
 
     def run(self) -> int:
         """Run to the end of the task; return its exit status."""
-        self._writer.note(started=time.time(), node=node())
+        self._writer.note(started=time.time(), node=system.node_name())
         try:
             self._manifest.check_versions(cloudpickle.__version__)
         except NodeStartError as error:
             self._give_up(error)
-        client = lifeline.from_environment()
+        client = system.client_pipe()
         if client is not None:
             self._waiting.add(client, lambda: self._stop(0.0))
         self._signals.listen()
@@ -143,7 +149,7 @@ class RanksSupervisor:
 
     def _run_launch(self, launch: Launch) -> None:
         launch.note(self._writer)
-        tally = Tally(self._files, launch.number)
+        results = RankResults(self._files, launch.number)
         words = (str(self._folder.path), str(self._task), str(self._writer.attempt), str(launch.number))
         try:
             launched = Launched(self._ranks, words)
@@ -153,22 +159,22 @@ class RanksSupervisor:
         failed_at: float | None = None
         while launched.alive:
             self._waiting.wait(self._tick)
-            tally.read()
+            results.read()
             self._hear()  # after it: what was read may have failed of what ends the task
-            self._record(tally)
+            self._record(results)
             self._cancel()
-            if failed_at is None and any(tally.failure(item) for item in self._left):
+            if failed_at is None and any(results.failure(item) for item in self._left):
                 failed_at = monotonic()
-            if self._is_over(tally, failed_at):
-                tally.ending = True
+            if self._is_over(results, failed_at):
+                results.ending = True
                 launched.end()
-        tally.read(final=True)
+        results.read(final=True)
         self._hear()
-        self._record(tally)
+        self._record(results)
         self._writer.flush()
-        self._peak = max(self._peak, tally.peak)
+        self._peak = max(self._peak, results.peak)
         if self._stop_at is None:
-            self._conclude(tally, launched)
+            self._conclude(results, launched)
 
     def _hear(self) -> None:
         """Take in signals, and the end of who started us."""
@@ -183,7 +189,7 @@ class RanksSupervisor:
     def _stop(self, grace: float) -> None:
         self._stop_at = min(self._stop_at or float("inf"), monotonic() + grace)
 
-    def _is_over(self, tally: Tally, failed_at: float | None) -> bool:
+    def _is_over(self, results: RankResults, failed_at: float | None) -> bool:
         """Whether the launch is to be ended: what it could still do is not wanted, or not to be waited for."""
         now = monotonic()
         if self._stop_at is not None:
@@ -193,25 +199,25 @@ class RanksSupervisor:
             return True
         if failed_at is not None and now >= failed_at + GRACE_SECONDS:
             return True
-        return tally.death is not None or self._runs_cancelled(tally)
+        return results.death is not None or self._runs_cancelled(results)
 
-    def _record(self, tally: Tally) -> None:
+    def _record(self, results: RankResults) -> None:
         """Record the items that all ranks have come to the end of."""
-        for item in [item for item in self._left if tally.is_complete(item)]:
-            failure = tally.failure(item)
+        for item in [item for item in self._left if results.is_complete(item)]:
+            failure = results.failure(item)
             if failure is not None and self._stop_at is not None:
                 continue  # perhaps no more than the end from outside
             self._settle(item)
-            self._writer.copy(failure or tally.value(item), item)
+            self._writer.copy(failure or results.value(item), item)
             self._recorded += 1
 
     def _settle(self, item: int) -> None:
         self._left.remove(item)
 
-    def _runs_cancelled(self, tally: Tally) -> bool:
+    def _runs_cancelled(self, results: RankResults) -> bool:
         """Whether a rank has come to an item that nobody wants."""
         return any(
-            item in self._cancelled and tally.is_running(item, self._left[:i]) for i, item in enumerate(self._left)
+            item in self._cancelled and results.is_running(item, self._left[:i]) for i, item in enumerate(self._left)
         )
 
     def _cancel(self) -> None:
@@ -220,32 +226,32 @@ class RanksSupervisor:
 
     # The end of a launch.
 
-    def _conclude(self, tally: Tally, launched: Launched) -> None:
+    def _conclude(self, results: RankResults, launched: Launched) -> None:
         """Find what the end of a launch means for the items that are left."""
         if not self._left:
             return
         before = len(self._left)
-        if tally.death is not None:  # first of all: what the others raised may have come of it
-            self._conclude_death(tally.death)
+        if results.death is not None:  # first of all: what the others raised may have come of it
+            self._conclude_death(results.death)
         if self._stop_at is not None:
             return
         for item in self._left.copy():
-            failure = tally.failure(item)
+            failure = results.failure(item)
             if failure is not None:
                 self._settle(item)
                 self._writer.copy(failure, item)
         self._left = [item for item in self._left if item not in self._cancelled]
         if len(self._left) == before and not self._requeue:
-            self._conclude_silence(tally, launched)
+            self._conclude_silence(results, launched)
 
     def _conclude_death(self, died: dict[str, Any]) -> None:
         if not died["signal"] or self._doubt():
             item = died["item"] if died["item"] in self._left else self._left[0]  # it may have died at its very end
             self._fail(_error_of(died, self._ranks.number), item if died["loaded"] else None)
 
-    def _conclude_silence(self, tally: Tally, launched: Launched) -> None:
+    def _conclude_silence(self, results: RankResults, launched: Launched) -> None:
         """Find what it means that the ranks are gone without a word; where none had started they get another launch."""
-        began = bool(tally.began)
+        began = bool(results.began)
         self._unstarted = 0 if began else self._unstarted + 1
         if not 0 < self._unstarted < _LAUNCH_TRIES:
             self._fail(_launcher_error(self._ranks, launched, began=began), self._left[0] if began else None)
@@ -267,7 +273,7 @@ class RanksSupervisor:
         self._record_error(item, error)
 
     def _record_error(self, item: int, error: ItemError) -> None:
-        located = error.for_item(item).located(task=self._task, node=node())
+        located = error.for_item(item).located(task=self._task, node=system.node_name())
         self._writer.failure(item, Failure(located).dump())
 
     def _give_up(self, error: ItemError) -> None:
@@ -298,3 +304,122 @@ def _launcher_error(ranks: RanksPlan, launched: Launched, *, began: bool) -> Ite
         what = f"the ranks did not start: {launcher} {ended}{said}"
         return NodeStartError(what, advice=_LAUNCHER_ADVICE, exit_code=status)
     return WorkerDied(f"the ranks ended too early: {launcher} {ended}{said}", exit_code=status)
+
+
+_PATIENCE = 10.0
+"""Seconds that a launcher has for ending its ranks, more than srun takes, before it is killed itself."""
+
+
+class Launched:
+    """What was started for one launch.
+
+    Attributes:
+        ending: whether it has been told to end.
+        log: what it says.
+    """
+
+    def __init__(self, plan: RanksPlan, words: Sequence[str]) -> None:
+        """Start the launcher; without one, start each rank.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self.ending = False
+        self.log = Log()
+        self._kill_at = 0.0
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for rank in range(1 if plan.launcher else plan.number):
+            env = None if plan.launcher else {**os.environ, RANK: str(rank), RANKS: str(plan.number)}
+            self._processes.append(subprocess.Popen([*plan.launcher, *plan.command, *words], env=env))
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything of it runs; where one of several ranks has failed, the others are made to end."""
+        codes = [process.poll() for process in self._processes]
+        if any(codes) and None in codes:
+            self.end()
+        return None in codes
+
+    def end(self) -> None:
+        """Make it end; to be called again until it has."""
+        if not self.ending:
+            self.ending = True
+            self._kill_at = monotonic() + _PATIENCE
+            self._signal(signal.SIGTERM)
+        elif monotonic() >= self._kill_at:
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+
+    @property
+    def status(self) -> int:
+        """The exit status once it has ended: that of a process that failed, else 0; negative for a signal."""
+        return next((process.returncode for process in self._processes if process.returncode), 0)
+
+
+class RankResults:
+    """What the ranks of one launch have recorded so far.
+
+    Attributes:
+        death: what the rank said of itself that died first, or None; the others may have died of that.
+        ending: whether the ranks are being ended: then a death is nothing of their own.
+    """
+
+    def __init__(self, files: list[OutcomeFile], launch: int) -> None:
+        """Begin; the files are read on from where they have been read before."""
+        self._files = files
+        self._launch = launch
+        self.death: dict[str, Any] | None = None
+        self.ending = False
+        self._outcomes: list[dict[int, Recorded]] = [{} for _ in files]
+
+    def read(self, *, final: bool = False) -> None:
+        """Take in what is new; *final* says that nothing comes after it."""
+        for file, outcomes in zip(self._files, self._outcomes, strict=True):
+            for found in file.read(final=final):
+                if not isinstance(found, Damage):
+                    outcomes.update(dict.fromkeys(range(found.header.first, found.header.stop), found))
+        if self.death is None and not self.ending:
+            self.death = self._first_death()
+
+    def _notes(self) -> Iterable[dict[str, Any]]:
+        return (note for file in self._files for note in file.notes if note["launch"] == self._launch)
+
+    @property
+    def began(self) -> int:
+        """How many ranks have got as far as their own files."""
+        return sum("started" in note for note in self._notes())
+
+    @property
+    def peak(self) -> int:
+        """The most memory that the ranks of one node held together, in bytes, as far as they could say."""
+        peaks: Counter[str] = Counter()
+        for file in self._files:
+            notes = [note for note in file.notes if note["launch"] == self._launch]
+            where = next((note["node"] for note in notes if "node" in note), "")
+            peaks[where] += sum(note.get("peak", 0) for note in notes)
+        return max(peaks.values(), default=0)
+
+    def _first_death(self) -> dict[str, Any] | None:
+        deaths = [note["died"] for note in self._notes() if "died" in note]
+        return min(deaths, key=lambda died: died["time"], default=None)
+
+    def is_complete(self, item: int) -> bool:
+        """Whether all ranks have come to the end of an item."""
+        return all(item in outcomes for outcomes in self._outcomes)
+
+    def failure(self, item: int) -> Recorded | None:
+        """Return what the lowest rank recorded that failed an item."""
+        found = (outcomes[item] for outcomes in self._outcomes if item in outcomes)
+        return next((each for each in found if each.header.kind == Kind.FAILURE), None)
+
+    def value(self, item: int) -> Recorded:
+        """Return what rank 0 recorded of an item."""
+        return self._outcomes[0][item]
+
+    def is_running(self, item: int, before: Iterable[int]) -> bool:
+        """Whether some rank has begun an item, having come to the end of all *before* it in its launch."""
+        before = list(before)
+        return any(item not in each and all(other in each for other in before) for each in self._outcomes)
