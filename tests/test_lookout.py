@@ -23,7 +23,7 @@ from slurmlaunch.client.futures import Future
 from slurmlaunch.client.latency import latency_of
 from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.lookout import Lookout
-from slurmlaunch.client.packing import pack
+from slurmlaunch.client.plan import pack
 from slurmlaunch.client.run import Run
 from slurmlaunch.errors import (
     ItemError,

@@ -17,9 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurmlaunch.client.options import JOB_NAME_LENGTH, Options, check_cluster, job_name
+from slurmlaunch.client.options import JOB_NAME_LENGTH, Options, Shape, check_cluster, job_name
 from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, OURS_TO_SET, SHORT, VALUED
-from slurmlaunch.client.shape import Shape
 from slurmlaunch.errors import OptionError, UnknownOption
 
 SBATCH = shutil.which("sbatch")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurmlaunch.client.packing import Costs, pack
+from slurmlaunch.client.plan import Costs, pack
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.slices import PackedSlices
 

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, NamedTuple
 
-from slurmlaunch.cli.run_options import RunOptionParser, run_options
+from slurmlaunch.cli.options import RunOptionParser, run_options
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.client.options import CLUSTERS
 from slurmlaunch.command import Command

@@ -18,8 +18,8 @@ from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.rounds import add_round
 from slurmlaunch.client.run import Run
+from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.submission import Submission
-from slurmlaunch.client.values import refused
 from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.manifest import Manifest

@@ -26,9 +26,8 @@ from slurmlaunch.backends.container import own_folders
 from slurmlaunch.client.attach import backend_of
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import Options, check_cluster, job_name
-from slurmlaunch.client.packing import Costs, pack
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
-from slurmlaunch.client.plan import STATIC, plan
+from slurmlaunch.client.plan import STATIC, Costs, pack, plan
 from slurmlaunch.client.rounds import make_plan, ranks_plan
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
     from slurmlaunch.backends.base import Backend
-    from slurmlaunch.client.packing import Cost
-    from slurmlaunch.client.shape import Shape
+    from slurmlaunch.client.options import Shape
+    from slurmlaunch.client.plan import Cost
     from slurmlaunch.runfolder.rounds import RoundPlan
 
     P = ParamSpec("P")

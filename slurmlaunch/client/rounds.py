@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slurmlaunch.backends.base import Backend
-    from slurmlaunch.client.options import Options
+    from slurmlaunch.client.options import Options, Shape
     from slurmlaunch.client.plan import Plan
     from slurmlaunch.client.run import Run
-    from slurmlaunch.client.shape import Shape
     from slurmlaunch.runfolder.manifest import Manifest
 
 _LONGEST_WARNING = 60

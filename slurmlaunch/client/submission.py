@@ -21,7 +21,7 @@ from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.container import folders_inside
 from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.client.options import Options
-from slurmlaunch.client.values import as_count
+from slurmlaunch.client.sbatch_options import as_count
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 
 if TYPE_CHECKING:

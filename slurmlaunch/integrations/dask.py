@@ -102,7 +102,7 @@ def dask_cluster(
         concurrent.futures.TimeoutError: the cluster did not start in time.
         SlurmlaunchError: the cluster ended before it began.
     """
-    from slurmlaunch.client.values import as_count
+    from slurmlaunch.client.sbatch_options import as_count
 
     numbers, security = range(as_count("workers", workers)), _own_security()
     if executor.cluster == "inline":
