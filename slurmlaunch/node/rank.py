@@ -250,10 +250,6 @@ def main(arguments: list[str]) -> int:
     return guard.run(child)
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))
-
-
 RANK, RANKS = "SLURMLAUNCH_RANK", "SLURMLAUNCH_RANKS"
 """Of a rank that the supervisor started itself, without a launcher."""
 
@@ -356,3 +352,7 @@ def _is_known(host: str) -> bool:
     except OSError:
         return False
     return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
