@@ -35,10 +35,10 @@ from typing import TYPE_CHECKING
 
 import cloudpickle
 
-from slurmlaunch.backends.scheduler.command import Finished
-from slurmlaunch.backends.scheduler.elements import Elements
-from slurmlaunch.backends.scheduler.snapshot import Intervals
 from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.backends.slurm.commands import Finished
+from slurmlaunch.backends.slurm.job_states import Elements
+from slurmlaunch.backends.slurm.shared_states import Intervals
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.plan import plan
 from slurmlaunch.client.rounds import make_plan
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator
 
-    from slurmlaunch.backends.scheduler.command import Command
+    from slurmlaunch.backends.slurm.commands import Command
     from slurmlaunch.client.lookout import Look
 
 _RUN = "51041a7e"

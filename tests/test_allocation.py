@@ -9,7 +9,7 @@ import pytest
 
 from slurmlaunch import Executor, OptionError, attach
 from slurmlaunch.backends.allocation import Nodes
-from slurmlaunch.backends.machine.allowance import Allowance
+from slurmlaunch.backends.local.resources import Allowance
 from tests import scripts
 from tests.cluster import ClusterSpec
 from tests.waiting import is_alive, wait_until

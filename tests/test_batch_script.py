@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch.backends.base import ArrayJob
-from slurmlaunch.backends.scheduler.batch_script import render, shell_quote
 from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.backends.slurm.batch_script import render, shell_quote
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 

@@ -22,14 +22,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch import caps
-from slurmlaunch.backends.base import ArrayJob, Limits, TaskState
-from slurmlaunch.backends.local import LocalBackend
-from slurmlaunch.backends.machine import jobs
-from slurmlaunch.backends.machine.allowance import Allowance
-from slurmlaunch.backends.machine.dispatcher import DISPATCHER
+from slurmlaunch.backends.base import ArrayJob, Limits, TaskState, parse_memory, parse_time
+from slurmlaunch.backends.local import LocalBackend, scheduler
+from slurmlaunch.backends.local.resources import MACHINE, Allowance
+from slurmlaunch.backends.local.scheduler import DISPATCHER
 from slurmlaunch.backends.machine.owner import Owner
-from slurmlaunch.backends.machine.room import MACHINE
-from slurmlaunch.backends.units import parse_memory, parse_time
 from slurmlaunch.errors import SchedulerError, SubmissionError
 
 if TYPE_CHECKING:
@@ -413,7 +410,7 @@ def test_cancelling_what_has_ended_changes_nothing(folder: Path) -> None:
 
 def test_a_task_that_ignores_sigterm_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL follows SIGTERM, and reaches what the task has started."""
-    monkeypatch.setattr(jobs, "KILL_WAIT", 0.1)
+    monkeypatch.setattr(scheduler, "KILL_WAIT", 0.1)
     script = 'trap "" TERM; sleep 1000 & echo $! >"$3/pid"; mv "$3/pid" "$3/child"; wait'
     job_id = backend.submit(array(folder, script))
     until((folder / "child").exists)
@@ -425,7 +422,7 @@ def test_a_task_that_ignores_sigterm_is_killed(folder: Path, monkeypatch: pytest
 
 def test_to_cancel_again_gains_no_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a task is cancelled, SIGKILL comes when it was due."""
-    monkeypatch.setattr(jobs, "KILL_WAIT", 0.3)
+    monkeypatch.setattr(scheduler, "KILL_WAIT", 0.3)
     job_id = backend.submit(array(folder, 'trap "" TERM; touch "$3/started"; while :; do sleep 0.01; done'))
     until((folder / "started").exists)
     while not state(job_id).is_final:
@@ -738,7 +735,7 @@ def test_a_dispatcher_that_fails_leaves_nobody_waiting(folder: Path) -> None:
     """Should the dispatcher's thread fail, its tasks are NODE_FAIL, and the next submission starts another."""
     program = """
     import threading
-    from slurmlaunch.backends.machine.jobs import LocalTask
+    from slurmlaunch.backends.local.scheduler import LocalTask
     threading.excepthook = lambda failure: print(failure.exc_value)
     settle, LocalTask.settle = LocalTask.settle, lambda task, code: 1 / 0
     job_id = submit("true", 2)

@@ -16,7 +16,7 @@ import pytest
 
 from slurmlaunch import Executor, NodeStartError, OptionError, WorkerDied, attach, current_task
 from slurmlaunch.backends.base import ArrayJob
-from slurmlaunch.backends.scheduler.batch_script import sbatch_words
+from slurmlaunch.backends.slurm.batch_script import sbatch_words
 from slurmlaunch.node.rank import RankEnvironment, first_host
 from tests import scripts, together
 from tests.conftest import SLURM

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch.backends.base import ArrayJob, Limits, TaskState
-from slurmlaunch.backends.scheduler import command, environment
-from slurmlaunch.backends.scheduler.command import Command, Finished
-from slurmlaunch.backends.scheduler.snapshot import Intervals
-from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.backends.slurm import SlurmBackend, commands
+from slurmlaunch.backends.slurm.commands import Command, Finished
+from slurmlaunch.backends.slurm.shared_states import Intervals
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.errors import SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder
@@ -208,7 +207,7 @@ def test_a_folder_that_is_gone_is_not_called_a_missing_program(job: ArrayJob, tm
 def test_a_command_that_hangs_is_ended() -> None:
     """A command has bounded time, with all that it started, and what it printed till then is told."""
     hangs = Command(("sh", "-c", "echo trouble >&2; sleep 600 & wait"), dict(os.environ), timeout=0.2)
-    done = command.run(hangs)
+    done = commands.run(hangs)
     assert (done.returncode, done.ok, done.timed_out) == (None, False, True)
     assert "trouble" in done.stderr
     assert "no answer" in done.stderr
@@ -217,7 +216,7 @@ def test_a_command_that_hangs_is_ended() -> None:
 def test_a_terminals_ctrl_c_does_not_reach_commands() -> None:
     """A command runs in a session of its own."""
     code = "import os; print(os.getsid(0) == os.getpid())"
-    assert command.run(Command((sys.executable, "-c", code), dict(os.environ), timeout=60)).stdout == "True\n"
+    assert commands.run(Command((sys.executable, "-c", code), dict(os.environ), timeout=60)).stdout == "True\n"
 
 
 def test_cancelling_names_elements_shortly() -> None:
@@ -331,7 +330,7 @@ def test_an_outer_job_is_not_inherited() -> None:
         "PATH": "/bin",
         "SLURMLAUNCH_FOLDER": "/runs",
     }
-    assert environment.for_submission({**outer, **kept}, ["--job-name=x", "--array=0-0"]) == kept
+    assert commands.for_submission({**outer, **kept}, ["--job-name=x", "--array=0-0"]) == kept
 
 
 @pytest.mark.parametrize(
@@ -350,14 +349,14 @@ def test_an_outer_job_is_not_inherited() -> None:
 def test_the_executors_options_outrank_variables(word: str, variables: list[str]) -> None:
     """A variable that would override what was asked for is left out; without the option it is the user's default."""
     environ = {**dict.fromkeys(variables, "theirs"), "SBATCH_QOS": "mine"}
-    assert environment.for_submission(environ, [word]) == {"SBATCH_QOS": "mine"}
-    assert environment.for_submission(environ, ["--comment=x"]) == environ
+    assert commands.for_submission(environ, [word]) == {"SBATCH_QOS": "mine"}
+    assert commands.for_submission(environ, ["--comment=x"]) == environ
 
 
 def test_cuda_devices_outside_a_job_are_the_users() -> None:
     """Devices that no job gave were chosen by the user."""
     environ = {"CUDA_VISIBLE_DEVICES": "1"}
-    assert environment.for_submission(environ, []) == environ
+    assert commands.for_submission(environ, []) == environ
 
 
 def test_queries_print_what_is_read() -> None:
@@ -366,7 +365,7 @@ def test_queries_print_what_is_read() -> None:
         "SQUEUE_FORMAT": "%A", "SACCT_FORMAT": "User", "SCANCEL_STATE": "RUNNING", "SLURM_TIME_FORMAT": "relative",
         "SLURM_JOB_ID": "1", "SLURM_CLUSTERS": "x", "LC_ALL": "de_DE.UTF-8", "TZ": "CET", "SLURM_CONF": "/x",
     }  # fmt: skip
-    assert environment.for_queries(environ) == {
+    assert commands.for_queries(environ) == {
         "SLURM_CONF": "/x",
         "LC_ALL": "C",
         "TZ": "UTC0",
@@ -544,7 +543,7 @@ def test_a_job_submitted_from_inside_a_job(cluster: Cluster, array: Callable[...
         f"SlurmBackend().submit(ArrayJob(Path({str(tmp_path)!r}), {inner.name!r}, cwd=Path({str(tmp_path)!r}), "
         f"python={inner.python!r}))\n"
     )
-    package = Path(environment.__file__).parents[3]
+    package = Path(commands.__file__).parents[3]
     outer = array(f"PYTHONPATH={package} exec {sys.executable} {file}", first_task=4, length=6, throttle=1)
     outer = replace(outer, name=f"{outer.name}-outer", threads=5, options={"time": "7", "ntasks": "1"})
     backend = SlurmBackend(intervals=QUICK)

@@ -16,12 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
-from slurmlaunch.backends.scheduler.command import Command, Finished
-from slurmlaunch.backends.scheduler.elements import Elements
-from slurmlaunch.backends.scheduler.jobstates import Group, JobStates, undecided
-from slurmlaunch.backends.scheduler.queries import Queries
-from slurmlaunch.backends.scheduler.rows import Row, sacct_rows, squeue_rows
-from slurmlaunch.backends.scheduler.snapshot import Intervals, SharedSnapshot, SlurmSnapshot
+from slurmlaunch.backends.slurm.commands import Command, Finished
+from slurmlaunch.backends.slurm.job_states import Elements, Group, JobStates, Row, undecided
+from slurmlaunch.backends.slurm.queries import Queries, sacct_rows, squeue_rows
+from slurmlaunch.backends.slurm.shared_states import Intervals, SharedSnapshot, SlurmSnapshot
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
@@ -391,9 +389,9 @@ def test_real_processes_ask_once(runtime: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from slurmlaunch.backends.scheduler.command import Finished
-from slurmlaunch.backends.scheduler.queries import Queries
-from slurmlaunch.backends.scheduler.snapshot import Intervals, SharedSnapshot
+from slurmlaunch.backends.slurm.commands import Finished
+from slurmlaunch.backends.slurm.queries import Queries
+from slurmlaunch.backends.slurm.shared_states import Intervals, SharedSnapshot
 def run(command):
     with open({str(tmp_path / "asked")!r}, "a") as file:
         file.write(command.words[0] + "\\n")

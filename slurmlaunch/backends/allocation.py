@@ -1,7 +1,7 @@
 """Tasks as steps of an allocation that the user has already: no queue, they start at once.
 
 The client was started inside the allocation (``salloc``, or a batch job), and is
-the scheduler, as it is for the local backend: `slurmlaunch.backends.machine`. What
+the scheduler, as it is for the local backend: `slurmlaunch.backends.local.scheduler`. What
 starts a task is ``srun --exact``, and Slurm gives the step its CPUs and memory on
 one of the nodes. As many steps run at once as the allocation has room for; srun
 would wait for the others, too, but asks the controller again and again meanwhile.
@@ -23,15 +23,13 @@ import re
 import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
-from slurmlaunch.backends.base import Limits
+from slurmlaunch.backends.base import Limits, parse_memory
 from slurmlaunch.backends.container import OF_THE_HOST
 from slurmlaunch.backends.local import LocalBackend, added_variables, refusal
-from slurmlaunch.backends.machine.allowance import Allowance
-from slurmlaunch.backends.machine.dispatcher import Dispatcher
-from slurmlaunch.backends.machine.processes import LIFELINE_FD
-from slurmlaunch.backends.scheduler.command import Command, run
-from slurmlaunch.backends.scheduler.environment import for_steps
-from slurmlaunch.backends.units import parse_memory
+from slurmlaunch.backends.local.process import LIFELINE_FD
+from slurmlaunch.backends.local.resources import Allowance
+from slurmlaunch.backends.local.scheduler import Dispatcher
+from slurmlaunch.backends.slurm.commands import Command, for_steps, run
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE, Status
 

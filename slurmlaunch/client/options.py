@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends import container as containers
+from slurmlaunch.backends.base import parse_memory, parse_time
 from slurmlaunch.backends.container import Container
-from slurmlaunch.backends.units import parse_memory, parse_time
 from slurmlaunch.client.sbatch_options import (
     NAMES,
     as_count,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from slurmlaunch.backends.units import parse_memory, parse_time
+from slurmlaunch.backends.base import parse_memory, parse_time
 from slurmlaunch.errors import (
     NodeFailure,
     OutOfMemory,

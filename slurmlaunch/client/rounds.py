@@ -7,8 +7,8 @@ import os
 from array import array
 from typing import TYPE_CHECKING
 
+from slurmlaunch.backends.base import parse_time
 from slurmlaunch.backends.machine.owner import Owner
-from slurmlaunch.backends.units import parse_time
 from slurmlaunch.client.options import job_name
 from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.runfolder.ranks import RanksPlan

@@ -32,7 +32,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch import caps
-from slurmlaunch.backends.units import parse_memory
+from slurmlaunch.backends.base import parse_memory
 from slurmlaunch.context import cpu_count, current_task
 from slurmlaunch.errors import MissingPackage, OptionError, SlurmlaunchError
 from slurmlaunch.runfolder.layout import RunFolder

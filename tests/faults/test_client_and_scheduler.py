@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch import Executor, RunFolderError, SchedulerError, SubmissionError, TaskCancelled, WorkerDied, attach
-from slurmlaunch.backends.scheduler import queries
-from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.backends.slurm import SlurmBackend, queries
 from slurmlaunch.client import absences, submission
 from slurmlaunch.client.attach import backend_of, find_run
 from tests.cluster import ClusterSpec

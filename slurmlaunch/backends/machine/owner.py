@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from slurmlaunch.backends.machine.processes import stat_fields
+from slurmlaunch.backends.local.process import stat_fields
 
 _PREFIX = "local"
 _numbers = itertools.count(1)

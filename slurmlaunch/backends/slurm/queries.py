@@ -1,4 +1,14 @@
-"""Asking the scheduler what has become of jobs: one squeue, and one sacct where that has forgotten."""
+"""What squeue and sacct print, row by row.
+
+An element that has started, or once had, has a row of its own; all that are
+still pending share one, whose id ends with a bracket::
+
+    12_3              element 3
+    12_[4-9%2]        elements 4 to 9, at most two at a time
+    12_3.batch        a step of element 3 (sacct only)
+
+Asking the scheduler what has become of jobs: one squeue, and one sacct where that has forgotten.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +19,66 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slurmlaunch.backends.scheduler import environment
-from slurmlaunch.backends.scheduler.command import Command
-from slurmlaunch.backends.scheduler.rows import SACCT_FORMAT, SQUEUE_FORMAT, sacct_rows, squeue_rows
+from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch.backends.slurm.commands import Command, for_queries
+from slurmlaunch.backends.slurm.job_states import Elements, Row
 from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
-    from slurmlaunch.backends.scheduler.command import Finished, Runner
-    from slurmlaunch.backends.scheduler.rows import Row
+    from slurmlaunch.backends.slurm.commands import Finished, Runner
+
+
+SQUEUE_FORMAT = "%i|%T|%B|%r"
+"""The fields that `squeue_rows` reads, as squeue's ``--format`` has them."""
+
+SACCT_FORMAT = "JobID,State,ExitCode,NodeList"
+"""The fields that `sacct_rows` reads, as sacct's ``--format`` has them."""
+
+_ID = re.compile(r"(?P<job>\d+)_(?:(?P<one>\d+)|\[(?P<many>[^\]]*)(?P<closed>\]?))(?:\.(?P<step>\S+))?")
+_ELIDED = "..."
+_NOTHING = frozenset({"", "None", "n/a", "(null)", "None assigned"})
+
+
+def squeue_rows(text: str) -> Iterator[Row]:
+    """Read what squeue printed with `SQUEUE_FORMAT`; what is no row of an array is left out."""
+    for line in text.splitlines():
+        fields = line.split("|", 3)  # a reason may hold anything
+        if len(fields) == SQUEUE_FORMAT.count("|") + 1:
+            name, state, node, reason = fields
+            record = TaskRecord(TaskState.parse(state), node=_known(node), reason=_known(reason))
+            yield from _row(name, record)
+
+
+def sacct_rows(text: str) -> Iterator[Row]:
+    """Read what sacct printed with `SACCT_FORMAT`; what is no row of an array is left out."""
+    for line in text.splitlines():
+        fields = line.split("|")
+        if len(fields) == SACCT_FORMAT.count(",") + 1:
+            name, state, exit_code, nodes = fields
+            reason = state if " by " in state else None  # CANCELLED by 1000
+            yield from _row(name, TaskRecord(TaskState.parse(state), _known(exit_code), _known(nodes), reason))
+
+
+def _row(name: str, record: TaskRecord) -> Iterator[Row]:
+    found = _ID.fullmatch(name.strip())
+    if found is None:
+        return
+    text = found["one"] or found["many"].partition("%")[0]
+    shared = found["one"] is None
+    elided = shared and (not found["closed"] or _ELIDED in text)
+    if elided:
+        # The last number may be cut in two.
+        text = text.partition(_ELIDED)[0].rpartition(",")[0]
+    elements = Elements.parse(text) if text else Elements()
+    if elements is not None:
+        yield Row(found["job"], elements, record, shared, elided, found["step"])
+
+
+def _known(field: str) -> str | None:
+    return None if field.strip() in _NOTHING else field.strip()
+
 
 TIMEOUT = 60.0
 """Seconds that a command may take; Slurm's own commands give up after about ten of a controller's silence."""
@@ -113,7 +173,7 @@ class Queries:
 
     def _ask(self, program: str, *arguments: str) -> Finished:
         words = (program, *on_cluster(self.cluster), *arguments)
-        return self.run(Command(words, environment.for_queries(os.environ), TIMEOUT))
+        return self.run(Command(words, for_queries(os.environ), TIMEOUT))
 
 
 def on_cluster(cluster: str | None) -> tuple[str, ...]:
@@ -122,7 +182,7 @@ def on_cluster(cluster: str | None) -> tuple[str, ...]:
 
 
 def utc(since: float) -> str:
-    """Return a time a little before *since* as sacct reads it in the variables of `environment.for_queries`."""
+    """Return a time a little before *since* as sacct reads it in the variables of `for_queries`."""
     start = since - _MARGIN if since > 0 else time.time() - _LONG_AGO
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(max(0.0, start)))
 

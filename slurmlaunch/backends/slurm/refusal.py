@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from slurmlaunch.errors import SubmissionError
 
 if TYPE_CHECKING:
-    from slurmlaunch.backends.scheduler.command import Command, Finished
+    from slurmlaunch.backends.slurm.commands import Command, Finished
 
 # What Slurm says, and what to do about it. The first that fits counts, so the narrow ones stand first.
 # Source of the words: slurm_errtab in Slurm's src/common/slurm_errno.c, and the errors of its sbatch.

@@ -1,17 +1,48 @@
-"""What a local task may use: CPUs, time and memory, read from sbatch's own options."""
+"""Where running tasks take their CPUs from, and whether there is room for one more.
+
+What a local task may use: CPUs, time and memory, read from sbatch's own options.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from slurmlaunch.backends.units import parse_memory, parse_time
+from slurmlaunch import caps, context
+from slurmlaunch.backends.base import parse_memory, parse_time
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from slurmlaunch.backends.base import ArrayJob
+
+
+class Room(Protocol):
+    """What the tasks of a dispatcher share."""
+
+    def fits(self, wanted: Allowance, running: Collection[Allowance]) -> bool:
+        """Whether a task may start beside those that run."""
+
+
+class Machine:
+    """This machine."""
+
+    @cached_property
+    def cpus(self) -> int:
+        """How many CPUs the running tasks may use together.
+
+        A task that runs tasks of its own has its share, not the whole mask.
+        """
+        return min(context.cpu_count(), caps.usable_cpus())
+
+    def fits(self, wanted: Allowance, running: Collection[Allowance]) -> bool:
+        """Whether a task may start beside those that run."""
+        return wanted.cpus <= self.cpus - sum(each.cpus for each in running)
+
+
+MACHINE = Machine()
 
 
 class Allowance(NamedTuple):

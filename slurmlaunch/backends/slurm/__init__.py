@@ -17,21 +17,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import Limits
-from slurmlaunch.backends.scheduler import command as commands
-from slurmlaunch.backends.scheduler import environment
-from slurmlaunch.backends.scheduler.batch_script import render, sbatch_words
-from slurmlaunch.backends.scheduler.command import Command
-from slurmlaunch.backends.scheduler.elements import Elements
-from slurmlaunch.backends.scheduler.queries import NO_SUCH_JOB, TIMEOUT, Queries, on_cluster, scheduler_error
-from slurmlaunch.backends.scheduler.refusal import is_ambiguous, is_transient, submission_error
-from slurmlaunch.backends.scheduler.snapshot import Intervals, SharedSnapshot
+from slurmlaunch.backends.slurm.batch_script import render, sbatch_words
+from slurmlaunch.backends.slurm.commands import Command, for_queries, for_submission, run
+from slurmlaunch.backends.slurm.job_states import Elements
+from slurmlaunch.backends.slurm.queries import NO_SUCH_JOB, TIMEOUT, Queries, on_cluster, scheduler_error
+from slurmlaunch.backends.slurm.refusal import is_ambiguous, is_transient, submission_error
+from slurmlaunch.backends.slurm.shared_states import Intervals, SharedSnapshot
 from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from slurmlaunch.backends.base import ArrayJob, Snapshot, TaskRecord
-    from slurmlaunch.backends.scheduler.command import Finished, Runner
+    from slurmlaunch.backends.slurm.commands import Finished, Runner
 
 # A busy controller lets sbatch wait; killed too early, it leaves a job that nobody knows of.
 _SUBMIT_TIMEOUT = 120.0
@@ -67,7 +65,7 @@ class SlurmBackend:
         self,
         clusters: str | None = None,
         *,
-        run: Runner = commands.run,
+        run: Runner = run,
         intervals: Intervals | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
@@ -113,7 +111,7 @@ class SlurmBackend:
             OptionError: a value cannot stand in a batch script.
             SubmissionError: Slurm refused it, or did not answer in time.
         """
-        env = environment.for_submission(os.environ, sbatch_words(job))
+        env = for_submission(os.environ, sbatch_words(job))
         command = Command(("sbatch", "--parsable"), env, _SUBMIT_TIMEOUT, stdin=render(job), cwd=job.cwd)
         before, in_doubt = time.time(), False
         for pause in (*_PAUSES, None):
@@ -229,7 +227,7 @@ class SlurmBackend:
         return self._snapshots[cluster]
 
     def _call(self, *words: str) -> Finished:
-        return self._run(Command(words, environment.for_queries(os.environ), TIMEOUT))
+        return self._run(Command(words, for_queries(os.environ), TIMEOUT))
 
     def _change(self, *words: str, harmless: re.Pattern[str] | None = None) -> None:
         done = self._call(*words)

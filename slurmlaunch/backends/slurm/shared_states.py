@@ -1,4 +1,8 @@
-"""What Slurm said last, shared by all processes of the user on this machine.
+"""A small JSON file that all processes of one user on one machine share.
+
+The content of the shared file: what was answered, and who watches which jobs.
+
+What Slurm said last, shared by all processes of the user on this machine.
 
 Ten notebooks that watch ten runs cost the scheduler what one costs: the answers
 lie in one file per cluster, with the ids of the jobs that live processes watch,
@@ -12,28 +16,248 @@ shared, a process keeps its own answers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import json
 import logging
 import os
 import socket
+import stat
+import tempfile
+import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.backends.scheduler.elements import Elements
-from slurmlaunch.backends.scheduler.jobstates import JobStates, undecided
-from slurmlaunch.backends.scheduler.shared_file import PrivateFile, SharedFile, Unshared
-from slurmlaunch.backends.scheduler.watchers import Shared, myself
+from filelock import FileLock, Timeout
+
+from slurmlaunch.backends.slurm.job_states import Elements, JobStates, undecided
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from slurmlaunch.backends.base import TaskRecord
-    from slurmlaunch.backends.scheduler.queries import Answer, Queries
-    from slurmlaunch.backends.scheduler.rows import Row
+    from slurmlaunch.backends.slurm.job_states import Row
+    from slurmlaunch.backends.slurm.queries import Answer, Queries
+
+
+# The lock is held for the time of one small write, never while a command runs.
+_LOCK_TIMEOUT = 5.0
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class Unshared(Exception):
+    """The file cannot be shared: no safe folder, or a lock that is never free."""
+
+
+class SharedFile:
+    """One JSON object under one name, replaced as a whole, under a lock that is waited for in bounded time."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._read: tuple[tuple[int, ...], dict[str, Any]] | None = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep all others from writing.
+
+        Raises:
+            Unshared: there is no place for the file, or the lock was not to be had.
+        """
+        path = self._path()
+        try:
+            with FileLock(path.with_suffix(".lock"), timeout=_LOCK_TIMEOUT, mode=0o600):
+                yield
+        except (OSError, Timeout, NotImplementedError) as error:  # the last: a file system without flock
+            raise Unshared(str(error)) from error
+
+    def read(self) -> dict[str, Any]:
+        """Return the object; empty where there is none, or none that can be read.
+
+        Raises:
+            Unshared: there is no place for the file.
+        """
+        path = self._path()
+        try:
+            status = path.stat()
+            # Replaced as a whole, so another content is another file.
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if self._read is None or self._read[0] != version:
+                self._read = (version, _object(path.read_bytes()))
+        except OSError:
+            return {}
+        return self._read[1]
+
+    def write(self, data: dict[str, Any]) -> None:
+        """Replace the object; the lock is held.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        path = self._path()
+        beside = path.with_suffix(f".{os.getpid()}")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            json.dump(data, file, separators=(",", ":"))
+        beside.replace(path)
+
+    def _path(self) -> Path:
+        return _folder() / f"{self._name}.json"
+
+
+class PrivateFile:
+    """What stands in for a `SharedFile` where none can be had: the object of this process alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._data: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep all other threads from writing."""
+        with self._lock:
+            yield
+
+    def read(self) -> dict[str, Any]:
+        """Return the object."""
+        return self._data
+
+    def write(self, data: dict[str, Any]) -> None:
+        """Replace the object."""
+        self._data = data
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _folder() -> Path:
+    """Return a folder of this machine that is the user's alone."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and _is_ours(Path(runtime)):
+        folder = Path(runtime, "slurmlaunch")
+    else:
+        folder = Path(tempfile.gettempdir(), f"slurmlaunch-{os.geteuid()}")
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700)
+    if not _is_ours(folder):
+        # In a folder that anybody may write to, somebody else may have been there first.
+        raise Unshared(f"{folder} is not a folder of yours alone")
+    return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & _OTHERS
+
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the processes of one user share of one cluster.
+
+    Attributes:
+        asked: when Slurm was last asked.
+        taken: when it last answered.
+        age: how many seconds after *asked* it may be asked again; 0.0 for the shortest time.
+        no_accounts_until: until when sacct is not asked, since the site keeps no accounts.
+        watchers: for each process, its jobs and when they were submitted (0.0: not known).
+        jobs: what is known of each job.
+    """
+
+    asked: float = 0.0
+    taken: float = 0.0
+    age: float = 0.0
+    no_accounts_until: float = 0.0
+    watchers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    jobs: Mapping[str, JobStates] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Shared:
+        """Read what `to_json` wrote; what is no such object is an empty one."""
+        try:
+            if data["version"] != _VERSION:
+                return cls()
+            return cls(
+                asked=float(data["asked"]),
+                taken=float(data["taken"]),
+                age=float(data["age"]),
+                no_accounts_until=float(data["no_accounts_until"]),
+                watchers={who: {job: float(since) for job, since in j.items()} for who, j in data["watchers"].items()},
+                jobs={job: JobStates.from_json(states) for job, states in data["jobs"].items()},
+            )
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return cls()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object as it stands in the file."""
+        return {
+            "version": _VERSION,
+            "asked": self.asked,
+            "taken": self.taken,
+            "age": self.age,
+            "no_accounts_until": self.no_accounts_until,
+            "watchers": {who: dict(jobs) for who, jobs in self.watchers.items()},
+            "jobs": {job: states.to_json() for job, states in self.jobs.items()},
+        }
+
+    def watched(self) -> dict[str, float]:
+        """Return all jobs that somebody watches, and when they were submitted as far as one of them knows."""
+        jobs: dict[str, float] = {}
+        for watcher in self.watchers.values():
+            for job, since in watcher.items():
+                jobs[job] = max(since, jobs.get(job, 0.0))
+        return jobs
+
+    def watched_by(self, me: str, jobs: Mapping[str, float]) -> Shared:
+        """Return it with our jobs, and without processes that are no more and what only they watched."""
+        living = {who: watched for who, watched in self.watchers.items() if who != me and is_alive(who)}
+        if jobs:
+            living[me] = dict(jobs)
+        new = replace(self, watchers=living)
+        watched = new.watched()
+        # The pace that was found for other jobs says nothing of these.
+        idle = watched.keys().isdisjoint(self.watched())
+        return replace(
+            new,
+            age=0.0 if idle else self.age,
+            jobs={job: states for job, states in self.jobs.items() if job in watched},
+        )
+
+
+def myself() -> str:
+    """Return what no other process of this machine is called, before or after."""
+    return f"{os.getpid()}-{_started(os.getpid())}"
+
+
+def is_alive(who: str) -> bool:
+    """Whether the process of a name that begins as `myself` gave it still runs."""
+    pid, _, rest = who.partition("-")
+    return pid.isdigit() and _started(int(pid)) == rest.partition("-")[0]
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, in the kernel's ticks; empty if it is no more."""
+    try:
+        # The second field is the program's name in brackets, which may itself hold brackets and spaces.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == b"Z" else fields[19].decode()
+
 
 _log = logging.getLogger("slurmlaunch")
 _numbers = itertools.count()

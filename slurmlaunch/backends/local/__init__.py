@@ -2,7 +2,7 @@
 
 A task is started as the batch script starts it on Slurm, with the same logs and
 the same end mark, and the scheduler is a thread of the client: see
-`slurmlaunch.backends.machine.dispatcher`. All local backends of a process share
+`slurmlaunch.backends.local.scheduler`. All local backends of a process share
 the machine, and never run tasks of more CPUs than it has.
 
 Of sbatch's options those count that have a meaning here: ``cpus_per_task``,
@@ -28,11 +28,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from slurmlaunch import caps
 from slurmlaunch.backends.base import Limits, TaskRecord, TaskState
 from slurmlaunch.backends.container import OF_THE_HOST
-from slurmlaunch.backends.machine.allowance import Allowance
-from slurmlaunch.backends.machine.dispatcher import DISPATCHER
-from slurmlaunch.backends.machine.jobs import LocalJob
+from slurmlaunch.backends.local.resources import MACHINE, Allowance
+from slurmlaunch.backends.local.scheduler import DISPATCHER, LocalJob
 from slurmlaunch.backends.machine.owner import Owner
-from slurmlaunch.backends.machine.room import MACHINE
 from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder, Status
 

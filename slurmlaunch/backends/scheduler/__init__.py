@@ -1,1 +1,0 @@
-"""How Slurm is spoken to: the batch script, its commands, and what they print."""
