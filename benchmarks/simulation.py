@@ -46,10 +46,9 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import Budgets, Watch
 from slurmlaunch.runfolder import records
-from slurmlaunch.runfolder.layout import FOLDERS, EndMark, RunFolder, Status
-from slurmlaunch.runfolder.manifest import Manifest, python_version, salt_of
+from slurmlaunch.runfolder.journal import Round
+from slurmlaunch.runfolder.layout import FOLDERS, EndMark, Manifest, RunFolder, Status, python_version, salt_of
 from slurmlaunch.runfolder.records import Kind
-from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
     from collections import Counter

@@ -15,10 +15,10 @@ import pytest
 
 from slurmlaunch import NodeStartError, attach
 from slurmlaunch.runfolder import records
-from slurmlaunch.runfolder.blocks import Blocks
+from slurmlaunch.runfolder.function import read_function
 from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.plan import Blocks
 from slurmlaunch.runfolder.records import Kind
-from slurmlaunch.runfolder.work import read_function
 from tests import scripts
 from tests.tasks import OneRun, finish, rows
 from tests.waiting import wait_until

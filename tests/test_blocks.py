@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurmlaunch.runfolder.blocks import SCHEDULES, Blocks
+from slurmlaunch.runfolder.plan import SCHEDULES, Blocks
 
 any_blocks = st.builds(
     Blocks,

@@ -13,9 +13,9 @@ import pytest
 
 from slurmlaunch import Executor, NodeStartError, TaskState, WorkerDied, attach
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.blocks import SCHEDULES, Blocks
 from slurmlaunch.runfolder.claims import Claimer, Listing
 from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.plan import SCHEDULES, Blocks
 from tests.conftest import elsewhere
 from tests.tasks import OneRun, finish, rows
 from tests.waiting import PATIENCE, Gate, Story, wait_until

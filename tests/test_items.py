@@ -18,8 +18,8 @@ from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.items import BLOCK_BYTES, BLOCK_ITEMS, ItemReader, write_items
 from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.plan import Slices
 from slurmlaunch.runfolder.records import Kind, Record
-from slurmlaunch.runfolder.slices import Slices
 from tests.tasks import OneRun, rows
 
 if TYPE_CHECKING:

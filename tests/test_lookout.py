@@ -37,11 +37,10 @@ from slurmlaunch.errors import (
 )
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationWriter
-from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
-from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.journal import Round, read_rounds
+from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
-from slurmlaunch.runfolder.rounds import Round, read_rounds
-from slurmlaunch.runfolder.slices import Slices
+from slurmlaunch.runfolder.plan import Slices
 from tests.tasks import OneRun, rows
 
 if TYPE_CHECKING:

@@ -175,7 +175,7 @@ def by_reference(path: Path, function: Any, **changes: Any) -> OneRun:
     """Return a run whose function is found by its module's name."""
     run = OneRun(path, abs, rows(range(20)), processes=2, **changes)
     from slurmlaunch.client.pickling import pickle_function
-    from slurmlaunch.runfolder.work import write_function
+    from slurmlaunch.runfolder.function import write_function
 
     write_function(run.folder, pickle_function(function))
     return run

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure, Value, in_series
 from slurmlaunch.runfolder import outcomes, records
-from slurmlaunch.runfolder.layout import RunFolder
-from slurmlaunch.runfolder.manifest import salt_of
+from slurmlaunch.runfolder.layout import RunFolder, salt_of
 from slurmlaunch.runfolder.outcomes import Entry, OutcomeFile, OutcomeWriter, Recorded, earlier_attempts
 from slurmlaunch.runfolder.records import Damage, Kind
 from tests.waiting import wait_until

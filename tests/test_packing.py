@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from slurmlaunch.client.plan import Costs, pack
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.slices import PackedSlices
+from slurmlaunch.runfolder.plan import PackedSlices
 
 any_costs = st.lists(st.integers(min_value=0, max_value=50), min_size=1, max_size=60).map(lambda c: array("d", c))
 

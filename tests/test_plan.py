@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slurmlaunch.backends.base import Limits
 from slurmlaunch.client.plan import DEFAULT_TASKS, Plan, PlannedArray, plan
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.slices import Slices
+from slurmlaunch.runfolder.plan import Slices
 
 FREE = Limits()
 

@@ -16,8 +16,8 @@ from slurmlaunch.client.retrying import Retrying
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import SubmissionError, WorkerDied
-from slurmlaunch.runfolder.manifest import Manifest
-from slurmlaunch.runfolder.rounds import read_rounds
+from slurmlaunch.runfolder.journal import read_rounds
+from slurmlaunch.runfolder.layout import Manifest
 from tests.tasks import OneRun, rows
 from tests.waiting import PATIENCE, wait_until
 

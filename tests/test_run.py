@@ -23,11 +23,11 @@ from slurmlaunch.errors import NodeStartError, SchedulerError, SubmissionError
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder import cancellations
 from slurmlaunch.runfolder.cancellations import CancellationWriter
-from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.journal import Round, read_rounds
+from slurmlaunch.runfolder.layout import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
-from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan, read_rounds
-from slurmlaunch.runfolder.safety import open_owned
-from slurmlaunch.runfolder.slices import Slices
+from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices
+from slurmlaunch.runfolder.records import open_owned
 from tests.tasks import OneRun, rows
 from tests.waiting import wait_until
 

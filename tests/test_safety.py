@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch.errors import RunFolderError, UnknownProtocol, UnsafeRunFolder
-from slurmlaunch.runfolder.layout import EndMark, RunFolder
-from slurmlaunch.runfolder.manifest import Manifest
-from slurmlaunch.runfolder.safety import check_folder, make_folder, open_owned, read_owned, write_whole
+from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder
+from slurmlaunch.runfolder.records import check_folder, make_folder, open_owned, read_owned, write_whole
 from tests.tasks import OneRun, rows
 
 if TYPE_CHECKING:

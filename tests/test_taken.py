@@ -25,13 +25,11 @@ from slurmlaunch.errors import (
     WorkerDied,
 )
 from slurmlaunch.outcome import Failure
-from slurmlaunch.runfolder.blocks import Blocks
 from slurmlaunch.runfolder.claims import Claimer
-from slurmlaunch.runfolder.layout import Status
-from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.journal import Round, read_rounds
+from slurmlaunch.runfolder.layout import Manifest, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
-from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan, read_rounds
-from slurmlaunch.runfolder.slices import Slices
+from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RoundPlan, Slices
 from tests.tasks import OneRun, rows
 from tests.test_lookout import Watched, write_value
 

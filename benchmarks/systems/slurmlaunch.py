@@ -214,10 +214,9 @@ class WatchedAtOnce(Watched):
 @contextlib.contextmanager
 def _played(path: Path, item_seconds: float) -> Iterator[None]:
     """Play all nodes of a run: each records an item after the other."""
-    from slurmlaunch.runfolder.layout import RunFolder
-    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.journal import Round
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
-    from slurmlaunch.runfolder.rounds import Round
 
     folder = RunFolder(path)
     Manifest.read(folder)  # with which it knows the salt of its records

@@ -21,12 +21,11 @@ from slurmlaunch.backends.base import ArrayJob, Limits, TaskRecord, TaskState
 from slurmlaunch.errors import NodeStartError, SchedulerError
 from slurmlaunch.outcome import Bundle, Failure
 from slurmlaunch.runfolder.claims import Claimer
-from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
-from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.function import Work
+from slurmlaunch.runfolder.journal import Round
+from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.records import Kind
-from slurmlaunch.runfolder.rounds import Round
-from slurmlaunch.runfolder.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

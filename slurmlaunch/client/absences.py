@@ -18,8 +18,8 @@ from slurmlaunch.client import verdict
 from slurmlaunch.client.latency import latency_of
 from slurmlaunch.client.run import client_token, error_for_each
 from slurmlaunch.errors import ItemError, NodeStartError, Place, ResultLost
+from slurmlaunch.runfolder.journal import ToldEnd
 from slurmlaunch.runfolder.layout import EndMark, Status
-from slurmlaunch.runfolder.rounds import ToldEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import Snapshot
     from slurmlaunch.client.breaker import Breaker
     from slurmlaunch.client.run import Run
-    from slurmlaunch.runfolder.rounds import ArrayPlan
+    from slurmlaunch.runfolder.plan import ArrayPlan
 
 _SILENT_FOR = 30.0
 """Seconds after which a scheduler that has said nothing of a task is held to what it said of it before."""

@@ -21,16 +21,15 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import WATCHER
-from slurmlaunch.runfolder.layout import RunFolder
-from slurmlaunch.runfolder.manifest import Manifest
-from slurmlaunch.runfolder.rounds import read_rounds
+from slurmlaunch.runfolder.journal import read_rounds
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Mapping
 
     from slurmlaunch.backends.base import Backend
-    from slurmlaunch.runfolder.rounds import Round
+    from slurmlaunch.runfolder.journal import Round
 
 
 _VIEWS: WeakValueDictionary[tuple[Path, int], Run] = WeakValueDictionary()

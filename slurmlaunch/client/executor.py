@@ -33,12 +33,11 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job
 from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.errors import OptionError, SchedulerError
+from slurmlaunch.runfolder.function import write_function
 from slurmlaunch.runfolder.items import write_items
-from slurmlaunch.runfolder.layout import FOLDERS, RunFolder
-from slurmlaunch.runfolder.manifest import Manifest, python_version, salt_of
-from slurmlaunch.runfolder.rounds import Round
-from slurmlaunch.runfolder.safety import make_folder
-from slurmlaunch.runfolder.work import write_function
+from slurmlaunch.runfolder.journal import Round
+from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, python_version, salt_of
+from slurmlaunch.runfolder.records import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.options import Shape
     from slurmlaunch.client.plan import Cost
-    from slurmlaunch.runfolder.rounds import RoundPlan
+    from slurmlaunch.runfolder.plan import RoundPlan
 
     P = ParamSpec("P")
 

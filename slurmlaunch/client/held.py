@@ -11,7 +11,7 @@ from slurmlaunch.client.recovery import Cause, wants
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from slurmlaunch.runfolder.rounds import Round
+    from slurmlaunch.runfolder.journal import Round
 
 
 class Held:

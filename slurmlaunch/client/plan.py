@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.client.sbatch_options import as_count, refused
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.blocks import SCHEDULES, Blocks
-from slurmlaunch.runfolder.rounds import compact
-from slurmlaunch.runfolder.slices import PackedSlices, Slices
+from slurmlaunch.runfolder.plan import SCHEDULES, Blocks, PackedSlices, Slices, compact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -18,7 +18,7 @@ from slurmlaunch.client.recovery import grown
 from slurmlaunch.client.rounds import add_round
 from slurmlaunch.client.run import error_for_each
 from slurmlaunch.client.submission import Submission
-from slurmlaunch.runfolder.rounds import Round
+from slurmlaunch.runfolder.journal import Round
 
 if TYPE_CHECKING:
     from slurmlaunch.client.options import Options

@@ -11,8 +11,8 @@ from slurmlaunch.backends.base import parse_time
 from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.client.options import job_name
 from slurmlaunch.client.plan import STATIC, plan
-from slurmlaunch.runfolder.ranks import RanksPlan
-from slurmlaunch.runfolder.rounds import ArrayPlan, Round, RoundPlan
+from slurmlaunch.runfolder.journal import Round
+from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slurmlaunch.client.options import Options, Shape
     from slurmlaunch.client.plan import Plan
     from slurmlaunch.client.run import Run
-    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.layout import Manifest
 
 _LONGEST_WARNING = 60
 """Seconds that items in flight get to come to their end at a time limit."""

@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.outcome import Outcome
-    from slurmlaunch.runfolder.layout import RunFolder
-    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.journal import Round
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
-    from slurmlaunch.runfolder.rounds import Round
 
 T = TypeVar("T", bound=Told)
 

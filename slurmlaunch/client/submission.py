@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from slurmlaunch.client.run import Run
-    from slurmlaunch.runfolder.rounds import Round
+    from slurmlaunch.runfolder.journal import Round
 
 _NEVER_SUBMITTED = "it was never submitted: the client that was to do so is gone. Submit it with .retry()"
 

@@ -14,9 +14,9 @@ from slurmlaunch.runfolder.claims import Listing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from slurmlaunch.runfolder.blocks import Blocks
+    from slurmlaunch.runfolder.journal import Round
     from slurmlaunch.runfolder.layout import RunFolder
-    from slurmlaunch.runfolder.rounds import Round
+    from slurmlaunch.runfolder.plan import Blocks
 
 _NOBODY = -1
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import TaskRecord
     from slurmlaunch.client.held import Held
     from slurmlaunch.client.ledger import Ledger
+    from slurmlaunch.runfolder.journal import Round
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
-    from slurmlaunch.runfolder.rounds import Round
 
 
 class TaskPlace:

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.node.supervisor import Supervisor
-from slurmlaunch.runfolder.layout import RunFolder, Status
-from slurmlaunch.runfolder.manifest import Manifest
-from slurmlaunch.runfolder.rounds import round_of_task
+from slurmlaunch.runfolder.journal import round_of_task
+from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
 
 if TYPE_CHECKING:
-    from slurmlaunch.runfolder.rounds import Round
+    from slurmlaunch.runfolder.journal import Round
 
 _ARGUMENTS = 3
 

@@ -39,19 +39,17 @@ from slurmlaunch.node.task import TimeLimit
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.layout import Status
-from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, earlier_attempts
-from slurmlaunch.runfolder.ranks import Launch, make_rank_files
+from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, OutcomeWriter, earlier_attempts, make_rank_files
 from slurmlaunch.runfolder.records import Damage, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from slurmlaunch.errors import ItemError
-    from slurmlaunch.runfolder.layout import RunFolder
-    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.journal import Round
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
-    from slurmlaunch.runfolder.ranks import RanksPlan
-    from slurmlaunch.runfolder.rounds import Round
+    from slurmlaunch.runfolder.plan import RanksPlan
 
 DOUBT_SECONDS = 1.0
 """How long a death by signal is held before it counts as the item's."""

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from slurmlaunch.runfolder.blocks import Blocks
     from slurmlaunch.runfolder.claims import Claimer
-    from slurmlaunch.runfolder.rounds import RoundPlan
+    from slurmlaunch.runfolder.plan import Blocks, RoundPlan
 
 
 class Queue:

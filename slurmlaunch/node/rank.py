@@ -28,18 +28,16 @@ from slurmlaunch.node import system
 from slurmlaunch.node.events import Signals, Waiting
 from slurmlaunch.node.worker import flush, go_first, line_buffer, take_signals
 from slurmlaunch.outcome import Bundle, Failure, failure_of
-from slurmlaunch.runfolder.layout import RunFolder, Status
-from slurmlaunch.runfolder.manifest import Manifest
-from slurmlaunch.runfolder.outcomes import OutcomeFile
-from slurmlaunch.runfolder.ranks import Launch, RankWriter
+from slurmlaunch.runfolder.function import Work
+from slurmlaunch.runfolder.journal import round_of_task
+from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
+from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, RankWriter
 from slurmlaunch.runfolder.records import Damage, Kind
-from slurmlaunch.runfolder.rounds import round_of_task
-from slurmlaunch.runfolder.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from slurmlaunch.runfolder.rounds import Round
+    from slurmlaunch.runfolder.journal import Round
 
 GRACE_SECONDS = 1.0
 """How long an item may go on after SIGTERM."""

@@ -31,9 +31,9 @@ from slurmlaunch.node.task import TimeLimit
 from slurmlaunch.node.worker import Worker
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.cancellations import CancellationReader
+from slurmlaunch.runfolder.function import check_shared
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts
-from slurmlaunch.runfolder.work import check_shared
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from slurmlaunch.errors import ItemError
     from slurmlaunch.node.channel import Channel, Connection
     from slurmlaunch.node.pool import Death
-    from slurmlaunch.runfolder.layout import RunFolder
-    from slurmlaunch.runfolder.manifest import Manifest
-    from slurmlaunch.runfolder.rounds import Round, RoundPlan
+    from slurmlaunch.runfolder.journal import Round
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
+    from slurmlaunch.runfolder.plan import RoundPlan
 
 DOUBT_SECONDS = 1.0
 """How long a death by signal is held before it counts as the item's."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from slurmlaunch.runfolder.layout import STARTED_VARIABLE
 
 if TYPE_CHECKING:
-    from slurmlaunch.runfolder.rounds import RoundPlan
+    from slurmlaunch.runfolder.plan import RoundPlan
 
 _LONGEST_MARGIN = 5.0
 

@@ -44,16 +44,15 @@ from slurmlaunch.errors import NodeStartError
 from slurmlaunch.node import system
 from slurmlaunch.node.channel import LARGE
 from slurmlaunch.outcome import Bundle, Failure, failure_of, in_series
+from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.outcomes import Entry
 from slurmlaunch.runfolder.records import Kind
-from slurmlaunch.runfolder.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from slurmlaunch.node.channel import Channel, Connection
-    from slurmlaunch.runfolder.layout import RunFolder
-    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import OutcomeWriter, Recorded
 
 LENGTH = struct.Struct("<I")

@@ -33,14 +33,14 @@ the manifest's ``run``. The order: ``function.buffers``, ``function``, ``items``
 manifest the folder is a run; only then is anything submitted. All that a task
 reads is there before, save cancellations and claims.
 
-**Manifest** (`manifest`). A JSON object. ``protocol`` is 1; a reader refuses
+**Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 1; a reader refuses
 another number and ignores keys that it does not know. ``python`` is the minor
 version that pickled the function, as ``"3.11"``: it holds bytecode, and a node of
 another version must not unpickle it. ``items`` is how many items there are,
 ``shared`` how many bytes of buffers the function refers to, and ``seed`` what the
 random streams of the items follow from.
 
-**Function** (`work`). One record of kind FUNCTION, a pickle of a callable, made
+**Function** (`function`). One record of kind FUNCTION, a pickle of a callable, made
 by cloudpickle. `submit` binds its arguments into it and has one item ``()``.
 Buffers of 1 MiB and more that it refers to (pickle protocol 5, out of band) lie in
 ``function.buffers``, and a record of kind SHARED says where (`buffers`). A task
@@ -55,7 +55,7 @@ tuples, only where all arguments are immutable; or kind BUNDLE, one pickled tupl
 and its large buffers (`buffers`). ``items.index`` has for each block its first item
 and the offset of its record, both u64, little-endian.
 
-**Rounds** (`rounds`). A round's folder is made beside its place and renamed, which
+**Rounds** (`plan`, `journal`). A round's folder is made beside its place and renamed, which
 only one process can, and who made it submits it. ``plan.json``::
 
     slices       {"items": n, "tasks": k, "chunksize": c or null}
@@ -67,7 +67,7 @@ only one process can, and who made it submits it. ``plan.json``::
     ranks        null, or {"number", "launcher", "command"}: see below
     cpus_per_task, processes, threads, throttle, options
 
-Task ``first_task + t`` has the positions of slice ``t`` (`slices`); a position is
+Task ``first_task + t`` has the positions of slice ``t`` (`plan.Slices`); a position is
 an item, or an entry of the list, which is sorted. Slices that were packed by cost
 have ``"lengths"``, one for each, in place of ``chunksize``; their list holds all items,
 slice after slice. Where there are ``blocks``, the round is dynamic: then slices
@@ -86,7 +86,7 @@ that believes it appends the NOTE ``{"ends": [[task, attempts, state, exit_code,
 reason], ...]}`` to its ``ends.C``. It counts where the scheduler is silent, and no more
 than so many attempts of the task have begun.
 
-**Claims** (`claims`). Blocks cut the positions of a dynamic round as `blocks` says:
+**Claims** (`claims`). Blocks cut the positions of a dynamic round as `plan.Blocks` says:
 their numbers, from 0, tell their positions. A task that wants one makes a file
 ``claims/T.A.S`` once (S is the first number that is free), which holds its own name
 and a line feed, and then the hard link ``claims/B`` to it. ``link`` is made by one
@@ -112,7 +112,7 @@ two attempts of a task recorded one item, the lowest attempt's record stands; a 
 stands over the failures of other rounds, and of these the last round's counts.
 What is appended is flushed within max(1 s, running tasks / 200 s).
 
-**Ranks** (`ranks`). Where the plan has them, ``number`` processes call the function
+**Ranks** (`plan.RanksPlan`, `outcomes.Launch`). Where the plan has them, ``number`` processes call the function
 for each item of a task, in order and together, each started as ``command`` with
 the words RUN_FOLDER, task, attempt and launch behind it, by ``launcher`` or, where that
 is empty, by the task's supervisor. Before launch L it appends the NOTE ``{"launch": L,
@@ -131,6 +131,6 @@ The status is one of `layout.Status`, or 128 + n for signal n.
 time of modification changes with each. A cancelled item stays cancelled, also
 where an outcome was recorded; a later round may run it again.
 
-**Safety** (`safety`). Nothing is unpickled that the current user does not own or
+**Safety** (`records`). Nothing is unpickled that the current user does not own or
 that others may write to, and no symbolic link is followed.
 """

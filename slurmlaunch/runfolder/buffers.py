@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, SlurmlaunchError
 from slurmlaunch.outcome import Bundle
-from slurmlaunch.runfolder.safety import open_owned, read_at, write_whole
+from slurmlaunch.runfolder.records import open_owned, read_at, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

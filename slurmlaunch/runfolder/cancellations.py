@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.layout import YOUNG
-from slurmlaunch.runfolder.records import Kind, Record
-from slurmlaunch.runfolder.safety import open_owned
+from slurmlaunch.runfolder.records import Kind, Record, open_owned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

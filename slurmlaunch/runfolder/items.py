@@ -26,8 +26,7 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN, Bundle
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, read_bundle
-from slurmlaunch.runfolder.records import HEADER_SIZE, Kind
-from slurmlaunch.runfolder.safety import open_owned, read_at, write_whole
+from slurmlaunch.runfolder.records import HEADER_SIZE, Kind, open_owned, read_at, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

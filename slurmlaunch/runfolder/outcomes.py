@@ -12,18 +12,17 @@ import pickle
 import zlib
 from array import array
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value, is_interrupt
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
-from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind
-from slurmlaunch.runfolder.safety import naming, open_checked, open_owned, read_at
+from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind, naming, open_checked, open_owned, read_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from slurmlaunch.runfolder.layout import RunFolder
@@ -448,3 +447,66 @@ def earlier_attempts(folder: RunFolder, task: int, attempt: int) -> Earlier:
                     failures += found.header.number if found.header.kind == Kind.FAILURE else 0
         checkpoints.update(file.checkpoints)
     return Earlier(done, failures, checkpoints)
+
+
+# Ranks.
+
+
+class Launch(NamedTuple):
+    """One start of all ranks of a task.
+
+    Attributes:
+        number: its number among those of the attempt, from 0.
+        items: the items that each rank runs, in this order.
+        host: the machine that the supervisor runs on.
+        port: a port that was free there, for the ranks to meet at.
+    """
+
+    number: int
+    items: tuple[int, ...]
+    host: str
+    port: int
+
+    def note(self, writer: OutcomeWriter) -> None:
+        """Write it down, for the ranks to read."""
+        ranges = [[items.start, items.stop] for items in _ranges(self.items)]
+        writer.note(launch=self.number, items=ranges, host=self.host, port=self.port)
+        writer.flush()
+
+    @classmethod
+    def read(cls, file: OutcomeFile, number: int) -> Launch | None:
+        """Read a launch from the supervisor's outcome file; None where it is not there (yet)."""
+        for _ in file.read():
+            pass  # what the items came to is not asked
+        for note in file.notes:
+            if note.get("launch") == number:
+                items = chain.from_iterable(range(*each) for each in note["items"])
+                return cls(number, tuple(items), note["host"], note["port"])
+        return None
+
+
+def _ranges(items: Iterable[int]) -> Iterator[range]:
+    start = stop = -1
+    for item in items:
+        if item != stop:
+            if stop > start:
+                yield range(start, stop)
+            start = item
+        stop = item + 1
+    if stop > start:
+        yield range(start, stop)
+
+
+class RankWriter(OutcomeWriter):
+    """Appends the outcomes of one rank to the file that its supervisor has made."""
+
+    def __init__(self, path: Path, attempt: int, salt: int) -> None:
+        self._begin(path, attempt, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), salt)
+
+
+def make_rank_files(folder: RunFolder, number: int, task: int, attempt: int, ranks: int) -> list[Path]:
+    """Make the files of the ranks of an attempt; return their paths, by rank."""
+    paths = [folder.rank_file(number, task, attempt, rank) for rank in range(ranks)]
+    for path in paths:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return paths

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.errors import RunFolderError
-from slurmlaunch.runfolder.layout import RunFolder
-from slurmlaunch.runfolder.manifest import Manifest
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
 from slurmlaunch.runfolder.records import Kind
 from tests.cluster import Cluster, ClusterSpec, clean_environment

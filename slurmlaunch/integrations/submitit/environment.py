@@ -11,9 +11,8 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from slurmlaunch import caps, context
 from slurmlaunch.errors import SlurmlaunchError
-from slurmlaunch.runfolder.layout import RunFolder
-from slurmlaunch.runfolder.manifest import Manifest
-from slurmlaunch.runfolder.rounds import round_of_task
+from slurmlaunch.runfolder.journal import round_of_task
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,8 @@ from submitit.core import core, utils
 
 from slurmlaunch.errors import ItemError, RunFolderError, SlurmlaunchError
 from slurmlaunch.integrations.submitit.environment import Paths
-from slurmlaunch.runfolder.layout import RunFolder
-from slurmlaunch.runfolder.manifest import Manifest
-from slurmlaunch.runfolder.rounds import read_rounds
+from slurmlaunch.runfolder.journal import read_rounds
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,8 +107,8 @@ class SlurmlaunchJob(core.Job[core.R]):
 
     def submission(self) -> utils.DelayedSubmission:
         """Return what was submitted."""
+        from slurmlaunch.runfolder.function import load_function
         from slurmlaunch.runfolder.items import ItemReader
-        from slurmlaunch.runfolder.work import load_function
 
         folder = RunFolder(self._future.run.folder)
         Manifest.read(folder)  # which tells how to read the rest

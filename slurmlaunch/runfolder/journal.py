@@ -12,123 +12,23 @@ import json
 import os
 import time
 from array import array
-from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from itertools import count
-from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.outcomes import OutcomeFile
-from slurmlaunch.runfolder.ranks import RanksPlan
-from slurmlaunch.runfolder.records import Kind, Record
-from slurmlaunch.runfolder.safety import check_folder, make_folder, read_owned, write_once, write_whole
-from slurmlaunch.runfolder.slices import PackedSlices, Slices
+from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, PackedSlices, RanksPlan, RoundPlan, Slices, compact
+from slurmlaunch.runfolder.records import Kind, Record, check_folder, make_folder, read_owned, write_once, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from slurmlaunch.runfolder.blocks import Blocks
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
-
-
-class ArrayPlan(NamedTuple):
-    """One array of a round.
-
-    Attributes:
-        name: the unique name of its job.
-        first_task: the task index of its element 0.
-        length: how many elements it has.
-    """
-
-    name: str
-    first_task: int
-    length: int
-
-
-class RoundPlan(NamedTuple):
-    """Which task of a round has which items, and what it runs with.
-
-    Attributes:
-        slices: how positions are cut into slices: positions in `items` where
-            that is given, else the items themselves. In a dynamic round a slice is only
-            what a task stands for while nobody has taken an item: see `blocks`.
-        first_task: the index of the round's first task; indices rise across rounds.
-        arrays: the arrays to submit, in order.
-        cpus_per_task: the CPUs of each task.
-        processes: how many items run side by side in a task.
-        threads: how many threads each of them may use.
-        throttle: how many tasks may run at once, or None.
-        time_limit: seconds that a task may run, where that is known.
-        warning: seconds before the limit at which a task is warned, or None.
-        requeues: how often a task may ask to be started again.
-        options: the submission's options, as `slurmlaunch.client.options` writes them.
-        client: the process that made the round and submits it: machine, pid, start.
-        items: the items of the round, where they are not all of the run's, or not in their order:
-            sorted, save where `slices` are packed.
-        automatic: whether it was made by ``retries=``, and not by a person.
-        blocks: how positions are cut into the blocks that the tasks of a dynamic round take;
-            None in a static one.
-        ranks: how many processes call the function of a task together, and how they are launched;
-            None for one.
-    """
-
-    slices: Slices | PackedSlices
-    first_task: int
-    arrays: tuple[ArrayPlan, ...]
-    cpus_per_task: int
-    processes: int
-    threads: int
-    throttle: int | None = None
-    time_limit: float | None = None
-    warning: int | None = None
-    requeues: int = 0
-    options: dict[str, Any] = {}  # noqa: RUF012  (it is never changed)
-    client: tuple[str, int, str] | None = None
-    items: array[int] | None = None
-    automatic: bool = False
-    blocks: Blocks | None = None
-    ranks: RanksPlan | None = None
-
-    @property
-    def tasks(self) -> range:
-        """The indices of the round's tasks."""
-        return range(self.first_task, self.first_task + self.slices.tasks)
-
-    def items_of(self, task: int) -> Sequence[int]:
-        """Return the items of a task, in order."""
-        return self.items_at(self.slices.slice_of(task - self.first_task))
-
-    def items_at(self, positions: range) -> Sequence[int]:
-        """Return the items at consecutive positions."""
-        return positions if self.items is None else self.items[positions.start : positions.stop]
-
-    def position_of(self, item: int) -> int:
-        """Return the position of an item of the round."""
-        if self.items is None:
-            return item
-        if isinstance(self.slices, PackedSlices):
-            return self.slices.position_of(item, self.items)
-        return bisect_left(self.items, item)
-
-    def task_of(self, item: int) -> int:
-        """Return the task whose slice holds an item of the round."""
-        return self.first_task + self.slices.task_of(self.position_of(item))
-
-    def element_of(self, task: int) -> tuple[int, int]:
-        """Return the number of the array that has a task, and the task's place in it."""
-        number = bisect_right(self.arrays, task, key=_FIRST_TASK) - 1
-        if number >= 0 and task < self.arrays[number].first_task + self.arrays[number].length:
-            return number, task - self.arrays[number].first_task
-        msg = f"task {task} is in no array of its round"
-        raise LookupError(msg)
-
-
-_FIRST_TASK = attrgetter("first_task")
 
 
 class ToldEnd(NamedTuple):
@@ -395,21 +295,11 @@ def _slices_of(content: dict[str, Any]) -> Slices | PackedSlices:
 def _blocks_of(content: dict[str, Any] | None) -> Blocks | None:
     if content is None:
         return None
-    from slurmlaunch.runfolder.blocks import Blocks  # here, since most rounds have none
-
     return Blocks.from_json(content)
 
 
 def _u64(items: Sequence[int]) -> array[int]:
     return array("Q", items)
-
-
-def compact(items: array[int]) -> array[int]:
-    """Return the items in half the memory, where their numbers allow that."""
-    return array("I", items) if max(items, default=0) <= _U32_MAX else items
-
-
-_U32_MAX = (1 << 32) - 1
 
 
 def _read_list(path: Path) -> array[int]:

@@ -19,14 +19,12 @@ from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Va
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
 from slurmlaunch.runfolder.items import ItemReader
-from slurmlaunch.runfolder.records import Kind, Record
-from slurmlaunch.runfolder.safety import read_owned, write_whole
+from slurmlaunch.runfolder.records import Kind, Record, read_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from slurmlaunch.runfolder.layout import RunFolder
-    from slurmlaunch.runfolder.manifest import Manifest
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
 
 
