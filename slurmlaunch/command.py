@@ -1,7 +1,7 @@
-"""A shell command as a function: ``ex.map_array(Command("python process.py {}"), files)``.
+"""`Command`: a shell command as a function, ``ex.map_array(Command("python process.py {}"), files)``.
 
-The placeholders are GNU parallel's (see parallel(1)), as is that without any the
-arguments come last, as with xargs(1):
+Users write it, ``slurmlaunch map`` makes one, and tasks call it; it knows neither client nor run folder.
+The placeholders are GNU parallel's (see parallel(1)); without one, the arguments come last, as with xargs(1):
 
 =========  =======================================================
 ``{}``     the argument; with several, all of them
@@ -10,24 +10,31 @@ arguments come last, as with xargs(1):
 ``{//}``   its folder
 ``{/.}``   without folder and extension
 ``{2}``    the second argument, and so ``{2.}``, ``{2/}``, ...
-``{lr}``   the keyword argument ``lr``, where one is given
+``{lr}``   the keyword argument ``lr``, if there is one
 ``{{}}``   ``{}`` itself, and so for each of these
 =========  =======================================================
 
-All other braces, and what follows a ``$``, are left alone: they are the shell's,
-or awk's.
+All other braces, and those after a ``$``, stay as they are: they are the shell's, or awk's.
+
+A function may be killed at any moment: its item was cancelled, or its task ended. Its program must not
+survive it, unseen by the scheduler. So each program runs in a process group whose first process is a guard:
+a shell that waits until a pipe that this process holds is closed, and then kills the group. The kernel
+closes the pipe however this process ends.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 import shlex
+import signal
 import subprocess
+import threading
+import time
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
-
-from slurmlaunch import program
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,30 +47,42 @@ _PLACEHOLDER = re.compile(
 
 _NOTED_LINES = 10
 
+_GUARD = "trap '' HUP INT TERM USR1 USR2; read -r _; kill -KILL 0"
+
+_SIGTERM_GRACE_SECONDS = 1.0
+"""How long a death by SIGTERM stays unreported: the same signal may be about to reach this process."""
+
+_SUPERVISOR_END_SECONDS = 10.0
+"""More than enough for a supervisor that received SIGTERM to kill its processes."""
+
+_DRAIN_SECONDS = 1.0
+"""After so long a program that has ended counts as ended, even if a child of it holds its output open."""
+
+_SHELL_SIGNAL_STATUS = 128
+"""A shell's exit status for a command ended by a signal is this plus the signal's number."""
+
 
 class Command:
-    """A function that runs a command, with its arguments in the place of ``{}``.
+    """A function that runs a command, with its arguments in place of ``{}``.
 
-    Given as a text it is run by ``/bin/sh``, and arguments are quoted for it,
-    also within quotes: ``"cat '{}' | wc -l"`` works for any file name. Given as a
-    list of words it is run as it is, without a shell. It inherits the thread caps
-    of the process that runs it, has no standard input, and is killed with all
-    that it started when the item is cancelled or its task ends.
+    A text is run by ``/bin/sh``, and arguments are quoted for it, also within quotes:
+    ``"cat '{}' | wc -l"`` works for any file name. A list of words runs without a shell.
+    The command has the thread caps of the process that runs it and no standard input; it and all its
+    children are killed when the item is cancelled or its task ends.
 
-    A call returns a `subprocess.CompletedProcess` with ``args``, ``returncode``,
-    ``stdout`` and ``stderr``, as text, where bytes that are not UTF-8 are replaced.
-    They travel as any result does: a program that says a lot should write to a
-    file of its own (``> {.}.log``).
+    A call returns a `subprocess.CompletedProcess` with ``args``, ``returncode``, ``stdout`` and ``stderr``
+    as text; bytes that are not UTF-8 are replaced. The output travels like any result: a program that
+    prints a lot should write to a file of its own (``> {.}.log``).
 
     Args:
         command: a text, or a list of words.
-        check: whether an exit status other than 0 raises.
-        timeout: seconds that it may take, or None.
-        capture: whether its output is taken; else it goes into the task's log.
+        check: raise if the exit status is not 0.
+        timeout: seconds after which the command is killed, or None.
+        capture: return the output; if False it goes to the task's log.
 
     Raises:
         TypeError: *command* is neither a text nor a list of words.
-        ValueError: it is empty, or holds ``{0}``; *timeout* is not above 0.
+        ValueError: it is empty or contains ``{0}``, or *timeout* is not above 0.
     """
 
     def __init__(
@@ -94,26 +113,25 @@ class Command:
         """Run the command with these arguments.
 
         Raises:
-            subprocess.CalledProcessError: it ended with another status than 0;
-                the output is with it.
-            subprocess.TimeoutExpired: the time was up.
+            subprocess.CalledProcessError: the exit status is not 0; it carries the output.
+            subprocess.TimeoutExpired: the command took longer than *timeout*.
             OSError: the program cannot be started.
-            TypeError: there is no place for an argument, or no argument for a place.
+            TypeError: an argument has no placeholder, or a placeholder has no argument.
         """
-        done = program.run(self.fill(*args, **kwargs), timeout=self.timeout, capture=self.capture)
+        done = _run(self.fill(*args, **kwargs), self.timeout, capture=self.capture)
         if self.check and done.returncode:
             error = subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
             last = done.stderr.rstrip().splitlines()[-_NOTED_LINES:]
-            if last:  # what add_note() does, which Python 3.10 does not have
-                error.__dict__["__notes__"] = ["\n".join(["its standard error ends with:", *last])]
+            if last:
+                error.add_note("\n".join(["its standard error ends with:", *last]))
             raise error
         return done
 
     def fill(self, /, *args: Any, **kwargs: Any) -> str | list[str]:
-        """Return the command as it is run with these arguments.
+        """Return the command with these arguments in place of its placeholders.
 
         Raises:
-            TypeError: there is no place for an argument, or no argument for a place.
+            TypeError: an argument has no placeholder, or a placeholder has no argument.
         """
         arguments = _Arguments([_word(arg) for arg in args], {name: _word(value) for name, value in kwargs.items()})
         if isinstance(self._words, str):
@@ -131,12 +149,12 @@ class Command:
 
 
 class _Arguments:
-    """The arguments of a call, and which of them have been asked for.
+    """The arguments of a call.
 
     Attributes:
-        given: those without a name.
-        named: those with one.
-        placed: the names that were asked for, and None where one without a name was.
+        given: the positional arguments.
+        named: the keyword arguments.
+        placed: the keywords that a placeholder has used, and None if one has used a positional argument.
     """
 
     def __init__(self, given: Sequence[str], named: Mapping[str, str]) -> None:
@@ -144,7 +162,7 @@ class _Arguments:
         self.placed: set[str | None] = set()
 
     def of(self, placeholder: re.Match[str]) -> Sequence[str] | None:
-        """Return what stands for a placeholder; None where it is none after all."""
+        """Return the words for a placeholder; None if it is no placeholder after all."""
         name = placeholder["name"]
         if name is not None:
             if name not in self.named:
@@ -172,7 +190,7 @@ _PARTS: Mapping[str | None, Callable[[str], str]] = {
 
 
 def _fill_word(template: str, arguments: _Arguments) -> list[str]:
-    """Return the word, or words, that a word of a list becomes."""
+    """Return the words that replace one word of a list."""
     whole = _PLACEHOLDER.fullmatch(template)
     if whole and whole["itself"] is None:
         words = arguments.of(whole)
@@ -188,7 +206,7 @@ def _fill_word(template: str, arguments: _Arguments) -> list[str]:
 
 
 def _fill_text(template: str, arguments: _Arguments) -> str:
-    """Return a text for the shell, in which every argument is one word, or within quotes a part of one."""
+    """Return a text for the shell in which each argument is one word, or part of a word within quotes."""
     pieces, end, quotes = [], 0, _Quotes()
     for found in _PLACEHOLDER.finditer(template):
         pieces.append(template[end : found.start()])
@@ -198,14 +216,14 @@ def _fill_text(template: str, arguments: _Arguments) -> str:
             pieces.append(found[0] if found["itself"] is None else found[0][1:-1])
         else:
             plain, quoted = " ".join(words), " ".join(map(shlex.quote, words))
-            # Out of the quotes and into them again, where that is needed.
+            # Close the quotes before the argument and open them again after it.
             pieces.append(plain if plain == quoted else f"{quotes.open}{quoted}{quotes.open}")
         end = found.end()
     return "".join([*pieces, template[end:]])
 
 
 class _Quotes:
-    """Reads a shell's text from its beginning, and knows within which quotes it ends."""
+    """Follows the quotes of a shell's text."""
 
     def __init__(self) -> None:
         self._within: list[str] = [""]
@@ -213,12 +231,12 @@ class _Quotes:
 
     @property
     def open(self) -> str:
-        """The quote that is open: ``'`` or ``"``, or nothing."""
+        """The open quote: ``'``, ``"`` or nothing."""
         innermost = self._within[-1]
         return innermost if innermost in {"'", '"'} else ""
 
     def read(self, text: str) -> None:
-        """Go on reading."""
+        """Read the next part of the text."""
         for before, character in _with_previous(text):
             if self._escaped:
                 self._escaped = False
@@ -233,7 +251,7 @@ class _Quotes:
             self._within.pop()
         elif innermost == "'":
             return
-        elif character == "(" and (before == "$" or innermost == ")"):  # a command in a text begins anew
+        elif character == "(" and (before == "$" or innermost == ")"):  # a command substitution starts without quotes
             self._within.append(")")
         elif character == "`" or (character in {"'", '"'} and innermost != '"'):
             self._within.append(character)
@@ -250,7 +268,99 @@ def _word(value: object) -> str:
 
 
 def _name(words: str | Sequence[str]) -> str:
-    """Return what the command is called: its program, or the script that its interpreter runs."""
+    """Return the name of the program, or of the script that an interpreter runs."""
     first, second, *_ = [*(words.split() if isinstance(words, str) else words)[:2], "", ""]
     script = second if re.search(r"\.\w+$", second) and not second.startswith("-") else first
     return PurePath(script).stem or "command"
+
+
+def _run(command: str | Sequence[str], timeout: float | None, *, capture: bool) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, and kill the processes that it leaves running."""
+    output = subprocess.PIPE if capture else None
+    with _Termination() as termination, _process_group() as group:
+        program = subprocess.Popen(
+            command,
+            shell=isinstance(command, str),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=group,
+        )
+        with program:
+            try:
+                out, err = _output_of(program, group, timeout)
+            except BaseException:
+                os.killpg(group, signal.SIGKILL)  # else leaving the block would wait for it
+                raise
+        termination.wait_for_own_end(program.returncode)
+    return subprocess.CompletedProcess(command, program.returncode, _decoded(out), _decoded(err))
+
+
+def _output_of(program: subprocess.Popen[bytes], group: int, timeout: float | None) -> tuple[bytes, bytes]:
+    """Return the program's output up to its end, even if a child of it holds the pipe open."""
+    until = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        left = max(0.0, until - time.monotonic())
+        try:
+            return program.communicate(timeout=min(_DRAIN_SECONDS, left))
+        except subprocess.TimeoutExpired as error:
+            if program.poll() is not None:
+                os.killpg(group, signal.SIGKILL)  # the children that it left; then its output ends
+                return program.communicate()
+            if time.monotonic() >= until:
+                error.timeout = timeout or 0.0
+                raise
+
+
+def _decoded(output: bytes | None) -> str:
+    return (output or b"").decode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def _process_group() -> Iterator[int]:
+    """Make a process group that is killed on leaving the block, or when this process ends; yield its id."""
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    )
+    with guard:  # leaving closes the pipe, and waits
+        yield guard.pid
+
+
+class _Termination:
+    """Tells a failure of the program from the end of the whole task, whose SIGTERM reaches all processes in it.
+
+    A pool process survives SIGTERM, because its supervisor decides when to end. A program that died of the
+    same signal has no outcome: its item must stay without one, to be run again. So this process waits to be killed.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGTERM)):
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self._received = True
+        self._before(number, frame)
+
+    def wait_for_own_end(self, status: int) -> None:
+        """Wait to be killed, if the program failed because of a SIGTERM to the whole task."""
+        if self._before is None or not status:
+            return
+        if status in {-signal.SIGTERM, _SHELL_SIGNAL_STATUS + signal.SIGTERM}:
+            until = time.monotonic() + _SIGTERM_GRACE_SECONDS
+            while not self._received and time.monotonic() < until:
+                time.sleep(_SIGTERM_GRACE_SECONDS / 20)
+        if self._received:
+            time.sleep(_SUPERVISOR_END_SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)

@@ -48,8 +48,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
-
-    from typing_extensions import Self  # part of typing from Python 3.11 on; type checkers bring it
+    from typing import Self  # part of typing from Python 3.11 on; type checkers bring it
 
 # Which Debian package brings what is started here.
 _PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}

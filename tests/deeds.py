@@ -81,16 +81,15 @@ def chain() -> None:
 
 
 def note() -> None:
-    """Raise an exception with a note, as add_note() makes it from Python 3.11 on."""
+    """Raise an exception with a note, as add_note() makes it."""
     error = ValueError("noted")
-    error.__dict__["__notes__"] = ["a note of the user's"]
+    error.add_note("a note of the user's")
     raise error
 
 
 def group() -> None:
     """Raise a group of exceptions."""
-    if sys.version_info >= (3, 11):
-        raise ExceptionGroup("both", [ValueError(1), TwoArgumentsError(2, word="in it")])  # noqa: F821 - as of 3.11
+    raise ExceptionGroup("both", [ValueError(1), TwoArgumentsError(2, word="in it")])
 
 
 def recurse() -> int:

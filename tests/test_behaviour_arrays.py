@@ -27,7 +27,7 @@ SOON = 0.01
 
 
 def notes(error: BaseException) -> list[str]:
-    """Return the notes of an exception, which Python 3.10 keeps, but cannot show."""
+    """Return the notes of an exception."""
     return list(getattr(error, "__notes__", []))
 
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +139,6 @@ class TestExceptions:
         """An exception may be as long as it likes."""
         assert 5_000_000 == len(failure(deeds["huge exception"], ValueError).args[0])
 
-    @pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups came with Python 3.11")
     def test_group(self, deeds: Deeds) -> None:
         """A group of exceptions keeps its members."""
         error: Any = deeds["group"].exception()

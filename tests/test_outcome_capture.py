@@ -29,12 +29,10 @@ from tests.tasks import OneRun, rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from typing_extensions import Self
+    from typing import Self
 
 
 Group: Any = getattr(builtins, "ExceptionGroup", None)
-needs_groups = pytest.mark.skipif(sys.version_info < (3, 11), reason="needs exception groups")
 
 
 def travel(function: Callable[..., Any], *args: Any) -> Value[Any] | Failure:
@@ -436,7 +434,6 @@ def test_our_own_errors_arrive() -> None:
     assert (arrived.signal, arrived.item, "SIGKILL (9)" in str(arrived)) == (9, 3, True)
 
 
-@needs_groups
 def test_groups_and_notes_arrive() -> None:
     """An exception group arrives with its members, awkward ones included, and notes stay where they were added."""
     group = Group("group", [ValueError(1), Group("inner", [OSError(2, "text", "/a")])])
@@ -450,7 +447,6 @@ def test_groups_and_notes_arrive() -> None:
     assert "while testing" in str(arrived.__cause__)
 
 
-@needs_groups
 def test_a_group_of_awkward_exceptions_arrives() -> None:
     """An exception group whose members do not pickle arrives as a group, and its text tells of them."""
     group = Group("group", [TwoArguments(7, "text"), Holds("held", 7), ValueError(1)])

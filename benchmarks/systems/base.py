@@ -82,7 +82,7 @@ def version(system: System) -> str:
     if not system.requires:
         return ""
     module = system.requires[0]
-    # On Python 3.10 it does not know all; most packages have their module's name.
+    # Most packages have their module's name.
     package = importlib.metadata.packages_distributions().get(module, [module])[0]
     try:
         return f"{package} {importlib.metadata.version(package)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.container import Container
 
 
-class TaskState(str, Enum):
+class TaskState(StrEnum):
     """What the scheduler says of a task, in Slurm's words.
 
     Source: the section JOB STATE CODES of squeue(1) and sacct(1).

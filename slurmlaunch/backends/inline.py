@@ -30,8 +30,7 @@ from slurmlaunch.runfolder.records import Kind
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from types import FrameType
-
-    from typing_extensions import Self
+    from typing import Self
 
 
 _RECORD_BYTES = 1 << 18

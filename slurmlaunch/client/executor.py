@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import cloudpickle
 
@@ -42,15 +42,12 @@ from slurmlaunch.runfolder.records import make_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from typing_extensions import ParamSpec
-
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.options import Shape
     from slurmlaunch.client.plan import Cost
     from slurmlaunch.runfolder.plan import RoundPlan
 
-    P = ParamSpec("P")
-
+P = ParamSpec("P")
 T = TypeVar("T")
 
 FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
