@@ -1,4 +1,4 @@
-"""The examples and the README do what they say, run as their readers would run them."""
+"""The examples do what they say, run as their readers would run them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 pytestmark = pytest.mark.slow  # what they use is tested elsewhere, on each Python
@@ -334,70 +333,6 @@ def test_every_example_is_listed() -> None:
     listed = re.findall(r"^- \[`(.+?)`\]\(\1\): ", (EXAMPLES / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 
     assert sorted(listed) == sorted([*SCRIPTS, *NOTEBOOKS, *ELSEWHERE])
-
-
-# The README.
-
-STAND_INS = """
-from pathlib import Path
-
-
-def process(file):
-    return len(Path(file).read_bytes())
-
-
-def train(seed):
-    return f"trained with {seed}"
-
-
-files = [__file__] * 12
-"""
-
-WHAT_HOLDS = """
-import slurmlaunch
-
-assert results == [process(file) for file in files]
-assert [item for item, _ in totals] == list(range(12))
-assert long.cluster == "local"
-"""
-
-
-def blocks(*languages: str) -> list[str]:
-    """Return the README's fenced blocks of a language."""
-    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def is_pytest(block: str) -> bool:
-    """Tell whether a block is a test module."""
-    return "import pytest" in block
-
-
-def test_readme_code(tmp_path: Path, run_python: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's code runs as it stands, from its first block to its last, and prints what it says."""
-    monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
-    program = "\n".join([STAND_INS, *(block for block in blocks("python") if not is_pytest(block)), WHAT_HOLDS])
-    (tmp_path / "readme.py").write_text(program, encoding="utf-8")
-
-    printed = run_python("readme.py").splitlines()
-
-    assert "trained with 3" in printed
-    assert [line for line in printed if line.startswith("{")] == re.findall(r"counts\(\)\)  # (.+)", README)
-
-
-def test_readme_tests(tmp_path: Path, run_python: Callable[..., str]) -> None:
-    """The README's tests pass."""
-    (block,) = filter(is_pytest, blocks("python"))
-    (tmp_path / "test_readme.py").write_text(STAND_INS + block, encoding="utf-8")
-
-    assert "1 passed" in run_python("-m", "pytest", "test_readme.py")
-
-
-def test_readme_commands() -> None:
-    """The README's first two blocks of commands are the newcomer's and the contributor's, and nothing else."""
-    assert blocks("bash", "sh")[:2] == [
-        "python3 -m venv .venv\n.venv/bin/pip install .\n.venv/bin/python examples/postprocess.py\n",
-        "python3 -m venv .venv\n.venv/bin/pip install nox\n.venv/bin/nox\n",
-    ]
 
 
 def usable_cpus() -> int:
