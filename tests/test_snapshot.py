@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
-from slurmlaunch.backends.slurm.commands import Command, Finished
-from slurmlaunch.backends.slurm.job_states import Elements, Group, JobStates, Row, undecided
-from slurmlaunch.backends.slurm.queries import Queries, sacct_rows, squeue_rows
-from slurmlaunch.backends.slurm.shared_states import Intervals, SharedSnapshot, SlurmSnapshot
+from slurmlaunch.backends.slurm.commands import Cluster, Command, Finished
+from slurmlaunch.backends.slurm.job_states import Elements, Group, JobStates, Row
+from slurmlaunch.backends.slurm.queries import sacct_rows, squeue_rows
+from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates, SlurmSnapshot
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 # Recorded on Slurm 22.05: an array of ten, three at a time, of which 5, 7 and 8 were cancelled while they were pending.
@@ -109,7 +109,7 @@ def test_a_hundred_thousand_pending_elements_are_one_row() -> None:
     """A bracket is never expanded into its elements."""
     (row,) = squeue_rows("12_[0-99999%500]|PENDING|n/a|Priority")
     assert len(row.elements) == 100_000
-    assert len(json.dumps(JobStates().queued([row], START).to_json())) < 200
+    assert len(json.dumps(JobStates().after_squeue([row], START).to_json())) < 200
 
 
 # Rows.
@@ -154,60 +154,63 @@ def states_of(states: JobStates, length: int = 10) -> list[str | None]:
     return [record.state.value[:4] if record else None for record in records]
 
 
+def with_accounts(states: JobStates, rows: Iterable[Row]) -> JobStates:
+    """Return the states after sacct answered at once."""
+    return states.after_sacct(rows, START, GONE, failed=False)
+
+
 def test_an_element_is_what_squeue_says() -> None:
     """Own rows and the bracket give each element's state; what is in neither is not known."""
-    states = JobStates().queued(squeue_rows(SQUEUE), START)
+    states = JobStates().after_squeue(squeue_rows(SQUEUE), START)
     assert states_of(states) == ["COMP", "FAIL", "COMP", "RUNN", "PEND", "UNKN", "PEND", "UNKN", "UNKN", "PEND"]
-    assert states.is_forgotten()
+    assert states.needs_sacct()
 
 
 def test_an_own_row_outranks_the_bracket() -> None:
     """While an element starts, both rows have it, and its own is the newer one."""
     for text in ("9_3|RUNNING|n1|None\n9_[3-5]|PENDING|n/a|x", "9_[3-5]|PENDING|n/a|x\n9_3|RUNNING|n1|None"):
-        assert states_of(JobStates().queued(squeue_rows(text), START), 6)[3:] == ["RUNN", "PEND", "PEND"]
+        assert states_of(JobStates().after_squeue(squeue_rows(text), START), 6)[3:] == ["RUNN", "PEND", "PEND"]
 
 
 def test_a_bracket_may_be_final() -> None:
     """A job that was cancelled as a whole has ended, also where it never started."""
-    states = JobStates().queued(squeue_rows(AFTER_SCANCEL), START)
+    states = JobStates().after_squeue(squeue_rows(AFTER_SCANCEL), START)
     assert [states_of(states)[element] for element in (0, 4, 6, 9)] == ["COMP", "CANC", "CANC", "CANC"]
     assert states.get(6) == TaskRecord(TaskState.CANCELLED)
 
 
 def test_a_final_state_counts_only_when_squeue_agrees() -> None:
     """An element that the accounts call preempted is alive as long as squeue says so."""
-    states = JobStates().queued(squeue_rows("9_0|PENDING|n/a|BeginTime"), START)
-    states = states.accounted(sacct_rows("9_0|PREEMPTED|0:0|n1"), queue_answered=True)
+    states = JobStates().after_squeue(squeue_rows("9_0|PENDING|n/a|BeginTime"), START)
+    states = with_accounts(states, sacct_rows("9_0|PREEMPTED|0:0|n1"))
     assert states_of(states, 1) == ["PEND"]
 
 
 def test_an_element_that_starts_again_is_alive() -> None:
     """A final state is forgotten once squeue shows the element as alive."""
-    states = JobStates().queued(squeue_rows("9_0|FAILED|n1|x"), START)
-    assert states_of(states.queued(squeue_rows("9_0|PENDING|n/a|BeginTime"), START), 1) == ["PEND"]
+    states = JobStates().after_squeue(squeue_rows("9_0|FAILED|n1|x"), START)
+    assert states_of(states.after_squeue(squeue_rows("9_0|PENDING|n/a|BeginTime"), START), 1) == ["PEND"]
 
 
 def test_the_queues_end_is_newer_than_the_accounts() -> None:
     """What squeue called failed, the accounts' end of an earlier attempt does not change."""
-    states = JobStates().queued(squeue_rows("9_0|FAILED|n1|x"), START)
-    assert states_of(states.accounted(sacct_rows("9_0|PREEMPTED|0:0|n1"), queue_answered=True), 1) == ["FAIL"]
+    states = JobStates().after_squeue(squeue_rows("9_0|FAILED|n1|x"), START)
+    assert states_of(with_accounts(states, sacct_rows("9_0|PREEMPTED|0:0|n1")), 1) == ["FAIL"]
 
 
 @pytest.mark.parametrize(("task", "state"), [("COMPLETED", "OUT_"), ("FAILED", "OUT_"), ("TIMEOUT", "TIME")])
 def test_out_of_memory_is_found_in_the_steps(task: str, state: str) -> None:
     """A task that ended while a step of it was out of memory is called that, unless it says more itself."""
     text = f"9_0|{task}|0:0|n1\n9_0.batch|COMPLETED|0:0|n1\n9_0.0|OUT_OF_MEMORY|0:125|n1"
-    assert states_of(JobStates().accounted(sacct_rows(text), queue_answered=True), 1) == [state]
-    seen = JobStates().queued(squeue_rows(f"9_0|{task}|n1|None"), START)
-    assert states_of(seen.accounted(sacct_rows(text), queue_answered=True), 1) == [state]
+    assert states_of(with_accounts(JobStates(), sacct_rows(text)), 1) == [state]
+    seen = JobStates().after_squeue(squeue_rows(f"9_0|{task}|n1|None"), START)
+    assert states_of(with_accounts(seen, sacct_rows(text)), 1) == [state]
 
 
 def look(states: JobStates, now: float, queue: str = "", accounts: str | None = "") -> JobStates:
-    """Return what is known after one look, at which sacct answers, or (None) fails."""
-    states = states.queued(squeue_rows(queue), now)
-    rows = list(sacct_rows(accounts or ""))
-    states = states.accounted(rows, queue_answered=True)
-    return states.given_up(now, GONE, undecided=undecided(rows), accounts_failed=accounts is None)
+    """Return the states after one query, at which sacct answers, or (None) fails."""
+    states = states.after_squeue(squeue_rows(queue), now)
+    return states.after_sacct(sacct_rows(accounts or ""), now, GONE, failed=accounts is None)
 
 
 def test_what_vanished_while_pending_was_cancelled() -> None:
@@ -266,14 +269,14 @@ def test_a_list_that_was_cut_makes_nothing_lost() -> None:
     states = look(JobStates(), START, "9_[0-9]|PENDING|n/a|x")
     for later in (0, 100, 200):
         states = look(states, START + later, "9_[0,3,...]|PENDING|n/a|x")
-    assert not states.is_forgotten()
+    assert not states.needs_sacct()
 
 
 def test_the_queue_alone_may_be_silent() -> None:
     """Where squeue fails, final states of sacct count, but for those that Slurm itself starts again."""
-    states = JobStates().queued(squeue_rows("9_0|RUNNING|n1|x\n9_1|RUNNING|n1|x"), START)
+    states = JobStates().after_squeue(squeue_rows("9_0|RUNNING|n1|x\n9_1|RUNNING|n1|x"), START)
     rows = list(sacct_rows("9_0|COMPLETED|0:0|n1\n9_1|NODE_FAIL|0:0|n1"))
-    assert states_of(states.accounted(rows, queue_answered=False), 2) == ["COMP", "RUNN"]
+    assert states_of(states.after_sacct_alone(rows), 2) == ["COMP", "RUNN"]
 
 
 @settings(deadline=None)
@@ -307,9 +310,9 @@ class FakeSlurm:
         answer = self.squeue if program == "squeue" else self.sacct
         return answer if isinstance(answer, Finished) else Finished(0, answer)
 
-    def process(self, cluster: str | None = None) -> SharedSnapshot:
+    def process(self, cluster: str | None = None) -> SharedStates:
         """Return what one more process would have."""
-        return SharedSnapshot(Queries(self, cluster), Intervals(), clock=lambda: self.now)
+        return SharedStates(Cluster(self, cluster), Intervals(), clock=lambda: self.now)
 
 
 DOWN = Finished(1, stderr="slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
@@ -337,7 +340,7 @@ def state(snapshot: SlurmSnapshot | None, job: str = "9", element: int = 0) -> s
     return record.state.value if record else None
 
 
-def watch(slurm: FakeSlurm, processes: list[SharedSnapshot], jobs: dict[str, float], seconds: int) -> None:
+def watch(slurm: FakeSlurm, processes: list[SharedStates], jobs: dict[str, float], seconds: int) -> None:
     """Let the processes look at their jobs once a second."""
     for _ in range(seconds):
         slurm.now += 1
@@ -389,14 +392,13 @@ def test_real_processes_ask_once(runtime: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from slurmlaunch.backends.slurm.commands import Finished
-from slurmlaunch.backends.slurm.queries import Queries
-from slurmlaunch.backends.slurm.shared_states import Intervals, SharedSnapshot
+from slurmlaunch.backends.slurm.commands import Cluster, Finished
+from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates
 def run(command):
     with open({str(tmp_path / "asked")!r}, "a") as file:
         file.write(command.words[0] + "\\n")
     return Finished(0, "9_0|RUNNING|n1|None")
-snapshots = SharedSnapshot(Queries(run), Intervals())
+snapshots = SharedStates(Cluster(run), Intervals())
 sys.stdin.readline()
 found = snapshots.query({{"9": 0.0}})
 print(found is None or found.get("9", 0).state.value)

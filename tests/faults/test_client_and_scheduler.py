@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch import Executor, RunFolderError, SchedulerError, SubmissionError, TaskCancelled, WorkerDied, attach
-from slurmlaunch.backends.slurm import SlurmBackend, queries
+from slurmlaunch.backends.slurm import SlurmBackend, commands
 from slurmlaunch.client import absences, submission
 from slurmlaunch.client.attach import backend_of, find_run
 from tests.cluster import ClusterSpec
@@ -255,7 +255,9 @@ class TestSchedulerAway:
 
         assert "d" == array[3].result(timeout=60)
         assert isinstance(array[2].exception(timeout=60), TaskCancelled)
-        assert {"Slurm does not say how the jobs are"} >= {text.partition(" (")[0] for text in warnings_of(caplog)}
+        assert {"Slurm does not report the states of your jobs"} >= {
+            text.partition(" (")[0] for text in warnings_of(caplog)
+        }
         cluster.start_daemon("mariadbd")
         cluster.start_daemon("slurmdbd")
         assert squares(2) == executor.map_array(lambda x: x * x, range(2)).results(timeout=60)
@@ -311,7 +313,7 @@ class TestSchedulerAway:
         cluster: Cluster,
     ) -> None:
         """While every command hangs or fails results come in, one warning says so, and states are known again after."""
-        monkeypatch.setattr(queries, "TIMEOUT", 1.0)
+        monkeypatch.setattr(commands, "TIMEOUT", 1.0)
         gate = Gate(tmp_path / "gate")
         array = Executor(tmp_path / "runs", cluster="slurm").map_array(gate.enter, "ab", tasks=2)
         gate.await_arrival("a", "b")

@@ -1,7 +1,11 @@
-"""The Slurm backend: Slurm is spoken to through its own commands, and in no other way.
+"""The Slurm backend: job arrays, submitted and watched through Slurm's own commands.
 
-A job id is what sbatch prints: ``"123"``, or ``"123;cluster"`` where the job went
-to another cluster than the one that the backend was made for.
+The client creates a `SlurmBackend` and sees nothing else of this folder. `batch_script`
+writes what is submitted, `refusal` explains what sbatch refuses, `shared_states` keeps the
+states. Functions, items and outcomes are unknown here: they lie in the run folder.
+
+A job id is what sbatch prints: ``"123"``, or ``"123;cluster"`` for a job on
+another cluster than the backend's own.
 """
 
 from __future__ import annotations
@@ -13,49 +17,49 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import Limits
 from slurmlaunch.backends.slurm.batch_script import render, sbatch_words
-from slurmlaunch.backends.slurm.commands import Command, for_queries, for_submission, run
+from slurmlaunch.backends.slurm.commands import NO_SUCH_JOB, Cluster, Command, for_submission, run
 from slurmlaunch.backends.slurm.job_states import Elements
-from slurmlaunch.backends.slurm.queries import NO_SUCH_JOB, TIMEOUT, Queries, on_cluster, scheduler_error
+from slurmlaunch.backends.slurm.queries import find_job
 from slurmlaunch.backends.slurm.refusal import is_ambiguous, is_transient, submission_error
-from slurmlaunch.backends.slurm.shared_states import Intervals, SharedSnapshot
+from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates, SlurmSnapshot
 from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from slurmlaunch.backends.base import ArrayJob, Snapshot, TaskRecord
+    from slurmlaunch.backends.base import ArrayJob
     from slurmlaunch.backends.slurm.commands import Finished, Runner
 
-# A busy controller lets sbatch wait; killed too early, it leaves a job that nobody knows of.
+# A busy controller lets sbatch wait; an sbatch that is killed too early leaves a job whose id is unknown.
 _SUBMIT_TIMEOUT = 120.0
-# A line of its own: a site's wrapper may say more.
+# A line of its own: a site's wrapper may print more.
 _PRINTED_ID = re.compile(r"^(?P<id>\d+)(?:;(?P<cluster>\S+))?$", re.MULTILINE)
-_ENDED_ALREADY = re.compile(
-    rf"{NO_SUCH_JOB.pattern}|already completing or completed|job has already finished|: No error$", re.IGNORECASE
+_ENDED = rf"{NO_SUCH_JOB.pattern}|already completing or completed|job has already finished|: No error$"
+_ENDED_ALREADY = re.compile(_ENDED, re.IGNORECASE)
+_STARTED_ALREADY = re.compile(
+    rf"{_ENDED}|no longer pending|disabled|not permitted|invalid job state|requested operation", re.IGNORECASE
 )
 # Linux takes no argument of more than 128 KiB, and a few times as much in all.
 _LONGEST_ARGUMENT = 60_000
 _ARGUMENTS = 10
-_STARTED = re.compile(r"no longer pending|disabled|not permitted|invalid job state|requested operation", re.IGNORECASE)
 # Seconds between two tries of a submission, half a minute in all.
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 _log = logging.getLogger("slurmlaunch")
 
 _DEFAULT_MAX_ARRAY_SIZE = 1001
-# What clusters allow, by where they are: asked once per process.
+# The limits of each cluster, by its configuration and name: asked once per process.
 _LIMITS: dict[tuple[str | None, str | None], Limits] = {}
 
 
 class SlurmBackend:
-    """Arrays on Slurm.
+    """The `slurmlaunch.backends.base.Backend` of Slurm.
 
     Attributes:
-        clusters: what sbatch's ``--clusters`` is given, or None for the default cluster.
+        clusters: the value of sbatch's ``--clusters``, or None for the default cluster.
     """
 
     name = "slurm"
@@ -70,7 +74,15 @@ class SlurmBackend:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Speak to these clusters; *run* runs the commands, *intervals* say how often to ask for states, by a clock."""
+        """Use these clusters.
+
+        Args:
+            clusters: the value of sbatch's ``--clusters``, or None for the default cluster.
+            run: runs Slurm's commands.
+            intervals: how often to ask for states; by default as the environment says.
+            sleep: waits between two tries of a submission, in seconds.
+            clock: the time, in seconds since the epoch.
+        """
         self.clusters = clusters
         self._run = run
         self._sleep = sleep
@@ -78,38 +90,39 @@ class SlurmBackend:
         self._intervals = intervals or Intervals.from_environment()
         self._submitted: dict[str, float] = {}
         self._warned: set[str] = set()
-        self._snapshots: dict[str | None, SharedSnapshot] = {}
+        self._states: dict[str | None, SharedStates] = {}
 
     def limits(self) -> Limits:
-        """Return what the cluster allows; Slurm's own default where it does not answer."""
-        cluster = self._clusters()[0]
-        place = (os.environ.get("SLURM_CONF"), cluster)
-        if place not in _LIMITS:
-            done = self._call("scontrol", *on_cluster(cluster), "show", "config")
+        """Return what the cluster allows; Slurm's default if it does not answer."""
+        cluster = Cluster(self._run, self._cluster_names()[0])
+        key = (os.environ.get("SLURM_CONF"), cluster.name)
+        if key not in _LIMITS:
+            done = cluster.call("scontrol", "show", "config")
             if not done.ok:
                 return Limits(max_array_size=_DEFAULT_MAX_ARRAY_SIZE)
-            _LIMITS[place] = _limits(done.stdout)
-        return _LIMITS[place]
+            _LIMITS[key] = _limits(done.stdout)
+        return _LIMITS[key]
 
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
-        """Return srun's command line: it does not take the CPUs over from sbatch, since Slurm 22.05."""
-        # The other options srun takes over from sbatch, this one too; it refuses both together.
+        """Return srun's command line."""
+        # Since Slurm 22.05 srun does not take the CPUs over from sbatch. The other options it
+        # does, also cpus_per_gpu; and it refuses both together.
         cpus = () if "cpus_per_gpu" in options else (f"--cpus-per-task={cpus_per_task}",)
         return ("srun", "--kill-on-bad-exit=1", f"--ntasks={ranks}", *cpus)
 
     def script(self, job: ArrayJob) -> str:
-        """Return the batch script that `submit` hands to sbatch."""
+        """Return the batch script that `submit` passes to sbatch."""
         return render(job)
 
     def submit(self, job: ArrayJob) -> str:
-        """Hand the array to sbatch; return its job id.
+        """Submit the array with sbatch; return its job id.
 
-        Where Slurm is away for a moment, or sbatch had no answer, it is tried
-        again for half a minute, the job looked for by its name before.
+        If Slurm is unreachable for a moment, or sbatch got no answer, it tries
+        again for half a minute, and looks for the job by its name before each try.
 
         Raises:
             OptionError: a value cannot stand in a batch script.
-            SubmissionError: Slurm refused it, or did not answer in time.
+            SubmissionError: Slurm refused the job, or did not answer in time.
         """
         env = for_submission(os.environ, sbatch_words(job))
         command = Command(("sbatch", "--parsable"), env, _SUBMIT_TIMEOUT, stdin=render(job), cwd=job.cwd)
@@ -133,17 +146,14 @@ class SlurmBackend:
 
     def _printed_id(self, done: Finished) -> str | None:
         printed = _PRINTED_ID.search(done.stdout) if done.ok else None
-        if printed is None:
-            return None
-        cluster = printed["cluster"]
-        return printed["id"] if cluster in {None, self.clusters} else f"{printed['id']};{cluster}"
+        return self._job_id(printed["id"], printed["cluster"] or self.clusters) if printed else None
+
+    def _job_id(self, number: str, cluster: str | None) -> str:
+        return number if cluster == self.clusters else f"{number};{cluster}"
 
     def _found(self, name: str, before: float) -> str | None:
-        """Look for the job of an sbatch that may have submitted it without saying so.
-
-        The answer may come too early. A second job of the name waits for the
-        first (``singleton``), and then finds nothing left to do.
-        """
+        # The answer may come too early. A second job of the name waits for the
+        # first (``singleton``), and then finds nothing left to do.
         try:
             return self.find(name, before)
         except SchedulerError:
@@ -153,112 +163,89 @@ class SlurmBackend:
         """Return the id of the job of that unique name, submitted after *since*, or None.
 
         Raises:
-            SchedulerError: neither the queue nor the accounts can say.
+            SchedulerError: neither squeue nor sacct can say.
         """
-        for cluster in self._clusters():
-            number = Queries(self._run, cluster).find(name, since)
+        for cluster in self._cluster_names():
+            number = find_job(Cluster(self._run, cluster), name, since)
             if number is not None:
-                return number if cluster == self.clusters else f"{number};{cluster}"
+                return self._job_id(number, cluster)
         return None
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
-        """End a job, or these of its elements, pending or running; what has ended already is no error.
+        """Cancel a job, or some of its elements, pending or running; an element that has ended is no error.
 
         Raises:
-            SchedulerError: Slurm did not do it.
+            SchedulerError: scancel failed.
         """
-        number, cluster = self._place(job_id)
-        whole = elements is None
-        named = [number] if whole else [f"{number}_[{part}]" for part in _parts(Elements.of(elements or ()))]
+        number, cluster = self._split(job_id)
+        named = [number] if elements is None else [f"{number}_[{part}]" for part in _parts(Elements.of(elements))]
         for start in range(0, len(named), _ARGUMENTS):
-            self._change("scancel", *on_cluster(cluster), *named[start : start + _ARGUMENTS])
+            cluster.change("scancel", *named[start : start + _ARGUMENTS], harmless=_ENDED_ALREADY)
 
     def requeue(self, job_id: str, element: int) -> None:
-        """End an element that runs, and start it again.
+        """End a running element and start it again.
 
         Raises:
-            SchedulerError: Slurm did not do it.
+            SchedulerError: scontrol failed.
         """
-        number, cluster = self._place(job_id)
-        self._change("scontrol", *on_cluster(cluster), "requeue", f"{number}_{element}")
+        number, cluster = self._split(job_id)
+        cluster.change("scontrol", "requeue", f"{number}_{element}", harmless=_ENDED_ALREADY)
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Change how many elements run at once (None: all); for a job that has ended, nothing happens.
 
-        With *after* it also waits for that job, if it has not started.
+        With *after* the job also waits for that job, unless it has started.
 
         Raises:
-            SchedulerError: Slurm did not do it.
+            SchedulerError: scontrol failed.
         """
-        number, cluster = self._place(job_id)
-        update = ("scontrol", *on_cluster(cluster), "update", f"JobId={number}")
-        self._change(*update, f"ArrayTaskThrottle={throttle or 0}")
+        number, cluster = self._split(job_id)
+        update = ("scontrol", "update", f"JobId={number}")
+        cluster.change(*update, f"ArrayTaskThrottle={throttle or 0}", harmless=_ENDED_ALREADY)
         if after is not None:
-            self._change(*update, f"Dependency=singleton,afterany:{self._place(after)[0]}", harmless=_STARTED)
+            dependency = f"Dependency=singleton,afterany:{self._split(after)[0]}"
+            cluster.change(*update, dependency, harmless=_STARTED_ALREADY)
 
-    def query(self, job_ids: Collection[str]) -> Snapshot | None:
-        """Return the newest answers, asking first if they are too old; None while there are none.
+    def query(self, job_ids: Collection[str]) -> SlurmSnapshot | None:
+        """Return the newest states, asking first if they are too old; None if Slurm has never answered.
 
-        Where *job_ids* is a mapping, its values are the times of submission, which keep jobs
-        of the same number in an earlier age apart.
+        If *job_ids* is a mapping, its values are the times of submission (seconds since the epoch),
+        which tell a job from an older one with the same number.
         """
-        known: Mapping[str, float] = job_ids if isinstance(job_ids, Mapping) else self._submitted
-        watched: defaultdict[str | None, dict[str, float]] = defaultdict(dict)
+        since: Mapping[str, float] = job_ids if isinstance(job_ids, Mapping) else self._submitted
+        # Also clusters without a job: they record that this process watches nothing any more.
+        watched: defaultdict[str | None, dict[str, float]] = defaultdict(dict, {name: {} for name in self._states})
+        numbers: dict[str, tuple[str, str | None]] = {}
         for job_id in job_ids:
-            number, cluster = self._place(job_id)
-            watched[cluster][number] = known.get(job_id, 0.0)
-        # A cluster that nothing is left on has to hear of it too.
-        found = {cluster: self._snapshot(cluster).query(watched[cluster]) for cluster in {*watched, *self._snapshots}}
-        snapshots = {cluster: snapshot for cluster, snapshot in found.items() if snapshot is not None}
+            number, cluster = self._split(job_id)
+            watched[cluster.name][number] = since.get(job_id, 0.0)
+            numbers[job_id] = number, cluster.name
+        found = {name: self._shared_states(name).query(jobs) for name, jobs in watched.items()}
+        snapshots = {name: snapshot for name, snapshot in found.items() if snapshot is not None}
         if not snapshots:
             return None
-        return _Snapshots(min(snapshot.taken for snapshot in snapshots.values()), snapshots, self.clusters)
+        jobs = {
+            job_id: snapshots[name].jobs[number]
+            for job_id, (number, name) in numbers.items()
+            if name in snapshots and number in snapshots[name].jobs
+        }
+        return SlurmSnapshot(min(snapshot.taken for snapshot in snapshots.values()), jobs)
 
-    def _clusters(self) -> list[str | None]:
+    def _cluster_names(self) -> list[str | None]:
         return [*self.clusters.split(",")] if self.clusters else [None]
 
-    def _place(self, job_id: str) -> tuple[str, str | None]:
-        return place(job_id, self.clusters)
+    def _split(self, job_id: str) -> tuple[str, Cluster]:
+        number, _, name = job_id.partition(";")
+        return number, Cluster(self._run, name or self.clusters)
 
-    def _snapshot(self, cluster: str | None) -> SharedSnapshot:
-        if cluster not in self._snapshots:
-            queries = Queries(self._run, cluster)
-            self._snapshots[cluster] = SharedSnapshot(queries, self._intervals, clock=self._clock)
-        return self._snapshots[cluster]
-
-    def _call(self, *words: str) -> Finished:
-        return self._run(Command(words, for_queries(os.environ), TIMEOUT))
-
-    def _change(self, *words: str, harmless: re.Pattern[str] | None = None) -> None:
-        done = self._call(*words)
-        fine = (_ENDED_ALREADY, harmless) if harmless else (_ENDED_ALREADY,)
-        complaints = done.stderr.strip().splitlines()
-        if not done.ok and not (complaints and all(any(each.search(line) for each in fine) for line in complaints)):
-            raise scheduler_error(words, done)
-
-
-@dataclass(frozen=True)
-class _Snapshots:
-    """The answers of several clusters, as one."""
-
-    taken: float
-    of: Mapping[str | None, Snapshot]
-    default: str | None
-
-    def get(self, job_id: str, element: int) -> TaskRecord | None:
-        number, cluster = place(job_id, self.default)
-        snapshot = self.of.get(cluster)
-        return None if snapshot is None else snapshot.get(number, element)
-
-
-def place(job_id: str, default: str | None) -> tuple[str, str | None]:
-    """Return the number of a job and its cluster."""
-    number, _, cluster = job_id.partition(";")
-    return number, cluster or default
+    def _shared_states(self, cluster: str | None) -> SharedStates:
+        if cluster not in self._states:
+            self._states[cluster] = SharedStates(Cluster(self._run, cluster), self._intervals, clock=self._clock)
+        return self._states[cluster]
 
 
 def _limits(configuration: str) -> Limits:
-    """Read what ``scontrol show config`` prints."""
+    """Read the output of ``scontrol show config``."""
     settings = dict(re.findall(r"^(\w+)\s*= (.*)$", configuration, re.MULTILINE))
     tasks = re.search(r"\bmax_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
     size = settings.get("MaxArraySize", "")
@@ -269,7 +256,7 @@ def _limits(configuration: str) -> Limits:
 
 
 def _parts(elements: Elements) -> Iterator[str]:
-    """Yield the elements as text, in pieces that an argument can hold."""
+    """Yield the elements as text, in parts that fit into one argument."""
     text = str(elements)
     while len(text) > _LONGEST_ARGUMENT:
         end = text.rindex(",", 0, _LONGEST_ARGUMENT)

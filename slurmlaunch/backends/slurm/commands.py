@@ -1,11 +1,13 @@
-"""Running one of Slurm's commands: in bounded time, apart from the terminal, with clean variables.
+"""Runs Slurm's commands: in bounded time, apart from the terminal, with clean environment variables.
 
-The variables that Slurm's commands are given: what a submission inherits, and what a query must not.
+The Slurm backend submits, cancels and updates through it, `queries` asks, and the
+allocation backend takes the environment of srun from it. What the commands print is
+read elsewhere.
 
 A job that is submitted from inside another job (or from ``salloc``) must not
-inherit what describes the outer one: a leaked ``SLURM_ARRAY_TASK_ID`` would run
-the wrong slice, a leaked binding would run it on the wrong CPUs. What the user
-set on purpose stays: where Slurm is, and defaults such as ``SBATCH_ACCOUNT``.
+inherit the variables that describe the outer one: a leaked ``SLURM_ARRAY_TASK_ID`` would run
+the wrong slice, a leaked binding would run it on the wrong CPUs. Variables that
+users set on purpose stay: where Slurm is, and defaults such as ``SBATCH_ACCOUNT``.
 """
 
 from __future__ import annotations
@@ -13,28 +15,35 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from slurmlaunch.caps import GPU_VARIABLES, without_ours
+from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+TIMEOUT = 60.0
+"""Seconds that a command may take; Slurm's own commands give up after about ten without an answer of the controller."""
+
+NO_SUCH_JOB = re.compile(r"Invalid job id specified|Invalid job id", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Command:
-    """What to run.
+    """A command to run.
 
     Attributes:
         words: the program and its arguments.
-        env: all variables of the program.
+        env: all environment variables of the program.
         timeout: how many seconds it may take.
-        stdin: what it reads.
-        cwd: the folder that it runs in, or None for ours.
+        stdin: its standard input.
+        cwd: its working directory, or None for the client's.
     """
 
     words: tuple[str, ...]
@@ -46,14 +55,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a command ended.
+    """The outcome of a command.
 
     Attributes:
-        returncode: its exit status; None where it could not be started, or was killed.
-        stdout: what it printed.
-        stderr: its complaints, or why it could not be started.
-        missing: whether there is no such program.
-        timed_out: whether it was killed because it took too long.
+        returncode: its exit status; None if it could not be started or was killed.
+        stdout: its standard output.
+        stderr: its standard error, or why it could not be started.
+        missing: True if there is no such program.
+        timed_out: True if it was killed because it took too long.
     """
 
     returncode: int | None
@@ -64,12 +73,17 @@ class Finished:
 
     @property
     def ok(self) -> bool:
-        """Whether it ended by itself and well."""
+        """Whether it ended by itself with status 0."""
         return self.returncode == 0
+
+    @property
+    def error(self) -> str:
+        """Its complaint, or its exit status if it printed none."""
+        return self.stderr.strip() or f"exit status {self.returncode}"
 
 
 class Runner(Protocol):
-    """How commands are run; tests hand in their own."""
+    """Runs commands; tests pass their own."""
 
     def __call__(self, command: Command, /) -> Finished:
         """Run a command to its end; never raises for what the command does."""
@@ -86,12 +100,12 @@ def run(command: Command, /) -> Finished:
             env=dict(command.env),
             cwd=command.cwd,
             start_new_session=True,
-            # Paths may hold any bytes; what Slurm prints is only read where it is plain.
+            # Paths may hold any bytes; only plain parts of the output are read.
             encoding="utf-8",
             errors="surrogateescape",
         )
     except OSError as error:
-        # A folder that is gone is an OSError as well, but then it is the folder that is named.
+        # A missing working directory is an OSError as well, but then the directory is named.
         missing = isinstance(error, FileNotFoundError) and error.filename == command.words[0]
         return Finished(None, stderr=str(error), missing=missing)
     with process:
@@ -106,14 +120,56 @@ def _kill(process: subprocess.Popen[str], timeout: float) -> Finished:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     stdout = stderr = ""
-    # What it printed helps to say why; a pipe that something else holds open is not waited for.
+    # Its output helps to say why it hung; a pipe that another process holds open is not waited for.
     with contextlib.suppress(subprocess.TimeoutExpired):
         stdout, stderr = process.communicate(timeout=1)
     return Finished(None, stdout, f"{stderr}\nno answer in {timeout:g} s".lstrip(), timed_out=True)
 
 
-# How a client finds its cluster and prints, and what sites call Slurm's own folders: these are
-# never set by Slurm for a job. All other SLURM_ variables describe one.
+@dataclass(frozen=True)
+class Cluster:
+    """One cluster, reached through Slurm's commands.
+
+    Attributes:
+        run: runs the commands.
+        name: the name of the cluster, or None for the default one.
+    """
+
+    run: Runner
+    name: str | None = None
+
+    def call(self, program: str, *arguments: str) -> Finished:
+        """Run one of Slurm's commands other than sbatch on this cluster."""
+        return self.run(Command(self.words(program, *arguments), for_queries(os.environ), TIMEOUT))
+
+    def change(self, program: str, *arguments: str, harmless: re.Pattern[str]) -> None:
+        """Run a command that changes a job, and accept a failure with only *harmless* complaints.
+
+        Raises:
+            SchedulerError: the command failed.
+        """
+        done = self.call(program, *arguments)
+        complaints = done.stderr.strip().splitlines()
+        if not (done.ok or (complaints and all(map(harmless.search, complaints)))):
+            raise scheduler_error(self.words(program, *arguments), done)
+
+    def words(self, program: str, *arguments: str) -> tuple[str, ...]:
+        """Return the command line."""
+        return (program, *([f"--clusters={self.name}"] if self.name else []), *arguments)
+
+
+def scheduler_error(words: tuple[str, ...], done: Finished) -> SchedulerError:
+    """Return the error for a command other than sbatch that failed."""
+    return SchedulerError(
+        f"`{shlex.join(words)}` failed: {done.error}",
+        command=words,
+        stderr=done.stderr.strip(),
+        returncode=done.returncode,
+    )
+
+
+# How a client finds its cluster and prints, and how sites name Slurm's own folders: Slurm never
+# sets these for a job. All other SLURM_ variables describe one.
 _CLIENT = frozenset({
     "SLURM_BITSTR_LEN", "SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_DEBUG_FLAGS", "SLURM_DIR",
     "SLURM_HOME", "SLURM_JWT", "SLURM_MPI_TYPE", "SLURM_PATH", "SLURM_PREFIX", "SLURM_ROOT", "SLURM_TIME_FORMAT",
@@ -125,7 +181,7 @@ _OF_A_JOB = re.compile(
 _OF_THE_ALLOCATION = re.compile(r"SLURM_(JOB_.*|JOBID|NODELIST|CLUSTER_NAME|WORKING_CLUSTER)")
 _INSIDE_A_JOB = ("SLURM_JOB_ID", "SLURM_JOBID")
 
-# sbatch's variables outrank the script's #SBATCH lines. Those that are named for their option
+# sbatch's variables outrank the script's #SBATCH lines. Those named after their option
 # (SBATCH_GPUS_PER_TASK) need no entry.
 _OPTION_OF = {
     "SBATCH_ARRAY_INX": "array",
@@ -138,17 +194,17 @@ _OPTION_OF = {
     "SBATCH_WAIT4SWITCH": "switches",
     "SLURM_CLUSTERS": "clusters",
 }
-# Of these, one given drops all: sbatch would refuse them together, or let the wrong one win.
+# One given option drops the variables of its whole group: sbatch would refuse them together, or let the wrong one win.
 _EXCLUSIVE = (
     {"mem", "mem-per-cpu", "mem-per-gpu"},
     {"requeue", "no-requeue"},
     {"bb", "bbf"},
     {"cpus-per-gpu", "cpus-per-task"},
 )
-# No user's default is to change these: whether sbatch waits for the job's end, its input, its signals.
+# No user's default may change these: whether sbatch waits for the job's end, its input, its signals.
 _NEVER = frozenset({"wait", "input", "signal"})
 
-# What changes which rows a query prints, and how.
+# Variables that change which rows a query prints, and how.
 _OF_QUERIES = re.compile(r"(SQUEUE|SACCT|SCANCEL|SCONTROL)_.*|SLURM_TIME_FORMAT|SLURM_CLUSTERS")
 
 SHORT = {
@@ -159,9 +215,9 @@ SHORT = {
 
 
 def for_submission(environ: Mapping[str, str], words: Collection[str]) -> dict[str, str]:
-    """Return the variables of sbatch, which are also those of the tasks.
+    """Return the variables of sbatch, which the tasks inherit.
 
-    *words* are sbatch's arguments, which no variable is to override.
+    *words* are sbatch's arguments; a variable that would override one is dropped.
     """
     given = {option_of(word) for word in words} | _NEVER
     for group in _EXCLUSIVE:
@@ -171,13 +227,13 @@ def for_submission(environ: Mapping[str, str], words: Collection[str]) -> dict[s
 
 
 def for_steps(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of srun in an allocation: which one it is, and not what else was asked for with it."""
+    """Return the variables of srun in an allocation: its identity, without the options it was requested with."""
     ours = {name: value for name, value in environ.items() if _OF_THE_ALLOCATION.fullmatch(name)}
     return {**_outside(environ), **ours}
 
 
 def for_queries(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of every other command, so that its answer can be read."""
+    """Return the variables of all other commands, so that their output has one form."""
     kept = {name: value for name, value in _outside(environ).items() if not _OF_QUERIES.fullmatch(name)}
     return {
         **kept,
@@ -188,14 +244,14 @@ def for_queries(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def option_of(word: str) -> str:
-    """Return the long name of the option that an argument of sbatch sets, without its dashes."""
+    """Return the long name, without dashes, of the option that an argument of sbatch sets."""
     if word.startswith("--"):
         return word[2:].partition("=")[0]
     return SHORT.get(word[1:2], "")
 
 
 def _outside(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables less all that belongs to a job or task that we are in."""
+    """Return the variables without those that describe the job or task that this process is in."""
     dropped = set(GPU_VARIABLES) if any(name in environ for name in _INSIDE_A_JOB) else set()
     return {
         name: value
