@@ -9,10 +9,10 @@ variable::
     export OMP_NUM_THREADS=1
     python search.py    # with n_jobs=int(os.environ["SLURM_CPUS_PER_TASK"])
 
-Here scikit-learn's own code is unchanged: joblib, which it uses for all that it
-does in parallel, knows ``"slurmlaunch"`` as a backend. All fits of the search
-are one job array, and the data is stored once. ``n_jobs`` says how many
-processes work, without it each fit is an item.
+Here scikit-learn's own code is unchanged: joblib, which it uses for all parallel
+work, runs on the executor's backend. All fits of the search are one job array,
+and the data is stored once. ``n_jobs`` is the number of processes; without it
+each fit is an item.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     flowers, species = load_iris(return_X_y=True)
     search = GridSearchCV(SVC(), GRID, cv=3)
 
-    with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=2):
+    with joblib.parallel_config(backend=executor.joblib_backend(), n_jobs=2):
         search.fit(flowers, species)
 
     print(f"{search.best_params_} is right about {search.best_score_:.1%} of the flowers")

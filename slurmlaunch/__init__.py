@@ -1,4 +1,4 @@
-"""slurmlaunch: launch Python on Slurm, with the interface of `concurrent.futures`.
+"""slurmlaunch: run Python functions on Slurm, with the interface of `concurrent.futures`.
 
     from slurmlaunch import Executor
 
@@ -6,56 +6,40 @@
     results = ex.map_array(process, files, throttle=10).results()   # one job array
     future = ex.submit(train, seed=3)                               # one job
 
-Names are loaded when they are first used, so that a node loads only its side.
+The parts, and how they reach each other::
+
+    login node                    shared storage                 compute node, one per task
+
+    client ──────function, items──▶ run folder ◀────reads──── supervisor ──items──▶ worker
+    Executor, futures               (a protocol)  ◀──outcomes─────┘     ◀─results──   │
+      ▲         │                      │                              ▲          user's function
+      │         └─sbatch──▶ Slurm ─────┼──starts──▶ batch script ─────┘
+    watcher ◀──new outcomes────────────┘
+      └─────◀──states─────── Slurm
+
+- The client is the user's process: `client/` plans tasks, writes the run folder, submits and hands out futures.
+- The run folder is the only channel between client and tasks: `runfolder/` holds its format and nothing else.
+- The batch script, written by `backends/`, starts Python on the node and records how it ended.
+- The supervisor, in `node/`, is the task's main process: it hands out items, records outcomes, runs no user code.
+- A worker, also in `node/`, is a process that runs items.
+- The watcher, in `client/`, is a thread that reads new outcomes and scheduler states and settles futures.
+
+This file names the public interface and imports nothing until a name is used, so that a node loads only its own part.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
-    from slurmlaunch.backends.base import TaskState
-    from slurmlaunch.backends.container import Container
-    from slurmlaunch.client.attempts import Attempt
-    from slurmlaunch.client.executor import Executor
-    from slurmlaunch.client.futures import Future, FutureArray, attach
-    from slurmlaunch.command import Command
-    from slurmlaunch.context import Task, cpu_count, current_task, task_pool
-    from slurmlaunch.errors import (
-        ItemError,
-        MissingPackage,
-        NodeFailure,
-        NodeStartError,
-        NotPicklable,
-        OptionError,
-        OutOfMemory,
-        Preempted,
-        ResultLost,
-        RunFolderError,
-        SchedulerError,
-        SlurmlaunchError,
-        SubmissionError,
-        TaskCancelled,
-        TaskEnded,
-        TimeLimitExceeded,
-        UnknownOption,
-        UnknownProtocol,
-        UnpicklableResult,
-        UnsafeRunFolder,
-        WorkerDied,
-    )
-    from slurmlaunch.integrations.dask import dask_cluster
-
-_HOMES = {
-    "slurmlaunch.backends.base": ("TaskState",),
-    "slurmlaunch.backends.container": ("Container",),
-    "slurmlaunch.client.attempts": ("Attempt",),
-    "slurmlaunch.client.executor": ("Executor",),
-    "slurmlaunch.client.futures": ("Future", "FutureArray", "attach"),
-    "slurmlaunch.command": ("Command",),
-    "slurmlaunch.context": ("Task", "cpu_count", "current_task", "task_pool"),
-    "slurmlaunch.errors": (
+_MODULES = {
+    "backends.base": ("TaskState",),
+    "backends.container": ("Container",),
+    "client.attempts": ("Attempt",),
+    "client.executor": ("Executor",),
+    "client.futures": ("Future", "FutureArray", "attach"),
+    "command": ("Command",),
+    "context": ("Task", "cpu_count", "current_task", "task_pool"),
+    "errors": (
         "ItemError",
         "MissingPackage",
         "NodeFailure",
@@ -78,84 +62,37 @@ _HOMES = {
         "UnsafeRunFolder",
         "WorkerDied",
     ),
-    "slurmlaunch.integrations.dask": ("dask_cluster",),
+    "integrations": ("register_joblib",),
+    "integrations.dask": ("dask_cluster",),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+"""The public names, by the module of this package that each comes from."""
+
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = [
-    "Attempt",
-    "Command",
-    "Container",
-    "Executor",
-    "Future",
-    "FutureArray",
-    "ItemError",
-    "MissingPackage",
-    "NodeFailure",
-    "NodeStartError",
-    "NotPicklable",
-    "OptionError",
-    "OutOfMemory",
-    "Preempted",
-    "ResultLost",
-    "RunFolderError",
-    "SchedulerError",
-    "SlurmlaunchError",
-    "SubmissionError",
-    "Task",
-    "TaskCancelled",
-    "TaskEnded",
-    "TaskState",
-    "TimeLimitExceeded",
-    "UnknownOption",
-    "UnknownProtocol",
-    "UnpicklableResult",
-    "UnsafeRunFolder",
-    "WorkerDied",
-    "__version__",
-    "attach",
-    "cpu_count",
-    "current_task",
-    "dask_cluster",
-    "task_pool",
-]
+__all__ = [name for names in (("__version__",), *_MODULES.values()) for name in names]
 
+if TYPE_CHECKING:  # for type checkers alone, which read no table
+    from slurmlaunch.backends.base import *
+    from slurmlaunch.backends.container import *
+    from slurmlaunch.client.attempts import *
+    from slurmlaunch.client.executor import *
+    from slurmlaunch.client.futures import *
+    from slurmlaunch.command import *
+    from slurmlaunch.context import *
+    from slurmlaunch.errors import *
+    from slurmlaunch.integrations import *
+    from slurmlaunch.integrations.dask import *
+else:
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        return value
 
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _JoblibAwaited:
-    """A finder that finds nothing itself: see `slurmlaunch.integrations.arrival`."""
-
-    @classmethod
-    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "joblib.parallel":
-            return None
-        from slurmlaunch.integrations.arrival import registering_spec
-
-        return registering_spec(path, target, cls)
-
-
-def _be_known_to_joblib() -> None:
-    import sys
-
-    if "joblib.parallel" in sys.modules:
-        from slurmlaunch.integrations.arrival import register
-
-        register()
-    else:
-        sys.meta_path.insert(0, _JoblibAwaited)
-
-
-_be_known_to_joblib()

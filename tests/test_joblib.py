@@ -33,62 +33,82 @@ locally = pytest.mark.parametrize("backend", ["local"], indirect=True)
 """For what does not depend on where the calls run."""
 
 
+slurmlaunch.register_joblib()
+
+
 def runs_of(executor: Executor) -> list[FutureArray[Any]]:
     """Return what an executor has submitted."""
     return [attach(folder) for folder in sorted(executor.folder.iterdir())]
 
 
 class TestName:
-    """joblib knows the backend, whichever of the two is imported first."""
+    """joblib knows the backend's name once it is registered, and needs no name for a backend object."""
 
     USES = (
         'with joblib.parallel_config(backend="slurmlaunch"):\n    print(joblib.Parallel()(calls()))',
         'print(joblib.Parallel(backend="slurmlaunch")(calls()))',
     )
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("use", USES, ids=["config", "argument"])
-    @pytest.mark.parametrize("order", [("slurmlaunch", "joblib"), ("joblib", "slurmlaunch")], ids=" then ".join)
-    def test_either_order(
-        self, order: tuple[str, str], use: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The name works in a parallel_config and as an argument; nothing is left in the way of other imports."""
-        monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
-        text = f"""
-import sys
-import {order[0]}
-import {order[1]}
+    SCRIPT = """
+import joblib
+import slurmlaunch
 
 def calls():
     return (joblib.delayed(abs)(number) for number in range(-2, 2))
 
-{use}
-print(any("slurmlaunch" in repr(finder) for finder in sys.meta_path))
-print(type(joblib.parallel.__loader__).__name__, joblib.parallel.__spec__.loader is joblib.parallel.__loader__)
 """
-        assert scripts.run(tmp_path, text).splitlines() == ["[2, 1, 0, 1]", "False", "SourceFileLoader True"]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("use", USES, ids=["config", "argument"])
+    def test_registered(self, use: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The name works in a parallel_config and as an argument, also if it is registered twice."""
+        monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
+        text = self.SCRIPT + "slurmlaunch.register_joblib()\nslurmlaunch.register_joblib()\n" + use
+
+        assert scripts.run(tmp_path, text).splitlines() == ["[2, 1, 0, 1]"]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("use", USES, ids=["config", "argument"])
+    def test_not_registered(self, use: str, tmp_path: Path) -> None:
+        """Without a registration joblib raises its own error for an unknown backend."""
+        text = self.SCRIPT + "try:\n    " + use.replace("\n", "\n    ") + "\nexcept (KeyError, ValueError) as error:"
+        text += "\n    print('slurmlaunch' in str(error), type(error).__module__)"
+
+        assert scripts.run(tmp_path, text) == "True builtins\n"
+
+    def test_backend_of_an_executor(self, make_executor: ExecutorFactory) -> None:
+        """An executor's own backend works without a registration, with the options of map_array."""
+        executor = make_executor()
+        with joblib.parallel_config(backend=executor.joblib_backend(tasks=2)):
+            assert [0, 1, 2, 3] == joblib.Parallel()(joblib.delayed(abs)(-number) for number in range(4))
+
+        (run,) = runs_of(executor)
+        assert len({future.job_id for future in run}) == 2
 
     def test_joblib_is_left_alone(self) -> None:
-        """To import slurmlaunch imports no joblib, and to import both imports nothing that only a use needs."""
+        """To import slurmlaunch imports no joblib, changes no import and registers nothing."""
         program = """
-import sys, slurmlaunch
-print("joblib" in sys.modules)
+import sys
+before = list(sys.meta_path)
+import slurmlaunch
+print("joblib" in sys.modules, sys.meta_path == before)
 import joblib
-print("slurmlaunch.client" in sys.modules, "slurmlaunch.integrations.joblib" in sys.modules)
+print("slurmlaunch" in joblib.parallel.BACKENDS, [name for name in sys.modules if name.startswith("slurmlaunch.")])
 """
         printed = subprocess.check_output([sys.executable, "-c", program], text=True)
 
-        assert printed.split() == ["False", "False", "False"]
+        assert printed.splitlines() == ["False True", "False []"]
 
-    def test_without_joblib(self) -> None:
-        """Where joblib is not installed, slurmlaunch is imported as ever, and its backend says what to install."""
-        program = """
+    @pytest.mark.parametrize(
+        "use", ["slurmlaunch.register_joblib()", "slurmlaunch.Executor(cluster='inline').joblib_backend()"]
+    )
+    def test_without_joblib(self, use: str) -> None:
+        """Without joblib, slurmlaunch can be imported, and its backend's error says what to install."""
+        program = f"""
 import sys
 sys.modules["joblib"] = None
 import slurmlaunch
-assert slurmlaunch.Executor
 try:
-    import slurmlaunch.integrations.joblib
+    {use}
 except slurmlaunch.MissingPackage as error:
     print(error)
 """
@@ -98,16 +118,6 @@ except slurmlaunch.MissingPackage as error:
             f'joblib\'s backend "slurmlaunch" needs joblib>=1.4: install it with {sys.executable} '
             "-m pip install 'joblib>=1.4'\n"
         )
-
-    def test_its_source_can_be_looked_up(self) -> None:
-        """A joblib that is looked up, but not imported, tells its source as without slurmlaunch."""
-        program = """
-import slurmlaunch
-from importlib.util import find_spec
-spec = find_spec("joblib.parallel")
-print("def register_parallel_backend" in spec.loader.get_source("joblib.parallel"))
-"""
-        assert subprocess.check_output([sys.executable, "-c", program], text=True) == "True\n"
 
 
 class TestHowMany:
@@ -367,8 +377,8 @@ class TestWhatTravels:
         with joblib.parallel_config(backend="slurmlaunch", executor=executor):
             (found,) = joblib.Parallel()([joblib.delayed(lambda: [*sys.modules])()])
 
-        assert {"slurmlaunch.client", "slurmlaunch.integrations.joblib", "distributed"} & {*found} == set()
-        assert "slurmlaunch.integrations.parcels" in found
+        assert {"slurmlaunch.client", "slurmlaunch.backends", "distributed"} & {*found} == set()
+        assert "slurmlaunch.integrations.joblib" in found
 
     def test_what_does_not_pickle_is_named(self, executor: Executor) -> None:
         """Nothing is submitted, and the error names the culprit."""
@@ -432,7 +442,7 @@ def test_a_cancel_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
         return Deaf()
 
     dispatcher = ours._Dispatcher(submit)  # noqa: SLF001 - no scheduler fails when it is asked to
-    dispatcher.take(ours._Call(None, print))  # noqa: SLF001
+    dispatcher.add(ours._Call(None, print))  # noqa: SLF001
     assert submitted.wait(60)
     with caplog.at_level(logging.WARNING, "slurmlaunch"):
         dispatcher.abort()

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -47,10 +48,15 @@ if TYPE_CHECKING:
     from slurmlaunch.client.plan import Cost
     from slurmlaunch.runfolder.plan import RoundPlan
 
+__all__ = ["Executor"]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
+
+_JOBLIB = "slurmlaunch.integrations.joblib"
+"""Loaded by name when it is asked for, because the client knows none of its neighbours."""
 
 _NO_LIMITS = Limits()
 _TOKEN_LENGTH = 8
@@ -129,6 +135,17 @@ class Executor(concurrent.futures.Executor):
         other.__dict__.update(self.__dict__)
         other._options = self._options.changed(**changes)
         return other
+
+    def joblib_backend(self, **options: Any) -> Any:
+        """Return a backend for ``joblib.parallel_config(backend=ex.joblib_backend())``.
+
+        Args:
+            options: ``tasks``, ``chunksize`` and ``schedule``, as for `map_array`.
+
+        Raises:
+            MissingPackage: joblib is not installed.
+        """
+        return import_module(_JOBLIB).SlurmlaunchBackend(self, **options)
 
     def __repr__(self) -> str:
         options = {**self._options.slurm}

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from slurmlaunch.client.run import Run
     from slurmlaunch.outcome import Outcome
 
+__all__ = ["Future", "FutureArray", "attach"]
+
 T = TypeVar("T")
 
 

@@ -1,66 +1,77 @@
-"""joblib's `Parallel` on slurmlaunch, and with it scikit-learn: the backend of the name ``"slurmlaunch"``.
+"""joblib's backend ``"slurmlaunch"``, with which `joblib.Parallel` and scikit-learn run on job arrays.
 
 ::
 
-    with joblib.parallel_config(backend="slurmlaunch", executor=Executor(partition="small")):
+    with joblib.parallel_config(backend=Executor(partition="small").joblib_backend()):
         search.fit(X, y)
 
-joblib hands over one call after the other, and a job for each would be a
-thousand submissions. So the calls of a window are collected: it closes when
-nothing more has come for a moment, and all of it is one run, one job array.
-How calls travel, and what they share, is `slurmlaunch.integrations.parcels`.
+joblib hands over one call at a time, and a job for each would make a thousand submissions. So the calls of a
+window become one run. A window closes when no call has come for a moment and as many calls wait as still run,
+or after half a minute.
 
-    joblib ──submit──▶ queue ──▶ our thread ──map_array──▶ Slurm
+    joblib ──batch──▶ queue ──▶ our thread ──one map_array per window──▶ Slurm
     joblib ◀─callback── our thread ◀── queue ◀──done── the watcher
 
-Our thread calls joblib back, not the watcher's: joblib takes new calls from the
-user's iterator meanwhile, which may take as long as it likes.
+joblib is called back by our thread rather than by the watcher's, because joblib then takes new calls from
+the user's iterator, which may take as long as it likes.
+
+Values that several calls of a window refer to are stored once per run, pickled by themselves in the run's
+function; a call refers to them by number. Each call unpickles a copy of its own, as if nothing were shared.
+A node imports this file for that, so imports of the client stand in functions.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import io
 import logging
+import pickle
 import queue
 import threading
 import time
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slurmlaunch import byvalue
 from slurmlaunch.caps import usable_cpus
-from slurmlaunch.client.executor import Executor
-from slurmlaunch.client.pickling import name_of
 from slurmlaunch.errors import MissingPackage, SchedulerError
-from slurmlaunch.integrations.parcels import Deliver, Parcel, shared_by
+from slurmlaunch.outcome import PICKLE_PROTOCOL
 
 try:
-    from joblib.parallel import FallbackToBackend, ParallelBackendBase
+    from joblib.parallel import FallbackToBackend, ParallelBackendBase, register_parallel_backend
 except ImportError as missing:
     raise MissingPackage.of('joblib\'s backend "slurmlaunch"', "joblib>=1.4") from missing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from slurmlaunch.client.executor import Executor
     from slurmlaunch.client.futures import FutureArray
 
-_AT_ONCE = 100
-"""How many tasks are taken to run at once on a cluster where no throttle says so.
+__all__ = ["SlurmlaunchBackend", "register_parallel_backend"]
 
-A guess that callers cut their work by; how many really do is Slurm's to decide.
-"""
+_CONCURRENT_TASKS = 100
+"""How many tasks are assumed to run at once on a cluster without a throttle, for callers that cut their work by it."""
 
 _WINDOW = 10_000
-"""How many calls one run may have; what joblib keeps ready is as many, for it is all that is at stake."""
+"""The most calls of one run, and how many joblib dispatches ahead."""
 
 _SILENCE = 0.1
-"""Seconds without another call after which a window is submitted."""
+"""Seconds without another call after which a window may close."""
 
-_LONGEST_OPEN = 30.0
-"""Seconds after which a window is submitted though most of the calls before it still run."""
+_LONGEST_WINDOW = 30.0
+"""Seconds after which a window closes even if most of the earlier calls still run."""
 
-_JOBLIBS = frozenset({"max_nbytes", "temp_folder", "mmap_mode", "prefer", "require", "verbose", "context", "timeout"})
-"""What joblib tells any backend."""
+_JOBLIB_KEYWORDS = frozenset({
+    "max_nbytes", "temp_folder", "mmap_mode", "prefer", "require", "verbose", "context", "timeout",
+})  # fmt: skip
+"""Keywords that joblib passes to every backend."""
+
+_ATOMS = (type(None), bool, int, float, complex)
+_SHORT = 1000
+"""A text of at most so many characters is stored with each call."""
 
 _log = logging.getLogger("slurmlaunch")
 
@@ -68,17 +79,19 @@ _log = logging.getLogger("slurmlaunch")
 class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib ships no types
     """A joblib backend whose workers are the tasks of job arrays.
 
-    ``n_jobs=k`` asks for k processes, in as many tasks as these need. With
-    ``n_jobs=-1``, the default, each call is an item of `Executor.map_array`,
-    sliced as it slices by default. As everywhere in joblib, ``n_jobs=1`` runs
-    the calls here, one after the other.
+    ``n_jobs=k`` asks for k processes, in as many tasks as these need. With ``n_jobs=-1``, the default, each
+    call is an item of `Executor.map_array` with its default slices. As everywhere in joblib, ``n_jobs=1`` runs
+    the calls in this process, one after the other.
 
     Args:
-        executor: where the calls run; by default ``Executor()``.
-        tasks: how many tasks a run has, as for `Executor.map_array`.
-        chunksize: how many calls a task has, as for `Executor.map_array`.
+        executor: runs the calls; by default ``Executor()``.
+        tasks: the number of tasks of a run, as for `Executor.map_array`.
+        chunksize: the number of calls of a task, as for `Executor.map_array`.
         schedule: as for `Executor.map_array`.
-        nesting_level: joblib's.
+        nesting_level: joblib's own.
+
+    Raises:
+        TypeError: *executor* is no `Executor`.
     """
 
     supports_retrieve_callback = True
@@ -93,6 +106,8 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
         schedule: str = "static",
         nesting_level: int | None = None,
     ) -> None:
+        from slurmlaunch.client.executor import Executor
+
         if not isinstance(executor, Executor | None):
             raise TypeError(f"executor must be a slurmlaunch.Executor, not {executor!r}")
         super().__init__(nesting_level=nesting_level)
@@ -102,30 +117,30 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
         self.parallel: Any = None
         self._dispatcher: _Dispatcher | None = None
 
-    # What joblib asks before a call.
+    # Before a call.
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **given: Any) -> int:
-        """Be the backend of a `Parallel` object; return how many of its calls run at once.
+        """Serve a `Parallel` object; return how many of its calls run at once.
 
         Raises:
             TypeError: a keyword of ``Parallel(...)`` is neither joblib's nor ours.
         """
         if self.parallel is not parallel:
-            # One object serves all that is done below a parallel_config, some of it side
-            # by side; joblib then takes this copy instead, which is for this Parallel alone.
+            # One backend serves all Parallel objects of a parallel_config, also at the same time; joblib
+            # takes this copy, which belongs to one of them.
             own = copy.copy(self)
             own.parallel = parallel
             raise FallbackToBackend(own)
-        self._take({name: value for name, value in given.items() if name not in _JOBLIBS})
+        self._update({name: value for name, value in given.items() if name not in _JOBLIB_KEYWORDS})
         self._n_jobs = n_jobs
         if str(parallel.pre_dispatch).replace(" ", "") == "2*n_jobs":
-            # joblib's default, and scikit-learn's: it keeps memory small where workers are fed
-            # one by one, and would make a job array of every second call here.
+            # The default of joblib and scikit-learn keeps memory small when workers are fed one by one;
+            # here it would make a job array of every two calls.
             parallel.pre_dispatch = _WINDOW
         return self.effective_n_jobs(n_jobs)
 
-    def _take(self, given: dict[str, Any]) -> None:
-        """Take what `Parallel` itself was given, as ``Parallel(backend="slurmlaunch", executor=ex)``."""
+    def _update(self, given: dict[str, Any]) -> None:
+        """Use the keywords of `Parallel` itself, as in ``Parallel(backend="slurmlaunch", executor=ex)``."""
         if given:
             ours = {"executor": self._executor, "tasks": self._tasks, "chunksize": self._chunksize}
             made = SlurmlaunchBackend(**{**ours, "schedule": self._schedule, **given})
@@ -133,7 +148,7 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
             self._tasks, self._chunksize = made._tasks, made._chunksize
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many calls run at once, as far as that is known before.
+        """Return an estimate of how many calls run at once.
 
         Raises:
             ValueError: *n_jobs* is 0.
@@ -142,59 +157,61 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
             raise ValueError("n_jobs=0 has no meaning: give the number of processes, or -1 for as many as there are")
         if n_jobs is not None and n_jobs > 0:
             return n_jobs
-        # Never 1, which to joblib means that nothing is to be handed over.
-        return max(2, self._at_once() + 1 + (-1 if n_jobs is None else n_jobs))
+        # Never 1, for which joblib runs the calls itself.
+        return max(2, self._concurrent_calls() + 1 + (-1 if n_jobs is None else n_jobs))
 
-    def _at_once(self) -> int:
+    def _concurrent_calls(self) -> int:
         shape, throttle = self._executor.shape(), self._executor.throttle
         here = max(1, usable_cpus() // shape.cpus_per_task)
-        tasks = _AT_ONCE if self._executor.cluster == "slurm" else here
+        tasks = _CONCURRENT_TASKS if self._executor.cluster == "slurm" else here
         return min(each for each in (tasks, throttle, self._tasks) if each) * shape.processes
 
-    # A call.
+    # During a call.
 
     def start_call(self) -> None:
-        """Take the calls of one `Parallel`."""
+        """Start a call of a `Parallel` object."""
         self._dispatcher = _Dispatcher(self._submit)
 
     def stop_call(self) -> None:
-        """End: all calls are done, or given up."""
+        """End it: its items are done or abandoned."""
         if self._dispatcher is not None:
             self._dispatcher.close()
             self._dispatcher = None
 
     def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> None:
-        """Take a batch of calls, and return at once; *callback* is told the future that has their outcome."""
+        """Accept a batch of calls and return at once; *callback* gets the future that has their results."""
         if self._dispatcher is not None:
-            self._dispatcher.take(_Call(func, callback or (lambda _: None)))
+            self._dispatcher.add(_Call(func, callback or (lambda _: None)))
 
-    apply_async = submit  # what joblib 1.4 calls it
+    apply_async = submit  # its name in joblib 1.4
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Return the results of a batch.
 
         Raises:
-            BaseException: what the function raised, or what ended its task.
+            BaseException: the function's exception, or an `ItemError`.
         """
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT001, FBT002
-        """Cancel what has been submitted, with one call of the scheduler per job."""
-        del ensure_ready  # another call starts afresh
+        """Cancel all submitted calls, with one command per job."""
+        del ensure_ready  # the next call starts a new dispatcher
         if self._dispatcher is not None:
             self._dispatcher.abort()
 
     def _submit(self, batches: Sequence[Any]) -> FutureArray[Any]:
         """Submit the batches of a window as one run."""
-        shared = shared_by(_values(batch) for batch in batches)
+        from slurmlaunch.client.pickling import name_of
+
+        shared = _shared_values(batches)
         numbers = {id(value): number for number, value in enumerate(shared)}
-        deliver = Deliver([Parcel(value) for value in shared], name_of(batches[0].items[0][0]))
+        function = _WithSharedValues([_Pickled(value) for value in shared], name_of(batches[0].items[0][0]))
         tasks = self._tasks
         if not (tasks or self._chunksize or self._n_jobs in (None, -1)):
             tasks = -(-self.effective_n_jobs(self._n_jobs) // self._executor.shape().processes)
         return self._executor.map_array(
-            deliver,
-            [Parcel(batch, numbers) for batch in batches],
+            function,
+            [_Pickled(batch, numbers) for batch in batches],
             tasks=tasks,
             chunksize=self._chunksize,
             schedule=self._schedule,
@@ -219,87 +236,153 @@ class _Dispatcher:
 
     def __init__(self, submit: Callable[[Sequence[Any]], FutureArray[Any]]) -> None:
         self._submit = submit
-        self._news: queue.SimpleQueue[_Call | _Done | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Call | _Done | None] = queue.SimpleQueue()
         self._window: list[_Call] = []
         self._opened = 0.0
         self._arrays: list[FutureArray[Any]] = []
-        self._under_way = 0
+        self._running = 0
         self._is_aborted = False
         self._thread = threading.Thread(target=self._main, name="slurmlaunch-joblib", daemon=True)
         self._thread.start()
 
-    def take(self, call: _Call) -> None:
-        """Take a call into the window that is open."""
-        self._news.put(call)
+    def add(self, call: _Call) -> None:
+        """Add a call to the open window."""
+        self._events.put(call)
 
     def close(self) -> None:
         """End the thread."""
-        self._news.put(None)
+        self._events.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def abort(self) -> None:
-        """End the thread, and cancel what was submitted."""
+        """End the thread, and cancel all submitted calls."""
         self._is_aborted = True
         self.close()
         for array in self._arrays:
             try:
                 array.cancel()
-            except SchedulerError as error:  # what made joblib give up is the error to raise
+            except SchedulerError as error:  # joblib raises the error that made it give up
                 _log.warning("slurmlaunch could not cancel %s: %s", array.folder, error)
 
     def _main(self) -> None:
         while not self._is_aborted:
             try:
-                news = self._news.get(timeout=_SILENCE if self._window else None)
+                event = self._events.get(timeout=_SILENCE if self._window else None)
             except queue.Empty:
-                # While others run there is no hurry, and every window is a job of its own.
+                # Every window is a job of its own, and while earlier calls run there is no hurry.
                 waited = time.monotonic() - self._opened
-                if len(self._window) >= self._under_way or waited > _LONGEST_OPEN:
-                    self._launch()
+                if len(self._window) >= self._running or waited > _LONGEST_WINDOW:
+                    self._submit_window()
                 continue
-            if news is None:
+            if event is None:
                 return
-            if isinstance(news, _Call):
-                self._add(news)
+            if isinstance(event, _Call):
+                self._collect(event)
             else:
-                self._under_way -= 1
-                _tell(news.callback, news.future)
+                self._running -= 1
+                _notify(event.callback, event.future)
 
-    def _add(self, call: _Call) -> None:
+    def _collect(self, call: _Call) -> None:
         if not self._window:
             self._opened = time.monotonic()
         self._window.append(call)
         if len(self._window) == _WINDOW:
-            self._launch()
+            self._submit_window()
 
-    def _launch(self) -> None:
+    def _submit_window(self) -> None:
         window, self._window = self._window, []
         try:
             array = self._submit([call.batch for call in window])
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is raised where the results are awaited)
+        except Exception as error:  # noqa: BLE001  (joblib raises it from the results)
             failed: Future[Any] = Future()
             failed.set_exception(error)
             for call in window:
-                _tell(call.callback, failed)
+                _notify(call.callback, failed)
             return
         self._arrays.append(array)
-        self._under_way += len(window)
+        self._running += len(window)
         for call, future in zip(window, array, strict=True):
-            future.add_done_callback(functools.partial(self._note, call.callback))
+            future.add_done_callback(functools.partial(self._put_done, call.callback))
 
-    def _note(self, callback: Callable[[Any], Any], future: Future[Any]) -> None:
-        self._news.put(_Done(callback, future))
+    def _put_done(self, callback: Callable[[Any], Any], future: Future[Any]) -> None:
+        self._events.put(_Done(callback, future))
 
 
-def _tell(callback: Callable[[Any], Any], future: Future[Any]) -> None:
+def _notify(callback: Callable[[Any], Any], future: Future[Any]) -> None:
     try:
         callback(future)
-    except Exception:  # noqa: BLE001  (its progress could not be printed, say: the others are to arrive all the same)
-        _log.exception("joblib could not take in what a call came to")
+    except Exception:  # noqa: BLE001  (joblib could not print its progress, say: the other results must still arrive)
+        _log.exception("joblib's callback for a result failed")
 
 
-def _values(batch: Any) -> Iterator[Any]:
-    """Yield the functions and the arguments of a batch."""
-    for function, args, kwargs in batch.items:
-        yield from (function, *args, *kwargs.values())
+# Shared values.
+
+
+def _shared_values(batches: Iterable[Any]) -> list[Any]:
+    """Return the functions and arguments that occur in more than one call, by identity; small ones are left out."""
+    seen: dict[int, Any] = {}
+    again: dict[int, Any] = {}
+    for batch in batches:
+        for function, args, kwargs in batch.items:
+            for value in (function, *args, *kwargs.values()):
+                if not isinstance(value, _ATOMS) and not (isinstance(value, (str, bytes)) and len(value) <= _SHORT):
+                    (again if id(value) in seen else seen)[id(value)] = value
+    return list(again.values())
+
+
+class _Pickled:
+    """A value that unpickles as the bytes of its pickle, in which shared values stand as numbers.
+
+    The value is pickled when the run is, so that ``by_value=`` applies to it.
+
+    Args:
+        value: the value.
+        numbers: the number of each shared value, by its identity.
+    """
+
+    def __init__(self, value: Any, numbers: Mapping[int, int] = MappingProxyType({})) -> None:
+        self._value, self._numbers = value, numbers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        file = io.BytesIO()
+        _Pickler(file, self._numbers).dump(self._value)
+        return bytes, (file.getvalue(),)
+
+
+class _WithSharedValues:
+    """The function of a run: unpickles a call, with the shared values in it, and runs it.
+
+    Args:
+        shared: the shared values, in the order of their numbers, each as `_Pickled`.
+        name: the run's name.
+    """
+
+    def __init__(self, shared: Sequence[Any], name: str) -> None:
+        self._shared = shared
+        self.__qualname__ = name
+
+    def __call__(self, pickled: bytes) -> Any:
+        return _Unpickler(io.BytesIO(pickled), self._shared).load()()
+
+
+class _Pickler(byvalue.Pickler):
+    def __init__(self, file: io.BytesIO, numbers: Mapping[int, int]) -> None:
+        super().__init__(file, PICKLE_PROTOCOL)
+        self._numbers = numbers
+
+    def persistent_id(self, value: Any) -> int | None:
+        return self._numbers.get(id(value))
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, shared: Sequence[bytes]) -> None:
+        super().__init__(file)
+        self._shared = shared
+        self._loaded: dict[int, Any] = {}
+
+    def persistent_load(self, number: int) -> Any:
+        """Return this call's own copy of a shared value."""
+        if number not in self._loaded:
+            self._loaded[number] = pickle.loads(self._shared[number])
+        return self._loaded[number]
