@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="measure each line nine times, rather than three times")
     rounds = FULL_ROUNDS if parser.parse_args().full else ROUNDS
     sys.path.append(str(CHECKOUT))
-    from tests.cluster import Cluster, ClusterSpec
+    from tests.support.cluster import Cluster, ClusterSpec
 
     rows = (
         ("a process of the pool killed", kill_processes, WorkerDied),

@@ -212,7 +212,7 @@ def _main() -> None:
         assert found == [float(len(array))] * arguments.processes
         return
     sys.path.append(str(_CHECKOUT))
-    from tests.cluster import Cluster, ClusterSpec, clean_environment
+    from tests.support.cluster import Cluster, ClusterSpec, clean_environment
 
     weights = []
     with Cluster(ClusterSpec(nodes=1, cpus_per_node=arguments.processes, accounting=False)) as cluster:

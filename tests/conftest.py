@@ -13,9 +13,9 @@ import pytest
 from hypothesis import settings
 
 from slurmlaunch.caps import usable_cpus
-from tests import scripts
-from tests.cluster import Cluster, ClusterSpec, ProgramsMissing, clean_environment
-from tests.waiting import Gate, Story
+from tests.support import scripts
+from tests.support.cluster import Cluster, ClusterSpec, ProgramsMissing, clean_environment
+from tests.support.waiting import Gate, Story
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

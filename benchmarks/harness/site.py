@@ -173,7 +173,7 @@ def open_site(folder: Path | None) -> Iterator[Site]:
 @contextlib.contextmanager
 def _throwaway_cluster() -> Iterator[None]:
     sys.path.append(str(CHECKOUT))
-    from tests.cluster import Cluster, ClusterSpec, clean_environment
+    from tests.support.cluster import Cluster, ClusterSpec, clean_environment
 
     with Cluster(ClusterSpec(nodes=NODES, cpus_per_node=CPUS)) as cluster, _environment():
         environment = clean_environment() | cluster.env

@@ -10,9 +10,9 @@ import pytest
 
 from slurmlaunch import Executor
 from slurmlaunch.client.attach import backend_of
-from tests.cluster import Cluster, ClusterSpec, ProgramsMissing
 from tests.faults.deeds import Deed
 from tests.faults.wrapped import Wrapped
+from tests.support.cluster import Cluster, ClusterSpec, ProgramsMissing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from tests.waiting import Gate, Story, wait_until
+from tests.support.waiting import Gate, Story, wait_until
 
 MEGABYTE = 1 << 20
 

@@ -26,7 +26,7 @@ from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
 from slurmlaunch.runfolder.records import Kind
-from tests.cluster import Cluster, ClusterSpec, clean_environment
+from tests.support.cluster import Cluster, ClusterSpec, clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

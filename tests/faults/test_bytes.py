@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from slurmlaunch import Executor, NodeStartError, ResultLost, UnsafeRunFolder, attach
 from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.layout import RunFolder
-from tests.tasks import OneRun, rows
+from tests.support.tasks import OneRun, rows
 
 if TYPE_CHECKING:
     from slurmlaunch import FutureArray

@@ -22,15 +22,15 @@ from slurmlaunch import Executor, RunFolderError, SchedulerError, SubmissionErro
 from slurmlaunch.backends.slurm import SlurmBackend, commands
 from slurmlaunch.client import absences, submission
 from slurmlaunch.client.attach import backend_of, find_run
-from tests.cluster import ClusterSpec
 from tests.faults.wrapped import HANGS, IS_AWAY, TIMES_OUT, TIMES_OUT_AFTERWARDS, Wrapped
-from tests.waiting import Gate, Story, wait_until
+from tests.support.cluster import ClusterSpec
+from tests.support.waiting import Gate, Story, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurmlaunch import FutureArray
-    from tests.cluster import Cluster
+    from tests.support.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -83,7 +83,7 @@ SQUARES = """
     import sys
     from pathlib import Path
     from slurmlaunch import Executor
-    from tests.waiting import Story
+    from tests.support.waiting import Story
 
     story = Story(Path(sys.argv[1], "story"))
 
@@ -410,7 +410,7 @@ class TestSubmission:
             import sys, time
             from pathlib import Path
             from slurmlaunch import Executor
-            from tests.waiting import Gate
+            from tests.support.waiting import Gate
 
             gate = Gate.__new__(Gate)
             gate.folder = Path(sys.argv[2])
@@ -487,7 +487,7 @@ class TestCancelling:
             import sys
             from pathlib import Path
             from slurmlaunch import Executor
-            from tests.waiting import Gate
+            from tests.support.waiting import Gate
 
             gate = Gate.__new__(Gate)
             gate.folder = Path(sys.argv[2])

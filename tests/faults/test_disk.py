@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch import Executor, NodeStartError, ResultLost, attach
-from tests.waiting import Gate
+from tests.support.waiting import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.cluster import Cluster
+    from tests.support.cluster import Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_quick_answers")]
 

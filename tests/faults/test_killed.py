@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch import TaskState, WorkerDied, attach
-from tests.cluster import ClusterSpec
 from tests.faults.deeds import Deed, Exits, parent
-from tests.waiting import PATIENCE, is_alive, wait_until
+from tests.support.cluster import ClusterSpec
+from tests.support.waiting import PATIENCE, is_alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurmlaunch import FutureArray
-    from tests.cluster import Cluster
     from tests.faults.conftest import Launch
+    from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

@@ -9,14 +9,14 @@ import pytest
 from slurmlaunch import TaskCancelled, TaskState, TimeLimitExceeded, attach
 from tests.faults.deeds import Counts, Deed
 from tests.faults.test_killed import ONCE, outcomes, squares
-from tests.waiting import PATIENCE, wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurmlaunch import Future
-    from tests.cluster import Cluster
     from tests.faults.conftest import Launch
+    from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

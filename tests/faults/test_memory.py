@@ -10,13 +10,13 @@ import pytest
 from slurmlaunch import OutOfMemory, TaskState
 from tests.faults.deeds import Hungry, Offers
 from tests.faults.test_killed import ONCE, outcomes, squares
-from tests.waiting import PATIENCE
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cluster import Cluster
     from tests.faults.conftest import Launch
+    from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

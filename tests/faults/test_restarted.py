@@ -11,14 +11,14 @@ import pytest
 from slurmlaunch import Preempted, TaskCancelled, TaskState, attach
 from tests.faults.deeds import Deed, nap
 from tests.faults.test_killed import ONCE, outcomes, squares
-from tests.waiting import PATIENCE, is_alive, wait_until
+from tests.support.waiting import PATIENCE, is_alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurmlaunch import Future, FutureArray
-    from tests.cluster import Cluster
     from tests.faults.conftest import Launch
+    from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

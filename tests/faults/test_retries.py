@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch import NodeFailure, TaskState, attach
-from tests.cluster import ClusterSpec
 from tests.faults.deeds import Deed, Exits, Fails, parent
 from tests.faults.test_killed import ONCE, outcomes, squares
-from tests.waiting import PATIENCE, is_alive, wait_until
+from tests.support.cluster import ClusterSpec
+from tests.support.waiting import PATIENCE, is_alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.cluster import Cluster
     from tests.faults.conftest import Launch
+    from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

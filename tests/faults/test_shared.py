@@ -15,18 +15,18 @@ import pytest
 from slurmlaunch import NodeFailure, TaskCancelled, TaskState, TimeLimitExceeded, WorkerDied, attach
 from slurmlaunch.runfolder.claims import Listing
 from slurmlaunch.runfolder.layout import RunFolder
-from tests.cluster import ClusterSpec
 from tests.faults.deeds import Deed
 from tests.faults.test_killed import outcomes, squares
 from tests.faults.test_retries import break_node, environment_of
-from tests.waiting import PATIENCE, wait_until
+from tests.support.cluster import ClusterSpec
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurmlaunch import Executor, FutureArray
-    from tests.cluster import Cluster
     from tests.faults.conftest import Launch
+    from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

@@ -1,0 +1,1 @@
+"""What the calls promise, on every backend: inline, local and Slurm."""

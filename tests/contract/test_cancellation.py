@@ -1,0 +1,173 @@
+"""Cancelling, on every backend where there is time for it: what has not started, what runs, and what was too late."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import elsewhere
+from tests.support.waiting import is_alive, wait_until
+
+if TYPE_CHECKING:
+    from slurmlaunch import Executor, Future, FutureArray
+    from tests.support.waiting import Gate
+
+
+def words(future: Future[Any]) -> tuple[bool, bool, bool]:
+    """Return whether a future is cancelled, done and running."""
+    return future.cancelled(), future.done(), future.running()
+
+
+class TestTooLate:
+    """What is done stays what it is."""
+
+    def test_done(self, finished: FutureArray[int]) -> None:
+        """Neither a future that is done nor an array whose items are can be cancelled."""
+        before = finished.counts()
+
+        assert [False, False] == [finished[0].cancel(), finished[2].cancel()]
+        assert (False, False) == (finished.cancel(), finished[2:3].cancel())
+        assert (before, 0) == (finished.counts(), finished[0].result())
+
+    def test_empty(self, executor: Executor) -> None:
+        """Of nothing, nothing has come to anything else."""
+        assert executor.map_array(int, []).cancel()
+
+
+@elsewhere
+class TestFuture:
+    """One item."""
+
+    def test_pending(self, executor: Executor, gate: Gate) -> None:
+        """What waits for its turn is cancelled at once, and never runs; the rest goes on."""
+        array = executor.map_array(gate.enter, "abc", throttle=1)
+        gate.await_arrival("a")
+
+        assert array[1].cancel()
+
+        assert (True, True, False) == words(array[1])
+        gate.open()
+        assert ["a", "c"] == [array[0].result(), array[2].result()]
+        assert {"a", "c"} == gate.arrived
+        assert ["COMPLETED", "CANCELLED", "COMPLETED"] == [future.state for future in array]
+
+    def test_running(self, executor: Executor, gate: Gate) -> None:
+        """What runs is cancelled too: its process is ended, and the rest of its slice is run by another."""
+        array = executor.map_array(gate.enter, "abc", tasks=1)
+        gate.open("a", "c")
+        gate.await_arrival("b")
+        process = gate.process_of("b")
+
+        assert array[1].cancel()
+
+        assert (True, True, False) == words(array[1])
+        assert ["a", "c"] == [array[0].result(), array[2].result()]
+        assert (False, False) == (is_alive(process), gate.process_of("c") == process)
+        assert {"pending": 0, "running": 0, "done": 2, "failed": 0, "cancelled": 1} == array.counts()
+
+    def test_waiters(self, executor: Executor, gate: Gate) -> None:
+        """Whoever waits hears of it: results, exceptions, callbacks and the standard library's functions."""
+        future = executor.submit(gate.enter)
+        called: list[Future[str]] = []
+        future.add_done_callback(called.append)  # type: ignore[arg-type]
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            asked = threading.Barrier(2)
+
+            def ask() -> None:
+                asked.wait()
+                future.result()
+
+            waiting = threads.submit(ask)
+            asked.wait()
+            assert future.cancel()
+            assert isinstance(waiting.exception(), CancelledError)
+
+        for question in (future.result, future.exception):
+            with pytest.raises(CancelledError):
+                question(timeout=0)
+        assert ({future}, set()) == concurrent.futures.wait([future], timeout=0)
+        assert [future] == list(concurrent.futures.as_completed([future], timeout=0))
+        assert [future] == called
+
+    def test_twice(self, executor: Executor, gate: Gate) -> None:
+        """What is cancelled stays so: a second cancel says so too, and its outcome is not taken."""
+        array = executor.map_array(gate.enter, "ab", tasks=1)
+        future = array[0]
+        gate.await_arrival("a")
+
+        assert [True, True] == [future.cancel(), future.cancel()]
+
+        gate.open()
+        assert "b" == array[1].result()
+        assert (True, True, False) == words(future)
+        assert [future] == [each for each in array.as_completed() if each.cancelled()]
+
+    def test_results(self, executor: Executor, gate: Gate) -> None:
+        """Among the results of its array a cancelled item is a CancelledError."""
+        array = executor.map_array(gate.enter, "ab", tasks=1)
+        array[0].cancel()
+        gate.open()
+
+        results = array.results(return_exceptions=True)
+        assert (CancelledError, "b") == (type(results[0]), results[1])
+        with pytest.raises(CancelledError) as caught:
+            array.results()
+        assert ["item 0 of enter; 1 of 2 items failed"] == getattr(caught.value, "__notes__", None)
+
+
+@elsewhere
+class TestArray:
+    """Many items."""
+
+    def test_all(self, executor: Executor, gate: Gate) -> None:
+        """All that is open is cancelled; then nothing is left running."""
+        array = executor.map_array(gate.enter, range(4), chunksize=2, throttle=1)
+        gate.await_arrival(0)
+
+        assert array.cancel()
+
+        assert (True, 4) == (array.done(), array.counts()["cancelled"])
+        wait_until(lambda: not is_alive(gate.process_of(0)))
+        assert {"0"} == gate.arrived
+        assert {"CANCELLED"} == {future.state for future in array}
+
+    def test_some_done(self, executor: Executor, gate: Gate) -> None:
+        """What was done stays done, and the answer is that not all were cancelled."""
+        array = executor.map_array(gate.enter, "abc", tasks=1)
+        gate.open("a")
+        array[0].result()
+
+        assert not array.cancel()
+
+        assert ("a", True, True) == (array[0].result(), array[1].cancelled(), array[2].cancelled())
+
+    def test_slice(self, executor: Executor, gate: Gate) -> None:
+        """A slice cancels its own items, and no others."""
+        array = executor.map_array(gate.enter, "abcd", tasks=2, throttle=1)
+
+        assert array[1:3].cancel()
+
+        assert [False, True, True, False] == [future.cancelled() for future in array]
+        gate.open()
+        assert ["a", "d"] == array[::3].results()
+        assert {"a", "d"} == gate.arrived
+
+    def test_race(self, executor: Executor) -> None:
+        """Whatever comes first, the outcome or the cancel, an item settles once, and its callbacks are called once."""
+        calls: list[int] = []
+        array = executor.map_array(lambda x: x, range(400), tasks=2)
+        for future in array:
+            future.add_done_callback(lambda done: calls.append(done.index))  # type: ignore[attr-defined]
+        won = [future.cancel() for future in array[::7]]
+        array.wait()
+
+        assert won == [future.cancelled() for future in array[::7]]
+        assert not any(future.cancelled() for future in array if future.index % 7)
+        counts = array.counts()
+        assert (sum(won), 400 - sum(won)) == (counts["cancelled"], counts["done"])
+        wait_until(lambda: len(calls) >= 400)
+        assert list(range(400)) == sorted(calls)

@@ -1,0 +1,154 @@
+"""The end of the client: at the end of a script, at Ctrl-C, and inside a task that is a client itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurmlaunch import Executor, attach, current_task
+from tests.conftest import SLURM, elsewhere
+from tests.support import scripts
+from tests.support.waiting import Gate, is_alive, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SUBMIT = """
+    import pathlib, sys
+    import slurmlaunch
+    from tests.support.waiting import Gate
+
+    gate = Gate.__new__(Gate)
+    gate.folder = pathlib.Path(sys.argv[2])
+    array = slurmlaunch.Executor("runs", cluster=sys.argv[1]).map_array(gate.enter, "abc", tasks=1)
+    array[2].add_done_callback(lambda future: print("called", future.result(), flush=True))
+    print(array.folder, flush=True)
+"""
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """Return a gate that items of scripts wait at."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()
+
+
+class TestEndOfAScript:
+    """A script that submits and ends."""
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_local(self, backend: str, gate: Gate, tmp_path: Path) -> None:
+        """Local work is waited for, and its callbacks are called."""
+        script = scripts.start(tmp_path, SUBMIT, backend, gate.folder)
+        assert script.stdout
+        folder = script.stdout.readline().strip()
+        gate.await_arrival("a")
+        assert script.poll() is None
+        gate.open()
+
+        assert (0, "called c\n", "") == scripts.finish(script)
+        assert ["a", "b", "c"] == attach(folder).results(timeout=0)
+
+    @pytest.mark.parametrize("backend", [SLURM], indirect=True)
+    def test_slurm(self, backend: str, gate: Gate, tmp_path: Path) -> None:
+        """Slurm's jobs are neither waited for nor cancelled."""
+        folder = scripts.run(tmp_path, SUBMIT, backend, gate.folder).strip()
+
+        array = attach(folder)
+        assert not array.done()
+        gate.open()
+        assert ["a", "b", "c"] == array.results(timeout=90)
+
+    def test_with(self, backend: str, tmp_path: Path) -> None:
+        """A with block waits, wherever the work runs; a script that ends with an error has still waited."""
+        script = scripts.start(
+            tmp_path,
+            """
+            import sys
+            from slurmlaunch import Executor
+
+            with Executor("runs", cluster=sys.argv[1]) as executor:
+                future = executor.submit(pow, 2, 10)
+            print(future.done(), future.result(timeout=0))
+            sys.exit(3)
+            """,
+            backend,
+        )
+
+        assert (3, "True 1024\n", "") == scripts.finish(script)
+
+
+class TestInterrupt:
+    """Ctrl-C while a script waits for results."""
+
+    WAIT = """
+    print("waiting", flush=True)
+    {wait}
+    """
+
+    @pytest.mark.parametrize("backend", [SLURM], indirect=True)
+    @pytest.mark.parametrize("wait", ["array.results()", "array[0].result()"])
+    def test_slurm(self, backend: str, gate: Gate, tmp_path: Path, wait: str) -> None:
+        """Slurm's jobs go on, and what is printed says how to come back to them and how to end them."""
+        script = scripts.start(tmp_path, SUBMIT + self.WAIT.format(wait=wait), backend, gate.folder)
+        assert script.stdout
+        folder = script.stdout.readline().strip()
+        assert "waiting\n" == script.stdout.readline()
+        gate.await_arrival("a")
+        script.send_signal(signal.SIGINT)
+        status, _, said = scripts.finish(script)
+
+        array = attach(folder)
+        assert -signal.SIGINT == status
+        assert f"slurmlaunch.attach({folder!r})" in said
+        assert f"The jobs {array.job_ids[0]} go on" in said
+        assert "cancel()" in said
+        assert said.rstrip().endswith("KeyboardInterrupt")
+        assert is_alive(gate.process_of("a"))
+        gate.open()
+        assert ["a", "b", "c"] == array.results(timeout=90)
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_local(self, backend: str, gate: Gate, tmp_path: Path) -> None:
+        """Local work is waited for after the first, and ended by a second; nothing of it is left."""
+        script = scripts.start(tmp_path, SUBMIT + self.WAIT.format(wait="array.results()"), backend, gate.folder)
+        assert script.stdout
+        script.stdout.readline()
+        assert "waiting\n" == script.stdout.readline()
+        gate.await_arrival("a")
+
+        def interrupted() -> bool:
+            script.send_signal(signal.SIGINT)
+            try:
+                return script.wait(1) is not None
+            except scripts.TimeoutExpired:
+                return False
+
+        wait_until(interrupted)
+
+        assert "slurmlaunch.attach" not in scripts.finish(script)[2]
+        assert 0 != script.returncode
+        assert not is_alive(gate.process_of("a"))
+
+
+@elsewhere
+def test_client_in_a_task(executor: Executor, tmp_path: Path) -> None:
+    """A task may submit work of its own, which runs as its own job and not as a part of the outer one."""
+    cluster = executor.cluster
+
+    def outer(number: int) -> tuple[int, list[tuple[int, int, str]]]:
+        def inner(number: int) -> tuple[int, int, str]:
+            return number * number, current_task().index, os.environ.get("SLURM_JOB_NAME", "")[:5]
+
+        inside = Executor(tmp_path / "inside", cluster=cluster)
+        return current_task().index, inside.map_array(inner, [number, -1], tasks=1, name="inner").results()
+
+    results = executor.map_array(outer, [2, 3]).results()
+
+    name = "inner" if cluster == "slurm" else ""
+    assert [(0, [(4, 0, name), (1, 0, name)]), (1, [(9, 0, name), (1, 0, name)])] == results

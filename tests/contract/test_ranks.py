@@ -1,0 +1,489 @@
+"""Tasks with ranks: several processes, on one node or two, that call the function together."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import shutil
+import signal
+import sys
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import Executor, NodeStartError, OptionError, WorkerDied, attach, current_task
+from slurmlaunch.backends.base import ArrayJob
+from slurmlaunch.backends.slurm.batch_script import sbatch_words
+from slurmlaunch.node.rank import RankEnvironment, first_host
+from tests.conftest import SLURM
+from tests.support import scripts, together
+from tests.support.waiting import PATIENCE, is_alive, wait_until
+
+if TYPE_CHECKING:
+    from tests.conftest import ExecutorFactory
+    from tests.support.cluster import Cluster
+    from tests.support.waiting import Gate, Story
+
+pytestmark = pytest.mark.slow
+
+elsewhere = pytest.mark.parametrize("backend", ["local", SLURM], indirect=True)
+
+ALL = list(range(4))
+
+
+@pytest.fixture
+def mpi() -> None:
+    """Skip where MPI is not installed, unless everything is to be tested."""
+    missing = [name for name in ("mpi4py", "mpich") if importlib.util.find_spec(name) is None]
+    if importlib.util.find_spec("mpi4py") is None and os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") != "1":
+        pytest.skip(f"needs {missing}: pip install mpi4py mpich")
+
+
+@pytest.fixture
+def ranked(make_executor: ExecutorFactory) -> Executor:
+    """Return an executor whose tasks have four ranks, on two nodes where there are two."""
+    return make_executor(ntasks=4, nodes=2, mem_per_cpu="100M")
+
+
+# One world.
+
+
+@elsewhere
+def test_mpi(mpi: None, ranked: Executor, backend: str) -> None:
+    """Every rank calls the function, in one world of MPI: the result is rank 0's, and ranks() are all."""
+    future = ranked.submit(together.mpi_world, 10)
+
+    assert future.result(PATIENCE)[:3] == (0, 4, 46)
+    values = future.ranks()
+    assert [value[:3] for value in values] == [(rank, 4, 46) for rank in ALL]
+    assert {value[3] for value in values} == ({"n1", "n2"} if backend == "slurm" else {None})
+    assert attach(future.run.folder)[0].ranks() == values
+
+
+@elsewhere
+def test_map(mpi: None, ranked: Executor) -> None:
+    """All ranks go through the items of a slice, in order."""
+    futures = ranked.map_array(together.mpi_world, [10, 20, 30], tasks=2)
+
+    assert [value[2] for value in futures.results(PATIENCE)] == [46, 86, 126]
+    assert [[value[2] for value in future.ranks()] for future in futures] == [[46] * 4, [86] * 4, [126] * 4]
+
+
+@elsewhere
+def test_large_arrays(ranked: Executor) -> None:
+    """What goes to disk beside its pickle comes back too, of every rank."""
+
+    def fill(size: int) -> Any:
+        import numpy as np
+
+        return np.full(size, current_task().rank)
+
+    future = ranked.submit(fill, 1_000_000)
+
+    assert [(len(each), int(each.min()), int(each.max())) for each in future.ranks(PATIENCE)] == [
+        (1_000_000, rank, rank) for rank in ALL
+    ]
+
+
+@elsewhere
+def test_places(ranked: Executor, backend: str) -> None:
+    """Each rank knows which it is, by its task and by the variables that PyTorch reads."""
+    values = ranked.submit(together.place).ranks(PATIENCE)
+
+    assert [value[:2] for value in values] == [(rank, 4) for rank in ALL]
+    told = [value[2] for value in values]
+    assert [each["RANK"] for each in told] == ["0", "1", "2", "3"]
+    assert {each["WORLD_SIZE"] for each in told} == {"4"}
+    assert len({(each["MASTER_ADDR"], each["MASTER_PORT"]) for each in told}) == 1
+    nodes: dict[str | None, list[dict[str, str | None]]] = {}
+    for each in told:
+        nodes.setdefault(each["NODE_RANK"], []).append(each)
+    assert sorted(map(str, nodes)) == (["0", "1"] if backend == "slurm" else ["0"])
+    for ranks in nodes.values():
+        assert [each["LOCAL_RANK"] for each in ranks] == [str(i) for i in range(len(ranks))]
+        assert {each["LOCAL_WORLD_SIZE"] for each in ranks} == {str(len(ranks))}
+
+
+@elsewhere
+def test_rendezvous(ranked: Executor) -> None:
+    """Rank 0 can listen where all are told to meet, and the others reach it there: twice in one task."""
+    futures = ranked.map_array(together.sum_by_sockets, [10, 20], tasks=1)
+
+    assert [future.ranks(PATIENCE) for future in futures] == [[46] * 4, [86] * 4]
+
+
+@elsewhere
+def test_streams(ranked: Executor) -> None:
+    """Each rank draws from a stream of its own, which a seed makes the same again."""
+
+    def draw() -> int:
+        return int(current_task().rng().integers(1 << 62))
+
+    first, second = (ranked.options(seed=1).submit(draw).ranks(PATIENCE) for _ in range(2))
+    assert first == second
+    assert len({*first}) == 4
+
+
+@elsewhere
+def test_all_reduce(ranked: Executor) -> None:
+    """PyTorch's gloo finds itself together by these variables alone."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("needs torch")
+
+    def all_reduce() -> float:
+        import torch
+
+        torch.distributed.init_process_group("gloo")
+        tensor = torch.tensor([1.0 + torch.distributed.get_rank()])
+        torch.distributed.all_reduce(tensor)
+        torch.distributed.destroy_process_group()
+        return float(tensor.item())
+
+    assert ranked.submit(all_reduce).ranks(PATIENCE) == [10.0] * 4
+
+
+def test_without_launcher(tmp_path: Path) -> None:
+    """Where there is no launcher, the supervisor starts the ranks itself."""
+    with Executor(tmp_path, cluster="local", ntasks=3, launcher=[]) as executor:
+        assert [value[:2] for value in executor.submit(together.place).ranks(PATIENCE)] == [(0, 3), (1, 3), (2, 3)]
+
+
+@pytest.mark.slurm
+def test_mpiexec_on_slurm(mpi: None, cluster: Cluster, tmp_path: Path) -> None:
+    """A launcher of the site's own takes srun's place."""
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    executor = Executor(
+        tmp_path, cluster="slurm", ntasks=4, nodes=2, launcher=[mpiexec, "-n", "4", "-launcher", "fork"]
+    )
+
+    assert [value[:3] for value in executor.submit(together.mpi_world, 0).ranks(PATIENCE)] == [
+        (rank, 4, 6) for rank in ALL
+    ]
+
+
+def test_one_process(executor: Executor) -> None:
+    """Where a call is one process's own, ranks() is a list of its result."""
+    assert executor.submit(together.place).ranks(PATIENCE) == [(0, 1, dict.fromkeys(together.TOLD))]
+
+
+def test_inline_is_one_rank(tmp_path: Path) -> None:
+    """The calling thread is the only rank, so that a debugger works."""
+    future = Executor(tmp_path, cluster="inline", ntasks=4).submit(together.place)
+
+    assert [value[:2] for value in future.ranks()] == [(0, 1)]
+
+
+# Ends.
+
+
+@elsewhere
+@pytest.mark.parametrize(
+    ("deed", "said"), [("kill", "was killed by SIGKILL (9)"), ("exit", "ended with exit status 5")]
+)
+def test_a_rank_dies(mpi: None, ranked: Executor, backend: str, deed: str, said: str) -> None:
+    """A rank that dies ends the others, which wait for it; the error names rank, end and node; other items go on."""
+    futures = ranked.map_array(together.fall, range(3), [{(1, 3): deed}] * 3, tasks=1)
+
+    first, error, last = futures.results(PATIENCE, return_exceptions=True)
+    assert (first, last) == ((0, 0), (2, 0))
+    assert futures[2].ranks() == [(2, rank) for rank in ALL]
+    assert isinstance(error, WorkerDied)
+    assert (error.rank, error.what) == (3, f"rank 3 of 4 {said}")
+    assert error.node == ("n2" if backend == "slurm" else os.uname().nodename)
+    with pytest.raises(WorkerDied):
+        futures[1].ranks()
+
+
+@elsewhere
+def test_a_rank_dies_while_it_writes(ranked: Executor) -> None:
+    """What it has half written is cut off: its death is told, and what its file takes later is found."""
+    ranked = ranked.options(launcher=[])
+
+    def work(item: int) -> bytes:
+        if item == 0 and current_task().rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # the kernel ends it in the middle
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        return bytes(1_000_000)
+
+    array = ranked.map_array(work, range(2), tasks=1)
+    found = array.results(PATIENCE, return_exceptions=True)
+
+    assert isinstance(found[0], WorkerDied)
+    assert "SIGXFSZ" in str(found[0])
+    assert found[1] == bytes(1_000_000)
+    assert [1_000_000] * 4 == [len(value) for value in array[1].ranks(PATIENCE)]
+
+
+@elsewhere
+def test_a_death_comes_first(ranked: Executor) -> None:
+    """What the others raise when a rank has died is not what failed the item."""
+    error = ranked.submit(together.lose_caller).exception(PATIENCE)
+
+    assert isinstance(error, WorkerDied)
+    assert error.rank == 2
+
+
+@elsewhere
+@pytest.mark.parametrize(("deed", "kind"), [("raise", ValueError), ("sys.exit", SystemExit)])
+def test_a_rank_raises(mpi: None, ranked: Executor, deed: str, kind: type[BaseException]) -> None:
+    """What a rank raised comes back as itself and says whose it is, though the others wait for that rank for ever."""
+    futures = ranked.map_array(together.fall, range(3), [{(1, 2): deed}] * 3, tasks=1)
+
+    first, error, last = futures.results(PATIENCE, return_exceptions=True)
+    assert (first, last) == ((0, 0), (2, 0))
+    assert type(error) is kind
+    assert vars(error)["__notes__"][-1].startswith("on rank 2 of 4, node ")
+
+
+@elsewhere
+def test_all_ranks_raise(mpi: None, ranked: Executor) -> None:
+    """Of several failures that of the lowest rank is the item's."""
+    deeds = dict.fromkeys([(0, 1), (0, 2), (0, 3)], "raise")
+
+    error = ranked.submit(together.fall, 0, deeds).exception(PATIENCE)
+
+    assert str(error) == "0 1"
+
+
+@elsewhere
+def test_what_does_not_load(ranked: Executor) -> None:
+    """A function that no rank can load fails all items, and says why."""
+    absent = _Absent()
+    futures = ranked.map_array(lambda _: absent, range(2), tasks=1)
+
+    errors = futures.results(PATIENCE, return_exceptions=True)
+
+    assert [type(error) for error in errors] == [NodeStartError] * 2
+    assert "no_such_module_here" in str(errors[0])
+
+
+class _Absent:
+    def __reduce__(self) -> Any:
+        return __import__, ("no_such_module_here",)
+
+
+def test_without_mpi4py(tmp_path: Path) -> None:
+    """Where mpi4py is not installed, ranks start as ever, and the one that asks for it is told what to install."""
+    with Executor(tmp_path, cluster="local", ntasks=2, launcher=[]) as executor:
+        error = executor.submit(together.start_mpi_without_its_package).exception(PATIENCE)
+
+    assert isinstance(error, ModuleNotFoundError)
+    assert f"mpi4py: install it with {sys.executable} -m pip install mpi4py" in error.__dict__["__notes__"][-1]
+
+
+@elsewhere
+@pytest.mark.parametrize("launcher", ["false", "no-such-launcher"])
+def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) -> None:
+    """Where the ranks cannot be started, the error says so, and names the option."""
+    error = make_executor(ntasks=2, launcher=launcher).submit(together.place).exception(PATIENCE)
+
+    assert isinstance(error, NodeStartError)
+    assert launcher in str(error)
+    assert "launcher=" in str(error)
+
+
+@elsewhere
+def test_what_the_launcher_said(make_executor: ExecutorFactory, tmp_path: Path) -> None:
+    """What a launcher says of why it starts nothing stands in the error, and what was said before does not."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text("#!/bin/sh\necho no such dialect >&2\nexit 5\n", encoding="utf-8")
+    launcher.chmod(0o700)
+    ranked = make_executor(ntasks=2, launcher=str(launcher), setup=["echo good morning >&2"])
+
+    error = ranked.submit(together.place).exception(PATIENCE)
+
+    assert isinstance(error, NodeStartError)
+    assert f"{launcher} ended with exit status 5; the end of the log:\nno such dialect\n" in str(error)
+    assert "good morning" not in str(error)
+
+
+@elsewhere
+def test_cancel(ranked: Executor, gate: Gate, story: Story) -> None:
+    """A cancelled item is ended on all ranks; the others of its task go on."""
+    futures = ranked.map_array(together.Walk(gate, story, (1, 0), (1, 2)), range(3), tasks=1)
+    gate.await_arrival("1-0", "1-2")
+    process = gate.process_of("1-2")
+
+    assert futures[1].cancel()
+
+    assert futures[0].ranks(PATIENCE) == [(0, rank) for rank in ALL]
+    assert futures[2].ranks(PATIENCE) == [(2, rank) for rank in ALL]
+    with pytest.raises(CancelledError):
+        futures[1].ranks()
+    assert not is_alive(process)
+
+
+@pytest.mark.parametrize("backend", [SLURM], indirect=True)
+def test_requeue(cluster: Cluster, ranked: Executor, gate: Gate, story: Story) -> None:
+    """A task that starts again runs what not all ranks have finished, on all of them, and no more."""
+    walk = together.Walk(gate, story, (1, 2))
+    futures = ranked.map_array(walk, range(3), tasks=1)
+    gate.await_arrival("1-2")
+    assert futures[0].ranks(PATIENCE) == [(0, rank) for rank in ALL]
+
+    cluster.run("scontrol", "requeue", str(futures[0].job_id))
+    wait_until(lambda: story.lines.count("1 2") == 2)
+    gate.open()
+
+    assert [future.ranks(PATIENCE) for future in futures] == [[(item, rank) for rank in ALL] for item in range(3)]
+    assert [story.lines.count(f"0 {rank}") for rank in ALL] == [1] * 4
+    assert [story.lines.count(f"1 {rank}") for rank in ALL] == [2] * 4
+
+
+@elsewhere
+def test_retry(mpi: None, ranked: Executor) -> None:
+    """A retry runs what failed again, on all ranks."""
+    again = ranked.map_array(together.fall, range(2), [{(0, 3): "kill"}] * 2, tasks=1)
+    assert again.wait(PATIENCE)
+
+    retried = again.retry()
+
+    assert isinstance(retried[0].exception(PATIENCE), WorkerDied)
+    assert retried[1].ranks(PATIENCE) == [(1, rank) for rank in ALL]
+
+
+def test_the_client_is_killed(tmp_path: Path) -> None:
+    """Local ranks end with their client."""
+    script = scripts.start(
+        tmp_path,
+        """
+        import sys
+        from pathlib import Path
+        from slurmlaunch import Executor
+        from tests.support import together
+        from tests.support.waiting import Gate, Story
+        gate = Gate(Path("gate"))
+        walk = together.Walk(gate, Story(Path("story")), (0, 0), (0, 1))
+        Executor("runs", cluster="local", ntasks=2).submit(walk, 0).result()
+        """,
+    )
+    here = [tmp_path / "gate" / f"0-{rank}.here" for rank in range(2)]
+    wait_until(lambda: all(path.exists() for path in here))
+    processes = [int(path.read_text(encoding="utf-8")) for path in here]
+
+    script.kill()
+
+    wait_until(lambda: not any(map(is_alive, processes)))
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [
+        ({}, 1),
+        ({"ntasks": 1}, 1),
+        ({"ntasks": 20, "nodes": 2}, 20),
+        ({"ntasks": 20, "nodes": "2-4"}, 20),
+        ({"ntasks_per_node": 4}, 4),
+        ({"ntasks_per_node": 4, "nodes": 3}, 12),
+        ({"nodes": 2}, 2),
+        ({"nodes": "1-1"}, 1),
+    ],
+)
+def test_number_of_ranks(options: dict[str, Any], ranks: int, tmp_path: Path) -> None:
+    """There are as many ranks as srun would start tasks."""
+    executor = Executor(tmp_path, cluster="local", launcher=[], **options)
+
+    values = executor.submit(together.place).ranks(PATIENCE)
+
+    assert [value[:2] for value in values] == [(rank, ranks) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"nodes": "2-4"}, {"ntasks": 2, "processes": 2}, {"ntasks": 0}, {"ntasks": 2, "container": "docker://debian"}],
+)
+def test_options_that_cannot_be(options: dict[str, Any], tmp_path: Path) -> None:
+    """What leaves the number of ranks open, or has no meaning with them, is refused."""
+    with pytest.raises(OptionError):
+        Executor(tmp_path, cluster="local", cpus_per_task=4, **options)
+
+
+def test_ranks_have_static_slices(tmp_path: Path) -> None:
+    """Tasks with ranks do not take items from each other: all ranks of one would have to know."""
+    with pytest.raises(OptionError, match="schedule"):
+        Executor(tmp_path, cluster="local", ntasks=2).map_array(together.place, range(2), schedule="dynamic")
+
+
+@pytest.mark.parametrize("flag", ["--ntasks=4", "-n4", "--nodes=2", "-N2", "--ntasks-per-node=2"])
+def test_flags_that_must_be_known(flag: str, tmp_path: Path) -> None:
+    """Flags that make ranks are not passed unread."""
+    with pytest.raises(OptionError, match="instead of"):
+        Executor(tmp_path, cluster="local", sbatch=[flag])
+
+
+def test_sbatch_is_told_of_all_ranks() -> None:
+    """Where sbatch wants to know the number of tasks, it is that of the ranks."""
+    job = ArrayJob(Path("/run"), "name", ranks=6, options={"gpus_per_task": "1", "nodes": "2", "ntasks_per_node": "3"})
+
+    assert "--ntasks=6" in sbatch_words(job)
+
+
+# What launchers say.
+
+SRUN = {
+    "SLURM_PROCID": "5",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+    "SLURM_STEP_NODELIST": "nowhere.invalid",
+    "SLURM_LAUNCH_NODE_IPADDR": "192.0.2.7",
+}
+HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "world"),
+    [
+        (SRUN, RankEnvironment(5, 7, 1, 2, 2)),
+        (SRUN | {"PMI_RANK": "5", "PMI_SIZE": "7"}, RankEnvironment(5, 7, 1, 2, 2)),
+        (SRUN | HYDRA, RankEnvironment(3, 4, 1, 2, 1)),
+        (SRUN | OPEN_MPI, RankEnvironment(3, 8, 3, 4, 0)),
+    ],
+)
+def test_launchers(environ: dict[str, str], world: RankEnvironment) -> None:
+    """A rank finds itself by what its launcher says, the innermost where there are several."""
+    assert RankEnvironment.of(environ) == world
+
+
+def test_no_launcher_known() -> None:
+    """Where nothing is said, the error says what to do."""
+    with pytest.raises(NodeStartError, match="launcher="):
+        RankEnvironment.of({})
+
+
+def test_master() -> None:
+    """The ranks meet on the first machine: by its name, or by its number where nobody knows the name."""
+    known = SRUN | {"SLURM_STEP_NODELIST": "localhost,nowhere.invalid"}
+
+    assert RankEnvironment.of(known).variables(known, "head", 1)["MASTER_ADDR"] == "localhost"
+    assert RankEnvironment.of(SRUN).variables(SRUN, "head", 1)["MASTER_ADDR"] == "192.0.2.7"
+    assert RankEnvironment.of(SRUN | HYDRA).variables(SRUN | HYDRA, "head", 1)["MASTER_ADDR"] == "head"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n[1-2]", "n1"),
+        ("n[07-09,11],m1", "n07"),
+        ("a,b", "a"),
+        ("r[1,3]n2,x", "r1n2"),
+        ("c-1-[3]-x", "c-1-3-x"),
+    ],
+)
+def test_first_host(nodes: str, first: str) -> None:
+    """The first name of a list is found in Slurm's own notation."""
+    assert first_host(nodes) == first

@@ -1,0 +1,386 @@
+"""Dynamic schedules and packed slices: each item comes to one outcome, whoever takes it, and however tasks end."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+import signal
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import Executor, NodeStartError, TaskState, WorkerDied, attach
+from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.claims import Claimer, Listing
+from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.plan import SCHEDULES, Blocks
+from tests.conftest import elsewhere
+from tests.support.tasks import OneRun, finish, rows
+from tests.support.waiting import PATIENCE, Gate, Story, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import ExecutorFactory
+
+each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+
+
+def square(number: int) -> int:
+    """Return the square."""
+    return number * number
+
+
+def claimed(run: OneRun) -> dict[int, int]:
+    """Return the task of each block that is taken."""
+    return {block: owner.task for block, owner in Listing(run.folder.claims(0)).new()}
+
+
+class TestNode:
+    """One node, without a client."""
+
+    @pytest.fixture
+    def gate(self, tmp_path: Path) -> Iterator[Gate]:
+        """Return a gate for items to wait at; it opens when the test is over."""
+        gate = Gate(tmp_path / "gate")
+        yield gate
+        gate.open()
+
+    def shared(
+        self, path: Path, function: Any, items: int, *, chunksize: int | None = None, tasks: int = 2, **changes: Any
+    ) -> OneRun:
+        """Write a run whose tasks share its items."""
+        blocks = Blocks(items, tasks, "dynamic", chunksize)
+        return OneRun(path, function, rows(range(items)), tasks=tasks, blocks=blocks, **changes)
+
+    def test_alone(self, tmp_path: Path) -> None:
+        """A task that is alone does everything; one that comes late finds nothing, and ends well."""
+        run = self.shared(tmp_path / "run", square, 50, processes=2)
+
+        assert run.run(0).status == Status.VALUES
+        assert run.recorded() == list(range(50))
+        assert run.run(1) == (Status.VALUES, "", "")
+        assert set(claimed(run).values()) == {0}
+        assert run.values() == {item: item * item for item in range(50)}
+
+    def test_side_by_side(self, tmp_path: Path, gate: Gate) -> None:
+        """Each takes what the other has not, and none waits for the one that is slow."""
+        run = self.shared(tmp_path / "run", WaitsFor(gate, 0), 40, chunksize=1)
+        slow = run.start(0)
+        gate.await_arrival(0)
+        quick = run.run(1)
+        gate.open()
+
+        assert (quick.status, finish(slow).status) == (Status.VALUES, Status.VALUES)
+        assert run.recorded() == list(range(40))
+        assert claimed(run) == {block: int(block > 0) for block in range(40)}
+
+    def test_next_attempt(self, tmp_path: Path, gate: Gate) -> None:
+        """A killed task's blocks are its next attempt's, less what is recorded; what is free is anybody's."""
+        story = Story(tmp_path / "story")
+        run = self.shared(tmp_path / "run", WaitsFor(gate, 5, story), 20, chunksize=4)
+        first = run.start(0)
+        gate.await_arrival(5)
+        wait_until(lambda: run.recorded() == [0, 1, 2, 3, 4])
+        first.kill()
+        finish(first)
+        other = run.run(1)
+        assert (other.status, run.recorded()) == (Status.VALUES, [0, 1, 2, 3, 4, *range(8, 20)])
+        gate.open()
+        again = run.run(0)
+
+        assert (again.status, run.recorded()) == (Status.VALUES, list(range(20)))
+        assert collections.Counter(story.lines) == collections.Counter({str(i): 1 for i in range(20)} | {"5": 2})
+        assert claimed(run) == {0: 0, 1: 0, 2: 1, 3: 1, 4: 1}
+
+    def test_ended_from_outside(self, tmp_path: Path, gate: Gate) -> None:
+        """From SIGTERM on nothing is taken any more."""
+        run = self.shared(tmp_path / "run", WaitsFor(gate, 1), 20, chunksize=2)
+        node = run.start(0)
+        gate.await_arrival(1)
+        node.send_signal(signal.SIGTERM)
+
+        assert finish(node).status == Status.STOPPED
+        assert claimed(run) == {0: 0}
+
+    @pytest.mark.parametrize(("others", "status"), [(0, Status.REQUEUE), (9, Status.VALUES)])
+    def test_time_limit(self, tmp_path: Path, gate: Gate, others: int, status: Status) -> None:
+        """At its limit a task asks to be started again where anything is left for it, and only there."""
+
+        def warned(number: int) -> None:
+            if number == 1:
+                gate.enter(number)
+                os.kill(os.getppid(), signal.SIGUSR1)
+
+        run = self.shared(tmp_path / "run", warned, 20, chunksize=2, warning=1, requeues=1)
+        node = run.start(0)
+        gate.await_arrival(1)
+        rival = Claimer(run.folder.claims(0), 1, 0, 10)
+        for _ in range(others):
+            rival.claim()
+        gate.open(1)
+
+        assert finish(node).status == status
+        assert run.recorded() == [0, 1]
+
+    def test_a_function_that_cannot_be_loaded(self, tmp_path: Path) -> None:
+        """The task takes one block to say so, and leaves the others to those that can."""
+        run = self.shared(tmp_path / "run", square, 20, chunksize=4, python="3.9")
+
+        assert run.run(0).status == Status.FAILURES
+        assert {item: type(error) for item, error in run.errors().items()} == dict.fromkeys(range(4), NodeStartError)
+        assert claimed(run) == {0: 0}
+
+    def test_a_list_of_items(self, tmp_path: Path) -> None:
+        """In a later round blocks are of the list of what is missing."""
+        from array import array
+
+        missing = array("Q", range(0, 60, 3))
+        blocks = Blocks(20, 2, "guided")
+        run = OneRun(tmp_path / "run", square, rows(range(60)), tasks=2, blocks=blocks, items=missing)
+        run.run(1)
+
+        assert run.recorded() == list(missing)
+
+    def test_cancelled_before_it_is_taken(self, tmp_path: Path, gate: Gate) -> None:
+        """What was cancelled while nobody had it is run by nobody."""
+        from slurmlaunch.runfolder.cancellations import CancellationWriter
+
+        run = self.shared(tmp_path / "run", WaitsFor(gate, 0), 20, chunksize=2)
+        node = run.start(0)
+        gate.await_arrival(0)
+        CancellationWriter(run.folder, 0, "test").add([range(3, 5), range(10, 15)])
+        gate.open()
+
+        assert finish(node).status == Status.VALUES
+        assert run.recorded() == [0, 1, 2, *range(5, 10), *range(15, 20)]
+
+
+class WaitsFor:
+    """A function one of whose items waits at a gate, and which may tell of each."""
+
+    def __init__(self, gate: Gate, item: int, story: Story | None = None) -> None:
+        self.gate, self.item, self.story = gate, item, story
+
+    __module__ = __name__
+    __qualname__ = "WaitsFor"
+
+    def __call__(self, number: int) -> int:
+        """Run an item."""
+        if self.story:
+            self.story.tell(number)
+        if number == self.item:
+            self.gate.enter(number)
+        return number * number
+
+
+class TestCalls:
+    """What a user gets, on every backend."""
+
+    @each_schedule
+    @pytest.mark.parametrize("chunksize", [None, 1, 7, 1000])
+    def test_results(self, make_executor: ExecutorFactory, schedule: str, chunksize: int | None) -> None:
+        """All results, in order; each item has a task, in as few files as tasks and their blocks need."""
+        executor = make_executor()
+        futures = executor.map_array(square, range(100), tasks=2, schedule=schedule, chunksize=chunksize)
+
+        assert futures.results(PATIENCE) == [number * number for number in range(100)]
+        assert futures.counts() == {"pending": 0, "running": 0, "done": 100, "failed": 0, "cancelled": 0}
+        assert attach(futures.folder).results() == futures.results()
+        assert all(future.job_id and future.state is TaskState.COMPLETED for future in attach(futures.folder))
+        assert [len(future.attempts) for future in futures[::30]] == [1, 1, 1, 1]
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_nothing_is_started_for_nothing(self, make_executor: ExecutorFactory) -> None:
+        """When all items are done, tasks that have not begun are taken from the scheduler."""
+        array = make_executor().map_array(square, range(300), schedule="dynamic", tasks=150)
+        assert [number * number for number in range(300)] == array.results(timeout=PATIENCE)
+        backend = array._run.backend  # noqa: SLF001
+
+        def is_over(element: int) -> bool:
+            snapshot = backend.query(array.job_ids)
+            record = snapshot.get(array.job_ids[0], element) if snapshot else None
+            return record is not None and record.state.is_final
+
+        wait_until(lambda: all(map(is_over, range(150))))
+        assert len(list((array.folder / "outcomes").iterdir())) < 150
+
+    def test_default_tasks(self, make_executor: ExecutorFactory) -> None:
+        """By default no more tasks share the items than can be of use."""
+        array = make_executor().map_array(square, range(400), schedule="dynamic")
+        assert 1 <= len(array._run.tasks.rounds[0].plan.tasks) <= 20  # noqa: SLF001
+        array.wait()
+
+    def test_arguments(self, make_executor: ExecutorFactory) -> None:
+        """Both are said of a call, and of starmap_array and script as well."""
+        executor = make_executor()
+        futures = executor.starmap_array(pow, [(2, n) for n in range(9)], tasks=2, schedule="guided")
+        packed = executor.starmap_array(pow, [(2, n) for n in range(9)], tasks=2, cost=lambda _, n: n)
+
+        assert futures.results(PATIENCE) == packed.results(PATIENCE) == [2**n for n in range(9)]
+        assert executor.script(square, range(9), tasks=2, schedule="dynamic")
+        assert executor.script(square, range(3), cost=[1, 2, 3])
+
+    @pytest.mark.parametrize("cost", [lambda number: number, list(range(30)), dict.fromkeys(range(30)).keys()])
+    def test_packed(self, make_executor: ExecutorFactory, cost: Any) -> None:
+        """Slices hold about the same cost each, the results stand in order, and a retry finds its items."""
+        executor = make_executor()
+        futures = executor.map_array(square, range(30), tasks=3, cost=cost)
+
+        assert futures.results(PATIENCE) == [number * number for number in range(30)]
+        loads = collections.Counter[str | None]()
+        for number, future in enumerate(futures):
+            loads[future.job_id] += number
+        assert sorted(loads.values()) == [145, 145, 145]
+        assert attach(futures.folder)[7].job_id == futures[7].job_id
+        assert futures.retry().results() == futures.results()
+
+    @pytest.mark.parametrize(
+        "how", [{}, {"cost": []}, {"cost": abs}, {"cost": [], "chunksize": 3}, {"schedule": "dynamic"}]
+    )
+    def test_no_items(self, make_executor: ExecutorFactory, how: dict[str, Any]) -> None:
+        """Nothing to do is done at once, however it is cut."""
+        assert [] == make_executor().map_array(square, [], **how).results(PATIENCE)
+
+    def test_failures(self, make_executor: ExecutorFactory) -> None:
+        """What an item raises is its own; a retry keeps the schedule, and runs what failed."""
+        executor = make_executor()
+        futures = executor.map_array(reciprocal, [2, 0, 4, 0, 8], tasks=2, schedule="dynamic", chunksize=2)
+        found = futures.results(PATIENCE, return_exceptions=True)
+        again = futures.retry()
+
+        assert [type(each) for each in found] == [float, ZeroDivisionError, float, ZeroDivisionError, float]
+        assert [type(each) for each in again.results(PATIENCE, return_exceptions=True)] == [type(e) for e in found]
+        assert again._run.tasks.rounds[1].plan.blocks == Blocks(2, 1, "dynamic", 2)  # noqa: SLF001
+        assert [len(future.attempts) for future in again] == [1, 2, 1, 2, 1]
+
+    @pytest.mark.parametrize(
+        ("given", "option"),
+        [
+            ({"schedule": "fair"}, "schedule"),
+            ({"schedule": "dynamic", "tasks": 0}, "tasks"),
+            ({"schedule": "guided", "chunksize": 0}, "chunksize"),
+            ({"schedule": "dynamic", "cost": [1, 2]}, "cost"),
+            ({"cost": [1]}, "cost"),
+            ({"cost": [1, -1]}, "cost"),
+            ({"cost": 3}, "cost"),
+        ],
+    )
+    def test_refused(self, tmp_path: Path, given: dict[str, Any], option: str) -> None:
+        """What cannot be is refused by name, and leaves nothing behind."""
+        executor = Executor(tmp_path / "runs", cluster="inline")
+        with pytest.raises(OptionError) as caught:
+            executor.map_array(square, range(2), **given)
+
+        assert option == caught.value.option
+        assert not list((tmp_path / "runs").glob("*"))
+
+    def test_interrupted(self, tmp_path: Path) -> None:
+        """Ctrl-C while the items are taken leaves nothing behind, which with a million of them would be much."""
+
+        def items() -> Iterator[int]:
+            yield 1
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Executor(tmp_path / "runs", cluster="inline").map_array(square, items())
+        assert not list((tmp_path / "runs").glob("*"))
+
+    @elsewhere
+    def test_while_it_runs(self, make_executor: ExecutorFactory, gate: Gate) -> None:
+        """An item that no task has taken waits, and is nobody's; one that is taken has its task and its log."""
+        executor = make_executor()
+        futures = executor.map_array(gate.enter, range(6), tasks=1, schedule="dynamic", chunksize=1)
+        gate.await_arrival(0)
+        wait_until(lambda: futures.counts()["running"] == 1)
+
+        assert futures.counts() == {"pending": 5, "running": 1, "done": 0, "failed": 0, "cancelled": 0}
+        assert ([f.running() for f in futures], futures[0].state) == ([True] + [False] * 5, TaskState.RUNNING)
+        assert (futures[5].state, futures[5].stdout()) == (TaskState.PENDING, "")
+        assert pickle.loads(pickle.dumps(futures[5])) is not None
+        other = attach(futures.folder)
+        assert futures[3].cancel()
+        wait_until(other[3].cancelled)
+        gate.open()
+        assert [type(each) for each in other.results(PATIENCE, return_exceptions=True)] == [
+            CancelledError if item == 3 else str for item in range(6)
+        ]
+        assert "3" not in gate.arrived
+
+    @elsewhere
+    def test_cancelled(self, make_executor: ExecutorFactory, gate: Gate) -> None:
+        """All are, whether they run, are taken or wait."""
+        futures = make_executor().map_array(gate.enter, range(9), tasks=2, schedule="dynamic", chunksize=2)
+        gate.await_arrival(0)
+
+        assert futures.cancel()
+        assert futures.counts()["cancelled"] == 9
+        assert attach(futures.folder).counts()["cancelled"] == 9
+
+    @elsewhere
+    def test_a_supervisor_that_dies(self, make_executor: ExecutorFactory, gate: Gate) -> None:
+        """What it had taken fails and names it, once, for everybody; what it had not is not lost by it."""
+        executor = make_executor()
+        futures = executor.map_array(gate.enter, range(8), tasks=1, schedule="dynamic", chunksize=2)
+        gate.await_arrival(0)
+        os.kill(_parent(gate.process_of(0)), signal.SIGKILL)
+        found = futures.results(PATIENCE, return_exceptions=True)
+
+        assert {type(each) for each in found} == {WorkerDied}
+        taken, free = found[0], found[7]
+        assert isinstance(taken, WorkerDied)
+        assert isinstance(free, WorkerDied)
+        assert (taken.item, taken.task, free.item, free.task) == (0, 0, 7, None)
+        assert "no task was left to take the item" in str(free)
+        later = attach(futures.folder)
+        assert [type(each) for each in later.results(PATIENCE, return_exceptions=True)] == [WorkerDied] * 8
+        gate.open()
+        assert futures.retry().results(PATIENCE) == [str(item) for item in range(8)]
+
+    @elsewhere
+    def test_retries(self, make_executor: ExecutorFactory, gate: Gate) -> None:
+        """With retries the next round runs what the dead had taken, and what nobody had."""
+        executor = make_executor(retries=1)
+        futures = executor.map_array(gate.enter, range(8), tasks=1, schedule="dynamic", chunksize=2)
+        gate.await_arrival(0)
+        process = gate.process_of(0)
+        gate.open()
+        os.kill(_parent(process), signal.SIGKILL)
+
+        assert futures.results(PATIENCE) == [str(item) for item in range(8)]
+
+    @elsewhere
+    def test_nothing_can_be_loaded(self, make_executor: ExecutorFactory) -> None:
+        """Where no task can load the function all items say why, also those that none has taken."""
+        executor = make_executor()
+        futures = executor.map_array(Unloadable(), range(40), tasks=2, schedule="dynamic", chunksize=2)
+        found = futures.results(PATIENCE, return_exceptions=True)
+
+        assert {type(each) for each in found} == {NodeStartError}
+        assert all("cannot be loaded" in str(each) for each in found)
+
+
+class Unloadable:
+    """A function that unpickles nowhere but where it was pickled."""
+
+    __module__ = "__main__"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+    def __call__(self, number: int) -> int:
+        """Never be called."""
+        return number
+
+
+def reciprocal(number: int) -> float:
+    """Fail for 0."""
+    return 1 / number
+
+
+def _parent(process: int) -> int:
+    with open(f"/proc/{process}/stat", encoding="utf-8") as stat:  # noqa: PTH123 - as in tests.support.waiting
+        return int(stat.read().rpartition(")")[2].split()[1])

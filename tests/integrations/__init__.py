@@ -1,0 +1,1 @@
+"""Other libraries and container runtimes on slurmlaunch."""

@@ -1,0 +1,445 @@
+"""Tasks in containers: with charliecloud for real, and the command lines of the other runtimes word by word."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import slurmlaunch
+from slurmlaunch import Container, Executor, NodeStartError, OptionError, SubmissionError, TaskCancelled
+from slurmlaunch.backends.base import ArrayJob
+from slurmlaunch.backends.container import asks_for_gpus, folders_inside, own_folders
+from slurmlaunch.client.options import Options
+from slurmlaunch.runfolder.layout import Status
+from tests.conftest import elsewhere
+from tests.support import scripts
+from tests.support.images import NAME, make_image
+from tests.support.waiting import is_alive, wait_until
+
+if TYPE_CHECKING:
+    from tests.conftest import ExecutorFactory
+    from tests.support.cluster import Cluster
+    from tests.support.waiting import Gate
+
+GOLDEN = Path(__file__).parents[1] / "data/containers"
+
+# The command lines.
+
+
+def job(container: Container, **changes: Any) -> ArrayJob:
+    """Return an array of one task in a container."""
+    folders = (Path("/project/me/runs/1"), Path("/home/me/code"), Path("/scratch/me/modules"))
+    return ArrayJob(
+        folders[0], "law", cwd=folders[1], python=("python3",), container=container, folders=folders, **changes
+    )
+
+
+@pytest.mark.parametrize("runtime", ["apptainer", "singularity", "podman", "charliecloud", None])
+def test_command_line(runtime: str | None) -> None:
+    """Each runtime binds what the node and the user need, goes to the folder, shows the GPUs, and starts the node.
+
+    What the user binds at its own place is not bound twice.
+    """
+    image = "docker.io/library/python:3.11" if runtime == "podman" else "/images/python.sif"
+    container = Container(image, binds=["/scratch", "/data/sets:/mnt"], runtime=runtime, flags=["--verbose"])
+
+    command = job(container, options={"gpus_per_task": "1"}).command("7")
+
+    golden = GOLDEN / f"container-{runtime or 'found'}.txt"
+    assert golden.read_text(encoding="utf-8").splitlines() == list(command)
+
+
+def test_script_has_the_command_line(tmp_path: Path) -> None:
+    """The batch script shows the same words, and takes away what the client's Python set for itself."""
+    container = Container("docker://python:3.11", runtime="apptainer")
+
+    script = Executor(tmp_path / "runs", cluster="slurm", container=container).script(len, ["a"])
+
+    assert "unset PYTHONPATH PYTHONHOME\n" in script
+    assert "exec apptainer exec --bind=" in script
+    assert f"docker://python:3.11 python3 -m slurmlaunch.node {tmp_path}/runs/" in script
+
+
+def test_what_is_bound_read_only() -> None:
+    """A bind may be for reading only, where the runtime knows that."""
+    container = Container("image.sif", binds=[("/data:/mnt:ro")])
+    assert "--bind=/data:/mnt:ro" in job(container).command("0")
+    with pytest.raises(OptionError, match="only read"):
+        Container("image", binds=["/data:/mnt:ro"], runtime="charliecloud")
+
+
+@pytest.mark.parametrize("flag", ["--nv", "--rocm"])
+def test_another_vendors_gpus(flag: str) -> None:
+    """Where a flag says how GPUs are shown, no other is added."""
+    command = job(Container("image.sif", flags=[flag]), options={"gpus": "1"}).command("0")
+    assert [word for word in command if word in {"--nv", "--rocm"}] == [flag]
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "expected"),
+    [
+        ({}, (), False),
+        ({"gpus": "1"}, (), True),
+        ({"gpus_per_node": "2"}, (), True),
+        ({"gres": "gpu:1"}, (), True),
+        ({"gres": "nvme:1"}, (), False),
+        ({"tres_per_task": "cpu:1,gres/gpu:1"}, (), True),
+        ({}, ("--gpus-per-task=1",), True),
+        ({}, ("--gres=gpu:1",), True),
+        ({}, ("-G1",), True),
+        ({}, ("--nice", "-xgpu1"), False),
+    ],
+)
+def test_who_asks_for_gpus(options: dict[str, str | bool], flags: tuple[str, ...], *, expected: bool) -> None:
+    """A task that asks Slurm for GPUs, in whatever way, sees them in its container."""
+    assert asks_for_gpus(options, flags) == expected
+
+
+def test_neither_is_there(tmp_path: Path) -> None:
+    """Where a node has none of the programs, it says so, and what to do."""
+    command = job(Container("docker://python")).command("0")
+
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+
+    assert done.returncode == Status.NODE
+    assert "none of apptainer singularity is on the PATH" in done.stderr
+    assert "modules=[...]" in done.stderr
+
+
+def test_the_first_that_is_there(tmp_path: Path) -> None:
+    """Of the two programs that read the same images the node's own is taken, and it becomes the node's command."""
+    program = tmp_path / "singularity"
+    program.write_text('#!/bin/sh\necho singularity $$ "$@"\n', encoding="utf-8")
+    program.chmod(0o700)
+    with subprocess.Popen(
+        job(Container("docker://python")).command("0"), env={"PATH": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        said, _ = process.communicate()
+
+    assert said.startswith(f"singularity {process.pid} exec --bind=")
+    assert said.endswith("docker://python python3 -m slurmlaunch.node /project/me/runs/1 0\n")
+
+
+# What is bound.
+
+
+def test_own_folders() -> None:
+    """Of the search path the user's own folders are bound, and nothing that belongs to the host's Python."""
+    path = [
+        "/home/me/code", "/opt/py/lib/python311.zip", "/opt/py/lib/python3.11", "/opt/py/lib/python3.11/lib-dynload",
+        "/home/me/.venv/lib/python3.11/site-packages", "/usr/lib/python3/dist-packages", "/home/me/lib/python",
+    ]  # fmt: skip
+    assert own_folders(path) == ["/home/me/code", "/home/me/lib/python"]
+
+
+def test_folders_inside(tmp_path: Path) -> None:
+    """What lies in another is bound with it; what is not there is not bound; the root never is."""
+    code, runs = tmp_path / "code", tmp_path / "runs"
+    (code / "modules").mkdir(parents=True)
+    found = folders_inside(runs / "1", code, [str(code / "modules"), str(tmp_path / "absent"), str(tmp_path / "code")])
+    assert found == (code, runs / "1")
+    assert folders_inside(code / "runs", Path("/"), []) == (code / "runs",)
+
+
+@pytest.mark.parametrize("runtime", ["apptainer", "podman"])
+def test_a_folder_that_cannot_be_bound(runtime: str) -> None:
+    """A name that the runtime would read as something else is refused, before anything is submitted."""
+    container = Container("docker://python", runtime=runtime)
+    with pytest.raises(OptionError, match="cannot be bound"):
+        container.command(["true"], cwd=Path("/"), folders=[Path("/data:1")], gpus=False)
+
+
+def test_places_in_an_image(tmp_path: Path) -> None:
+    """For charliecloud the places of what is bound are made in the image, and nowhere else."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "file").touch()
+    image = tmp_path / "image"
+    image.mkdir()
+    (image / "out").symlink_to(tmp_path)
+    binds = [f"{tmp_path}/data:/mnt/data", f"{tmp_path}/file:/etc/file"]
+
+    Container(image, binds=binds, runtime="charliecloud").prepare([Path("/project/run")])
+    Container(image, binds=binds, runtime="charliecloud", flags=["--write"]).prepare([Path("/project/other")])
+    Container(image, binds=binds, runtime="apptainer").prepare([Path("/project/other")])
+
+    made = sorted(str(path.relative_to(image)) for path in image.rglob("*") if not path.is_symlink())
+    assert made == ["etc", "etc/file", "mnt", "mnt/data", "project", "project/run"]
+    with pytest.raises(OptionError, match="leads out of the image"):
+        Container(image, binds=["/data:/out/data"], runtime="charliecloud").prepare([])
+    (image / "project/file").touch()
+    with pytest.raises(OptionError, match="Make it"):
+        Container(image, runtime="charliecloud").prepare([Path("/project/file/run")])
+
+
+# What the user gives.
+
+
+def test_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A path means the file that it meant to the client, wherever the node starts; a reference stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Container("image.sif", binds=["data:/mnt", "~/x"]) == Container(
+        tmp_path / "image.sif", binds=[f"{tmp_path}/data:/mnt", "/home/me/x:/home/me/x"]
+    )
+    for reference, runtime in [("docker://python", None), ("localhost/python", "podman"), ("python", "charliecloud")]:
+        assert Container(reference, runtime=runtime).image == reference
+        assert Container(reference, runtime=runtime).path is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"image": ""}, "image"),
+        ({"image": 3}, "image"),
+        ({"image": "a\nb"}, "line break"),
+        ({"image": "a.sif", "runtime": "docker"}, "'apptainer', 'singularity', 'podman', 'charliecloud'"),
+        ({"image": "a.sif", "binds": ["/a,/b"]}, "list"),
+        ({"image": "a.sif", "binds": ["/a:b"]}, "absolute"),
+        ({"image": "a.sif", "binds": ["/a:/b:rx"]}, "SOURCE"),
+        ({"image": "a.sif", "binds": [":/b"]}, "SOURCE"),
+        ({"image": "a.sif", "binds": {"/a": "/b"}}, "list"),
+        ({"image": "a.sif", "flags": [1]}, "flags"),
+    ],
+)
+def test_refused(arguments: dict[str, Any], named: str) -> None:
+    """A value that cannot be is refused at once."""
+    with pytest.raises(OptionError, match=named):
+        Container(**arguments)
+
+
+def test_an_image_that_is_not_there(tmp_path: Path) -> None:
+    """An image is looked for when something is submitted, and only where it is a path; nothing is left behind."""
+    executor = Executor(tmp_path / "runs", cluster="local", container=Container(tmp_path / "image.sif"))
+    with pytest.raises(OptionError, match=rf"there is no image {tmp_path}/image\.sif"):
+        executor.submit(abs, 1)
+    assert [] == list((tmp_path / "runs").iterdir())
+    with pytest.raises(OptionError, match=r"slurmlaunch\.Container"):
+        Executor(tmp_path, cluster="slurm", container=3)
+    Executor(tmp_path, cluster="slurm", container="docker://python:3.11")
+
+
+def test_python_inside() -> None:
+    """In a container the default is its python3; what the user names stays, in whatever order it comes."""
+    container = Container("docker://python")
+    assert Options.parse(container=container).python == ("python3",)
+    assert Options.parse(container=container, python="py").python == ("py",)
+    assert Options.parse(python="py").changed(container=container).python == ("py",)
+    assert Options.parse(container=container, python="py").changed(python=None).python == ("python3",)
+    assert Options.parse(container=container).changed(container=None) == Options()
+
+
+def test_json() -> None:
+    """It comes back from a manifest as it was."""
+    options = Options.parse(container=Container("docker://python", binds=["/a"], runtime="podman", flags=["--x"]))
+    assert Options.from_json(options.to_json()) == options
+
+
+def test_no_program_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine a runtime that is missing is told at once."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        Executor(tmp_path / "runs", cluster="local", container="docker://python") as executor,
+        pytest.raises(SubmissionError, match=r"'apptainer' or 'singularity'.*runtime="),
+    ):
+        executor.submit(len, "a")
+
+
+# A real container.
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Container:
+    """Return an image that has all that a node needs."""
+    return container_of(tmp_path_factory.mktemp("complete"))
+
+
+def container_of(folder: Path, **options: Any) -> Container:
+    """Make an image for charliecloud."""
+    if shutil.which("ch-run") is None:
+        if os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") == "1":
+            pytest.fail("ch-run is missing")
+        pytest.skip("needs ch-run. On Debian: apt-get install charliecloud-runtime")
+    path, binds = make_image(folder, **options)
+    return Container(path, binds=binds, runtime="charliecloud")
+
+
+@pytest.fixture(autouse=True)
+def of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Be a user with a name, as ch-run wants it, in a folder that has nothing of the host's Python."""
+    monkeypatch.setenv("USER", "tester")
+    monkeypatch.chdir(tmp_path)
+
+
+def look_around(item: int) -> dict[str, Any]:
+    """Return what an item finds out about where it is."""
+    return {
+        "item": item,
+        "system": Path("/etc/os-release").read_text(encoding="utf-8"),
+        "prefix": sys.prefix,
+        "cwd": str(Path.cwd()),
+        "data": Path("/mnt/value").read_text(encoding="utf-8"),
+        "env": {name: os.environ.get(name) for name in ("MINE", "GIVEN", "OMP_NUM_THREADS", "PYTHONPATH")},
+        "python_cpu_count": os.environ.get("PYTHON_CPU_COUNT"),
+        "cpus": slurmlaunch.cpu_count(),
+        "installed": [name for name in ("filelock", "threadpoolctl", "numpy") if importlib.util.find_spec(name)],
+    }
+
+
+@elsewhere
+def test_items_run_inside(
+    make_executor: ExecutorFactory, image: Container, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Items find the image, its Python, the user's binds, the caps, and the client's variables and folder."""
+    monkeypatch.setenv("MINE", "mine")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/value").write_text("42", encoding="utf-8")
+    container = Container(image.image, binds=[*image.binds, "data:/mnt"], runtime=image.runtime)
+    executor = make_executor(container=container, cpus_per_task=2, env={"GIVEN": "given"}, by_value=__name__)
+
+    found = executor.map_array(look_around, range(4), tasks=2).results()
+
+    assert [each.pop("item") for each in found] == [0, 1, 2, 3]
+    assert found == [found[0]] * 4
+    assert found[0] == {
+        "system": f'PRETTY_NAME="{NAME}"\n',
+        "prefix": "/usr/local",
+        "cwd": str(tmp_path),
+        "data": "42",
+        "env": {"MINE": "mine", "GIVEN": "given", "OMP_NUM_THREADS": "1", "PYTHONPATH": None},
+        "python_cpu_count": "1",
+        "cpus": 1,
+        "installed": [],  # a node needs none of them
+    }
+
+
+SCRIPT = """
+    import sys
+    from slurmlaunch import Container, Executor
+    from beside import where
+
+    if __name__ == "__main__":
+        folder, cluster, image, *binds = sys.argv[1:]
+        container = Container(image, binds=binds, runtime="charliecloud")
+        with Executor(folder, cluster=cluster, container=container) as executor:
+            print(executor.submit(where).result())
+"""
+
+
+@elsewhere
+def test_modules_beside_the_script(backend: str, image: Container, tmp_path: Path) -> None:
+    """A script that is started from another folder finds its own modules in the container as well."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "code/beside.py").write_text("import sys\ndef where(): return __file__, sys.prefix\n", encoding="utf-8")
+
+    arguments = (tmp_path / "runs", backend, image.image, *image.binds)
+    printed = scripts.run(tmp_path / "code", SCRIPT, *arguments, cwd=tmp_path / "elsewhere")
+
+    assert printed == f"('{tmp_path}/code/beside.py', '/usr/local')\n"
+
+
+@elsewhere
+def test_the_example(backend: str, image: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example describes the image that it is given."""
+    monkeypatch.setenv("SLURMLAUNCH_CLUSTER", backend)
+    example = Path(__file__).parents[2] / "examples/container.py"
+
+    printed = subprocess.check_output([sys.executable, example, image.image, "charliecloud", *image.binds], text=True)
+
+    assert printed == f"system: {NAME}\nPython: {platform.python_version()} of /usr/local\n"
+
+
+@elsewhere
+@pytest.mark.parametrize("missing", ["slurmlaunch", "cloudpickle"])
+def test_a_package_is_missing_in_the_image(
+    make_executor: ExecutorFactory, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image without what a node needs is named at once, with what to install; no time is waited out."""
+    monkeypatch.setenv("SLURMLAUNCH_LATENCY", "100000")
+    container = container_of(tmp_path, without=missing)
+
+    error = make_executor(container=container).submit(len, "a").exception(timeout=60)
+
+    assert isinstance(error, NodeStartError)
+    assert f"Install {missing} for the Python in the image {container.image}" in str(error)
+
+
+@elsewhere
+def test_the_container_does_not_start(
+    make_executor: ExecutorFactory, image: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the runtime says is shown, without a wait."""
+    monkeypatch.setenv("SLURMLAUNCH_LATENCY", "100000")
+    executor = make_executor(container=image, python="no-such-python")
+
+    error = executor.submit(len, "a").exception(timeout=60)
+
+    assert isinstance(error, NodeStartError)
+    assert "no-such-python: No such file or directory" in str(error)
+    assert f"image {image.image}" in str(error)
+
+
+class WaitsForAnotherStart:
+    """A function that comes to no end in the first start of its task, and returns the number of the next."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    def __call__(self) -> int:
+        """Wait at the gate, which the test does not open."""
+        attempt = slurmlaunch.current_task().attempt
+        if not attempt:
+            self.gate.enter(0)
+        return attempt
+
+    def checkpoint(self) -> types.SimpleNamespace:
+        """Go on in the same way."""
+        return types.SimpleNamespace(function=self, args=(), kwargs={})
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("backend", ["slurm"], indirect=True)
+def test_a_warning_reaches_the_node(
+    make_executor: ExecutorFactory, image: Container, gate: Gate, cluster: Cluster
+) -> None:
+    """USR1 passes the script and the container: the item is asked for a checkpoint, and goes on in another start."""
+    future = make_executor(container=image, by_value=__name__).submit(WaitsForAnotherStart(gate))
+    gate.await_arrival(0)
+
+    cluster.run("scancel", "--signal=USR1", "--batch", future.run.job_ids[0])
+
+    assert future.result() == 1
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["slurm"], indirect=True)
+def test_the_end_reaches_the_node(
+    make_executor: ExecutorFactory, image: Container, cluster: Cluster, tmp_path: Path
+) -> None:
+    """A job that is cancelled takes what runs in its container with it."""
+    note = tmp_path / "pid"
+
+    def wait(note: Path) -> None:
+        import time
+
+        note.with_suffix(".new").write_text(str(os.getpid()), encoding="utf-8")
+        note.with_suffix(".new").rename(note)
+        time.sleep(1000)
+
+    future = make_executor(container=image, by_value=__name__).submit(wait, note)
+    wait_until(note.exists)
+    cluster.run("scancel", future.run.job_ids[0])
+
+    assert isinstance(future.exception(), TaskCancelled)
+    wait_until(lambda: not is_alive(int(note.read_text(encoding="utf-8"))))

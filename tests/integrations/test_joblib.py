@@ -1,0 +1,455 @@
+"""joblib's calls on slurmlaunch: known by name, few arrays, the same results, and nothing left running."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import joblib
+import pytest
+
+import slurmlaunch
+from slurmlaunch import Executor, NotPicklable, WorkerDied, attach
+from slurmlaunch.caps import usable_cpus
+from tests.conftest import elsewhere, several_cpus
+from tests.support import scripts
+from tests.support.waiting import is_alive, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from slurmlaunch import FutureArray
+    from tests.conftest import ExecutorFactory
+    from tests.support.waiting import Gate
+
+locally = pytest.mark.parametrize("backend", ["local"], indirect=True)
+"""For what does not depend on where the calls run."""
+
+
+slurmlaunch.register_joblib()
+
+
+def runs_of(executor: Executor) -> list[FutureArray[Any]]:
+    """Return what an executor has submitted."""
+    return [attach(folder) for folder in sorted(executor.folder.iterdir())]
+
+
+class TestName:
+    """joblib knows the backend's name once it is registered, and needs no name for a backend object."""
+
+    USES = (
+        'with joblib.parallel_config(backend="slurmlaunch"):\n    print(joblib.Parallel()(calls()))',
+        'print(joblib.Parallel(backend="slurmlaunch")(calls()))',
+    )
+    SCRIPT = """
+import joblib
+import slurmlaunch
+
+def calls():
+    return (joblib.delayed(abs)(number) for number in range(-2, 2))
+
+"""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("use", USES, ids=["config", "argument"])
+    def test_registered(self, use: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The name works in a parallel_config and as an argument, also if it is registered twice."""
+        monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
+        text = self.SCRIPT + "slurmlaunch.register_joblib()\nslurmlaunch.register_joblib()\n" + use
+
+        assert scripts.run(tmp_path, text).splitlines() == ["[2, 1, 0, 1]"]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("use", USES, ids=["config", "argument"])
+    def test_not_registered(self, use: str, tmp_path: Path) -> None:
+        """Without a registration joblib raises its own error for an unknown backend."""
+        text = self.SCRIPT + "try:\n    " + use.replace("\n", "\n    ") + "\nexcept (KeyError, ValueError) as error:"
+        text += "\n    print('slurmlaunch' in str(error), type(error).__module__)"
+
+        assert scripts.run(tmp_path, text) == "True builtins\n"
+
+    def test_backend_of_an_executor(self, make_executor: ExecutorFactory) -> None:
+        """An executor's own backend works without a registration, with the options of map_array."""
+        executor = make_executor()
+        with joblib.parallel_config(backend=executor.joblib_backend(tasks=2)):
+            assert [0, 1, 2, 3] == joblib.Parallel()(joblib.delayed(abs)(-number) for number in range(4))
+
+        (run,) = runs_of(executor)
+        assert len({future.job_id for future in run}) == 2
+
+    def test_joblib_is_left_alone(self) -> None:
+        """To import slurmlaunch imports no joblib, changes no import and registers nothing."""
+        program = """
+import sys
+before = list(sys.meta_path)
+import slurmlaunch
+print("joblib" in sys.modules, sys.meta_path == before)
+import joblib
+print("slurmlaunch" in joblib.parallel.BACKENDS, [name for name in sys.modules if name.startswith("slurmlaunch.")])
+"""
+        printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+
+        assert printed.splitlines() == ["False True", "False []"]
+
+    @pytest.mark.parametrize(
+        "use", ["slurmlaunch.register_joblib()", "slurmlaunch.Executor(cluster='inline').joblib_backend()"]
+    )
+    def test_without_joblib(self, use: str) -> None:
+        """Without joblib, slurmlaunch can be imported, and its backend's error says what to install."""
+        program = f"""
+import sys
+sys.modules["joblib"] = None
+import slurmlaunch
+try:
+    {use}
+except slurmlaunch.MissingPackage as error:
+    print(error)
+"""
+        printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+
+        assert printed == (
+            f'joblib\'s backend "slurmlaunch" needs joblib>=1.4: install it with {sys.executable} '
+            "-m pip install 'joblib>=1.4'\n"
+        )
+
+
+class TestHowMany:
+    """How many calls run at once, as joblib and its callers ask before."""
+
+    def effective(self, executor: Executor, n_jobs: int | None, **options: Any) -> int:
+        """Return joblib's own answer below a parallel_config."""
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, **options):
+            return int(joblib.effective_n_jobs(n_jobs))
+
+    def test_on_a_cluster(self, tmp_path: Path) -> None:
+        """On Slurm the throttle tells, or the number of tasks; else it is a guess. Never is it 1, which runs here."""
+        executor = Executor(tmp_path, cluster="slurm")
+
+        assert self.effective(executor.options(throttle=5, processes=4), -1) == 20
+        assert self.effective(executor.options(throttle=5, processes=4), -2) == 19
+        assert self.effective(executor.options(throttle=1), -1) == 2
+        assert self.effective(executor, -1) == self.effective(executor, None) == 100
+        assert self.effective(executor, -1, tasks=7) == 7
+        assert [self.effective(executor, number) for number in (1, 2, 300)] == [1, 2, 300]
+
+    def test_on_this_machine(self, tmp_path: Path) -> None:
+        """Here the CPUs tell."""
+        executor = Executor(tmp_path, cluster="local")
+
+        assert self.effective(executor, -1) == max(2, usable_cpus())
+        assert self.effective(executor.options(cpus_per_task=2), -1) == max(2, usable_cpus() // 2 * 2)
+
+    def test_what_cannot_be(self, tmp_path: Path) -> None:
+        """None at all, and something that is no executor, are refused."""
+        with pytest.raises(ValueError, match="n_jobs=0"):
+            self.effective(Executor(tmp_path), 0)
+        with (
+            pytest.raises(TypeError, match=r"slurmlaunch\.Executor"),
+            joblib.parallel_config("slurmlaunch", executor=4),
+        ):
+            pass
+        with pytest.raises(TypeError, match="no_such"), joblib.parallel_config("slurmlaunch", no_such=4):
+            pass
+
+
+@elsewhere
+class TestCalls:
+    """What a call comes to."""
+
+    def test_progress_that_cannot_be_printed(self, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where joblib cannot take in what one call came to, it is told of the others all the same."""
+        broken = [OSError("the terminal is gone")]
+
+        def print_progress(_: joblib.Parallel) -> None:
+            if broken:
+                raise broken.pop()
+
+        monkeypatch.setattr(joblib.Parallel, "print_progress", print_progress)
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=1):
+            assert [0, 1, 2] == joblib.Parallel(verbose=1)(joblib.delayed(abs)(number) for number in range(3))
+
+    def test_one_array(self, executor: Executor) -> None:
+        """All that is dispatched together is one array, whose items are the calls; results are in order."""
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=3):
+            found = joblib.Parallel()(joblib.delayed(divmod)(number, 7) for number in range(100))
+
+        assert [divmod(number, 7) for number in range(100)] == found
+        (run,) = runs_of(executor)
+        assert (100, 1) == (len(run), len(run.job_ids))
+
+    def test_keywords_of_parallel(self, executor: Executor) -> None:
+        """What `Parallel` itself is given counts, too, and a misspelt keyword is refused."""
+        parallel = joblib.Parallel(n_jobs=2, backend="slurmlaunch", executor=executor, tasks=1)
+        assert [0, 2, 4] == parallel(joblib.delayed(int.__mul__)(number, 2) for number in range(3))
+        assert 1 == len(runs_of(executor))
+        with pytest.raises(TypeError, match="task"):
+            joblib.Parallel(backend="slurmlaunch", task=1)(joblib.delayed(abs)(number) for number in range(3))
+
+    def test_jobs_are_processes(self, make_executor: ExecutorFactory) -> None:
+        """``n_jobs`` is the number of processes: so many work, in as few tasks as hold them."""
+        executor = make_executor(processes=2)
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=3):
+            found = joblib.Parallel()(
+                joblib.delayed(lambda _: slurmlaunch.current_task().index)(number) for number in range(8)
+            )
+
+        assert [0] * 4 + [1] * 4 == found
+
+    @several_cpus
+    def test_generators(self, executor: Executor, gate: Gate) -> None:
+        """With ``return_as`` results come as they are there, in order or not; two at a time do not mix."""
+        calls = [joblib.delayed(gate.enter)(name) for name in "ab"]
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=1):
+            ordered = joblib.Parallel(return_as="generator")(calls)
+            unordered = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(abs)(-n) for n in range(3))
+            gate.await_arrival("a")
+            assert {0, 1, 2} == set(unordered)
+            gate.open()
+
+            assert ["a", "b"] == list(ordered)
+
+    @several_cpus
+    def test_errors_are_themselves(self, executor: Executor, gate: Gate) -> None:
+        """What a call raises is raised here, with the traceback there as its cause; the other calls are cancelled."""
+
+        def run(name: str) -> None:
+            if name == "bad":
+                gate.await_arrival("a")
+                raise KeyError(name)
+            gate.enter(name)
+
+        calls = [joblib.delayed(run)(name) for name in ("a", "bad", "b")]
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor.options(processes=2), tasks=1),
+            pytest.raises(KeyError, match="bad") as caught,
+        ):
+            joblib.Parallel()(calls)
+
+        assert "raise KeyError(name)" in str(caught.value.__cause__)
+        (run_,) = runs_of(executor)
+        assert (2, 1) == (run_.counts()["cancelled"], run_.counts()["failed"])
+        wait_until(lambda: not is_alive(gate.process_of("a")))
+
+    def test_a_death_is_told(self, executor: Executor) -> None:
+        """A call whose process dies has our error, which names it."""
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor),
+            pytest.raises(WorkerDied, match="status 3"),
+        ):
+            joblib.Parallel()([joblib.delayed(os._exit)(3)])
+
+    @pytest.mark.slow
+    def test_grid_search(self, make_executor: ExecutorFactory) -> None:
+        """A scikit-learn search runs there unchanged, and finds what it finds with two processes here."""
+        from sklearn.datasets import load_iris
+        from sklearn.model_selection import GridSearchCV
+        from sklearn.svm import SVC
+
+        features, classes = load_iris(return_X_y=True)
+        grid = {"C": [0.01, 1, 100], "kernel": ["linear", "rbf"]}
+        here = GridSearchCV(SVC(), grid, n_jobs=2, cv=3).fit(features, classes)
+        executor = make_executor(processes=2)
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor):
+            there = GridSearchCV(SVC(), grid, n_jobs=2, cv=3).fit(features, classes)
+
+        assert here.best_params_ == there.best_params_
+        assert list(here.cv_results_["mean_test_score"]) == list(there.cv_results_["mean_test_score"])
+        (run,) = runs_of(executor)
+        assert (18, 1) == (len(run), len(run.job_ids))
+
+
+@pytest.mark.parametrize("backend", ["inline"], indirect=True)
+def test_inline_is_no_exception(executor: Executor) -> None:
+    """On the inline backend the calls are pickled and run like elsewhere, in this process."""
+    with joblib.parallel_config(backend="slurmlaunch", executor=executor):
+        assert [os.getpid()] * 3 == joblib.Parallel()(joblib.delayed(os.getpid)() for _ in range(3))
+
+
+@locally
+class TestWindows:
+    """Which calls become a run."""
+
+    def test_an_endless_supply_is_fed_by_windows(self, executor: Executor) -> None:
+        """Where the user says how much is dispatched ahead, no more is taken; what is left is cancelled at the end."""
+        taken = []
+
+        def supply() -> Iterator[Any]:
+            for number in itertools.count():
+                taken.append(number)
+                yield joblib.delayed(abs)(-number)
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=2):
+            results = joblib.Parallel(return_as="generator", pre_dispatch=8, batch_size=1)(supply())
+            assert list(range(20)) == list(itertools.islice(results, 20))
+            with pytest.warns(UserWarning, match="cancelled"):
+                results.close()
+
+        sizes = [len(run) for run in runs_of(executor)]
+        assert sizes[0] == 8
+        assert len(sizes) < len(taken) / 3
+        assert not threads_of_ours()
+
+    @pytest.mark.parametrize("given", ["2*n_jobs", "2 * n_jobs", "all"])
+    def test_a_default_is_one_window(self, executor: Executor, given: str) -> None:
+        """What joblib and scikit-learn dispatch ahead by default is all there is, and one run."""
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=2):
+            joblib.Parallel(pre_dispatch=given)(joblib.delayed(abs)(number) for number in range(30))
+
+        assert [30] == [len(run) for run in runs_of(executor)]
+
+    def test_a_slow_supply_holds_nothing_up(self, executor: Executor) -> None:
+        """While the next call is still being made, other runs are watched."""
+
+        def supply() -> Iterator[Any]:
+            yield joblib.delayed(abs)(-1)
+            yield joblib.delayed(abs)(-2)
+            yield joblib.delayed(abs)(-3)  # dispatched ahead, so that one of the others is called back
+            assert executor.submit(abs, -4).result(60) == 4
+            yield joblib.delayed(abs)(-5)
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=2):
+            assert [1, 2, 3, 5] == joblib.Parallel(pre_dispatch=3, batch_size=1)(supply())
+
+    def test_one_object_for_many_calls(self, executor: Executor) -> None:
+        """A `Parallel` that is kept open takes one set of calls after the other, also after an error."""
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor),
+            joblib.Parallel(n_jobs=2) as parallel,
+        ):
+            assert [1, 2] == parallel(joblib.delayed(abs)(-number) for number in (1, 2))
+            with pytest.raises(ZeroDivisionError):
+                parallel([joblib.delayed(divmod)(1, 0)])
+            assert [3] == parallel([joblib.delayed(abs)(-3)])
+        assert not threads_of_ours()
+
+
+@locally
+class TestWhatTravels:
+    """Functions and arguments, on their way."""
+
+    def test_what_is_shared_is_stored_once(self, executor: Executor) -> None:
+        """What many calls have in common lies in the run folder once."""
+        data = bytes(200_000)
+        closure = [data[1:]]
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=2):
+            found = joblib.Parallel()(
+                joblib.delayed(lambda part, number, whole: len(part) + number + len(whole) + len(closure[0]))(
+                    data, number, whole=closure
+                )
+                for number in range(50)
+            )
+
+        assert [400_000 + number for number in range(50)] == found
+        (run,) = runs_of(executor)
+        assert sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) < 1_500_000
+
+    def test_each_call_has_a_copy(self, executor: Executor) -> None:
+        """What one call does to its arguments no other sees; one object given twice is one object there."""
+        shared: list[int] = []
+
+        def append(first: list[int], second: list[int]) -> tuple[bool, int]:
+            first.append(0)
+            return first is second, len(second)
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=1):
+            found = joblib.Parallel()(joblib.delayed(append)(shared, shared) for _ in range(5))
+
+        assert [(True, 1)] * 5 == found
+
+    def test_modules_that_travel(self, make_executor: ExecutorFactory, beside: Callable[[str], Any]) -> None:
+        """``by_value=`` holds for what joblib hands over."""
+        module = beside("def double(number): return 2 * number")
+        Path(module.__file__).unlink()
+
+        with joblib.parallel_config(backend="slurmlaunch", executor=make_executor(by_value=module)):
+            assert [0, 2, 4] == joblib.Parallel()(joblib.delayed(module.double)(number) for number in range(3))
+
+    def test_a_node_needs_no_client(self, executor: Executor) -> None:
+        """Where a call runs, nothing is imported for it that only a client needs."""
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor):
+            (found,) = joblib.Parallel()([joblib.delayed(lambda: [*sys.modules])()])
+
+        assert {"slurmlaunch.client", "slurmlaunch.backends", "distributed"} & {*found} == set()
+        assert "slurmlaunch.integrations.joblib" in found
+
+    def test_what_does_not_pickle_is_named(self, executor: Executor) -> None:
+        """Nothing is submitted, and the error names the culprit."""
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor),
+            pytest.raises(NotPicklable, match="lock"),
+        ):
+            joblib.Parallel()(joblib.delayed(print)(number, threading.Lock()) for number in range(3))
+        assert runs_of(executor) == []
+
+    def test_what_is_refused_is_raised(self, executor: Executor) -> None:
+        """An executor that takes no more says so through joblib."""
+        executor.shutdown()
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor),
+            pytest.raises(RuntimeError, match="after shutdown"),
+        ):
+            joblib.Parallel()([joblib.delayed(abs)(1)])
+
+    def test_nested_calls_stay_in_their_task(self, make_executor: ExecutorFactory) -> None:
+        """A `Parallel` inside a call uses threads, as many as the item has CPUs."""
+
+        def inner() -> tuple[int, set[str]]:
+            names = joblib.Parallel(n_jobs=-1)(
+                joblib.delayed(lambda: threading.current_thread().name)() for _ in range(3)
+            )
+            return int(joblib.effective_n_jobs(-1)), {name.partition("-")[0] for name in names}
+
+        def ask(**options: Any) -> tuple[int, set[str]]:
+            found: tuple[int, set[str]]
+            with joblib.parallel_config(backend="slurmlaunch", executor=make_executor(**options)):
+                (found,) = joblib.Parallel()([joblib.delayed(inner)()])
+            return found
+
+        assert (1, {"MainThread"}) == ask()
+        if usable_cpus() > 1:
+            assert (2, {"Thread"}) == ask(cpus_per_task=2, threads=2)
+
+
+def test_a_cancel_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the scheduler cannot be told, the error that ended the calls stands, and the log names the run."""
+    from slurmlaunch import SchedulerError
+    from slurmlaunch.integrations import joblib as ours
+
+    class Deaf:
+        folder = "the folder"
+
+        def __init__(self) -> None:
+            self.future = Future[int]()
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter([self.future])
+
+        def cancel(self) -> None:
+            raise SchedulerError("it is away")
+
+    submitted = threading.Event()
+
+    def submit(_: object) -> Any:
+        submitted.set()
+        return Deaf()
+
+    dispatcher = ours._Dispatcher(submit)  # noqa: SLF001 - no scheduler fails when it is asked to
+    dispatcher.add(ours._Call(None, print))  # noqa: SLF001
+    assert submitted.wait(60)
+    with caplog.at_level(logging.WARNING, "slurmlaunch"):
+        dispatcher.abort()
+
+    assert caplog.messages == ["slurmlaunch could not cancel the folder: it is away"]
+
+
+def threads_of_ours() -> list[str]:
+    """Return the threads that wait for joblib's calls."""
+    return [thread.name for thread in threading.enumerate() if thread.name == "slurmlaunch-joblib"]

@@ -1,0 +1,1 @@
+"""Real processes of this machine: nodes, clients, programs and documents, without a scheduler."""

@@ -1,0 +1,295 @@
+"""``slurmlaunch map`` as its users type it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import slurmlaunch
+from tests.conftest import several_cpus
+from tests.support.waiting import PATIENCE, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+PROCESS = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); print(p.name, p.read_text().upper())"
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.Popen[str]]:
+    """Return a function that starts ``slurmlaunch`` in the test's folder, on this machine by default."""
+    if "SLURMLAUNCH_CLUSTER" not in os.environ:
+        monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "slurmlaunch", *arguments]
+        given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.Popen(command, cwd=tmp_path, encoding="utf-8", **given)
+
+    return start
+
+
+@pytest.fixture
+def run(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs ``slurmlaunch`` to its end; it returns its exit status and what it printed."""
+
+    def run(*arguments: str, text: str | None = None) -> tuple[int, str, str]:
+        with start(*arguments, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE) as process:
+            out, err = process.communicate(text, timeout=PATIENCE)
+        return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture
+def on_slurm(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the command submit to the session's cluster."""
+    monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "slurm")
+
+
+def on_any(test: Any) -> Any:
+    """Run a test here and on Slurm."""
+    return pytest.mark.parametrize("where", ["local", pytest.param("slurm", marks=pytest.mark.slurm)])(test)
+
+
+# What comes out.
+
+
+@on_any
+def test_a_command_per_file(
+    run: Callable[..., tuple[int, str, str]], where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The README's line: a job array, one item per file, output in the order of the files, exit status 0."""
+    if where == "slurm":
+        request.getfixturevalue("on_slurm")
+    (tmp_path / "process.py").write_text(PROCESS)
+    files = [f"data_{letter}.nc" for letter in "abc"]
+    for file in files:
+        (tmp_path / file).write_text(f"text of {file}")
+    options = ["--time=00:10:00", "-p", "debug"] if where == "slurm" else []
+    status, out, err = run("map", *options, "python3 process.py {}", *files)
+    assert (status, out) == (0, "".join(f"{file} TEXT OF {file.upper()}\n" for file in files))
+    folder = re.fullmatch(r"slurmlaunch: 3 items, job \S+; (.+)\n", err)
+    assert folder, err
+    futures = slurmlaunch.attach(folder[1])
+    assert [done.returncode for done in futures.results(PATIENCE)] == [0, 0, 0]
+
+
+@on_any
+def test_failures(run: Callable[..., tuple[int, str, str]], where: str, request: pytest.FixtureRequest) -> None:
+    """Items that fail cost no other; the exit status is 1, and a summary says which, why, and what they said last."""
+    if where == "slurm":
+        request.getfixturevalue("on_slurm")
+    status, out, err = run("map", "--quiet", "echo {}; echo bad {} >&2; test {} != b && test {} != c", "a", "b", "c")
+    assert (status, out) == (1, "a\nb\nc\n")
+    said, _, summary = err.partition("slurmlaunch: ")
+    assert said == "bad a\nbad b\nbad c\n"
+    assert summary == (
+        "2 of 3 items failed:\n  item 1 (b): exit status 1\n      bad b\n  item 2 (c): exit status 1\n      bad c\n"
+    )
+
+
+def test_killed(run: Callable[..., tuple[int, str, str]]) -> None:
+    """A signal, or the end of its time, is told as what it is."""
+    status, _, err = run("map", "--quiet", "--timeout", "1", "test {} = 600 || kill -KILL $$; sleep {}", "0", "600")
+    assert status == 1
+    assert "item 0 (0): signal 9" in err
+    assert re.search(r"item 1 \(600\): Command .* timed out after 1.0 seconds", err)
+
+
+# Items.
+
+
+def test_items_of_the_command_line(run: Callable[..., tuple[int, str, str]]) -> None:
+    """What follows the command is no option."""
+    assert run("map", "--quiet", "echo", "-n", "--tasks", "-") == (0, "--tasks\n-\n", "")
+    assert run("map", "--quiet", "--", "echo {}", "--")[1] == "--\n"
+
+
+def test_items_that_are_read(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Items are the lines of a file or of standard input, or end with NUL."""
+    (tmp_path / "list").write_bytes(b"a b\nc\xff\n")
+    assert run("map", "--quiet", "--file", "list", "echo [{}]")[1] == "[a b]\n[c\ufffd]\n"
+    assert run("map", "--quiet", "echo [{}]", "-", text="a b\n\nc")[1] == "[a b]\n[]\n[c]\n"
+    assert run("map", "--quiet", "-0", "echo [{}]", "-", text="a\nb\0c\0")[1] == "[a\nb]\n[c]\n"
+    assert run("map", "echo", "-", text="") == (0, "", "slurmlaunch: there are no items\n")
+
+
+# Options.
+
+
+@several_cpus
+def test_options(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Options say how it runs, as the executor's do."""
+    show = "echo $ONE $TWO $OMP_NUM_THREADS"
+    options = ["--env", "ONE=1 2", "--setup", "export TWO=3", "--cpus-per-task=2", "--threads", "2", "--exclusive"]
+    status, out, err = run("map", *options, "--tasks=1", "--folder", "mine", "--name", "called", show, "4", "5")
+    assert (status, out) == (0, "1 2 3 2 4\n1 2 3 2 5\n")
+    (folder,) = (tmp_path / "mine").iterdir()
+    assert "called" in folder.name
+    assert str(folder) in err
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("on_slurm")
+def test_dry_run(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """What would be submitted is shown: every option of sbatch by its name, short ones included."""
+    options = ["-p", "debug", "-t30", "--exclusive=user", "--mem", "2G", "--hold", "--throttle=3", "--sbatch=--foo=1"]
+    status, out, err = run("map", *options, "--module=x", "--dry-run", "echo {}", "a", "b")
+    assert (status, err) == (0, "")
+    for line in ("partition=debug", "time=30", "exclusive=user", "mem=2G", "hold", "array=0-1%3", "foo=1"):
+        assert f"#SBATCH --{line}\n" in out
+    assert "module load x" in out
+    assert not (tmp_path / "slurmlaunch-runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--partitio=small", "x", "a"], "--partitio is an option neither .* did you mean --partition?"),
+        (["--output=x", "x", "a"], "--output cannot be set: logs lie in the run folder"),
+        (["-a", "0-3", "x", "a"], "-a cannot be set: the array follows from the call"),
+        (["--tasks", "x", "a"], "argument --tasks: invalid int value: 'x'"),
+        (["--tasks=0", "x", "a"], "tasks: must be at least 1"),
+        (["--threads=8", "--cpus-per-task=2", "x", "a"], "CPUs"),
+        (["--env=A", "x", "a"], "write --env A=VALUE"),
+        (["--timeout=0", "x", "a"], "timeout must be a number of seconds above 0"),
+        (["--detach", "x", "a"], "--detach: tasks on this machine end"),
+        (["x"], "there are no items"),
+        (["echo {2}", "a"], "no argument 2 for {2}"),
+        ([], "give a command"),
+        (["--file", "absent", "x"], "No such file"),
+        (["--file", "absent", "x", "a"], "either after the command or with --file"),
+    ],
+)
+def test_refused(run: Callable[..., tuple[int, str, str]], arguments: list[str], message: str) -> None:
+    """What cannot be is refused with status 2 before anything is run, and says what to write."""
+    status, out, err = run("map", *arguments)
+    assert (status, out) == (2, "")
+    assert re.search(message.replace("{2}", r"\{2\}").replace("?", r"\?"), err), err
+    assert "Traceback" not in err
+
+
+# Leaving early.
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("on_slurm")
+def test_detach(run: Callable[..., tuple[int, str, str]]) -> None:
+    """A detached run prints its folder alone, and its results can be fetched from there."""
+    status, out, err = run("map", "--detach", "echo {}", "a", "b")
+    assert (status, err) == (0, "")
+    results = slurmlaunch.attach(out.removesuffix("\n")).results(PATIENCE)
+    assert [done.stdout for done in results] == ["a\n", "b\n"]
+
+
+@on_any
+def test_interrupted(
+    start: Callable[..., subprocess.Popen[str]], where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """At Ctrl-C jobs on Slurm go on, and one is told how to come back; what runs here ends."""
+    if where == "slurm":
+        request.getfixturevalue("on_slurm")
+    waits = "touch here; while ! [ -e {} ]; do sleep 0.05; done; echo end"
+    with start("map", waits, "go") as process:
+        wait_until((tmp_path / "here").exists)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    (folder,) = (tmp_path / "slurmlaunch-runs").iterdir()
+    assert (f"attach({str(folder)!r})" in err) == (where == "slurm")
+    if where == "slurm":
+        (tmp_path / "go").touch()
+        assert slurmlaunch.attach(folder)[0].result(PATIENCE).stdout == "end\n"
+    else:
+        assert slurmlaunch.attach(folder)[0].cancelled()
+
+
+@on_any
+def test_cancelled_by_another(
+    start: Callable[..., subprocess.Popen[str]], where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """An item that another client cancels has failed, and the output of those behind it is there."""
+    if where == "slurm":
+        request.getfixturevalue("on_slurm")
+    waits = "touch {}; while ! [ -e go-{} ]; do sleep 0.05; done; echo {}"
+    with start("map", "--tasks", "3", waits, "a", "b", "c") as process:
+        wait_until((tmp_path / "b").exists)
+        (folder,) = (tmp_path / "slurmlaunch-runs").iterdir()
+        slurmlaunch.attach(folder)[1].cancel()
+        for item in "ac":
+            (tmp_path / f"go-{item}").touch()
+        out, err = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, out) == (1, "a\nc\n")
+    assert "cancelled" in err
+    assert "Traceback" not in err
+
+
+def test_the_reader_has_enough(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """When who reads the output goes away, that is no error of ours to tell."""
+    reading, writing = os.pipe()
+    with start("map", "--quiet", "seq {}", "100000", stdout=writing) as process:
+        os.close(writing)
+        os.close(reading)
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_what_nobody_reads_is_not_run(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """When who reads the output goes away, what runs here ends, and is not waited for."""
+    reading, writing = os.pipe()
+    command = "echo {}; [ {} = first ] || sleep 600"
+    with start("map", "--tasks=1", command, "first", "second", stdout=writing) as process:
+        os.close(writing)
+        os.close(reading)
+        process.communicate(timeout=PATIENCE)
+    (folder,) = (tmp_path / "slurmlaunch-runs").iterdir()
+    assert slurmlaunch.attach(folder)[1].cancelled()
+
+
+def test_output_of_another_language(
+    start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a command prints comes out as it was, whatever the locale of who asked for it."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    with start("map", "--quiet", "echo {}; echo {} >&2", "größer") as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, "größer\n", "größer\n")
+
+
+# The program itself.
+
+
+def test_help(run: Callable[..., tuple[int, str, str]]) -> None:
+    """Help and version are where they are looked for; without a command, help is what there is to say."""
+    assert run("--version") == (0, f"slurmlaunch {slurmlaunch.__version__}\n", "")
+    status, out, err = run("--help")
+    assert (status, err) == (0, "")
+    assert "map     run a shell command on each" in out
+    assert run() == (2, "", out)
+    status, out, err = run("map", "--help")
+    assert (status, err) == (0, "")
+    assert "slurmlaunch map 'python process.py {}' data_*.nc" in out
+    assert run("mpa")[0] == 2
+
+
+def test_the_script_is_the_module() -> None:
+    """What is installed as ``slurmlaunch`` is what ``python -m slurmlaunch`` runs."""
+    (line,) = re.findall(r'^slurmlaunch = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    module, _, function = line.partition(":")
+    assert getattr(importlib.import_module(module), function) is importlib.import_module("slurmlaunch.__main__").main

@@ -1,0 +1,556 @@
+"""The node as a process: ``python -m slurmlaunch.node RUN_FOLDER TASK``, started by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import pytest
+
+from slurmlaunch.errors import NodeStartError, WorkerDied
+from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE, STARTED_VARIABLE, Status
+from slurmlaunch.runfolder.outcomes import OutcomeFile
+from slurmlaunch.runfolder.records import Kind
+from tests.support.frames import own_frames
+from tests.support.tasks import REPOSITORY, OneRun, finish, rows
+from tests.support.waiting import Gate, Story, is_alive, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    """Return a file that items append lines to."""
+    return Story(tmp_path / "story")
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """Return a gate for items to wait at; it opens when the test is over."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()
+
+
+def reciprocal(number: int) -> float:
+    """Fail for 0."""
+    return 1 / number
+
+
+# The exit status.
+
+
+@pytest.mark.parametrize(("numbers", "status"), [([1, 2], 0), ([1, 0], 1), ([0], 1)])
+def test_the_status_tells_of_the_outcomes(tmp_path: Path, numbers: list[int], status: int) -> None:
+    """A task ends with 0 where all items have values, with 1 where an item failed, and prints nothing of its own."""
+    run = OneRun(tmp_path / "run", reciprocal, rows(numbers))
+
+    assert run.run() == (status, "", "")
+    assert [item in run.values() for item in range(len(numbers))] == [bool(number) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["{run}"], ["{run}", "x"], ["{run}", "-1"], ["{run}", "0", "0"], ["{run}", "²"]]
+)
+def test_other_arguments_are_refused(tmp_path: Path, arguments: list[str]) -> None:
+    """What is no run folder and task index ends with status 4 and the right usage."""
+    run = OneRun(tmp_path / "run", abs, rows([1]))
+    words = [word.format(run=run.folder.path) for word in arguments]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "slurmlaunch.node", *words], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == "usage: python -m slurmlaunch.node RUN_FOLDER TASK_INDEX\n"
+
+
+def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
+    """A folder that is no run, and a task that the run does not have, end with status 4 and one line that says so."""
+    run = OneRun(tmp_path / "run", abs, rows([1]))
+    no_task = run.run(7)
+    run.folder.manifest.unlink()
+    no_run = run.run(0)
+
+    assert [no_task.status, no_run.status] == [4, 4]
+    assert no_task.err == f"slurmlaunch: no round of {run.folder.path} has a task 7\n"
+    assert re.fullmatch(rf"slurmlaunch: {run.folder.path} is no run folder: .*manifest\.json.*\n", no_run.err)
+
+
+def test_a_node_that_cannot_record_says_so(tmp_path: Path, story: Story) -> None:
+    """Where no outcome can be recorded nothing is run, and status 4 comes with the reason."""
+    run = OneRun(tmp_path / "run", story.tell, rows([1]))
+    run.folder.outcomes.rmdir()
+
+    ended = run.run()
+
+    assert (ended.status, "No such file or directory" in ended.err, story.lines) == (4, True, [])
+
+
+def test_a_python_without_cloudpickle_says_so(tmp_path: Path) -> None:
+    """A Python that lacks cloudpickle does not end as if all were well, and names what is missing."""
+    run = OneRun(tmp_path / "run", abs, rows([1]))
+
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "slurmlaunch.node", run.folder.path, "0"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode not in {0, 75, 143}
+    assert "No module named 'cloudpickle'" in done.stderr
+    assert list(run.folder.outcomes.iterdir()) == []
+
+
+# A function that cannot be loaded.
+
+
+def failures_recorded(run: OneRun) -> int:
+    """Return how many records of failures there are."""
+    files = [OutcomeFile(path, run.folder.salt) for path in run.folder.outcomes.iterdir()]
+    records = [each for file in files for each in file.read(final=True)]
+    return sum(each.header is not None and each.header.kind == Kind.FAILURE for each in records)
+
+
+def one_error(run: OneRun) -> NodeStartError:
+    """Return the error that all items have in common."""
+    assert run.run().status == 1
+    errors = run.errors()
+    assert sorted(errors) == list(range(20))
+    assert failures_recorded(run) == 1
+    error = errors[0]
+    assert isinstance(error, NodeStartError)
+    return error
+
+
+def test_another_pythons_pickle_is_not_read(tmp_path: Path, story: Story) -> None:
+    """What another minor version of Python pickled is not read: all items fail by an error that names both versions."""
+    run = OneRun(tmp_path / "run", DescribesItself(story), rows(range(20)), processes=2, python="3.9")
+
+    error = one_error(run)
+
+    assert "Python 3.9" in str(error)
+    assert f"Python {sys.version_info.major}.{sys.version_info.minor}" in str(error)
+    assert "python=[" in str(error)
+    assert story.lines == []
+
+
+def test_another_cloudpickles_pickle_is_not_read(tmp_path: Path, story: Story) -> None:
+    """What another major version of cloudpickle pickled is not read either; the error names both versions."""
+    run = OneRun(tmp_path / "run", DescribesItself(story), rows(range(20)), processes=2, cloudpickle="2.2.1")
+
+    error = one_error(run)
+
+    assert "cloudpickle 2.2.1" in str(error)
+    assert f"node has {cloudpickle.__version__}" in str(error)
+    assert story.lines == []
+
+
+class DescribesItself:
+    """Tells when it is unpickled."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.story.tell("unpickled")
+
+    def __call__(self, item: int) -> int:
+        """Return the item."""
+        return item
+
+
+def by_reference(path: Path, function: Any, **changes: Any) -> OneRun:
+    """Return a run whose function is found by its module's name."""
+    run = OneRun(path, abs, rows(range(20)), processes=2, **changes)
+    from slurmlaunch.client.pickling import pickle_function
+    from slurmlaunch.runfolder.function import write_function
+
+    write_function(run.folder, pickle_function(function))
+    return run
+
+
+def test_a_module_that_is_missing_is_named_once(tmp_path: Path, beside: Callable[[str], Any]) -> None:
+    """Where the function's module is missing on the node, one error of all items says which, and what to do."""
+    run = by_reference(tmp_path / "run", beside("def double(x): return 2 * x").double)
+
+    error = one_error(run)
+
+    assert "No module named 'lies_beside'" in str(error)
+    assert "by_value=[lies_beside]" in str(error)
+
+
+def test_a_module_that_fails_says_where(tmp_path: Path, beside: Callable[[str], Any]) -> None:
+    """Where the function's module raises as it is imported, the error says what, and the traceback where."""
+    module = beside("def double(x): return 2 * x")
+    path = tmp_path / "beside"
+    run = by_reference(tmp_path / "run", module.double, sys_path=[str(REPOSITORY), str(path)])
+    (path / "lies_beside.py").write_text("\n\nraise LookupError('not on this node')\n")
+
+    error = one_error(run)
+
+    assert "LookupError: not on this node" in str(error)
+    assert 'lies_beside.py", line 3' in str(error.__cause__)
+    assert own_frames(str(error.__cause__)) == []
+
+
+def test_a_module_beside_the_script_is_found(tmp_path: Path, beside: Callable[[str], Any]) -> None:
+    """What the client could import, the node can, without what it finds itself being hidden."""
+    module = beside("def double(x): return 2 * x")
+    path = tmp_path / "beside"
+    (path / "json.py").write_text("raise RuntimeError('not the one of the standard library')")
+    run = by_reference(tmp_path / "run", module.double, sys_path=[str(path)])
+
+    ended = run.run()
+
+    assert (ended.status, ended.err, run.values()) == (0, "", {item: 2 * item for item in range(20)})
+
+
+@pytest.mark.parametrize("name", ["function", "items"])
+@pytest.mark.parametrize("spoil", ["flip", "empty", "remove"])
+def test_a_run_that_is_damaged_is_told_so(tmp_path: Path, name: str, spoil: str) -> None:
+    """Where the function or the items are damaged, each item fails by an error that names the file."""
+    run = OneRun(tmp_path / "run", reciprocal, rows(range(1, 4)))
+    path = run.folder.path / name
+    content = bytearray(path.read_bytes())
+    content[60] ^= 1
+    path.unlink()
+    if spoil != "remove":
+        path.touch(0o600)
+        path.write_bytes(content if spoil == "flip" else b"")
+
+    assert run.run().status == 1
+
+    # The first block of items is whole: it is short, and ends before what was flipped.
+    assert sorted(run.errors()) == ([1, 2] if (name, spoil) == ("items", "flip") else [0, 1, 2])
+    assert all(str(path) in f"{error} {getattr(error, 'file', '')}" for error in run.errors().values())
+
+
+# Starting again.
+
+
+@pytest.mark.parametrize("numbers", [[1, 2, 4], [1, 0, 4]])
+def test_a_finished_task_has_nothing_left_to_do(tmp_path: Path, story: Story, numbers: list[int]) -> None:
+    """A task that is started again after its end runs nothing, and ends as it did, failures included."""
+
+    def work(number: int) -> float:
+        story.tell(number)
+        return 1 / number
+
+    run = OneRun(tmp_path / "run", work, rows(numbers), processes=2)
+    first = run.run()
+    outcomes = {item: repr(outcome) for item, outcome in run.outcomes().items()}
+
+    again = [run.run() for _ in range(2)]
+
+    assert again == [first, first]
+    assert sorted(story.lines) == sorted(map(str, numbers))
+    assert {item: repr(outcome) for item, outcome in run.outcomes().items()} == outcomes
+    assert run.recorded() == [0, 1, 2]
+
+
+def test_a_requeued_task_goes_on(tmp_path: Path, story: Story, gate: Gate) -> None:
+    """A task that was ended and is started again runs what has no outcome, and nothing else."""
+
+    def work(item: int) -> int:
+        story.tell(item)
+        if item in {10, 11}:
+            gate.enter(item)
+        return item
+
+    run = OneRun(tmp_path / "run", work, rows(range(14)), processes=2)
+    node = run.start()
+    gate.await_arrival(10, 11)
+    node.send_signal(signal.SIGTERM)
+    assert finish(node).status == 143
+    recorded = run.recorded()
+    gate.open()
+
+    assert run.run().status == 0
+
+    assert set(range(10)) <= set(recorded)
+    assert run.values() == {item: item for item in range(14)}
+    assert run.recorded() == list(range(14))
+    assert sorted(map(int, story.lines)) == sorted([*range(14), 10, 11])
+    assert sorted(path.name for path in run.folder.outcomes.iterdir()) == ["0.0", "0.1"]
+
+
+def test_a_supervisor_that_was_killed_leaves_what_it_had(tmp_path: Path, story: Story, gate: Gate) -> None:
+    """After a SIGKILL too, the next start runs only what is missing; a record that it tore is not counted."""
+
+    def work(item: int) -> int:
+        story.tell(item)
+        if item == 10:
+            gate.enter(item)
+        return item
+
+    run = OneRun(tmp_path / "run", work, rows(range(12)))
+    node = run.start()
+    gate.await_arrival(10)
+    wait_until(lambda: len(run.recorded()) == 10)
+    node.kill()
+    assert finish(node).status == -signal.SIGKILL
+    file = run.folder.outcome_file(0, 0)
+    file.write_bytes(file.read_bytes()[:-5])
+    lost = sorted(set(range(10)) - set(run.recorded()))
+    gate.open()
+
+    assert run.run().status == 0
+
+    assert lost
+    assert run.values() == {item: item for item in range(12)}
+    assert sorted(map(int, story.lines)) == sorted([*range(12), 10, *lost])
+
+
+def test_a_death_just_before_the_time_limit_is_left_for_the_next_start(tmp_path: Path, gate: Gate) -> None:
+    """What died so late that nobody can say why is neither forgotten nor called done."""
+
+    def work(item: int) -> int:
+        if item:
+            gate.enter(item)
+        return item
+
+    run = OneRun(tmp_path / "run", work, rows(range(2)), time_limit=20.0, warning=30, requeues=1)
+    node = run.start(
+        env={STARTED_VARIABLE: str(int(time.time()) - 18)}
+    )  # with so little left it ends when it is warned
+    gate.await_arrival(1)
+    wait_until(lambda: run.recorded() == [0])
+    process = gate.process_of(1)
+    os.kill(process, signal.SIGKILL)
+    wait_until(lambda: not os.path.lexists(f"/proc/{process}"))
+    node.send_signal(signal.SIGUSR1)
+    status = finish(node).status
+
+    # On a machine that stands still for a second it is the item's failure after all.
+    assert (status, tuple(run.recorded())) in {(Status.REQUEUE, (0,)), (Status.FAILURES, (0, 1))}
+
+
+# An end from outside.
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["supervisor", "all processes"])
+def test_sigterm_is_no_items_failure(tmp_path: Path, gate: Gate, *, everywhere: bool) -> None:
+    """SIGTERM, to the node alone or as Slurm sends it to all, keeps the values so far and records nothing else."""
+
+    def work(item: int) -> int:
+        if item >= 20:
+            gate.enter(item)
+        return item
+
+    run = OneRun(tmp_path / "run", work, rows(range(40)), processes=2)
+    node = run.start()
+    wait_until(lambda: len(gate.arrived) == 2)
+    processes = [gate.process_of(item) for item in gate.arrived]
+
+    if everywhere:
+        os.killpg(node.pid, signal.SIGTERM)
+    else:
+        node.send_signal(signal.SIGTERM)
+
+    assert finish(node) == (143, "", "")
+    assert run.values() == {item: item for item in range(20)}
+    assert run.errors() == {}
+    assert not any(map(is_alive, processes))
+
+
+def test_a_death_in_the_same_moment_is_no_items_failure(tmp_path: Path, gate: Gate) -> None:
+    """A process that is killed just before the node is told to end is held to be killed for that: no failure."""
+    run = OneRun(tmp_path / "run", gate.enter, rows(range(4)), processes=2)
+    node = run.start()
+    gate.await_arrival(0, 1)
+
+    os.kill(node.pid, signal.SIGSTOP)  # so that it sees both at once
+    os.kill(gate.process_of(0), signal.SIGKILL)
+    os.kill(node.pid, signal.SIGTERM)
+    os.kill(node.pid, signal.SIGCONT)
+
+    assert finish(node).status == 143
+    assert run.outcomes() == {}
+
+
+def ignore_all() -> None:
+    """Ignore SIGTERM, in every way there is."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+
+
+def test_what_does_not_end_is_ended(tmp_path: Path, gate: Gate) -> None:
+    """An item that ignores SIGTERM does not keep the node from ending, and is gone when it has."""
+
+    def work(item: int) -> None:
+        ignore_all()
+        with contextlib.suppress(TimeoutError):
+            gate.enter(item)
+        time.sleep(600)
+
+    run = OneRun(tmp_path / "run", work, rows([0, 1]), processes=2)
+    node = run.start()
+    gate.await_arrival(0, 1)
+    processes = [gate.process_of(item) for item in (0, 1)]
+
+    os.killpg(node.pid, signal.SIGTERM)
+
+    assert finish(node).status == 143
+    assert not any(map(is_alive, processes))
+    assert run.outcomes() == {}
+
+
+@pytest.mark.parametrize("size", [10, 10**7])
+def test_what_fails_of_the_end_is_no_failure(tmp_path: Path, gate: Gate, size: int) -> None:
+    """An item whose program is ended by the SIGTERM to the whole task has no outcome, and runs again."""
+
+    def work(item: int) -> int:
+        if item:
+            with subprocess.Popen(["sleep", "600"]) as program:
+                (gate.folder / "0.here").write_text(str(program.pid), encoding="utf-8")
+            if program.returncode:
+                raise ValueError("x" * size)
+        return item
+
+    run = OneRun(tmp_path / "run", work, rows(range(2)))
+    node = run.start()
+    gate.await_arrival(0)
+    wait_until(lambda: run.values() == {0: 0})
+    for process in (node.pid, -node.pid):  # first the eldest, as Slurm does
+        os.kill(process, signal.SIGTERM)
+
+    assert (finish(node).status, run.recorded()) == (143, [0])
+
+
+def test_an_item_may_take_sigterm_itself(tmp_path: Path, gate: Gate, story: Story) -> None:
+    """A handler of the function's own is called, and what the item then returns counts."""
+
+    def work(item: int) -> str:
+        signal.signal(signal.SIGTERM, lambda *_: gate.open())
+        return gate.enter(item) + " in time"
+
+    run = OneRun(tmp_path / "run", work, rows([0]))
+    node = run.start()
+    gate.await_arrival(0)
+
+    os.kill(gate.process_of(0), signal.SIGTERM)
+
+    assert finish(node).status == 0
+    assert run.values() == {0: "0 in time"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+@pytest.mark.parametrize("busy", [True, False])
+def test_nothing_outlives_a_killed_supervisor(tmp_path: Path, gate: Gate, story: Story, *, busy: bool) -> None:
+    """Where the supervisor is killed, the processes of its pool end, whether they are at work or idle."""
+
+    def work(item: int) -> None:
+        story.tell(os.getpid())
+        if busy or item == 0:
+            gate.enter(item)
+
+    run = OneRun(tmp_path / "run", work, rows(range(2)), processes=2)
+    node = run.start()
+    gate.await_arrival(0)
+    wait_until(lambda: len(story.lines) == 2)
+
+    node.kill()
+
+    assert finish(node).status == -signal.SIGKILL
+    wait_until(lambda: not any(is_alive(int(line)) for line in story.lines))
+
+
+def test_a_lifeline_that_is_not_there(tmp_path: Path) -> None:
+    """Where a container has the variable and not the descriptor, the node runs on without a lifeline."""
+    run = OneRun(tmp_path / "run", abs, rows([-1]))
+
+    assert (run.run(env={LIFELINE_VARIABLE: "77"}).status, run.values()) == (0, {0: 1})
+
+
+def test_a_node_ends_with_its_client(tmp_path: Path, gate: Gate) -> None:
+    """Where a lifeline comes to its end, so do the node and its processes, as by SIGTERM; items do not see it."""
+
+    def work(item: int) -> str:
+        return gate.enter(item) if item else os.environ.get(LIFELINE_VARIABLE, "none")
+
+    run = OneRun(tmp_path / "run", work, rows([0, 1]))
+    reading, writing = os.pipe()
+    node = run.start(env={LIFELINE_VARIABLE: str(reading)}, pass_fds=[reading])
+    os.close(reading)
+    gate.await_arrival(1)
+    assert node.poll() is None
+
+    os.close(writing)
+
+    assert finish(node).status == 143
+    assert run.values() == {0: "none"}
+    assert not is_alive(gate.process_of(1))
+
+
+def test_ctrl_c_is_no_end(tmp_path: Path, gate: Gate) -> None:
+    """SIGINT, which a terminal sends to all, does not end the supervisor; for an item it is a KeyboardInterrupt."""
+    run = OneRun(tmp_path / "run", gate.enter, rows([0, 1]))
+    node = run.start()
+    gate.await_arrival(0)
+
+    os.killpg(node.pid, signal.SIGINT)
+    gate.await_arrival(1)
+    gate.open()
+
+    assert finish(node).status == 1
+    assert isinstance(run.errors()[0], KeyboardInterrupt)
+    assert run.values() == {1: "1"}
+
+
+# What reaches the outcome of an item.
+
+
+def end_somehow(item: int) -> None:
+    """End in a way that is no ordinary exception."""
+    if item == 0:
+        sys.exit("by sys.exit")
+    if item == 1:
+        raise KeyboardInterrupt
+    if item == 2:
+        raise GeneratorExit
+    os._exit(9)
+
+
+def test_every_end_is_what_it_is(tmp_path: Path) -> None:
+    """sys.exit and KeyboardInterrupt are outcomes of their items; only what ends the process is a WorkerDied."""
+    run = OneRun(tmp_path / "run", end_somehow, rows(range(4)))
+
+    assert run.run().status == 1
+
+    assert [type(run.errors()[item]) for item in range(4)] == [
+        SystemExit,
+        KeyboardInterrupt,
+        GeneratorExit,
+        WorkerDied,
+    ]
+    assert run.errors()[0].args == ("by sys.exit",)
+
+
+def test_the_peak_of_memory_is_recorded(tmp_path: Path) -> None:
+    """An attempt notes when it began and ended, where it ran, and how much memory its processes held at most."""
+
+    def use(_: int) -> int:
+        return len(b"x" * 200_000_000)
+
+    run = OneRun(tmp_path / "run", use, rows([0]))
+    assert run.run().status == 0
+
+    file = OutcomeFile(run.folder.outcome_file(0, 0), run.folder.salt)
+    list(file.read(final=True))
+    notes: dict[str, Any] = {key: value for note in file.notes for key, value in note.items()}
+    assert notes["node"] == os.uname().nodename
+    assert notes["started"] <= notes["ended"]
+    assert 200_000_000 < notes["peak"] < 2_000_000_000

@@ -1,0 +1,367 @@
+"""A run as one process sees it: which task has which item, over several rounds, and what journals tell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from array import array
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch.backends.inline import InlineBackend
+from slurmlaunch.backends.machine.owner import Owner
+from slurmlaunch.client import submission
+from slurmlaunch.client.attach import unfinished
+from slurmlaunch.client.futures import Future
+from slurmlaunch.client.ledger import Fate
+from slurmlaunch.client.lookout import Lookout
+from slurmlaunch.client.run import Run
+from slurmlaunch.client.submission import Submission
+from slurmlaunch.errors import NodeStartError, SchedulerError, SubmissionError
+from slurmlaunch.outcome import Failure
+from slurmlaunch.runfolder import cancellations
+from slurmlaunch.runfolder.cancellations import CancellationWriter
+from slurmlaunch.runfolder.journal import Round, read_rounds
+from slurmlaunch.runfolder.layout import Manifest
+from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices
+from slurmlaunch.runfolder.records import open_owned
+from tests.support.tasks import OneRun, rows
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from slurmlaunch.backends.base import ArrayJob
+    from slurmlaunch.runfolder.layout import RunFolder
+
+
+class Backend(InlineBackend):
+    """Knows of jobs that nobody wrote down."""
+
+    def __init__(self, jobs: dict[str, str]) -> None:
+        self.jobs = jobs
+        self.asked: list[str] = []
+        self.submitted: list[str] = []
+        self.error: BaseException | None = None
+        self.cancelled: list[tuple[str, Any]] = []
+
+    def cancel(self, job_id: str, elements: Any = None) -> None:
+        """Take note of it, and raise the error that there is."""
+        self.cancelled.append((job_id, elements))
+        if self.error is not None:
+            raise self.error
+
+    def submit(self, job: ArrayJob) -> str:
+        """Take the job, or raise the error that there is."""
+        if self.error is not None:
+            raise self.error
+        self.submitted.append(job.name)
+        return str(20 + len(self.submitted))
+
+    def find(self, name: str, since: float) -> str | None:
+        """Return the job of that name."""
+        del since
+        self.asked.append(name)
+        return self.jobs.get(name)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Return the folder of a run of eight items in four tasks, of which 1, 4, 5 and 7 were run again in two more."""
+    folder = OneRun(tmp_path / "run", len, rows(range(8)), tasks=4).folder
+    arrays = (ArrayPlan("again-0", 4, 1), ArrayPlan("again-1", 5, 1))
+    plan = RoundPlan(Slices(4, 2), 4, arrays, cpus_per_task=1, processes=1, threads=1, items=array("Q", [1, 4, 5, 7]))
+    Round.make(folder, 1, plan)
+    return folder
+
+
+def view(folder: RunFolder, rounds: int | None = None, jobs: dict[str, str] | None = None) -> Run:
+    """Return a view of so many rounds of a run."""
+    return Run(folder, Manifest.read(folder), Backend(jobs or {}), list(read_rounds(folder))[:rounds])
+
+
+def fate_of(run: Run, item: int) -> Fate:
+    """Return what an item has come to, once what is on disk was looked at."""
+    Lookout(run).look()
+    return run.ledger.fate(item)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [
+        (1, {0: [0, 1], 1: [2, 3], 2: [4, 5], 3: [6, 7]}),
+        (2, {0: [0], 1: [2, 3], 2: [], 3: [6], 4: [1, 4], 5: [5, 7]}),
+    ],
+)
+def test_items_of_tasks(folder: RunFolder, rounds: int, expected: dict[int, list[int]]) -> None:
+    """An item belongs to the last task that it was given to, in each view up to its own rounds."""
+    run = view(folder, rounds)
+
+    assert expected == {task: list(run.tasks.items_of(task)) for task in expected}
+    assert all(task == run.tasks.task_of(item) for task, items in expected.items() for item in items)
+
+
+def test_places(folder: RunFolder) -> None:
+    """A task has its place in an array of its round, and the array's job where that is known."""
+    latest = list(read_rounds(folder))[1]
+    latest.submitted(1, "9")
+    places = [view(folder).tasks.place(task) for task in (3, 4, 5)]
+
+    expected = [(0, 0, 3, None), (1, 0, 0, None), (1, 1, 0, "9_0")]
+    assert expected == [(place.round.number, place.array, place.element, place.full_id) for place in places]
+    with pytest.raises(LookupError):
+        view(folder).tasks.place(6)
+
+
+def test_one_failure_of_several_items(folder: RunFolder) -> None:
+    """A failure that several items share, of which some were run again, stays that of the others."""
+    writer = OutcomeWriter(folder, 0)
+    writer.failure(0, Failure(NodeStartError("no such module")).dump(), count=2)
+    writer.close()
+    run = view(folder)
+    Lookout(run).look()
+
+    assert [Fate.FAILURE, Fate.OPEN] == [run.ledger.fate(item) for item in (0, 1)]
+    assert "no such module" in str(run.future(0, Future).exception(timeout=0))
+    assert [Fate.FAILURE, Fate.FAILURE] == [fate_of(view(folder, 1), item) for item in (0, 1)]
+
+
+def test_lost_job(folder: RunFolder) -> None:
+    """A job that its client did not live to write down is found by its name, and written down."""
+    latest = list(read_rounds(folder))[1]
+    for number in (0, 1):
+        latest.intend(number)
+    latest.refused(1, "no")
+    run = view(folder, jobs={"again-0": "12"})
+
+    Submission(run).take_up()
+
+    assert ({(1, 0): "12"}, ["again-0"]) == (run.tasks.jobs, run.backend.asked)  # type: ignore[attr-defined]
+    assert ("12",) == view(folder).job_ids
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [(range(8), [("3", None), ("12", None), ("13", None)]), ((0, 1, 2, 3, 4), [("3", [0, 1]), ("12", None)])],
+)
+def test_a_cancel_that_fails(folder: RunFolder, items: Sequence[int], told: list[tuple[str, Any]]) -> None:
+    """The scheduler is told of each job, whatever it answered of the one before, and the items are cancelled."""
+    run = view(folder)
+    run.tasks.jobs.update({(0, 0): "3", (1, 0): "12", (1, 1): "13"})
+    run.backend.error = SchedulerError("away")  # type: ignore[attr-defined]
+
+    with pytest.raises(SchedulerError, match="away"):
+        run.cancel(items)
+
+    assert told == run.backend.cancelled  # type: ignore[attr-defined]
+    assert {Fate.CANCELLED} == {run.ledger.fate(item) for item in items}
+
+
+def test_a_file_that_cannot_be_read_now(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several cancellations those that can be read are told of, and the others are read the next time."""
+    run = view(folder)
+    futures: list[Future[Any]] = [run.future(item, Future) for item in (0, 2)]
+    for client, item in enumerate((0, 2)):
+        CancellationWriter(folder, 0, str(client)).add([range(item, item + 1)])
+    opened: list[Path] = []
+
+    def open_one(path: Path) -> int:
+        opened.append(path)
+        return open_owned(path) if len(opened) == 1 else refuse()
+
+    monkeypatch.setattr(cancellations, "open_owned", open_one)
+    with pytest.raises(OSError, match="stale"):
+        run.look_for_cancellations()
+    assert [False, True] == sorted(future.cancelled() for future in futures)
+
+    monkeypatch.undo()
+    run.look_for_cancellations()
+    assert all(future.cancelled() for future in futures)
+
+
+def test_an_array_that_was_accepted_is_not_refused(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be looked at after a submission is looked at later."""
+    latest = list(read_rounds(folder))[1]
+    latest.plan = latest.plan._replace(options={"python": ["python"]})
+    run = Run(folder, Manifest.read(folder), Backend({}), [*list(read_rounds(folder))[:1], latest])
+    monkeypatch.setattr(run, "look_for_cancellations", refuse)
+    Submission(run).submit()
+    wait_until(lambda: len(run.job_ids) == 2)
+
+    assert ({}, {0: "21", 1: "22"}) == (latest.refusals(), latest.job_ids())
+
+
+def refuse(*_: object) -> int:
+    """Do as a network file system does at times."""
+    raise OSError("stale")
+
+
+def test_refused_array(folder: RunFolder) -> None:
+    """The items of an array that was refused for good have failed, for whoever looks."""
+    list(read_rounds(folder))[1].refused(1, "no such partition")
+    run = view(folder)
+    Submission(run).take_refusals()
+
+    assert {5, 7} == {item for item in range(8) if run.ledger.fate(item) == Fate.ENDED}
+    error: Any = run.future(5, Future).exception(timeout=0)
+    assert (SubmissionError, "no such partition") == (type(error), str(error))
+
+
+class TestLeft:
+    """What the clients that were to submit it have left, seen by one that had come before."""
+
+    @pytest.fixture(autouse=True)
+    def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(submission, "_KEEP_UP_EVERY", 0.0)
+        monkeypatch.setattr(submission, "_SBATCH_OUTLIVES", 0.0)
+
+    @pytest.fixture
+    def client(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a process that stands for the client that makes a round."""
+        with subprocess.Popen(["sleep", "600"]) as process:
+            yield process
+            process.kill()
+
+    def attached(self, folder: RunFolder, client: int, *, automatic: bool = False) -> Run:
+        """Return a view with a round of the items 0, 2, 3 and 6, which that client has made and not submitted."""
+        arrays = (ArrayPlan("third-0", 6, 1), ArrayPlan("third-1", 7, 1))
+        plan = RoundPlan(
+            Slices(4, 2), 6, arrays, cpus_per_task=1, processes=1, threads=1, items=array("Q", [0, 2, 3, 6])
+        )
+        made = plan._replace(client=Owner.of_process(client), automatic=automatic, options={"python": ["python"]})
+        Round.make(folder, 2, made).intend(0)
+        return view(folder)
+
+    def ended(self, run: Run) -> set[int]:
+        """Return the items that have come to an error."""
+        return {item for item in range(8) if run.ledger.fate(item) == Fate.ENDED}
+
+    def test_refused(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
+        """An array that its client was refused has failed for the others too."""
+        run = self.attached(folder, client.pid)
+        Round.read(folder, 2).refused(1, "no")
+        Submission(run).keep_up()
+
+        assert ({3, 6}, []) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
+
+    def test_gone(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
+        """While its client lives it is waited for; then it is looked for, once, and called never submitted."""
+        run = self.attached(folder, client.pid)
+        Submission(run).keep_up()
+        assert (set(), []) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
+
+        client.kill()
+        client.wait()
+        Submission(run).keep_up()
+        Submission(run).keep_up()
+
+        assert ({0, 2, 3, 6}, ["third-0"]) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
+        assert "Submit it with .retry()" in str(run.future(0, Future).exception(timeout=0))
+        assert {0, 2, 3, 6} <= {*unfinished(view(folder), run)}
+
+    def test_found(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
+        """A job that it did not live to write down is found."""
+        run = self.attached(folder, client.pid)
+        run.backend.jobs["third-0"] = "12"  # type: ignore[attr-defined]
+        client.kill()
+        client.wait()
+        Submission(run).keep_up()
+
+        assert ({3, 6}, ("12",)) == (self.ended(run), run.job_ids)
+
+    def test_retried_by_itself(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
+        """A round that nobody had asked for is submitted in its place, by one of those that are there."""
+        runs = [self.attached(folder, client.pid, automatic=True), view(folder)]
+        client.kill()
+        client.wait()
+        for run in runs:
+            Submission(run).keep_up()
+        wait_until(lambda: len(Round.read(folder, 2).job_ids()) == 2)
+        for run in runs:
+            Submission(run).keep_up()
+            run.learn_job_ids()
+
+        submitted = [run.backend.submitted for run in runs]  # type: ignore[attr-defined]
+        assert [["third-0", "third-1"], []] == sorted(submitted, reverse=True)
+        assert runs[0].job_ids == runs[1].job_ids
+        assert [set(), set()] == [self.ended(run) for run in runs]
+
+    def test_taken_over(
+        self, folder: RunFolder, client: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What another one submits in its place is waited for too, and each journal is read a few times only."""
+        run = self.attached(folder, client.pid)
+        client.kill()
+        client.wait()
+        assert {0, 2, 3, 6} <= {*unfinished(run, run)}
+        Round.read(folder, 2).waiting(0, Owner.me())
+        read, really = [], Round.journal
+        monkeypatch.setattr(Round, "journal", lambda self: read.append(self) or really(self))  # type: ignore[func-returns-value]
+
+        assert not {0, 2, 3, 6} & {*unfinished(run, run)}
+        assert len(read) <= 3 * 4  # of each array once
+
+    @pytest.mark.parametrize(
+        "error", [SubmissionError("no answer", ambiguous=True), KeyboardInterrupt(), OSError("full")]
+    )
+    def test_abandoned(self, folder: RunFolder, error: BaseException) -> None:
+        """What a client that lives could not submit, and does not try again, is not waited for."""
+        run = self.attached(folder, os.getpid())
+        run.backend.error = error  # type: ignore[attr-defined]
+        with pytest.raises(type(error)):
+            Submission(run).submit()
+        other, late = view(folder), view(folder, jobs={"third-0": "12"})
+        assert {0, 2, 3, 6} <= {*unfinished(other, other)}
+        Submission(other).take_up()
+        Submission(late).take_up()
+
+        assert {0, 2, 3, 6} == self.ended(other)
+        assert ({3, 6}, ("12",)) == (self.ended(late), late.job_ids)
+
+
+def test_one_future_for_all_threads(folder: RunFolder) -> None:
+    """However many threads ask for it at once, an item has one future."""
+    run = view(folder)
+    ready = threading.Barrier(8)
+    found: list[list[Future[Any]]] = []
+
+    def ask() -> None:
+        ready.wait()
+        found.append([run.future(item, Future) for item in range(8)])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert 8 == len({id(future) for futures in found for future in futures})
+
+
+def test_one_successor(folder: RunFolder) -> None:
+    """Of those that want to take a round over only one does; who is gone is followed."""
+
+    def winners(contestants: range, gone: int) -> list[int]:
+        barrier, won = threading.Barrier(len(contestants)), []
+
+        def succeed(number: int) -> None:
+            barrier.wait()
+            if Round.read(folder, 1).succeed(("here", number, ""), lambda who: who[1] == gone):
+                won.append(number)
+
+        threads = [threading.Thread(target=succeed, args=(number,)) for number in contestants]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        return won
+
+    (first,) = winners(range(8), -1)
+    assert not winners(range(8), -1)
+    (second,) = winners(range(8, 16), first)
+    assert second in range(8, 16)
+    assert not winners(range(8), first)

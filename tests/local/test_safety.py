@@ -1,0 +1,238 @@
+"""Whose file it is: nothing is unpickled that others may have written, and what is written appears whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurmlaunch.errors import RunFolderError, UnknownProtocol, UnsafeRunFolder
+from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder
+from slurmlaunch.runfolder.records import check_folder, make_folder, open_owned, read_owned, write_whole
+from tests.support.tasks import OneRun, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return a file that is safe to read."""
+    path = tmp_path / "file"
+    write_whole(path, [b"content"])
+    return path
+
+
+# Reading.
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o644, 0o755])
+def test_what_only_the_user_may_write_is_read(file: Path, mode: int) -> None:
+    """A file that is the user's own, and that nobody else may write to, is read."""
+    file.chmod(mode)
+
+    assert read_owned(file) == b"content"
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o777])
+def test_what_others_may_write_is_refused(file: Path, mode: int) -> None:
+    """A file or folder that group or others may write to is refused; the error names it and how to mend it."""
+    file.chmod(mode)
+    file.parent.chmod(mode | 0o100)
+
+    for read, path in ((open_owned, file), (check_folder, file.parent)):
+        with pytest.raises(UnsafeRunFolder, match="chmod -R go-w") as refused:
+            read(path)
+        assert refused.value.path == str(path)
+    file.parent.chmod(0o700)
+
+
+@needs_root
+def test_what_another_user_owns_is_refused(file: Path) -> None:
+    """A file or folder of another user is refused, whatever its mode; the error names the owner."""
+    os.chown(file, NOBODY, -1)
+    os.chown(file.parent, NOBODY, -1)
+
+    for read, path in ((open_owned, file), (check_folder, file.parent)):
+        with pytest.raises(UnsafeRunFolder, match=f"user {NOBODY}"):
+            read(path)
+
+
+def test_symbolic_links_are_refused(file: Path) -> None:
+    """A link is refused, also where it points to what could be read, or to nothing."""
+    for name, target in (("to file", file), ("to folder", file.parent), ("to nothing", file / "none")):
+        link = file.parent / name
+        link.symlink_to(target)
+        for read in (open_owned, check_folder):
+            with pytest.raises(UnsafeRunFolder, match="symbolic link"):
+                read(link)
+
+
+def test_what_is_not_there_is_not_unsafe(tmp_path: Path, file: Path) -> None:
+    """A missing file is a missing file; a missing folder, or a file in its place, is no run folder."""
+    with pytest.raises(FileNotFoundError):
+        open_owned(tmp_path / "none")
+    for path in (tmp_path / "none", file):
+        with pytest.raises(RunFolderError, match="no") as refused:
+            check_folder(path)
+        assert not isinstance(refused.value, UnsafeRunFolder)
+
+
+def test_no_descriptor_is_left_of_what_was_refused(file: Path) -> None:
+    """What is refused is closed."""
+    file.chmod(0o666)
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208 - a list of numbers, not of paths
+
+    for _ in range(3):
+        with pytest.raises(UnsafeRunFolder):
+            open_owned(file)
+
+    assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208 - as above
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "function", "items", "items.index", "rounds/0/plan.json"])
+def test_a_node_unpickles_nothing_that_others_may_write(tmp_path: Path, name: str) -> None:
+    """Whichever file of a run others may write to, the node runs nothing, and says which file it is."""
+    witness = tmp_path / "witness"
+    run = OneRun(tmp_path / "run", witness.touch, [()])
+    (run.folder.path / name).chmod(0o666)
+
+    ended = run.run()
+
+    said = ended.err + "".join(map(str, run.errors().values()))
+    assert (str(run.folder.path / name) in said, witness.exists(), ended.status in {1, 4}) == (True, False, True)
+
+
+def test_a_node_refuses_a_run_folder_that_others_may_write(tmp_path: Path) -> None:
+    """A run folder that others may write to is refused before anything in it is read, with status 4."""
+    run = OneRun(tmp_path / "run", print, rows(["executed"]))
+    run.folder.path.chmod(0o777)
+
+    ended = run.run()
+
+    assert (ended.status, ended.out, "may be written by others" in ended.err) == (4, "", True)
+    assert list(run.folder.outcomes.iterdir()) == []
+
+
+# Writing.
+
+
+def test_what_is_written_is_the_users_alone(tmp_path: Path) -> None:
+    """Folders are made 0700 and files 0600, whatever the umask."""
+    before = os.umask(0)
+    try:
+        make_folder(tmp_path / "folder")
+        write_whole(tmp_path / "folder" / "file", [b"a", b"b"])
+    finally:
+        os.umask(before)
+
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "folder", tmp_path / "folder" / "file")]
+    assert (modes, read_owned(tmp_path / "folder" / "file")) == ([0o700, 0o600], b"ab")
+
+
+def test_a_run_is_the_users_alone(tmp_path: Path) -> None:
+    """Every file and folder of a run, those that the node made included, is the user's alone."""
+    run = OneRun(tmp_path / "run", abs, rows(range(3)))
+    assert run.run().status == 0
+
+    modes = {path.stat().st_mode & 0o777 for path in run.folder.path.rglob("*")}
+    assert modes == {0o700, 0o600}
+
+
+def test_who_makes_a_folder_is_one(tmp_path: Path) -> None:
+    """A folder that is there already is not made again."""
+    make_folder(tmp_path / "folder")
+
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "folder")
+
+
+def test_what_fails_to_be_written_leaves_what_was_there(file: Path) -> None:
+    """Whatever ends the writing, the old file stays as it was, and nothing lies beside it."""
+
+    def parts(error: BaseException) -> Iterator[bytes]:
+        yield b"x" * 100_000
+        raise error
+
+    for error in (ValueError(), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            write_whole(file, parts(error))
+
+    assert (read_owned(file), list(file.parent.iterdir())) == (b"content", [file])
+
+
+def test_a_full_disk_leaves_what_was_there(file: Path) -> None:
+    """Where the file system takes only a part, the old file stays as it was, and nothing lies beside it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_whole(file, [b"x" * 900, b"y" * 900])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert (read_owned(file), list(file.parent.iterdir())) == (b"content", [file])
+
+
+def test_a_link_in_its_place_is_replaced(file: Path, tmp_path: Path) -> None:
+    """What is written takes the place of a link, and does not follow it."""
+    link = tmp_path / "link"
+    link.symlink_to(file)
+
+    write_whole(link, [b"new"])
+
+    assert (link.is_symlink(), read_owned(link), read_owned(file)) == (False, b"new", b"content")
+
+
+# The manifest and end marks, which are read before anything is known to be whole.
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'{"protocol": 1}'])
+def test_a_manifest_that_cannot_be_read_is_no_run(tmp_path: Path, content: bytes) -> None:
+    """Whatever stands in place of a manifest, the error says that the folder is no run folder."""
+    tmp_path.chmod(0o700)
+    folder = RunFolder(tmp_path)
+    write_whole(folder.manifest, [content])
+
+    with pytest.raises(RunFolderError, match=r"manifest\.json"):
+        Manifest.read(folder)
+
+
+def test_a_manifest_says_which_protocol_it_follows(tmp_path: Path) -> None:
+    """Keys that are not known are ignored; another protocol is refused, and the error names both."""
+    run = OneRun(tmp_path / "run", abs, rows([-1]))
+    content = json.loads(run.folder.manifest.read_text())
+
+    write_whole(run.folder.manifest, [json.dumps({**content, "later": 1}).encode()])
+    assert Manifest.read(run.folder).items == 1
+
+    write_whole(run.folder.manifest, [json.dumps({**content, "protocol": 2}).encode()])
+    with pytest.raises(UnknownProtocol, match=r"protocol 2.* knows 1"):
+        Manifest.read(run.folder)
+    assert (run.run().status, list(run.folder.outcomes.iterdir())) == (4, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("3.0.143", EndMark(3, 0, 143)),
+        ("3.0", None),
+        ("3.0.1.2", None),
+        ("a.0.1", None),
+        ("3..1", None),
+        ("-3.0.1", None),
+        ("3.0.²", None),
+        (".nfs000", None),
+    ],
+)
+def test_only_an_end_mark_is_read_as_one(name: str, expected: EndMark | None) -> None:
+    """A file name is an end mark, or it is none; no name is an error."""
+    assert EndMark.parse(name) == expected

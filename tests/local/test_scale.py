@@ -1,0 +1,161 @@
+"""Many items: what grows with them and what does not. Bounds are on bytes, files and calls, never on seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurmlaunch import Executor, WorkerDied
+from slurmlaunch.client.ledger import Ledger
+from slurmlaunch.client.listing import NAMES_PER_CALL
+from slurmlaunch.client.watcher import COLLECTING, GLANCING, SAMPLING
+from slurmlaunch.runfolder.outcomes import Recorded
+from slurmlaunch.runfolder.records import Header, Kind
+from tests.support import scripts
+from tests.support.cluster import ClusterSpec
+from tests.support.tasks import REPOSITORY, OneRun, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.cluster import Cluster
+
+MILLION = 10**6
+
+
+@pytest.mark.slow
+def test_a_generator_is_not_held(tmp_path: Path) -> None:
+    """Items from a generator are written as they come: of millions, a few blocks are in memory, and a byte of each."""
+    script = """
+        import resource, sys
+        from slurmlaunch import Executor
+
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+        executor = Executor(sys.argv[1], cluster="local")
+        executor.map_array(str, (i for i in range(10_000)), tasks=1).wait()
+        before = peak()
+        array = executor.map_array(str, (i for i in range(3_000_000)), tasks=100)
+        grown = peak() - before
+        array.cancel()
+        print(grown)
+        """
+    assert int(scripts.run(tmp_path, script, tmp_path / "runs")) < 3 * MILLION + 10 * MILLION
+
+
+def test_an_unresolved_item_costs_a_byte() -> None:
+    """The client knows of each item what it has come to, and of each record where it lies."""
+    tracemalloc.start()
+    try:
+        ledger = Ledger(MILLION)
+        unresolved = tracemalloc.get_traced_memory()[0]
+        file = Path("0.0")
+        for first in range(0, MILLION, 4096):
+            ledger.record(Recorded(file, first, Header(Kind.SERIES, 4096, first, 0, 0)))
+        resolved = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert not ledger.open
+    assert unresolved < 1.1 * MILLION
+    assert resolved - unresolved < 0.2 * MILLION
+
+
+def test_what_one_cause_ended_costs_a_byte() -> None:
+    """A task that dies takes all of its items with it: that is one error, not one for each of them."""
+    tracemalloc.start()
+    try:
+        ledger = Ledger(MILLION)
+        for first in range(0, MILLION, 1000):
+            ledger.end(range(first, first + 1000), WorkerDied("killed").for_item)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert not ledger.open
+    assert taken < 2 * MILLION
+
+
+def test_a_record_for_each_item_costs_little() -> None:
+    """Where items are long, each has a record of its own: that costs some forty bytes."""
+    tracemalloc.start()
+    try:
+        ledger, file = Ledger(MILLION // 100), Path("0.0")
+        for item in range(MILLION // 100):
+            ledger.record(Recorded(file, item, Header(Kind.VALUES, 1, item, 0, 0)))
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert taken < 45 * MILLION // 100
+
+
+def test_the_budgets_hold_the_promise() -> None:
+    """What a waiting client may ask of the file system is below 50 operations a second."""
+    assert GLANCING[0] + max(SAMPLING[0], COLLECTING[0]) < 50
+    # In the first minute, too, and when the largest folders are listed.
+    assert GLANCING[0] + SAMPLING[0] + (GLANCING[1] + SAMPLING[1] + 2 * 10**5 / NAMES_PER_CALL) / 60 < 50
+
+
+NOTE_WHAT_IS_OPENED = """
+import json, os, sys
+
+log = os.open(os.environ["OPENED"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+def note(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir") and not isinstance(arguments[0], int):
+        os.write(log, json.dumps([os.getpid(), os.fspath(arguments[0])], default=str).encode() + b"\\n")
+
+sys.addaudithook(note)
+"""
+
+
+def test_what_a_node_opens(tmp_path: Path) -> None:
+    """A task opens a handful of files in the run folder, and each of its processes three, however many its items."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NOTE_WHAT_IS_OPENED, encoding="utf-8")
+    run = OneRun(tmp_path / "run", abs, rows(range(20_000)), processes=3, cpus_per_task=3)
+    path = os.pathsep.join([str(tmp_path / "site"), str(REPOSITORY)])
+
+    assert 0 == run.run(env={"PYTHONPATH": path, "OPENED": str(tmp_path / "opened")}).status
+
+    opened: dict[int, list[str]] = {}
+    for line in (tmp_path / "opened").read_text(encoding="utf-8").splitlines():
+        pid, name = json.loads(line)
+        if Path(name).is_relative_to(run.folder.path):
+            opened.setdefault(pid, []).append(str(Path(name).relative_to(run.folder.path)))
+    supervisor, *processes = opened.values()
+    # One look at the cancellations at the start, and one a second after it.
+    assert {"manifest.json", "rounds/0/plan.json", "outcomes/0.0"} == set(supervisor) - {"cancelled", "rounds"}
+    assert len(set(supervisor)) <= 5
+    assert [{"function", "items", "items.index"}] * 3 == [set(names) for names in processes]
+    assert [3] * 3 == [len(names) for names in processes]
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_long_arrays(
+    start_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More tasks than an array may have, and more than may be queued, are stepped through without anybody's help."""
+    cluster = start_cluster(ClusterSpec(lines=("AccountingStorageEnforce=limits", "MaxArraySize=11")))
+    user = f"user={os.environ.get('USER', 'root')}"
+    cluster.run("sacctmgr", "-i", "modify", "user", "where", user, "set", "MaxSubmitJobs=25")
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("slurmlaunch.client.submission._SHORTEST_WAIT", 0.5)
+
+    executor = Executor(tmp_path / "runs", cluster="slurm")
+    array = executor.map_array(lambda item: (item, item * item), range(10_000), tasks=40)
+
+    assert [(item, item * item) for item in range(10_000)] == array.results(timeout=240)
+    # A limit that was hit half-way may have sent one array again, but never twice into the queue.
+    assert 4 == len(array.job_ids) == len(set(array.job_ids))
+    assert 40 == len(list((array.folder / "ended").iterdir()))

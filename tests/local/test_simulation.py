@@ -1,0 +1,95 @@
+"""The simulation: what the real client does of a run that no test machine could run, call by call.
+
+What is bounded here is what it asks of the scheduler and of the file system, never what it takes in seconds.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import posix
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch.client.ledger import Fate
+from slurmlaunch.client.watcher import Budgets, Watch
+from tests.support.tasks import REPOSITORY
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import ModuleType
+
+ON_FILES = {posix.open, posix.close, posix.stat, posix.lstat, posix.fstat, posix.read, posix.pread, posix.listdir}
+NAMES_OF = {each.__name__ for each in ON_FILES} | {"scandir"}
+
+pytestmark = pytest.mark.slow
+
+SIZE = {"items": 2_000_000, "tasks": 600, "array": 60, "slots": 200, "seconds": 600.0}
+
+
+@pytest.fixture
+def simulation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """Return the module, whose Slurm shares its answers with nobody."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    import simulation as module
+
+    return module
+
+
+@contextlib.contextmanager
+def counted_calls() -> Iterator[Counter[str]]:
+    """Count the calls of this thread that work on files, whoever makes them."""
+    calls: Counter[str] = collections.Counter()
+
+    def note(_frame: object, event: str, function: Any) -> None:
+        if event == "c_call" and function.__name__ in NAMES_OF and function.__module__ == "posix":
+            calls[function.__name__] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
+def test_a_run(simulation: ModuleType, tmp_path: Path) -> None:
+    """Everything settles soon after its end; scheduler and file system are asked little, however much goes on."""
+    simulated = simulation.Simulation(simulation.Size(**SIZE), tmp_path / "run")
+    figures = simulated.watch()
+
+    ledger = simulated.run.ledger
+    assert (0, 2_000_000) == (ledger.open, ledger.count(Fate.VALUE))
+    assert 10 == figures.arrays == figures.calls["sbatch"]
+    # An answer is good for 30 s; what it leaves open may be one further question.
+    assert figures.calls["squeue"] <= figures.simulated / 30 + 2
+    assert figures.calls["sacct"] <= figures.calls["squeue"]
+    assert figures.operations < 50
+    assert figures.busiest < 60
+    assert figures.late < 5
+    # Some records a task, and a byte an item.
+    assert len(ledger.log) <= 3 * 600
+
+
+def test_what_is_counted(simulation: ModuleType, tmp_path: Path) -> None:
+    """What the looks are charged is what they do: no call to the file system is left out."""
+    simulated = simulation.Simulation(simulation.Size(**SIZE), tmp_path / "run")
+    clock, cluster = simulated.clock, simulated.cluster
+    budgets, watch = Budgets(clock), Watch(simulated.run, clock)
+    charged, made = 0, 0
+    for _ in range(200):
+        clock.now = max(clock.now + 1.0, watch.due)
+        assert cluster.next_event
+        cluster.advance()
+        with counted_calls() as calls:
+            look = watch.look(budgets)
+        charged += look.glancing + look.sampling + look.collecting
+        made += sum(calls.values())
+
+    assert made > 2000
+    assert made <= charged < 1.5 * made

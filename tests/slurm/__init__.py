@@ -1,0 +1,1 @@
+"""What is particular to Slurm: its commands, states and batch scripts."""

@@ -1,0 +1,401 @@
+"""The batch script: what is asked of Slurm, and what a task does, with whatever the user's values hold."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch.backends.base import ArrayJob
+from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.backends.slurm.batch_script import render, shell_quote
+from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.cluster import Cluster
+
+HOSTILE = "run; 'single' \"double\" %j %% $HOME `id` # é 100% *"
+
+GOLDEN = """\
+#!/bin/bash
+#SBATCH --job-name=fit-0-0-1a2b
+#SBATCH --array=0-9%3
+#SBATCH --output=/runs/r1/logs/0-1-%a.out
+#SBATCH --error=/runs/r1/logs/0-1-%a.err
+#SBATCH --open-mode=append
+#SBATCH --export=ALL
+#SBATCH --dependency=afterok:7,afterany:12,singleton
+#SBATCH --cpus-per-task=4
+#SBATCH --time=00:10:00
+#SBATCH --exclusive
+#SBATCH --comment="for \\"us\\""
+#SBATCH --plugin=x
+
+# Not at once: a signal for the task reaches this script too, which has to outlive the node.
+trap '' USR1 TERM
+export SLURMLAUNCH_STARTED; printf -v SLURMLAUNCH_STARTED '%(%s)T' -1
+
+slurmlaunch_task=$((100 + SLURM_ARRAY_TASK_ID))
+slurmlaunch_marked=
+slurmlaunch_mark() {  # how this start of the task ended
+    [ -z "$slurmlaunch_marked" ] || return 0; slurmlaunch_marked=1
+    (umask 077; : >| /runs/r1/ended/"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
+}
+slurmlaunch_give_up() {
+    trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2
+    slurmlaunch_mark 3; exit 3
+}
+trap 'slurmlaunch_mark $?' EXIT
+
+cd -- '/home/my work' || slurmlaunch_give_up 'its working directory is not there'
+export MODE='a b'
+"""
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """Return a run folder whose name holds what shells and Slurm could trip over."""
+    folder = tmp_path / HOSTILE
+    for part in ("ended", "logs"):
+        (folder / part).mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def job(run_folder: Path) -> ArrayJob:
+    """Return an array of one task whose node ends well at once."""
+    return ArrayJob(run_folder, "law", cwd=run_folder, python=node(run_folder, "raise SystemExit(0)"))
+
+
+def node(folder: Path, code: str) -> tuple[str, ...]:
+    """Return the first words of a node's command line that runs some Python; its arguments follow."""
+    file = folder / "the node.py"
+    file.write_text(f"import os, signal, sys, time\n{code}\n")
+    return (sys.executable, "-I", str(file))
+
+
+def start(job: ArrayJob, **variables: str) -> subprocess.Popen[str]:
+    """Start a job's script as slurmd would."""
+    script = RunFolder(job.run_folder).path / "script"
+    script.write_text(render(job))
+    kept = {k: v for k, v in os.environ.items() if k not in {"PYTHON_CPU_COUNT", "SLURMLAUNCH_SET"}}
+    return subprocess.Popen(
+        ["bash", str(script)],
+        env={**kept, "SLURM_ARRAY_TASK_ID": "0", **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def outcome(job: ArrayJob, process: subprocess.Popen[str]) -> tuple[int, list[EndMark | None], str, str]:
+    """Return the exit status of a script, its end marks, and what it said."""
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, end_marks(job), stdout, stderr
+
+
+def end_marks(job: ArrayJob) -> list[EndMark | None]:
+    """Return the end marks of a run, in the order of their tasks."""
+    return [EndMark.parse(file.name) for file in sorted(RunFolder(job.run_folder).ended.iterdir())]
+
+
+def options(script: str) -> list[str]:
+    """Return what the script asks of sbatch, line by line."""
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+
+
+def test_a_job_has_one_script() -> None:
+    """The script is a function of the job, in an order that people read."""
+    job = ArrayJob(
+        Path("/runs/r1"),
+        "fit-0-0-1a2b",
+        array=1,
+        first_task=100,
+        length=10,
+        throttle=3,
+        cwd=Path("/home/my work"),
+        cpus_per_task=4,
+        threads=2,
+        options={
+            "time": "00:10:00",
+            "exclusive": True,
+            "hold": False,
+            "comment": 'for "us"',
+            "dependency": "afterok:7",
+        },
+        flags=("--plugin=x",),
+        env={"MODE": "a b"},
+        after="12;other",
+    )
+    assert render(job).startswith(GOLDEN)
+    assert render(job) == render(replace(job))
+
+
+def test_a_single_call_is_an_array_of_length_one(job: ArrayJob) -> None:
+    """There is one form of job, so that every task is an element and has the same kind of id."""
+    assert "--array=0-0" in options(render(job))
+
+
+def test_nothing_of_ours_is_the_users_to_override(job: ArrayJob) -> None:
+    """What slurmlaunch sets is set once, whatever the options hold."""
+    lines = options(
+        render(replace(job, options={"cpus_per_task": "9", "array": "0-99", "output": "x"}, cpus_per_task=2))
+    )
+    assert [line for line in lines if line.startswith(("--cpus", "--array", "--output=x"))] == [
+        "--array=0-0",
+        "--cpus-per-task=2",
+    ]
+
+
+def test_cpus_per_gpu_replaces_cpus_per_task(job: ArrayJob) -> None:
+    """Two ways to count CPUs, which sbatch refuses together, are not both given."""
+    assert not any("cpus-per-task" in line for line in options(render(replace(job, options={"cpus_per_gpu": "4"}))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"comment": "a\n#SBATCH --account=theirs"}},
+        {"options": {"comment": "a\rb"}},
+        {"options": {"comment": "a\0b"}},
+        {"flags": ("--flag=a\nb",)},
+        {"env": {"X": "a\0b"}},
+        {"run_folder": Path("/runs/a\nb")},
+        {"run_folder": Path("/runs/a\\b")},
+        {"options": {"dependency": "afterok:1?afterok:2"}},
+    ],
+)
+def test_what_cannot_stand_in_a_script_is_refused(job: ArrayJob, change: dict[str, Any]) -> None:
+    """A value that could add a line, or that Slurm would misread, raises OptionError."""
+    with pytest.raises(OptionError):
+        render(replace(job, **change))
+
+
+def test_no_value_begins_a_line(job: ArrayJob) -> None:
+    """A line break in a variable's value cannot make a line that sbatch reads."""
+    script = render(replace(job, env={"X": "a\n#PBS -q theirs\n#BSUB -q theirs\n#SBATCH -p theirs"}))
+    assert [line for line in script.splitlines() if line.startswith(("#PBS", "#BSUB"))] == []
+    assert options(script) == options(render(job))
+
+
+@pytest.mark.parametrize("text", ["", "a b", "it's", "a\nb", "\r\n'\\'\t", HOSTILE, "-n", "$(id)", "!!", "\\n", "~"])
+def test_bash_reads_what_was_quoted(text: str) -> None:
+    """A quoted value is one word of bash's, and the value itself."""
+    done = subprocess.run(["bash", "-c", f"printf '<%s>' {shell_quote(text)}"], capture_output=True, check=True)
+    assert done.stdout.decode() == f"<{text}>"
+
+
+def test_the_node_gets_the_folder_and_its_task(job: ArrayJob) -> None:
+    """The node's arguments are the run folder, whatever its name, and the index of the task in the run."""
+    code = "print(sys.argv[-4:], os.getcwd())"
+    job = replace(job, first_task=40, length=5, python=node(job.run_folder, code))
+    status, marks, stdout, _ = outcome(job, start(job, SLURM_ARRAY_TASK_ID="2"))
+    assert stdout.strip() == f"{['-m', 'slurmlaunch.node', str(job.run_folder), '42']} {job.cwd}"
+    assert (status, marks) == (0, [EndMark(42, 0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("raise SystemExit(0)", 0),
+        ("raise SystemExit(1)", 1),
+        ("os._exit(75)", 75),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137),
+    ],
+)
+def test_the_script_ends_as_the_node_did(job: ArrayJob, code: str, status: int) -> None:
+    """The script's exit status and the end mark are the node's own end, 128 + n for signal n."""
+    job = replace(job, python=node(job.run_folder, code))
+    assert outcome(job, start(job))[:2] == (status, [EndMark(0, 0, status)])
+
+
+def test_every_start_leaves_a_mark_of_its_own(job: ArrayJob) -> None:
+    """A requeued task's mark carries the number of the start."""
+    assert outcome(job, start(job, SLURM_RESTART_COUNT="2"))[1] == [EndMark(0, 2, 0)]
+
+
+def test_the_mark_is_the_users_alone(job: ArrayJob) -> None:
+    """The end mark has mode 0600, and the task keeps its umask."""
+    job = replace(job, python=node(job.run_folder, "print(oct(os.umask(0)))"), setup=("umask 002",))
+    _, _, stdout, _ = outcome(job, start(job))
+    (mark,) = RunFolder(job.run_folder).ended.iterdir()
+    assert (mark.stat().st_mode & 0o777, stdout.strip()) == (0o600, "0o2")
+
+
+def test_a_python_that_is_not_there_is_a_status_of_its_own(job: ArrayJob) -> None:
+    """A wrong interpreter leaves a mark and says which command was not found."""
+    job = replace(job, python=("/no/such/python",))
+    status, marks, _, stderr = outcome(job, start(job))
+    assert (status, marks, "/no/such/python" in stderr) == (127, [EndMark(0, 0, 127)], True)
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        ("false",),
+        ("set -e", "false"),
+        ("true", "no-such-command --option"),
+        ("source /no/such/file",),
+        ("if true; then", "    false", "fi"),
+        ("(exit 4)",),
+    ],
+)
+def test_a_failing_set_up_line_ends_the_task(job: ArrayJob, setup: tuple[str, ...]) -> None:
+    """What fails in the set-up lines keeps the node from starting, and is named."""
+    job = replace(job, setup=setup, python=node(job.run_folder, "print('started')"))
+    status, marks, stdout, stderr = outcome(job, start(job))
+    assert (status, marks, stdout) == (Status.SETUP, [EndMark(0, 0, Status.SETUP)], "")
+    assert "slurmlaunch: the task was not started: set-up failed" in stderr
+
+
+@pytest.mark.parametrize("number", [0, 1, 9])
+def test_set_up_lines_that_exit(job: ArrayJob, number: int) -> None:
+    """Set-up lines that leave the script have failed, whatever they say of themselves: the node is not started."""
+    job = replace(job, setup=(f"exit {number}",), python=node(job.run_folder, "print('started')"))
+    status, marks, stdout, stderr = outcome(job, start(job))
+    assert (status, marks, stdout) == (Status.SETUP, [EndMark(0, 0, Status.SETUP)], "")
+    assert f"the set-up lines exited with status {number}" in stderr
+
+
+@pytest.mark.parametrize("setup", [("echo 'open",), ("if fi",), ("exit 9",)])
+def test_a_set_up_that_ends_the_shell_still_leaves_a_mark(job: ArrayJob, setup: tuple[str, ...]) -> None:
+    """Even lines that bash cannot read, or that exit, leave an end mark with a status that is no success."""
+    job = replace(job, setup=setup)
+    status, marks, _, _ = outcome(job, start(job))
+    assert marks == [EndMark(0, 0, status)]
+    assert status not in {0, 1}
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        ("set -eu",),
+        ("set -C",),
+        ("trap 'true' EXIT",),
+        ("PATH=/nowhere",),
+        ("false || true", "for i in 1 2; do", "    [ $i = 3 ] && true", "    true", "done"),
+        ("cat <<'END' >/dev/null", "it's false", "END"),
+        ("true \\",),
+        ("f() { false; true; }", "f"),
+    ],
+)
+def test_set_up_lines_are_the_users_own(job: ArrayJob, setup: tuple[str, ...]) -> None:
+    """Whatever options, traps or unfinished lines the set-up leaves behind, the node runs and its end is told."""
+    job = replace(job, setup=setup, python=node(job.run_folder, "raise SystemExit(1)"))
+    assert outcome(job, start(job))[:2] == (1, [EndMark(0, 0, 1)])
+
+
+def test_what_a_sourced_file_does_inside_is_its_own_affair(job: ArrayJob) -> None:
+    """A command that fails inside a sourced file ends nothing as long as the file itself ends well."""
+    file = job.run_folder / "activate"
+    file.write_text("false\nexport FOUND=1\n")
+    job = replace(
+        job, setup=(f"source {shell_quote(str(file))}",), python=node(job.run_folder, "print(os.environ['FOUND'])")
+    )
+    assert outcome(job, start(job))[2] == "1\n"
+
+
+def test_a_missing_working_directory_ends_the_task(job: ArrayJob) -> None:
+    """A folder that the compute node does not have is an error, not another folder."""
+    job = replace(job, cwd=job.run_folder / "gone")
+    status, marks, _, stderr = outcome(job, start(job))
+    assert (status, marks) == (Status.SETUP, [EndMark(0, 0, Status.SETUP)])
+    assert "working directory" in stderr
+
+
+@pytest.mark.parametrize(("body", "status"), [("true", 0), ("return 1", Status.SETUP)])
+def test_modules_are_loaded_with_the_command_that_is_there(job: ArrayJob, body: str, status: int) -> None:
+    """A module function that came with the environment is used, and what it cannot load ends the task."""
+    job = replace(job, modules=("python/3.11",))
+    process = start(job, **{"BASH_FUNC_module%%": f"() {{ echo module $*; {body}; }}"})
+    assert outcome(job, process)[:3] == (status, [EndMark(0, 0, status)], "module load python/3.11\n")
+
+
+def test_values_reach_the_node_as_they_are(job: ArrayJob) -> None:
+    """The env option wins over what was inherited, and its values arrive unchanged."""
+    job = replace(job, env={"X": f"{HOSTILE}\nsecond"}, python=node(job.run_folder, "print(os.environ['X'], end='')"))
+    assert outcome(job, start(job, X="inherited"))[2] == f"{HOSTILE}\nsecond"
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [({}, "3 PYTHON_CPU_COUNT"), ({"SLURMLAUNCH_SET": "A"}, "3 A:PYTHON_CPU_COUNT"), ({"PYTHON_CPU_COUNT": "7"}, "7 ")],
+)
+def test_python_is_told_its_cpus_before_it_starts(job: ArrayJob, given: dict[str, str], seen: str) -> None:
+    """PYTHON_CPU_COUNT is the user's, or else ours and named as ours."""
+    code = "print(os.environ['PYTHON_CPU_COUNT'], os.environ.get('SLURMLAUNCH_SET', ''))"
+    job = replace(job, threads=3, python=node(job.run_folder, code))
+    assert outcome(job, start(job, **given))[2] == f"{seen}\n"
+
+
+def test_signals_before_the_node_are_outlived(job: ArrayJob) -> None:
+    """A USR1 or TERM during set-up ends nothing."""
+    job = replace(job, setup=("kill -USR1 $$", "kill -TERM $$"), python=node(job.run_folder, "raise SystemExit(4)"))
+    assert outcome(job, start(job))[:2] == (4, [EndMark(0, 0, 4)])
+
+
+def test_usr1_is_forwarded_and_the_node_is_waited_for(job: ArrayJob) -> None:
+    """The node receives the script's USR1 and TERM does not end the script; both wait for the node's own end."""
+    ready, came = job.run_folder / "ready", job.run_folder / "came"
+    code = f"""
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+open({str(ready)!r}, "w").close()
+print(signal.sigwait([signal.SIGUSR1]).name, flush=True)
+open({str(came)!r}, "w").close()
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+raise SystemExit(7)
+"""
+    job = replace(job, python=node(job.run_folder, code))
+    process = start(job)
+    wait_for(ready.exists)
+    process.send_signal(signal.SIGTERM)
+    while not came.exists():  # more than once: the node may be ready before the script's trap is
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.1)
+    assert outcome(job, process)[:3] == (7, [EndMark(0, 0, 7)], "SIGUSR1\n")
+
+
+@pytest.mark.slurm
+def test_sbatch_reads_what_was_meant(cluster: Cluster, job: ArrayJob) -> None:
+    """Option values reach Slurm as they are, whatever they hold."""
+    comment = 'he said "hi" \\ it\'s # 50% é\t \\\\ end \\ ! $HOME'
+    job = replace(
+        job, name=f"law-{time.time_ns()}", options={"comment": comment, "hold": True}, flags=("--nice=7", "-t", "9")
+    )
+    job_id = SlurmBackend().submit(job)
+    shown = cluster.run("scontrol", "show", "job", job_id)
+    SlurmBackend().cancel(job_id)
+    assert f"Comment={comment} \n" in shown
+    assert ("Nice=7" in shown, "TimeLimit=00:09:00" in shown, f"JobName={job.name}\n" in shown) == (True, True, True)
+
+
+@pytest.mark.slurm
+def test_a_task_runs_in_any_folder(cluster: Cluster, job: ArrayJob) -> None:
+    """Logs and end marks lie in a run folder whose name holds quotes, patterns and a semicolon."""
+    code = "print(os.getcwd()); sys.exit(int(sys.argv[-1]) % 2)"
+    job = replace(
+        job, name=f"law-{time.time_ns()}", length=3, first_task=5, throttle=2, python=node(job.run_folder, code)
+    )
+    SlurmBackend().submit(job)
+    folder = RunFolder(job.run_folder)
+    wait_for(lambda: len(end_marks(job)) == job.length)
+    assert end_marks(job) == [EndMark(5, 0, 1), EndMark(6, 0, 0), EndMark(7, 0, 1)]
+    assert [folder.log(0, 0, element, "out").read_text() for element in range(3)] == [f"{job.cwd}\n"] * 3
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Wait for what will happen; pytest's time-out ends a wait in vain."""
+    while not happened():
+        time.sleep(0.02)

@@ -1,0 +1,1 @@
+"""What the tests share: a throwaway cluster, gates, scripts, functions that fail."""

@@ -1,0 +1,584 @@
+"""Looking at a run: what is taken in from its folder, and when an absence means an end.
+
+Nothing runs here: the tests write what nodes would have written, and say what a scheduler would have said. A latency of
+nothing means that an absence is believed at the next look, one without end that it never is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import pickle
+import sys
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch.client.futures import Future
+from slurmlaunch.client.latency import latency_of
+from slurmlaunch.client.ledger import Fate
+from slurmlaunch.client.lookout import Lookout
+from slurmlaunch.client.plan import pack
+from slurmlaunch.client.run import Run
+from slurmlaunch.errors import (
+    ItemError,
+    NodeFailure,
+    NodeStartError,
+    OutOfMemory,
+    ResultLost,
+    TaskCancelled,
+    TimeLimitExceeded,
+    WorkerDied,
+)
+from slurmlaunch.outcome import Failure, Value
+from slurmlaunch.runfolder.cancellations import CancellationWriter
+from slurmlaunch.runfolder.journal import Round, read_rounds
+from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
+from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.plan import Slices
+from tests.support.tasks import OneRun, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from slurmlaunch.backends.base import Backend
+
+
+class Told(NamedTuple):
+    """What a scheduler says: the states of the elements of the one job."""
+
+    states: dict[int, TaskRecord]
+    taken: float = 0.0
+
+    def get(self, job_id: str, element: int) -> TaskRecord | None:
+        """Return what it says of an element."""
+        assert job_id == "7"
+        return self.states.get(element)
+
+
+class Watched:
+    """A run of six items in three tasks, and somebody who looks at it."""
+
+    def __init__(self, path: Path, backend: Backend | None = None) -> None:
+        self._begin(OneRun(path, len, rows(range(6)), tasks=3).folder, backend)
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Watched:
+        """Return somebody else who looks at the same."""
+        other = object.__new__(cls)
+        other._begin(folder, None)
+        return other
+
+    def _begin(self, folder: RunFolder, backend: Backend | None) -> None:
+        self.folder, self.now = folder, 0.0
+        self.run = Run(self.folder, Manifest.read(self.folder), backend, list(read_rounds(self.folder)))  # type: ignore[arg-type]
+        self.run.tasks.jobs[0, 0] = "7"
+        self.lookout = Lookout(self.run, lambda: self.now)
+        self.lookout.absences.latency = math.inf
+
+    def end(self, task: int, status: int, start: int = 0) -> None:
+        """Have a task end."""
+        (self.folder.ended / EndMark(task, start, status).filename).touch(0o600)
+
+    def hear(self, state: TaskState, task: int = 0, **said: Any) -> None:
+        """Have the scheduler say that of a task."""
+        self.lookout.absences.hear(Told({task: TaskRecord(state, **said)}))
+
+    def wait(self) -> None:
+        """Let an hour pass."""
+        self.now += 3600.0
+
+    def look(self) -> None:
+        """Look, and look again, a second later: some things take two looks."""
+        for _ in range(2):
+            self.lookout.look()
+            self.now += 1.0
+
+    def look_late(self) -> None:
+        """Look when everything must have become visible."""
+        self.lookout.absences.latency = 0
+        self.look()
+
+    @property
+    def fates(self) -> dict[int, str]:
+        """What the items that have settled have come to."""
+        fates = {item: self.run.ledger.fate(item) for item in range(6)}
+        return {item: fate.name for item, fate in fates.items() if fate != Fate.OPEN}
+
+    def error(self, item: int) -> Any:
+        """Return what an item failed with."""
+        outcome = self.run.outcome(item)
+        assert not isinstance(outcome, Value)
+        return outcome.error
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    """Return a run that nothing has happened to yet."""
+    return Watched(tmp_path / "run")
+
+
+@contextlib.contextmanager
+def counted_events() -> Iterator[list[str]]:
+    """Note each call, and each step of a generator."""
+    events: list[str] = []
+    before = sys.getprofile()
+    sys.setprofile(lambda _frame, event, _arg: events.append(event))
+    try:
+        yield events
+    finally:
+        sys.setprofile(before)
+
+
+def write_value(writer: OutcomeWriter, item: int, value: object) -> None:
+    """Record what an item returned."""
+    writer.value(item, pickle.dumps(value))
+
+
+class TestOutcomes:
+    """What nodes have written."""
+
+    def test_as_they_come(self, watched: Watched) -> None:
+        """Outcomes are taken in as they are appended, and their tasks have started."""
+        watched.look()
+        assert (set(), {}) == (watched.run.tasks.started, watched.fates)
+
+        first, third = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 2)
+        watched.look()
+        assert ({0, 2}, {}) == (watched.run.tasks.started, watched.fates)
+        write_value(first, 1, "b")
+        watched.look()
+        assert {1: "VALUE"} == watched.fates
+        third.values(4, array("I", [len(pickle.dumps(1))] * 2), pickle.dumps(1) + pickle.dumps(2))
+        first.failure(0, Failure(ValueError("a")).dump())
+        watched.look()
+
+        assert {0: "FAILURE", 1: "VALUE", 4: "VALUE", 5: "VALUE"} == watched.fates
+        assert ["b", 1, 2] == [watched.run.outcome(item).unwrap() for item in (1, 4, 5)]
+        assert ("a",) == watched.error(0).args
+
+    @pytest.mark.parametrize("retries", [0, 1])
+    def test_failures_are_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: int) -> None:
+        """What many items raised costs as little as what they return: no file is opened, nothing held for each."""
+        options = {"retries": retries, "retry_exceptions": ["builtins.OSError"]}
+        folder = OneRun(tmp_path / "run", len, rows(range(200)), options=options).folder
+        run = Run(folder, Manifest.read(folder), None, list(read_rounds(folder)))  # type: ignore[arg-type]
+        writer = OutcomeWriter(folder, 0)
+        for item in range(200):
+            writer.failure(item, Failure(ValueError(item)).dump())
+        opened, really = [], os.open
+        monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(path) or really(path, *rest))  # type: ignore[func-returns-value]
+        Lookout(run).look()
+        monkeypatch.undo()
+
+        assert (200, 0) == (run.ledger.count(Fate.FAILURE), run.ledger.count(Fate.ENDED))
+        assert len(opened) < 10
+        assert [(item,) for item in range(200)] == [run.outcome(item).error.args for item in range(200)]  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("way", ["static", "packed", "retried"])
+    def test_a_look_costs_nothing_for_each_item(self, tmp_path: Path, way: str) -> None:
+        """While nothing has come, it costs as much to look at many items as at few, however they are cut."""
+        plan: dict[str, Any] = {"items": array("Q", range(0, 20_000, 2))} if way == "retried" else {}
+        folder = OneRun(tmp_path / "run", len, rows(range(20_000)), **plan).folder
+        (first,) = read_rounds(folder)
+        if way == "packed":
+            slices, items = pack(array("d", range(20_000)), 1, longest_first=True)
+            first.plan = first.plan._replace(slices=slices, items=items)
+        rounds = [first]
+        if way == "retried":
+            later = first.plan._replace(items=array("Q", [0]), first_task=1, slices=Slices(1, 1))
+            rounds.append(Round.make(folder, 1, later))
+        run = Run(folder, Manifest.read(folder), None, rounds)  # type: ignore[arg-type]
+        lookout, writer = Lookout(run), OutcomeWriter(folder, 0)
+        for item in first.plan.items_of(0)[way == "retried" : 5000]:
+            write_value(writer, item, item)
+        lookout.look()
+        with counted_events() as events:
+            lookout.look()
+
+        assert run.tasks.has_open(0)
+        assert len(events) < 1000
+
+    def test_what_is_held_has_one_cause(self, tmp_path: Path) -> None:
+        """A task that dies leaves many items to be run again: what is known of its end is known once."""
+        folder = OneRun(tmp_path / "run", len, rows(range(200)), tasks=2, options={"retries": 1}).folder
+        run = Run(folder, Manifest.read(folder), None, list(read_rounds(folder)))  # type: ignore[arg-type]
+        lookout = Lookout(run)
+        OutcomeWriter(folder, 0).close()
+        (folder.ended / EndMark(0, 0, 128 + 9).filename).touch(0o600)
+        lookout.look()
+
+        causes = run.held.causes()
+        assert list(range(100)) == list(causes)  # the other task goes on
+        assert 1 == len({id(cause) for cause in causes.values()})
+
+    def test_foreign_files(self, watched: Watched) -> None:
+        """Files of other names, and of tasks that the run does not have, are nothing."""
+        for name in ("9.0", "x.0", "0", "0.0.new", ".0", "0.x"):
+            (watched.folder.outcomes / name).touch(0o600)
+        for name in ("9.0.0", "0.0", "0.0.137.new", "x.0.1"):
+            (watched.folder.ended / name).touch(0o600)
+
+        watched.look_late()
+
+        assert (set(), {}, {}) == (watched.run.tasks.started, watched.fates, watched.run.tasks.marks)
+
+    def test_torn_tail(self, watched: Watched) -> None:
+        """A record that is not whole is one that is being written, and read when it is."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        write_value(writer, 1, "b")
+        content = writer.path.read_bytes()
+        writer.path.write_bytes(content[:-1])
+        watched.look_late()
+        assert {0: "VALUE"} == watched.fates
+
+        writer.path.write_bytes(content)
+        watched.look()
+        assert {0: "VALUE", 1: "VALUE"} == watched.fates
+
+    def test_damage(self, watched: Watched) -> None:
+        """A damaged record costs its own items, which learn where it lies, and no others; once the task has ended."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a" * 50)
+        length = writer.path.stat().st_size
+        write_value(writer, 1, "b")
+        content = bytearray(writer.path.read_bytes())
+        content[length - 3] ^= 1
+        writer.path.write_bytes(content)
+        watched.look()
+        assert {} == {item: fate for item, fate in watched.fates.items() if item == 0}
+
+        watched.end(0, Status.VALUES)
+        watched.look_late()
+
+        assert {0: "ENDED", 1: "VALUE"} == watched.fates
+        error = watched.error(0)
+        assert (ResultLost, str(writer.path), 0) == (type(error), error.file, error.offset)
+
+    def test_two_attempts(self, watched: Watched) -> None:
+        """Where two attempts recorded one item, the lowest one's record stands."""
+        first, second = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 0)
+        write_value(second, 0, "second")
+        write_value(first, 0, "first")
+        write_value(second, 1, "second")
+        watched.look()
+
+        assert ["first", "second"] == [watched.run.outcome(item).unwrap() for item in (0, 1)]
+
+    def test_unsafe(self, watched: Watched) -> None:
+        """What others may write to is not read: the items of that task fail with the reason."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        writer.path.chmod(0o622)
+
+        watched.look()
+
+        assert {0: "ENDED", 1: "ENDED"} == watched.fates
+        assert "may be written by others" in str(watched.error(0))
+
+    def test_cancelled(self, watched: Watched) -> None:
+        """A cancellation is a word that stands, also where there is an outcome."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        write_value(writer, 1, "b")
+        CancellationWriter(watched.folder, 0, "another client").add([range(1, 3)])
+        futures: list[Future[Any]] = [watched.run.future(item, Future) for item in range(3)]
+
+        watched.look()
+
+        assert {0: "VALUE", 1: "CANCELLED", 2: "CANCELLED"} == watched.fates
+        assert [False, True, True] == [future.cancelled() for future in futures]
+
+    def test_budget(self, tmp_path: Path) -> None:
+        """A look costs no more than it may, and many looks come to every file."""
+        watched = Watched(tmp_path / "run")
+        watched.lookout.look(sampling=0)
+        for task in range(3):
+            write_value(OutcomeWriter(watched.folder, task), 2 * task, task)
+
+        seen = []
+        for _ in range(3):
+            watched.lookout.look(sampling=4)
+            seen.append(len(watched.fates))
+
+        assert [1, 2, 3] == seen
+        assert {0, 2, 4} == set(watched.fates)
+
+    def test_collecting(self, tmp_path: Path) -> None:
+        """What has ended is read within a budget of its own, and judged when it has been read."""
+        watched = Watched(tmp_path / "run")
+        for task in range(3):
+            write_value(OutcomeWriter(watched.folder, task), 2 * task, task)
+            watched.end(task, Status.NODE)
+
+        fates = []
+        for _ in range(4):
+            watched.lookout.look(sampling=0, collecting=1)
+            fates.append(len(watched.fates))
+
+        assert [2, 4, 6, 6] == fates
+        assert {0: "VALUE", 1: "ENDED", 2: "VALUE", 3: "ENDED", 4: "VALUE", 5: "ENDED"} == watched.fates
+
+
+class TestStates:
+    """What the scheduler says."""
+
+    @pytest.mark.parametrize(
+        ("state", "expected"),
+        [
+            (TaskState.TIMEOUT, TimeLimitExceeded),
+            (TaskState.NODE_FAIL, NodeFailure),
+            (TaskState.OUT_OF_MEMORY, OutOfMemory),
+            (TaskState.CANCELLED, TaskCancelled),
+            (TaskState.COMPLETED, ResultLost),
+        ],
+    )
+    def test_final(self, watched: Watched, state: TaskState, expected: type[ItemError]) -> None:
+        """A task that ended costs the items that have no outcome, once these must be visible, and no other task's."""
+        write_value(OutcomeWriter(watched.folder, 0), 0, "a")
+        watched.hear(state)
+        watched.look()
+        assert {0: "VALUE"} == watched.fates
+
+        watched.look_late()
+
+        assert {0: "VALUE", 1: "ENDED"} == watched.fates
+        error = watched.error(1)
+        assert (expected, 1, 0, "7_0") == (type(error), error.item, error.task, error.job_id)
+        assert str(watched.folder.log(0, 0, 0, "err")) == error.log
+
+    def test_seen_at_last(self, watched: Watched) -> None:
+        """An outcome that becomes visible after the end is taken."""
+        watched.hear(TaskState.COMPLETED)
+        watched.look()
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        write_value(writer, 1, "b")
+
+        watched.look_late()
+
+        assert {0: "VALUE", 1: "VALUE"} == watched.fates
+
+    @pytest.mark.parametrize("state", [TaskState.RUNNING, TaskState.PENDING, TaskState.REQUEUED, TaskState.UNKNOWN])
+    def test_alive_again(self, watched: Watched, state: TaskState) -> None:
+        """A task that the scheduler calls alive again was not lost."""
+        watched.hear(TaskState.PREEMPTED)
+        watched.look()
+        watched.hear(state)
+
+        watched.look_late()
+
+        assert {} == watched.fates
+
+    @pytest.mark.parametrize(
+        ("state", "started"),
+        [
+            (TaskState.PENDING, set()),
+            (TaskState.CONFIGURING, set()),
+            (TaskState.RUNNING, {0}),
+            (TaskState.SUSPENDED, {0}),
+        ],
+    )
+    def test_started(self, watched: Watched, state: TaskState, started: set[int]) -> None:
+        """A task has started when it is past the queue."""
+        watched.hear(state)
+
+        assert started == watched.run.tasks.started
+        assert state == watched.run.tasks.states[0]
+
+    def test_a_hold_is_told_to_handlers_that_look(self, watched: Watched) -> None:
+        """A job that is held is warned of, once, while nothing of the run is locked: a handler may wait for it."""
+        messages, free = [], []
+
+        def can_look() -> bool:
+            if not watched.run.changed.acquire(timeout=1.0):
+                return False
+            watched.run.changed.release()
+            return True
+
+        class Looking(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                messages.append(record.getMessage())
+                with ThreadPoolExecutor(1) as thread:
+                    free.append(thread.submit(can_look).result())
+
+        handler = Looking()
+        logging.getLogger("slurmlaunch").addHandler(handler)
+        try:
+            for _ in range(2):
+                watched.hear(TaskState.PENDING, reason="JobHeldUser")
+                watched.hear(TaskState.PENDING, reason="Priority")
+        finally:
+            logging.getLogger("slurmlaunch").removeHandler(handler)
+
+        assert [True] == free
+        assert ["scontrol release 7" in message for message in messages] == [True]
+
+    def test_not_known(self, watched: Watched) -> None:
+        """A task that the scheduler says nothing of is not lost."""
+        watched.lookout.absences.hear(Told({}))
+        watched.look_late()
+
+        assert ({}, {}) == (watched.fates, watched.run.tasks.states)
+
+
+class TestWrittenDown:
+    """What a client was told of an end, for those who come when there is nobody left to ask."""
+
+    @pytest.fixture(autouse=True)
+    def told(self, watched: Watched) -> None:
+        """Have a client be told of the ends of two tasks, of which one had been started before."""
+        OutcomeWriter(watched.folder, 0)
+        watched.hear(TaskState.NODE_FAIL, 0, node="n3", exit_code="1:0")
+        watched.look_late()
+        watched.hear(TaskState.CANCELLED, 2)
+        watched.look_late()
+
+    def come(self, watched: Watched, *, heard: bool = False) -> Watched:
+        """Return a client that comes later, and has waited for long for what the scheduler says."""
+        later = Watched.of(watched.folder)
+        if heard:
+            later.lookout.absences.hear(Told({}))
+        later.wait()
+        later.look_late()
+        return later
+
+    @pytest.mark.parametrize("heard", [False, True])
+    def test_without_a_scheduler(self, watched: Watched, *, heard: bool) -> None:
+        """Where the scheduler is silent, or has forgotten, the ends are what it once said."""
+        later = self.come(watched, heard=heard)
+
+        assert dict.fromkeys((0, 1, 4, 5), "ENDED") == later.fates
+        assert [NodeFailure, TaskCancelled] == [type(later.error(item)) for item in (0, 4)]
+        assert ("n3", "NODE_FAIL", "1:0") == (later.error(0).node, later.error(0).state, later.error(0).exit_code)
+
+    def test_not_at_once(self, watched: Watched) -> None:
+        """The scheduler has some time to answer, and knows better."""
+        later = Watched.of(watched.folder)
+        later.look_late()
+        assert {} == later.fates
+
+        later.hear(TaskState.RUNNING, 0)
+        later.wait()
+        later.look()
+        assert dict.fromkeys((4, 5), "ENDED") == later.fates
+
+    def test_started_again(self, watched: Watched) -> None:
+        """A task that was started again since has not ended."""
+        OutcomeWriter(watched.folder, 0)
+
+        assert dict.fromkeys((4, 5), "ENDED") == self.come(watched).fates
+
+    def test_outcomes_first(self, watched: Watched) -> None:
+        """What was recorded counts, whatever was said."""
+        write_value(OutcomeWriter(watched.folder, 2), 5, "late")
+
+        assert {0: "ENDED", 1: "ENDED", 5: "VALUE"} == self.come(watched).fates
+
+    def test_a_folder_that_may_only_be_read(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where nothing can be written down, those who are there are told all the same."""
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(Round, "told", refuse)
+        watched.hear(TaskState.TIMEOUT, 1)
+        watched.look_late()
+
+        assert {TimeLimitExceeded} == {type(watched.error(item)) for item in (2, 3)}
+
+
+class TestEndMarks:
+    """What tasks say of their own end."""
+
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [(128 + 9, WorkerDied), (Status.SETUP, NodeStartError), (Status.NODE, NodeStartError), (127, NodeStartError)],
+    )
+    def test_at_once(self, watched: Watched, status: int, expected: type[ItemError]) -> None:
+        """A task that ended badly has no outcomes to come: that is known without a scheduler, and without a wait."""
+        watched.end(1, status)
+        watched.look()
+
+        assert {2: "ENDED", 3: "ENDED"} == watched.fates
+        assert {expected} == {type(watched.error(item)) for item in (2, 3)}
+        assert [2, 3] == [watched.error(item).item for item in (2, 3)]
+
+    @pytest.mark.parametrize(("status", "expected"), [(Status.VALUES, ResultLost), (Status.FAILURES, NodeStartError)])
+    def test_in_the_end(self, watched: Watched, status: int, expected: type[ItemError]) -> None:
+        """One that ended well has recorded everything before: what is missing is only not visible yet."""
+        watched.end(1, status)
+        watched.look()
+        assert {} == watched.fates
+
+        watched.look_late()
+        assert {expected} == {type(watched.error(item)) for item in (2, 3)}
+
+    @pytest.mark.parametrize("status", [Status.STOPPED, Status.REQUEUE])
+    def test_from_outside(self, watched: Watched, status: int) -> None:
+        """Of one that was stopped from outside the scheduler says what it was."""
+        watched.end(1, status)
+        watched.look_late()
+        assert {} == watched.fates
+
+        watched.hear(TaskState.TIMEOUT, 1)
+        watched.look()
+        assert {TimeLimitExceeded} == {type(watched.error(item)) for item in (2, 3)}
+
+    @pytest.mark.parametrize("attempts", [1, 2])
+    def test_nothing_of_a_later_start(self, watched: Watched, attempts: int) -> None:
+        """The mark of a start that was followed by another does not say how that one ended."""
+        for _ in range(attempts):
+            OutcomeWriter(watched.folder, 1)
+        watched.end(1, Status.REQUEUE)
+        watched.look()
+        watched.hear(TaskState.FAILED, 1, exit_code="0:9")
+        watched.look_late()
+
+        assert {WorkerDied} == {type(watched.error(item)) for item in (2, 3)}
+
+    def test_started_again(self, watched: Watched) -> None:
+        """The end of an earlier start means nothing for a later one."""
+        first, second = OutcomeWriter(watched.folder, 1), OutcomeWriter(watched.folder, 1)
+        watched.end(1, 128 + 9)
+        write_value(first, 2, "first")
+        watched.look_late()
+        assert {2: "VALUE"} == watched.fates
+
+        write_value(second, 3, "second")
+        watched.end(1, Status.VALUES, start=1)
+        watched.look()
+        assert {2: "VALUE", 3: "VALUE"} == watched.fates
+
+    def test_outcomes_first(self, watched: Watched) -> None:
+        """What was recorded before the end counts, however the task ended."""
+        writer = OutcomeWriter(watched.folder, 0)
+        write_value(writer, 0, "a")
+        watched.end(0, 128 + 9)
+        watched.look()
+
+        assert {0: "VALUE", 1: "ENDED"} == watched.fates
+
+
+class TestLatency:
+    """For how long a file may be unseen."""
+
+    def test_variable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The user may know better."""
+        monkeypatch.setenv("SLURMLAUNCH_LATENCY", "12.5")
+
+        assert 12.5 == latency_of(tmp_path)
+
+    def test_unknown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is no disk of this machine is taken for a network's."""
+        monkeypatch.delenv("SLURMLAUNCH_LATENCY", raising=False)
+        monkeypatch.setattr("slurmlaunch.client.latency._LOCAL_FILE_SYSTEMS", frozenset())
+
+        assert latency_of(tmp_path) >= 70

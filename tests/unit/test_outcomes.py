@@ -1,0 +1,450 @@
+"""Outcome files: what one attempt of a task appends, and others read while it does."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from array import array
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurmlaunch.errors import ResultLost, UnsafeRunFolder
+from slurmlaunch.outcome import Failure, Value, in_series
+from slurmlaunch.runfolder import outcomes, records
+from slurmlaunch.runfolder.layout import RunFolder, salt_of
+from slurmlaunch.runfolder.outcomes import Entry, OutcomeFile, OutcomeWriter, Recorded, earlier_attempts
+from slurmlaunch.runfolder.records import Damage, Kind
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Return a run folder with room for outcomes."""
+    (tmp_path / "outcomes").mkdir(mode=0o700)
+    return RunFolder(tmp_path)
+
+
+def record_values(writer: OutcomeWriter, first: int, *values: Any) -> None:
+    """Record values of consecutive items in one record."""
+    pickled = [Value(value).dump() for value in values]
+    writer.values(first, array("I", map(len, pickled)), b"".join(pickled))
+
+
+def record_series(writer: OutcomeWriter, first: int, *values: Any) -> None:
+    """Record values of consecutive items in one record, as a node does: to be read as one."""
+    pickled = [in_series(Value(value).dump())[:-1] for value in values]
+    writer.series(first, array("I", map(len, pickled)), b"".join(pickled))
+
+
+def values_in(file: OutcomeFile, *, final: bool = False) -> dict[int, Any]:
+    """Read on in a file without damage; return the values."""
+    found = {}
+    for recorded in file.read(final=final):
+        assert isinstance(recorded, Recorded)
+        content = recorded.read()
+        for item in range(recorded.header.first, recorded.header.stop):
+            found[item] = content.outcome(item).unwrap()
+    return found
+
+
+def shape_of(file: OutcomeFile, *, final: bool = False) -> list[tuple[str, int, int]]:
+    """Read on in a file; return what was found, with the first item and one past the last."""
+    return [
+        (type(found).__name__, found.header.first if found.header else -1, found.header.stop if found.header else -1)
+        for found in file.read(final=final)
+    ]
+
+
+# Writing.
+
+
+def test_what_is_recorded_is_read(folder: RunFolder) -> None:
+    """Values in one record, values of their own and failures come back as the outcomes of their items."""
+    writer = OutcomeWriter(folder, 3)
+    record_values(writer, 5, "five", None, [7])
+    writer.value(1, Value("one").dump())
+    writer.failure(8, Failure(KeyError("k"), "traceback").dump(), count=2)
+    writer.close()
+
+    *good, failed = OutcomeFile(folder.outcomes / "3.0").read(final=True)
+
+    found: dict[int, Any] = {}
+    for recorded in good:
+        assert isinstance(recorded, Recorded)
+        items = range(recorded.header.first, recorded.header.stop)
+        found |= {item: recorded.read().outcome(item).unwrap() for item in items}
+    assert found == {5: "five", 6: None, 7: [7], 1: "one"}
+    assert isinstance(failed, Recorded)
+    for item in (8, 9):
+        outcome = failed.read().outcome(item)
+        assert isinstance(outcome, Failure)
+        assert (repr(outcome.error), outcome.traceback) == ("KeyError('k')", "traceback")
+
+
+def test_each_attempt_has_a_file_of_its_own(folder: RunFolder) -> None:
+    """An attempt is the first number of its task that no other has taken, and its file is the user's alone."""
+    (folder.outcomes / "3.1").touch()
+
+    writers = [OutcomeWriter(folder, task) for task in (3, 3, 4)]
+
+    assert [writer.attempt for writer in writers] == [0, 2, 0]
+    assert [writer.path.name for writer in writers] == ["3.0", "3.2", "4.0"]
+    assert [writer.path.stat().st_mode & 0o777 for writer in writers] == [0o600] * 3
+    for writer in writers:
+        writer.close()
+
+
+def test_failures_are_counted(folder: RunFolder) -> None:
+    """A writer knows for how many items it recorded failures, those of another process of its attempt included."""
+    writer = OutcomeWriter(folder, 0)
+    writer.failure(0, Failure(ValueError()).dump(), count=3)
+    record_values(writer, 3, "value")
+    writer.adopt(failed=True)
+    writer.adopt(failed=False)
+
+    assert writer.failures == 4
+    writer.close()
+
+
+def test_what_another_process_did_not_finish_is_cut_off(folder: RunFolder) -> None:
+    """After a process of the attempt died while it appended, its part is cut off, and recording goes on behind."""
+    writer = OutcomeWriter(folder, 0)
+    record_values(writer, 0, "before")
+    with writer.path.open("ab") as other:
+        other.write(records.encode(Kind.VALUES, bytes(1000))[:500])
+
+    writer.cut()
+    record_values(writer, 1, "behind")
+    writer.close()
+
+    assert values_in(OutcomeFile(writer.path), final=True) == {0: "before", 1: "behind"}
+
+
+def test_what_another_process_appended_is_kept(folder: RunFolder) -> None:
+    """A record that another process of the attempt appended stays where it is, once it is adopted."""
+    writer = OutcomeWriter(folder, 0)
+    with writer.path.open("ab") as other:
+        other.write(records.encode(Kind.VALUES, Value("other").dump(), first=7))
+
+    writer.adopt(failed=False)
+    writer.cut()
+    writer.close()
+
+    assert values_in(OutcomeFile(writer.path), final=True) == {7: "other"}
+
+
+# Reading while it grows.
+
+
+def test_a_reader_goes_on_where_it_stopped(folder: RunFolder) -> None:
+    """Each record is read once, when it is whole; a tail that is still being written is waited for."""
+    writer, whole = OutcomeWriter(folder, 0), records.encode(Kind.VALUES, Value("torn").dump(), first=1)
+    file = OutcomeFile(writer.path)
+    record_values(writer, 0, "first")
+    seen = [values_in(file)]
+    with writer.path.open("ab", buffering=0) as other:
+        for start, stop in ((0, 10), (10, 33), (33, len(whole) - 1), (len(whole) - 1, len(whole))):
+            other.write(whole[start:stop])
+            seen.append(values_in(file))
+
+    assert seen == [{0: "first"}, {}, {}, {}, {1: "torn"}]
+    assert (file.position, values_in(file)) == (writer.path.stat().st_size, {})
+    writer.close()
+
+
+def test_a_tail_that_was_cut_off_is_forgotten(folder: RunFolder) -> None:
+    """A reader that saw a torn tail reads what took its place."""
+    writer = OutcomeWriter(folder, 0)
+    file = OutcomeFile(writer.path)
+    with writer.path.open("ab") as other:
+        other.write(records.encode(Kind.VALUES, bytes(1000), first=9)[:500])
+    assert values_in(file) == {}
+
+    writer.cut()
+    record_values(writer, 0, "a", "b")
+
+    assert values_in(file) == {0: "a", 1: "b"}
+    writer.close()
+
+
+def test_a_reader_keeps_up_with_another_process(folder: RunFolder) -> None:
+    """However a writer's bytes arrive, every record is read once, in order, and none is called damaged."""
+    written = b"".join(
+        records.encode(Kind.VALUES, os.urandom(size), first=i)
+        for i, size in enumerate([0, 1, 50, 5000, 200_000, 3, 70_000] * 20)
+    )
+    source, path = folder.path / "source", folder.outcomes / "0.0"
+    source.write_bytes(written)
+    path.touch(0o600)
+    program = """
+import random, sys
+with open(sys.argv[1], "rb") as source, open(sys.argv[2], "ab", buffering=0) as target:
+    while piece := source.read(random.choice([1, 7, 40, 3000, 100000])):
+        target.write(piece)
+"""
+    found: list[int] = []
+    file = OutcomeFile(path)
+
+    def read() -> bool:
+        for each in file.read():
+            assert isinstance(each, Recorded)
+            found.append(each.header.first)
+        return len(found) == 140
+
+    with subprocess.Popen([sys.executable, "-c", program, source, path]):
+        wait_until(read)
+
+    assert found == list(range(140))
+
+
+def test_notes_are_kept_apart(folder: RunFolder) -> None:
+    """What an attempt records about itself is no outcome."""
+    writer = OutcomeWriter(folder, 0)
+    writer.note(node="n1")
+    record_values(writer, 0, "value")
+    writer.note(peak=17)
+    writer.close()
+    file = OutcomeFile(writer.path)
+
+    assert (values_in(file), file.notes) == ({0: "value"}, [{"node": "n1"}, {"peak": 17}])
+
+
+def test_records_of_a_later_version_are_passed_over(folder: RunFolder) -> None:
+    """A kind of record that this version does not know is neither an outcome nor damage."""
+    writer = OutcomeWriter(folder, 0)
+    record_values(writer, 0, "value")
+    writer.close()
+    with writer.path.open("ab") as other:
+        other.write(records.encode(99, b"?") + records.encode(Kind.VALUES, Value("next").dump(), first=1))
+
+    assert values_in(OutcomeFile(writer.path), final=True) == {0: "value", 1: "next"}
+
+
+# Pieces.
+
+
+@given(
+    sizes=st.lists(st.integers(0, 300), max_size=8),
+    piece=st.integers(1, 400),
+    hit=st.none() | st.integers(0, 10**6),
+)
+def test_pieces_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], piece: int, hit: int | None
+) -> None:
+    """However little is read at once, all records beside a damage are found, and what is damaged is called so."""
+    whole = [records.encode(Kind.VALUES, bytes(size), first=i) for i, size in enumerate(sizes)]
+    content = bytearray(b"".join(whole))
+    lost = -1
+    if content and hit is not None:
+        hit %= len(content)
+        content[hit] ^= 1
+        lost = next(i for i in range(len(whole)) if hit < sum(map(len, whole[: i + 1])))
+    path = tmp_path_factory.mktemp("pieces") / "0.0"
+    path.write_bytes(content)
+    path.chmod(0o600)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcomes, "_PIECE", piece)
+        found = list(OutcomeFile(path).read(final=True))
+
+    assert [i for i in range(len(whole)) if i != lost] == [
+        each.header.first for each in found if isinstance(each, Recorded)
+    ]
+    damaged = [(each.offset, each.stop) for each in found if isinstance(each, Damage)]
+    assert bool(damaged) == (lost >= 0)
+    if damaged:
+        assert damaged[0][0] == sum(map(len, whole[:lost]))
+        assert damaged[-1][1] == sum(map(len, whole[: lost + 1]))
+
+
+def test_a_record_may_be_larger_than_what_is_read_at_once(folder: RunFolder) -> None:
+    """A record of many megabytes is read, and so is what follows it."""
+    large = os.urandom(9 << 20)
+    writer = OutcomeWriter(folder, 0)
+    record_values(writer, 0, "before")
+    writer.value(1, Value(large).dump())
+    record_values(writer, 2, "behind")
+    writer.close()
+
+    assert values_in(OutcomeFile(writer.path)) == {0: "before", 1: large, 2: "behind"}
+
+
+# Damage.
+
+
+def test_only_the_end_tells_damage_from_a_tail(folder: RunFolder) -> None:
+    """What is no whole record may still be one while the attempt runs; once it is over it is damage, and is named."""
+    writer = OutcomeWriter(folder, 0)
+    for i in range(4):
+        record_values(writer, i, "value")
+    writer.close()
+    record = len(records.encode(Kind.VALUES, Value("value").dump()))
+    content = bytearray(writer.path.read_bytes())
+    content[record + 40] ^= 1
+    writer.path.write_bytes(content[:-1])
+    file = OutcomeFile(writer.path)
+
+    assert shape_of(file) == [("Recorded", 0, 1)]
+    assert shape_of(file, final=True) == [("Damage", 1, 2), ("Recorded", 2, 3), ("Damage", 3, 4)]
+    assert shape_of(file, final=True) == []
+
+
+def test_a_record_inside_a_value_is_none(folder: RunFolder, tmp_path: Path) -> None:
+    """A value may hold the files of another run: where its own header is damaged, nothing in it is an outcome."""
+    other = RunFolder(tmp_path / "other")
+    for path in (other.path, other.outcomes):
+        path.mkdir(mode=0o700)
+    other.salt, folder.salt = salt_of("other"), salt_of("this")
+    nested = OutcomeWriter(other, 0)
+    record_values(nested, 0, "wrong")
+    nested.close()
+    writer = OutcomeWriter(folder, 0)
+    record_values(writer, 0, nested.path.read_bytes())
+    record_values(writer, 1, "right")
+    writer.close()
+    assert values_in(OutcomeFile(nested.path, other.salt)) == {0: "wrong"}
+    content = bytearray(writer.path.read_bytes())
+    content[5] ^= 1
+    writer.path.write_bytes(content)
+
+    found = [("Damage", -1, -1), ("Recorded", 1, 2)]
+    assert shape_of(OutcomeFile(writer.path, folder.salt), final=True) == found
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut", "remove"])
+def test_an_outcome_that_was_lost_since_says_where(folder: RunFolder, spoil: str) -> None:
+    """An outcome that was seen, and is damaged or gone when it is asked for, is lost; the error names the place."""
+    writer = OutcomeWriter(folder, 0)
+    record_values(writer, 0, "first")
+    record_values(writer, 1, "second")
+    writer.close()
+    recorded = list(OutcomeFile(writer.path).read())[1]
+    assert isinstance(recorded, Recorded)
+    content = writer.path.read_bytes()
+    if spoil == "remove":
+        writer.path.unlink()
+    else:
+        writer.path.write_bytes(content[:-1] + (b"?" if spoil == "flip" else b""))
+
+    with pytest.raises(ResultLost) as lost:
+        recorded.read()
+
+    assert (lost.value.file, lost.value.offset) == (str(writer.path), recorded.offset)
+
+
+def test_outcomes_that_others_may_write_are_not_read(folder: RunFolder) -> None:
+    """An outcome file that others may write to is refused, also when it was safe before."""
+    writer = OutcomeWriter(folder, 0)
+    record_values(writer, 0, "value")
+    writer.close()
+    (recorded,) = OutcomeFile(writer.path).read()
+    assert isinstance(recorded, Recorded)
+    writer.path.chmod(0o620)
+
+    with pytest.raises(UnsafeRunFolder):
+        list(OutcomeFile(writer.path).read())
+    with pytest.raises(UnsafeRunFolder):
+        recorded.read()
+
+
+# Earlier attempts.
+
+
+def test_an_attempt_learns_what_the_earlier_ones_recorded(folder: RunFolder) -> None:
+    """Whole records of earlier attempts count, damaged ones and those of later attempts do not."""
+    for attempt in range(4):
+        writer = OutcomeWriter(folder, 5)
+        record_values(writer, 10 * attempt, "a", "b")
+        record_values(writer, 10 * attempt + 5, "c")
+        writer.close()
+    (folder.outcomes / "5.1").unlink()
+    with (folder.outcomes / "5.2").open("r+b") as file:
+        file.seek(40)
+        file.write(b"??")
+
+    assert earlier_attempts(folder, 5, 3).done == {0, 1, 5, 25}
+
+
+def test_what_is_cut_off_again_hides_nothing(folder: RunFolder) -> None:
+    """Where a record was read that is cut off later, what is appended in its place is read too."""
+    writer = OutcomeWriter(folder, 0)
+    record_values(writer, 0, "whole")
+    file = OutcomeFile(writer.path)
+    large = Entry.of_outcome(1, Failure(ValueError("x" * 1000)).dump(), succeeded=False)
+    writer.only_values = True
+    with writer.path.open("ab") as other:  # another process of the attempt
+        other.write(large.header.encode(folder.salt) + b"".join(large.parts))
+    assert [0, 1] == [each.header.first for each in file.read() if isinstance(each, Recorded)]
+    writer.adopt(failed=True)
+    record_values(writer, 2, "next")
+
+    assert [0, 2] == [each.header.first for each in file.read() if isinstance(each, Recorded)]
+    assert (1, 0) == (writer.withheld, writer.failures)
+
+
+# Values that are read as one.
+
+
+def test_series(folder: RunFolder) -> None:
+    """A series is read whole, in part, or one by one, and each value is an object of its own."""
+    writer = OutcomeWriter(folder, 0)
+    values = [1, "two", [3], None, b"five" * 100, {"six": [6.0]}]
+    record_series(writer, 4, *values)
+    record_series(writer, 10, "alone")
+
+    first, second = [each.read() for each in OutcomeFile(writer.path).read() if isinstance(each, Recorded)]
+
+    assert values == first.values(range(4, 10)) == [first.outcome(item).unwrap() for item in range(4, 10)]
+    assert values[1:3] == first.values(range(5, 7))
+    assert ["alone"] == second.values(range(10, 11))
+    assert first.outcome(6).unwrap() is not first.outcome(6).unwrap()
+    again = first.values(range(4, 10))
+    assert again is not None
+    again[2].append(1)
+    assert values == first.values(range(4, 10))
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "values"),
+    [(Kind.INTEGERS, "q", [0, -1, 2**63 - 1, -(2**63)]), (Kind.FLOATS, "d", [0.5, -math.inf, 5e-324, 1e308])],
+)
+def test_numbers(folder: RunFolder, kind: Kind, code: str, values: list[float]) -> None:
+    """Numbers take eight bytes each, and are read whole, in part, or one by one."""
+    writer = OutcomeWriter(folder, 0)
+    writer.numbers(kind, 4, array(code, values).tobytes())
+
+    (recorded,) = [each for each in OutcomeFile(writer.path).read() if isinstance(each, Recorded)]
+    content = recorded.read()
+
+    assert 8 * len(values) == recorded.header.length
+    assert values == content.values(range(4, 8)) == [content.outcome(item).unwrap() for item in range(4, 8)]
+    assert values[1:3] == content.values(range(5, 7))
+    assert {type(values[0])} == {*map(type, content.values(range(4, 8)) or ())}
+
+
+class Unloadable:
+    """Does not unpickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("x",)
+
+
+def test_series_with_one_that_does_not_unpickle(folder: RunFolder) -> None:
+    """One value that does not unpickle fails by itself: the others have their values, one by one."""
+    writer = OutcomeWriter(folder, 0)
+    record_series(writer, 0, "a", Unloadable(), "c")
+
+    (content,) = [each.read() for each in OutcomeFile(writer.path).read() if isinstance(each, Recorded)]
+
+    assert content.values(range(3)) is None
+    assert content.values(range(1)) is None  # it is not tried again for each of the others
+    assert ["a", "c"] == [content.outcome(item).unwrap() for item in (0, 2)]
+    assert isinstance(content.outcome(1), Failure)

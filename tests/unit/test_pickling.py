@@ -1,0 +1,240 @@
+"""What is pickled at the client, and how the culprit is named where it does not pickle."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import pytest
+
+import tests.support.deeds
+from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
+from slurmlaunch.errors import NotPicklable, SlurmlaunchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOCK = threading.Lock()
+
+
+class Holder:
+    """Holds something in its __dict__."""
+
+    held: Any = None
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+    def method(self) -> object:
+        """Return it."""
+        return self.held
+
+
+class Slotted:
+    """Holds something in a slot."""
+
+    __slots__ = ("empty", "held")
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+
+def local_function() -> Callable[[], object]:
+    """Return a function that travels by value and uses a global variable, but only in a function inside it."""
+    return lambda: [LOCK for _ in range(1)]
+
+
+def local_class() -> type:
+    """Return a class that travels by value."""
+
+    class Local:
+        lock = LOCK
+
+    return Local
+
+
+def half_defined() -> Callable[[], object]:
+    """Return a function one of whose closure variables has no value."""
+    lock = later = LOCK
+
+    def function() -> object:
+        return lock, later  # noqa: F821 - deleted below, on purpose
+
+    del later
+    return function
+
+
+def nested(depth: int) -> object:
+    """Return a lock in so many lists."""
+    return [nested(depth - 1)] if depth else LOCK
+
+
+def in_itself() -> list[object]:
+    """Return a list that holds itself, and a lock."""
+    own: list[object] = []
+    own += [own, LOCK]
+    return own
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda lock=LOCK: lock, "default of 'lock'"),
+        (local_function(), "global variable 'LOCK'"),
+        (half_defined(), "closure variable 'lock'"),
+        (functools.partial(id, LOCK), "argument 0"),
+        (functools.partial(dict, key=LOCK), "argument 'key'"),
+        (functools.partial(local_function()), "partial's function → global variable 'LOCK'"),
+        (Holder(LOCK).method, "the object of Holder.method → attribute 'held'"),
+        (Holder([Slotted({"a": LOCK})]), "attribute 'held' → element 0 → attribute 'held' → key 'a'"),
+        (local_class(), "class attribute 'lock'"),
+        (LOCK.acquire, ""),
+    ],
+)
+def test_path_in_a_function(function: Callable[..., Any], expected: str) -> None:
+    """The way from a function to what does not pickle is told in the words of whoever wrote it."""
+    with pytest.raises(NotPicklable) as caught:
+        pickle_function(function)
+
+    assert expected == caught.value.path
+    assert expected in str(caught.value)
+    assert name_of(function) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((1, LOCK), "argument 1"),
+        (((1, LOCK),), "argument 0 → element 1"),
+        (({LOCK.locked},), "argument 0 → element 0"),
+        ((in_itself(),), "argument 0 → element 1"),
+        ((Holder(Holder(LOCK)),), "argument 0 → attribute 'held' → attribute 'held'"),
+        ((nested(9),), " → ".join(["argument 0", *["element 0"] * 5])),
+    ],
+)
+def test_path_in_arguments(arguments: tuple[Any, ...], expected: str) -> None:
+    """So is the way from an argument, as deep as one would care to read."""
+    with pytest.raises(NotPicklable) as caught:
+        pickle_arguments(arguments)
+
+    assert expected == caught.value.path
+
+
+def test_error() -> None:
+    """The error is also pickle's own, says why, and what to do."""
+    with pytest.raises(pickle.PicklingError, match=r"cannot pickle '_thread.lock' object.*__getstate__") as caught:
+        pickle_arguments((LOCK,))
+
+    assert isinstance(caught.value, SlurmlaunchError)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_reduce_of_the_user() -> None:
+    """Whatever a __reduce__ of the user's raises means that it does not pickle."""
+    with pytest.raises(NotPicklable, match="stays here") as caught:
+        pickle_arguments((1, [tests.support.deeds.Mute()]))
+
+    assert "argument 1 → element 0" == caught.value.path
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (len, "len"),
+        (local_class, "local_class"),
+        (Holder(1).method, "Holder.method"),
+        (functools.partial(functools.partial(len)), "len"),
+        (Slotted(1), "Slotted"),
+        (Holder, "Holder"),
+    ],
+)
+def test_name(function: Callable[..., Any], expected: str) -> None:
+    """A function has the name that its author gave it, also where it is wrapped; an object has its class's."""
+    assert expected == name_of(function)
+
+
+def test_by_value() -> None:
+    """Modules travel for as long as that is wanted; those that the user registered stay registered."""
+    by_reference = pickle_function(tests.support.deeds.chain)
+    with travelling(["tests.support.deeds"]):
+        assert by_reference != pickle_function(tests.support.deeds.chain)
+        arguments = pickle_arguments((tests.support.deeds.chain,))
+        assert isinstance(arguments, bytes)
+        assert b"words" in arguments
+    assert by_reference == pickle_function(tests.support.deeds.chain)
+    assert by_reference != pickle_function(tests.support.deeds.chain, ["tests.support.deeds"])
+
+    cloudpickle.register_pickle_by_value(tests.support.deeds)
+    try:
+        with travelling(["tests.support.deeds"]):
+            pass
+        assert by_reference != pickle_function(tests.support.deeds.chain)
+    finally:
+        cloudpickle.unregister_pickle_by_value(tests.support.deeds)
+
+
+def test_by_value_in_two_calls() -> None:
+    """Modules travel until the last of the calls that want that is through, whichever was first."""
+    by_reference = pickle_function(tests.support.deeds.chain)
+    with ExitStack() as later:
+        with travelling(["tests.support.deeds"]):
+            later.enter_context(travelling(["tests.support.deeds"]))
+        assert by_reference != pickle_function(tests.support.deeds.chain)
+    assert by_reference == pickle_function(tests.support.deeds.chain)
+
+
+def test_no_such_module() -> None:
+    """A module that does not exist cannot travel."""
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        pickle_function(len, ["no_such_module"])
+
+
+def pickled(row: tuple[Any, ...]) -> bytes:
+    """Return the pickled arguments, which have no large buffers."""
+    data = pickle_arguments(row)
+    assert isinstance(data, bytes)
+    return data
+
+
+def test_plain_arguments() -> None:
+    """Numbers, text and containers arrive, with what they share, also after something else was pickled or did not."""
+    shared = ["shared"]
+    rows: list[tuple[Any, ...]] = [
+        (1, "two", 3.0, 4j, None, True, b"5", bytearray(b"6")),
+        ([shared, shared], {"key": (shared, {1, 2}, frozenset({3}))}),
+        ((), [], {}),
+    ]
+    for row in rows:
+        for other in (Holder(row), local_function, print):
+            pickle_arguments((other, row))
+        with pytest.raises(NotPicklable):
+            pickle_arguments((row, LOCK))
+        assert row == pickle.loads(pickled(row))
+    loaded = pickle.loads(pickled(rows[1]))
+    assert loaded[0][0] is loaded[0][1] is loaded[1]["key"][0]
+
+
+def test_plain_arguments_from_threads() -> None:
+    """Several threads may submit at once."""
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(pickled, [([number] * 50, str(number)) for number in range(2000)])
+        assert [([number] * 50, str(number)) for number in range(2000)] == [pickle.loads(each) for each in found]
+
+
+def test_arguments_in_a_row_without_end() -> None:
+    """A container that holds itself arrives; one that is too deep is an error that says so."""
+    endless: list[Any] = []
+    endless.append(endless)
+    loaded = pickle.loads(pickled((endless,)))
+    assert loaded[0][0] is loaded[0]
+
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(NotPicklable):
+        pickle_arguments((deep,))

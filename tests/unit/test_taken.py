@@ -1,0 +1,224 @@
+"""What a client makes of a dynamic round: who has what, and what is left when all tasks are over.
+
+Nothing runs here, as in the tests of the lookout.
+"""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurmlaunch.backends.base import TaskState
+from slurmlaunch.client.lookout import Lookout
+from slurmlaunch.client.run import Run
+from slurmlaunch.client.submission import Submission
+from slurmlaunch.errors import (
+    NodeFailure,
+    NodeStartError,
+    ResultLost,
+    SubmissionError,
+    TaskCancelled,
+    TimeLimitExceeded,
+    WorkerDied,
+)
+from slurmlaunch.outcome import Failure
+from slurmlaunch.runfolder.claims import Claimer
+from slurmlaunch.runfolder.journal import Round, read_rounds
+from slurmlaunch.runfolder.layout import Manifest, Status
+from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RoundPlan, Slices
+from tests.support.tasks import OneRun, rows
+from tests.unit.test_lookout import Watched, write_value
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Shared(Watched):
+    """A run of six items that two tasks share, item by item."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = OneRun(path, len, rows(range(6)), tasks=2, blocks=Blocks(6, 2, "dynamic", 1)).folder
+        self.run = Run(self.folder, Manifest.read(self.folder), None, list(read_rounds(self.folder)))  # type: ignore[arg-type]
+        self.run.tasks.jobs[0, 0] = "7"
+        self.lookout = Lookout(self.run)
+        self.lookout.absences.latency = math.inf
+        self.writers: dict[int, OutcomeWriter] = {}
+
+    def take(self, task: int, blocks: int = 1) -> None:
+        """Have a task start, and take some blocks."""
+        self.writers.setdefault(task, OutcomeWriter(self.folder, task))
+        claimer = Claimer(self.folder.claims(0), task, 0, 6)
+        for _ in range(blocks):
+            claimer.claim()
+
+    def look(self) -> None:
+        """Look, and look for claims as well."""
+        for _ in range(2):
+            self.lookout._claims_at = 0.0  # noqa: SLF001 - or the clock would decide
+            self.lookout.look()
+
+    @property
+    def errors(self) -> list[type]:
+        """What the items have failed with; NoneType for those that are open."""
+        return [type(self.error(item) if self.fates.get(item) in {"FAILURE", "ENDED"} else None) for item in range(6)]
+
+
+OPEN = type(None)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Shared:
+    """Return a run that nothing has happened to yet."""
+    return Shared(tmp_path / "run")
+
+
+def test_who_has_what(shared: Shared) -> None:
+    """Before an item is taken it stands where it would in a static round, and waits; then it has its task."""
+    assert [shared.run.tasks.task_of(item) for item in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert {shared.run.tasks.state_of_item(item) for item in range(6)} == {TaskState.PENDING}
+    shared.take(1, 2)
+    shared.look()
+
+    assert [shared.run.tasks.task_of(item) for item in range(6)] == [1, 1, 0, 1, 1, 1]
+    assert [shared.run.tasks.is_begun(item) for item in range(6)] == [True, True, False, False, False, False]
+    assert (shared.run.tasks.open_items(1), shared.run.tasks.open_items(0)) == ([0, 1], [])
+    assert shared.run.tasks.count_running() == shared.run.tasks.count_running(range(6)) == 2
+    assert [shared.run.tasks.state_of_item(item).value for item in (0, 5)] == ["RUNNING", "PENDING"]
+
+
+def test_an_outcome_tells_who_has_it(shared: Shared) -> None:
+    """A listing may be behind: what a task recorded it had taken."""
+    writer = OutcomeWriter(shared.folder, 1)
+    write_value(writer, 2, "x")
+    shared.look()
+
+    assert (shared.run.tasks.task_of(2), shared.run.tasks.is_given(2), shared.run.tasks.is_given(1)) == (1, True, False)
+
+
+def test_one_task_is_over(shared: Shared) -> None:
+    """What it had taken ends with it; what nobody has taken waits for the other."""
+    shared.take(0)
+    shared.take(1)
+    shared.end(0, 137)
+    shared.look_late()
+
+    assert shared.errors == [WorkerDied, OPEN, OPEN, OPEN, OPEN, OPEN]
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (TaskState.TIMEOUT, TimeLimitExceeded),
+        (TaskState.NODE_FAIL, NodeFailure),
+        (TaskState.CANCELLED, TaskCancelled),
+        (TaskState.COMPLETED, ResultLost),
+    ],
+)
+def test_all_are_over(shared: Shared, state: TaskState, expected: type) -> None:
+    """What nobody has taken ends as the tasks have, and names no task; each item once."""
+    shared.take(0)
+    shared.take(1)
+    shared.hear(state)
+    shared.hear(state, 1)
+    shared.look()
+    assert shared.errors == [OPEN] * 6
+    shared.look_late()
+
+    assert shared.errors == [expected] * 6
+    assert [shared.error(item).task for item in range(6)] == [0, 1, None, None, None, None]
+    assert [shared.error(item).item for item in range(6)] == list(range(6))
+    first = [str(shared.error(item)) for item in range(6)]
+    shared.look_late()
+    assert first == [str(shared.error(item)) for item in range(6)]
+
+
+def test_the_worst_is_told(shared: Shared) -> None:
+    """Where one task ended well and the other did not, the other is why something is left."""
+    shared.take(0)
+    shared.end(0, Status.VALUES)
+    shared.end(1, Status.SETUP)
+    write_value(shared.writers[0], 0, "x")
+    shared.look()
+    assert shared.errors[5] is OPEN
+    shared.look_late()
+
+    assert shared.fates[0] == "VALUE"
+    assert isinstance(shared.error(5), NodeStartError)
+    assert "no task was left to take the item: the set-up lines failed" in str(shared.error(5))
+
+
+def test_why_tasks_gave_up(shared: Shared) -> None:
+    """Tasks that could load nothing recorded it for what they had taken: that is why nobody took the rest."""
+    for task in range(2):
+        shared.take(task)
+        shared.writers[task].failure(task, Failure(NodeStartError("cannot be loaded")).dump())
+        shared.end(task, Status.FAILURES)
+    shared.look_late()
+
+    assert shared.errors == [NodeStartError] * 6
+    assert "no task was left to take the item: cannot be loaded" in str(shared.error(5))
+
+
+def test_a_claim_that_is_seen_late(shared: Shared) -> None:
+    """What a dead task had taken ends with it, also where that is seen only later."""
+    shared.take(0)
+    shared.end(0, 137)
+    shared.look_late()
+    shared.take(0, 1)
+    shared.look_late()
+
+    assert shared.errors == [WorkerDied, WorkerDied, OPEN, OPEN, OPEN, OPEN]
+
+
+def test_nobody_ever_started(shared: Shared) -> None:
+    """Tasks that were cancelled before they started leave nothing to wait for, once that is sure."""
+    shared.hear(TaskState.CANCELLED)
+    shared.hear(TaskState.CANCELLED, 1)
+    shared.look_late()
+
+    assert shared.errors == [TaskCancelled] * 6
+
+
+def test_alive_again(shared: Shared) -> None:
+    """A task that the scheduler calls alive after all may go on taking."""
+    shared.take(0)
+    for task in range(2):
+        shared.hear(TaskState.NODE_FAIL, task)
+    shared.lookout.absences.latency = 0
+    shared.lookout.look()
+    assert shared.errors[0] is NodeFailure
+    shared.lookout.absences.latency = math.inf
+    shared.hear(TaskState.RUNNING, 1)
+    shared.look_late()
+    assert shared.run.tasks.has_open(1)
+
+
+def test_refused(shared: Shared) -> None:
+    """An array that is refused takes nothing with it while others may come, and all where none does."""
+    its_round = shared.run.tasks.rounds[0]
+    Submission(shared.run)._refuse(its_round, 0, SubmissionError("no"))  # noqa: SLF001
+    shared.look()
+
+    assert shared.errors == [SubmissionError] * 6
+
+
+def test_what_is_known_costs_little(tmp_path: Path) -> None:
+    """A million open items cost the client at most sixteen bytes each, whatever their schedule."""
+    items = 1_000_000
+    folder = OneRun(tmp_path / "run", len, rows([1])).folder
+    plan = RoundPlan(Slices(items, 1000), 1, (ArrayPlan("test", 1, 1000),), 1, 1, 1)
+    its_round = Round.make(folder, 1, plan._replace(blocks=Blocks(items, 1000, "dynamic")))
+    manifest = Manifest.read(folder)._replace(items=items)
+    tracemalloc.start()
+    run = Run(folder, manifest, None, [its_round])  # type: ignore[arg-type]
+    for _ in range(3):
+        run.tasks.look_for_claims()
+    assert run.tasks.task_of(items - 1) == 1000
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held <= 16 * items
