@@ -24,11 +24,10 @@ import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.backends.base import Limits, parse_memory
-from slurmlaunch.backends.container import OF_THE_HOST
-from slurmlaunch.backends.local import LocalBackend, added_variables, refusal
+from slurmlaunch.backends.local import LocalBackend, refusal, task_environment
 from slurmlaunch.backends.local.process import LIFELINE_FD
-from slurmlaunch.backends.local.resources import Allowance
-from slurmlaunch.backends.local.scheduler import Dispatcher
+from slurmlaunch.backends.local.resources import TaskResources
+from slurmlaunch.backends.local.scheduler import LocalScheduler
 from slurmlaunch.backends.slurm.commands import Command, for_steps, run
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE, Status
@@ -84,7 +83,7 @@ class Nodes:
         cpus = list(_cpus_per_node(os.environ.get(_NODES, "")))
         return [_Node(each, _memory(os.environ, each)) for each in cpus]
 
-    def fits(self, wanted: Allowance, running: Collection[Allowance]) -> bool:
+    def fits(self, wanted: TaskResources, running: Collection[TaskResources]) -> bool:
         """Whether a task may start beside those that run.
 
         Which nodes these are on only Slurm knows. If it chose worse than is assumed
@@ -100,7 +99,7 @@ class AllocationBackend(LocalBackend):
     """The `slurmlaunch.backends.base.Backend` of an allocation."""
 
     name = "allocation"
-    dispatcher = Dispatcher(Nodes())
+    scheduler = LocalScheduler(Nodes())
 
     def limits(self) -> Limits:
         """Return no limits: a task too large for the allocation is refused."""
@@ -112,14 +111,14 @@ class AllocationBackend(LocalBackend):
 
     def at_once(self, job: ArrayJob) -> int:
         """Return how many tasks of an array run at once where nothing else does."""
-        allowance, count = self.allowance(job), 0
-        while count < job.length and self.dispatcher.room.fits(allowance, [allowance] * count):
+        resources, count = self.resources(job), 0
+        while count < job.length and self.scheduler.capacity.fits(resources, [resources] * count):
             count += 1
         return max(1, count)
 
-    def allowance(self, job: ArrayJob) -> Allowance:
+    def resources(self, job: ArrayJob) -> TaskResources:
         """Return what a task takes of the allocation; Slurm itself holds it to its memory."""
-        asked = Allowance.of(job)
+        asked = TaskResources.of(job)
         reserved = sum(parse_memory(word.partition("=")[2]) for word in _memory_words(job.options))
         if not math.isfinite(reserved):
             reserved = 0.0  # all that there is, together with others
@@ -143,10 +142,7 @@ class AllocationBackend(LocalBackend):
 
     def environment(self, job: ArrayJob) -> dict[str, str]:
         """Return the environment of srun, and so of the tasks."""
-        inherited = for_steps(os.environ)
-        for name in OF_THE_HOST if job.container else ():
-            inherited.pop(name, None)
-        return {**inherited, **added_variables(job, inherited)}
+        return task_environment(job, for_steps(os.environ))
 
     def submit(self, job: ArrayJob) -> str:
         """Put the array in the queue of this process; return its job id.
@@ -157,7 +153,7 @@ class AllocationBackend(LocalBackend):
         """
         if not _is_inside(os.environ):
             raise refusal(job, _OUTSIDE)
-        if not self.dispatcher.room.fits(self.allowance(job), ()):
+        if not self.scheduler.capacity.fits(self.resources(job), ()):
             nodes = ", ".join(f"{node.cpus} CPUs" for node in Nodes().nodes)
             what = f"{job.ranks} × {job.cpus_per_task}" if job.ranks > 1 else str(job.cpus_per_task)
             raise refusal(
@@ -210,7 +206,7 @@ def _nodes_own_memory(nodes: str) -> float:
     return float(min(megabytes, default=math.inf)) * _MEBIBYTE
 
 
-def _place(wanted: Allowance, free: list[_Node]) -> bool:
+def _place(wanted: TaskResources, free: list[_Node]) -> bool:
     """Take what the ranks of a task need from the first nodes that have it; False where some found no room."""
     cpus = wanted.cpus // wanted.ranks
     for _ in range(wanted.ranks):

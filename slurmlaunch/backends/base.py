@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from slurmlaunch.backends.container import asks_for_gpus
+from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -250,11 +251,12 @@ class Backend(Protocol):
         """End a job, or these of its elements, pending or running, in one call."""
 
     def requeue(self, job_id: str, element: int) -> None:
-        """End an element that runs, and start it again.
+        """End a running element and start it again.
 
         Raises:
-            SchedulerError: the scheduler did not do it, or is none that can.
+            SchedulerError: the scheduler failed, or is not Slurm.
         """
+        raise SchedulerError(f"element {element} of {job_id} cannot be requeued: only Slurm requeues tasks")
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Change how many elements run at once, while they run; *after* is a job to wait for first."""

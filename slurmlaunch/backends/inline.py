@@ -17,8 +17,8 @@ from array import array
 from typing import TYPE_CHECKING
 
 from slurmlaunch import context
-from slurmlaunch.backends.base import ArrayJob, Limits, TaskRecord, TaskState
-from slurmlaunch.errors import NodeStartError, SchedulerError
+from slurmlaunch.backends.base import ArrayJob, Backend, Limits, TaskRecord, TaskState
+from slurmlaunch.errors import NodeStartError
 from slurmlaunch.outcome import Bundle, Failure
 from slurmlaunch.runfolder.claims import Claimer
 from slurmlaunch.runfolder.function import Work
@@ -48,7 +48,7 @@ class _AllEnded:
         return TaskRecord(TaskState.COMPLETED)
 
 
-class InlineBackend:
+class InlineBackend(Backend):
     """Runs the tasks of an array at once, one after the other."""
 
     name = "inline"
@@ -84,14 +84,6 @@ class InlineBackend:
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """Do nothing: the tasks are over."""
-
-    def requeue(self, job_id: str, element: int) -> None:
-        """Refuse: only Slurm starts a task again.
-
-        Raises:
-            SchedulerError: always.
-        """
-        raise SchedulerError(f"element {element} of {job_id} cannot be requeued: that is Slurm's to do")
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Do nothing: the tasks are over."""

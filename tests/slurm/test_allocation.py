@@ -9,7 +9,7 @@ import pytest
 
 from slurmlaunch import Executor, OptionError, attach
 from slurmlaunch.backends.allocation import Nodes
-from slurmlaunch.backends.local.resources import Allowance
+from slurmlaunch.backends.local.resources import TaskResources
 from tests.support import scripts
 from tests.support.cluster import ClusterSpec
 from tests.support.waiting import is_alive, wait_until
@@ -228,22 +228,24 @@ def test_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("cpus", "memory", "wanted", "at_once"),
     [
-        ("8(x2)", None, Allowance(4), 4),
-        ("8(x2)", None, Allowance(5), 2),
-        ("8(x2),4", None, Allowance(3), 5),
-        ("8(x2)", None, Allowance(12, ranks=6), 1),
-        ("8(x2)", None, Allowance(9), 0),
-        ("8(x2)", "100", Allowance(1, reserved=40 << 20), 4),
-        ("", None, Allowance(1), 0),
+        ("8(x2)", None, TaskResources(4), 4),
+        ("8(x2)", None, TaskResources(5), 2),
+        ("8(x2),4", None, TaskResources(3), 5),
+        ("8(x2)", None, TaskResources(12, ranks=6), 1),
+        ("8(x2)", None, TaskResources(9), 0),
+        ("8(x2)", "100", TaskResources(1, reserved=40 << 20), 4),
+        ("", None, TaskResources(1), 0),
     ],
 )
-def test_room(cpus: str, memory: str | None, wanted: Allowance, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capacity(
+    cpus: str, memory: str | None, wanted: TaskResources, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No task is spread over nodes, but the ranks of one may be."""
     monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", cpus)
     monkeypatch.delenv("SLURM_MEM_PER_CPU", raising=False)
     monkeypatch.setenv("SLURM_MEM_PER_NODE", memory or "0")
 
-    running: list[Allowance] = []
+    running: list[TaskResources] = []
     while Nodes().fits(wanted, running):
         running.append(wanted)
 

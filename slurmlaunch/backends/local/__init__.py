@@ -1,18 +1,17 @@
-"""Tasks as processes of this machine: the same run on a laptop, and in tests.
+"""The local backend: tasks as processes of this machine, on a laptop and in tests.
 
-A task is started as the batch script starts it on Slurm, with the same logs and
-the same end mark, and the scheduler is a thread of the client: see
-`slurmlaunch.backends.local.scheduler`. All local backends of a process share
-the machine, and never run tasks of more CPUs than it has.
+The client creates a `LocalBackend`; the allocation backend builds on it. Functions, items
+and outcomes are unknown here: they lie in the run folder.
 
-Of sbatch's options those count that have a meaning here: ``cpus_per_task``,
-``time``, and ``mem`` and ``mem_per_cpu`` where Linux's /proc shows what is used.
+A task starts as the batch script starts it on Slurm, with the same logs and
+the same end mark, and a thread of the client is the scheduler: see `scheduler`. All local
+backends of a process share the machine, and never run tasks of more CPUs than it has.
 
-The jobs are the client's own. It waits for them when the interpreter exits, and
-they end if it is killed. What is known of them lies in its memory: of a job that
-another process runs, only that process can tell the state, change the throttle
-or cancel; once it is gone, its tasks are `NODE_FAIL`, for the place where they
-ran is gone with it.
+Of sbatch's options these count: ``cpus_per_task``, ``time``, ``mem`` and ``mem_per_cpu``.
+
+The client waits for its jobs when the interpreter exits, and they end if it is killed. Their
+states lie in its memory: only the process that runs a job can tell its state, change its
+throttle or cancel it. After that process has ended, the job's tasks are `NODE_FAIL`.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch import caps
-from slurmlaunch.backends.base import Limits, TaskRecord, TaskState
+from slurmlaunch.backends.base import Backend, Limits, TaskRecord, TaskState
 from slurmlaunch.backends.container import OF_THE_HOST
-from slurmlaunch.backends.local.resources import MACHINE, Allowance
-from slurmlaunch.backends.local.scheduler import DISPATCHER, LocalJob
+from slurmlaunch.backends.local.resources import MACHINE, TaskResources
+from slurmlaunch.backends.local.scheduler import SCHEDULER, LocalJob
 from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder, Status
@@ -41,15 +40,15 @@ if TYPE_CHECKING:
 
 _CPU_COUNT = "PYTHON_CPU_COUNT"  # read as Python starts: too early for the node to set it
 
-_GONE = TaskRecord(TaskState.NODE_FAIL, reason="the client that ran it is gone")
+_CLIENT_ENDED = TaskRecord(TaskState.NODE_FAIL, reason="the client process that ran it has ended")
 
 _ELEMENT = "ELEMENT"
 
-# Open MPI refuses more ranks than the machine has cores, unless it is told; others do not read this.
+# Open MPI refuses more ranks than the machine has cores unless these are set; others do not read them.
 _OPEN_MPI = ("OMPI_MCA_rmaps_base_oversubscribe=1", "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe")
 
-# Of an outer task: which element, which start, which rank of MPI it is. The outer
-# job's allocation stays, for it is where local tasks run too.
+# Variables of an outer task: its element, its start, its rank. Those of the outer
+# job's allocation stay, because local tasks run there too.
 _OF_AN_OUTER_TASK = (
     "SLURM_ARRAY_", "SLURM_RESTART_COUNT", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "PMI", "MPI_LOCAL",
     "OMPI_COMM_WORLD_",
@@ -57,41 +56,41 @@ _OF_AN_OUTER_TASK = (
 
 
 class LocalSnapshot(NamedTuple):
-    """What was known at one moment.
+    """The states of local jobs at one moment.
 
     Attributes:
         taken: when, in seconds since the epoch.
         jobs: the states of the elements of each job of this process.
-        gone: the jobs whose client is gone.
+        orphaned: the jobs whose client process has ended.
     """
 
     taken: float
     jobs: Mapping[str, Sequence[TaskRecord]]
-    gone: frozenset[str]
+    orphaned: frozenset[str]
 
     def get(self, job_id: str, element: int) -> TaskRecord | None:
-        """Return what is known of an element; None where only another process knows."""
-        if job_id in self.gone:
-            return _GONE
+        """Return the record of an element; None if only another process knows it."""
+        if job_id in self.orphaned:
+            return _CLIENT_ENDED
         records = self.jobs.get(job_id, ())
         return records[element] if element < len(records) else None
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """The `slurmlaunch.backends.base.Backend` of this machine."""
 
     name = "local"
     query_every = 0.25
-    dispatcher = DISPATCHER
+    scheduler = SCHEDULER
 
     def limits(self) -> Limits:
-        """Return the CPUs that tasks are clipped to; arrays may have any length."""
+        """Return the CPUs of this machine; arrays may have any length."""
         return Limits(cpus=MACHINE.cpus)
 
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
-        """Return the command line of mpiexec, where there is one: without it MPI would take each rank for a world."""
+        """Return the command line of mpiexec, or no words if there is none: then MPI sees each rank as alone."""
         del cpus_per_task, options
-        beside = str(Path(sys.executable).parent)  # where packages of Python's bring it
+        beside = str(Path(sys.executable).parent)  # Python packages install it there
         mpiexec = shutil.which("mpiexec", path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
         return ("env", *_OPEN_MPI, mpiexec, "-n", str(ranks)) if mpiexec else ()
 
@@ -119,8 +118,8 @@ class LocalBackend:
         """Put the array in the queue of this process; return its job id.
 
         Raises:
-            SubmissionError: what the tasks need is missing, an option's value
-                cannot be, or the interpreter is exiting.
+            SubmissionError: a folder or a program is missing, an option has an
+                invalid value, or the interpreter is exiting.
         """
         env = self.environment(job)
         _check(job, env)
@@ -128,88 +127,82 @@ class LocalBackend:
             queued = LocalJob(
                 Owner.me().new_job_id(),
                 job,
-                allowance=self.allowance(job),
+                resources=self.resources(job),
                 command=self.command(job),
                 env=env,
                 after=self._own(job.after, "waited for") if job.after else None,
             )
-            self.dispatcher.submit(queued)
+            self.scheduler.submit(queued)
         except (OptionError, SchedulerError, RuntimeError, OSError) as error:
             raise refusal(job, str(error)) from error
         return queued.id
 
     def find(self, name: str, since: float) -> str | None:
         """Return the id of this process's newest job of that name, submitted after *since*, or None."""
-        return self.dispatcher.find(name, since)
+        return self.scheduler.find(name, since)
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
-        """End a job, or these of its elements; what has not started never will.
+        """End a job, or some of its elements, pending or running.
 
-        Running ones get SIGTERM, and SIGKILL five seconds later. Of a job that another
-        process runs, its tasks read for themselves which items are cancelled.
+        Running elements get SIGTERM, and SIGKILL five seconds later. If another process
+        runs the job, nothing happens here: its tasks read the cancellations in the run folder.
         """
-        if job := self.dispatcher.get(job_id):
-            self.dispatcher.cancel(job, elements)
-
-    def requeue(self, job_id: str, element: int) -> None:
-        """Refuse: only Slurm starts a task again.
-
-        Raises:
-            SchedulerError: always.
-        """
-        raise SchedulerError(f"element {element} of {job_id} cannot be requeued: that is Slurm's to do")
+        if job := self.scheduler.get(job_id):
+            self.scheduler.cancel(job, elements)
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
-        """Change how many elements run at once; those that run go on. A run is one array here.
+        """Change how many elements run at once; running ones continue. A local run is one array.
 
         Raises:
             SchedulerError: another living process runs the job.
         """
         del after
         if job := self._own(job_id, "throttled"):
-            self.dispatcher.set_throttle(job, throttle)
+            self.scheduler.set_throttle(job, throttle)
 
     def query(self, job_ids: Collection[str]) -> LocalSnapshot:
         """Return the states of the jobs at this moment; never blocks for long."""
         taken = time.time()
-        jobs, gone = {}, set()
+        jobs, orphaned = {}, set()
         for job_id in job_ids:
-            if (records := self.dispatcher.records(job_id)) is not None:
+            if (records := self.scheduler.records(job_id)) is not None:
                 jobs[job_id] = records
             elif (owner := Owner.of(job_id)) and owner.is_gone:
-                gone.add(job_id)
-        return LocalSnapshot(taken, jobs, frozenset(gone))
+                orphaned.add(job_id)
+        return LocalSnapshot(taken, jobs, frozenset(orphaned))
 
-    # What is another matter in an allocation.
+    # Overridden by the allocation backend.
 
     def at_once(self, job: ArrayJob) -> int:
-        """Return how many tasks of an array run at once where nothing else does."""
-        return max(1, MACHINE.cpus // self.allowance(job).cpus)
+        """Return how many tasks of an array run at once if no other tasks run."""
+        return max(1, MACHINE.cpus // self.resources(job).cpus)
 
-    def allowance(self, job: ArrayJob) -> Allowance:
-        """Return what a task may use.
+    def resources(self, job: ArrayJob) -> TaskResources:
+        """Return the resources of a task.
 
         Raises:
-            OptionError: a time or a memory that sbatch would refuse.
+            OptionError: sbatch would refuse the time or the memory.
         """
-        return Allowance.of(job, MACHINE.cpus)
+        return TaskResources.of(job, MACHINE.cpus)
 
     def starter(self, job: ArrayJob) -> tuple[str, ...]:
-        """Return the words that start the node's command line somewhere else: none."""
+        """Return the words that start the node's command line elsewhere: none."""
         del job
         return ()
 
     def command(self, job: ArrayJob) -> tuple[str, ...]:
-        """Return the command line of a task, less the task index at its end."""
-        return _command(job)
+        """Return the command line of a task, without the task index at its end."""
+        lines = (f'cd -- "$1" || exit {Status.SETUP}', "shift", *_preparation(job), 'exec "$@"')
+        return (str(_shell(job)), "-c", "\n".join(lines), job.name, str(_cwd(job)), *job.command("")[:-1])
 
     def environment(self, job: ArrayJob) -> dict[str, str]:
-        """Return the environment of the tasks."""
-        return _environment(job)
+        """Return the environment of the tasks: the client's, without the variables of an outer task."""
+        outer = caps.without_ours(os.environ)
+        return task_environment(job, {k: v for k, v in outer.items() if not k.startswith(_OF_AN_OUTER_TASK)})
 
     def _own(self, job_id: str, deed: str) -> LocalJob | None:
-        """Return a job of this process, or None for one whose process is gone, as then all is over."""
-        job = self.dispatcher.get(job_id)
+        """Return a job of this process, or None for a job whose process has ended."""
+        job = self.scheduler.get(job_id)
         if job is None:
             owner = Owner.of(job_id)
             if owner is None:
@@ -220,15 +213,35 @@ class LocalBackend:
         return job
 
 
+def refusal(job: ArrayJob, message: str) -> SubmissionError:
+    """Return the error for an array that cannot run here."""
+    return SubmissionError(message, command=job.command("0"), stderr=message)
+
+
+def task_environment(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the tasks from what they inherit of the client's."""
+    hidden = OF_THE_HOST if job.container else ()
+    return {**{k: v for k, v in inherited.items() if k not in hidden}, **added_variables(job, inherited)}
+
+
+def added_variables(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that the tasks have in addition to the client's."""
+    env = dict(job.env)
+    if _CPU_COUNT not in env and _CPU_COUNT not in inherited:
+        ours = filter(None, (env.get(caps.OURS), _CPU_COUNT))
+        env |= {_CPU_COUNT: str(job.threads), caps.OURS: ":".join(ours)}
+    return env
+
+
 def _check(job: ArrayJob, env: Mapping[str, str]) -> None:
-    """Refuse at once what could only fail later, task by task."""
+    """Refuse at once an array whose tasks would all fail later."""
     for folder in (RunFolder(job.run_folder).logs, _cwd(job)):
         if not folder.is_dir():
             raise refusal(job, f"there is no folder {folder}")
     if _shell(job) is None:
         raise refusal(job, "modules and setup need bash, which is not on the PATH")
     programs = job.container.programs if job.container else (job.python[0],)
-    # What is loaded or set up first may bring its own along.
+    # Modules and set-up lines may bring their own program.
     if not (job.modules or job.setup or any(_is_there(job, program, env) for program in programs)):
         option = "container=Container(..., runtime=...)" if job.container else "python=[...]"
         missing = " or ".join(map(repr, programs))
@@ -240,31 +253,20 @@ def _is_there(job: ArrayJob, program: str, env: Mapping[str, str]) -> bool:
     return shutil.which(path, path=env.get("PATH")) is not None
 
 
-def refusal(job: ArrayJob, message: str) -> SubmissionError:
-    """Return the error for an array that cannot be run here."""
-    return SubmissionError(message, command=job.command("0"), stderr=message)
-
-
 def _cwd(job: ArrayJob) -> Path:
     return job.cwd or Path.cwd()
 
 
 def _shell(job: ArrayJob) -> str | None:
-    """Return the shell that starts the tasks: bash where the user's own lines run in it, as on Slurm."""
+    """Return the shell that starts the tasks: bash if the user's own lines run in it, as on Slurm."""
     return shutil.which("bash") if job.modules or job.setup else "/bin/sh"
 
 
-def _command(job: ArrayJob) -> tuple[str, ...]:
-    """Return the command line of a task, less the task index at its end."""
-    lines = (f'cd -- "$1" || exit {Status.SETUP}', "shift", *_preparation(job), 'exec "$@"')
-    return (str(_shell(job)), "-c", "\n".join(lines), job.name, str(_cwd(job)), *job.command("")[:-1])
-
-
 def _preparation(job: ArrayJob) -> tuple[str, ...]:
-    """Return the shell lines before Python: whichever fails ends the task with status 3.
+    """Return the shell lines before Python: if one fails, the task ends with status 3.
 
-    Modules are loaded where there is a `module` command. A laptop has none, and
-    has what they would bring, or the task will say what is missing.
+    Modules are loaded if there is a `module` command. A laptop has none, and
+    either has what they would load, or the task says what is missing.
     """
     if not (job.modules or job.setup):
         return ()
@@ -273,8 +275,8 @@ def _preparation(job: ArrayJob) -> tuple[str, ...]:
     return (*_PREPARATION_BEGINS, *([load] if job.modules else []), *job.setup, "", "trap - ERR EXIT")
 
 
-# Lines may belong together (an if, a loop), so each is not tested on its own. What fails inside
-# a file that they source is that file's affair.
+# Lines may belong together (an if, a loop), so each is not tested on its own. A failure inside
+# a file that they source is left to that file.
 _PREPARATION_BEGINS = (
     "slurmlaunch_depth=${#BASH_SOURCE[@]}",
     "slurmlaunch_failed() {",
@@ -286,25 +288,6 @@ _PREPARATION_BEGINS = (
     """trap 'slurmlaunch_failed $? "$BASH_COMMAND" ${#BASH_SOURCE[@]}' ERR""",
     """trap 'slurmlaunch_failed $? "$BASH_COMMAND" 0' EXIT""",
 )
-
-
-def _environment(job: ArrayJob) -> dict[str, str]:
-    """Return the environment of the tasks: the client's, less what an outer task of ours left in it."""
-    inherited = {
-        name: value for name, value in caps.without_ours(os.environ).items() if not name.startswith(_OF_AN_OUTER_TASK)
-    }
-    for name in OF_THE_HOST if job.container else ():
-        inherited.pop(name, None)
-    return {**inherited, **added_variables(job, inherited)}
-
-
-def added_variables(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the tasks have and the client has not."""
-    env = dict(job.env)
-    if _CPU_COUNT not in env and _CPU_COUNT not in inherited:
-        ours = filter(None, (env.get(caps.OURS), _CPU_COUNT))
-        env |= {_CPU_COUNT: str(job.threads), caps.OURS: ":".join(ours)}
-    return env
 
 
 def _log_words(path: Path) -> str:

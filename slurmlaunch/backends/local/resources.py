@@ -1,6 +1,8 @@
-"""Where running tasks take their CPUs from, and whether there is room for one more.
+"""What a local task needs, and whether this machine has it free.
 
-What a local task may use: CPUs, time and memory, read from sbatch's own options.
+The local backend reads `TaskResources` from sbatch's options; the scheduler asks a `Capacity`
+before it starts a task. The allocation backend has a capacity of its own. How tasks run is
+unknown here.
 """
 
 from __future__ import annotations
@@ -19,41 +21,15 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import ArrayJob
 
 
-class Room(Protocol):
-    """What the tasks of a dispatcher share."""
-
-    def fits(self, wanted: Allowance, running: Collection[Allowance]) -> bool:
-        """Whether a task may start beside those that run."""
-
-
-class Machine:
-    """This machine."""
-
-    @cached_property
-    def cpus(self) -> int:
-        """How many CPUs the running tasks may use together.
-
-        A task that runs tasks of its own has its share, not the whole mask.
-        """
-        return min(context.cpu_count(), caps.usable_cpus())
-
-    def fits(self, wanted: Allowance, running: Collection[Allowance]) -> bool:
-        """Whether a task may start beside those that run."""
-        return wanted.cpus <= self.cpus - sum(each.cpus for each in running)
-
-
-MACHINE = Machine()
-
-
-class Allowance(NamedTuple):
-    """The limits of one task.
+class TaskResources(NamedTuple):
+    """The resources and limits of one task.
 
     Attributes:
-        cpus: how many of the machine's CPUs it takes, never more than there are.
-        seconds: how long it may run; endless (`math.inf`) without a limit.
-        memory: bytes that its processes may hold, likewise.
-        ranks: how many processes share the CPUs evenly, perhaps on several nodes.
-        reserved: bytes that each rank takes of its node, where that is shared out.
+        cpus: the CPUs that it takes, never more than the machine has.
+        seconds: its time limit; `math.inf` if it has none.
+        memory: bytes that its processes may hold; `math.inf` if there is no limit.
+        ranks: the number of processes that share the CPUs evenly, perhaps on several nodes.
+        reserved: bytes that each rank takes of its node, if memory is shared out there.
     """
 
     cpus: int
@@ -63,19 +39,17 @@ class Allowance(NamedTuple):
     reserved: float = 0.0
 
     @classmethod
-    def of(cls, job: ArrayJob, machine: int | None = None) -> Allowance:
-        """Read the options of a job, for a machine with so many CPUs if it is to fit there.
+    def of(cls, job: ArrayJob, machine_cpus: int | None = None) -> TaskResources:
+        """Read the options of a job, with no more CPUs than *machine_cpus* if given.
 
         Raises:
-            OptionError: a time or a memory that sbatch would refuse.
+            OptionError: sbatch would refuse the time or the memory.
         """
-        memory = _option(job, "mem", parse_memory)
-        wanted = job.cpus_per_task * job.ranks
-        per_cpu = _option(job, "mem_per_cpu", parse_memory) * wanted
+        cpus = job.cpus_per_task * job.ranks
         return cls(
-            cpus=wanted if machine is None else min(wanted, machine),
+            cpus=cpus if machine_cpus is None else min(cpus, machine_cpus),
             seconds=_option(job, "time", parse_time),
-            memory=min(memory, per_cpu),
+            memory=min(_option(job, "mem", parse_memory), _option(job, "mem_per_cpu", parse_memory) * cpus),
             ranks=job.ranks,
         )
 
@@ -88,3 +62,26 @@ def _option(job: ArrayJob, name: str, parse: Callable[[str], float]) -> float:
         return parse(str(value))
     except ValueError as error:
         raise OptionError(f"{name}={value!r} is not a value that sbatch knows", option=name) from error
+
+
+class Capacity(Protocol):
+    """The resources that the tasks of a scheduler share."""
+
+    def fits(self, wanted: TaskResources, running: Collection[TaskResources]) -> bool:
+        """Whether a task may start beside the running ones."""
+
+
+class Machine:
+    """The capacity of this machine: its CPUs."""
+
+    @cached_property
+    def cpus(self) -> int:
+        """The CPUs that running tasks may use together; inside a task, the share of that task."""
+        return min(context.cpu_count(), caps.usable_cpus())
+
+    def fits(self, wanted: TaskResources, running: Collection[TaskResources]) -> bool:
+        """Whether a task may start beside the running ones."""
+        return wanted.cpus <= self.cpus - sum(each.cpus for each in running)
+
+
+MACHINE = Machine()
