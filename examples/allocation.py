@@ -1,4 +1,7 @@
-"""Run tasks at once, as steps of an allocation that you have: no queue between a thought and its result.
+"""Run tasks immediately, as steps of an allocation that you have: there is no queue to wait in.
+
+Requires slurmlaunch: in a clone of it, pip install .
+Run it in an allocation of Slurm.
 
 By hand, in a shell with an allocation::
 
@@ -9,24 +12,28 @@ By hand, in a shell with an allocation::
     wait
     cat walk.*
 
-Here it is ``cluster="allocation"``, for ``python examples/allocation.py`` in such a shell, or
-``salloc --nodes=2 --ntasks=16 python examples/allocation.py``. As many tasks run at once
-as there is room for.
+With slurmlaunch it is ``cluster="allocation"``: ``python examples/allocation.py`` in such a shell,
+or ``salloc --nodes=2 --ntasks=16 python examples/allocation.py``. As many tasks run at once as
+the allocation has CPUs and memory for.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import sys
 from collections import Counter
 
-from slurmlaunch import Executor
+try:
+    from slurmlaunch import Executor
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch: in a clone of it, pip install .")
 
 STEPS = 100_000
 
 
 def walk(seed: int) -> tuple[int, str]:
-    """Walk at random; return how far it came from where it began, and on which node that was."""
+    """Walk at random; return the distance from the start, and the node."""
     rng = random.Random(seed)
     distance = abs(sum(rng.choices((-1, 1), k=STEPS)))
     return distance, os.environ["SLURMD_NODENAME"]
@@ -40,7 +47,9 @@ def main() -> None:
 
     distances = [distance for distance, _ in walks]
     nodes = Counter(node for _, node in walks)
-    print(f"{len(walks)} walks came {sum(distances) / len(walks):.1f} steps far; on {dict(sorted(nodes.items()))}")
+    print(
+        f"{len(walks)} walks, on average {sum(distances) / len(walks):.1f} steps far; on {dict(sorted(nodes.items()))}"
+    )
 
 
 if __name__ == "__main__":

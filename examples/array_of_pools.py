@@ -1,7 +1,9 @@
 """Arrays × pools: a few tasks, each with several processes, each of these with several threads.
 
-By hand this is an array whose tasks start a pool, and a multiplication that must
-come out right in three places::
+Requires slurmlaunch: in a clone of it, pip install .
+
+By hand this is an array whose tasks start a pool, and three numbers that must
+agree::
 
     #!/bin/bash
     #SBATCH --time=00:10:00
@@ -11,19 +13,23 @@ come out right in three places::
     export OMP_NUM_THREADS=2   # and OPENBLAS_, MKL_, VECLIB_MAXIMUM_, NUMEXPR_
     python simulate.py --first "$((SLURM_ARRAY_TASK_ID * 4))" --items 4 --processes 4
 
-Here ``threads=2`` of 8 CPUs makes 4 processes per task, and the items are spread.
+With slurmlaunch, ``threads=2`` of 8 CPUs makes 4 processes per task, which share the items.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import sys
 
-import slurmlaunch
+try:
+    import slurmlaunch
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch: in a clone of it, pip install .")
 
 
 def simulate(seed: int) -> tuple[float, int, int, int, str]:
-    """Do a random walk; return how far it came, and where: the task, the process, and its CPUs and threads."""
+    """Do a random walk; return the distance, the task, the process, and the CPUs and threads of the process."""
     rng = random.Random(seed)
     distance = abs(sum(rng.choice((-1, 1)) for _ in range(20_000)))
     task = slurmlaunch.current_task()

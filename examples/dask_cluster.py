@@ -1,8 +1,10 @@
-"""Run a Dask cluster inside one job, for work whose parts depend on each other. Needs distributed and cryptography.
+"""Run a Dask cluster inside one job, for work whose parts depend on each other.
+
+Requires slurmlaunch, distributed and cryptography: in a clone of slurmlaunch, pip install '.[dask]'
 
 By hand a scheduler and its workers are started in the background, find each
-other through a file, and run until the time limit if nobody ends them; whoever
-reaches the scheduler's port runs code as you::
+other through a file, and run until the time limit unless somebody ends them. Any
+user who reaches the scheduler's port can run code as you::
 
     #!/bin/bash
     #SBATCH --time=00:10:00 --ntasks=3 --cpus-per-task=1
@@ -12,21 +14,30 @@ reaches the scheduler's port runs code as you::
     python work.py      # with Client(scheduler_file="scheduler.json")
     scancel "$SLURM_JOB_ID"
 
-Here the cluster is as long as the ``with``, sized by what its tasks were granted,
-and takes connections from nobody else.
+With slurmlaunch the cluster lasts as long as the ``with``, has the size that its tasks
+were granted, and accepts connections only from your own process.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 
-import slurmlaunch
+try:
+    import cryptography  # noqa: F401  (Dask makes the cluster's keys with it)
+    import distributed  # noqa: F401
+
+    import slurmlaunch
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"{error}. Requires slurmlaunch, distributed and cryptography: in a clone of slurmlaunch, pip install '.[dask]'"
+    )
 
 NUMBERS = 40
 
 
 def multiply(left: int, right: int) -> int:
-    """Multiply two numbers, each of which another call may still be computing."""
+    """Multiply two numbers; another call may still be computing them."""
     return left * right
 
 

@@ -1,4 +1,6 @@
-"""Run one serial job: the first that a centre's page shows.
+"""Run one serial job.
+
+Requires slurmlaunch: in a clone of it, pip install .
 
 By hand::
 
@@ -7,13 +9,18 @@ By hand::
     #SBATCH --mem=500M
     python fibonacci.py 27 > fibonacci.out
 
-then ``squeue`` until it is done, and ``cat fibonacci.out``. Here it is ``submit``,
-and the result is a number, not text.
+then ``squeue`` until it is done, and ``cat fibonacci.out``. With slurmlaunch it is
+``submit``, and the result is a number instead of text.
 """
 
 from __future__ import annotations
 
-from slurmlaunch import Executor
+import sys
+
+try:
+    from slurmlaunch import Executor
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch: in a clone of it, pip install .")
 
 
 def fibonacci(n: int) -> int:
@@ -27,7 +34,7 @@ def main() -> None:
 
     future = executor.submit(fibonacci, n=27)
 
-    print(f"job {future.job_id} is on its way")
+    print(f"job {future.job_id} is submitted")
     print(f"fibonacci(27) = {future.result()}")
 
 

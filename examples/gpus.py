@@ -1,6 +1,10 @@
-"""Give each process of a task a GPU of its own. Needs Numba, and nodes with GPUs.
+"""Give each process of a task a GPU of its own.
 
-By hand one task per GPU is asked for, and each finds its own by its rank::
+Requires slurmlaunch and Numba: in a clone of slurmlaunch, pip install . numba
+It also requires nodes with NVIDIA GPUs, or ``NUMBA_ENABLE_CUDASIM=1`` in the
+environment: then Numba simulates a GPU, and the example runs on any machine.
+
+By hand one process per GPU is started, and each selects its GPU by number::
 
     #!/bin/bash
     #SBATCH --time=00:10:00
@@ -10,20 +14,23 @@ By hand one task per GPU is asked for, and each finds its own by its rank::
     done
     wait
 
-Here ``gpus_per_task=4, processes=4`` does it, and each process sees one device,
-which it calls number 0. With ``NUMBA_ENABLE_CUDASIM=1`` in the environment Numba
-plays a GPU, and this runs on any machine.
+With slurmlaunch it is ``gpus_per_task=4, processes=4``. Each process sees one
+device, as number 0.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
-import numpy as np
-from numba import cuda
+try:
+    import numpy as np
+    from numba import cuda
 
-import slurmlaunch
+    import slurmlaunch
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch and Numba: in a clone of slurmlaunch, pip install . numba")
 
 SIZE = 64
 
@@ -37,7 +44,7 @@ def saxpy(factor: float, left: Any, right: Any) -> None:
 
 
 def compute(item: int) -> tuple[float, int, str]:
-    """Do one computation on the process's GPU; return a sum, the process, and the GPU that it was given."""
+    """Compute on the GPU of this process; return a sum, the process, and its GPU."""
     left, right = cuda.to_device(np.ones(SIZE)), cuda.to_device(np.zeros(SIZE))
     saxpy[1, SIZE](float(item), left, right)
     total = float(right.copy_to_host().sum())

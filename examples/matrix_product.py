@@ -1,7 +1,9 @@
-"""Multiply matrices, each product in a task whose threads are capped. Needs NumPy.
+"""Multiply matrices, each product in a task whose threads are capped.
 
-By hand each library's variable is set, and forgetting one makes a thread for
-each core of the node::
+Requires slurmlaunch and NumPy: in a clone of slurmlaunch, pip install . numpy
+
+By hand the variable of each library is set; if one is forgotten, that library
+starts a thread for each core of the node::
 
     #!/bin/bash
     #SBATCH --time=00:10:00
@@ -12,23 +14,27 @@ each core of the node::
     export MKL_NUM_THREADS=$SLURM_CPUS_PER_TASK
     python product.py "$((SLURM_ARRAY_TASK_ID * 400))"
 
-Here ``threads=2`` does it, and `threadpoolctl` tells what each task really got.
+With slurmlaunch it is ``threads=2``; threadpoolctl measures the number in each task.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 
-import numpy as np
-import threadpoolctl
+try:
+    import numpy as np
+    import threadpoolctl
 
-import slurmlaunch
+    import slurmlaunch
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch and NumPy: in a clone of slurmlaunch, pip install . numpy")
 
 SIZES = [400, 800, 1200, 1600]
 
 
 def multiply(size: int) -> tuple[float, int, int]:
-    """Multiply two random matrices; return GFLOP/s, the CPUs and the threads that it had for that."""
+    """Multiply two random matrices; return GFLOP/s, and the CPUs and threads of this process."""
     rng = np.random.default_rng(size)
     left, right = rng.random((2, size, size))
     start = time.perf_counter()

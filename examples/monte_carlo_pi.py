@@ -1,24 +1,32 @@
-"""Estimate π by throwing darts, each task with random numbers of its own. Needs NumPy.
+"""Estimate π by throwing darts, with a random generator per item.
 
-By hand the index of the task is the seed, and neighbouring seeds are trusted to
-give streams that have nothing in common::
+Requires slurmlaunch and NumPy: in a clone of slurmlaunch, pip install . numpy
+
+By hand the index of the task is the seed, and one hopes that neighbouring seeds
+give independent streams::
 
     #!/bin/bash
     #SBATCH --time=00:10:00
     #SBATCH --array=0-15%10
     python darts.py --seed "$SLURM_ARRAY_TASK_ID" > "hits.$SLURM_ARRAY_TASK_ID"
 
-and ``cat hits.* | awk ...`` once the last task has ended. Here ``rng()`` is the
-item's own stream: independent of all others by design, the same at each attempt
-and on any number of tasks; another ``seed=`` gives other darts. ``%10`` is
-``throttle=10``, and the sum is Python's.
+and ``cat hits.* | awk ...`` after the last task has ended. With slurmlaunch, ``rng()``
+is the item's own stream: independent of all others, and the same at each attempt and
+with any number of tasks; another ``seed=`` gives other darts. ``%10`` is ``throttle=10``,
+and Python computes the sum.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 
-import slurmlaunch
+try:
+    import numpy as np  # noqa: F401  (rng() returns one of its generators)
+
+    import slurmlaunch
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch and NumPy: in a clone of slurmlaunch, pip install . numpy")
 
 DARTS = 250_000
 

@@ -1,4 +1,7 @@
-"""Integrate with MPI: every rank of one job calls the function, on two nodes where there are two.
+"""Integrate with MPI: every rank of one job calls the function, on two nodes if there are two.
+
+Requires slurmlaunch and mpi4py: in a clone of slurmlaunch, pip install '.[mpi]'
+mpi4py in turn requires an MPI, such as MPICH or Open MPI.
 
 By hand::
 
@@ -8,21 +11,29 @@ By hand::
     #SBATCH --ntasks=4
     srun -n 4 python integral.py    # or mpirun; rank 0 prints, or writes a file
 
-Here ``ntasks`` makes the ranks. What rank 0 returns is the result; ``ranks()`` is what
-each of them returned. Where srun does not start your MPI, name what does, such as
-``launcher=["mpirun"]``, or have srun speak its dialect: ``env={"SLURM_MPI_TYPE": "pmix"}``.
+With slurmlaunch, ``ntasks`` is the number of ranks. ``result()`` returns the value of rank 0,
+and ``ranks()`` the values of all. If srun does not start your MPI, name the command that
+does, such as ``launcher=["mpirun"]``, or the type that srun should use:
+``env={"SLURM_MPI_TYPE": "pmix"}``.
 """
 
 from __future__ import annotations
 
-from slurmlaunch import Executor
+import sys
+
+try:
+    import mpi4py  # noqa: F401  (without its MPI, which starts where it is imported)
+
+    from slurmlaunch import Executor
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch and mpi4py: in a clone of slurmlaunch, pip install '.[mpi]'")
 
 STEPS = 1_000_000
 
 
 def integrate(steps: int) -> tuple[float, int]:
-    """Integrate 4 / (1 + x²) from 0 to 1, each rank its share; return the sum over all ranks, and the rank's steps."""
-    from mpi4py import MPI  # here, since MPI starts where it is imported
+    """Integrate 4 / (1 + x²) from 0 to 1, each rank a part; return the sum over all ranks, and the rank's steps."""
+    from mpi4py import MPI
 
     world = MPI.COMM_WORLD
     mine = range(world.rank, steps, world.size)

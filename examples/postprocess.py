@@ -1,7 +1,9 @@
 """Post-process many files: every source file of Python's own standard library.
 
-By hand this is a list of files, an array as long as the list, a file of output
-per task, and a second script that collects them::
+Requires slurmlaunch: in a clone of it, pip install .
+
+By hand this is a list of files, an array as long as the list, an output file per
+task, and a second script that collects them::
 
     #!/bin/bash
     #SBATCH --time=00:10:00
@@ -9,21 +11,25 @@ per task, and a second script that collects them::
     file=$(sed -n "${SLURM_ARRAY_TASK_ID}p" files.txt)
     python count.py "$file" > "counts/$SLURM_ARRAY_TASK_ID.txt"
 
-Here it is the line with ``map_array``.
+With slurmlaunch it is the line with ``map_array``.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 import sysconfig
 import time
 from collections import defaultdict
 from pathlib import Path
 
-from slurmlaunch import Executor
+try:
+    from slurmlaunch import Executor
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch: in a clone of it, pip install .")
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
-NOT_ITS_OWN = {"site-packages", "dist-packages"}
+FOREIGN = {"site-packages", "dist-packages"}
 SHOWN = 8
 
 
@@ -35,8 +41,8 @@ def process(file: Path) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Process all files, and print what came of it."""
-    files = sorted(file for file in LIBRARY.rglob("*.py") if not NOT_ITS_OWN.intersection(file.parts))
+    """Process all files, and print a table."""
+    files = sorted(file for file in LIBRARY.rglob("*.py") if not FOREIGN.intersection(file.parts))
     executor = Executor(time="00:10:00")
     print(f"{len(files)} files of {LIBRARY}, on {executor.cluster}")
 
@@ -56,12 +62,12 @@ def main() -> None:
         print_row(package, packages[package])
     print_row("all", [counts for package in packages.values() for counts in package])
 
-    # The library's tests hold some files that are wrong on purpose; a failure is one item's own.
+    # Some files of the library's own tests do not parse, on purpose: these items fail, and no other.
     print(f"\n{futures.counts()['failed']} files do not parse; all took {seconds:.1f} s")
 
 
 def print_row(name: str, counts: list[tuple[int, int]]) -> None:
-    """Print what a package's files sum up to."""
+    """Print the sums of a package's files."""
     lines, functions = map(sum, zip(*counts, strict=True))
     print(f"{name:<16}{len(counts):>8}{lines:>10}{functions:>11}")
 

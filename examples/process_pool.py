@@ -1,6 +1,8 @@
 """Use a process pool inside one job, as large as what the job was granted.
 
-By hand the size travels through a variable, in a script of its own::
+Requires slurmlaunch: in a clone of it, pip install .
+
+By hand a separate script reads the size from a variable::
 
     #!/bin/bash
     #SBATCH --time=00:10:00
@@ -8,15 +10,19 @@ By hand the size travels through a variable, in a script of its own::
     export OMP_NUM_THREADS=1
     python primes.py    # with ProcessPoolExecutor(int(os.environ["SLURM_CPUS_PER_TASK"]))
 
-Here the job is a function, and `slurmlaunch.task_pool` knows the size; on a laptop
-with fewer CPUs it is smaller.
+With slurmlaunch the job is a function, and ``slurmlaunch.task_pool()`` has the right size;
+on a laptop with fewer CPUs it is smaller.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 
-import slurmlaunch
+try:
+    import slurmlaunch
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch: in a clone of it, pip install .")
 
 STEP = 10_000
 
@@ -28,7 +34,7 @@ def count_primes(start: int) -> int:
 
 
 def count_primes_below(end: int) -> tuple[int, int]:
-    """Count primes with all CPUs of this task; return how many there are of both."""
+    """Count primes with all CPUs of this task; return the number of primes and of CPUs."""
     with slurmlaunch.task_pool() as pool:
         return sum(pool.map(count_primes, range(0, end, STEP))), slurmlaunch.cpu_count()
 

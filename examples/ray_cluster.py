@@ -1,7 +1,9 @@
-"""Run a Ray cluster inside one job, for work whose parts depend on each other. Needs Ray 2.52 or later.
+"""Run a Ray cluster inside one job, for work whose parts depend on each other.
 
-By hand the head's address is found out, everybody sleeps for as long as a start
-may take, and whoever reaches the port runs code as you::
+Requires slurmlaunch and Ray 2.52 or later: in a clone of slurmlaunch, pip install . 'ray>=2.52'
+
+By hand the script finds the address of the head and sleeps for as long as a start
+may take, and any user who reaches the port can run code as you::
 
     #!/bin/bash
     #SBATCH --time=00:10:00 --nodes=2 --ntasks-per-node=1 --cpus-per-task=1
@@ -15,8 +17,8 @@ may take, and whoever reaches the port runs code as you::
     done
     python work.py
 
-Here each item is a part of the cluster: the first is its head and does the work,
-the others find it through a file in the run folder. Dask has it in one line, see
+With slurmlaunch each item is a member of the cluster: the first is its head and does the
+work, the others find it through a file in the run folder. For Dask this is one line:
 ``dask_cluster.py``.
 """
 
@@ -32,20 +34,25 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-import ray
+try:
+    import ray
 
-import slurmlaunch
+    import slurmlaunch
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"{error}. Requires slurmlaunch and Ray 2.52 or later: in a clone of slurmlaunch, pip install . 'ray>=2.52'"
+    )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 NODES = 2
-SHOTS = 40
+NUMBERS = 40
 
 
 def work() -> tuple[int, int]:
-    """Add up what many calls return, pair by pair, on the cluster; return the sum and the number of nodes."""
+    """Add up the results of many calls on the cluster, pair by pair; return the sum and the number of nodes."""
 
     @ray.remote
     def square(number: int) -> int:
@@ -55,20 +62,20 @@ def work() -> tuple[int, int]:
     def add(left: int, right: int) -> int:
         return left + right
 
-    parts = [square.remote(number) for number in range(SHOTS)]
+    parts = [square.remote(number) for number in range(NUMBERS)]
     while len(parts) > 1:
         parts = [add.remote(*parts[:2]), *parts[2:]]
     return ray.get(parts[0]), sum(node["Alive"] for node in ray.nodes())
 
 
-def be_a_part(number: int) -> tuple[int, int] | None:
-    """Be the head of the cluster and work, or be one of the others until the work is done."""
+def run_member(number: int) -> tuple[int, int] | None:
+    """Run the head of the cluster and the work, or another member until the work is done."""
     folder = slurmlaunch.current_task().run_folder
     address, done = folder / "ray-address", folder / "ray-done"
     if number > 0:
         where, scratch = wait_for(address).split()
-        with started(f"--address={where}", scratch=scratch) as part:
-            while part.poll() is None and not is_there(done):
+        with started(f"--address={where}", scratch=scratch) as member:
+            while member.poll() is None and not exists(done):
                 time.sleep(0.5)
         return None
     scratch = tempfile.mkdtemp(prefix="ray-")  # not /tmp/ray, which may be another user's
@@ -81,7 +88,7 @@ def be_a_part(number: int) -> tuple[int, int] | None:
 
 
 def lead(address: Path, where: str, scratch: str) -> tuple[int, int]:
-    """Call the others when the head is there, wait for them, and work."""
+    """Write the address for the others when the head listens, wait for them, and work."""
     while not is_open(where):
         time.sleep(0.1)
     beside = address.with_suffix(".new")
@@ -95,33 +102,33 @@ def lead(address: Path, where: str, scratch: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def started(*arguments: str, scratch: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run this node's part of Ray, and end it, also where this process is killed."""
+    """Run Ray on this node, and end it, also if this process is killed."""
     ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     ports = ["--min-worker-port=0", "--max-worker-port=0"]  # any that are free: a node may have two clusters
     cpus = f"--num-cpus={slurmlaunch.cpu_count()}"
-    part = subprocess.Popen(["setpriv", "--pdeathsig=TERM", *ray_start, *ports, cpus, *arguments])
+    member = subprocess.Popen(["setpriv", "--pdeathsig=TERM", *ray_start, *ports, cpus, *arguments])
     try:
-        yield part
+        yield member
     finally:
-        part.terminate()
-        part.wait()
+        member.terminate()
+        member.wait()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def wait_for(file: Path) -> str:
-    """Return what is in a file, once it is there."""
-    while not is_there(file):
+    """Wait for a file; return its content."""
+    while not exists(file):
         time.sleep(0.5)
     return file.read_text()
 
 
-def is_there(file: Path) -> bool:
-    """Look for a file in its folder's list, since a network file system remembers what was not there."""
+def exists(file: Path) -> bool:
+    """Look for a file in the list of its folder, since a network file system caches names that do not exist."""
     return file in file.parent.iterdir()
 
 
 def free_port() -> int:
-    """Return a port that nobody uses."""
+    """Return a free port."""
     with socket.socket() as one:
         one.bind(("", 0))
         port: int = one.getsockname()[1]
@@ -129,25 +136,25 @@ def free_port() -> int:
 
 
 def is_open(where: str) -> bool:
-    """Tell whether somebody listens there."""
+    """Tell whether a process listens there."""
     host, _, port = where.rpartition(":")
     with socket.socket() as one:
         return one.connect_ex((host, int(port))) == 0
 
 
 def main() -> None:
-    """Run a cluster of two nodes, and print what it found."""
+    """Run a cluster of two nodes, and print its result."""
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     executor = slurmlaunch.Executor(time="00:10:00", env=secret)
 
-    parts = executor.map_array(be_a_part, range(NODES), chunksize=1)
+    members = executor.map_array(run_member, range(NODES), chunksize=1)
     try:
-        total, nodes = parts[0].result()
-        parts.wait()
+        total, nodes = members[0].result()
+        members.wait()
     finally:
-        parts.cancel()
+        members.cancel()
 
-    print(f"the first {SHOTS} squares add up to {total}, says a cluster of {nodes} nodes")
+    print(f"the first {NUMBERS} squares add up to {total}, computed by a cluster of {nodes} nodes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Run a shell command per file: here, see how well every module of Python's standard library compresses.
+"""Run a shell command per file: here, compress every module of Python's standard library.
+
+Requires slurmlaunch: in a clone of it, pip install .
 
 By hand::
 
@@ -8,23 +10,27 @@ By hand::
     file=$(sed -n "${SLURM_ARRAY_TASK_ID}p" files.txt)
     gzip -c "$file" | wc -c > "sizes/$SLURM_ARRAY_TASK_ID.txt"
 
-Here it is one line of a shell, which prints what the commands print, in the order of the files::
+With slurmlaunch it is one line of a shell, which prints the output of the commands in the order of the files::
 
     slurmlaunch map --time=00:10:00 --tasks 16 'gzip -c {} | wc -c' /usr/lib/python3/*.py
 
-or, where one goes on with the output, the line with ``map_array``.
+or, if Python is to use the output, the line with ``map_array``.
 """
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from pathlib import Path
 
-from slurmlaunch import Command, Executor
+try:
+    from slurmlaunch import Command, Executor
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch: in a clone of it, pip install .")
 
 
 def main() -> None:
-    """Compress all modules, and print those that it helps most."""
+    """Compress all modules, and print the five that shrink most."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     executor = Executor(time="00:10:00")
 

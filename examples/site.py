@@ -1,6 +1,8 @@
-"""Tell a site's own words: account, partition, mail, the modules to load, a virtual environment.
+"""Set the options of a site: account, partition, mail, modules, a virtual environment.
 
-By hand they head every script::
+Requires slurmlaunch: in a clone of it, pip install .
+
+By hand they stand at the top of every script::
 
     #!/bin/bash
     #SBATCH --account=project_42
@@ -12,8 +14,8 @@ By hand they head every script::
     source venv/bin/activate
     python where.py
 
-Here each is an option of the executor by its long name. This example takes them
-from its command line, where a comma makes a list::
+With slurmlaunch each is an option of the executor by its long name. This example
+takes them from its command line, where a comma makes a list::
 
     python examples/site.py account=project_42 partition=small mail_type=END,FAIL clusters=mahti
     python examples/site.py modules=python/3.11 python=python3 setup="source venv/bin/activate"
@@ -24,11 +26,14 @@ from __future__ import annotations
 import os
 import sys
 
-from slurmlaunch import Executor
+try:
+    from slurmlaunch import Executor
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch: in a clone of it, pip install .")
 
 
 def where() -> dict[str, str | None]:
-    """Return where this runs, in the words of Slurm and of Python."""
+    """Return account, partition, QOS, modules and Python of this job."""
     slurm = {name.lower(): os.environ.get(f"SLURM_JOB_{name}") for name in ("ACCOUNT", "PARTITION", "QOS")}
     return {**slurm, "modules": os.environ.get("LOADEDMODULES"), "python": sys.executable}
 

@@ -1,5 +1,7 @@
 """Run PyTorch on several nodes: every rank finds the others, and they sum a tensor.
 
+Requires slurmlaunch and PyTorch: in a clone of slurmlaunch, pip install . torch
+
 By hand::
 
     #!/bin/bash
@@ -11,20 +13,25 @@ By hand::
     export WORLD_SIZE=$SLURM_NTASKS
     srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID python train.py'
 
-Here these variables are set before the function is called. With GPUs the backend is
-``"nccl"``, and ``LOCAL_RANK`` says which GPU of its node is the rank's.
+With slurmlaunch these variables are set before the function is called. With GPUs the
+backend is ``"nccl"``, and ``LOCAL_RANK`` is the number of the rank's GPU on its node.
 """
 
 from __future__ import annotations
 
-from slurmlaunch import Executor
+import sys
+
+try:
+    import torch.distributed as dist
+    from torch import tensor
+
+    from slurmlaunch import Executor
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Requires slurmlaunch and PyTorch: in a clone of slurmlaunch, pip install . torch")
 
 
 def all_reduce() -> float:
     """Sum the numbers of all ranks, counted from 1."""
-    import torch.distributed as dist
-    from torch import tensor
-
     dist.init_process_group("gloo")
     number = tensor(1.0 + dist.get_rank())
     dist.all_reduce(number)
@@ -38,7 +45,7 @@ def main() -> None:
 
     sums = executor.submit(all_reduce).ranks()
 
-    print(f"{len(sums)} ranks came to the sums {sums}")
+    print(f"{len(sums)} ranks computed the sums {sums}")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def check_dask_cluster(printed: str, where: str) -> None:
 def check_ray_cluster(printed: str, where: str) -> None:
     """Add up, and see that both nodes were there."""
     total = sum(number**2 for number in range(40))
-    assert printed == f"the first 40 squares add up to {total}, says a cluster of 2 nodes\n"
+    assert printed == f"the first 40 squares add up to {total}, computed by a cluster of 2 nodes\n"
 
 
 def check_mpi_integral(printed: str, where: str) -> None:
@@ -208,7 +208,7 @@ def check_mpi_integral(printed: str, where: str) -> None:
 
 def check_torch_all_reduce(printed: str, where: str) -> None:
     """See that each rank has the sum of all."""
-    assert printed == f"4 ranks came to the sums {[10.0] * 4}\n"
+    assert printed == f"4 ranks computed the sums {[10.0] * 4}\n"
 
 
 @pytest.mark.slurm
@@ -219,7 +219,7 @@ def test_allocation(cluster: Cluster, tmp_path: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     walks, n1, n2 = re.fullmatch(
-        r"(\d+) walks came [\d.]+ steps far; on {'n1': (\d+), 'n2': (\d+)}\n", done.stdout
+        r"(\d+) walks, on average [\d.]+ steps far; on {'n1': (\d+), 'n2': (\d+)}\n", done.stdout
     ).groups()  # type: ignore[union-attr]
     assert (int(walks), int(n1) + int(n2)) == (40, 40)
 
@@ -319,6 +319,21 @@ def test_notebooks_hold_no_outputs(name: str) -> None:
 
 
 # All examples.
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_requirements(script: str) -> None:
+    """An example that finds a package missing prints the sentence about requirements that its docstring holds."""
+    source = (EXAMPLES / script).read_text(encoding="utf-8")
+    (stated,) = [line for line in ast.get_docstring(ast.parse(source)).splitlines() if line.startswith("Requires ")]  # type: ignore[union-attr]
+
+    # Without the environment's packages, as in a Python that has none of them.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(EXAMPLES / script)], capture_output=True, encoding="utf-8", check=False
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"No module named '\w+'\. {re.escape(stated)}\n", done.stderr)
 
 
 def test_every_example_is_tested() -> None:
