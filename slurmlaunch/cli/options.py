@@ -1,4 +1,7 @@
-"""The options that say how a run runs, as a command line has them: sbatch's by their own names, and ours."""
+"""The options of `slurmlaunch.Executor` as flags: sbatch's by their own names, and ours from their table.
+
+Subcommands that submit use it. It knows flags and the tables of options, and submits nothing itself.
+"""
 
 from __future__ import annotations
 
@@ -6,55 +9,47 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from slurmlaunch.client.options import OURS
 from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, SHORT, unknown_option
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_OURS = {
-    "throttle": ("N", "let at most N tasks run at once"),
-    "processes": ("N", "run N items side by side in a task"),
-    "threads": ("N", "let each of them use N CPUs"),
-    "name": ("NAME", "call the run so"),
-    "retries": ("N", "run again up to N times what was ended from outside"),
-    "max_mem": ("SIZE", "let the memory of a retry grow to so much"),
-    "max_time": ("TIME", "let the time limit of a retry grow to so much"),
-}
-_REPEATED = {
-    "modules": ("--module", "NAME", "load a module first; may be repeated"),
-    "setup": ("--setup", "LINE", "run a shell line first; may be repeated"),
-    "env": ("--env", "NAME=VALUE", "set a variable for the tasks; may be repeated"),
-    "sbatch": ("--sbatch", "FLAG", "pass a flag to sbatch unread, as --sbatch=--flag=value; may be repeated"),
-}
 _SHORT_OF = {name: f"-{letter}" for letter, name in SHORT.items() if name in NAMES}
 
 
 class RunOptionParser(argparse.ArgumentParser):
-    """A parser for options, and then words that it leaves alone: what follows the first word is no option of ours.
+    """A parser for options, and words after them: from the first word on, nothing is read as an option.
 
-    That is how ``sbatch`` and ``xargs`` read their command lines.
+    ``sbatch`` and ``xargs`` read their command lines in the same way.
     """
 
     def __init__(self, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **given)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, without all of the usage."""
+        """Print the error without the usage, and exit."""
         self.exit(2, f"{self.prog}: error: {message}\nTry {self.prog} --help.\n")
 
     def add_run_options(self) -> None:
-        """Take all that `slurmlaunch.Executor` takes."""
+        """Add the options of `slurmlaunch.Executor`."""
         ours = self.add_argument_group("how it runs")
-        for name, (metavar, what) in _OURS.items():
-            ours.add_argument(_flag(name), metavar=metavar, help=what)
-        for destination, (flag, metavar, what) in _REPEATED.items():
-            ours.add_argument(flag, dest=destination, metavar=metavar, action="append", help=what)
-        ours.add_argument("--python", metavar="WORDS", type=shlex.split, help="how to start Python on the node")
+        for name, option in OURS.items():
+            if option.flag:
+                flag, metavar, *repeated = option.flag.split()
+                what = option.help[0].lower() + option.help[1:].rstrip(".").replace("%", "%%")
+                what += "; may be repeated" if repeated else ""
+                kind: dict[str, Any] = {"action": "append"} if repeated else {}
+                if metavar == "WORDS":
+                    kind["type"] = shlex.split
+                ours.add_argument(flag, dest=name, metavar=metavar, help=what, **kind)
         sbatch = self.add_argument_group(
-            "what Slurm is asked for",
-            "Every option of sbatch by its own name, such as -p small --time=00:10:00 --cpus-per-task 4 --mem=2G. "
-            "What is a matter of slurmlaunch's own (--array, --output, ...) is refused, and says what to do instead.",
+            "options of sbatch",
+            "Every option of sbatch by its own name, such as -p small --time=00:10:00\n"
+            "--cpus-per-task 4 --mem=2G. Those that slurmlaunch sets itself (--array, --output,\n"
+            "...) are refused, with the option to use instead. --sbatch=--flag=value passes a\n"
+            "flag on unchecked.",
         )
         for name in sorted(NAMES):
             sbatch.add_argument(*_flags(name), dest=name, help=argparse.SUPPRESS, **_arity(name))
@@ -64,12 +59,12 @@ class RunOptionParser(argparse.ArgumentParser):
         end = self._first_word(arguments)
         given, unknown = self.parse_known_args(arguments[:end])
         if unknown:
-            self.error(_refusal(unknown[0], self._ours()))
+            self.error(_refusal(unknown[0], [action.dest for action in self._actions if action.dest not in NAMES]))
         words = list(arguments[end:])
         return given, words[1:] if words[:1] == ["--"] else words
 
     def _first_word(self, arguments: Sequence[str]) -> int:
-        """Return where the options end."""
+        """Return the number of arguments that are options or their values."""
         with_value = {flag for action in self._actions for flag in action.option_strings if action.nargs is None}
         position = 0
         while position < len(arguments):
@@ -79,18 +74,15 @@ class RunOptionParser(argparse.ArgumentParser):
             position += 2 if word in with_value else 1
         return min(position, len(arguments))
 
-    def _ours(self) -> list[str]:
-        return [action.dest for action in self._actions if action.dest not in NAMES]
-
 
 def run_options(given: argparse.Namespace) -> dict[str, Any]:
-    """Return the keyword arguments of `slurmlaunch.Executor` for what was given.
+    """Return the keyword arguments of `slurmlaunch.Executor` for the parsed options.
 
     Raises:
         OptionError: a variable has no value.
     """
-    names = [*NAMES, *_OURS, *_REPEATED, "python"]
-    options = {name: value for name in names if (value := getattr(given, name)) is not None and value is not False}
+    values = {name: getattr(given, name, None) for name in (*NAMES, *OURS)}
+    options = {name: value for name, value in values.items() if value is not None and value is not False}
     if "env" in options:
         options["env"] = dict(_variable(text) for text in options["env"])
     return options
@@ -114,12 +106,12 @@ def _flags(name: str) -> list[str]:
 def _arity(name: str) -> dict[str, Any]:
     if name in FLAGS:
         return {"action": "store_true"}
-    # As for sbatch, the value of such an option follows "=": the next word is never its own.
+    # As for sbatch, the value of such an option follows "=": the next word is never its value.
     return {"nargs": "?", "const": True} if name in OPTIONAL else {}
 
 
 def _refusal(word: str, ours: Sequence[str]) -> str:
-    """Return what is wrong with an option that is none, in the words of a command line."""
+    """Return the error for an unknown option, in the words of a command line."""
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
         return f"{word!r} is no option, and the command comes after the options"

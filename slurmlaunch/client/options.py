@@ -1,8 +1,8 @@
-"""How the work runs: keyword arguments become frozen data.
+"""How a run runs: the table of slurmlaunch's own options, and keyword arguments read into frozen data.
 
-Slurm's options carry sbatch's own long names with underscores, ours are the
-fields of `Options`. An option is replaced as a whole by a later one of its
-name; None takes it back.
+The fields of `Options` are that table. The validation of `Executor`'s keywords, the list in its docstring,
+``docs/options.md`` and the flags of the command line are made from it, so a new option is one new field.
+sbatch's options are in `sbatch_options`. This file knows no run, no folder and no backend but their values.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends import container as containers
 from slurmlaunch.backends.base import parse_memory, parse_time
@@ -45,9 +46,9 @@ class Shape:
     """The CPUs of one task.
 
     Attributes:
-        cpus_per_task: CPUs that the task asks for.
-        processes: how many items run side by side.
-        threads: CPUs that one item may use; processes × threads are at most the task's CPUs.
+        cpus_per_task: the number of CPUs that the task asks for.
+        processes: the number of items side by side.
+        threads: the CPUs of one item; processes × threads are at most the task's CPUs.
     """
 
     cpus_per_task: int = 1
@@ -58,11 +59,11 @@ class Shape:
     def resolve(
         cls, *, cpus_per_task: int | None, processes: int | None, threads: int | None, single_item: bool
     ) -> Shape:
-        """Find what was not given; all numbers are at least 1.
+        """Fill in the missing numbers; all are at least 1.
 
-        Any two give the third. With *cpus_per_task* alone the items of a map have one
-        thread each, as many side by side as there are CPUs, and a single item has all of
-        them. With *processes* or *threads* alone the task asks for that many CPUs.
+        Any two determine the third. With *cpus_per_task* alone, the items of a map have one thread each and as
+        many run side by side as there are CPUs; a single item has all CPUs. With *processes* or *threads* alone,
+        the task asks for that many CPUs.
 
         Raises:
             OptionError: the processes with their threads need more CPUs than the task has.
@@ -75,14 +76,18 @@ class Shape:
         threads = threads or 1
         processes = processes or max(1, cpus_per_task // threads)
         if processes * threads > cpus_per_task:
-            raise _too_many(cpus_per_task, processes, threads)
+            raise refused(
+                "processes" if processes > 1 else "threads",
+                f"{processes} processes × {threads} threads need {processes * threads} CPUs, "
+                f"and cpus_per_task is {cpus_per_task}: ask for more CPUs, or for fewer processes or threads",
+            )
         return cls(cpus_per_task, processes, threads)
 
     def clipped(self, available: int | None) -> Shape:
         """Return the shape that fits on a machine with so many CPUs; None is no limit.
 
-        Fewer processes first, since that only takes longer; the threads of an item only
-        where one process alone has too many. Each number stays at least 1.
+        Processes are given up first, since that only takes longer; threads only if one process alone has too
+        many. Each number stays at least 1.
         """
         if available is None or self.cpus_per_task <= available:
             return self
@@ -91,110 +96,302 @@ class Shape:
         return Shape(cpus, min(self.processes, cpus // threads), threads)
 
 
-def _too_many(cpus: int, processes: int, threads: int) -> OptionError:
-    option = "processes" if processes > 1 else "threads"
-    return refused(
-        option,
-        f"{processes} processes × {threads} threads need {processes * threads} CPUs, "
-        f"and cpus_per_task is {cpus}: ask for more CPUs, or for fewer processes or threads",
-    )
+# Reading the values of our options; each function takes the option's name and the value.
+
+
+def _as_container(option: str, value: object) -> Container:
+    if isinstance(value, (str, os.PathLike)):
+        value = Container(value)
+    if not isinstance(value, Container):
+        raise refused(option, f"must be a slurmlaunch.Container, not {value!r}")
+    return value
+
+
+def _as_python(option: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) and len(value.split()) > 1:
+        # It may be a path with a space, or a command with an argument: only the user knows.
+        raise refused(option, f"is it one word or several? Give a list of words, as {value.split()!r}")
+    words = as_words(option, value)
+    if not words:
+        raise refused(option, "needs at least one word")
+    return words
+
+
+def _as_modules(option: str, value: object) -> tuple[str, ...]:
+    return tuple(name for words in as_words(option, value) for name in words.split())
+
+
+def _as_setup(option: str, value: object) -> tuple[str, ...]:
+    lines: list[str] = []
+    for text in _listed(value):
+        if not isinstance(text, str):
+            raise refused(option, f"must be shell lines, not {text!r}")
+        # Not splitlines(): for the shell only a line feed ends a line.
+        lines += _without_nul(option, text).replace("\r\n", "\n").split("\n")
+    return tuple(lines)
+
+
+def _as_env(option: str, value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise refused(option, f"must be a dict of names and values, not {value!r}")
+    for name in value:
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)):
+            raise refused(option, f"{name!r} is no name of a variable: letters, digits and _, no digit first")
+    texts = {name: (f"{option}[{name!r}]", given) for name, given in value.items()}
+    return {name: _without_nul(where, plain_text(where, given)) for name, (where, given) in texts.items()}
+
+
+def _without_nul(option: str, text: str) -> str:
+    if "\0" in text:
+        raise refused(option, "holds a NUL character")
+    return text
+
+
+def _as_by_value(option: str, value: object) -> tuple[str, ...]:
+    names = [module.__name__ if isinstance(module, ModuleType) else module for module in _listed(value)]
+    for name in names:
+        if not (isinstance(name, str) and all(part.isidentifier() for part in name.split("."))):
+            raise refused(option, f"must be modules or their names, not {name!r}")
+    return tuple(names)
+
+
+def _as_number(option: str, value: object) -> int:
+    return as_count(option, value, least=0)
+
+
+def _as_growth(option: str, value: object) -> dict[str, float]:
+    if not isinstance(value, Mapping) or not set(value) <= _GROWTH.keys():
+        raise refused(option, f"must be a dict with the keys 'mem' and 'time', not {value!r}")
+    for name, factor in value.items():
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor >= 1:
+            raise refused(f"{option}[{name!r}]", f"must be a number of at least 1, not {factor!r}")
+    return {**_GROWTH, **{name: float(factor) for name, factor in value.items()}}
+
+
+_GROWTH = {"mem": 2.0, "time": 1.5}
+
+
+def _as_memory(option: str, value: object) -> str:
+    return _parsed(option, as_line(option, value), parse_memory)
+
+
+def _as_limit(option: str, value: object) -> str:
+    return _parsed(option, as_time(option, value), parse_time)
+
+
+def _parsed(option: str, text: str, parse: Callable[[str], float]) -> str:
+    try:
+        parse(text)
+    except ValueError:
+        raise refused(option, f"sbatch does not understand the value {text!r}") from None
+    return text
+
+
+def _as_classes(option: str, value: object) -> tuple[str, ...]:
+    for each in _listed(value):
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise refused(option, f"must be exception classes, not {each!r}")
+    return tuple(f"{each.__module__}.{each.__qualname__}" for each in _listed(value))
+
+
+def _as_flags(option: str, value: object) -> tuple[str, ...]:
+    return tuple(read_flag(flag) for flag in as_words(option, value))
+
+
+def _as_name(option: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise refused(option, f"must be text, not {value!r}")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+# The table.
+
+ALL, TASKS, SLURM = "all", "slurm, allocation, local", "slurm"
+"""The backends that use an option: every one; those that start a Python per task; Slurm alone."""
+
+
+class Option(NamedTuple):
+    """A row of the table: one of slurmlaunch's own options.
+
+    Attributes:
+        form: the value's type, as users write it.
+        help: one sentence on what it does.
+        read: takes the option's name and a value; returns the value as stored, or raises `OptionError`.
+        flag: the command line's flag and its value, as ``"--throttle N"``; ``"..."`` after it says that the
+            flag may be repeated. Empty if there is none.
+        backends: the backends that use it.
+        default: the default value in words, if its ``repr`` would not do.
+        fixed: why a retry cannot change it; empty if it can.
+    """
+
+    form: str
+    help: str
+    read: Callable[[str, object], Any]
+    flag: str = ""
+    backends: str = ALL
+    default: str = ""
+    fixed: str = ""
+
+
+def _row(row: Option, value: Any = None) -> Any:
+    """Make a field of `Options` from its row and its default value, or a function that returns that."""
+    default = {"default_factory": value, "hash": None if value is _default_python else False}
+    return field(metadata={"row": row}, **(default if callable(value) else {"default": value}))
+
+
+def _default_python(container: Container | None = None) -> tuple[str, ...]:
+    return (sys.executable,) if container is None else containers.PYTHON
 
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that says how a run runs.
-
-    Attributes:
-        slurm: sbatch's options by long name with underscores: text, or True for a bare flag.
-        sbatch: further flags for sbatch, passed on unread.
-        throttle: how many tasks may run at once, or None.
-        processes: how many items of a task run side by side, or None (see `shape`).
-        threads: how many threads an item may use, or None.
-        python: the words that start Python; by default the client's, or in a container ``python3``.
-        modules: what is given to ``module load``, in order.
-        setup: shell lines that run before Python starts.
-        container: the image in which the tasks run, or None.
-        env: variables to set for the tasks.
-        by_value: names of the modules whose code travels with the function.
-        name: what the user calls the run, or None.
-        retries: how often an item is run again whose end came from outside.
-        requeues: how often a task that has come to its time limit is started again.
-        grow: by what ``mem`` and ``time`` grow where they were short.
-        max_mem: what ``mem`` grows to at most, in sbatch's units, or None.
-        max_time: what ``time`` grows to at most, in sbatch's formats, or None.
-        launcher: the words that start MPI programs, less the program; None for the backend's own.
-        retry_exceptions: names of exception classes, as ``"builtins.OSError"``: an item that
-            raised one, or one derived from it, is run again too.
-        seed: what the random streams of a run's items follow from; None for 0.
-    """
+    """Everything that says how a run runs: sbatch's options in `slurm`, and the table of ours."""
 
     slurm: Mapping[str, str | bool] = field(default_factory=dict, hash=False)
-    sbatch: tuple[str, ...] = ()
-    throttle: int | None = None
-    processes: int | None = None
-    threads: int | None = None
-    python: tuple[str, ...] = field(default_factory=lambda: (sys.executable,))
-    modules: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()
-    container: Container | None = None
-    env: Mapping[str, str] = field(default_factory=dict, hash=False)
-    by_value: tuple[str, ...] = ()
-    name: str | None = None
-    retries: int = 0
-    requeues: int = 10
-    grow: Mapping[str, float] = field(default_factory=lambda: {"mem": 2.0, "time": 1.5}, hash=False)
-    max_mem: str | None = None
-    max_time: str | None = None
-    retry_exceptions: tuple[str, ...] = ()
-    seed: int | None = None
-    launcher: tuple[str, ...] | None = None
+    """sbatch's options by long name with underscores: text, or True for a bare flag."""
+
+    throttle: int | None = _row(
+        Option("int", "How many tasks may run at once (sbatch's %N).", as_count, "--throttle N", TASKS, "no limit")
+    )
+    processes: int | None = _row(
+        Option("int", "How many items run side by side in a task.", as_count, "--processes N",
+               default="one per CPU for maps, 1 for submit")
+    )  # fmt: skip
+    threads: int | None = _row(
+        Option("int", "How many CPUs, and so threads, each item may use.", as_count, "--threads N",
+               default="1 for maps, all CPUs of the task for submit")
+    )  # fmt: skip
+    python: tuple[str, ...] = _row(
+        Option("str or list of str", "The command that starts Python on the node.", _as_python, "--python WORDS", TASKS,
+               "the client's Python, or python3 in a container"),
+        _default_python,
+    )  # fmt: skip
+    modules: tuple[str, ...] = _row(
+        Option("str or list of str", "Modules to load (module load) before Python starts.", _as_modules,
+               "--module NAME ...", TASKS),
+        (),
+    )  # fmt: skip
+    setup: tuple[str, ...] = _row(
+        Option("str or list of str", "Shell lines to run before Python starts.", _as_setup, "--setup LINE ...", TASKS),
+        (),
+    )
+    container: Container | None = _row(  # noqa: RUF009  (a field, as all rows are)
+        Option("Container or path", "The image in which tasks run.", _as_container, backends=TASKS, default="none")
+    )
+    env: Mapping[str, str] = _row(
+        Option("dict of str", "Variables to set for the tasks.", _as_env, "--env NAME=VALUE ...", TASKS), dict
+    )
+    by_value: tuple[str, ...] = _row(
+        Option("module, name or list", "Modules whose code travels with the function, since nodes cannot import them.",
+               _as_by_value),
+        (),
+    )  # fmt: skip
+    name: str | None = _row(
+        Option("str", "The name of the run and of its jobs.", _as_name, "--name NAME", default="the function's name")
+    )
+    seed: int | None = _row(
+        Option("int", "The seed of current_task().rng().", _as_number, default="0",
+               fixed="a run keeps its seed, so that an item that is run again has the stream that it had")
+    )  # fmt: skip
+    launcher: tuple[str, ...] | None = _row(
+        Option("str or list of str", "The command that starts the ranks of a task, such as mpirun.", as_words,
+               backends=TASKS, default="srun on Slurm, else mpiexec")
+    )  # fmt: skip
+    retries: int = _row(
+        Option("int", "How often an item is run again if something other than its function ended it.", _as_number,
+               "--retries N"),
+        0,
+    )  # fmt: skip
+    retry_exceptions: tuple[str, ...] = _row(
+        Option("class or list of classes", "Exceptions of the function after which retries= runs an item again, too.",
+               _as_classes),
+        (),
+    )  # fmt: skip
+    grow: Mapping[str, float] = _row(
+        Option("dict of float", "The factors by which mem and time grow in an automatic retry if they were short.",
+               _as_growth, backends=TASKS),
+        lambda: dict(_GROWTH),
+    )  # fmt: skip
+    max_mem: str | None = _row(
+        Option("str or int", "The largest mem that grow may ask for, in sbatch's units.", _as_memory, "--max-mem SIZE",
+               TASKS, "no limit")
+    )  # fmt: skip
+    max_time: str | None = _row(
+        Option("str, int or timedelta", "The longest time that grow may ask for, in sbatch's formats.", _as_limit,
+               "--max-time TIME", TASKS, "no limit")
+    )  # fmt: skip
+    requeues: int = _row(
+        Option("int", "How often a task that reached its time limit is requeued for the rest of its items.", _as_number,
+               backends=TASKS),
+        10,
+    )  # fmt: skip
+    sbatch: tuple[str, ...] = _row(
+        Option("str or list of str", "Further flags for sbatch, passed on unchecked.", _as_flags, "--sbatch FLAG ...",
+               SLURM),
+        (),
+    )  # fmt: skip
 
     @classmethod
     def parse(cls, /, **given: Any) -> Options:
-        """Read what `slurmlaunch.Executor` was given.
+        """Read the keywords of `slurmlaunch.Executor`.
 
         Raises:
             UnknownOption: a name is no option, or one that slurmlaunch sets itself.
-            OptionError: a value cannot be.
+            OptionError: a value is wrong.
         """
         return cls().changed(**given)
 
     def changed(self, /, **changes: Any) -> Options:
-        """Return these options with some replaced; None takes one back to its default.
+        """Return these options with some replaced as a whole; None restores a default.
 
         Raises:
             UnknownOption: a name is no option, or one that slurmlaunch sets itself.
-            OptionError: a value cannot be, or not together with the others.
+            OptionError: a value is wrong, by itself or together with the others.
         """
         slurm = dict(self.slurm)
         ours: dict[str, Any] = {}
-        defaults = Options()
         for option, value in changes.items():
-            if option in _READERS:
-                ours[option] = getattr(defaults, option) if value is None else _READERS[option](option, value)
+            if option in OURS:
+                ours[option] = getattr(_DEFAULTS, option) if value is None else OURS[option].read(option, value)
             elif option in NAMES:
                 slurm.pop(option, None)
                 given = read_option(option, value)
                 if given is not None:
                     slurm[option] = given
             else:
-                raise unknown_option(option, _READERS)
+                raise unknown_option(option, OURS)
         named = changes["python"] is not None if "python" in changes else self.python != _default_python(self.container)
         if not named:
             ours["python"] = _default_python(ours.get("container", self.container))
         options = replace(self, slurm=slurm, **ours)
-        options.shape()  # so that what does not fit together is refused here, not at a later call
+        options.shape()  # refuses numbers that do not fit together here rather than at a later call
         return options
 
-    def shape(self, *, single_item: bool = False, available: int | None = None) -> Shape:
-        """Return the CPUs of a task, and how its processes share them.
+    def changed_for_retry(self, /, **changes: Any) -> Options:
+        """Return the options of a retry: as `changed`, which also refuses the options that a run keeps.
 
-        *single_item* is true for `submit`, whose item has all of the task's CPUs by default.
-        *available* are the CPUs of the machine, where the backend is bound to one.
+        Raises:
+            UnknownOption, OptionError: as for `changed`.
+        """
+        for option in changes:
+            if option in OURS and OURS[option].fixed:
+                raise refused(option, OURS[option].fixed)
+        return self.changed(**changes)
+
+    def shape(self, *, single_item: bool = False, available: int | None = None) -> Shape:
+        """Return the CPUs of a task and how its processes share them.
+
+        Args:
+            single_item: the task is one of `submit`, whose item has all CPUs by default.
+            available: the CPUs of the machine, if the backend is bound to one.
 
         Raises:
             OptionError: the processes with their threads need more CPUs than the task has, or
-                are several where there are ranks.
+                a task with ranks has several processes or a container.
         """
         if self.ranks > 1 and self.container is not None:
             raise refused("container", f"the {self.ranks} ranks of a task cannot run in one: srun is not inside")
@@ -213,10 +410,10 @@ class Options:
 
     @property
     def ranks(self) -> int:
-        """How many processes call the function of a task together: as many as srun starts with these options.
+        """How many processes srun starts with these options; they call the function of a task together.
 
         Raises:
-            OptionError: it depends on how many nodes Slurm chooses.
+            OptionError: the number depends on how many nodes Slurm chooses.
         """
         if "ntasks" in self.slurm:
             return int(self.slurm["ntasks"])
@@ -228,17 +425,16 @@ class Options:
         return int(least) * int(self.slurm.get("ntasks_per_node", 1))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as they stand in a manifest."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: _plain(value) for name, value in values.items()}
+        """Return the options in the form of a round's plan."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Options:
-        """Read what `to_json` wrote: other keys are ignored, missing ones have their default.
+        """Read the form of `to_json`; unknown keys are ignored, missing ones have their default.
 
-        Nothing is checked again: a manifest may hold what a newer Slurm's table allowed.
+        Nothing is checked again: the options may come from a newer Slurm.
         """
-        known = ((f.name, data[f.name]) for f in fields(cls) if f.name in data)
+        known = ((each.name, data[each.name]) for each in fields(cls) if each.name in data)
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in known}
         if values.get("container") is not None:
             values["container"] = Container.from_json(values["container"])
@@ -253,152 +449,32 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _default_python(container: Container | None) -> tuple[str, ...]:
-    return (sys.executable,) if container is None else containers.PYTHON
+OURS: Mapping[str, Option] = {each.name: each.metadata["row"] for each in fields(Options) if each.metadata}
+"""The table: slurmlaunch's own options by name."""
 
-
-def _as_container(option: str, value: object) -> Container:
-    if isinstance(value, (str, os.PathLike)):
-        value = Container(value)
-    if not isinstance(value, Container):
-        raise refused(option, f"must be a slurmlaunch.Container, not {value!r}")
-    return value
-
-
-def _as_python(option: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) and len(value.split()) > 1:
-        # A path with a space, or a command with an argument: only the user knows.
-        raise refused(option, f"is it one word or several? Give a list of words, as {value.split()!r}")
-    words = as_words(option, value)
-    if not words:
-        raise refused(option, "needs at least one word")
-    return words
-
-
-def _as_modules(option: str, value: object) -> tuple[str, ...]:
-    return tuple(name for words in as_words(option, value) for name in words.split())
-
-
-def _as_setup(option: str, value: object) -> tuple[str, ...]:
-    texts = value if isinstance(value, (list, tuple)) else (value,)
-    lines: list[str] = []
-    for text in texts:
-        if not isinstance(text, str):
-            raise refused(option, f"must be shell lines, not {text!r}")
-        # Not splitlines(): the shell ends a line at a line feed and nowhere else.
-        lines += text.replace("\r\n", "\n").split("\n")
-    if any("\0" in line for line in lines):
-        raise refused(option, "holds a NUL character")
-    return tuple(lines)
-
-
-def _as_env(option: str, value: object) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise refused(option, f"must be a dict of names and values, not {value!r}")
-    return {_variable(option, name): _value_of(f"{option}[{name!r}]", v) for name, v in value.items()}
-
-
-def _variable(option: str, name: object) -> str:
-    if isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        return name
-    raise refused(option, f"{name!r} is no name of a variable: letters, digits and _, no digit first")
-
-
-def _value_of(option: str, value: object) -> str:
-    text = plain_text(option, value)
-    if "\0" in text:
-        raise refused(option, "holds a NUL character")
-    return text
-
-
-def _as_by_value(option: str, value: object) -> tuple[str, ...]:
-    modules = value if isinstance(value, (list, tuple)) else (value,)
-    return tuple(_module_name(option, module) for module in modules)
-
-
-def _module_name(option: str, module: object) -> str:
-    name = module.__name__ if isinstance(module, ModuleType) else module
-    if isinstance(name, str) and all(part.isidentifier() for part in name.split(".")):
-        return name
-    raise refused(option, f"must be modules or their names, not {module!r}")
-
-
-def _as_number(option: str, value: object) -> int:
-    return as_count(option, value, least=0)
-
-
-def _as_growth(option: str, value: object) -> dict[str, float]:
-    if not isinstance(value, Mapping) or not set(value) <= {"mem", "time"}:
-        raise refused(option, f"must be a dict with the keys 'mem' and 'time', not {value!r}")
-    for name, factor in value.items():
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor >= 1:
-            raise refused(f"{option}[{name!r}]", f"must be a number of at least 1, not {factor!r}")
-    return {**Options().grow, **{name: float(factor) for name, factor in value.items()}}
-
-
-def _as_memory(option: str, value: object) -> str:
-    return _parsed(option, as_line(option, value), parse_memory)
-
-
-def _as_limit(option: str, value: object) -> str:
-    return _parsed(option, as_time(option, value), parse_time)
-
-
-def _parsed(option: str, text: str, parse: Callable[[str], float]) -> str:
-    try:
-        parse(text)
-    except ValueError:
-        raise refused(option, f"{text!r} is not a value that sbatch knows") from None
-    return text
-
-
-def _as_classes(option: str, value: object) -> tuple[str, ...]:
-    classes = value if isinstance(value, (list, tuple)) else (value,)
-    return tuple(_class_name(option, each) for each in classes)
-
-
-def _class_name(option: str, value: object) -> str:
-    if isinstance(value, type) and issubclass(value, BaseException):
-        return f"{value.__module__}.{value.__qualname__}"
-    raise refused(option, f"must be exception classes, not {value!r}")
-
-
-def _as_flags(option: str, value: object) -> tuple[str, ...]:
-    return tuple(read_flag(flag) for flag in as_words(option, value))
-
-
-def _as_name(option: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise refused(option, f"must be text, not {value!r}")
-    return value
-
-
-_READERS: Mapping[str, Callable[[str, object], Any]] = {
-    "by_value": _as_by_value,
-    "container": _as_container,
-    "env": _as_env,
-    "grow": _as_growth,
-    "launcher": as_words,
-    "max_mem": _as_memory,
-    "max_time": _as_limit,
-    "modules": _as_modules,
-    "name": _as_name,
-    "processes": as_count,
-    "python": _as_python,
-    "requeues": _as_number,
-    "retries": _as_number,
-    "retry_exceptions": _as_classes,
-    "sbatch": _as_flags,
-    "seed": _as_number,
-    "setup": _as_setup,
-    "threads": as_count,
-    "throttle": as_count,
-}
+_DEFAULTS = Options()
 
 
 def names() -> frozenset[str]:
-    """Return the names of all options: sbatch's, and ours."""
-    return NAMES | _READERS.keys()
+    """Return the names of all options: sbatch's and ours."""
+    return NAMES | OURS.keys()
+
+
+def default_of(name: str) -> str:
+    """Return the default of one of our options as text for users; empty for an empty list or dict."""
+    value = getattr(_DEFAULTS, name)
+    return OURS[name].default or (repr(value) if value else "" if isinstance(value, (tuple, Mapping)) else repr(value))
+
+
+def docstring_lines() -> str:
+    """Return the table as a section of a docstring."""
+    entries = []
+    for name, row in OURS.items():
+        default = f" Default: {text}." if (text := default_of(name)) else ""
+        where = "" if row.backends == ALL else f" Backends: {row.backends}."
+        text = f"{name} ({row.form}): {row.help}{default}{where}"
+        entries.append(textwrap.fill(text, 110, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    return "\n".join(["Options of slurmlaunch's own:", *entries])
 
 
 def check_cluster(cluster: str, known: Collection[str] = CLUSTERS) -> str:
@@ -417,10 +493,10 @@ def check_cluster(cluster: str, known: Collection[str] = CLUSTERS) -> str:
 
 
 def job_name(name: str | None, token: str) -> str:
-    """Return the name of a Slurm job: what can be read of *name*, and the token that makes it unique.
+    """Return the name of a Slurm job: the readable part of *name*, and the token that makes it unique.
 
-    Of the name, what sbatch, squeue and sacct all take is kept: ``[A-Za-z0-9._-]``, at most
-    `JOB_NAME_LENGTH` characters with the token.
+    Of the name, the characters that sbatch, squeue and sacct all accept are kept: ``[A-Za-z0-9._-]``, at most
+    `JOB_NAME_LENGTH` with the token.
 
     Raises:
         ValueError: the token is no such name itself, or leaves no room.
