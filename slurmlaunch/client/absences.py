@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.client import verdict
-from slurmlaunch.client.latency import latency_of
-from slurmlaunch.client.run import client_token, error_for_each
+from slurmlaunch.client.run import error_for_each
 from slurmlaunch.errors import ItemError, NodeStartError, Place, ResultLost
-from slurmlaunch.runfolder.journal import ToldEnd
+from slurmlaunch.runfolder.changes import latency_of
+from slurmlaunch.runfolder.clients import writer_name
+from slurmlaunch.runfolder.journal import SchedulerEnd
 from slurmlaunch.runfolder.layout import EndMark, Status
 
 if TYPE_CHECKING:
@@ -175,13 +176,13 @@ class Absences:
         """Write down what the scheduler said of ends: it forgets, and a copy of the folder knows no scheduler."""
         for each in self._tasks.rounds:
             told = [
-                ToldEnd(task, self._tasks.attempts.get(task, 0), it.state.value, it.exit_code, it.node, it.reason)
+                SchedulerEnd(task, self._tasks.attempts.get(task, 0), it.state.value, it.exit_code, it.node, it.reason)
                 for task, it in ends
                 if task in each.plan.tasks
             ]
             if told:
                 with contextlib.suppress(OSError):  # a folder that may only be read: then nobody is helped by it
-                    each.told(client_token(), told)
+                    each.record_ends(writer_name(), told)
 
     def judge_dynamic(self, now: float) -> None:
         """Settle what was taken by tasks that are over, and only seen later; then what nobody has taken."""

@@ -11,9 +11,7 @@ from weakref import WeakValueDictionary
 from slurmlaunch.backends.allocation import AllocationBackend
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.backends.local import LocalBackend
-from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.backends.slurm import SlurmBackend
-from slurmlaunch.client.latency import latency_of
 from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.rounds import add_round
@@ -21,6 +19,8 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import WATCHER
+from slurmlaunch.runfolder.changes import latency_of
+from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.journal import read_rounds
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
@@ -81,7 +81,7 @@ def _await_states(run: Run) -> None:
     Without that a task that was taken away at night would be taken for one that goes on.
     """
     client = run.tasks.rounds[-1].plan.client
-    if not run.ledger.open or client is None or Owner(*client) == Owner.me():
+    if not run.ledger.open or client is None or client == ClientId.current():
         return
     with run.changed:
         known = bool(run.tasks.told)  # what the scheduler has not named by now it may never name

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.client.absences import Absences
 from slurmlaunch.client.breaker import Breaker
-from slurmlaunch.client.latency import is_of_network
-from slurmlaunch.client.listing import Listing
 from slurmlaunch.client.retrying import Retrying
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
+from slurmlaunch.runfolder.changes import NewNames, is_on_network
 from slurmlaunch.runfolder.layout import EndMark
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage
@@ -31,6 +30,9 @@ _CANCELLATIONS_EVERY = _CLAIMS_EVERY = 1.0
 _CLAIMS_COST = 4
 _READ_COST = 4
 """Opening, looking, reading, closing."""
+
+_FIRST_GAP = 0.02
+"""Seconds after which a folder that has changed is listed again."""
 
 _UNBOUNDED = float(1 << 40)
 
@@ -64,9 +66,9 @@ class Lookout:
         self._clock = clock
         self._breaker, self._retrying = Breaker(run), Retrying(run)
         self.absences = Absences(run, self._breaker, self._read_to_the_end, clock)
-        network = is_of_network(run.folder.path)
-        self._ended = Listing(run.folder.ended, clock, network=network)
-        self._begun = Listing(run.folder.outcomes, clock, network=network)
+        network = is_on_network(run.folder.path)
+        self._ended = NewNames(run.folder.ended, clock, network=network, first_gap=_FIRST_GAP)
+        self._begun = NewNames(run.folder.outcomes, clock, network=network, first_gap=_FIRST_GAP)
         self._uncollected: deque[int] = deque()
         self._reading = self._other_costs = 0
         self._files: dict[tuple[int, int], OutcomeFile] = {}
@@ -144,7 +146,7 @@ class Lookout:
                 self._marks[mark.task] = mark
                 self._uncollected.append(mark.task)
                 if self.run.tasks.attempts.get(mark.task, 0) <= mark.start:
-                    self._begun.forget(set())  # its file of outcomes, if there is one, was there before the mark
+                    self._begun.forget()  # its file of outcomes, if there is one, was there before the mark
 
     def _look_for_claims(self, now: float) -> None:
         """Take in what tasks have taken, which is done before one that has ended is judged."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.client.latency import latency_of
 from slurmlaunch.errors import ResultLost
+from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage
 

@@ -8,9 +8,9 @@ from array import array
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import parse_time
-from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.client.options import job_name
 from slurmlaunch.client.plan import STATIC, plan
+from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
 
@@ -81,7 +81,7 @@ def make_plan(
         warning=warning,
         requeues=options.requeues if manifest.backend == "slurm" else 0,
         options=options.to_json(),
-        client=Owner.me(),
+        client=ClientId.current(),
         items=items,
         blocks=planned.blocks,
         ranks=ranks,

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import secrets
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -26,6 +24,7 @@ from slurmlaunch.client.tasks import Tasks
 from slurmlaunch.errors import ItemError, Place, ResultLost, SchedulerError
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
+from slurmlaunch.runfolder.clients import writer_name
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
@@ -40,15 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=Told)
 
 _log = logging.getLogger("slurmlaunch")
-
-
-@functools.cache
-def client_token() -> str:
-    """Return a name for this process among all clients of a run."""
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
-
-
-os.register_at_fork(after_in_child=client_token.cache_clear)
 
 
 class Keeper(Protocol):
@@ -317,7 +307,7 @@ class Run:
             by_round.setdefault(self.tasks.round_of(item).number, []).append(item)
         for number, some in by_round.items():
             ranges = list(consecutive(sorted(some)))
-            CancellationWriter(self.folder, number, client_token()).add(ranges)
+            CancellationWriter(self.folder, number, writer_name()).add(ranges)
             called += self._cancelled(ranges)
         self.changed.notify_all()
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.container import folders_inside
-from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.sbatch_options import as_count
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
+from slurmlaunch.runfolder.clients import ClientId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,9 +40,6 @@ _SBATCH_OUTLIVES, _LOOK_AGAIN = 10.0, 0.5
 
 _KEEP_UP_EVERY = 30.0
 """Seconds between two looks at what other clients are to submit."""
-
-_SILENT_FOR = 3600.0
-"""Seconds after which a client on another machine, whose processes cannot be seen, is taken for gone."""
 
 _log = logging.getLogger("slurmlaunch")
 
@@ -147,7 +144,7 @@ class Submission:
                 if why is None:
                     raise
                 if pause == _SHORTEST_WAIT:
-                    its_round.waiting(number, Owner.me())
+                    its_round.waiting(number, ClientId.current())
                     _log.warning("slurmlaunch waits %s: %s", why, error.stderr.strip())
             else:
                 return True
@@ -216,7 +213,7 @@ class Submission:
             return False
         if its_round.plan.client is None:
             return True
-        return not all(_is_gone(Owner(*who), its_round) for who in (its_round.plan.client, *its_round.waits().values()))
+        return not all(map(its_round.may_replace, (its_round.plan.client, *its_round.waits().values())))
 
     # In the place of a client that is gone.
 
@@ -271,7 +268,7 @@ class Submission:
         if its_round.abandonments().issuperset(missing):
             return True
         waits = [who for number, who in its_round.waits().items() if number in missing]
-        return all(_is_gone(Owner(*who), its_round) for who in (its_round.plan.client, *waits))
+        return all(map(its_round.may_replace, (its_round.plan.client, *waits)))
 
     def _resume(self) -> None:
         """Submit what waited for room, or was to be run again, and is left; give up on what was never submitted."""
@@ -281,12 +278,9 @@ class Submission:
             if not (each.plan.automatic or each.waits()):
                 for number in missing:
                     self._refuse(each, number, SubmissionError(_NEVER_SUBMITTED))
-            elif self._succeed(each):
-                each.waiting(missing[0], Owner.me())  # others leave it to us
+            elif each.take_over(ClientId.current()):
+                each.waiting(missing[0], ClientId.current())  # others leave it to us
                 self._submit_in_thread(each, missing)
-
-    def _succeed(self, its_round: Round) -> bool:
-        return its_round.succeed(Owner.me(), lambda who: _is_gone(Owner(*who), its_round))
 
     def _find_lost_jobs(self) -> None:
         """Find the jobs that a client submitted and did not live to write down."""
@@ -301,10 +295,10 @@ class Submission:
 
     def _find_lost(self, its_round: Round, number: int, when: float) -> str | None:
         name = its_round.plan.arrays[number].name
-        maker = Owner(*its_round.plan.client) if its_round.plan.client else None
+        maker = its_round.plan.client
         while (job_id := self._run.backend.find(name, when)) is None:
             # The sbatch of a client that was killed lives on, and submits a moment later.
-            if maker is None or not maker.is_gone or not 0 <= time.time() - when < _SBATCH_OUTLIVES:
+            if maker is None or not maker.has_ended or not 0 <= time.time() - when < _SBATCH_OUTLIVES:
                 break
             time.sleep(_LOOK_AGAIN)
         return job_id
@@ -336,14 +330,6 @@ def _worth_waiting_for(error: SubmissionError | SchedulerError) -> str | None:
     if error.no_room:
         return "for room in the queue"
     return "for the scheduler to come back" if error.transient else None
-
-
-def _is_gone(client: Owner, its_round: Round) -> bool:
-    """Whether a client has ended, or is on another machine and has written nothing for long.
-
-    If it lives after all no harm is done: a second job of one name waits for the first.
-    """
-    return client.is_gone or (not client.is_here and time.time() - its_round.touched > _SILENT_FOR)
 
 
 def _jittered(seconds: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from slurmlaunch.runfolder.claims import Listing
+from slurmlaunch.runfolder.claims import ClaimReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ class Taken:
     def __init__(self, folder: RunFolder, its_round: Round, blocks: Blocks) -> None:
         self._plan = its_round.plan
         self._blocks = blocks
-        self._listing = Listing(folder.claims(its_round.number))
+        self._listing = ClaimReader(folder.claims(its_round.number))
         self._owners = array("i", [_NOBODY]) * blocks.number
         self._blocks_of: dict[int, array[int]] = {}
         self.free = blocks.number

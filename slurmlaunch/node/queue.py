@@ -140,7 +140,7 @@ class SharedQueue(Queue):
     @property
     def left(self) -> int:
         """How many there are that are still wanted: the task's own, and what nobody has taken."""
-        free = self._claimer.first_free() if self._open else None
+        free = self._claimer.first_unclaimed() if self._open else None
         unclaimed = 0 if free is None else self._blocks.items - self._blocks.positions_of(free).start
         return super().left + unclaimed
 

@@ -31,7 +31,7 @@ from slurmlaunch.outcome import Bundle, Failure, failure_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.journal import round_of_task
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
-from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, RankWriter
+from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile
 from slurmlaunch.runfolder.records import Damage, Kind
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _launch(file: OutcomeFile, number: int) -> Launch:
 class _Caller:
     """The child: calls the function."""
 
-    def __init__(self, place: _Place, writer: RankWriter) -> None:
+    def __init__(self, place: _Place, writer: AttemptWriter) -> None:
         self._place = place
         self._writer = writer
         plan = place.round.plan
@@ -160,7 +160,7 @@ class _Caller:
 class _Guard:
     """The parent: waits for the child, and tells how it died."""
 
-    def __init__(self, place: _Place, writer: RankWriter) -> None:
+    def __init__(self, place: _Place, writer: AttemptWriter) -> None:
         """Begin before the child does: what is in the file now is of earlier launches."""
         self._place, self._writer = place, writer
         self._waiting = Waiting()
@@ -235,7 +235,7 @@ def main(arguments: list[str]) -> int:
         return Status.NODE
     try:
         place = _Place.of(arguments)
-        writer = RankWriter(place.file, place.attempt, place.folder.salt)
+        writer = AttemptWriter(place.file, place.attempt, place.folder.salt)
     except (SlurmlaunchError, OSError) as error:
         print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
         return Status.NODE

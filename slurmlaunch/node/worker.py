@@ -45,7 +45,7 @@ from slurmlaunch.node import system
 from slurmlaunch.node.channel import LARGE
 from slurmlaunch.outcome import Bundle, Failure, failure_of, in_series
 from slurmlaunch.runfolder.function import Work
-from slurmlaunch.runfolder.outcomes import Entry
+from slurmlaunch.runfolder.outcomes import outcome_entry
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Worker:
 
     def _append(self, item: int, kind: Kind, data: bytes | Bundle) -> bool:
         """Append a large outcome to the file; False if that fails, which then is the outcome."""
-        entry = Entry.of_outcome(item, data, succeeded=kind is not _FAILURE)
+        entry = outcome_entry(item, data, succeeded=kind is not _FAILURE)
         self._ask(b"W")  # from here on the others wait
         try:
             self._writer.adopt(failed=False)

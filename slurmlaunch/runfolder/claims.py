@@ -1,15 +1,16 @@
 """Claims: which task has which block of a dynamic round, without a server.
 
-A claim is a name in the round's folder ``claims``: the block's number, as a hard
-link to a file of the attempt that took it. ``link`` makes a name once, also on
-NFS and whatever is cached there; where its answer was lost, the inode behind the
-name says who has it. A claim is never taken back: who took a block and died is
-followed by the next attempt of its own task, or by a later round.
+A claim is a name in the round's folder ``claims``: the block's number, as a hard link to a file of the attempt that
+claimed it. ``link`` makes a name once, on NFS too and whatever is cached there; if its answer is lost, the inode
+behind the name says who made it. A claim is never taken back: the blocks of a task that died go to the next attempt
+of the same task, or to a later round.
 
-Blocks are taken in order: a task links a number only after it has seen the one
-before it, so that the numbers taken have no gap, and the first free one is found
-in O(log blocks) looks. A look may be fooled by a cache into "free"; then the link
-fails, and the search goes on.
+Blocks are claimed in order: a task links a number only after it has seen the one before it, so that the claimed
+numbers have no gap and O(log blocks) looks find the first unclaimed one. A cache may show a claimed block as
+unclaimed; then the link fails, and the search continues.
+
+Tasks claim with `Claimer`; clients and later attempts read with `ClaimReader`. `slurmlaunch.runfolder.plan.Blocks`
+says which items a block has.
 """
 
 from __future__ import annotations
@@ -18,24 +19,26 @@ import errno
 import os
 import time
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-from slurmlaunch.errors import NodeStartError
-from slurmlaunch.runfolder.layout import YOUNG
+from slurmlaunch.errors import NodeStartError, UnsafeRunFolder
+from slurmlaunch.runfolder.changes import NewNames
+from slurmlaunch.runfolder.records import create, read_owned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
-"""Seconds to wait, at random, after others were faster: a thousand tasks may start at once."""
+"""Seconds to wait, at random, after other tasks were faster: a thousand tasks may start at once."""
 
 _NO_INODES = frozenset({0, 0xFFFFFFFF})
-"""What listings give in place of an inode where the file system has no better: 0, or FUSE's "unknown"."""
+"""The inode numbers in listings of file systems that have none: 0, or FUSE's "unknown"."""
 
 
-class Owner(NamedTuple):
-    """The attempt that has a block.
+class Claimant(NamedTuple):
+    """The attempt that has claimed a block.
 
     Attributes:
         task: its task.
@@ -46,7 +49,7 @@ class Owner(NamedTuple):
     attempt: int
 
     @classmethod
-    def parse(cls, text: str) -> Owner | None:
+    def parse(cls, text: str) -> Claimant | None:
         """Read the name or the content of an attempt's file; None for anything else."""
         parts = text.split(".")
         if len(parts) == _PARTS and all(part.isascii() and part.isdigit() for part in parts):
@@ -57,69 +60,49 @@ class Owner(NamedTuple):
 _PARTS = 3
 
 
-class Listing:
-    """Reads who has which block, as far as it was not read before."""
+class ClaimReader:
+    """Reads the claims in one folder, each once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
-        self._known: set[str] = set()
-        self._owners: dict[int, Owner | None] = {}
-        self._changed = -1
+        self._names = NewNames(folder, clock)
+        self._claimants: dict[int, Claimant | None] = {}
 
-    def new(self) -> Iterator[tuple[int, Owner]]:
-        """Yield the blocks that were taken since the last call, and by whom.
+    def new(self) -> Iterator[tuple[int, Claimant]]:
+        """Yield the blocks that were claimed since the last call, and their claimants.
 
-        Costs one look at the folder where nothing has changed for long, else one listing.
-        What is no claim, or one of nobody, is passed over.
+        Costs one file operation while nothing changes. Names that are no claims are passed over.
+
+        Raises:
+            OSError: the folder cannot be listed.
         """
-        status = self._folder.stat()
-        if status.st_mtime_ns == self._changed:
-            return
-        taken = self._list()
-        young = abs(time.time() - status.st_mtime) < YOUNG
-        self._changed = -1 if young else status.st_mtime_ns
-        for name, inode in taken:
-            owner = self._owners.get(inode) or self._written_in(name)
-            if owner is None:
-                self._changed = -1
-            else:
-                self._known.add(name)
-                yield int(name), owner
+        claimed: list[tuple[str, int]] = []
+        for entry in self._names.new_entries():
+            name, claimant, inode = entry.name, Claimant.parse(entry.name), entry.inode()
+            if claimant is not None:
+                unique = inode not in self._claimants and inode not in _NO_INODES
+                self._claimants[inode] = claimant if unique else None
+            elif name.isascii() and name.isdigit() and name == str(int(name)):
+                claimed.append((name, inode))
+        found = {name: self._claimants.get(inode) or self._written_in(name) for name, inode in claimed}
+        unknown = [name for name, claimant in found.items() if claimant is None]
+        if unknown:
+            self._names.forget(unknown)
+        yield from ((int(name), claimant) for name, claimant in found.items() if claimant is not None)
 
-    def _list(self) -> list[tuple[str, int]]:
-        """Note the attempts that are new; return the names and inodes of the claims that are."""
-        taken: list[tuple[str, int]] = []
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if name in self._known:
-                    continue
-                owner, inode = Owner.parse(name), entry.inode()
-                if owner is not None:
-                    alone = inode not in self._owners and inode not in _NO_INODES
-                    self._owners[inode] = owner if alone else None
-                    self._known.add(name)
-                elif name.isascii() and name.isdigit() and name == str(int(name)):
-                    taken.append((name, inode))
-        return taken
-
-    def _written_in(self, name: str) -> Owner | None:
-        """Return who has a block whose inode tells nothing: its owner's name came later, or the folder was copied."""
-        with suppress(OSError):
-            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                return Owner.parse(os.read(descriptor, 64).decode("ascii", "replace").strip())
-            finally:
-                os.close(descriptor)
+    def _written_in(self, name: str) -> Claimant | None:
+        """Read the claimant from the file: its own name appeared later, or the folder was copied."""
+        with suppress(OSError, UnsafeRunFolder):
+            return Claimant.parse(read_owned(self._folder / name).decode("ascii", "replace").strip())
         return None
 
 
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
-"""What a file system answers that makes no hard links, see link(2)."""
+"""The errors of link(2) on a file system without hard links."""
 
 
 class Claimer:
-    """Takes blocks for one attempt of a task."""
+    """Claims blocks for one attempt of a task."""
 
     def __init__(self, folder: Path, task: int, attempt: int, number: int) -> None:
         """Begin.
@@ -127,102 +110,101 @@ class Claimer:
         Args:
             folder: the folder of the round's claims.
             task: the task.
-            attempt: the number of the attempt, which no other process has.
+            attempt: the number of the attempt, which only this process has.
             number: how many blocks there are.
         """
-        self._folder, self._owner, self._number = folder, Owner(task, attempt), number
+        self._folder, self._claimant, self._number = folder, Claimant(task, attempt), number
         self._next = 0
         self._signed: tuple[Path, tuple[int, int]] | None = None
-        self._listing: Listing | None = None
+        self._reader: ClaimReader | None = None
 
     def own(self) -> list[int]:
-        """Return the blocks of the task, of earlier attempts too, those left out that were returned before."""
+        """Return the blocks that this task has claimed, in earlier attempts too, without those returned before."""
         if self._signed is None:
-            self._signed = self._sign()  # first: what is written into a folder makes a network's cache list it again
-        if self._listing is None:
-            self._listing = Listing(self._folder)
-        return sorted(block for block, owner in self._listing.new() if owner.task == self._owner.task)
+            self._signed = (
+                self._sign()
+            )  # first: writing into a folder makes a network file system drop its cached listing
+        if self._reader is None:
+            self._reader = ClaimReader(self._folder)
+        return sorted(block for block, claimant in self._reader.new() if claimant.task == self._claimant.task)
 
     def _sign(self) -> tuple[Path, tuple[int, int]]:
-        """Make a file that the attempt's claims are links to; return it, and what tells it from others."""
-        serial = 0
-        while True:
-            path = self._folder / f"{self._owner.task}.{self._owner.attempt}.{serial}"
-            try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            except FileExistsError:
-                serial += 1
-                continue
-            try:
-                os.write(descriptor, f"{path.name}\n".encode())
-                status = os.fstat(descriptor)
-            finally:
-                os.close(descriptor)
-            return path, (status.st_dev, status.st_ino)
+        """Make the file that the attempt's claims are links to; return its path, device and inode."""
+        for serial in count():
+            path = self._folder / f"{self._claimant.task}.{self._claimant.attempt}.{serial}"
+            with suppress(FileExistsError):
+                status = create(path, f"{path.name}\n".encode())
+                return path, (status.st_dev, status.st_ino)
+        raise AssertionError  # count() has no end
 
-    def first_free(self) -> int | None:
-        """Look for the first block that is free; None where all are taken."""
-        if self._next < self._number and self._is_taken(self._next):
+    def first_unclaimed(self) -> int | None:
+        """Return the first unclaimed block; None if all are claimed."""
+        if self._next < self._number and self._is_claimed(self._next):
             self._next += 1
-            self._skip_taken()
+            self._skip_claimed()
         return self._next if self._next < self._number else None
 
     def claim(self) -> int | None:
-        """Take the first free block; None where none is left.
+        """Claim the first unclaimed block; None if none is left.
 
         Raises:
-            OSError: none can be taken (disk full, no permission, ...).
+            OSError: no block can be claimed (disk full, no permission, ...).
+            NodeStartError: the file system has no hard links.
         """
         pause = _SHORTEST_PAUSE
         while self._next < self._number:
             block = self._next
             self._next += 1
-            if self._take(block):
+            if self._link(block):
                 return block
-            self._skip_taken()
-            time.sleep(pause * (time.monotonic_ns() % 1000) / 1000)  # so that those who met do not meet again
+            self._skip_claimed()
+            time.sleep(
+                pause * (time.monotonic_ns() % 1000) / 1000
+            )  # at random, so that tasks that collided do not collide again
             pause = min(_LONGEST_PAUSE, pause * 2)
         return None
 
-    def _take(self, block: int) -> bool:
+    def _link(self, block: int) -> bool:
         if self._signed is None:
-            if self._is_taken(block):
-                return False  # who comes late leaves no trace
+            if self._is_claimed(block):
+                return False  # a task that comes too late leaves no file
             self._signed = self._sign()
         path, identity = self._signed
         claim = self._folder / str(block)
         try:
             os.link(path, claim)
         except OSError as error:
-            if error.errno == errno.EMLINK:  # a file system allows so many links of one file: ext4, 65000
+            if error.errno == errno.EMLINK:  # file systems limit the links to one file: ext4 to 65000
                 self._signed = self._sign()
-                return self._take(block)
+                return self._link(block)
             if error.errno in _NO_LINKS:
-                msg = f"the file system of {self._folder} makes no hard links, and by these tasks share their items"
-                raise NodeStartError(msg, advice="Name a folder on another one, or leave schedule= out.") from error
+                msg = f"the file system of {self._folder} makes no hard links, through which tasks share their items"
+                raise NodeStartError(
+                    msg, advice="Use a run folder on another file system, or static slices (leave schedule= out)."
+                ) from error
             try:
-                status = claim.lstat()  # perhaps it was made, and the answer was lost and asked for again
+                status = claim.lstat()  # perhaps the link was made, and the answer was lost and the request repeated
             except FileNotFoundError:
                 raise error from None
             return (status.st_dev, status.st_ino) == identity
         return True
 
-    def _skip_taken(self) -> None:
-        """Go to the first block that looks free: in steps that double, then by halves."""
-        if self._is_taken(self._number - 1):
-            self._next = self._number  # who comes late finds it out at once
+    def _skip_claimed(self) -> None:
+        """Move to the first block that looks unclaimed: in steps that double, then by bisection."""
+        if self._is_claimed(self._number - 1):
+            self._next = self._number  # a task that comes too late finds out at once
             return
-        low, step = self._next - 1, 1  # low is taken
-        while low + step < self._number and self._is_taken(low + step):
+        low, step = self._next - 1, 1  # low is claimed
+        while low + step < self._number and self._is_claimed(low + step):
             low, step = low + step, 2 * step
-        high = min(low + step, self._number)  # looks free, or is the end
+        high = min(low + step, self._number)  # looks unclaimed, or is the end
         while high - low > 1:
             middle = (low + high) // 2
-            if self._is_taken(middle):
+            if self._is_claimed(middle):
                 low = middle
             else:
                 high = middle
         self._next = high
 
-    def _is_taken(self, block: int) -> bool:
+    def _is_claimed(self, block: int) -> bool:
         return os.path.lexists(self._folder / str(block))

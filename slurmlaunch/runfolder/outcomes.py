@@ -1,7 +1,8 @@
-"""Outcomes: one file of records per attempt of a task, appended as they come.
+"""Outcomes: one file of records per attempt of a task, appended as items finish.
 
-`OutcomeWriter` is the attempt's side. `OutcomeFile` is the reader's: it looks
-at what has grown, takes the whole records and steps over the damaged ones.
+`OutcomeWriter` appends, in a node's supervisor (and in its workers, through the same descriptor). `OutcomeFile` reads
+the records that were appended since the last time and steps over damaged ones; clients and later attempts use it. The
+ranks of a task write files of the same kind. Nothing here decides about items without an outcome.
 """
 
 from __future__ import annotations
@@ -19,75 +20,59 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value, is_interrupt
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
-from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Kind, naming, open_checked, open_owned, read_at
+from slurmlaunch.runfolder.records import (
+    HEADER_SIZE,
+    Damage,
+    Entry,
+    Kind,
+    RecordWriter,
+    create,
+    open_checked,
+    open_owned,
+    read_at,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from slurmlaunch.runfolder.layout import RunFolder
+    from slurmlaunch.runfolder.records import Part
 
 
-class Entry(NamedTuple):
-    """A record that is to be appended, its checksum taken: for a large one that is as much work as to write it.
-
-    Attributes:
-        header: its header.
-        parts: the payload.
-    """
-
-    header: records.Header
-    parts: Sequence[bytes | bytearray | memoryview]
-
-    @classmethod
-    def of(cls, kind: Kind, first: int, number: int, parts: Sequence[bytes | bytearray | memoryview]) -> Entry:
-        """Take the checksum."""
-        return cls(records.Header(kind, number, first, *records.measured(parts)), parts)
-
-    @classmethod
-    def of_outcome(cls, item: int, pickled: bytes | Bundle, *, succeeded: bool) -> Entry:
-        """Return the record of one outcome."""
-        if isinstance(pickled, Bundle):
-            return cls.of(Kind.BUNDLE, item, 1, bundle_parts(pickled))
-        return cls.of(Kind.VALUES if succeeded else Kind.FAILURE, item, 1, [pickled])
+def outcome_entry(item: int, pickled: bytes | Bundle, *, succeeded: bool) -> Entry:
+    """Return the record of one outcome."""
+    if isinstance(pickled, Bundle):
+        return Entry.of(Kind.BUNDLE, bundle_parts(pickled), first=item, number=1)
+    return Entry.of(Kind.VALUES if succeeded else Kind.FAILURE, [pickled], first=item, number=1)
 
 
-class OutcomeWriter:
-    """Appends the outcomes of one attempt.
+class AttemptWriter(RecordWriter):
+    """Appends the outcomes of one attempt, or of one rank of it.
 
     Attributes:
-        attempt: the number of the attempt: the first that was free.
-        path: its file.
-        failures: how many failures have been recorded.
-        withheld: how many were not, since they came when only values were recorded.
-        only_values: whether failures are not recorded any more, since the task is being ended.
+        attempt: the number of the attempt.
+        failures: how many failures were recorded.
+        withheld: how many failures were not recorded, because only values were accepted.
+        only_values: whether to drop failures, because the task is being ended.
     """
 
-    def __init__(self, folder: RunFolder, task: int) -> None:
-        for attempt in count():
-            path = folder.outcome_file(task, attempt)
-            with suppress(FileExistsError):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-                self._begin(path, attempt, os.open(path, flags, 0o600), folder.salt)
-                return
-
-    def _begin(self, path: Path, attempt: int, descriptor: int, salt: int) -> None:
-        self.path, self.attempt, self._descriptor = path, attempt, descriptor
+    def __init__(self, path: Path, attempt: int, salt: int, flags: int = 0) -> None:
+        super().__init__(path, salt=salt, flags=flags)
+        self.attempt = attempt
         self.failures = self.withheld = 0
         self.only_values = False
-        self._salt = salt
-        self._end = self._flushed = os.fstat(descriptor).st_size
 
     def values(self, first: int, lengths: array[int], data: bytes | memoryview) -> None:
         """Record the pickled values of consecutive items: their lengths, and their bytes joined."""
         self._packed(Kind.VALUES, first, lengths, data)
 
     def series(self, first: int, lengths: array[int], data: bytes | memoryview) -> None:
-        """Record values of consecutive items that are pickled to be read as one (`Kind.SERIES`)."""
+        """Record pickled values of consecutive items in the form of `Kind.SERIES`."""
         self._packed(Kind.SERIES, first, lengths, data)
 
     def numbers(self, kind: Kind, first: int, data: bytes) -> None:
-        """Record values of consecutive items that are numbers: INTEGERS or FLOATS, as they are in memory."""
+        """Record numbers as the values of consecutive items: INTEGERS or FLOATS, as they are in memory."""
         code = _CODES[kind]
         self._append(kind, first, len(data) // array(code).itemsize, [records.pack_numbers(data, code)])
 
@@ -97,10 +82,10 @@ class OutcomeWriter:
 
     def value(self, item: int, pickled: bytes | Bundle) -> None:
         """Record one pickled value of any size."""
-        self.append(Entry.of_outcome(item, pickled, succeeded=True))
+        self.append(outcome_entry(item, pickled, succeeded=True))
 
     def failure(self, first: int, pickled: bytes | memoryview, *, count: int = 1) -> None:
-        """Record one pickled failure for consecutive items, unless only values are recorded now."""
+        """Record one pickled failure for consecutive items, unless only values are accepted."""
         if self.only_values:
             self.withheld += count
             return
@@ -108,33 +93,23 @@ class OutcomeWriter:
         self.failures += count
 
     def copy(self, recorded: Recorded, item: int) -> None:
-        """Record for one item what another file of the task says of it.
+        """Record for one item the outcome that another file of the task holds.
 
         Raises:
-            ResultLost: that cannot be read any more.
+            ResultLost: that record can no longer be read.
         """
-        self._append(Kind(recorded.header.kind), item, 1, [recorded.payload()])
+        self._append(recorded.header.kind, item, 1, [recorded.payload()])
         self.failures += recorded.header.kind == Kind.FAILURE
 
     def checkpoint(self, item: int, pickled: bytes) -> None:
-        """Record how an item is gone on with; it has no outcome yet."""
+        """Record the call that resumes an item; it has no outcome yet."""
         self._append(Kind.CHECKPOINT, item, 1, [pickled])
 
-    def note(self, **content: Any) -> None:
-        """Record something about the attempt itself, for people and for `.attempts`."""
-        self._append(Kind.NOTE, 0, 0, [json.dumps(content).encode()])
-
-    def _append(self, kind: Kind, first: int, number: int, parts: Sequence[bytes | memoryview]) -> None:
-        self.append(Entry.of(kind, first, number, parts))
-
-    def append(self, entry: Entry) -> None:
-        """Append a record; a failure among these is counted by who adopts it."""
-        header = entry.header.encode(self._salt)
-        with naming(self.path):
-            self._end = records.append(self._descriptor, [header, *entry.parts], self._end)
+    def _append(self, kind: int, first: int, number: int, parts: Sequence[Part]) -> None:
+        self.append(Entry.of(kind, parts, first=first, number=number))
 
     def adopt(self, *, failed: bool) -> None:
-        """Learn of a record that another process of this attempt appended."""
+        """Count the record that another process of this attempt appended; cut a failure off if only values count."""
         if failed and self.only_values:
             self.withheld += 1
             self.cut()
@@ -142,27 +117,23 @@ class OutcomeWriter:
         self._end = os.fstat(self._descriptor).st_size
         self.failures += failed
 
-    def cut(self) -> None:
-        """Cut off what another process of this attempt appended and did not finish."""
-        os.ftruncate(self._descriptor, self._end)
 
-    def flush(self) -> None:
-        """Have what was appended outlive this machine."""
-        if self._flushed != self._end:
-            os.fsync(self._descriptor)
-            self._flushed = self._end
+class OutcomeWriter(AttemptWriter):
+    """Begins the next attempt of a task: the first one whose file it can create."""
 
-    def close(self) -> None:
-        """Flush and close."""
-        self.flush()
-        os.close(self._descriptor)
+    def __init__(self, folder: RunFolder, task: int) -> None:
+        for attempt in count():
+            with suppress(FileExistsError):
+                path = folder.outcome_file(task, attempt)
+                super().__init__(path, attempt, folder.salt, os.O_CREAT | os.O_EXCL)
+                return
 
 
 class Content:
     """The payload of a record that was read: the outcomes of its items, not yet unpickled.
 
     Attributes:
-        items: the items that it speaks of.
+        items: the items that it covers.
     """
 
     def __init__(self, header: records.Header, payload: bytes | Bundle) -> None:
@@ -174,13 +145,13 @@ class Content:
         self._one_by_one = False
 
     def _boundary(self, item: int) -> int:
-        """Return where the outcome of an item begins, and that of the one before it ends."""
+        """Return the position of an item's outcome in the payload, which is also the end of the one before."""
         if not self._bounds:
             self._bounds = records.boundaries(self._payload, len(self.items))
         return self._bounds[item - self.items.start]
 
     def outcome(self, item: int) -> Outcome[Any]:
-        """Unpickle the outcome of one of its items; large arrays are the memory that was read, whoever asks."""
+        """Unpickle the outcome of one of its items; large arrays share the memory that was read."""
         if self._kind == Kind.FAILURE:
             return Failure.load(self._payload)
         if self._kind in _CODES:
@@ -189,7 +160,7 @@ class Content:
         return Value.load(bytes(part) + pickle.STOP if self._kind == Kind.SERIES else part, self._buffers)
 
     def values(self, items: range) -> list[Any] | None:
-        """Return the values of some of its items, read in one go; None where they have to be looked at one by one."""
+        """Return the values of some of its items, unpickled together; None if they have to be unpickled one by one."""
         if self._kind in _CODES:
             return self._numbers(items)
         if self._kind != Kind.SERIES or self._one_by_one:
@@ -203,7 +174,7 @@ class Content:
         except BaseException as error:
             if is_interrupt(error):
                 raise
-            self._one_by_one = True  # one of them does not unpickle here: which, and why, is found so
+            self._one_by_one = True  # one of them does not unpickle here: unpickling each finds out which, and why
             return None
         return values
 
@@ -223,10 +194,10 @@ _END_OF_LIST = pickle.APPENDS + pickle.STOP
 
 
 def read_record(file: Path, offset: int, salt: int = 0) -> Content:
-    """Read a record that was found before; the salt is the run's.
+    """Read a record that was found before.
 
     Raises:
-        ResultLost: it is not there any more, or damaged since.
+        ResultLost: it is gone, or was damaged since.
         UnsafeRunFolder: it is not safe to read.
     """
     with _open_recorded(file, offset) as descriptor:
@@ -236,7 +207,7 @@ def read_record(file: Path, offset: int, salt: int = 0) -> Content:
         return _content(descriptor, file, offset, header)
 
 
-_DAMAGED = "the outcome on disk is damaged"
+_DAMAGED = "the outcome was recorded, but its record on disk is damaged"
 
 
 @contextmanager
@@ -269,13 +240,13 @@ def _payload(descriptor: int, file: Path, offset: int, header: records.Header) -
 
 
 class Recorded(NamedTuple):
-    """Where a record of outcomes lies.
+    """A record of outcomes on disk.
 
     Attributes:
         file: the path of the outcome file.
-        offset: where its header begins.
+        offset: the position of its header, in bytes.
         header: its header.
-        failure: the payload of a failure, where it was in hand: a client looks into it at once.
+        failure: the payload of a failure that was just read: a client inspects it at once.
     """
 
     file: Path
@@ -284,10 +255,10 @@ class Recorded(NamedTuple):
     failure: bytes | None = None
 
     def read(self) -> Content:
-        """Read the record again, where it is not in hand.
+        """Return the record's content, read again unless it is at hand.
 
         Raises:
-            ResultLost: it is not there any more, or damaged since.
+            ResultLost: it is gone, or was damaged since.
             UnsafeRunFolder: it is not safe to read.
         """
         if self.failure is not None:
@@ -306,20 +277,20 @@ class Recorded(NamedTuple):
 
 
 class OutcomeFile:
-    """A reader of one outcome file that remembers how far it came.
+    """Reads one outcome file while it grows.
 
     Attributes:
         path: the file.
-        position: how far its records have been read, in bytes.
-        notes: what the attempt recorded about itself.
-        checkpoints: how items are gone on with, where the attempt recorded that.
+        position: the end of the records that were read, in bytes.
+        notes: the notes of the attempt about itself.
+        checkpoints: the calls that resume items, as far as the attempt recorded any.
         operations: how many file operations reading has taken so far.
     """
 
     __slots__ = ("_salt", "checkpoints", "notes", "operations", "path", "position")
 
     def __init__(self, path: Path, salt: int = 0) -> None:
-        """Read a file whose headers are salted with that (`RunFolder.salt`)."""
+        """Begin at the start of a file whose headers have this salt (`RunFolder.salt`)."""
         self.path = path
         self.operations = 0
         self._salt = salt
@@ -331,12 +302,12 @@ class OutcomeFile:
         """Yield the whole records that were appended since the last time.
 
         Args:
-            final: nothing will be appended any more, so that what is no whole
-                record is damage. Otherwise it is taken for a tail that is
-                still being written, and reading stops before it.
+            final: nothing more will be appended, so that anything but a whole record
+                is damage. Otherwise it is taken for a tail that is still being
+                written, and reading stops before it.
 
         Raises:
-            OSError: the file is not there (yet), or cannot be read.
+            OSError: the file does not exist (yet), or cannot be read.
             UnsafeRunFolder: it is not safe to read.
         """
         self.operations += 1
@@ -345,13 +316,13 @@ class OutcomeFile:
         try:
             size = status.st_size
             if size < self.position:
-                self.position = 0  # what was read last has been cut off: who knows an item already passes it over
+                self.position = 0  # the last record was cut off; callers skip the items that they know
             while self.position < size:
                 before, rest = self.position, size - self.position
-                header = self._header(descriptor) if rest > min(_GLANCE, _PIECE) else None
+                header = self._header(descriptor) if rest > min(_SMALL, _PIECE) else None
                 extent = HEADER_SIZE + header.length if header else 0
                 if extent > rest and not final:
-                    return  # its last record is still being written: no need to read what there is of it
+                    return  # its last record is still being written
                 if header is not None and extent > _PIECE and header.kind != Kind.NOTE:
                     found = self._take_large(descriptor, header, final=final, size=size)
                 else:
@@ -365,7 +336,7 @@ class OutcomeFile:
             os.close(descriptor)
 
     def _header(self, descriptor: int) -> records.Header | None:
-        """Return the header of the next record; None where no whole one is."""
+        """Return the header of the next record; None if no whole one follows."""
         data = os.pread(descriptor, HEADER_SIZE, self.position)
         self.operations += 1
         return records.parse_header(data, salt=self._salt)
@@ -373,7 +344,7 @@ class OutcomeFile:
     def _take_large(
         self, descriptor: int, header: records.Header, *, final: bool, size: int
     ) -> Iterator[Recorded | Damage]:
-        """Take a record that is larger than what is read at once: nobody has asked for what is in it yet."""
+        """Verify a record that is larger than one piece, without keeping its payload."""
         offset = self.position
         self.operations += 1
         if checksum(descriptor, offset + HEADER_SIZE, header.length) == header.payload_crc:
@@ -410,22 +381,22 @@ class OutcomeFile:
 
 
 OUTCOMES = frozenset({Kind.VALUES, Kind.SERIES, Kind.INTEGERS, Kind.FLOATS, Kind.BUNDLE, Kind.FAILURE})
-"""The records that say what items have come to."""
+"""The kinds of records that hold outcomes."""
 
-_GLANCE = 1 << 16
-"""Up to so much is read without a look at how much of it is whole."""
+_SMALL = 1 << 16
+"""Bytes up to which a tail is read without checking first whether its record is whole."""
 
 _PIECE = 1 << 22
-"""How much is read at once, where no record is larger."""
+"""Bytes that are read at once, unless a record is larger."""
 
 
 class Earlier(NamedTuple):
-    """What the attempts of a task before this one have recorded.
+    """The records of a task's earlier attempts.
 
     Attributes:
         done: the items that have outcomes.
         failures: how many of these are failures.
-        checkpoints: how items without outcomes are gone on with.
+        checkpoints: the calls that resume items without outcomes.
     """
 
     done: set[int]
@@ -434,7 +405,7 @@ class Earlier(NamedTuple):
 
 
 def earlier_attempts(folder: RunFolder, task: int, attempt: int) -> Earlier:
-    """Read what the attempts of a task before this one have recorded."""
+    """Read the records of the attempts of a task before this one."""
     done: set[int] = set()
     failures = 0
     checkpoints: dict[int, Recorded] = {}
@@ -449,17 +420,22 @@ def earlier_attempts(folder: RunFolder, task: int, attempt: int) -> Earlier:
     return Earlier(done, failures, checkpoints)
 
 
-# Ranks.
+# Ranks: several processes, perhaps on several nodes, that call the function of a task together.
+#
+# The task's supervisor makes the file of each rank before it launches the ranks, so that no file system caches its
+# name as absent. Only the rank appends to it. The supervisor reads all of them, and records an item's outcome once all
+# ranks have finished it. After a failure the remaining items get another launch. A launch is a note in the supervisor's
+# own outcome file, on disk before the ranks start, so that they agree on its items, whatever is cancelled meanwhile.
 
 
 class Launch(NamedTuple):
     """One start of all ranks of a task.
 
     Attributes:
-        number: its number among those of the attempt, from 0.
+        number: its number within the attempt, from 0.
         items: the items that each rank runs, in this order.
-        host: the machine that the supervisor runs on.
-        port: a port that was free there, for the ranks to meet at.
+        host: the supervisor's machine.
+        port: a free port there, for the ranks to meet at.
     """
 
     number: int
@@ -467,17 +443,17 @@ class Launch(NamedTuple):
     host: str
     port: int
 
-    def note(self, writer: OutcomeWriter) -> None:
-        """Write it down, for the ranks to read."""
+    def note(self, writer: RecordWriter) -> None:
+        """Record it for the ranks."""
         ranges = [[items.start, items.stop] for items in _ranges(self.items)]
         writer.note(launch=self.number, items=ranges, host=self.host, port=self.port)
         writer.flush()
 
     @classmethod
     def read(cls, file: OutcomeFile, number: int) -> Launch | None:
-        """Read a launch from the supervisor's outcome file; None where it is not there (yet)."""
+        """Read a launch from the supervisor's outcome file; None if it is not there (yet)."""
         for _ in file.read():
-            pass  # what the items came to is not asked
+            pass  # only the notes matter here
         for note in file.notes:
             if note.get("launch") == number:
                 items = chain.from_iterable(range(*each) for each in note["items"])
@@ -497,16 +473,9 @@ def _ranges(items: Iterable[int]) -> Iterator[range]:
         yield range(start, stop)
 
 
-class RankWriter(OutcomeWriter):
-    """Appends the outcomes of one rank to the file that its supervisor has made."""
-
-    def __init__(self, path: Path, attempt: int, salt: int) -> None:
-        self._begin(path, attempt, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), salt)
-
-
 def make_rank_files(folder: RunFolder, number: int, task: int, attempt: int, ranks: int) -> list[Path]:
-    """Make the files of the ranks of an attempt; return their paths, by rank."""
+    """Make the files of an attempt's ranks; return their paths, by rank."""
     paths = [folder.rank_file(number, task, attempt, rank) for rank in range(ranks)]
     for path in paths:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        create(path, b"")
     return paths

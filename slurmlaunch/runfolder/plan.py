@@ -22,11 +22,13 @@ from array import array
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Self
+
+    from slurmlaunch.runfolder.clients import ClientId
 
 
 _U32_MAX = (1 << 32) - 1
@@ -54,7 +56,7 @@ class Slices(_Numbers):
         ValueError: these slices would not hold each position exactly once.
     """
 
-    # No dataclass, here and in all that a node imports: making one costs a node's start
+    # No dataclass, here and in everything that a node imports: making one costs a node's start
     # a millisecond, and a thousand nodes start at once.
     __slots__ = ()
 
@@ -98,7 +100,7 @@ class Slices(_Numbers):
         return len(self.slice_of(0)) if self.tasks else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers as they stand in a round's plan."""
+        """Return the numbers as a round's plan holds them."""
         return {"items": self.items, "tasks": self.tasks, "chunksize": self.chunksize}
 
     @classmethod
@@ -107,7 +109,7 @@ class Slices(_Numbers):
 
         Raises:
             KeyError: a number is missing.
-            TypeError: something else stands in its place.
+            TypeError: something else is in its place.
             ValueError: the numbers do not fit together.
         """
         return cls(data["items"], data["tasks"], data.get("chunksize"))
@@ -178,9 +180,9 @@ class PackedSlices:
         return bisect_right(self._starts, position) - 1
 
     def position_of(self, item: int, items: Sequence[int]) -> int:
-        """Return where an item stands in the list that is cut, which holds ``0..items-1`` in any order."""
+        """Return the position of an item in the list that is cut, which holds ``0..items-1`` in any order."""
         if self._positions is None:
-            # Only a client asks, and only for single items: four bytes for each item.
+            # Only clients need this, for single items: four bytes per item.
             positions = array("I" if len(items) <= _U32_MAX else "Q", [0]) * len(items)
             for position, each in enumerate(items):
                 positions[each] = position
@@ -188,7 +190,7 @@ class PackedSlices:
         return self._positions[item]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers as they stand in a round's plan."""
+        """Return the numbers as a round's plan holds them."""
         return {"items": self.items, "tasks": self.tasks, "lengths": self.lengths}
 
     @classmethod
@@ -197,7 +199,7 @@ class PackedSlices:
 
         Raises:
             KeyError: the lengths are missing.
-            TypeError: something else stands in their place.
+            TypeError: something else is in their place.
             ValueError: the numbers do not fit together.
         """
         slices = cls(data["lengths"])
@@ -207,24 +209,23 @@ class PackedSlices:
 
 
 def _check(index: int, count: int, what: str) -> None:
-    # Negative indices are refused too: one would silently name another task's items.
+    # Negative indices are refused too: they would silently name another task's items.
     if not 0 <= index < count:
         raise IndexError(f"there is no {what} {index}: there are {count}")
 
 
 # Blocks of a dynamic round.
 
-
 DYNAMIC, GUIDED = "dynamic", "guided"
 SCHEDULES = (DYNAMIC, GUIDED)
 
 _SHARE = 3
-"""A block is this part of a task's share of what is left. Simulated with 2000 Pareto items on 16 slots, the
+"""A block is this fraction of a task's share of the remaining items. Simulated with 2000 Pareto items on 16 slots, the
 makespan is on average 1.24, 1.05, 1.05, 1.05 of the least for 1, 2, 3, 4, and at worst 1.50, 1.11, 1.10, 1.08, with
-16, 112, 176, 240 blocks; items one by one come to 1.04 and 1.08."""
+16, 112, 176, 240 blocks; single items give 1.04 and 1.08."""
 
 _GUIDED_STEPS = 8
-"""How often "guided" blocks shrink while each task takes one: often enough for a smooth decline, seldom
+"""How often "guided" blocks shrink while each task claims one: often enough for a smooth decline, seldom
 enough that the table stays short however many tasks there are."""
 
 
@@ -236,15 +237,15 @@ class _BlockNumbers(NamedTuple):
 
 
 class Blocks(_BlockNumbers):
-    """Positions ``0..items-1``, cut into consecutive blocks, which tasks take in this order.
+    """Positions ``0..items-1``, cut into consecutive blocks, which tasks claim in this order.
 
     Attributes:
         items: how many positions there are.
-        tasks: how many tasks take blocks.
+        tasks: how many tasks claim blocks.
         schedule: ``"dynamic"``: as many blocks of one length as there are tasks, then shorter
             ones; or all of *chunksize*. ``"guided"``: each a little shorter than the last, none
             shorter than *chunksize*.
-        chunksize: see *schedule*; None is no wish.
+        chunksize: see *schedule*; None to leave the lengths to the schedule.
 
     Raises:
         ValueError: the numbers make no blocks.
@@ -312,7 +313,7 @@ class Blocks(_BlockNumbers):
         return self._first_blocks[batch] + (position - self._starts[batch]) // self._lengths[batch]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers as they stand in a round's plan."""
+        """Return the numbers as a round's plan holds them."""
         return self._asdict()
 
     @classmethod
@@ -321,7 +322,7 @@ class Blocks(_BlockNumbers):
 
         Raises:
             KeyError: a number is missing.
-            TypeError: something else stands in its place.
+            TypeError: something else is in its place.
             ValueError: the numbers make no blocks.
         """
         return cls(data["items"], data["tasks"], data["schedule"], data["chunksize"])
@@ -331,23 +332,18 @@ class Blocks(_BlockNumbers):
 
 
 class RanksPlan(NamedTuple):
-    """How many ranks the tasks of a round have, and how they are launched.
+    """The ranks of each task of a round, and how they are launched.
 
     Attributes:
-        number: how many.
+        number: how many ranks a task has.
         launcher: the words that start the command once for each rank, such as ``srun --ntasks=20``;
-            none where the supervisor starts them itself, on its own machine.
-        command: the words that start one rank, less run folder, task, attempt and launch at their end.
+            empty if the supervisor starts them itself, on its own machine.
+        command: the words that start one rank, without run folder, task, attempt and launch at their end.
     """
 
     number: int
     launcher: tuple[str, ...]
     command: tuple[str, ...]
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> RanksPlan:
-        """Read what a plan holds."""
-        return cls(content["number"], tuple(content["launcher"]), tuple(content["command"]))
 
 
 class ArrayPlan(NamedTuple):
@@ -365,30 +361,27 @@ class ArrayPlan(NamedTuple):
 
 
 class RoundPlan(NamedTuple):
-    """Which task of a round has which items, and what it runs with.
+    """Which task of a round has which items, and with which resources it runs.
 
     Attributes:
-        slices: how positions are cut into slices: positions in `items` where
-            that is given, else the items themselves. In a dynamic round a slice is only
-            what a task stands for while nobody has taken an item: see `blocks`.
+        slices: the slice of each task: positions in `items` if that is given, else the items
+            themselves. In a dynamic round it is only the default owner of unclaimed items: see `blocks`.
         first_task: the index of the round's first task; indices rise across rounds.
         arrays: the arrays to submit, in order.
         cpus_per_task: the CPUs of each task.
         processes: how many items run side by side in a task.
         threads: how many threads each of them may use.
         throttle: how many tasks may run at once, or None.
-        time_limit: seconds that a task may run, where that is known.
+        time_limit: seconds that a task may run, if known.
         warning: seconds before the limit at which a task is warned, or None.
-        requeues: how often a task may ask to be started again.
-        options: the submission's options, as `slurmlaunch.client.options` writes them.
-        client: the process that made the round and submits it: machine, pid, start.
-        items: the items of the round, where they are not all of the run's, or not in their order:
-            sorted, save where `slices` are packed.
-        automatic: whether it was made by ``retries=``, and not by a person.
-        blocks: how positions are cut into the blocks that the tasks of a dynamic round take;
-            None in a static one.
-        ranks: how many processes call the function of a task together, and how they are launched;
-            None for one.
+        requeues: how often a task may ask to be requeued.
+        options: the submission's options in the form of `slurmlaunch.client.options`.
+        client: the process that made the round and submits it.
+        items: the items of the round, unless it has all items of the run in their order:
+            sorted, except if `slices` are packed.
+        automatic: whether ``retries=`` made it, and not a user's call.
+        blocks: the blocks that the tasks of a dynamic round claim; None in a static one.
+        ranks: the ranks of each task; None if a task is no MPI program.
     """
 
     slices: Slices | PackedSlices
@@ -402,11 +395,44 @@ class RoundPlan(NamedTuple):
     warning: int | None = None
     requeues: int = 0
     options: dict[str, Any] = {}  # noqa: RUF012  (it is never changed)
-    client: tuple[str, int, str] | None = None
+    client: ClientId | None = None
     items: array[int] | None = None
     automatic: bool = False
     blocks: Blocks | None = None
     ranks: RanksPlan | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``plan.json``."""
+        return self._asdict() | {
+            "slices": self.slices.to_json(),
+            "arrays": [each._asdict() for each in self.arrays],
+            "items": True if self.items is not None else None,
+            "blocks": self.blocks and self.blocks.to_json(),
+            "ranks": self.ranks and self.ranks._asdict(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, items: array[int] | None, client: ClientId | None) -> RoundPlan:
+        """Read what `to_json` wrote, in this version or a later one; other keys are ignored.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is damaged.
+        """
+        slices, blocks, ranks = data["slices"], data.get("blocks"), data.get("ranks")
+        return _known(
+            cls,
+            {
+                **data,
+                "slices": (PackedSlices if "lengths" in slices else Slices).from_json(slices),
+                "arrays": tuple(_known(ArrayPlan, each) for each in data["arrays"]),
+                "client": client,
+                "items": items,
+                "blocks": Blocks.from_json(blocks) if blocks is not None else None,
+                "ranks": RanksPlan(ranks["number"], tuple(ranks["launcher"]), tuple(ranks["command"]))
+                if ranks
+                else None,
+            },
+        )
 
     @property
     def tasks(self) -> range:
@@ -434,7 +460,7 @@ class RoundPlan(NamedTuple):
         return self.first_task + self.slices.task_of(self.position_of(item))
 
     def element_of(self, task: int) -> tuple[int, int]:
-        """Return the number of the array that has a task, and the task's place in it."""
+        """Return the number of the array that has a task, and the task's index in it."""
         number = bisect_right(self.arrays, task, key=_FIRST_TASK) - 1
         if number >= 0 and task < self.arrays[number].first_task + self.arrays[number].length:
             return number, task - self.arrays[number].first_task
@@ -444,7 +470,13 @@ class RoundPlan(NamedTuple):
 
 _FIRST_TASK = attrgetter("first_task")
 
+_Plan = TypeVar("_Plan", ArrayPlan, RoundPlan)
+
+
+def _known(kind: type[_Plan], content: Mapping[str, Any]) -> _Plan:
+    return kind(**{key: value for key, value in content.items() if key in kind._fields})
+
 
 def compact(items: array[int]) -> array[int]:
-    """Return the items in half the memory, where their numbers allow that."""
+    """Return the items in half the memory, if their numbers allow that."""
     return array("I", items) if max(items, default=0) <= _U32_MAX else items

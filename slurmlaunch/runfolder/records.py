@@ -1,27 +1,29 @@
-"""Records: the framing of every binary file in a run folder.
+"""Records and files: the framing of every binary file in a run folder, and how its files are opened and written.
 
 A record is a header of 33 bytes and a payload::
 
     magic         4 bytes   0x93 "SLR"
     kind          u8        see `Kind`
-    number        u32       how many items it speaks of
+    number        u32       how many items the record covers
     first         u64       the index of the first of them; the others follow it
     length        u64       bytes of the payload
     payload_crc   u32       CRC-32 of the payload
     header_crc    u32       CRC-32 of the salt and the 29 bytes before it
 
-All numbers are little-endian. The salt is the run's token (`Manifest.run`, UTF-8)
-in ``items`` and the outcome files, and nothing elsewhere. A payload of several parts (`pack`) is their
-lengths, as ``number`` times u32, and then the parts; a payload of one part is
-that part. The header has a checksum of its own so that a reader can trust
-``length`` to step over a damaged payload, and can tell a header from noise
-when it looks for the next one. It is salted where records hold bytes of the
-user's, so that none of these are taken for a record: a value may well be the
-content of another run's files.
+All numbers are little-endian. The salt is the run's token (`Manifest.run`, UTF-8) in ``items`` and the outcome files,
+and empty elsewhere. A payload of several parts (`pack`) is their lengths, as ``number`` times u32, and then the parts;
+a payload of one part is that part. The header has its own checksum so that a reader can trust ``length`` to step over
+a damaged payload, and can tell a header from noise when it searches for the next one. It is salted in files that hold
+the user's bytes, so that none of these are taken for a record: a value may be the content of another run's files.
+
+Client and node use this module for everything that they read or write in a run folder. A pickle runs code, so no file
+is read that another user owns or may write to, and no symbolic link is followed. A file either appears whole
+(`write_whole`) or one writer appends records to it (`RecordWriter`). What the records mean is not known here.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import struct
@@ -38,6 +40,9 @@ from slurmlaunch.errors import RunFolderError, UnsafeRunFolder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
+    from typing import Self
+
+    Part = bytes | bytearray | memoryview
 
 MAGIC = b"\x93SLR"
 _FIELDS = struct.Struct("<4sBIQQI")
@@ -46,7 +51,7 @@ HEADER_SIZE = _FIELDS.size + _CRC.size
 
 
 class Kind(IntEnum):
-    """What the payload of a record is."""
+    """The content of a record's payload."""
 
     FUNCTION = 1
     """The pickled function."""
@@ -57,7 +62,7 @@ class Kind(IntEnum):
     VALUES = 4
     """Pickled values, packed."""
     FAILURE = 5
-    """One pickled failure, which is that of each of the ``number`` items."""
+    """One pickled failure, the outcome of each of the ``number`` items."""
     NOTE = 6
     """JSON, UTF-8."""
     LIST = 7
@@ -65,9 +70,9 @@ class Kind(IntEnum):
     CANCELLED = 8
     """Nothing: the items of the header are cancelled."""
     CHECKPOINT = 9
-    """One pickled (function, args, kwargs): how the item is gone on with."""
+    """One pickled (function, args, kwargs): the call that resumes the item."""
     SERIES = 10
-    """Pickled values, packed, each of protocol 3 and without its last byte, the STOP: so they can be read as one."""
+    """Pickled values, packed, each of protocol 3 and without the STOP at its end, so that one pickle can hold all."""
     BUNDLE = 11
     """One pickled argument tuple, or one pickled value, with its large buffers (see `buffers`)."""
     SHARED = 12
@@ -89,11 +94,11 @@ class Header(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """One past the last item that the record speaks of."""
+        """One past the last item that the record covers."""
         return self.first + self.number
 
     def encode(self, salt: int = 0) -> bytes:
-        """Return the bytes of the header; the salt is the CRC-32 of what its checksum begins with."""
+        """Return the bytes of the header; *salt* is the CRC-32 of the run's token, or 0."""
         fields = _FIELDS.pack(MAGIC, *self)
         return fields + _CRC.pack(zlib.crc32(fields, salt))
 
@@ -102,7 +107,7 @@ class Record(NamedTuple):
     """A whole record that was read.
 
     Attributes:
-        offset: where its header begins in the file.
+        offset: the position of its header in the file, in bytes.
         header: the header.
         payload: the payload, its checksum verified.
     """
@@ -113,12 +118,12 @@ class Record(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A place in a file where no whole record is.
+    """A part of a file that is no whole record.
 
     Attributes:
-        offset: where it begins.
-        header: the header, where that at least is whole: its items are lost.
-        stop: where reading can go on.
+        offset: its first byte.
+        header: the header, if at least that is whole: its items are lost.
+        stop: the position at which reading can continue.
     """
 
     offset: int
@@ -131,8 +136,8 @@ def encode(kind: int, payload: bytes, *, first: int = 0, count: int = 1, salt: i
     return Header(kind, count, first, len(payload), zlib.crc32(payload)).encode(salt) + payload
 
 
-def measured(parts: Iterable[bytes | bytearray | memoryview]) -> tuple[int, int]:
-    """Return the length and the checksum of a payload that is in parts."""
+def measured(parts: Iterable[Part]) -> tuple[int, int]:
+    """Return the length in bytes and the CRC-32 of a payload given in parts."""
     length = crc = 0
     for part in parts:
         length += len(part)
@@ -141,14 +146,14 @@ def measured(parts: Iterable[bytes | bytearray | memoryview]) -> tuple[int, int]
 
 
 def pack(parts: Sequence[bytes]) -> bytes:
-    """Join the parts of a payload, their lengths before them; a single part stands alone."""
+    """Join the parts of a payload behind their lengths; a single part stays as it is."""
     if len(parts) == 1:
         return parts[0]
     return pack_lengths(array("I", map(len, parts))) + b"".join(parts)
 
 
 def pack_lengths(lengths: array[int]) -> bytes:
-    """Return the lengths as they stand before packed parts."""
+    """Return the lengths as packed parts begin with them."""
     if sys.byteorder == "big":
         lengths.byteswap()
     return lengths.tobytes()
@@ -160,7 +165,7 @@ def unpack(payload: memoryview, count: int) -> list[memoryview]:
 
 
 def boundaries(payload: memoryview, count: int) -> list[int]:
-    """Return where each part of a packed payload begins, and where the last one ends."""
+    """Return the position of each part of a packed payload, and the end of the last one."""
     if count == 1:
         return [0, len(payload)]
     lengths = array("I")
@@ -171,7 +176,7 @@ def boundaries(payload: memoryview, count: int) -> list[int]:
 
 
 def numbers(payload: memoryview, code: str) -> list[Any]:
-    """Return the numbers of a payload, *code* being their type as `array` names it."""
+    """Return the numbers of a payload; *code* is their type in the terms of `array`."""
     found = array(code, bytes(payload))
     if sys.byteorder == "big":
         found.byteswap()
@@ -179,7 +184,7 @@ def numbers(payload: memoryview, code: str) -> list[Any]:
 
 
 def pack_numbers(data: bytes, code: str) -> bytes:
-    """Return a payload of numbers that are in memory as `array` has them."""
+    """Return the payload for numbers given as the bytes of an `array`."""
     if sys.byteorder == "little":
         return data
     found = array(code, data)
@@ -188,7 +193,7 @@ def pack_numbers(data: bytes, code: str) -> bytes:
 
 
 def parse_header(data: memoryview | bytes, position: int = 0, *, salt: int = 0) -> Header | None:
-    """Read the header at a position; None where there is no whole one."""
+    """Read the header at a position; None if no whole header is there."""
     if len(data) - position < HEADER_SIZE:
         return None
     magic, *fields = _FIELDS.unpack_from(data, position)
@@ -201,9 +206,9 @@ def parse_header(data: memoryview | bytes, position: int = 0, *, salt: int = 0) 
 def scan(data: memoryview, base: int = 0, *, salt: int = 0) -> Iterator[Record | Damage]:
     """Read records from bytes that begin at offset *base* of a file.
 
-    Yields each whole record, and a `Damage` for each stretch that holds none.
-    A tail that may still be growing is a damage whose ``stop`` lies beyond the
-    data, or, where not even its header is whole, one that ends with them.
+    Yields each whole record, and a `Damage` for each part between them. A tail
+    that may still be growing is a damage whose ``stop`` lies beyond the data, or,
+    if not even its header is whole, one that ends with the data.
     """
     position = 0
     while position < len(data):
@@ -233,21 +238,94 @@ def _next_header(data: memoryview, position: int, salt: int) -> int:
     return len(data)
 
 
-def append(descriptor: int, parts: Sequence[bytes | bytearray | memoryview], end: int) -> int:
-    """Append the bytes of one record to a file that is *end* bytes long; return its new length.
+class Entry(NamedTuple):
+    """A record to be appended, its checksum computed, which for a large one takes as long as writing it.
 
-    Raises:
-        OSError: they could not be written; what was written of them is cut off again.
+    Attributes:
+        header: its header.
+        parts: the payload.
     """
+
+    header: Header
+    parts: Sequence[Part]
+
+    @classmethod
+    def of(cls, kind: int, parts: Sequence[Part], *, first: int = 0, number: int = 0) -> Entry:
+        """Compute length and checksum of a payload."""
+        return cls(Header(kind, number, first, *measured(parts)), parts)
+
+
+class RecordWriter:
+    """Appends records to a file that nobody else appends to.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path, *, salt: int = 0, flags: int = os.O_CREAT) -> None:
+        """Open the file.
+
+        Args:
+            path: the file.
+            salt: the salt of its headers.
+            flags: ``O_CREAT`` to create the file if it is missing, with ``O_EXCL`` to insist on that; 0 to open one
+                that exists.
+        """
+        self.path, self._salt = path, salt
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
+        self._end = self._flushed = os.fstat(self._descriptor).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, *entries: Entry) -> None:
+        """Append records.
+
+        Raises:
+            OSError: they could not be written; the part that was written is cut off again.
+        """
+        parts = [part for entry in entries for part in (entry.header.encode(self._salt), *entry.parts)]
+        with naming(self.path):
+            self._end = _write_all(self._descriptor, parts, self._end)
+
+    def note(self, **content: Any) -> None:
+        """Append a record of kind NOTE."""
+        self.append(Entry.of(Kind.NOTE, [json.dumps(content).encode()]))
+
+    def cut(self) -> None:
+        """Cut off the unfinished record that another process appended through this descriptor."""
+        os.ftruncate(self._descriptor, self._end)
+
+    def flush(self) -> None:
+        """Make all records survive a crash of this machine."""
+        if self._flushed != self._end:
+            os.fsync(self._descriptor)
+            self._flushed = self._end
+
+    def close(self) -> None:
+        """Flush and close."""
+        try:
+            self.flush()
+        finally:
+            os.close(self._descriptor)
+
+
+def _write_all(descriptor: int, parts: Sequence[Part], end: int) -> int:
+    """Append to a file that is *end* bytes long; return its new length, or cut off again what was written."""
     pending = [memoryview(part).cast("B") for part in parts if len(part)]
     stop = end + sum(len(part) for part in pending)
     try:
-        while pending:
-            written = os.writev(descriptor, pending[:_IOV_MAX])
-            while pending and written >= len(pending[0]):
-                written -= len(pending.pop(0))
-            if pending:
-                pending[0] = pending[0][written:]
+        done = 0
+        while done < len(pending):
+            written = os.writev(descriptor, pending[done : done + _IOV_MAX])
+            while done < len(pending) and written >= len(pending[done]):
+                written -= len(pending[done])
+                done += 1
+            if done < len(pending):
+                pending[done] = pending[done][written:]
     except OSError:
         os.ftruncate(descriptor, end)
         raise
@@ -257,17 +335,29 @@ def append(descriptor: int, parts: Sequence[bytes | bytearray | memoryview], end
 _IOV_MAX = 64
 
 
-# Files: opened only where they are safe to read, and written so that they appear whole.
+def read_records(path: Path) -> Iterator[Record | Damage]:
+    """Read the records of a whole file without salt, on the conditions of `open_owned`."""
+    return scan(memoryview(read_owned(path)))
+
+
+def read_notes(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the content of each NOTE of a file, a torn last one left out, on the conditions of `open_owned`."""
+    for found in read_records(path):
+        if isinstance(found, Record) and found.header.kind == Kind.NOTE:
+            yield json.loads(bytes(found.payload))
+
+
+# Files: opened only if they are safe to read, and written so that they appear whole.
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _BESIDE = ".new"
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that is the user's alone.
+    """Make a folder that only the user may enter.
 
     Raises:
-        FileExistsError: it is there already (who makes it owns what it stands for).
+        FileExistsError: it exists already.
     """
     path.mkdir(mode=0o700)
 
@@ -276,7 +366,7 @@ def check_folder(path: Path) -> None:
     """Refuse a folder that another user owns or may write to.
 
     Raises:
-        RunFolderError: it is not there, or no folder.
+        RunFolderError: it does not exist, or is no folder.
         UnsafeRunFolder: it is not safe to read from.
     """
     try:
@@ -285,10 +375,10 @@ def check_folder(path: Path) -> None:
         msg = f"no run folder at {path}: {error.strerror}"
         raise RunFolderError(msg, path=str(path)) from error
     if stat.S_ISLNK(status.st_mode):
-        msg = f"{path} is a symbolic link; give the folder that it points to"
+        msg = f"{path} is a symbolic link; name the folder that it points to"
         raise UnsafeRunFolder(msg, path=str(path))
     if not stat.S_ISDIR(status.st_mode):
-        msg = f"{path} is no folder"
+        msg = f"{path} is not a folder"
         raise RunFolderError(msg, path=str(path))
     _check(status, path)
 
@@ -298,18 +388,18 @@ def open_owned(path: Path) -> int:
 
     Raises:
         OSError: it cannot be opened.
-        UnsafeRunFolder: another user owns it or may write to it, or it is a link.
+        UnsafeRunFolder: another user owns it or may write to it, or it is a symbolic link.
     """
     return open_checked(path)[0]
 
 
 def open_checked(path: Path) -> tuple[int, os.stat_result]:
-    """Open a file as `open_owned` does; return what was seen of it, too."""
+    """Open a file as `open_owned` does; return its descriptor and its status."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         if path.is_symlink():
-            msg = f"{path} is a symbolic link: refused, since it may lead out of the run folder"
+            msg = f"{path} is a symbolic link, which may lead out of the run folder: it is not read"
             raise UnsafeRunFolder(msg, path=str(path)) from None
         raise
     try:
@@ -323,8 +413,11 @@ def open_checked(path: Path) -> tuple[int, os.stat_result]:
 
 def read_owned(path: Path) -> bytes:
     """Return the content of a file, on the conditions of `open_owned`."""
-    with os.fdopen(open_owned(path), "rb") as file:
-        return file.read()
+    descriptor, status = open_checked(path)
+    try:
+        return read_at(descriptor, status.st_size, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _check(status: os.stat_result, path: Path) -> None:
@@ -333,14 +426,14 @@ def _check(status: os.stat_result, path: Path) -> None:
         raise UnsafeRunFolder(msg, path=str(path))
     if status.st_mode & _OTHERS_MAY_WRITE:
         msg = (
-            f"{path} may be written by others (mode {stat.S_IMODE(status.st_mode):o}): nothing in "
-            f"it is unpickled. If you trust its content: chmod -R go-w"
+            f"{path} may be written by others (mode {stat.S_IMODE(status.st_mode):o}): nothing in it is unpickled. "
+            f"If you trust its content: chmod -R go-w"
         )
         raise UnsafeRunFolder(msg, path=str(path))
 
 
 def read_at(descriptor: int, length: int, offset: int) -> bytes:
-    """Return so many bytes of a file, or fewer at its end; one ``pread`` may stop short of 2 GiB."""
+    """Return *length* bytes of a file, or fewer at its end; one ``pread`` may stop short of 2 GiB."""
     data = os.pread(descriptor, length, offset)
     if len(data) == length:
         return data
@@ -353,8 +446,8 @@ def read_at(descriptor: int, length: int, offset: int) -> bytes:
     return b"".join(pieces)
 
 
-def write_whole(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:
-    """Write a file beside its place, flush it, and put it there in one step.
+def write_whole(path: Path, parts: Iterable[Part]) -> None:
+    """Write a file beside its place, flush it, and rename it into its place.
 
     Raises:
         OSError: it could not be written (disk full, quota, ...); nothing is left behind.
@@ -366,7 +459,7 @@ def write_whole(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> 
             for part in parts:
                 with naming(path):
                     file.write(part)
-                del part  # it may be large, and the next is made only now
+                del part  # it may be large, and the next one is made only now
             with naming(path):
                 file.flush()
                 os.fsync(file.fileno())
@@ -376,13 +469,27 @@ def write_whole(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> 
         raise
 
 
-def write_once(path: Path, data: bytes) -> bool:
-    """Write a file that only one process can make; False where another was first.
+def create(path: Path, data: bytes) -> os.stat_result:
+    """Create a file that does not exist, for one writer alone; return its status.
 
-    By a link, which is one step on every file system; ``O_EXCL`` would leave a
-    moment in which the file is there, and empty.
+    Raises:
+        FileExistsError: it exists.
     """
-    import secrets  # here, as a node is to start soon
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, data)
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_once(path: Path, data: bytes) -> bool:
+    """Write a file that only one process can make; False if another process was first.
+
+    By a link, which is one step on every file system; with ``O_EXCL`` the file
+    would exist for a moment and be empty.
+    """
+    import secrets  # here, because a node must start fast
 
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_BESIDE}")
     write_whole(beside, [data])
@@ -397,7 +504,7 @@ def write_once(path: Path, data: bytes) -> bool:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have the system's errors say which file it was, as a full disk or a quota does not by itself."""
+    """Add the file's name to the system's errors, which a full disk or a quota leaves out."""
     try:
         yield
     except OSError as error:

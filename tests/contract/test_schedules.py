@@ -13,7 +13,7 @@ import pytest
 
 from slurmlaunch import Executor, NodeStartError, TaskState, WorkerDied, attach
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.claims import Claimer, Listing
+from slurmlaunch.runfolder.claims import Claimer, ClaimReader
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.plan import SCHEDULES, Blocks
 from tests.conftest import elsewhere
@@ -36,7 +36,7 @@ def square(number: int) -> int:
 
 def claimed(run: OneRun) -> dict[int, int]:
     """Return the task of each block that is taken."""
-    return {block: owner.task for block, owner in Listing(run.folder.claims(0)).new()}
+    return {block: owner.task for block, owner in ClaimReader(run.folder.claims(0)).new()}
 
 
 class TestNode:

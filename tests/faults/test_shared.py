@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch import NodeFailure, TaskCancelled, TaskState, TimeLimitExceeded, WorkerDied, attach
-from slurmlaunch.runfolder.claims import Listing
+from slurmlaunch.runfolder.claims import ClaimReader
 from slurmlaunch.runfolder.layout import RunFolder
 from tests.faults.deeds import Deed
 from tests.faults.test_killed import outcomes, squares
@@ -51,7 +51,7 @@ def begin(executor: Executor, work: Deed, *, tasks: int = 2) -> FutureArray[int]
 def owners(futures: FutureArray[int], number: int = 0) -> dict[int, int]:
     """Return the task of each block of a round."""
     claims = RunFolder(futures.folder).claims(number)
-    return {block: owner.task for block, owner in Listing(claims).new()}
+    return {block: owner.task for block, owner in ClaimReader(claims).new()}
 
 
 def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:

@@ -25,9 +25,9 @@ from slurmlaunch import caps
 from slurmlaunch.backends.base import ArrayJob, Limits, TaskState, parse_memory, parse_time
 from slurmlaunch.backends.local import LocalBackend, scheduler
 from slurmlaunch.backends.local.resources import MACHINE, TaskResources
-from slurmlaunch.backends.local.scheduler import SCHEDULER
-from slurmlaunch.backends.machine.owner import Owner
+from slurmlaunch.backends.local.scheduler import SCHEDULER, new_job_id, owner_of
 from slurmlaunch.errors import SchedulerError, SubmissionError
+from slurmlaunch.runfolder.clients import ClientId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -533,18 +533,18 @@ def test_memory_per_cpu_counts_the_cpus_that_were_asked_for(folder: Path) -> Non
 
 def test_a_job_id_names_its_owner() -> None:
     """Any process can tell from a job id whose job it is; ids never repeat."""
-    me = Owner.me()
-    ids = [me.new_job_id() for _ in range(2)]
+    me = ClientId.current()
+    ids = [new_job_id() for _ in range(2)]
     assert ids[0] != ids[1]
-    assert [Owner.of(job_id) for job_id in ids] == [me, me]
+    assert [owner_of(job_id) for job_id in ids] == [me, me]
     assert all(re.fullmatch(r"[A-Za-z0-9.-]+", job_id) for job_id in ids)
-    assert Owner.of("123") is None
-    assert not me.is_gone
+    assert owner_of("123") is None
+    assert not me.has_ended
 
 
 def test_the_jobs_of_a_client_that_is_gone_failed_with_it() -> None:
     """Jobs of an ended process are NODE_FAIL; to cancel or throttle them is to do nothing."""
-    job_id = Owner.me()._replace(started="1").new_job_id()
+    job_id = f"local-{ClientId.current()._replace(started='1')}-1"
     record = backend.query([job_id]).get(job_id, 0)
     assert record is not None
     assert (record.state, record.reason) == (TaskState.NODE_FAIL, "the client process that ran it has ended")
@@ -555,7 +555,7 @@ def test_the_jobs_of_a_client_that_is_gone_failed_with_it() -> None:
 def test_the_jobs_of_another_client_are_left_to_it(folder: Path) -> None:
     """Of a living process's jobs nothing is known, and nothing is done to them without it."""
     with subprocess.Popen(["sleep", "1000"]) as other:
-        job_id = Owner.of_process(other.pid).new_job_id()
+        job_id = f"local-{ClientId.of_process(other.pid)}-1"
         assert backend.query([job_id]).get(job_id, 0) is None
         backend.cancel(job_id)  # its tasks read for themselves which items are cancelled
         with pytest.raises(SchedulerError, match=f"process {other.pid}"):
@@ -567,7 +567,7 @@ def test_the_jobs_of_another_client_are_left_to_it(folder: Path) -> None:
 
 def test_of_another_machines_jobs_nothing_is_known() -> None:
     """A process of another machine cannot be seen from here, so its end is not made up."""
-    job_id = Owner("another-machine.org", 1, "1").new_job_id()
+    job_id = f"local-{ClientId('another-machine.org', 1, '1')}-1"
     assert backend.query([job_id]).get(job_id, 0) is None
 
 

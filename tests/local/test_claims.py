@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch.errors import NodeStartError
-from slurmlaunch.runfolder.claims import Claimer, Listing, Owner
+from slurmlaunch.runfolder.claims import Claimant, Claimer, ClaimReader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,9 +41,9 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def owners(folder: Path) -> dict[int, Owner]:
+def owners(folder: Path) -> dict[int, Claimant]:
     """Return who has what, to one who looks for the first time."""
-    return dict(Listing(folder).new())
+    return dict(ClaimReader(folder).new())
 
 
 def test_a_race(folder: Path) -> None:
@@ -79,7 +79,7 @@ def test_late(folder: Path) -> None:
     before = set(folder.iterdir())
     late = Claimer(folder, 1, 0, 5)
 
-    assert (late.first_free(), late.claim()) == (None, None)
+    assert (late.first_unclaimed(), late.claim()) == (None, None)
     assert set(folder.iterdir()) == before
 
 
@@ -87,9 +87,9 @@ def test_in_turns(folder: Path) -> None:
     """The first free block is found however far the others have come."""
     first, second = Claimer(folder, 0, 0, 100), Claimer(folder, 1, 0, 100)
     assert [first.claim() for _ in range(37)] == list(range(37))
-    assert second.first_free() == 37
+    assert second.first_unclaimed() == 37
     assert second.claim() == 37
-    assert first.first_free() == 38
+    assert first.first_unclaimed() == 38
     assert [first.claim() for _ in range(3)] == [38, 39, 40]
     assert [second.claim() for _ in range(2)] == [41, 42]
 
@@ -105,7 +105,7 @@ def test_the_next_attempt(folder: Path) -> None:
     late = first.claim()  # it was not as dead as was thought
     assert late == 4
     assert second.own() == [3, 4]
-    assert owners(folder)[3] == Owner(3, 1)
+    assert owners(folder)[3] == Claimant(3, 1)
 
 
 def test_an_answer_that_was_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_what_is_no_claim(folder: Path) -> None:
     claimer = Claimer(folder, 0, 0, 4)
 
     assert [claimer.claim() for _ in range(3)] == [2, 3, None]
-    assert owners(folder) == {2: Owner(0, 0), 3: Owner(0, 0)}
+    assert owners(folder) == {2: Claimant(0, 0), 3: Claimant(0, 0)}
 
 
 def test_a_copy(folder: Path, tmp_path: Path) -> None:
@@ -176,28 +176,30 @@ def test_a_copy(folder: Path, tmp_path: Path) -> None:
 
 def test_news(folder: Path) -> None:
     """A reader is told of each claim once, whenever it comes."""
-    claimer, listing = Claimer(folder, 7, 2, 9), Listing(folder)
+    claimer, listing = Claimer(folder, 7, 2, 9), ClaimReader(folder)
     seen = [list(listing.new())]
     for _ in range(2):
         claimer.claim()
         seen += [list(listing.new()), list(listing.new())]
 
-    assert seen == [[], [(0, Owner(7, 2))], [], [(1, Owner(7, 2))], []]
+    assert seen == [[], [(0, Claimant(7, 2))], [], [(1, Claimant(7, 2))], []]
 
 
 def test_a_folder_at_rest_is_not_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing has changed for long, a look costs no listing; where it has, it does."""
-    claimer, listing = Claimer(folder, 0, 0, 9), Listing(folder)
+    """A folder that has not changed for long is not listed; one that has is."""
+    now = 0.0
+    claimer, reader = Claimer(folder, 0, 0, 9), ClaimReader(folder, lambda: now)
     claimer.claim()
-    os.utime(folder, (1.0, 1.0))
-    assert len(list(listing.new())) == 1
+    assert len(list(reader.new())) == 1
+    now = 3.0  # the coarsest step of a file system's time is over: listed once more, for what came within it
+    assert list(reader.new()) == []
     scandir = os.scandir
     listed: list[Path] = []
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))  # type: ignore[func-returns-value]
 
-    assert (list(listing.new()), listed) == ([], [])
+    assert (list(reader.new()), listed) == ([], [])
     claimer.claim()
-    assert ([block for block, _ in listing.new()], len(listed)) == ([1], 1)
+    assert ([block for block, _ in reader.new()], len(listed)) == ([1], 1)
 
 
 @pytest.mark.slow
@@ -208,4 +210,4 @@ def test_more_than_a_file_may_have_links(folder: Path) -> None:
     count = sum(1 for _ in iter(claimer.claim, None))
 
     assert count == number
-    assert set(owners(folder).values()) == {Owner(0, 0)}
+    assert set(owners(folder).values()) == {Claimant(0, 0)}

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.backends.machine.owner import Owner
 from slurmlaunch.client import submission
 from slurmlaunch.client.attach import unfinished
 from slurmlaunch.client.futures import Future
@@ -23,6 +22,7 @@ from slurmlaunch.errors import NodeStartError, SchedulerError, SubmissionError
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder import cancellations
 from slurmlaunch.runfolder.cancellations import CancellationWriter
+from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.journal import Round, read_rounds
 from slurmlaunch.runfolder.layout import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
@@ -232,7 +232,7 @@ class TestLeft:
         plan = RoundPlan(
             Slices(4, 2), 6, arrays, cpus_per_task=1, processes=1, threads=1, items=array("Q", [0, 2, 3, 6])
         )
-        made = plan._replace(client=Owner.of_process(client), automatic=automatic, options={"python": ["python"]})
+        made = plan._replace(client=ClientId.of_process(client), automatic=automatic, options={"python": ["python"]})
         Round.make(folder, 2, made).intend(0)
         return view(folder)
 
@@ -298,7 +298,7 @@ class TestLeft:
         client.kill()
         client.wait()
         assert {0, 2, 3, 6} <= {*unfinished(run, run)}
-        Round.read(folder, 2).waiting(0, Owner.me())
+        Round.read(folder, 2).waiting(0, ClientId.current())
         read, really = [], Round.journal
         monkeypatch.setattr(Round, "journal", lambda self: read.append(self) or really(self))  # type: ignore[func-returns-value]
 
@@ -342,18 +342,21 @@ def test_one_future_for_all_threads(folder: RunFolder) -> None:
     assert 8 == len({id(future) for futures in found for future in futures})
 
 
-def test_one_successor(folder: RunFolder) -> None:
-    """Of those that want to take a round over only one does; who is gone is followed."""
+def test_one_successor(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several clients that take a round over at once, one succeeds; one that has ended is replaced."""
+    ended: set[int] = set()
+    monkeypatch.setattr(ClientId, "has_ended", property(lambda client: client.pid in ended))
 
     def winners(contestants: range, gone: int) -> list[int]:
         barrier, won = threading.Barrier(len(contestants)), []
+        ended.add(gone)
 
-        def succeed(number: int) -> None:
+        def take_over(number: int) -> None:
             barrier.wait()
-            if Round.read(folder, 1).succeed(("here", number, ""), lambda who: who[1] == gone):
+            if Round.read(folder, 1).take_over(ClientId.current()._replace(pid=number)):
                 won.append(number)
 
-        threads = [threading.Thread(target=succeed, args=(number,)) for number in contestants]
+        threads = [threading.Thread(target=take_over, args=(number,)) for number in contestants]
         for each in threads:
             each.start()
         for each in threads:

@@ -12,8 +12,8 @@ import pytest
 
 from slurmlaunch import Executor, WorkerDied
 from slurmlaunch.client.ledger import Ledger
-from slurmlaunch.client.listing import NAMES_PER_CALL
 from slurmlaunch.client.watcher import COLLECTING, GLANCING, SAMPLING
+from slurmlaunch.runfolder.changes import NAMES_PER_CALL
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
 from tests.support import scripts

@@ -20,7 +20,6 @@ import pytest
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.client.futures import Future
-from slurmlaunch.client.latency import latency_of
 from slurmlaunch.client.ledger import Fate
 from slurmlaunch.client.lookout import Lookout
 from slurmlaunch.client.plan import pack
@@ -37,6 +36,7 @@ from slurmlaunch.errors import (
 )
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationWriter
+from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.journal import Round, read_rounds
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
@@ -488,7 +488,7 @@ class TestWrittenDown:
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError
 
-        monkeypatch.setattr(Round, "told", refuse)
+        monkeypatch.setattr(Round, "record_ends", refuse)
         watched.hear(TaskState.TIMEOUT, 1)
         watched.look_late()
 
@@ -579,6 +579,6 @@ class TestLatency:
     def test_unknown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is no disk of this machine is taken for a network's."""
         monkeypatch.delenv("SLURMLAUNCH_LATENCY", raising=False)
-        monkeypatch.setattr("slurmlaunch.client.latency._LOCAL_FILE_SYSTEMS", frozenset())
+        monkeypatch.setattr("slurmlaunch.runfolder.changes._LOCAL_FILE_SYSTEMS", frozenset())
 
         assert latency_of(tmp_path) >= 70

@@ -17,7 +17,7 @@ from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure, Value, in_series
 from slurmlaunch.runfolder import outcomes, records
 from slurmlaunch.runfolder.layout import RunFolder, salt_of
-from slurmlaunch.runfolder.outcomes import Entry, OutcomeFile, OutcomeWriter, Recorded, earlier_attempts
+from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, Recorded, earlier_attempts, outcome_entry
 from slurmlaunch.runfolder.records import Damage, Kind
 from tests.support.waiting import wait_until
 
@@ -378,7 +378,7 @@ def test_what_is_cut_off_again_hides_nothing(folder: RunFolder) -> None:
     writer = OutcomeWriter(folder, 0)
     record_values(writer, 0, "whole")
     file = OutcomeFile(writer.path)
-    large = Entry.of_outcome(1, Failure(ValueError("x" * 1000)).dump(), succeeded=False)
+    large = outcome_entry(1, Failure(ValueError("x" * 1000)).dump(), succeeded=False)
     writer.only_values = True
     with writer.path.open("ab") as other:  # another process of the attempt
         other.write(large.header.encode(folder.salt) + b"".join(large.parts))

@@ -217,11 +217,10 @@ def test_a_header_is_as_it_is_specified() -> None:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[int]:
-    """Return the descriptor of an empty file, open for appending."""
-    descriptor = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
-    yield descriptor
-    os.close(descriptor)
+def log(tmp_path: Path) -> Iterator[records.RecordWriter]:
+    """Return a writer of an empty file."""
+    with records.RecordWriter(tmp_path / "log") as writer:
+        yield writer
 
 
 @contextlib.contextmanager
@@ -235,24 +234,47 @@ def files_end_at(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_appended_parts_lie_one_after_the_other(log: int) -> None:
+def entry(*parts: bytes | memoryview) -> records.Entry:
+    """Return a record of that payload."""
+    return records.Entry.of(Kind.VALUES, parts, number=1)
+
+
+def payloads_of(log: records.RecordWriter) -> list[bytes]:
+    """Return the payloads in a file, and the empty one for each damage."""
+    found = records.read_records(log.path)
+    return [bytes(each.payload) if isinstance(each, Record) else b"" for each in found]
+
+
+def test_appended_parts_lie_one_after_the_other(log: records.RecordWriter) -> None:
     """All parts of a record are appended, in order and without gaps, however many there are."""
     parts = [bytes([i % 256]) * (i % 5) for i in range(3000)]
+    log.append(entry(*parts), entry(memoryview(b"one"), b"", b"x"))
+    log.append(entry(b"last"))
 
-    end = records.append(log, parts, 0)
-    end = records.append(log, [memoryview(array("I", [1])), b"", b"x"], end)
-
-    expected = b"".join(parts) + b"\x01\x00\x00\x00x"
-    assert (len(expected), expected) == (end, os.pread(log, 10**6, 0))
+    assert [b"".join(parts), b"onex", b"last"] == payloads_of(log)
 
 
 @pytest.mark.parametrize("parts", [[bytes(600)], [bytes(100)] * 6, [b"header", bytes(594)]])
-def test_what_could_not_be_appended_whole_is_cut_off(log: int, parts: list[bytes]) -> None:
-    """Where the file system takes only part of a record, nothing of it stays, and the error says why."""
-    end = records.append(log, [b"whole" * 100], 0)
+def test_a_record_that_does_not_fit_is_cut_off(log: records.RecordWriter, parts: list[bytes]) -> None:
+    """If the file system takes only part of some records, nothing of them stays, and the error says why and where."""
+    log.append(entry(b"whole" * 100))
 
-    with files_end_at(1000), pytest.raises(OSError, match="File too large"):
-        records.append(log, parts, end)
+    with files_end_at(1000), pytest.raises(OSError, match="File too large") as raised:
+        log.append(entry(b"first"), entry(*parts))
 
-    assert os.pread(log, 10**6, 0) == b"whole" * 100
-    assert records.append(log, parts, end) == 500 + 600
+    assert (raised.value.filename, payloads_of(log)) == (str(log.path), [b"whole" * 100])
+    log.append(entry(*parts))
+    assert payloads_of(log) == [b"whole" * 100, b"".join(parts)]
+
+
+def test_a_file_is_continued(log: records.RecordWriter) -> None:
+    """A file that exists is appended to; flags say whether it must exist, or must not."""
+    log.note(number=1)
+    with records.RecordWriter(log.path) as other:
+        other.note(number=2)
+
+    assert [{"number": 1}, {"number": 2}] == list(records.read_notes(log.path))
+    with pytest.raises(FileExistsError):
+        records.RecordWriter(log.path, flags=os.O_CREAT | os.O_EXCL)
+    with pytest.raises(FileNotFoundError):
+        records.RecordWriter(log.path.with_name("other"), flags=0)

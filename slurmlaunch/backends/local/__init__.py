@@ -28,8 +28,7 @@ from slurmlaunch import caps
 from slurmlaunch.backends.base import Backend, Limits, TaskRecord, TaskState
 from slurmlaunch.backends.container import OF_THE_HOST
 from slurmlaunch.backends.local.resources import MACHINE, TaskResources
-from slurmlaunch.backends.local.scheduler import SCHEDULER, LocalJob
-from slurmlaunch.backends.machine.owner import Owner
+from slurmlaunch.backends.local.scheduler import SCHEDULER, LocalJob, new_job_id, owner_of
 from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder, Status
 
@@ -125,7 +124,7 @@ class LocalBackend(Backend):
         _check(job, env)
         try:
             queued = LocalJob(
-                Owner.me().new_job_id(),
+                new_job_id(),
                 job,
                 resources=self.resources(job),
                 command=self.command(job),
@@ -167,7 +166,7 @@ class LocalBackend(Backend):
         for job_id in job_ids:
             if (records := self.scheduler.records(job_id)) is not None:
                 jobs[job_id] = records
-            elif (owner := Owner.of(job_id)) and owner.is_gone:
+            elif (owner := owner_of(job_id)) and owner.has_ended:
                 orphaned.add(job_id)
         return LocalSnapshot(taken, jobs, frozenset(orphaned))
 
@@ -204,10 +203,10 @@ class LocalBackend(Backend):
         """Return a job of this process, or None for a job whose process has ended."""
         job = self.scheduler.get(job_id)
         if job is None:
-            owner = Owner.of(job_id)
+            owner = owner_of(job_id)
             if owner is None:
                 raise SchedulerError(f"{job_id!r} is not the id of a local job")
-            if not owner.is_gone:
+            if not owner.has_ended:
                 whose = f"process {owner.pid} on {owner.machine}"
                 raise SchedulerError(f"job {job_id} can only be {deed} by the client that runs it, {whose}")
         return job

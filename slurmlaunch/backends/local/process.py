@@ -17,6 +17,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE
 
 if TYPE_CHECKING:
@@ -154,17 +155,6 @@ class Sessions(NamedTuple):
         processes = self.members.get(session, ())
         resident = sum(process.resident for process in processes)
         return resident if resident <= limit else sum(map(_proportional, processes))
-
-
-def stat_fields(pid: int) -> list[str] | None:
-    """Return the fields of /proc/PID/stat, numbered from 0; None without such a process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # The second field is the program's name in parentheses, and may itself hold parentheses.
-    before, _, after = text.rpartition(")")
-    return [str(pid), before.partition("(")[2], *after.split()]
 
 
 def _proportional(process: _Process) -> int:

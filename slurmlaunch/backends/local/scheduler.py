@@ -27,6 +27,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import itertools
 import math
 import os
 import platform
@@ -41,6 +42,7 @@ from typing import TYPE_CHECKING
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.backends.local.process import LIFELINE_FD, STATUS_UNKNOWN, Sessions, TaskProcess
 from slurmlaunch.backends.local.resources import MACHINE
+from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 
 if TYPE_CHECKING:
@@ -62,6 +64,21 @@ _MEMORY_SHARE = 20
 
 _DAY = 86400.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+
+_JOB_ID_PREFIX = "local"
+_numbers = itertools.count(1)
+
+
+def new_job_id() -> str:
+    """Return an id that no other local job has; it names this process as the job's owner."""
+    return f"{_JOB_ID_PREFIX}-{ClientId.current()}-{next(_numbers)}"
+
+
+def owner_of(job_id: str) -> ClientId | None:
+    """Return the process that runs a local job, as its id says; None for the id of any other job."""
+    prefix, _, rest = job_id.partition("-")
+    owner, _, number = rest.rpartition("-")
+    return ClientId.parse(owner) if prefix == _JOB_ID_PREFIX and number else None
 
 
 @dataclass(eq=False)

@@ -36,6 +36,7 @@ from filelock import FileLock, Timeout
 from slurmlaunch.backends.slurm.job_states import JobStates
 from slurmlaunch.backends.slurm.queries import sacct, squeue
 from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.clients import ClientId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -162,7 +163,7 @@ class Content:
 
     def watched_by(self, me: str, jobs: Mapping[str, float]) -> Content:
         """Return the content with our jobs, and without ended processes and the jobs that only they watched."""
-        watchers = {who: watched for who, watched in self.watchers.items() if who != me and is_alive(who)}
+        watchers = {who: watched for who, watched in self.watchers.items() if who != me and _is_alive(who)}
         if jobs:
             watchers[me] = dict(jobs)
         new = replace(self, watchers=watchers)
@@ -202,7 +203,8 @@ class SharedStates:
 
     def _newest(self, watched: Mapping[str, float]) -> Content:
         now = self._clock()
-        me = f"{myself()}-{self._number}"
+        process = ClientId.current()
+        me = f"{process.pid}-{process.started}-{self._number}"
         content = self._file.read()
         if content.watchers.get(me, {}) == watched and not self._is_due(content, watched, now):
             return content
@@ -406,22 +408,7 @@ def _is_private(folder: Path) -> bool:
 # The processes that watch.
 
 
-def myself() -> str:
-    """Return what no other process of this machine is called, before or after."""
-    return f"{os.getpid()}-{_started(os.getpid())}"
-
-
-def is_alive(who: str) -> bool:
-    """Whether the process of a name that begins as `myself` gave it still runs."""
-    pid, _, rest = who.partition("-")
-    return pid.isdigit() and _started(int(pid)) == rest.partition("-")[0]
-
-
-def _started(pid: int) -> str:
-    """Return when a process started, in the kernel's ticks; empty if it is no more."""
-    try:
-        # The second field is the program's name in brackets, which may itself hold brackets and spaces.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == b"Z" else fields[19].decode()
+def _is_alive(watcher: str) -> bool:
+    """Whether the process of a watcher, named ``pid-started-number``, still runs."""
+    pid, _, rest = watcher.partition("-")
+    return pid.isdigit() and ClientId.of_process(int(pid)).started == rest.partition("-")[0]

@@ -1,4 +1,4 @@
-"""Listing a folder: nothing that comes is missed, and what does not change is hardly looked at."""
+"""New names in a folder: none is missed, and a folder that does not change costs little."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurmlaunch.client.listing import Listing
+from slurmlaunch.runfolder.changes import NewNames
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,12 +18,12 @@ class Watched:
 
     def __init__(self, path: Path, *, network: bool) -> None:
         self.path, self.now = path, 100.0
-        self.listing = Listing(path, lambda: self.now, network=network)
+        self.names = NewNames(path, lambda: self.now, network=network, first_gap=0.02)
 
     def after(self, seconds: float) -> set[str]:
         """Return what is new so many seconds later."""
         self.now += seconds
-        return self.listing.new()
+        return self.names.new()
 
     def add(self, name: str, *, modified: int | None = None) -> None:
         """Add a file; *modified* is what a coarse clock says of the folder then."""
@@ -67,12 +67,12 @@ def test_quiet(watched: Watched) -> None:
     watched.after(0)
     for _ in range(10):
         watched.after(1)
-    before = watched.listing.operations
+    before = watched.names.operations
     for _ in range(600):
         watched.after(0.1)
 
-    glance = 3 if watched.listing.operations - before >= 1800 else 1
-    assert 600 * glance + 5 >= watched.listing.operations - before
+    glance = 3 if watched.names.operations - before >= 1800 else 1
+    assert 600 * glance + 5 >= watched.names.operations - before
 
 
 def test_forgotten(watched: Watched) -> None:
@@ -81,6 +81,6 @@ def test_forgotten(watched: Watched) -> None:
     watched.add("b")
     watched.after(0)
     watched.after(20)
-    watched.listing.forget({"a"})
+    watched.names.forget({"a"})
 
     assert [{"a"}, set()] == [watched.after(0.001), watched.after(0.001)]
