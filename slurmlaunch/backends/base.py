@@ -1,8 +1,8 @@
-"""What every backend is given and what it answers.
+"""The protocol of a backend: what it receives, and what it reports.
 
-A backend knows how to start the tasks of one array, to stop them, and to say
-what has become of them. It knows nothing of functions, items and outcomes:
-these lie in the run folder.
+The client uses every backend through `Backend`, and each backend implements it. A backend
+starts, stops and requeues the tasks of one array and reports their states. It
+must not know functions, items and outcomes: these lie in the run folder.
 """
 
 from __future__ import annotations
@@ -56,13 +56,6 @@ class TaskState(StrEnum):
     REVOKED = "REVOKED"
     UNKNOWN = "UNKNOWN"
 
-    # The same on every Python, and what one would write: 3.11 changed what an f-string shows.
-    def __str__(self) -> str:
-        return self.value
-
-    def __format__(self, spec: str) -> str:
-        return format(self.value, spec)
-
     @property
     def is_final(self) -> bool:
         """Whether a task in this state never runs again by itself."""
@@ -70,14 +63,14 @@ class TaskState(StrEnum):
 
     @property
     def is_queued(self) -> bool:
-        """Whether a task in this state has yet to start."""
+        """Whether a task in this state waits to start."""
         return self in _QUEUED
 
     @classmethod
     def parse(cls, text: str) -> TaskState:
         """Read a state as squeue or sacct print it, ``CANCELLED by 1000`` included.
 
-        A word that is not known (a newer Slurm's) is `UNKNOWN`, which is not final.
+        An unknown word (of a newer Slurm) is `UNKNOWN`, which is not final.
         """
         words = text.split()
         word = words[0].rstrip("+") if words else ""
@@ -97,32 +90,32 @@ _QUEUED = frozenset({
 
 @dataclass(frozen=True)
 class ArrayJob:
-    """One array to submit: all that a scheduler is told, and nothing else.
+    """One job array to submit: everything that a backend needs to know, and nothing else.
 
     Attributes:
-        run_folder: absolute path of the run folder.
+        run_folder: the absolute path of the run folder.
         name: the job's name, unique to this array: ``[A-Za-z0-9._-]``, at most 64 characters.
         round: the submission round that the array belongs to.
         array: the number of the array within its round.
-        first_task: the task index of the array's element 0.
+        first_task: the task index of element 0.
         length: the number of elements.
         throttle: how many elements may run at once (``%N``), or None.
-        cwd: the folder in which the tasks run.
-        python: how to start Python: the first words of the node's command line.
+        cwd: the working directory of the tasks.
+        python: the words that start Python.
         cpus_per_task: CPUs of each task, at least 1.
         threads: CPUs of each pool process (see `slurmlaunch.caps`).
-        options: sbatch's long option names (with underscores) and their values,
-            where True is a bare flag; values are text without line breaks.
-        flags: further sbatch arguments, passed on as they are.
-        env: variables to set for the tasks, beside the client's own environment.
-        modules: what is given to ``module load``, in order.
+        options: sbatch's long option names (with underscores) and their values:
+            text without line breaks, or True for a bare flag.
+        flags: further sbatch arguments, passed on unchanged.
+        env: variables to set for the tasks, in addition to the client's environment.
+        modules: the arguments of ``module load``, in order.
         setup: shell lines that run before Python starts.
-        after: id of a job that must have ended before this one starts, or None.
-        warning: seconds before the time limit at which the node is warned, or None.
+        after: the id of a job that must have ended before this one starts, or None.
+        warning: seconds before the time limit at which the node receives USR1, or None.
         may_requeue: whether a task may be started again.
         container: the image in which the node runs, or None.
-        folders: what of the client's folders it must see there.
-        ranks: how many processes with *cpus_per_task* CPUs each call the function of a task together.
+        folders: the client's folders that must be visible in the container.
+        ranks: the number of processes, with *cpus_per_task* CPUs each, that call the function of a task together.
     """
 
     run_folder: Path
@@ -149,15 +142,15 @@ class ArrayJob:
     ranks: int = 1
 
     def command(self, task: str) -> tuple[str, ...]:
-        """Return the node's command line for a task index (or the shell word for one), which is its last word.
+        """Return the node's command line; its last word is *task*, a task index or the shell word for one.
 
         Raises:
-            OptionError: its container cannot bind one of the folders.
+            OptionError: the container cannot bind one of the folders.
         """
         return self.inside((*self.python, "-m", "slurmlaunch.node", str(self.run_folder), task))
 
     def inside(self, words: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the command line that runs another where the node is to run: in the container, if there is one.
+        """Return the command line that runs another one in the container, if there is one.
 
         Raises:
             OptionError: the container cannot bind one of the folders.
@@ -170,13 +163,13 @@ class ArrayJob:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What the scheduler says of one element of an array.
+    """The scheduler's record of one element of an array.
 
     Attributes:
         state: its state.
-        exit_code: Slurm's ``code:signal``, where it is known.
-        node: the machine, where it is known.
-        reason: why it waits or was ended, where the scheduler says so.
+        exit_code: Slurm's ``code:signal``, or None if unknown.
+        node: the name of its machine, or None if unknown.
+        reason: why it is pending or was ended, in the scheduler's words, or None.
     """
 
     state: TaskState
@@ -187,12 +180,14 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the cluster allows.
+    """The limits of a cluster; None is no limit.
 
     Attributes:
-        max_array_size: elements of one array (Slurm's ``MaxArraySize``, whose
-            largest index is one less), or None for no limit.
-        cpus: CPUs of the machine, where the backend clips to it; None elsewhere.
+        max_array_size: the elements of one array (Slurm's ``MaxArraySize``; the
+            largest index is one less).
+        max_array_tasks: the tasks of one array (Slurm's ``max_array_tasks``).
+        max_submit: the elements that a user may have in the queue.
+        cpus: the CPUs of the machine, if a task gets no more.
     """
 
     max_array_size: int | None = None
@@ -202,43 +197,43 @@ class Limits:
 
 
 class Snapshot(Protocol):
-    """What the scheduler said at one moment."""
+    """One answer of the scheduler: the records of tasks at one moment."""
 
     @property
     def taken(self) -> float:
-        """When, in seconds since the epoch (`time.time`)."""
+        """The moment, in seconds since the epoch (`time.time`)."""
 
     def get(self, job_id: str, element: int) -> TaskRecord | None:
-        """Return what is known of an element; None means not yet, never gone."""
+        """Return the record of an element; None means "not listed yet", never "ended"."""
 
 
 OF_THE_CLIENT = frozenset({"local", "allocation"})
-"""The backends whose tasks the client runs itself, waits for when it exits, and takes along when it is killed."""
+"""The backends whose tasks belong to the client: it waits for them at exit, and they end if it is killed."""
 
 
 class Backend(Protocol):
-    """Where tasks run. All methods may be called from any thread."""
+    """A place where tasks run. All methods may be called from any thread."""
 
     name: str
 
     query_every: float
-    """How often `query` is worth a call, in seconds."""
+    """Seconds between two calls of `query`; more frequent ones return nothing new."""
 
     def limits(self) -> Limits:
-        """Return what the cluster allows; asked once, then remembered."""
+        """Return the limits of the cluster; asked once, then remembered."""
 
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...] | None:
-        """Return the words that start a command once for each of so many ranks of a task, each with these CPUs.
+        """Return the words that start a command once per rank, each with *cpus_per_task* CPUs.
 
-        *options* are sbatch's, as of an `ArrayJob`.
-        No words where the node is to start the ranks itself; None where a task has one rank.
+        *options* are sbatch's, as in an `ArrayJob`. No words if the node must start the ranks
+        itself; None if a task always has one rank.
         """
 
     def script(self, job: ArrayJob) -> str:
-        """Return what `submit` would hand over, as a person reads it."""
+        """Return the script that `submit` would pass on, as text for a person."""
 
     def submit(self, job: ArrayJob) -> str:
-        """Start the array; return its job id.
+        """Submit the array; return its job id.
 
         Raises:
             SubmissionError: the scheduler refused it.
@@ -248,7 +243,7 @@ class Backend(Protocol):
         """Return the id of the job of that unique name, submitted after *since*, or None."""
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
-        """End a job, or these of its elements, pending or running, in one call."""
+        """Cancel a job, or some of its elements, pending or running, in one call."""
 
     def requeue(self, job_id: str, element: int) -> None:
         """End a running element and start it again.
@@ -259,14 +254,14 @@ class Backend(Protocol):
         raise SchedulerError(f"element {element} of {job_id} cannot be requeued: only Slurm requeues tasks")
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
-        """Change how many elements run at once, while they run; *after* is a job to wait for first."""
+        """Change how many elements run at once; with *after* the job also waits for that job."""
 
     def query(self, job_ids: Collection[str]) -> Snapshot | None:
-        """Return the newest snapshot that covers these jobs, asking if the last is too old.
+        """Return the newest snapshot of these jobs, asking the scheduler if the last is too old.
 
-        Where *job_ids* is a mapping, its values are the times of submission (`time.time`).
-        May block for as long as the scheduler's commands are allowed to take, and
-        never raises for a scheduler that is away: then the last answer, or None.
+        If *job_ids* is a mapping, its values are the times of submission (`time.time`).
+        May block for as long as the scheduler's commands may take. Never raises if the
+        scheduler is unreachable: then it returns the last snapshot, or None.
         """
 
 
@@ -280,9 +275,12 @@ _NO_TIME_LIMIT = ("UNLIMITED", "INFINITE")
 
 
 def parse_time(text: str) -> float:
-    """Return the seconds of a time in one of sbatch's formats.
+    """Return the seconds of a time in one of sbatch's formats; `math.inf` for no limit.
 
-    Unlike Slurm, which rounds up to minutes, a laptop has seconds.
+    Slurm rounds up to minutes; this does not, so that a laptop can use seconds.
+
+    Raises:
+        ValueError: *text* has none of the formats.
     """
     if text.upper() in _NO_TIME_LIMIT:
         return math.inf
@@ -292,14 +290,18 @@ def parse_time(text: str) -> float:
     fields = found["clock"].split(":")
     units = _UNITS_AFTER_DAYS if found["days"] else _UNITS[len(fields)]
     seconds = sum(int(value) * unit for value, unit in zip(fields, units, strict=False))
-    # A limit of zero is none, in Slurm's words.
+    # For Slurm a limit of zero is no limit.
     return int(found["days"] or 0) * 86400 + seconds or math.inf
 
 
 def parse_memory(text: str) -> float:
-    """Return the bytes of an amount of memory as sbatch reads it: in megabytes by default."""
+    """Return the bytes of an amount of memory as sbatch reads it: in megabytes by default; `math.inf` for all.
+
+    Raises:
+        ValueError: *text* is no amount of memory.
+    """
     found = _MEMORY.fullmatch(text)
     if not found:
         raise ValueError(text)
-    # `--mem=0` asks for all there is.
+    # `--mem=0` asks for all memory of the node.
     return int(found["number"]) * 1024 ** _POWER[found["unit"].upper()] or math.inf
