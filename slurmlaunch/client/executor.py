@@ -1,14 +1,16 @@
-"""The executor: from a function and its items to a run that is submitted."""
+"""`Executor`: from a function and its items to a submitted run.
+
+Users create it, and the integrations and the command line submit through it. It decides the plan, writes the run
+folder and hands the run to the watcher; how results come back is no concern of it.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import os
 import platform
-import re
 import secrets
 import shutil
 import sys
@@ -17,23 +19,22 @@ import time
 import warnings
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import cloudpickle
 
 from slurmlaunch.backends.allocation import require_allocation
-from slurmlaunch.backends.base import Limits
 from slurmlaunch.backends.container import own_folders
 from slurmlaunch.client.attach import backend_of
 from slurmlaunch.client.futures import Future, FutureArray
-from slurmlaunch.client.options import Options, check_cluster, job_name
+from slurmlaunch.client.options import Options, check_cluster, job_name, with_options_listed
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
-from slurmlaunch.client.plan import STATIC, Costs, pack, plan
+from slurmlaunch.client.plan import STATIC, Call, How, LongSlices, zip_equal
 from slurmlaunch.client.rounds import make_plan, ranks_plan
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job
 from slurmlaunch.client.watcher import WATCHER
-from slurmlaunch.errors import OptionError, SchedulerError
+from slurmlaunch.errors import SchedulerError
 from slurmlaunch.runfolder.function import write_function
 from slurmlaunch.runfolder.items import write_items
 from slurmlaunch.runfolder.journal import Round
@@ -58,27 +59,24 @@ FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
 _JOBLIB = "slurmlaunch.integrations.joblib"
 """Loaded by name when it is asked for, because the client knows none of its neighbours."""
 
-_NO_LIMITS = Limits()
 _TOKEN_LENGTH = 8
 
 
+@with_options_listed
 class Executor(concurrent.futures.Executor):
     """Runs functions on Slurm, on this machine, or in this thread.
 
     Args:
-        folder: where run folders are made; on storage that the nodes share. By
-            default ``$SLURMLAUNCH_FOLDER``, else ``./slurmlaunch-runs``.
-        cluster: ``"slurm"``, ``"allocation"`` (steps of the allocation that this process
-            is in), ``"local"`` or ``"inline"``; by default ``$SLURMLAUNCH_CLUSTER``, else slurm
-            where sbatch is on PATH, else local.
-        options: sbatch's long option names with underscores (``time``,
-            ``partition``, ``cpus_per_task``, ...), and ours: ``throttle``,
-            ``processes``, ``threads``, ``python``, ``modules``, ``setup``, ``container``,
-            ``env``, ``by_value``, ``name``, ``sbatch``, ``seed``.
+        folder: holds the run folders, on storage that the nodes share. Default: ``$SLURMLAUNCH_FOLDER``, else
+            ``./slurmlaunch-runs``.
+        cluster: ``"slurm"``, ``"allocation"`` (steps of the allocation that this process is in), ``"local"`` or
+            ``"inline"``. Default: ``$SLURMLAUNCH_CLUSTER``, else slurm if sbatch is on PATH, else local.
+        options: sbatch's long option names with underscores (``time``, ``partition``, ``cpus_per_task``, ...), and
+            slurmlaunch's own, listed below.
 
     Raises:
-        UnknownOption: an option is neither sbatch's nor ours, or ours to set.
-        OptionError: a value cannot be, or this process is in no allocation.
+        UnknownOption: an option is neither sbatch's nor ours, or one that slurmlaunch sets itself.
+        OptionError: a value is wrong, or this process is in no allocation.
     """
 
     def __init__(
@@ -90,46 +88,43 @@ class Executor(concurrent.futures.Executor):
             require_allocation()
         self._folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs").expanduser().absolute()
         self._options = Options.parse(**options)
-        if self._cluster == "slurm":
-            self._options = _on_named_clusters(self._options)
-        self._ours = _Submitted()
+        named = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
+        if self._cluster == "slurm" and named and "clusters" not in self._options.slurm:
+            self._options = self._options.changed(clusters=named)  # a later client's environment may differ
+        self._runs = _Runs()
 
     @property
     def folder(self) -> Path:
-        """Where run folders are made."""
+        """The folder that holds the run folders."""
         return self._folder
 
     @property
     def cluster(self) -> str:
-        """Where tasks run: ``"slurm"``, ``"allocation"``, ``"local"`` or ``"inline"``."""
+        """The kind of backend: ``"slurm"``, ``"allocation"``, ``"local"`` or ``"inline"``."""
         return self._cluster
 
     @property
     def throttle(self) -> int | None:
-        """How many tasks of a run may be at work at once, or None."""
+        """How many tasks of a run may run at once, or None."""
         return self._options.throttle
 
     def shape(self, *, single_item: bool = False) -> Shape:
-        """Return the CPUs of a task, and how its processes share them.
-
-        *single_item* is true for what `submit` makes: by default its item has all CPUs.
-        """
+        """Return the CPUs of a task and how its processes share them; *single_item* for a task of `submit`."""
         return self._options.shape(single_item=single_item, available=self._backend().limits().cpus)
 
     @property
     def ranks(self) -> int:
-        """How many processes call the function of a task together (``ntasks``)."""
+        """How many processes call the function of a task together (sbatch's ``ntasks``)."""
         return self._options.ranks
 
     def options(self, **changes: Any) -> Executor:
         """Return an executor with some options changed: same folder, same shutdown.
 
         Args:
-            changes: as for `Executor`; None takes an option back.
+            changes: options as for `Executor`; None restores a default.
 
         Raises:
-            UnknownOption: an option is neither sbatch's nor ours, or ours to set.
-            OptionError: a value cannot be.
+            UnknownOption, OptionError: as for `Executor`.
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -148,25 +143,24 @@ class Executor(concurrent.futures.Executor):
         return import_module(_JOBLIB).SlurmlaunchBackend(self, **options)
 
     def __repr__(self) -> str:
-        options = {**self._options.slurm}
-        shown = "".join(f", {name}={value!r}" for name, value in options.items())
+        shown = "".join(f", {name}={value!r}" for name, value in self._options.slurm.items())
         return f"Executor({str(self._folder)!r}, cluster={self._cluster!r}{shown})"
 
     # Calls.
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run one call as one task; it has all of the task's CPUs.
+        """Run one call as one task, with all of the task's CPUs.
 
         Returns:
-            Its future, once the scheduler has accepted it.
+            The call's future, once the scheduler has accepted the job.
 
         Raises:
             NotPicklable: the function or an argument does not pickle.
-            SubmissionError: the scheduler refused it.
+            SubmissionError: the scheduler refused the job.
             RuntimeError: the executor was shut down.
         """
         call = functools.partial(fn, *args, **kwargs) if args or kwargs else fn
-        array: FutureArray[T] = self._submit(_Call(call, [()], single=True, options=self._options))
+        array: FutureArray[T] = self._submit(Call(call, [()], self._options))
         return array[0]
 
     def map_array(
@@ -184,34 +178,30 @@ class Executor(concurrent.futures.Executor):
 
         Args:
             fn: the function.
-            iterables: its arguments, zipped; they must be equally long.
-            tasks: how many slices to cut the items into, or
-            chunksize: how many items each slice has; by default one per
-                process of a task, or more where the tasks would be too many.
-            throttle: how many tasks may run at once (``%N``).
-            schedule: ``"static"``: each task has its slice from the start.
-                ``"dynamic"``: *tasks* is how many tasks there are, and each takes
-                block after block of the items, until none is left. *chunksize* is
-                how many items it takes at once; by default many at first, and
-                fewer and fewer. ``"guided"``: the same, with blocks that shrink
-                more evenly, of which none but the last is shorter than *chunksize*.
-            cost: what an item costs, in any unit: a function of the item's
-                arguments, or as many numbers as there are items. Static slices
-                are then packed so that each costs about the same.
-            name: what the run is called; by default the function's name.
+            iterables: the function's arguments, zipped; they must have equal length.
+            tasks: the number of slices that the items are cut into, or
+            chunksize: the number of items in each slice; by default one per process of a task, or more if the
+                tasks would be too many.
+            throttle: how many tasks may run at once (sbatch's ``%N``).
+            schedule: ``"static"``: each task has its slice from the start. ``"dynamic"``: *tasks* is the number of
+                tasks, and each claims block after block of *chunksize* items until none is left; by default the
+                blocks are large at first and shrink. ``"guided"``: the same with blocks that shrink more evenly;
+                only the last is shorter than *chunksize*.
+            cost: the cost of each item in any unit: a function of the item's arguments, or one number per item.
+                Static slices are then packed so that each costs about the same.
+            name: the run's name; by default the function's.
 
         Returns:
             One future per item, in order, once the scheduler has accepted the first array.
 
         Raises:
-            ValueError: the iterables are not equally long, or *tasks* and
-                *chunksize* are both given for static slices, or one is below 1;
-                there is no such *schedule*; *cost* gives too few or too many
-                numbers, or such that are negative or not finite.
+            ValueError: the iterables have different lengths; *tasks* and *chunksize* are both given for static
+                slices, or one is below 1; *schedule* is unknown; *cost* gives too few or too many numbers, or
+                one that is negative or not finite.
             NotPicklable, SubmissionError, RuntimeError: as for `submit`.
         """
-        how = _How(tasks, chunksize, throttle, schedule, cost, name)
-        return self._submit(self._mapped(fn, _zip_equal(iterables), how))
+        how = How(tasks, chunksize, throttle, schedule, cost, name)
+        return self._submit(self._mapped(fn, zip_equal(iterables), how))
 
     def starmap_array(
         self,
@@ -227,7 +217,7 @@ class Executor(concurrent.futures.Executor):
     ) -> FutureArray[T]:
         """Run the function on each tuple of arguments; otherwise as `map_array`."""
         rows = (tuple(row) for row in argument_tuples)
-        return self._submit(self._mapped(fn, rows, _How(tasks, chunksize, throttle, schedule, cost, name)))
+        return self._submit(self._mapped(fn, rows, How(tasks, chunksize, throttle, schedule, cost, name)))
 
     def map(
         self,
@@ -238,17 +228,15 @@ class Executor(concurrent.futures.Executor):
     ) -> Iterator[T]:
         """Return an iterator over the results, as `concurrent.futures.Executor.map` does.
 
-        The items are sliced as for `map_array`: a chunk feeds all processes of
-        a task. It stops at the shortest iterable; what is left is cancelled
-        when the iterator is closed.
+        Items are sliced as for `map_array`: a chunk feeds all processes of a task. The shortest iterable
+        determines the number of items. Closing the iterator cancels all items without a result.
 
         Raises:
             ValueError: *chunksize* is below 1.
-            concurrent.futures.TimeoutError: a result is not there in time,
-                counted in seconds from this call.
+            TimeoutError: a result is missing *timeout* seconds after this call.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        call = self._mapped(fn, zip(*iterables, strict=False), _How(chunksize=chunksize))
+        call = self._mapped(fn, zip(*iterables, strict=False), How(chunksize=chunksize))
         return _results_of(self._submit(call), deadline)
 
     def script(
@@ -262,14 +250,14 @@ class Executor(concurrent.futures.Executor):
         cost: Cost | None = None,
         name: str | None = None,
     ) -> str:
-        """Return what `map_array` would submit, without submitting or writing anything.
+        """Return the batch scripts that `map_array` would submit, or `submit` if there are no iterables.
 
-        With no iterables it is what `submit` would.
+        Nothing is submitted or written.
         """
-        how = _How(tasks, chunksize, throttle, schedule, cost, name)
-        call = self._mapped(fn, _zip_equal(iterables), how)
+        how = How(tasks, chunksize, throttle, schedule, cost, name)
+        call = self._mapped(fn, zip_equal(iterables), how)
         if not iterables:
-            call = _Call(fn, [()], single=True, options=call.options)
+            call = Call(fn, [()], call.options)
         count = sum(1 for _ in call.rows)
         backend, token = self._backend(), "0" * _TOKEN_LENGTH
         folder = self._folder_of(call, token)
@@ -278,65 +266,54 @@ class Executor(concurrent.futures.Executor):
         run = Run(folder, manifest, backend, [first])
         return "\n".join(backend.script(array_job(run, first, i)) for i in range(len(first.plan.arrays)))
 
-    def _mapped(self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: _How) -> _Call:
-        # Refuses before anything is taken.
-        plan(1, limits=_NO_LIMITS, tasks=how.tasks, chunksize=how.chunksize, schedule=how.schedule)
-        if how.cost is not None and how.schedule != STATIC:
-            raise OptionError(
-                f"cost packs static slices, and schedule is {how.schedule!r}: give one of them", option="cost"
-            )
-        if self._options.ranks > 1 and how.schedule != STATIC:
-            raise OptionError(
-                f"the ranks of a task share its slice: schedule={how.schedule!r} is not for them", option="schedule"
-            )
+    def _mapped(self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How) -> Call:
         given = {"throttle": how.throttle, "name": how.name}
         options = self._options.changed(**{key: value for key, value in given.items() if value is not None})
-        return _Call(fn, rows, options=options, how=how)
+        how.check(options)
+        return Call(fn, rows, options, how)
 
     # From a call to a run.
 
-    def _submit(self, call: _Call) -> FutureArray[Any]:
-        self._ours.check_open()
+    def _submit(self, call: Call) -> FutureArray[Any]:
+        self._runs.check_open()
         backend = self._backend()
         token = secrets.token_hex(_TOKEN_LENGTH // 2)
-        folder = self._make_folder(call, token)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder_of(call, token)
+        for path in (folder.path, *(folder.path / part for part in FOLDERS)):
+            make_folder(path)
         run: Run | None = None
         try:
             run = self._write(call, backend, folder, token)
-            with self._ours.submission(run):
+            with self._runs.submission(run):
                 Submission(run).submit()
         except BaseException as error:
-            # Where nothing can have been submitted nothing is lost, and nothing is to be left behind.
-            doubtful = getattr(error, "ambiguous", False) or not isinstance(error, Exception)  # Ctrl-C at sbatch, too
+            # If sbatch cannot have accepted a job, no folder stays behind. After Ctrl-C it may have.
+            doubtful = getattr(error, "ambiguous", False) or not isinstance(error, Exception)
             if run is None or not (run.tasks.jobs or doubtful):
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
         WATCHER.watch(run)
         array: FutureArray[Any] = FutureArray(run)
         if self._cluster == "inline":
-            array.wait()  # what is held for a retry runs during the call, too
+            array.wait()  # automatic retries run during the call, too
         return array
 
     def _backend(self) -> Backend:
-        clusters = self._options.slurm.get("clusters")
-        return backend_of(self._cluster, clusters if isinstance(clusters, str) else None)
+        return backend_of(self._cluster, self._named_clusters())
 
-    def _folder_of(self, call: _Call, token: str) -> RunFolder:
+    def _named_clusters(self) -> str | None:
+        clusters = self._options.slurm.get("clusters")
+        return clusters if isinstance(clusters, str) else None
+
+    def _folder_of(self, call: Call, token: str) -> RunFolder:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = RunFolder(self._folder.resolve() / f"{stamp}-{job_name(call.name, token)}")
         folder.salt = salt_of(token)
         return folder
 
-    def _make_folder(self, call: _Call, token: str) -> RunFolder:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        folder = self._folder_of(call, token)
-        make_folder(folder.path)
-        for part in FOLDERS:
-            make_folder(folder.path / part)
-        return folder
-
-    def _write(self, call: _Call, backend: Backend, folder: RunFolder, token: str) -> Run:
-        """Write all that the tasks read: the manifest last, since with it the folder is a run."""
+    def _write(self, call: Call, backend: Backend, folder: RunFolder, token: str) -> Run:
+        """Write everything that tasks read; the manifest last, because it makes the folder a run."""
         with travelling(call.options.by_value):
             shared = write_function(folder, pickle_function(call.function))
             count = write_items(folder, call.rows, pickle_arguments)
@@ -345,8 +322,8 @@ class Executor(concurrent.futures.Executor):
         manifest.write(folder)
         return Run(folder, manifest, backend, [first])
 
-    def _manifest(self, call: _Call, token: str, items: int) -> Manifest:
-        clusters = self._options.slurm.get("clusters")
+    def _manifest(self, call: Call, token: str, items: int) -> Manifest:
+        search_path = [str(Path(entry).absolute()) for entry in sys.path]
         return Manifest(
             run=token,
             name=call.name,
@@ -354,9 +331,10 @@ class Executor(concurrent.futures.Executor):
             items=items,
             single=call.single,
             backend=self._cluster,
-            clusters=clusters if isinstance(clusters, str) else None,
+            clusters=self._named_clusters(),
             cwd=str(Path.cwd()),
-            sys_path=_search_path(call.options),
+            # An image has its own packages, even if it sees the folders of this machine's.
+            sys_path=search_path if call.options.container is None else own_folders(search_path),
             python=python_version(),
             cloudpickle=cloudpickle.__version__,
             client=platform.node(),
@@ -364,109 +342,48 @@ class Executor(concurrent.futures.Executor):
             seed=call.options.seed or 0,
         )
 
-    def _plan(self, call: _Call, backend: Backend, manifest: Manifest, *, stacklevel: int = 5) -> RoundPlan:
+    def _plan(self, call: Call, backend: Backend, manifest: Manifest, *, stacklevel: int = 5) -> RoundPlan:
         limits = backend.limits()
         shape = call.options.shape(single_item=call.single, available=limits.cpus)
-        # Fewer tasks are enough on one machine, but not where a task has a time limit for all of its items.
-        timed = call.how.schedule == STATIC and "time" in call.options.slurm
-        planned = plan(
-            manifest.items,
-            limits=dataclasses.replace(limits, cpus=None) if timed else limits,
-            tasks=call.how.tasks,
-            chunksize=call.how.chunksize,
-            processes=shape.processes,
-            schedule=call.how.schedule,
-            throttle=call.options.throttle,
-        )
+        planned, items = call.plan(manifest.items, limits, shape)
         if planned.notice:
             warnings.warn(planned.notice, LongSlices, stacklevel=stacklevel)
-        items = None
-        if call.costs is not None:
-            costs = call.costs.of(manifest.items)
-            slices, items = pack(costs, planned.slices.tasks, longest_first=shape.processes > 1)
-            planned = dataclasses.replace(planned, slices=slices)
         ranks = ranks_plan(call.options, backend, shape)
         return make_plan(planned, call.options, manifest, 0, shape, items=items, ranks=ranks)
 
     # The end.
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Take no more calls.
+        """Accept no more calls.
 
         Args:
-            wait: return only when everything that was submitted has settled.
-            cancel_futures: cancel what has not started; a task that has started
-                goes on to the end of its slice (`FutureArray.cancel` ends that, too).
+            wait: return only when all submitted items have settled.
+            cancel_futures: cancel the tasks that have not started; the others finish their slices
+                (`FutureArray.cancel` ends them, too).
 
         Raises:
-            SchedulerError: the scheduler could not be told of a cancel; all
-                others were, and were waited for.
+            SchedulerError: a cancellation failed; the others were made, and waited for.
         """
         errors = []
-        for run in self._ours.close() if cancel_futures else ():
+        for run in self._runs.close() if cancel_futures else ():
             try:
                 run.cancel(range(run.manifest.items), only_queued=True)
             except SchedulerError as error:
                 errors.append(error)
         if wait:
-            for run in self._ours.close():
+            for run in self._runs.close():
                 FutureArray(run).wait()
         if errors:
             raise errors[0]
 
 
-def _on_named_clusters(options: Options) -> Options:
-    """Take over which cluster the environment names: that of whoever attaches to a run may name another, or none."""
-    named = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
-    return options.changed(clusters=named) if named and "clusters" not in options.slurm else options
-
-
-class LongSlices(UserWarning):
-    """The slices are longer than one item per process, since the tasks would be too many."""
-
-
-class _How(NamedTuple):
-    """What a call says of how its items are cut, beside the executor's options; see `Executor.map_array`."""
-
-    tasks: int | None = None
-    chunksize: int | None = None
-    throttle: int | None = None
-    schedule: str = STATIC
-    cost: Cost | None = None
-    name: str | None = None
-
-
-class _Call:
-    """What is to be run: a function, its items, and how."""
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        rows: Iterable[tuple[Any, ...]],
-        *,
-        options: Options,
-        single: bool = False,
-        how: _How | None = None,
-    ) -> None:
-        if not callable(function):
-            raise TypeError(f"{function!r} is not callable: give a function, and its arguments after it")
-        self.function, self.options, self.single, self.how = function, options, single, how or _How()
-        self.costs = None if self.how.cost is None else Costs(self.how.cost)
-        self.rows = rows if self.costs is None else self.costs.watching(rows)
-
-    @property
-    def name(self) -> str:
-        """What the run is called."""
-        return self.options.name or name_of(self.function).rpartition(".")[2].strip("<>")
-
-
-class _Submitted:
-    """The runs of an executor and of those made from it, and whether they take more."""
+class _Runs:
+    """The runs of an executor and of the executors made from it by `Executor.options`."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._open = True
-        self._under_way = 0
+        self._submitting = 0
         self._runs: list[Run] = []
 
     def check_open(self) -> None:
@@ -476,61 +393,39 @@ class _Submitted:
 
     @contextlib.contextmanager
     def submission(self, run: Run) -> Iterator[None]:
-        """Submit a run: it is kept if that succeeds, and until then a shutdown waits.
+        """Add a run if the block succeeds; a shutdown waits for the block.
 
         Raises:
             RuntimeError: the executor was shut down meanwhile.
         """
         with self._changed:
             self.check_open()
-            self._under_way += 1
+            self._submitting += 1
         try:
             yield
             self.add(run)
         finally:
             with self._changed:
-                self._under_way -= 1
+                self._submitting -= 1
                 self._changed.notify_all()
 
     def add(self, run: Run) -> None:
-        """Keep a run, until it is over: a shutdown waits for it."""
+        """Keep a run until it is over, so that a shutdown waits for it."""
         with self._changed:
             self._runs = [each for each in self._runs if not each.over]
             self._runs.append(run)
             run.kept_by = self
 
     def close(self) -> list[Run]:
-        """Take no more; return those that are not settled."""
+        """Accept no more runs; return those that are not over."""
         with self._changed:
             self._open = False
-            self._changed.wait_for(lambda: not self._under_way)
+            self._changed.wait_for(lambda: not self._submitting)
             return [run for run in self._runs if not run.over]
 
 
-def _search_path(options: Options) -> list[str]:
-    entries = [str(Path(entry).absolute()) for entry in sys.path]
-    # What is installed here is not what is installed in an image, even where it is seen there.
-    return entries if options.container is None else own_folders(entries)
-
-
-def _zip_equal(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
-    """Zip iterables that must be equally long (`zip` with *strict* raises the same, but says it of its arguments)."""
-    try:
-        yield from zip(*iterables, strict=True)
-    except ValueError as error:
-        unequal = _UNEQUAL.match(str(error))
-        if unequal is None:
-            raise
-        short = unequal["number"] if unequal["how"] == "shorter" else 1
-        message = f"the iterables are not equally long: number {short} is shorter than another"
-        raise ValueError(message) from None
-
-
-_UNEQUAL = re.compile(r"zip\(\) argument (?P<number>\d+) is (?P<how>shorter|longer) than argument")
-
-
 def _results_of(array: FutureArray[T], deadline: float | None) -> Iterator[T]:
-    """Yield results in order; when it is closed, cancel what is left."""
+    """Yield results in order; closing it cancels the items without a result."""
     finished = False
     try:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

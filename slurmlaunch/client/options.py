@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from slurmlaunch.backends import container as containers
 from slurmlaunch.backends.base import parse_memory, parse_time
@@ -36,6 +36,8 @@ from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+
+T = TypeVar("T")
 
 CLUSTERS = ("slurm", "allocation", "local", "inline")
 JOB_NAME_LENGTH = 64
@@ -466,15 +468,17 @@ def default_of(name: str) -> str:
     return OURS[name].default or (repr(value) if value else "" if isinstance(value, (tuple, Mapping)) else repr(value))
 
 
-def docstring_lines() -> str:
-    """Return the table as a section of a docstring."""
+def with_options_listed(executor: type[T]) -> type[T]:
+    """Append the table to the docstring of a class."""
     entries = []
     for name, row in OURS.items():
         default = f" Default: {text}." if (text := default_of(name)) else ""
         where = "" if row.backends == ALL else f" Backends: {row.backends}."
         text = f"{name} ({row.form}): {row.help}{default}{where}"
-        entries.append(textwrap.fill(text, 110, initial_indent=" " * 4, subsequent_indent=" " * 8))
-    return "\n".join(["Options of slurmlaunch's own:", *entries])
+        entries.append(textwrap.fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 12))
+    head = (executor.__doc__ or "").rstrip()
+    executor.__doc__ = "\n".join([head, "", "    Options of slurmlaunch's own:", *entries, ""])
+    return executor
 
 
 def check_cluster(cluster: str, known: Collection[str] = CLUSTERS) -> str:

@@ -1,21 +1,24 @@
-"""How many tasks a run gets, and in how many arrays they are submitted.
+"""From a call to its plan: how many tasks run its items, which items each has, and how many arrays they make.
 
-Pure arithmetic: the numbers of the call and the limits of the cluster go in, a
-frozen `Plan` comes out. Nothing here grows with the items, and only the list of
-arrays grows with the tasks.
+The executor and retries use it. Apart from `Call`, which holds the user's function and items, it is arithmetic:
+numbers of the call and limits of the cluster go in, a frozen `Plan` comes out. It knows no run, folder or
+scheduler. Nothing here grows with the items except the costs that a user gives, and the order that follows from them.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+import re
 import sys
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slurmlaunch.backends.base import Limits
+from slurmlaunch.client.pickling import name_of
 from slurmlaunch.client.sbatch_options import as_count, refused
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.plan import SCHEDULES, Blocks, PackedSlices, Slices, compact
@@ -23,19 +26,103 @@ from slurmlaunch.runfolder.plan import SCHEDULES, Blocks, PackedSlices, Slices, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from slurmlaunch.backends.base import Limits
+    from slurmlaunch.client.options import Options, Shape
 
     Cost = Callable[..., float] | Iterable[float]
 
 STATIC = "static"
 
-# What sites can bear of one user without being asked. Whoever wants more says so
-# with tasks= or chunksize=.
 DEFAULT_TASKS = 1000
+"""The most tasks of a run without tasks= or chunksize=: every site accepts so many from one user."""
 
-_FEWEST_HERE, _PER_CPU_HERE = 64, 8
-"""How many tasks are enough on one machine: where there is no queue to wait in, a task more is a Python more to
-start, and nothing else. Some per CPU let the CPUs end together."""
+_FEWEST_LOCALLY, _PER_CPU_LOCALLY = 64, 8
+"""How many tasks one machine needs: without a queue, a further task only starts a further Python. Several per CPU
+let the CPUs finish at the same time."""
+
+
+class LongSlices(UserWarning):
+    """The slices have more than one item per process, because the tasks would be too many."""
+
+
+class How(NamedTuple):
+    """The keywords of `Executor.map_array`."""
+
+    tasks: int | None = None
+    chunksize: int | None = None
+    throttle: int | None = None
+    schedule: str = STATIC
+    cost: Cost | None = None
+    name: str | None = None
+
+    def check(self, options: Options) -> None:
+        """Refuse wrong numbers and combinations before an iterable is consumed.
+
+        Raises:
+            OptionError: as for `plan`, or *cost* or ranks with another schedule than static.
+        """
+        plan(1, limits=Limits(), tasks=self.tasks, chunksize=self.chunksize, schedule=self.schedule)
+        if self.schedule != STATIC:
+            if self.cost is not None:
+                raise refused("cost", f"packs static slices, and schedule is {self.schedule!r}: give one of them")
+            if options.ranks > 1:
+                raise refused("schedule", f"the ranks of a task share its slice, so it cannot be {self.schedule!r}")
+
+
+class Call:
+    """A function, its items, and how to run them; without a `How` it is a single item."""
+
+    def __init__(
+        self, function: Callable[..., Any], rows: Iterable[tuple[Any, ...]], options: Options, how: How | None = None
+    ) -> None:
+        if not callable(function):
+            raise TypeError(f"{function!r} is not callable: give a function, and its arguments after it")
+        self.function, self.options = function, options
+        self.single, self._how = how is None, how or How()
+        self._costs = None if self._how.cost is None else Costs(self._how.cost)
+        self.rows = rows if self._costs is None else self._costs.watching(rows)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.options.name or name_of(self.function).rpartition(".")[2].strip("<>")
+
+    def plan(self, items: int, limits: Limits, shape: Shape) -> tuple[Plan, array[int] | None]:
+        """Return the plan for so many items, and the order of the items if they are packed by cost.
+
+        Raises:
+            OptionError: the costs are not as many as the items.
+        """
+        # One machine needs fewer tasks, unless each has a time limit for all of its items.
+        timed = self._how.schedule == STATIC and "time" in self.options.slurm
+        planned = plan(
+            items,
+            limits=replace(limits, cpus=None) if timed else limits,
+            tasks=self._how.tasks,
+            chunksize=self._how.chunksize,
+            processes=shape.processes,
+            schedule=self._how.schedule,
+            throttle=self.options.throttle,
+        )
+        if self._costs is None:
+            return planned, None
+        slices, order = pack(self._costs.of(items), planned.slices.tasks, longest_first=shape.processes > 1)
+        return replace(planned, slices=slices), order
+
+
+def zip_equal(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
+    """Zip iterables of equal length; unlike that of `zip`, the error speaks of the caller's iterables."""
+    try:
+        yield from zip(*iterables, strict=True)
+    except ValueError as error:
+        unequal = _UNEQUAL.match(str(error))
+        if unequal is None:
+            raise
+        short = unequal["number"] if unequal["how"] == "shorter" else 1
+        message = f"the iterables are not equally long: number {short} is shorter than another"
+        raise ValueError(message) from None
+
+
+_UNEQUAL = re.compile(r"zip\(\) argument (?P<number>\d+) is (?P<how>shorter|longer) than argument")
 
 
 @dataclass(frozen=True)
@@ -48,14 +135,14 @@ class PlannedArray:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one submission round comes to.
+    """The slices and arrays of one round.
 
     Attributes:
-        slices: which positions each task takes, tasks counted from 0.
-        arrays: what is submitted, in this order.
+        slices: the positions of each task's items; tasks are counted from 0.
+        arrays: the arrays in the order of their submission.
         first_task: the run's index of the round's task 0.
-        notice: what the user should be told of the slices' length, or None.
-        blocks: what the tasks of a dynamic round take; None for a static one.
+        notice: a warning for the user that slices are longer than expected, or None.
+        blocks: the blocks that the tasks of a dynamic round claim; None for a static one.
     """
 
     slices: Slices | PackedSlices
@@ -76,31 +163,29 @@ def plan(
     schedule: str = STATIC,
     throttle: int | None = None,
 ) -> Plan:
-    """Decide slices and arrays for so many items.
+    """Return the slices and arrays for so many items.
 
-    With *tasks* the slices are balanced, and no task is left without an item; with
-    *chunksize* all slices but the last have that length. Either is taken as it is
-    given, in several arrays where one cannot hold it. With neither, a slice is one
-    item per process of the task, or longer where the tasks would be too many for
-    one array or more than `DEFAULT_TASKS`; the plan's notice then says so. On one machine
-    fewer tasks are enough.
+    With *tasks* the slices are balanced, and no task is without an item; with *chunksize* all slices but the last
+    have that length. Both are used as given, in several arrays if one cannot hold them. With neither, a slice has
+    one item per process of the task, or more if the tasks would be too many for one array or more than
+    `DEFAULT_TASKS`; the plan's notice then says so. One machine gets fewer tasks.
 
-    With another *schedule* than static, *chunksize* is about blocks (see `Blocks`), and
-    *tasks* is how many take them: by default the root of the number of slices there would
-    be, and no more than may run at once, since who comes later finds nothing left.
+    With another *schedule* than static, *chunksize* is the size of blocks (see `Blocks`) and *tasks* the number of
+    tasks that claim them: by default the square root of the number of static slices, and at most as many as
+    may run at once, because a later task finds no items left.
 
     Raises:
-        OptionError: *tasks* and *chunksize* are both given and the schedule is static, or one
-            is below 1; there is no such schedule.
+        OptionError: *tasks* and *chunksize* are both given and the schedule is static, one is below 1, or the
+            schedule is unknown.
     """
     notice = blocks = None
     if schedule != STATIC:
         most = min(-(-items // processes), _most_by_default(limits)[0])
-        default = _default_takers(most, processes, limits, throttle)
+        default = _default_claimants(most, processes, limits, throttle)
         blocks = _blocks(items, tasks, chunksize, schedule, default)
         slices = Slices(items, blocks.tasks)
     elif tasks is not None or chunksize is not None:
-        slices = _slices_asked_for(items, tasks, chunksize)
+        slices = _given_slices(items, tasks, chunksize)
     else:
         slices, notice = _default_slices(items, processes, limits)
     arrays = _arrays(first_task, slices.tasks, limits)
@@ -118,13 +203,13 @@ def _blocks(items: int, tasks: int | None, chunksize: int | None, schedule: str,
     return Blocks(items, min(wanted, most), schedule, chunksize)
 
 
-def _default_takers(slices: int, processes: int, limits: Limits, throttle: int | None) -> int:
-    """Return how many tasks take blocks by default: few enough that each takes many, however few run at once."""
+def _default_claimants(slices: int, processes: int, limits: Limits, throttle: int | None) -> int:
+    """Return how many tasks claim blocks by default: so few that each claims many, even if few run at once."""
     at_once = [slices, throttle or slices, max(1, (limits.cpus or slices * processes) // processes)]
     return min(*at_once, math.isqrt(max(0, slices - 1)) + 1)
 
 
-def _slices_asked_for(items: int, tasks: int | None, chunksize: int | None) -> Slices:
+def _given_slices(items: int, tasks: int | None, chunksize: int | None) -> Slices:
     if tasks is not None and chunksize is not None:
         raise OptionError(
             "give tasks (how many slices) or chunksize (how many items each), not both", option="chunksize"
@@ -150,14 +235,14 @@ def _default_slices(items: int, processes: int, limits: Limits) -> tuple[Slices,
 
 
 def _enough(processes: int, limits: Limits) -> int:
-    """Return how many tasks keep one machine at work; where there are others, as many as there may be."""
-    return sys.maxsize if limits.cpus is None else max(_FEWEST_HERE, _PER_CPU_HERE * limits.cpus // processes)
+    """Return how many tasks keep one machine busy; unlimited on a cluster."""
+    return sys.maxsize if limits.cpus is None else max(_FEWEST_LOCALLY, _PER_CPU_LOCALLY * limits.cpus // processes)
 
 
 def _most_by_default(limits: Limits) -> tuple[int, str]:
-    ours = (DEFAULT_TASKS, "that is the most made by default")
+    ours = (DEFAULT_TASKS, "that is the largest number by default")
     allowed, reason = min([ours, *_array_limits(limits)], key=itemgetter(0))
-    return max(1, allowed), reason  # as in _arrays
+    return max(1, allowed), reason  # as for _arrays
 
 
 def _array_limits(limits: Limits) -> list[tuple[int, str]]:
@@ -170,26 +255,26 @@ def _array_limits(limits: Limits) -> list[tuple[int, str]]:
 
 
 def _arrays(first_task: int, tasks: int, limits: Limits) -> tuple[PlannedArray, ...]:
-    # MaxArraySize limits the index, and the largest index is one less than it: since
-    # every array starts at 0, it is the greatest length too. A limit below 1 (arrays
-    # switched off) is left to sbatch, which then says what it wants.
+    # MaxArraySize is one more than the largest index. As every array starts at 0, it is also the greatest
+    # length. If it is below 1, arrays are switched off, and sbatch's own error says so.
     longest = max(1, min((number for number, _ in _array_limits(limits)), default=tasks))
     end = first_task + tasks
     return tuple(PlannedArray(start, min(longest, end - start)) for start in range(first_task, end, longest))
 
 
-# Slices of equal cost.
+# Slices of equal cost: the most expensive piece of items goes to the slice that has least. That is at most a third
+# longer than the best packing, and with many items hardly longer at all. Source: R. L. Graham, Bounds on
+# multiprocessing timing anomalies, SIAM J. Appl. Math. 17(2), 1969.
 
 
 class Costs:
-    """What the items cost, in any unit."""
+    """The costs of the items in any unit, given as numbers or as a function.
+
+    Raises:
+        OptionError: *cost* is neither, or a number is negative or not finite.
+    """
 
     def __init__(self, cost: Cost) -> None:
-        """Take in the numbers, or the function that gives them.
-
-        Raises:
-            OptionError: it is neither, or a number is negative or not finite.
-        """
         self._function = cost if callable(cost) else None
         self._numbers = array("d")
         if isinstance(cost, (str, bytes)):
@@ -201,11 +286,11 @@ class Costs:
                 raise refused("cost", f"must be a function of an item, or numbers, one for each: {error}") from error
 
     def watching(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        """Yield the items as they are taken, and ask the function for the cost of each.
+        """Yield the items, and record the function's cost of each.
 
         Raises:
             OptionError: a cost is no number, negative, or not finite.
-            Exception: whatever the function raises.
+            Exception: the function raised it.
         """
         for row in rows:
             if self._function is not None:
@@ -213,10 +298,10 @@ class Costs:
             yield row
 
     def of(self, items: int) -> array[float]:
-        """Return the costs of so many items, which must be as many as were given.
+        """Return the costs of so many items.
 
         Raises:
-            OptionError: they are not.
+            OptionError: the number of costs is another.
         """
         if len(self._numbers) != items:
             raise refused("cost", f"gives {len(self._numbers)} numbers for {items} items")
@@ -229,31 +314,31 @@ def _checked(cost: Any) -> float:
     except (TypeError, ValueError):
         raise refused("cost", f"must be numbers, not {cost!r}") from None
     if not (math.isfinite(number) and number >= 0):
-        raise refused("cost", f"must be finite and not negative, which {number} is not")
+        raise refused("cost", f"must be finite and not negative, not {number}")
     return number
 
 
 def pack(costs: array[float], tasks: int, *, longest_first: bool) -> tuple[PackedSlices, array[int]]:
-    """Pack all items into so many slices, each about as costly as the others.
+    """Pack all items into so many slices of about equal cost.
 
     Args:
         costs: the cost of each item.
-        tasks: how many slices to make, at most as many as there are items.
-        longest_first: whether a slice holds its items in the order of their cost, which helps where several
-            processes share them, rather than in their own, in which they are read and recorded faster.
+        tasks: the number of slices, at most the number of items.
+        longest_first: order the items of a slice by cost, which helps several processes to finish together;
+            otherwise by number, in which they are read and recorded faster.
 
     Returns:
-        The slices, and the list of items that they cut.
+        The slices, and the order of the items that they divide.
     """
     pieces = _pieces(costs, tasks)
     weights = [sum(costs[piece.start : piece.stop]) for piece in pieces]
     order = sorted(range(len(pieces)), key=weights.__getitem__, reverse=True)
-    # By cost, and then by number: items that cost nothing are spread, too.
+    # Compared by cost and then by number, so that items without cost are spread, too.
     loads = [(0.0, 0, task) for task in range(tasks)]
     parts: list[list[int]] = [[] for _ in range(tasks)]
     for cost, alike in groupby(order, key=weights.__getitem__):
         some = list(alike)
-        # Which of those that cost the same goes where makes no difference: neighbours stay together.
+        # Among pieces of equal cost, neighbours stay together.
         for number, task in zip(some, sorted(_lightest(loads, cost) for _ in some), strict=True):
             parts[task].append(number)
     packed = array("Q")
@@ -264,11 +349,11 @@ def pack(costs: array[float], tasks: int, *, longest_first: bool) -> tuple[Packe
 
 
 _PIECES = 32
-"""Into about how many pieces a slice is cut at least: what a slice is too long by is less than one of them."""
+"""About how many pieces a slice consists of; a slice exceeds the average by less than one piece."""
 
 
 def _pieces(costs: array[float], tasks: int) -> list[range]:
-    """Cut the items into pieces of neighbours, each small against a slice: they are read and recorded together."""
+    """Divide the items into pieces of neighbours, which are read and recorded together, each small against a slice."""
     number = max(1, tasks) * _PIECES  # without items there are no tasks
     most, share = max(1, len(costs) // number), sum(costs) / number
     pieces: list[range] = []
@@ -283,7 +368,7 @@ def _pieces(costs: array[float], tasks: int) -> list[range]:
 
 
 def _lightest(loads: list[tuple[float, int, int]], cost: float) -> int:
-    """Put an item of that cost into the slice that has least; return which that is."""
+    """Add a cost to the slice that has least; return the slice's number."""
     load, number, task = loads[0]
     heapq.heapreplace(loads, (load + cost, number + 1, task))
     return task

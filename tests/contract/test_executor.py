@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch import Executor, Future, FutureArray, OptionError, SubmissionError, UnknownOption, attach, current_task
-from slurmlaunch.client.executor import LongSlices
+from slurmlaunch.client.plan import LongSlices
 from tests.conftest import elsewhere, several_cpus
 from tests.support.deeds import SlowToLoad
 from tests.support.waiting import wait_until
