@@ -13,10 +13,9 @@ from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client.ledger import Fate
-from slurmlaunch.client.options import Options
+from slurmlaunch.client.options import Options, refuse_fixed
 from slurmlaunch.client.rounds import add_round
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import WATCHER
 from slurmlaunch.runfolder.changes import latency_of
@@ -109,8 +108,7 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
         UnknownOption: a change is no option.
         OptionError: a value cannot be, or is the run's for good.
     """
-    if "seed" in changes:
-        raise refused("seed", "a run keeps its seed, so that an item that is run again has the stream that it had")
+    refuse_fixed(changes)
     _await_states(run)
     while True:
         latest = find_run(run.folder.path)

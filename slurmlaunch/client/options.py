@@ -35,7 +35,7 @@ from slurmlaunch.client.sbatch_options import (
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
 T = TypeVar("T")
 
@@ -328,7 +328,7 @@ class Options:
     )  # fmt: skip
     requeues: int = _row(
         Option("int", "How often a task that reached its time limit is requeued for the rest of its items.", _as_number,
-               backends=TASKS),
+               backends=SLURM),
         10,
     )  # fmt: skip
     sbatch: tuple[str, ...] = _row(
@@ -372,17 +372,6 @@ class Options:
         options = replace(self, slurm=slurm, **ours)
         options.shape()  # refuses numbers that do not fit together here rather than at a later call
         return options
-
-    def changed_for_retry(self, /, **changes: Any) -> Options:
-        """Return the options of a retry: as `changed`, which also refuses the options that a run keeps.
-
-        Raises:
-            UnknownOption, OptionError: as for `changed`.
-        """
-        for option in changes:
-            if option in OURS and OURS[option].fixed:
-                raise refused(option, OURS[option].fixed)
-        return self.changed(**changes)
 
     def shape(self, *, single_item: bool = False, available: int | None = None) -> Shape:
         """Return the CPUs of a task and how its processes share them.
@@ -460,6 +449,17 @@ _DEFAULTS = Options()
 def names() -> frozenset[str]:
     """Return the names of all options: sbatch's and ours."""
     return NAMES | OURS.keys()
+
+
+def refuse_fixed(changes: Iterable[str]) -> None:
+    """Check the names of the options that a retry changes.
+
+    Raises:
+        OptionError: one of them belongs to the run for good.
+    """
+    for name in changes:
+        if name in OURS and OURS[name].fixed:
+            raise refused(name, OURS[name].fixed)
 
 
 def default_of(name: str) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurmlaunch.client.options import JOB_NAME_LENGTH, Options, Shape, check_cluster, job_name
+from slurmlaunch import Executor
+from slurmlaunch.cli.options import RunOptionParser
+from slurmlaunch.client.options import JOB_NAME_LENGTH, OURS, Options, Shape, check_cluster, job_name, refuse_fixed
 from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, OURS_TO_SET, SHORT, VALUED
 from slurmlaunch.errors import OptionError, UnknownOption
 
@@ -391,6 +394,48 @@ class TestOurOptions:
         options = Options.parse(mem="1G", env={"A": "1"})
 
         assert options == pickle.loads(pickle.dumps(options))
+
+
+class TestTable:
+    """The table of our options, and what is made from it."""
+
+    def test_the_page_is_current(self) -> None:
+        """``docs/options.md`` is as ``python docs/options.py`` writes it."""
+        docs = Path(__file__).parents[2] / "docs"
+        text = (docs / "options.md").read_text(encoding="utf-8")
+
+        assert text == runpy.run_path(str(docs / "options.py"))["page"](text)
+        assert all(f"| `{name}` |" in text for name in OURS)
+
+    def test_the_docstring(self) -> None:
+        """`Executor`'s docstring has an entry for each option."""
+        listed = re.findall(r"^ {8}(\w+) \(", Executor.__doc__ or "", re.MULTILINE)
+
+        assert listed == list(OURS)
+
+    def test_the_command_line(self) -> None:
+        """Each flag of the table is one of the command line, which stores it under the option's name."""
+        parser = RunOptionParser()
+        parser.add_run_options()
+        flags = {name: option.flag.split()[0] for name, option in OURS.items() if option.flag}
+
+        assert len(flags) > 10
+        for name, flag in flags.items():
+            given, _ = parser.parse([f"{flag}=A=1", "word"])
+            assert getattr(given, name) in ("A=1", ["A=1"])
+        assert "%N" in parser.format_help()
+
+    def test_fixed(self) -> None:
+        """A run keeps its seed; every other option may be changed by a retry."""
+        refuse_fixed([name for name in OURS if name != "seed"])
+        with pytest.raises(OptionError, match="a run keeps its seed"):
+            refuse_fixed(["retries", "seed"])
+
+    @pytest.mark.parametrize("name", OURS)
+    def test_rows(self, name: str) -> None:
+        """Each row has its value's form and one sentence."""
+        assert OURS[name].form
+        assert re.fullmatch(r"[A-Z].*[^.]\.", OURS[name].help)
 
 
 class TestShape:
