@@ -1,0 +1,88 @@
+"""What release 0.1.0 wrote stays readable, and what it submitted is submitted still."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import attach
+from tests.support.release import DATA, SCRIPTS, script, summary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READ: dict[str, dict[str, Any]] = {
+    name: read
+    for cluster in ("local", "slurm")
+    for name, read in json.loads((DATA / f"{cluster}.json").read_text(encoding="utf-8")).items()
+}
+"""For each run folder what 0.1.0 read from it."""
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack a run folder, owned by this process's user and closed to others, whatever the archive and umask say."""
+    with tarfile.open(archive) as members:
+        for member in members:
+            path = folder / member.name
+            if member.isdir():
+                path.mkdir()
+                path.chmod(0o700)
+                continue
+            content = members.extractfile(member)
+            assert content is not None
+            path.write_bytes(content.read())
+            path.chmod(0o600)
+        return folder / members.getnames()[0]
+
+
+# What ended by scancel has no outcome: its state is asked for first.
+SLOW = {"slurm-cancelled_by_another"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in READ]
+)
+def test_a_run_folder_reads_as_it_did(name: str, tmp_path: Path) -> None:
+    """Values, exceptions, cancellations, counts, jobs and attempts of an older run are the same in this release."""
+    assert READ[name] == summary(attach(unpack(DATA / f"{name}.tar.xz", tmp_path)))
+
+
+def test_every_folder_is_read() -> None:
+    """No archive lies there without a test."""
+    assert sorted(READ) == sorted(path.name.removesuffix(".tar.xz") for path in DATA.glob("*.tar.xz"))
+
+
+@pytest.mark.parametrize("name", ["local-values", "local-dynamic"])
+def test_an_old_run_travels(name: str, tmp_path: Path) -> None:
+    """The array of an older run pickles, and finds the run again."""
+    run = attach(unpack(DATA / f"{name}.tar.xz", tmp_path))
+
+    assert READ[name] == summary(pickle.loads(pickle.dumps(run)))
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the stored function was pickled by Python 3.11")
+def test_an_old_run_is_retried(tmp_path: Path) -> None:
+    """A retry in an older folder runs the stored function for the failed item, and for no other."""
+    run = attach(unpack(DATA / "local-dynamic.tar.xz", tmp_path))
+
+    again = run.retry(python=[sys.executable])
+
+    assert [type(error) for error in [future.exception() for future in again] if error] == [ArithmeticError]
+    assert READ["local-dynamic"]["items"] == summary(again)["items"]
+    assert [1] * 7 + [2] + [1] * 5 == summary(again)["attempts"]
+
+
+@pytest.mark.parametrize("case", SCRIPTS)
+def test_a_batch_script_is_the_same(case: str) -> None:
+    """The same call submits the same script, byte by byte."""
+    assert script(case) == (DATA / f"{case}.sh").read_text(encoding="utf-8")
+
+
+def test_every_script_is_compared() -> None:
+    """No script lies there without a test."""
+    assert sorted(SCRIPTS) == sorted(path.stem for path in DATA.glob("*.sh"))
