@@ -176,7 +176,7 @@ def check_site(printed: str, where: str) -> None:
     job, *rows = printed.splitlines()
 
     assert job.startswith("job ")
-    found = dict(row.split() for row in rows)
+    found = dict(row.split(maxsplit=1) for row in rows)
     assert list(found) == ["account:", "partition:", "qos:", "modules:", "python:"]
     assert (found["partition:"], found["python:"]) == ("debug" if where == "slurm" else "-", sys.executable)
 
