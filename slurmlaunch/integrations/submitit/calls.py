@@ -1,30 +1,42 @@
-"""What runs on the node: the function of a run, which calls what an item says.
+"""What runs in a task: the function of a run of submissions, and ``submitit.JobEnvironment()``.
 
-A function that all items have in common is pickled once. Not so one that can be
-checkpointed: it keeps its state in itself, and each item is to have its own.
+A function that all items share is pickled once. A function with a checkpoint is not shared, because it keeps its
+state in itself. The pickled functions of run folders refer to `Calls` by its name, so it stays in this file.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from submitit.core import utils
+from submitit.slurm.slurm import SlurmJobEnvironment
 
-from slurmlaunch.integrations.submitit.environment import hide_rank_variables
+from slurmlaunch import caps, context
+from slurmlaunch.errors import SlurmlaunchError
+from slurmlaunch.runfolder.journal import round_of_task
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+NAME = "slurmlaunch"
+"""The cluster's name in submitit."""
+
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+_HIDDEN = "SUBMITIT_SLURMLAUNCH_"
 
 
 class Calls:
-    """The function of a run: calls what an item says.
+    """The function of a run: an item holds its arguments, and its function if the items have different ones.
 
     Args:
-        function: what all items call; None where each brings its own.
-        stderr_to_stdout: whether standard error goes where standard output goes.
+        function: the function of all items; None if each has its own.
+        stderr_to_stdout: send standard error to standard output.
     """
 
     def __init__(self, function: Callable[..., Any] | None, *, stderr_to_stdout: bool = False) -> None:
@@ -32,7 +44,7 @@ class Calls:
         self.stderr_to_stdout = stderr_to_stdout
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any], function: Any = None) -> Any:
-        """Call the function; leave the traceback of a failure in the log too, where submitit's users look for it."""
+        """Call the function; print the traceback of a failure to the log, where submitit's users look for it."""
         hide_rank_variables()
         if self.stderr_to_stdout:
             os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
@@ -45,37 +57,180 @@ class Calls:
     def submission(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], function: Any = None
     ) -> utils.DelayedSubmission:
-        """Return an item as it was submitted."""
+        """Return an item as submitit's submission."""
         called: Any = self.function if function is None else function
         return utils.DelayedSubmission(called, *args, **kwargs)
 
 
 class CheckpointableCalls(Calls):
-    """The same where functions know how they are gone on with: ``checkpoint`` or ``__submitit_checkpoint__``."""
+    """Calls of functions that have ``checkpoint`` or ``__submitit_checkpoint__``."""
 
     def checkpoint(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], function: Any = None
     ) -> utils.DelayedSubmission | None:
-        """Return how an item is gone on with; None where its function does not know."""
-        later = self.submission(args, kwargs, function)._checkpoint_function()  # noqa: SLF001  (the protocol's own)
+        """Return the submission that resumes an item; None if its function has none."""
+        later = self.submission(args, kwargs, function)._checkpoint_function()  # noqa: SLF001  (part of the protocol)
         return later and utils.DelayedSubmission(self, later.args, later.kwargs, later.function)
 
 
 def as_items(
     submissions: Sequence[utils.DelayedSubmission], *, stderr_to_stdout: bool
 ) -> tuple[Calls, list[tuple[Any, ...]]]:
-    """Return the function of a run for these submissions, and its items."""
+    """Return the function and the items of a run for these submissions."""
     functions = [each.function for each in submissions]
-    if any(map(_is_checkpointable, functions)):
-        rows = [(each.args, each.kwargs, each.function) for each in submissions]
-        return CheckpointableCalls(None, stderr_to_stdout=stderr_to_stdout), rows
-    if all(function is functions[0] for function in functions):
-        return Calls(functions[0], stderr_to_stdout=stderr_to_stdout), [
-            (each.args, each.kwargs) for each in submissions
-        ]
+    checkpointable = any(map(_is_checkpointable, functions))
+    if not checkpointable and all(function is functions[0] for function in functions):
+        shared: list[tuple[Any, ...]] = [(each.args, each.kwargs) for each in submissions]
+        return Calls(functions[0], stderr_to_stdout=stderr_to_stdout), shared
     rows = [(each.args, each.kwargs, each.function) for each in submissions]
-    return Calls(None, stderr_to_stdout=stderr_to_stdout), rows
+    return (CheckpointableCalls if checkpointable else Calls)(None, stderr_to_stdout=stderr_to_stdout), rows
 
 
 def _is_checkpointable(function: object) -> bool:
     return hasattr(function, "checkpoint") or hasattr(function, "__submitit_checkpoint__")
+
+
+def hide_rank_variables() -> None:
+    """Hide PyTorch's variables from submitit's `TorchDistributedEnvironment`, which refuses to overwrite them."""
+    ours = os.environ.get(caps.OURS, "").split(":")
+    for name in _RANK_VARIABLES:
+        if name in ours and name in os.environ:
+            os.environ[_HIDDEN + name] = os.environ.pop(name)
+
+
+def _rank_variable(name: str, default: int) -> int:
+    """Return a number that slurmlaunch has set for the ranks of a task."""
+    ours = os.environ.get(caps.OURS, "").split(":")
+    value = os.environ.get(_HIDDEN + name, os.environ.get(name) if name in ours else None)
+    return default if value is None else int(value)
+
+
+class SlurmlaunchJobEnvironment(SlurmJobEnvironment):
+    """The ``submitit.JobEnvironment()`` of every task of slurmlaunch, also of one that submitit did not submit."""
+
+    _PATIENCE: ClassVar[float] = 60.0
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name of the cluster."""
+        return NAME
+
+    def activated(self) -> bool:
+        """Tell whether this process belongs to such a task."""
+        return _task() is not None or os.environ.get("SUBMITIT_EXECUTOR") == NAME
+
+    @property
+    def array_job_id(self) -> str | None:
+        """The id of the task's job."""
+        return self._job_and_element()[0]
+
+    @property
+    def array_task_id(self) -> str | None:
+        """The task's number in its job."""
+        return self._job_and_element()[1]
+
+    @property
+    def raw_job_id(self) -> str:
+        """Slurm's id of this element of the array; without Slurm the name of the run folder."""
+        return os.environ.get("SLURM_JOB_ID") or context.current_task().run_folder.name
+
+    def _job_and_element(self) -> tuple[str | None, str | None]:
+        task = _task()
+        backend = Manifest.read(RunFolder(task.run_folder)).backend if task else "slurm"
+        if task is None or backend == "slurm":
+            return os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        if backend == "inline":  # its id is written when it is over
+            return None, None
+        round_ = round_of_task(RunFolder(task.run_folder), task.index)
+        array, element = round_.plan.element_of(task.index)
+        deadline = time.monotonic() + self._PATIENCE
+        # The first task may start before the client has recorded the job's id.
+        while (job_id := round_.job_ids().get(array)) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return job_id, str(element)
+
+    @property
+    def paths(self) -> Paths:
+        """The files of the job."""
+        task = context.current_task()
+        folder = RunFolder(task.run_folder)
+        round_ = round_of_task(folder, task.index)
+        stdout = folder.log(round_.number, *round_.plan.element_of(task.index), "out")
+        return Paths(folder.path, stdout, self.job_id, self.global_rank)
+
+    @property
+    def num_tasks(self) -> int:
+        """The number of processes that call the function together."""
+        return _rank_variable("WORLD_SIZE", 1)
+
+    @property
+    def num_nodes(self) -> int:
+        """The number of nodes of these processes."""
+        return self.num_tasks // _rank_variable("LOCAL_WORLD_SIZE", self.num_tasks)
+
+    @property
+    def node(self) -> int:
+        """The index of this node among them."""
+        return _rank_variable("NODE_RANK", 0)
+
+    @property
+    def global_rank(self) -> int:
+        """The index of this process among all."""
+        return _rank_variable("RANK", 0)
+
+    @property
+    def local_rank(self) -> int:
+        """The index of this process on its node."""
+        return _rank_variable("LOCAL_RANK", 0)
+
+
+def _task() -> context.Task | None:
+    try:
+        return context.current_task()
+    except SlurmlaunchError:
+        return None
+
+
+class Paths(utils.JobPaths):
+    """The files of a job, all of them in the run folder.
+
+    Args:
+        folder: the run folder.
+        stdout: the log of standard output.
+        job_id: the id of the job.
+        rank: the index of the process.
+    """
+
+    def __init__(self, folder: Path, stdout: Path, job_id: str | None, rank: int = 0) -> None:
+        super().__init__(str(folder), job_id=job_id, task_id=rank)
+        self._run_folder, self._stdout = RunFolder(folder), stdout
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self._run_folder.path
+
+    @property
+    def submission_file(self) -> Path:
+        """The folder of the rounds, with the plan of each."""
+        return self._run_folder.rounds
+
+    @property
+    def submitted_pickle(self) -> Path:
+        """The pickled function."""
+        return self._run_folder.function
+
+    @property
+    def result_pickle(self) -> Path:
+        """The folder of the results, also of the run's other jobs."""
+        return self._run_folder.outcomes
+
+    @property
+    def stdout(self) -> Path:
+        """The log of standard output."""
+        return self._stdout
+
+    @property
+    def stderr(self) -> Path:
+        """The log of standard error."""
+        return self._stdout.with_suffix(".err")

@@ -1,4 +1,7 @@
-"""submitit's job: a future, with the methods that its users know."""
+"""submitit's job: a future of slurmlaunch with the methods of `submitit.Job`.
+
+The executor creates it, and submitit's users pickle it. It finds its run again by folder and job id.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from weakref import WeakValueDictionary
 from submitit.core import core, utils
 
 from slurmlaunch.errors import ItemError, RunFolderError, SlurmlaunchError
-from slurmlaunch.integrations.submitit.environment import Paths
+from slurmlaunch.integrations.submitit.calls import Paths
 from slurmlaunch.runfolder.journal import read_rounds
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
@@ -23,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class _Watcher(core.InfoWatcher):
-    """What is known of jobs, where submitit asks its own watcher; slurmlaunch's has asked already."""
+    """The states of jobs in the form of submitit's watcher; slurmlaunch's watcher has them already."""
 
     def __init__(self) -> None:
         super().__init__()
         self.futures: WeakValueDictionary[str, Future[Any]] = WeakValueDictionary()
 
     def get_info(self, job_id: str, mode: str = "standard") -> dict[str, str]:
-        """Return what is known of a job; *mode* makes no difference."""
+        """Return the state and the node of a job; *mode* is ignored."""
         del mode
         future = self.futures.get(job_id)
         if future is None:
@@ -39,32 +42,32 @@ class _Watcher(core.InfoWatcher):
         return {"JobID": job_id, "State": str(future.state), "NodeList": node or "None assigned"}
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
-        """Return the state of a job, in Slurm's words."""
+        """Return the state of a job in Slurm's words."""
         del mode
         future = self.futures.get(job_id)
         return "UNKNOWN" if future is None else str(future.state)
 
     def is_done(self, job_id: str, mode: str = "standard") -> bool:
-        """Return whether a job is over."""
+        """Tell whether a job is done."""
         del mode
         future = self.futures.get(job_id)
         return future is not None and future.done()
 
     def update(self) -> None:
-        """Do nothing: states come by themselves."""
+        """Do nothing: slurmlaunch's watcher updates the states."""
 
     def register_job(self, job_id: str) -> None:
-        """Do nothing: a job brings its future."""
+        """Do nothing: a job registers its future."""
 
 
 class SlurmlaunchJob(core.Job[core.R]):
-    """A future, as submitit's job.
+    """A future as submitit's job.
 
     Args:
         folder: the executor's folder.
         job_id: the id of the job: ``"123_4"``.
-        tasks: the ranks that it has.
-        future: its future; by default it is looked for in the folder.
+        tasks: its ranks.
+        future: its future; by default it is searched for in the folder.
 
     Raises:
         RunFolderError: there is no such job.
@@ -92,33 +95,33 @@ class SlurmlaunchJob(core.Job[core.R]):
 
     @property
     def future(self) -> Future[core.R]:
-        """The future: a `concurrent.futures.Future`, with all that slurmlaunch's has."""
+        """The job's `slurmlaunch.Future`."""
         return self._future
 
     @property
     def job_id(self) -> str:
-        """The id of the job, as ``"123_4"``; empty as long as a later array of a long run is not submitted."""
+        """The id of the job, as ``"123_4"``; empty until its array is submitted."""
         return self._future.job_id or ""
 
     @property
     def paths(self) -> Paths:
-        """Where things are."""
+        """The files of the job."""
         return Paths(self._future.run.folder, self._future.log("out"), self.job_id, self.task_id or 0)
 
     def submission(self) -> utils.DelayedSubmission:
-        """Return what was submitted."""
+        """Return the submission."""
         from slurmlaunch.runfolder.function import load_function
         from slurmlaunch.runfolder.items import ItemReader
 
         folder = RunFolder(self._future.run.folder)
-        Manifest.read(folder)  # which tells how to read the rest
+        Manifest.read(folder)  # sets how the rest is read
         calls: Any = load_function(folder)
         with contextlib.closing(ItemReader(folder)) as items:
             submitted: utils.DelayedSubmission = calls.submission(*items[self._future.index])
         return submitted
 
     def cancel(self, check: bool = True) -> None:  # noqa: FBT001, FBT002  (submitit's own signature)
-        """Cancel the job; unless *check*, a scheduler that cannot be told is no error."""
+        """Cancel the job; without *check*, a scheduler that does not answer is no error."""
         try:
             self._future.cancel()
         except SlurmlaunchError:
@@ -126,28 +129,27 @@ class SlurmlaunchJob(core.Job[core.R]):
                 raise
 
     def wait(self) -> None:
-        """Wait for its end."""
+        """Wait until the job is done."""
         concurrent.futures.wait([self._future])
 
     def done(self, force_check: bool = False) -> bool:  # noqa: FBT001, FBT002
-        """Return whether it is over; *force_check* makes no difference."""
+        """Tell whether the job is done; *force_check* is ignored."""
         del force_check
         return self._future.done()
 
     def result(self) -> core.R:
-        """Return what the function returned; see `results`."""
+        """Return the function's result; see `results`."""
         results = self.results()
         if self._sub_jobs:
-            return results  # type: ignore[return-value]  # the documentation's word; submitit itself refuses here
+            return results  # type: ignore[return-value]  # as documented; submitit itself refuses it
         return results[0]
 
     def results(self) -> list[core.R]:
-        """Wait, and return what the function returned, on each rank.
+        """Wait, and return the function's result on each rank.
 
         Raises:
-            submitit.core.utils.FailedJobError: the function raised; its
-                exception is the cause.
-            submitit.core.utils.UncompletedJobError: it came to no end.
+            submitit.core.utils.FailedJobError: the function raised; its exception is the cause.
+            submitit.core.utils.UncompletedJobError: the function did not finish.
         """
         error = self.exception()
         if error is not None:
@@ -159,47 +161,47 @@ class SlurmlaunchJob(core.Job[core.R]):
         return ranks if self._sub_jobs else [ranks[self.task_id or 0]]
 
     def exception(self) -> utils.UncompletedJobError | utils.FailedJobError | None:
-        """Wait, and return what `results` would raise, or None."""
+        """Wait, and return the exception that `results` raises, or None."""
         self.wait()
         error = None if self._future.cancelled() else self._future.exception()
         if self._future.cancelled():
-            told: utils.UncompletedJobError = utils.UncompletedJobError(f"Job {self.job_id} was cancelled")
+            failure: utils.UncompletedJobError = utils.UncompletedJobError(f"Job {self.job_id} was cancelled")
         elif error is None:
             return None
         elif isinstance(error, ItemError):
-            told = utils.UncompletedJobError(f"Job {self.job_id}: {error}")
+            failure = utils.UncompletedJobError(f"Job {self.job_id}: {error}")
         else:
             trace = "".join(traceback.format_exception(error))
-            told = utils.FailedJobError(f"Job {self.job_id} failed; its logs: {self.paths.stderr}\n{trace}")
-        told.__cause__ = error
-        return told
+            failure = utils.FailedJobError(f"Job {self.job_id} failed; its logs: {self.paths.stderr}\n{trace}")
+        failure.__cause__ = error
+        return failure
 
     @property
     def state(self) -> str:
-        """What the job is doing, in Slurm's words."""
+        """The state of the job in Slurm's words."""
         return str(self._future.state)
 
     def get_info(self, mode: str = "force") -> dict[str, str]:
-        """Return what is known of the job; *mode* makes no difference."""
-        self._register_in_watcher()  # its id may have come since, and other items of its task have the same
+        """Return the state and the node of the job; *mode* is ignored."""
+        self._register_in_watcher()  # it may have its id by now, which other items of its task share
         return self.watcher.get_info(self.job_id, mode)
 
     def stdout(self) -> str | None:
-        """Return what the job has printed, all ranks together; None before it has started."""
+        """Return the standard output of all ranks; None before the start."""
         return self._get_logs_string("stdout")
 
     def stderr(self) -> str | None:
-        """Return what the job has written to standard error, all ranks together; None before it has started."""
+        """Return the standard error of all ranks; None before the start."""
         return self._get_logs_string("stderr")
 
     def _interrupt(self, timeout: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Have Slurm requeue the job, as it does at a preemption: its function is asked for a checkpoint."""
+        """Requeue the job as a preemption does, after a checkpoint of its function."""
         del timeout
         self._future.requeue()
 
 
 def _find(folder: Path | str, job_id: str) -> Future[Any]:
-    """Return the future of a job that was submitted from a folder, perhaps by another process."""
+    """Return the future of a job in a folder, also if another process submitted it."""
     from slurmlaunch.client.futures import attach
 
     number, _, element = job_id.rpartition("_")
@@ -218,5 +220,5 @@ def _run_folders(folder: Path | str) -> Iterator[RunFolder]:
 
 
 def fixed_part(folder: Path | str) -> Path:
-    """Return the part of a folder that does not depend on a job's id, as ``log/%j`` does."""
+    """Return the part of a folder's path that does not depend on the job's id: ``log`` for ``log/%j``."""
     return utils.JobPaths.get_first_id_independent_folder(folder)
