@@ -1,6 +1,6 @@
-"""The node's side: what runs on the machine that a task was given.
+"""The node: the process tree that runs one task on a machine of the cluster.
 
-A supervisor (`supervisor`) hands the items of one task to the processes of its
-pool (`pool`) and records what they came to. It runs no code of the user's, so
-that nothing the user's code does can take the task with it.
+A supervisor (`supervisor`, or `mpi` for tasks with ranks) hands the items of the
+task to worker processes and records their outcomes. It runs no user code, so
+that user code cannot end the task.
 """

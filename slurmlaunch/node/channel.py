@@ -1,14 +1,13 @@
-"""The memory that a pool process shares with its supervisor.
+"""How a supervisor and one of its workers talk: shared memory for outcomes, two pipes for messages.
 
-A pool process writes each outcome here as soon as it has it. What it wrote
-survives it, whatever kills it, and costs less than a microsecond: no pipe and
-no system call for an item of a microsecond. A pipe would survive it too, at the
-price of a call per item; a buffer in the process would not.
+A worker writes each outcome into shared memory as soon as it has it. There the
+outcome survives the worker, at less than a microsecond: a pipe would survive it
+too, but cost a system call per item; a buffer in the worker would not.
 
-The process writes, the supervisor reads; the supervisor sets the counters back
-while the process waits for it. What the supervisor reads was announced over
-their socket before, or was written at least a tick ago: so no memory barrier is
-needed on machines that reorder stores.
+The worker writes, the supervisor reads; the supervisor resets the counters while
+the worker waits for it. What the supervisor reads was announced through the pipe
+before, or was written at least a tick ago, so no memory barrier is needed on
+machines that reorder stores. The messages are defined in `worker`.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ MAX_ITEMS = 4096
 """The most items of one assignment, and so of one record."""
 
 DATA_BYTES = 1 << 18
-"""The room for pickled outcomes; the pages that are not used cost nothing."""
+"""The space for pickled outcomes; pages that are not used cost nothing."""
 
 LARGE = DATA_BYTES // 4
-"""From this size on an outcome does not pass here: the process appends it to the file itself."""
+"""Outcomes of this size and more bypass the channel: the worker appends them to the file itself."""
 
 FAILED, INTEGER, FLOAT = 1 << 31, 1 << 30, 1 << 29
-"""The bits of a length that say: a failure; a number, which has no bytes but a place of its own."""
+"""The bits of a length that mark a failure, or a number, which is stored apart and has no bytes."""
 
 MARKS = FAILED | INTEGER | FLOAT
 
@@ -45,8 +44,8 @@ class Channel:
     """Counters, lengths, numbers and bytes in shared memory.
 
     Attributes:
-        put_number: writes an int or a float as it is; False, and nothing written, where there is no
-            room or 64 bits are too few. It costs a third of a pickle, for what quick items return most often.
+        put_number: writes an int or a float as it is, at a third of the cost of a pickle; returns False,
+            and writes nothing, if there is no space or 64 bits are too few.
     """
 
     def __init__(self) -> None:
@@ -63,10 +62,10 @@ class Channel:
         self._used = 0
         self.put_number = self._number_putter()
 
-    # The process's side.
+    # The worker's side.
 
     def begin(self, items: int) -> Iterator[int]:
-        """Yield the positions of an assignment, each said to be run; stop where the rest is ours no more.
+        """Yield the positions of an assignment, each marked as running; stop where the rest was taken back.
 
         The limit is read after the position was written, and the supervisor
         reads the position a tick after it lowered the limit: so one of the two
@@ -80,9 +79,9 @@ class Channel:
             yield position
 
     def put(self, data: bytes, *, failed: bool = False) -> bool:
-        """Write an outcome; from the last store on it is there. False, and nothing written, where there is no room.
+        """Write an outcome, which is complete with the last store; return False, and write nothing, if it is full.
 
-        The last byte of a value is no part of it: there the next one begins (`Kind.SERIES`).
+        The last byte of a value is not part of it: the next one overwrites it (`Kind.SERIES`).
         """
         used, count = self._used, self._words[_COUNT]
         stop = used + len(data)
@@ -118,17 +117,17 @@ class Channel:
         return put_number
 
     def restart(self) -> None:
-        """Begin at the start of the memory again, after the supervisor has emptied it."""
+        """Write from the start of the memory again, after the supervisor has emptied it."""
         self._used = 0
 
     # The supervisor's side.
 
     def reset(self) -> None:
-        """Set the count back, while the process waits."""
+        """Reset the count, while the worker waits."""
         self._words[_COUNT] = 0
 
     def assign(self, items: int) -> None:
-        """Prepare for an assignment of so many items, while the process waits."""
+        """Prepare for an assignment of so many items, while the worker waits."""
         self._words[_COUNT] = self._words[_CURRENT] = 0
         self._words[_LIMIT] = items
 
@@ -138,16 +137,16 @@ class Channel:
 
     @property
     def current(self) -> int | None:
-        """The position of the item that is being run, or was last."""
+        """The position of the running item, or of the last one."""
         return self._words[_CURRENT] - 1 if self._words[_CURRENT] else None
 
     @property
     def count(self) -> int:
-        """How many outcomes have been written since the last reset."""
+        """The number of outcomes since the last reset."""
         return self._words[_COUNT]
 
     def lengths(self, start: int, stop: int) -> array[int]:
-        """Return the lengths, their marks included, of outcomes since the last reset."""
+        """Return the lengths, with their marks, of outcomes since the last reset."""
         return array("I", self._lengths[start:stop].tobytes())
 
     def data(self, start: int, stop: int) -> memoryview:
@@ -160,18 +159,18 @@ class Channel:
 
 
 class Connection:
-    """One end of a connection.
+    """One end of two pipes.
+
+    They are no socket, since importing `socket` and a selector costs a tenth of a task's start.
 
     Attributes:
-        reading: the descriptor that its words come from.
-        writing: the descriptor that its words go to.
+        reading: the descriptor to read from, -1 once closed.
     """
 
-    __slots__ = ("reading", "writing")
+    __slots__ = ("_writing", "reading")
 
     def __init__(self, reading: int, writing: int) -> None:
-        self.reading = reading
-        self.writing = writing
+        self.reading, self._writing = reading, writing
 
     @classmethod
     def pair(cls) -> tuple[Connection, Connection]:
@@ -180,17 +179,17 @@ class Connection:
         return cls(a_reads, a_writes), cls(b_reads, b_writes)
 
     def send(self, data: bytes) -> None:
-        """Send all of it.
+        """Send all bytes.
 
         Raises:
-            BrokenPipeError: nobody reads any more.
+            BrokenPipeError: the other end is closed.
         """
         view = memoryview(data)
         while view:
-            view = view[os.write(self.writing, view) :]
+            view = view[os.write(self._writing, view) :]
 
     def receive(self, size: int) -> bytes | None:
-        """Return exactly so many bytes, or None at the end of file."""
+        """Return exactly *size* bytes, or None at the end of file."""
         pieces = []
         while size:
             piece = os.read(self.reading, min(size, 1 << 20))
@@ -201,7 +200,7 @@ class Connection:
         return b"".join(pieces)
 
     def close(self) -> None:
-        """Hang up; nothing happens the second time."""
-        for descriptor in {self.reading, self.writing} - {-1}:
+        """Close this end; do nothing the second time."""
+        for descriptor in {self.reading, self._writing} - {-1}:
             os.close(descriptor)
-        self.reading = self.writing = -1
+        self.reading = self._writing = -1

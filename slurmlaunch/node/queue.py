@@ -1,4 +1,8 @@
-"""The items of a task that no process has been given yet."""
+"""The items of one task that no worker has been assigned yet.
+
+`Queue` holds a slice. `SharedQueue`, for dynamic rounds, claims blocks that all
+tasks of the round share. Used by the supervisors; neither knows workers or outcomes.
+"""
 
 from __future__ import annotations
 
@@ -14,52 +18,52 @@ if TYPE_CHECKING:
 
 
 class Queue:
-    """The items that nobody has been given yet.
+    """The items of a slice.
 
     Attributes:
-        closed: whether nothing more is handed out.
-        cancelled: the items that are never handed out.
+        closed: no more items are handed out; items that are put back stay.
+        cancelled: items that are never handed out.
     """
 
-    def __init__(self, items: Sequence[int]) -> None:
-        self._parts: deque[Sequence[int]] = deque([items] if items else [])
-        self._mine = items if isinstance(items, range) else frozenset(items)
+    def __init__(self, items: Sequence[int] = ()) -> None:
+        self._parts: deque[Sequence[int]] = deque()
+        self._owned: list[range | frozenset[int]] = []
         self.cancelled: set[int] = set()
         self.closed = False
+        self._add(items, items)
+
+    def _add(self, items: Sequence[int], pending: Sequence[int]) -> None:
+        """Add items that belong to this task from now on; the pending ones have no outcome yet."""
+        self._owned.append(items if isinstance(items, range) else frozenset(items))
+        if pending:
+            self._parts.append(pending)
 
     def __len__(self) -> int:
-        """Return how many can be taken at most: cancelled ones are found when they are taken."""
+        """Return how many items can be taken at most: cancelled ones are dropped only when they are taken."""
         return 0 if self.closed else sum(map(len, self._parts))
 
     @property
     def left(self) -> int:
-        """How many there are that are still wanted, also after it was closed."""
+        """The number of items without an outcome or a worker, cancelled ones left out; also when closed."""
         return sum(len(self._wanted(part)) for part in self._parts)
 
-    def close(self) -> None:
-        """Hand out nothing more; what is put back stays."""
-        self.closed = True
-
     def take(self, number: int) -> array[int]:
-        """Take the next items, as many as this or fewer."""
+        """Take the next items, at most *number*."""
         taken = array("Q")
         while len(self) and len(taken) < number:
             part = self._parts.popleft()
-            wanted = number - len(taken)
-            if len(part) > wanted:
-                self._parts.appendleft(part[wanted:])
-            taken.extend(iter(self._wanted(part[:wanted])))  # as numbers: a list may hold them in fewer bytes
+            missing = number - len(taken)
+            if len(part) > missing:
+                self._parts.appendleft(part[missing:])
+            taken.extend(iter(self._wanted(part[:missing])))  # as numbers: a list may hold them in fewer bytes
         return taken
 
     def take_all(self) -> array[int]:
-        """Take all that is the task's, for nothing more is run."""
+        """Take all items of this task."""
         return self.take(len(self))
 
     def refill(self, _wanted: int) -> bool:
-        """See that so many can be taken, as far as there are any; say whether that brought some.
-
-        What a slice holds is there from the start.
-        """
+        """Claim blocks until *wanted* items can be taken, if blocks are left; return True if any was claimed."""
         return False
 
     def put_back(self, items: Sequence[int]) -> None:
@@ -68,8 +72,9 @@ class Queue:
             self._parts.appendleft(items)
 
     def cancel(self, items: range) -> None:
-        """Never hand out any of these, as far as they are the task's."""
-        self.cancelled.update(_common(items, self._mine))
+        """Never hand out any of these items."""
+        for owned in self._owned:
+            self.cancelled.update(_common(items, owned))
 
     def _wanted(self, items: Sequence[int]) -> Sequence[int]:
         if not self.cancelled:
@@ -77,87 +82,77 @@ class Queue:
         return [item for item in items if item not in self.cancelled]
 
 
-def _common(items: range, mine: Collection[int]) -> Iterable[int]:
-    few, many = (items, mine) if len(items) < len(mine) else (mine, items)
-    return (item for item in few if item in many)
-
-
 class SharedQueue(Queue):
-    """A queue that is filled up, while others have not taken everything.
+    """Items that a task of a dynamic round claims, block by block, while unclaimed blocks are left.
 
-    A block is taken when a process has nothing to do, no sooner: what a task holds
-    and does not run is what keeps the tasks from ending together. As blocks are
-    few, the millisecond for which that process waits costs nothing that shows.
+    A block is claimed only when a worker has nothing to do: items that a task
+    holds and does not run would keep the tasks from ending together. Blocks are
+    few, so the millisecond that the worker waits does not show.
     """
 
     def __init__(self, plan: RoundPlan, blocks: Blocks, claimer: Claimer, done: Collection[int] | None) -> None:
-        """Begin with what earlier attempts of the task have taken and not done.
+        """Start with the items that earlier attempts of the task claimed and did not finish.
 
         Args:
             plan: the plan of the round.
             blocks: its blocks.
-            claimer: takes them for this attempt of the task.
-            done: the items that earlier attempts have recorded; None where there was none.
+            claimer: claims them for this attempt of the task.
+            done: the items that earlier attempts recorded; None on the first attempt.
         """
-        super().__init__(())
-        self._blocks = blocks
-        self._items_at = plan.items_at
-        self._claimer = claimer
+        super().__init__()
+        self._plan, self._blocks, self._claimer = plan, blocks, claimer
         self._done = done
-        self._taken: dict[int, Sequence[int]] = {}
-        self._unwanted: list[range] = []
+        self._claimed: set[int] = set()
+        self._cancelled_ranges: list[range] = []
         self._open = True
+        self._add_own_blocks()
+
+    def _add_own_blocks(self) -> None:
         if self._done is not None:
-            self._take_own()
+            for block in self._claimer.own():
+                if block not in self._claimed:
+                    self._add_block(block)
 
-    def _take_own(self) -> None:
-        for block in self._claimer.own():
-            if block not in self._taken:
-                self._add(block)
-
-    def _add(self, block: int) -> None:
-        part = self._items_at(self._blocks.positions_of(block))
-        self._taken[block] = part
-        for items in self._unwanted:
-            self.cancelled.update(_overlap(items, part))
-        left = [item for item in part if item not in self._done] if self._done else part
-        if left:
-            self._parts.append(left)
+    def _add_block(self, block: int) -> None:
+        items = self._plan.items_at(self._blocks.positions_of(block))
+        self._claimed.add(block)
+        self._add(items, [item for item in items if item not in self._done] if self._done else items)
+        for cancelled in self._cancelled_ranges:
+            self.cancelled.update(_common(cancelled, self._owned[-1]))
 
     def refill(self, wanted: int) -> bool:
-        """Take blocks until so many items can be taken, or no block is free; say whether any was taken."""
-        before = len(self._taken)
+        """Claim blocks as `Queue.refill` describes."""
+        before = len(self._claimed)
         while self._open and not self.closed and len(self) < wanted:
             block = self._claimer.claim()
             if block is not None:
-                self._add(block)
+                self._add_block(block)
                 continue
             self._open = False
-            if self._done is not None:
-                self._take_own()  # a network's cache may have hidden some of them at the start
-        return len(self._taken) > before
+            self._add_own_blocks()  # a network file system's cache may have hidden some at the start
+        return len(self._claimed) > before
 
     @property
     def left(self) -> int:
-        """How many there are that are still wanted: the task's own, and what nobody has taken."""
+        """The number of items to do: this task's own, and those in unclaimed blocks."""
         free = self._claimer.first_unclaimed() if self._open else None
         unclaimed = 0 if free is None else self._blocks.items - self._blocks.positions_of(free).start
         return super().left + unclaimed
 
     def take_all(self) -> array[int]:
-        """Take all that is the task's, for it can run nothing; a block at least, since what is wrong has to be told."""
+        """Take this task's items and claim no more; at least one block, since an error needs an item to be seen."""
         self.refill(1)
         self._open = False
         return super().take_all()
 
     def cancel(self, items: range) -> None:
-        """Never hand out any of these, also of the blocks that are yet to be taken."""
-        self._unwanted.append(items)
-        for part in self._taken.values():
-            self.cancelled.update(_overlap(items, part))
+        """Never hand out any of these items, also of blocks that are claimed later."""
+        self._cancelled_ranges.append(items)
+        super().cancel(items)
 
 
-def _overlap(items: range, part: Sequence[int]) -> Sequence[int]:
-    if isinstance(part, range):
-        return range(max(items.start, part.start), min(items.stop, part.stop))
-    return [item for item in part if item in items]
+def _common(items: range, owned: range | frozenset[int]) -> Iterable[int]:
+    if isinstance(owned, range):
+        return range(max(items.start, owned.start), min(items.stop, owned.stop))
+    few, many = (items, owned) if len(items) < len(owned) else (owned, items)
+    return (item for item in few if item in many)

@@ -1,13 +1,15 @@
-"""``python -m slurmlaunch.node.rank RUN_FOLDER TASK ATTEMPT LAUNCH``: be one rank of a task.
+"""``python -m slurmlaunch.node.rank RUN_FOLDER TASK ATTEMPT LAUNCH``: one rank of a task.
 
-Two processes. The one that was launched stays outside the user's code, and tells
-how the other died: which signal or exit status, on which node, at which item. Its
-forked child has the launcher's descriptors and variables, so that MPI starts up in
-it, calls the function for each item of the launch, and ends as any Python does, so
-that MPI is taken down too.
+The launcher (srun, mpiexec) or `mpi` starts this command; run folders of 0.1.0 name it.
 
-A rank that fails an item goes no further: the others may be waiting for it. What
-is left the supervisor gives to a further launch.
+It is two processes. The launched one runs no user code, and reports how the
+other died: by which signal or exit status, on which node, at which item. Its
+forked child inherits the launcher's descriptors and variables, so that MPI
+starts up in it; it calls the function for each item of the launch, and ends as
+any Python does, so that MPI is finalized too.
+
+A rank that fails an item stops there, since the other ranks may be waiting for
+it; the supervisor gives the remaining items to another launch.
 """
 
 from __future__ import annotations
@@ -25,8 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slurmlaunch import caps, context
 from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError
 from slurmlaunch.node import system
-from slurmlaunch.node.events import Signals, Waiting
-from slurmlaunch.node.worker import flush, go_first, line_buffer, take_signals
+from slurmlaunch.node.events import Events, Signals
 from slurmlaunch.outcome import Bundle, Failure, failure_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.journal import round_of_task
@@ -40,235 +41,38 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.journal import Round
 
 GRACE_SECONDS = 1.0
-"""How long an item may go on after SIGTERM."""
+"""How long an item may continue after SIGTERM."""
+
+RANK, RANKS = "SLURMLAUNCH_RANK", "SLURMLAUNCH_RANKS"
+"""The variables of a rank that the supervisor started itself, without a launcher."""
+
+# Those of the launchers, the inner one first: in a Slurm job mpirun starts its own daemons
+# by srun, so that Slurm's variables describe the daemons.
+_OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+_HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
 
 _FLUSH_EVERY = 1.0
 _NOTE_PATIENCE, _NOTE_TICK = 70.0, 0.1
-"""For how long a network file system may hide what the supervisor wrote before the launch, and how often to look."""
+"""How long a network file system may hide the supervisor's note on the launch, and how often to look for it."""
 
 _SIGNALLED = 128
 _ARGUMENTS = 5
 
 
-class _Place(NamedTuple):
-    """Where a rank stands: all that it is told at its start."""
-
-    folder: RunFolder
-    manifest: Manifest
-    round: Round
-    task: int
-    attempt: int
-    launch: Launch
-    world: RankEnvironment
-
-    @classmethod
-    def of(cls, arguments: list[str]) -> _Place:
-        folder = RunFolder(Path(arguments[1]).absolute())
-        task, attempt, number = map(int, arguments[2:])
-        manifest, its_round = Manifest.read(folder), round_of_task(folder, task)
-        world = RankEnvironment.of(os.environ)
-        wanted = its_round.plan.ranks.number if its_round.plan.ranks else 1
-        if world.ranks != wanted:
-            raise NodeStartError(f"the launcher started {world.ranks} ranks, and the task has {wanted}")
-        launch = _launch(OutcomeFile(folder.outcome_file(task, attempt), folder.salt), number)
-        return cls(folder, manifest, its_round, task, attempt, launch, world)
-
-    @property
-    def file(self) -> Path:
-        return self.folder.rank_file(self.round.number, self.task, self.attempt, self.world.rank)
-
-
-def _launch(file: OutcomeFile, number: int) -> Launch:
-    deadline = monotonic() + _NOTE_PATIENCE
-    while (launch := Launch.read(file, number)) is None:
-        if monotonic() > deadline:
-            raise NodeStartError(f"launch {number} is not written down in {file.path}")
-        time.sleep(_NOTE_TICK)
-    return launch
-
-
-class _Caller:
-    """The child: calls the function."""
-
-    def __init__(self, place: _Place, writer: AttemptWriter) -> None:
-        self._place = place
-        self._writer = writer
-        plan = place.round.plan
-        self._task = context.Task(
-            place.folder.path, place.task, place.attempt, threads=plan.threads, seed=place.manifest.seed
-        )
-        self._task.rank, self._task.ranks = place.world.rank, place.world.ranks
-
-    def run(self) -> int:
-        """Run the items; return the exit status."""
-        items = self._place.launch.items
-        self._become_ours()
-        try:
-            work = Work(self._place.folder, self._place.manifest)
-        except NodeStartError as error:
-            data = self._located(Failure(error, failure_of(error.__cause__ or error).traceback))
-            for item in items:
-                self._writer.failure(item, data)
-            return 0
-        self._writer.note(launch=self._place.launch.number, loaded=True)
-        for item in items:
-            if not self._run(work, item) and item != items[-1]:
-                self._writer.flush()
-                while True:
-                    signal.pause()  # its end is the supervisor's decision, as the others' is
-        self._writer.close()
-        return 0
-
-    def _become_ours(self) -> None:
-        system.end_with_parent()
-        take_signals()
-        go_first()
-        place, launch = self._place, self._place.launch
-        told = place.world.variables(os.environ, launch.host, launch.port)
-        users = place.round.plan.options.get("env", {})
-        for name in (RANK, RANKS):
-            os.environ.pop(name, None)  # not for ranks of tasks that are submitted from here
-        caps.apply(place.round.plan.threads)
-        caps.set_ours({name: value for name, value in told.items() if name not in users})
-        context.swap(self._task)
-        line_buffer(whole=True)  # the ranks say it side by side
-
-    def _run(self, work: Work, item: int) -> bool:
-        pid, self._task.item = os.getpid(), item
-        kind, data = work.run(item)
-        succeeded = kind != Kind.FAILURE
-        flush()
-        if os.getpid() != pid:  # the function forked, and returned in the copy too
-            os._exit(not succeeded)
-        if succeeded or isinstance(data, Bundle):
-            self._writer.value(item, data)
-        else:
-            self._writer.failure(item, self._located(Failure.load(data)))
-        return succeeded
-
-    def _located(self, failure: Failure) -> bytes:
-        """Have a failure say whose it is."""
-        note = f"on rank {self._place.world.rank} of {self._place.world.ranks}, node {system.node_name()}"
-        error = failure.error
-        notes = error.__dict__.setdefault("__notes__", [])
-        notes.append(note)  # what add_note() does, which Python 3.10 does not have
-        if isinstance(error, ModuleNotFoundError) and error.name == "mpi4py":  # the user's own import
-            notes.append(str(MissingPackage.of("MPI", "mpi4py")))
-        return failure.dump()
-
-
-class _Guard:
-    """The parent: waits for the child, and tells how it died."""
-
-    def __init__(self, place: _Place, writer: AttemptWriter) -> None:
-        """Begin before the child does: what is in the file now is of earlier launches."""
-        self._place, self._writer = place, writer
-        self._waiting = Waiting()
-        self._signals = Signals(self._waiting)
-        self._signals.listen()
-        self._oom_kills = system.oom_kills()
-        self._start = writer.path.stat().st_size
-
-    def run(self, child: int) -> int:
-        """Wait for the end of the child; return the exit status of the rank."""
-        kill_at: float | None = None
-        while True:
-            pid, status, usage = os.wait4(child, os.WNOHANG)
-            if pid:
-                break
-            self._waiting.wait(_FLUSH_EVERY if kill_at is None else max(0.0, kill_at - monotonic()))
-            self._writer.adopt(failed=False)
-            self._writer.flush()
-            if self._signals.terminated and kill_at is None:
-                kill_at = monotonic() + GRACE_SECONDS
-            if kill_at is not None and monotonic() >= kill_at:
-                os.kill(child, signal.SIGKILL)
-        self._cut_torn()
-        self._writer.adopt(failed=False)
-        self._writer.note(launch=self._place.launch.number, peak=usage.ru_maxrss * system.RUSAGE_UNIT)
-        if self._signals.terminated:
-            return Status.STOPPED
-        return self._told(os.waitstatus_to_exitcode(status))
-
-    def _cut_torn(self) -> None:
-        """Cut off what the child did not finish: what is appended next would lie inside it, to a reader."""
-        file = OutcomeFile(self._writer.path, self._place.folder.salt)
-        file.position = self._start
-        for _ in file.read():
-            pass  # up to where whole records go
-        os.truncate(self._writer.path, file.position)
-
-    def _told(self, code: int) -> int:
-        """Write down a death, if it was one; return the exit status."""
-        file = OutcomeFile(self._writer.path, self._place.folder.salt)
-        file.position = self._start
-        left = self._left(file)
-        if code == 0 and not left:
-            return 0
-        died: dict[str, Any] = {
-            "rank": self._place.world.rank,
-            "node": system.node_name(),
-            "loaded": any("loaded" in note for note in file.notes),
-            "item": left[0] if left else None,
-            "signal": -code if code < 0 else None,
-            "status": code if code >= 0 else None,
-            "oom": code == -signal.SIGKILL and system.oom_kills() > self._oom_kills,
-            "time": time.time(),
-        }
-        self._writer.note(launch=self._place.launch.number, died=died)
-        self._writer.close()
-        return _SIGNALLED - code if code < 0 else code or 1
-
-    def _left(self, file: OutcomeFile) -> Sequence[int]:
-        """Return the items that the child has not come to the end of."""
-        done: set[int] = set()
-        for found in file.read(final=True):
-            if not isinstance(found, Damage):
-                done.update(range(found.header.first, found.header.stop))
-        return [item for item in self._place.launch.items if item not in done]
-
-
-def main(arguments: list[str]) -> int:
-    """Be a rank; return the exit status."""
-    if len(arguments) != _ARGUMENTS or not all(map(str.isdecimal, arguments[2:])):
-        print("usage: python -m slurmlaunch.node.rank RUN_FOLDER TASK ATTEMPT LAUNCH", file=sys.stderr)  # noqa: T201
-        return Status.NODE
-    try:
-        place = _Place.of(arguments)
-        writer = AttemptWriter(place.file, place.attempt, place.folder.salt)
-    except (SlurmlaunchError, OSError) as error:
-        print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
-        return Status.NODE
-    writer.note(launch=place.launch.number, rank=place.world.rank, node=system.node_name(), started=time.time())
-    guard = _Guard(place, writer)
-    child = os.fork()
-    if not child:
-        Signals.forget()
-        return _Caller(place, writer).run()
-    return guard.run(child)
-
-
-RANK, RANKS = "SLURMLAUNCH_RANK", "SLURMLAUNCH_RANKS"
-"""Of a rank that the supervisor started itself, without a launcher."""
-
-# Each launcher's own, the inner one first: within a job of Slurm's an mpirun starts its own daemons
-# by srun, so that what Slurm says there is said of those.
-_OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
-_HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
-_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
-
-_LOOPBACK = "127.0.0.1"
-
-
 class RankEnvironment(NamedTuple):
-    """Which of the ranks a process is.
+    """Which rank this process is, and the variables from which PyTorch and others learn it.
+
+    Sources: srun(1), OUTPUT ENVIRONMENT VARIABLES; the manuals of Open MPI's mpirun
+    and of MPICH's Hydra; PyTorch's documentation of torch.distributed, "Environment
+    variable initialization".
 
     Attributes:
-        rank: its number among all.
-        ranks: how many there are.
-        local_rank: its number among those of its node.
-        local_ranks: how many these are.
-        node_rank: the number of its node among those of the ranks.
+        rank: its number among all ranks.
+        ranks: the number of ranks.
+        local_rank: its number among the ranks of its node.
+        local_ranks: the number of ranks on its node.
+        node_rank: the number of its node among the nodes of the ranks.
     """
 
     rank: int
@@ -279,10 +83,10 @@ class RankEnvironment(NamedTuple):
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> RankEnvironment:
-        """Read what the launcher says.
+        """Read the variables of the launcher.
 
         Raises:
-            NodeStartError: it says nothing that is known.
+            NodeStartError: the launcher is not known.
         """
         if RANK in environ:
             rank, ranks = int(environ[RANK]), int(environ[RANKS])
@@ -304,8 +108,8 @@ class RankEnvironment(NamedTuple):
 
         Args:
             environ: the launcher's variables.
-            host: the supervisor's machine, where rank 0 is if the launcher says nothing else.
-            port: where the ranks may meet on the machine of rank 0.
+            host: the supervisor's machine, which has rank 0 unless the launcher says otherwise.
+            port: a port for the ranks to meet at, on the machine of rank 0.
         """
         return {
             "RANK": str(self.rank),
@@ -318,20 +122,20 @@ class RankEnvironment(NamedTuple):
         }
 
     def _master(self, environ: Mapping[str, str], host: str) -> str:
-        """Return the address of rank 0's machine, which each rank finds out without the others."""
+        """Return the address of rank 0's machine, which each rank determines without the others."""
         if self.ranks == self.local_ranks:
-            return _LOOPBACK
+            return "127.0.0.1"
         nodes = environ.get("SLURM_STEP_NODELIST")
         if nodes is None or environ.get("SLURM_PROCID") != str(self.rank):
             return host
         first = first_host(nodes)
-        # Slurm may call a node by a name that nobody else knows. Then the batch script's
-        # machine, which srun was called on, is the first of the job's.
-        return first if _is_known(first) else environ.get("SLURM_LAUNCH_NODE_IPADDR", host)
+        # Slurm may call a node by a name that does not resolve. But the batch script's
+        # machine, where srun was called, is the first of the job's.
+        return first if _resolves(first) else environ.get("SLURM_LAUNCH_NODE_IPADDR", host)
 
 
 def first_host(nodes: str) -> str:
-    """Return the first name in a list as Slurm writes it: ``n07`` of ``n[07-09,11],m1``."""
+    """Return the first name of a list in Slurm's notation: ``n07`` of ``n[07-09,11],m1``."""
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes, maxsplit=1)[0])
 
 
@@ -344,12 +148,207 @@ def _tasks_per_node(environ: Mapping[str, str]) -> list[int]:
     return numbers
 
 
-def _is_known(host: str) -> bool:
+def _resolves(host: str) -> bool:
     try:
         socket.getaddrinfo(host, None)
     except OSError:
         return False
     return True
+
+
+class _Rank(NamedTuple):
+    """One rank of one launch, and its run."""
+
+    folder: RunFolder
+    manifest: Manifest
+    round: Round
+    task: int
+    attempt: int
+    launch: Launch
+    environment: RankEnvironment
+
+    @classmethod
+    def of(cls, arguments: list[str]) -> _Rank:
+        folder = RunFolder(Path(arguments[1]).absolute())
+        task, attempt, number = map(int, arguments[2:])
+        manifest, round_ = Manifest.read(folder), round_of_task(folder, task)
+        environment = RankEnvironment.of(os.environ)
+        wanted = round_.plan.ranks.number if round_.plan.ranks else 1
+        if environment.ranks != wanted:
+            raise NodeStartError(f"the launcher started {environment.ranks} ranks, and the task has {wanted}")
+        launch = _read_launch(OutcomeFile(folder.outcome_file(task, attempt), folder.salt), number)
+        return cls(folder, manifest, round_, task, attempt, launch, environment)
+
+    @property
+    def file(self) -> Path:
+        return self.folder.rank_file(self.round.number, self.task, self.attempt, self.environment.rank)
+
+
+def _read_launch(file: OutcomeFile, number: int) -> Launch:
+    deadline = monotonic() + _NOTE_PATIENCE
+    while (launch := Launch.read(file, number)) is None:
+        if monotonic() > deadline:
+            raise NodeStartError(f"launch {number} is not recorded in {file.path}")
+        time.sleep(_NOTE_TICK)
+    return launch
+
+
+class _Caller:
+    """The child: calls the function."""
+
+    def __init__(self, rank: _Rank, writer: AttemptWriter) -> None:
+        self._rank, self._writer = rank, writer
+        threads, seed = rank.round.plan.threads, rank.manifest.seed
+        self._task = context.Task(rank.folder.path, rank.task, rank.attempt, threads=threads, seed=seed)
+        self._task.rank, self._task.ranks = rank.environment.rank, rank.environment.ranks
+
+    def run(self) -> int:
+        """Run the items of the launch; return the exit status."""
+        items = self._rank.launch.items
+        self._set_up()
+        try:
+            work = Work(self._rank.folder, self._rank.manifest)
+        except NodeStartError as error:
+            data = self._located(Failure(error, failure_of(error.__cause__ or error).traceback))
+            for item in items:
+                self._writer.failure(item, data)
+            return 0
+        self._writer.note(launch=self._rank.launch.number, loaded=True)
+        for item in items:
+            if not self._run(work, item) and item != items[-1]:
+                self._writer.flush()
+                while True:
+                    signal.pause()  # the supervisor ends all ranks together
+        self._writer.close()
+        return 0
+
+    def _set_up(self) -> None:
+        system.end_with_parent()
+        system.leave_signals_to_supervisor()
+        system.prefer_for_oom_kill()
+        rank, plan = self._rank, self._rank.round.plan
+        variables = rank.environment.variables(os.environ, rank.launch.host, rank.launch.port)
+        users = plan.options.get("env", {})
+        for name in (RANK, RANKS):
+            os.environ.pop(name, None)  # not for ranks of tasks that are submitted from here
+        caps.apply(plan.threads)
+        caps.set_ours({name: value for name, value in variables.items() if name not in users})
+        context.swap(self._task)
+        system.line_buffer(whole=True)  # the ranks share one log
+
+    def _run(self, work: Work, item: int) -> bool:
+        pid, self._task.item = os.getpid(), item
+        kind, data = work.run(item)
+        succeeded = kind != Kind.FAILURE
+        system.flush_streams()
+        if os.getpid() != pid:  # the function forked, and returned in the copy too
+            os._exit(not succeeded)
+        if succeeded or isinstance(data, Bundle):
+            self._writer.value(item, data)
+        else:
+            self._writer.failure(item, self._located(Failure.load(data)))
+        return succeeded
+
+    def _located(self, failure: Failure) -> bytes:
+        """Add rank and node to a failure, and pickle it."""
+        rank, ranks, *_ = self._rank.environment
+        failure.error.add_note(f"on rank {rank} of {ranks}, node {system.node_name()}")
+        if isinstance(failure.error, ModuleNotFoundError) and failure.error.name == "mpi4py":  # the user's own import
+            failure.error.add_note(str(MissingPackage.of("MPI", "mpi4py")))
+        return failure.dump()
+
+
+class _Monitor:
+    """The parent: waits for the child, and reports how it died."""
+
+    def __init__(self, rank: _Rank, writer: AttemptWriter) -> None:
+        """Start before the child does: what the file holds now is of earlier launches."""
+        self._rank, self._writer = rank, writer
+        self._events = Events()
+        self._signals = Signals(self._events)
+        self._signals.listen()
+        self._oom_kills = system.oom_kills()
+        self._start = writer.path.stat().st_size
+
+    def run(self, child: int) -> int:
+        """Wait for the end of the child; return the exit status of the rank."""
+        kill_at: float | None = None
+        while True:
+            pid, status, usage = os.wait4(child, os.WNOHANG)
+            if pid:
+                break
+            self._events.wait(_FLUSH_EVERY if kill_at is None else max(0.0, kill_at - monotonic()))
+            self._writer.adopt(failed=False)
+            self._writer.flush()
+            if self._signals.terminated and kill_at is None:
+                kill_at = monotonic() + GRACE_SECONDS
+            if kill_at is not None and monotonic() >= kill_at:
+                os.kill(child, signal.SIGKILL)
+        self._cut_torn()
+        self._writer.adopt(failed=False)
+        self._writer.note(launch=self._rank.launch.number, peak=usage.ru_maxrss * system.RUSAGE_UNIT)
+        return Status.STOPPED if self._signals.terminated else self._report(os.waitstatus_to_exitcode(status))
+
+    def _new_records(self) -> OutcomeFile:
+        file = OutcomeFile(self._writer.path, self._rank.folder.salt)
+        file.position = self._start
+        return file
+
+    def _cut_torn(self) -> None:
+        """Cut off a record that the child did not finish: readers would take what is appended next for a part of it."""
+        file = self._new_records()
+        for _ in file.read():
+            pass  # up to the end of the last whole record
+        os.truncate(self._writer.path, file.position)
+
+    def _report(self, code: int) -> int:
+        """Record how the child died, if it did; return the exit status."""
+        file = self._new_records()
+        left = self._items_left(file)
+        if code == 0 and not left:
+            return 0
+        death: dict[str, Any] = {
+            "rank": self._rank.environment.rank,
+            "node": system.node_name(),
+            "loaded": any("loaded" in note for note in file.notes),
+            "item": left[0] if left else None,
+            "signal": -code if code < 0 else None,
+            "status": code if code >= 0 else None,
+            "oom": code == -signal.SIGKILL and system.oom_kills() > self._oom_kills,
+            "time": time.time(),
+        }
+        self._writer.note(launch=self._rank.launch.number, died=death)
+        self._writer.close()
+        return _SIGNALLED - code if code < 0 else code or 1
+
+    def _items_left(self, file: OutcomeFile) -> Sequence[int]:
+        """Return the items that the child has not finished."""
+        done: set[int] = set()
+        for found in file.read(final=True):
+            if not isinstance(found, Damage):
+                done.update(range(found.header.first, found.header.stop))
+        return [item for item in self._rank.launch.items if item not in done]
+
+
+def main(arguments: list[str]) -> int:
+    """Run one rank; return the exit status."""
+    if len(arguments) != _ARGUMENTS or not all(map(str.isdecimal, arguments[2:])):
+        print("usage: python -m slurmlaunch.node.rank RUN_FOLDER TASK ATTEMPT LAUNCH", file=sys.stderr)  # noqa: T201
+        return Status.NODE
+    try:
+        rank = _Rank.of(arguments)
+        writer = AttemptWriter(rank.file, rank.attempt, rank.folder.salt)
+    except (SlurmlaunchError, OSError) as error:
+        print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
+        return Status.NODE
+    number = rank.environment.rank
+    writer.note(launch=rank.launch.number, rank=number, node=system.node_name(), started=time.time())
+    monitor = _Monitor(rank, writer)
+    child = os.fork()
+    if not child:
+        Signals.ignore()
+        return _Caller(rank, writer).run()
+    return monitor.run(child)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,40 @@
-"""What the node asks the operating system: the parent's death, the memory limit, the task's log."""
+"""The node's requests to Linux: parent death, signals, memory accounting, streams and the task's log.
+
+Used by the supervisors, the workers and the ranks; knows nothing of items or run folders.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
 import sys
+from _thread import get_ident
 from pathlib import Path
 
 from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE
+
+# The end of the parent.
 
 _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however it ends (Linux)."""
-    import ctypes  # here, where the processes of a pool import it side by side
+    """Have the kernel kill this process when its parent dies, however that happens."""
+    import ctypes  # late: the workers of a pool import it side by side
 
     parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before we had asked
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
         os._exit(1)
 
 
 def client_pipe() -> int | None:
-    """Return the descriptor of the client's lifeline, or None; what we start does not see it.
+    """Return the descriptor whose end of file says that the client of a local task has died, or None.
 
-    A container may have the variable and not the descriptor: then there is none.
+    The variable that names it is removed, so that no child inherits it. In a
+    container the variable may exist without the descriptor.
     """
     number = os.environ.pop(LIFELINE_VARIABLE, "")
     try:
@@ -36,50 +43,129 @@ def client_pipe() -> int | None:
         return None
 
 
-_SHOWN_LINES = 12
-_SHOWN_BYTES = 4096
-_STDERR = 2
-_AGAIN = f"/proc/self/fd/{_STDERR}"
-"""The same file once more, to be read; also where its own path is not there, as in a container."""
+def node_name() -> str:
+    """Return the name of this node: Slurm's, or else the machine's."""
+    return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+
+
+# Signals of processes that run user code.
+
+_LEFT_TO_SUPERVISOR = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def leave_signals_to_supervisor() -> None:
+    """Ignore TERM and USR1 in this process; in its children they have their defaults.
+
+    The supervisor decides what an end from outside means. The signals are caught
+    rather than ignored, since an ignored signal stays ignored across exec.
+    """
+    for number in _LEFT_TO_SUPERVISOR:
+        signal.signal(number, _ignore)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_restore_defaults)
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    pass
+
+
+def _block_signals() -> None:
+    """Deliver no signal to a forked child before it has its defaults: it would be lost."""
+    _masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_SUPERVISOR)
+
+
+def _unblock_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop(get_ident()))
+
+
+def _restore_defaults() -> None:
+    for number in _LEFT_TO_SUPERVISOR:
+        if signal.getsignal(number) is _ignore:  # else the function installed its own
+            signal.signal(number, signal.SIG_DFL)
+    _unblock_signals()
+
+
+_masks: dict[int, set[int | signal.Signals]] = {}
+"""The signal mask of each thread that is about to fork."""
+
+
+# Standard output and the log.
+
+
+def line_buffer(*, whole: bool = False) -> None:
+    """Write each line when it is complete, so that it outlives this process.
+
+    Args:
+        whole: write whole lines even if Python was started unbuffered.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, write_through=False if whole else None)  # type: ignore[union-attr]
+
+
+def flush_streams() -> None:
+    """Flush standard output and standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        # A full disk, or a stream that the function closed or replaced: the outcome matters more.
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+_SHOWN_LINES, _SHOWN_BYTES = 12, 4096
 
 
 class Log:
-    """What is written to the log from now on, by this process and by what it starts."""
+    """The part of this task's log, the file behind standard error, that is written from now on."""
 
     def __init__(self) -> None:
-        self._begin = _size()
+        self._start = self._size()
+
+    @staticmethod
+    def _size() -> int:
+        status = os.fstat(2)
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def tail(self) -> str:
-        """Return the last lines; nothing where standard error is no file, or cannot be read."""
-        size = _size()
-        begin = max(self._begin, size - _SHOWN_BYTES)
-        if size <= begin:
+        """Return the last lines; nothing if standard error is no file or cannot be read."""
+        size = self._size()
+        start = max(self._start, size - _SHOWN_BYTES)
+        if size <= start:
             return ""
         try:
-            with Path(_AGAIN).open("rb") as file:
-                file.seek(begin)
-                lines = file.read(size - begin).decode("utf-8", "replace").splitlines()
+            with Path("/proc/self/fd/2").open("rb") as file:  # in a container its own path may not exist
+                file.seek(start)
+                lines = file.read(size - start).decode("utf-8", "replace").splitlines()
         except OSError:
             return ""
         return "\n".join(lines[-_SHOWN_LINES:]).rstrip()
 
 
-def _size() -> int:
-    """Return how long the log is; 0 where standard error is no file."""
-    told = os.fstat(_STDERR)
-    return told.st_size if stat.S_ISREG(told.st_mode) else 0
+# Memory. The OOM killer ends one process, not the task, and only the cgroup tells.
+# Kills are counted in the process's own cgroup; the limit may be set on a parent. Source: the kernel's
+# documentation of cgroup v1 (``memory.oom_control``) and v2 (``memory.events``).
 
-
-RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
+RUSAGE_UNIT = 1024
 """Bytes in which ``ru_maxrss`` is counted, see getrusage(2)."""
 
 _ROOT = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60
+_OOM_SCORE = b"300"
+"""In thousandths of the machine's memory."""
+
+
+def prefer_for_oom_kill() -> None:
+    """Have the OOM killer choose this process rather than the supervisor, which reports what happened."""
+    with contextlib.suppress(OSError):  # /proc may be read-only in a container
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, _OOM_SCORE)
+        finally:
+            os.close(descriptor)
 
 
 def oom_kills() -> int:
-    """Return how many processes of this task's cgroup the OOM killer has ended."""
-    for folder, events, _ in _candidates():
+    """Return how many processes of this task's cgroup the OOM killer has killed."""
+    for folder, events, _ in _memory_cgroups():
         for line in _lines(folder / events):
             name, _, number = line.partition(" ")
             if name == "oom_kill":
@@ -87,20 +173,21 @@ def oom_kills() -> int:
     return 0
 
 
-def limit_text() -> str:
-    """Return `` of 1.5 GiB`` for the memory limit that holds here, or nothing."""
-    limits = []
-    for folder, _, limit in _candidates():
-        for parent in (folder, *folder.parents):
-            if parent == _ROOT.parent:
-                break
-            limits += [int(line) for line in _lines(parent / limit) if line.isdigit()]
-    limits = [limit for limit in limits if limit < _UNLIMITED]
+def memory_limit_text() -> str:
+    """Return `` of 1.5 GiB`` for this task's memory limit, or nothing if there is none."""
+    limits = [
+        int(line)
+        for folder, _, limit in _memory_cgroups()
+        for parent in (folder, *folder.parents)
+        if parent.is_relative_to(_ROOT)
+        for line in _lines(parent / limit)
+        if line.isdigit() and int(line) < _UNLIMITED
+    ]
     return f" of {min(limits) / 2**30:.3g} GiB" if limits else ""
 
 
-def of_files(process: int) -> int:
-    """Return how many bytes of files a process has mapped and touched: others may hold the very same.
+def mapped_file_bytes(process: int) -> int:
+    """Return how many bytes of files a process has mapped and touched, which others may share.
 
     Source: ``RssFile`` in proc_pid_status(5), as of Linux 4.5.
     """
@@ -111,8 +198,8 @@ def of_files(process: int) -> int:
     return 0
 
 
-def _candidates() -> list[tuple[Path, str, str]]:
-    """Return the memory cgroup of this process: its folder, its events and its limit."""
+def _memory_cgroups() -> list[tuple[Path, str, str]]:
+    """Return the memory cgroups of this process: folder, name of the events file, name of the limit file."""
     found = []
     for line in _lines(Path("/proc/self/cgroup")):
         _, controllers, path = line.split(":", 2)
@@ -127,10 +214,5 @@ def _candidates() -> list[tuple[Path, str, str]]:
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
-    except OSError:  # no cgroups here (macOS, some containers), or not this version
+    except OSError:  # no cgroups in some containers, or not this version of them
         return []
-
-
-def node_name() -> str:
-    """Return the name of this node, Slurm's where it has one."""
-    return os.environ.get("SLURMD_NODENAME", os.uname().nodename)

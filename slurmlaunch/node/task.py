@@ -1,50 +1,196 @@
-"""The time limit of a task: when it stops handing out, and when it gives up waiting.
+"""What every supervisor of a task does: start, stop, cancel, give up and the exit status.
 
-The warning (USR1) comes up to a minute early, which for a short limit is at the
-start. So where the limit is known, the warning only arms the clock.
+`supervisor.Supervisor` runs items in a pool of workers, `mpi.MpiSupervisor` in
+launches of ranks; both extend `TaskSupervisor`, which knows neither.
+
+An end from outside is not the item's failure. `scancel`, a requeue and the time
+limit signal all processes of a task at once: after SIGTERM only values are
+recorded, and a death by signal fails its item only if no SIGTERM follows within
+`CONFIRM_SECONDS`.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from slurmlaunch.runfolder.layout import STARTED_VARIABLE
+from slurmlaunch.errors import NodeStartError
+from slurmlaunch.node import system
+from slurmlaunch.node.events import Events, Signals
+from slurmlaunch.node.queue import Queue, SharedQueue
+from slurmlaunch.outcome import Failure
+from slurmlaunch.runfolder.cancellations import CancellationReader
+from slurmlaunch.runfolder.layout import STARTED_VARIABLE, Status
+from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts, ranges_of
 
 if TYPE_CHECKING:
+    from slurmlaunch.errors import ItemError
+    from slurmlaunch.runfolder.journal import Round
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.plan import RoundPlan
+
+CONFIRM_SECONDS = 1.0
+"""How long a SIGTERM may follow a death by signal for both to be one end from outside."""
 
 _LONGEST_MARGIN = 5.0
 
 
+class TaskSupervisor:
+    """Runs one task; a subclass runs its items in `_run_items`."""
+
+    _grace_seconds = 1.0
+    """How long running items may continue after SIGTERM: well within Slurm's KillWait."""
+
+    _peak = 0
+    """The most memory, in bytes, that the processes of the task used together."""
+
+    def __init__(self, folder: RunFolder, manifest: Manifest, round_: Round, task: int) -> None:
+        self._cloudpickle = cloudpickle_version()  # first: without cloudpickle there is no attempt
+        self._folder, self._manifest, self._plan, self._task = folder, manifest, round_.plan, task
+        self._writer = OutcomeWriter(folder, task)
+        self._earlier = earlier_attempts(folder, task, self._writer.attempt)
+        self._writer.failures = self._earlier.failures
+        self._limit = TimeLimit(self._plan, self._writer.attempt)
+        self._queue = self._make_queue(round_)
+        self._events = Events()
+        self._signals = Signals(self._events, self._record_only_values)
+        self._cancellations = CancellationReader(folder, [round_.number])
+        self._stop_at: float | None = None
+        self._parent = os.getppid()
+
+    def _make_queue(self, round_: Round) -> Queue:
+        attempt, done = self._writer.attempt, self._earlier.done
+        blocks = self._plan.blocks
+        if blocks is None:
+            items = self._plan.items_of(self._task)
+            return Queue([item for item in items if item not in done] if done else items)
+        from slurmlaunch.runfolder.claims import Claimer  # late, since most tasks claim nothing
+
+        claimer = Claimer(self._folder.claims(round_.number), self._task, attempt, blocks.number)
+        return SharedQueue(self._plan, blocks, claimer, done if attempt else None)
+
+    def run(self) -> int:
+        """Run the task to its end; return its exit status."""
+        self._writer.note(started=time.time(), node=system.node_name())
+        try:
+            self._manifest.check_versions(self._cloudpickle)
+        except NodeStartError as error:
+            self._give_up(self._dump(error))
+        self._cancel()
+        client = system.client_pipe()
+        if client is not None:
+            self._events.add(client, lambda: self._stop(0.0))
+        self._signals.listen()
+        self._run_items()
+        self._signals.ignore()
+        self._writer.note(ended=time.time(), peak=self._peak)
+        self._writer.close()
+        return self._status()
+
+    def _run_items(self) -> None:
+        """Run the items of the queue, and return when the task is over."""
+        raise NotImplementedError
+
+    def _status(self) -> Status:
+        if self._stop_at is not None or self._writer.withheld:
+            return Status.STOPPED
+        if self._queue.closed and self._queue.left:
+            return Status.REQUEUE
+        return Status.FAILURES if self._writer.failures else Status.VALUES
+
+    def _check_end(self) -> None:
+        """React to SIGTERM, to the parent's death and to the warning of the time limit."""
+        if self._signals.terminated and self._stop_at is None:
+            self._stop(self._grace_seconds)
+        if os.getppid() != self._parent and self._stop_at is None:
+            # The batch script is gone: for the scheduler the task is over, and it may run again elsewhere.
+            self._stop(0.0)
+        if self._signals.warned:
+            self._signals.warned = False
+            self._limit.warn()
+
+    def _stop(self, grace: float) -> None:
+        """Start no more items; record only values, for *grace* seconds at most."""
+        self._queue.closed = True
+        self._record_only_values()
+        self._stop_at = min(self._stop_at or inf, monotonic() + grace)
+
+    def _record_only_values(self) -> None:
+        """Record no more failures: their cause may be the end of the task."""
+        self._writer.only_values = True
+
+    def _cancel(self) -> bool:
+        """Read new cancellations; return True if there are any."""
+        new = [items for _, items in self._cancellations.new()]
+        for items in new:
+            self._queue.cancel(items)
+        return bool(new)
+
+    def _give_up(self, failure: bytes) -> None:
+        """Record one failure for all items that are left."""
+        for items in ranges_of(self._queue.take_all()):
+            self._writer.failure(items.start, failure, count=len(items))
+
+    def _dump(self, error: ItemError, item: int | None = None) -> bytes:
+        """Pickle an error, with its place."""
+        return Failure(error.located(item=item, task=self._task, node=system.node_name())).dump()
+
+
 class TimeLimit:
-    """When a task comes to its end, and whether it may ask to be started again."""
+    """When a task stops starting items, and when it must end, so that it can be requeued.
+
+    The warning (SIGUSR1) comes up to a minute early, which for a short limit is
+    at the start. So if the limit is known, the warning only starts the clock.
+
+    Attributes:
+        may_requeue: the task may still ask to be requeued.
+    """
 
     def __init__(self, plan: RoundPlan, attempt: int) -> None:
+        started = os.environ.get(STARTED_VARIABLE, "")
+        spent = max(0.0, time.time() - int(started)) if started.isdigit() else 0.0
         self.may_requeue = attempt < plan.requeues
         self._warning = float(plan.warning or 0)
-        self._ends = None if plan.time_limit is None else monotonic() - _spent() + plan.time_limit
+        self._end = None if plan.time_limit is None else monotonic() - spent + plan.time_limit
         self._close_at: float | None = None
 
     def warn(self) -> None:
-        """Take in the scheduler's warning."""
+        """Note the scheduler's warning."""
         now = monotonic()
-        self._close_at = now if self._ends is None else max(now, self._ends - self._warning)
+        self._close_at = now if self._end is None else max(now, self._end - self._warning)
 
     @property
     def is_near(self) -> bool:
-        """Whether no further items should be handed out."""
+        """True when no more items should be started."""
         return self._close_at is not None and monotonic() >= self._close_at
 
     @property
-    def is_here(self) -> bool:
-        """Whether there is just time enough to end in good order."""
+    def is_due(self) -> bool:
+        """True when only enough time is left for a clean shutdown."""
         margin = min(_LONGEST_MARGIN, self._warning / 3)
-        return self.is_near and self._ends is not None and monotonic() >= self._ends - margin
+        return self.is_near and self._end is not None and monotonic() >= self._end - margin
 
 
-def _spent() -> float:
-    started = os.environ.get(STARTED_VARIABLE, "")
-    return max(0.0, time.time() - int(started)) if started.isdigit() else 0.0
+def cloudpickle_version() -> str:
+    """Return the version of cloudpickle, read from its source: importing it takes a third of a task's start.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    spec = find_spec("cloudpickle")
+    if spec is None:
+        raise ModuleNotFoundError("No module named 'cloudpickle'", name="cloudpickle")
+    with suppress(OSError, ValueError):  # in a zip file, or without source
+        for line in Path(spec.origin or "").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition("=")
+            if name.strip() == "__version__":
+                return value.strip().strip("\"'")
+    import cloudpickle
+
+    return str(cloudpickle.__version__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Va
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
 from slurmlaunch.runfolder.items import ItemReader
-from slurmlaunch.runfolder.records import Kind, Record, read_owned, write_whole
+from slurmlaunch.runfolder.records import Kind, Record, open_owned, read_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +57,20 @@ def read_function(folder: RunFolder) -> tuple[memoryview, SharedBuffers]:
         msg = f"the function on disk is damaged: {folder.function}"
         raise NodeStartError(msg)
     return payloads[Kind.FUNCTION], SharedBuffers(folder.function_buffers, payloads.get(Kind.SHARED, b""))
+
+
+def needs_cloudpickle(folder: RunFolder) -> bool:
+    """Return True if the function's pickle refers to cloudpickle, as far as its beginning tells."""
+    with suppress(OSError, UnsafeRunFolder):  # reported when the function is read
+        descriptor = open_owned(folder.function)
+        try:
+            return b"cloudpickle" in os.pread(descriptor, _BEGINNING, 0)
+        finally:
+            os.close(descriptor)
+    return False
+
+
+_BEGINNING = 1 << 16
 
 
 def check_shared(folder: RunFolder) -> Iterator[None]:

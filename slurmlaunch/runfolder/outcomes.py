@@ -445,7 +445,7 @@ class Launch(NamedTuple):
 
     def note(self, writer: RecordWriter) -> None:
         """Record it for the ranks."""
-        ranges = [[items.start, items.stop] for items in _ranges(self.items)]
+        ranges = [[items.start, items.stop] for items in ranges_of(self.items)]
         writer.note(launch=self.number, items=ranges, host=self.host, port=self.port)
         writer.flush()
 
@@ -461,7 +461,8 @@ class Launch(NamedTuple):
         return None
 
 
-def _ranges(items: Iterable[int]) -> Iterator[range]:
+def ranges_of(items: Iterable[int]) -> Iterator[range]:
+    """Yield the items as ranges of consecutive ones, in their order."""
     start = stop = -1
     for item in items:
         if item != stop:

@@ -760,25 +760,25 @@ def test_a_task_runs_its_own_items(tmp_path: Path) -> None:
     assert run.values() == {item: item * item for item in items}
 
 
-# The stock.
+# The queue.
 
 
-def test_a_stock_hands_out_each_item_once() -> None:
+def test_a_queue_hands_out_each_item_once() -> None:
     """Items are taken in order, what is put back first, and what is cancelled never."""
-    stock = Queue(range(10))
-    assert (len(stock), list(stock.take(3))) == (10, [0, 1, 2])
+    queue = Queue(range(10))
+    assert (len(queue), list(queue.take(3))) == (10, [0, 1, 2])
 
-    stock.put_back(array("Q", [1, 2]))
-    stock.cancel(range(2, 5))
+    queue.put_back(array("Q", [1, 2]))
+    queue.cancel(range(2, 5))
 
-    assert [list(stock.take(2)) for _ in range(4)] == [[1, 5], [6, 7], [8, 9], []]
-    assert not stock
+    assert [list(queue.take(2)) for _ in range(4)] == [[1, 5], [6, 7], [8, 9], []]
+    assert not queue
 
 
-def test_a_closed_stock_hands_out_nothing() -> None:
+def test_a_closed_queue_hands_out_nothing() -> None:
     """Once it is closed nothing can be taken, neither what was left nor what is put back."""
-    stock = Queue(range(10))
-    stock.close()
-    stock.put_back([3])
+    queue = Queue(range(10))
+    queue.closed = True
+    queue.put_back([3])
 
-    assert (len(stock), list(stock.take(5))) == (0, [])
+    assert (len(queue), list(queue.take(5))) == (0, [])
