@@ -1,1 +1,1 @@
-"""The command line: `main` knows the subcommands, and each of them is a module of its own."""
+"""The command line: `main` dispatches to subcommands, each a module of its own; `options` has their common flags."""

@@ -1,7 +1,7 @@
-"""``slurmlaunch COMMAND ...``: finds the subcommand, and tells its errors as a program does.
+"""``slurmlaunch COMMAND ...``: runs a subcommand, and turns its errors into messages and exit statuses.
 
-A subcommand is a module with a function ``main(arguments) -> exit status``, which
-is imported when it is asked for.
+A subcommand is a module with a function ``main(arguments) -> exit status``; only the one that runs is imported.
+This file knows their names and nothing of their work.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those after the program's name; by default those of this process.
 
     Returns:
-        What the subcommand returns; 2 for what was not understood or could not
-        be submitted, 130 for Ctrl-C.
+        The subcommand's status; 2 for wrong usage or a failed submission, 130 for Ctrl-C.
     """
     parser = _parser()
     given = parser.parse_args(arguments)
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _SIGNALLED + signal.SIGINT
-    except BrokenPipeError:  # who read our output, such as head(1), has had enough
+    except BrokenPipeError:  # the reader of the output, such as head(1), has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _SIGNALLED + signal.SIGPIPE
     except (SlurmlaunchError, OSError) as error:
@@ -67,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="slurmlaunch",
         usage="slurmlaunch COMMAND ...",
         description="Launch work on Slurm, or on this machine.",
-        epilog=f"commands:\n{listed}\n\nslurmlaunch COMMAND --help tells more.",
+        epilog=f"commands:\n{listed}\n\nslurmlaunch COMMAND --help shows more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -1,4 +1,7 @@
-"""``slurmlaunch map 'python process.py {}' data_*.nc``: a shell command per item, as one job array."""
+"""``slurmlaunch map 'python process.py {}' data_*.nc``: a shell command per item, as one job array.
+
+`main` dispatches to it. It reads arguments and prints results; `Executor.map_array` and `Command` do the work.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,13 @@ if TYPE_CHECKING:
     from slurmlaunch.client.futures import FutureArray
 
 _DESCRIPTION = """\
-Run a shell command on each item, as one job array, and print what it printed, in
-the order of the items.
+Run a shell command on each item, as one job array, and print the output in the
+order of the items.
 
 In the command {} stands for the item, quoted; {.} is the item without extension,
 {/} without folder, {//} its folder, {/.} its bare name, {{}} is {} itself. Without
 any of these the item comes last. Items are words of the command line, or lines of
-a file, or of standard input where - is given.
+a file, or of standard input for a single -.
 """
 _EXAMPLES = """\
 examples:
@@ -35,7 +38,7 @@ examples:
   slurmlaunch map --time=00:10:00 -p small --tasks 16 'convert {} {.}.png' *.tif
   find . -name '*.log' -print0 | slurmlaunch map -0 'gzip {}' -
 
-The exit status is 0 if that of every item is, else 1.
+The exit status is 0 if every item succeeded, else 1.
 """
 
 _SHOWN_FAILURES = 10
@@ -55,7 +58,9 @@ def main(arguments: Sequence[str]) -> int:
         print(executor.script(command, items, tasks=given.tasks, chunksize=given.chunksize))
         return 0
     if given.detach and executor.cluster != "slurm":
-        raise OptionError("--detach: tasks on this machine end with the command that started them; Slurm's go on")
+        raise OptionError(
+            "--detach: tasks on this machine end with the command that started them; only Slurm's continue"
+        )
     if not items:
         print("slurmlaunch: there are no items", file=sys.stderr)
         return 0
@@ -69,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _follow(futures, items)
     except (KeyboardInterrupt, BrokenPipeError):
-        # Jobs on Slurm go on, and one was told where their results will be; what runs here ends with us.
+        # Jobs on Slurm continue, and the message above names their folder; local tasks end with this process.
         if executor.cluster != "slurm":
             futures.cancel()
         raise
@@ -84,15 +89,15 @@ def _parser() -> RunOptionParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--file", metavar="FILE", help="read the items from a file, one a line; - is standard input")
-    parser.add_argument("-0", "--null", action="store_true", help="they end with a NUL each, and not with a line")
+    parser.add_argument("-0", "--null", action="store_true", help="each item ends with a NUL instead of a line break")
     parser.add_argument("--tasks", type=int, metavar="N", help="cut the items into N tasks")
     parser.add_argument("--chunksize", type=int, metavar="N", help="give each task N items; by default one per process")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="kill the command of an item after that")
-    parser.add_argument("--cluster", choices=CLUSTERS, help="where to run; by default on Slurm, where there is one")
-    parser.add_argument("--folder", metavar="FOLDER", help="where the run's folder is made")
-    parser.add_argument("--detach", action="store_true", help="print the run's folder and do not wait")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
-    parser.add_argument("--quiet", action="store_true", help="print what the items print, and failures, and no more")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="kill the command of an item after so long")
+    parser.add_argument("--cluster", choices=CLUSTERS, help="where to run; by default on Slurm if sbatch is on PATH")
+    parser.add_argument("--folder", metavar="FOLDER", help="the folder for run folders")
+    parser.add_argument("--detach", action="store_true", help="print the run folder and do not wait")
+    parser.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
+    parser.add_argument("--quiet", action="store_true", help="print only the output of the items and failures")
     parser.add_run_options()
     return parser
 
@@ -100,14 +105,14 @@ def _parser() -> RunOptionParser:
 def _command(parser: RunOptionParser, text: str, timeout: float | None) -> Command:
     try:
         command = Command(text, timeout=timeout)
-        command.fill("")  # what it has no argument for is to be known before anything is submitted
+        command.fill("")  # a placeholder without an argument is an error before anything is submitted
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     return command
 
 
 def _items(parser: RunOptionParser, words: list[str], given: argparse.Namespace) -> list[str]:
-    """Return the items: the words themselves, or what is read."""
+    """Return the items: the words themselves, or the lines of a file."""
     source = given.file
     if words == ["-"] and source is None:
         words, source = [], "-"
@@ -121,7 +126,7 @@ def _items(parser: RunOptionParser, words: list[str], given: argparse.Namespace)
 
 
 def _read(source: str, separator: str) -> list[str]:
-    # As file names are decoded: any bytes may stand in one.
+    # Decoded like file names, which may contain any bytes.
     descriptor: str | int = sys.stdin.fileno() if source == "-" else source
     with open(descriptor, "rb", closefd=source != "-") as file:
         items = os.fsdecode(file.read()).split(separator)
@@ -129,16 +134,16 @@ def _read(source: str, separator: str) -> list[str]:
 
 
 class _Failed(NamedTuple):
-    """An item that failed: which, what to say of it, and how its standard error ends."""
+    """An item that failed, with the reason and the last lines of its standard error."""
 
     number: int
     item: str
-    what: str
+    reason: str
     last_lines: list[str]
 
 
 def _follow(futures: FutureArray[subprocess.CompletedProcess[str]], items: list[str]) -> int:
-    """Print the items' output as it comes, in order, and then what failed; return the exit status."""
+    """Print the items' output in order as it arrives, then the failures; return the exit status."""
     failed = [failure for index, item in enumerate(items) if (failure := _show(futures, index, item))]
     if failed:
         _summarize(failed, len(items))
@@ -146,7 +151,7 @@ def _follow(futures: FutureArray[subprocess.CompletedProcess[str]], items: list[
 
 
 def _show(futures: FutureArray[subprocess.CompletedProcess[str]], index: int, item: str) -> _Failed | None:
-    """Wait for an item and print its output; return how it failed, if it did."""
+    """Wait for an item and print its output; return its failure, if any."""
     try:
         error = futures[index].exception()
     except CancelledError:  # by another client
@@ -157,13 +162,13 @@ def _show(futures: FutureArray[subprocess.CompletedProcess[str]], index: int, it
         return None
     if isinstance(error, subprocess.CalledProcessError):
         _print(error.stdout, error.stderr)
-        what = f"exit status {error.returncode}" if error.returncode > 0 else f"signal {-error.returncode}"
-        return _Failed(index, item, what, error.stderr.rstrip().splitlines()[-_SHOWN_LINES:])
+        reason = f"exit status {error.returncode}" if error.returncode > 0 else f"signal {-error.returncode}"
+        return _Failed(index, item, reason, error.stderr.rstrip().splitlines()[-_SHOWN_LINES:])
     return _Failed(index, item, str(error) or type(error).__name__, [])
 
 
 def _print(out: str, err: str) -> None:
-    # As they were read, in UTF-8, and not as this terminal's locale would have them.
+    # In UTF-8, as the output was read, whatever the terminal's locale.
     for stream, text in ((sys.stdout, out), (sys.stderr, err)):
         stream.flush()
         stream.buffer.write(text.encode())
@@ -173,7 +178,7 @@ def _print(out: str, err: str) -> None:
 def _summarize(failed: list[_Failed], total: int) -> None:
     print(f"slurmlaunch: {len(failed)} of {total} items failed:", file=sys.stderr)
     for each in failed[:_SHOWN_FAILURES]:
-        print(f"  item {each.number} ({each.item}): {each.what}", file=sys.stderr)
+        print(f"  item {each.number} ({each.item}): {each.reason}", file=sys.stderr)
         for line in each.last_lines:
             print(f"      {line}", file=sys.stderr)
     if len(failed) > _SHOWN_FAILURES:

@@ -1,4 +1,8 @@
-"""Pickling what is submitted, and saying what of it does not pickle."""
+"""Pickling of functions and arguments, and errors that name the part that does not pickle.
+
+The executor uses it, and other parts of the client for the name of a function. It knows no run and no folder;
+how large buffers are stored apart is `outcome`'s matter, and which modules travel by value `byvalue`'s.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DEPTH = 6
-"""How deep the search for the culprit goes; beyond it the message names where it stopped."""
+"""The depth of the search for the part that does not pickle; the message names the part where it stopped."""
 
 
 def pickle_function(function: Callable[..., Any], by_value: Sequence[str] = ()) -> bytes | Bundle:
-    """Return the pickled function; the code of the modules *by_value* travels with it.
-
-    The large buffers that it refers to are apart.
+    """Return the pickled function, its large buffers apart; the code of the modules *by_value* travels with it.
 
     Raises:
         NotPicklable: it does not pickle; the error names the variable or attribute.
@@ -42,17 +44,17 @@ def pickle_function(function: Callable[..., Any], by_value: Sequence[str] = ()) 
 
 
 def pickle_arguments(arguments: tuple[Any, ...]) -> bytes | Bundle:
-    """Return the pickled arguments of an item, large buffers apart.
+    """Return the pickled arguments of an item, their large buffers apart.
 
     Raises:
         NotPicklable: they do not pickle; the error names the argument.
     """
-    pickled = _plainly(arguments)
+    pickled = _pickled_data(arguments)
     return _dumps(arguments, "an item", lambda row: _arguments(row, {})) if pickled is None else pickled
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return what a person calls a function: its name, or that of what it wraps."""
+    """Return the name of a function, or of the function that a partial wraps."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__qualname__", None) or type(function).__qualname__
@@ -60,7 +62,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 @contextlib.contextmanager
 def travelling(names: Sequence[str]) -> Iterator[None]:
-    """Have the code of these modules travel with what is pickled meanwhile."""
+    """Pickle these modules by value within the block."""
     modules = [importlib.import_module(name) for name in names]
     ours = _register(modules)
     try:
@@ -70,13 +72,13 @@ def travelling(names: Sequence[str]) -> Iterator[None]:
 
 
 _REGISTERED: Counter[str] = Counter()
-"""By how many calls, in all threads, a module was registered with cloudpickle, whose registry is the process's."""
+"""The number of calls, in all threads, that have registered a module with cloudpickle's registry of the process."""
 
 _REGISTERING = threading.Lock()
 
 
 def _register(modules: Sequence[types.ModuleType]) -> list[types.ModuleType]:
-    """Register modules; return those that are ours to take out again, and not the user's."""
+    """Register modules; return those that the user has not registered, to be unregistered again."""
     with _REGISTERING:
         listed = cloudpickle.list_registry_pickle_by_value()
         ours = [each for each in modules if each.__name__ in _REGISTERED or each.__name__ not in listed]
@@ -95,36 +97,36 @@ def _unregister(modules: Sequence[types.ModuleType]) -> None:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
-class _Plainly(pickle.Pickler):
-    """Pickles Python's own types of data and nothing else: that needs none of what cloudpickle knows, nor its time."""
+class _DataPickler(pickle.Pickler):
+    """Pickles Python's own types of data and nothing else, faster than cloudpickle."""
 
     def __init__(self) -> None:
         self.file = io.BytesIO()
         super().__init__(self.file, PICKLE_PROTOCOL)
 
     def reducer_override(self, value: object) -> Any:
-        """Be asked for anything else, and refuse it."""
+        """Refuse any other type."""
         raise TypeError(type(value))
 
 
-_OF_THREAD = threading.local()
+_PER_THREAD = threading.local()
 
 
-def _plainly(value: object) -> bytes | None:
-    """Return the pickle of a value that consists of numbers, text and containers alone; None for any other."""
+def _pickled_data(value: object) -> bytes | None:
+    """Return the pickle of a value that consists only of numbers, text and containers; None for any other."""
     try:
-        plainly: _Plainly = _OF_THREAD.plainly
+        pickler: _DataPickler = _PER_THREAD.pickler
     except AttributeError:
-        plainly = _OF_THREAD.plainly = _Plainly()
+        pickler = _PER_THREAD.pickler = _DataPickler()
     try:
-        plainly.dump(value)
-        return plainly.file.getvalue()
-    except Exception:  # noqa: BLE001  (a class of the user's, or too deep: cloudpickle knows more, or says what is wrong)
+        pickler.dump(value)
+        return pickler.file.getvalue()
+    except Exception:  # noqa: BLE001  (another type, or too deep: cloudpickle handles it, or raises a better error)
         return None
-    finally:  # or it would hold what it has met
-        plainly.clear_memo()
-        plainly.file.seek(0)
-        plainly.file.truncate()
+    finally:  # else it would keep the values alive
+        pickler.clear_memo()
+        pickler.file.seek(0)
+        pickler.file.truncate()
 
 
 def _dumps(
@@ -138,13 +140,13 @@ def _dumps(
         path = " → ".join(_culprit(value, parts(value), _DEPTH))
         where = f": {path}" if path else ""
         message = (
-            f"{what} does not pickle{where} ({error}). Make it inside the function, or leave it out by __getstate__."
+            f"{what} does not pickle{where} ({error}). Create it inside the function, or leave it out by __getstate__."
         )
         raise NotPicklable(message, path=path) from error
 
 
 def _culprit(value: object, parts: Iterator[tuple[str, object]], depth: int) -> list[str]:
-    """Return the way from a value to the innermost part that does not pickle."""
+    """Return the path from a value to the innermost part that does not pickle."""
     if depth:
         for name, part in parts:
             if part is not value and not _pickles(part):
@@ -161,7 +163,7 @@ def _pickles(value: object) -> bool:
 
 
 def _parts(value: object) -> Iterator[tuple[str, object]]:
-    """Yield what a value consists of, each part with a name that its owner would use."""
+    """Yield the parts of a value, each with a name that the user knows."""
     if isinstance(value, functools.partial):
         yield "partial's function", value.func
         yield from _arguments(value.args, value.keywords)
@@ -192,7 +194,7 @@ def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, object]
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """Yield the names that a function uses, those in the functions inside it included."""
+    """Yield the names that a function and the functions inside it use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

@@ -1,8 +1,9 @@
-"""What sbatch can be asked for: its long options, and what to say of other names.
+"""sbatch's options: their names, how values are read, and the advice for names that are no option.
 
-The table holds what Slurm 22.05 to 24.11 know, from sbatch(1) and from the table
-in Slurm's ``src/common/slurm_opt.c``. An option that a newer Slurm or a plugin
-brings goes through ``sbatch=["--flag=value"]`` and needs no entry here.
+`options` and the command line use it; the readers of values serve our own options, too. It knows no run and no
+backend. The tables hold the long options of Slurm 22.05 to 24.11, from sbatch(1) and Slurm's
+``src/common/slurm_opt.c``. An option of a newer Slurm or of a plugin is given as ``sbatch=["--flag=value"]``
+and needs no entry here.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from slurmlaunch.errors import OptionError, UnknownOption
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-# Options without a value.
+# Bare flags.
 FLAGS = frozenset({
     "contiguous", "hold", "no_requeue", "overcommit", "oversubscribe", "reboot", "spread_job", "stepmgr",
     "use_min_nodes",
 })  # fmt: skip
 
-# Options that may stand with a value or without one.
+# Options with an optional value.
 OPTIONAL = frozenset({
     "exclusive", "get_user_env", "nice", "no_kill", "oom_kill_step", "propagate", "requeue", "resv_ports",
 })  # fmt: skip
@@ -55,38 +56,38 @@ SHORT = {
 }  # fmt: skip
 _SHORT_FLAGS = frozenset("HOQVWhsv")
 
-# What a name that is not an option's stands for: what we offer instead, and our options for it.
+# The sentence of an error for a name that is no option, and the options to suggest.
 _Advice = tuple[str, tuple[str, ...]]
-_LOGS = "logs lie in the run folder: read them with future.stdout() and future.stderr()"
+_LOGS = "logs are in the run folder: read them with future.stdout() and future.stderr()"
 _SCRIPT = "the batch script is written for you: shell lines before Python go into setup=[...]"
 _ENVIRONMENT = "tasks have the client's environment: add to it with env={...}"
-_TALK = "slurmlaunch reads what sbatch prints: ask for this in a shell"
+_OUTPUT = "slurmlaunch reads the output of sbatch: ask for this in a shell"
 
 OURS_TO_SET: Mapping[str, _Advice] = {
     "array": ("the array follows from the call: map_array(..., tasks=..., throttle=...)", ("tasks", "throttle")),
-    "autocomplete": (_TALK, ()),
+    "autocomplete": (_OUTPUT, ()),
     "chdir": ("tasks run in the client's working directory: start the client there", ()),
     "error": (_LOGS, ()),
     "export": (_ENVIRONMENT, ("env",)),
     "export_file": (_ENVIRONMENT, ("env",)),
-    "help": (_TALK, ()),
+    "help": (_OUTPUT, ()),
     "ignore_pbs": (_SCRIPT, ()),
-    "input": ("tasks have no standard input: hand the data to the function", ()),
+    "input": ("tasks have no standard input: pass the data to the function", ()),
     "job_name": ("give name=...; a unique token is added to it", ("name",)),
     "open_mode": (_LOGS + " (a requeued task appends)", ()),
     "output": (_LOGS, ()),
     "parsable": ("the job id is read for you: future.job_id", ()),
-    "quiet": (_TALK, ()),
+    "quiet": (_OUTPUT, ()),
     "signal": ("the signal before the time limit is slurmlaunch's own", ()),
     "test_only": ("ex.script(...) shows what would be submitted, without submitting", ()),
-    "usage": (_TALK, ()),
-    "verbose": (_TALK, ()),
-    "version": (_TALK, ()),
+    "usage": (_OUTPUT, ()),
+    "verbose": (_OUTPUT, ()),
+    "version": (_OUTPUT, ()),
     "wait": ("calls return once sbatch has accepted; wait with .results() or future.result()", ()),
     "wrap": (_SCRIPT, ("setup",)),
 }
 
-_CALL = "what the work is goes into the call, as in ex.map_array(fn, items, {}=...)"
+_CALL = "this belongs to the call, as in ex.map_array(fn, items, {}=...)"
 _EXECUTOR = "a new Executor takes this as a parameter; ex.options(...) keeps it"
 _ELSEWHERE: Mapping[str, _Advice] = {
     "chunksize": (_CALL.format("chunksize"), ()),
@@ -94,10 +95,10 @@ _ELSEWHERE: Mapping[str, _Advice] = {
     "folder": (_EXECUTOR, ()),
     "schedule": (_CALL.format("schedule"), ()),
     "tasks": (_CALL.format("tasks"), ()),
-    "timeout": ("a timeout goes to the wait: .results(timeout=...), future.result(timeout=...)", ()),
+    "timeout": ("a timeout belongs to the wait: .results(timeout=...), future.result(timeout=...)", ()),
 }
 
-# Names that people bring from a habit or from other launchers, too far from ours for difflib.
+# Names of other launchers that difflib finds too far from ours.
 _HABITS = {
     "additional_parameters": "sbatch",
     "array_parallelism": "throttle",
@@ -120,13 +121,12 @@ _HABITS = {
     "workers": "processes",
 }
 
-# A flag that is passed unread must not be one whose value we have to know: the caps follow the
-# CPUs, the ranks of a task follow from the tasks and nodes, later queries go to the clusters, and our own
-# dependency is added to the user's.
+# Options that sbatch=[...] must not contain, because slurmlaunch needs their values: the caps follow from the CPUs,
+# the ranks from tasks and nodes, later queries go to the clusters, and our dependency is added to the user's.
 _MUST_BE_KNOWN = frozenset({"clusters", "cpus_per_task", "dependency", "nodes", "ntasks", "ntasks_per_node"})
 
 
-# Reading values: each function takes an option's name and its value, and raises `OptionError` for a wrong one.
+# Reading values. Each function takes an option's name and its value, and raises `OptionError` if the value is wrong.
 
 _BREAKS = {"\n": "a line break", "\r": "a carriage return", "\0": "a NUL character"}
 _MINUTE = 60
@@ -134,7 +134,7 @@ _DAY = 24 * 60 * _MINUTE
 
 
 def refused(option: str, reason: str) -> OptionError:
-    """Return the error that says what is wrong with an option's value."""
+    """Return the error for an option's value."""
     return OptionError(f"{option}: {reason}", option=option)
 
 
@@ -150,7 +150,7 @@ def as_count(option: str, value: object, *, least: int = 1) -> int:
 
 
 def _whole(option: str, value: object) -> int:
-    # True is an integer to Python, and never what the user means by a count.
+    # To Python, True is an integer; as a count it is a mistake.
     if not isinstance(value, bool):
         try:
             return operator.index(value)  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ def _whole(option: str, value: object) -> int:
 
 
 def as_line(option: str, value: object) -> str:
-    """Read a text, number or path that is to stand on one line."""
+    """Read a text, number or path as one line."""
     if isinstance(value, dict):
         raise refused(option, "a dict has no meaning here: write the value as sbatch does")
     text = plain_text(option, value)
@@ -170,11 +170,11 @@ def as_line(option: str, value: object) -> str:
 
 
 def plain_text(option: str, value: object) -> str:
-    """Read a text, number or path, whatever characters it holds."""
+    """Read a text, number or path, with any characters."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):
-        return repr(float(value))  # a NumPy float would bring its type's name along
+        return repr(float(value))  # the repr of a NumPy float contains its type
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     if not isinstance(value, bool):
@@ -186,7 +186,7 @@ def plain_text(option: str, value: object) -> str:
 
 
 def one_line(option: str, text: str) -> str:
-    """Return the text itself where it holds no line break and no NUL."""
+    """Return the text itself, which must hold no line break and no NUL."""
     for character, word in _BREAKS.items():
         if character in text:
             raise refused(option, f"holds {word}: {text!r}")
@@ -198,13 +198,13 @@ def as_time(option: str, value: object) -> str:
     if isinstance(value, timedelta):
         return _duration(option, value)
     if isinstance(value, float):
-        # sbatch reads "0.5" as 0, and 0 as no limit at all.
+        # sbatch reads "0.5" as 0, and 0 as no limit.
         raise refused(option, f"minutes are whole: give datetime.timedelta(minutes={value!r})")
     return as_line(option, value)
 
 
 def _duration(option: str, value: timedelta) -> str:
-    seconds = -(-value // timedelta(seconds=1))  # up, or a short limit would become none
+    seconds = -(-value // timedelta(seconds=1))  # rounded up, since sbatch reads 0 as no limit
     if seconds < 1:
         raise refused(option, f"must be longer than nothing, not {value}")
     days, rest = divmod(seconds, _DAY)
@@ -220,12 +220,12 @@ def as_words(option: str, value: object) -> tuple[str, ...]:
 
 
 def read_option(name: str, value: object) -> str | bool | None:
-    """Return what sbatch is given for an option: text, True for a bare flag, or None for nothing.
+    """Return the value that sbatch gets for an option: text, True for a bare flag, or None if it gets none.
 
-    *name* is one of `NAMES`. None, False and an empty list mean that it is not given.
+    *name* is one of `NAMES`. None, False and an empty list leave the option out.
 
     Raises:
-        OptionError: the value cannot be.
+        OptionError: the value is wrong.
     """
     if value is None or value is False or (isinstance(value, (list, tuple)) and not value):
         return None
@@ -249,7 +249,7 @@ def _as_count(option: str, value: object) -> str:
 def _as_dependency(option: str, value: object) -> str:
     text = _as_list(option, value)
     if "?" in text:
-        # "a?b" means either, and ours, which must hold too, could not be joined to it.
+        # "a?b" means either; our own dependency, which must always hold, cannot be joined to it.
         raise refused(option, "alternatives ('?') cannot be combined with slurmlaunch's own dependency; use ','")
     return text
 
@@ -265,12 +265,11 @@ _READERS: Mapping[str, Callable[[str, object], str]] = {
 
 
 def read_flag(flag: str) -> str:
-    """Return a flag for sbatch as it is, checked only for what would break the submission.
+    """Return a flag for sbatch unchanged.
 
     Raises:
-        OptionError: it holds a line break, is no flag, or has an option of its own here
-            whose value must be known.
-        UnknownOption: it is one that slurmlaunch sets itself.
+        OptionError: it holds a line break, is no flag, or is an option whose value slurmlaunch needs.
+        UnknownOption: it is an option that slurmlaunch sets itself.
     """
     one_line("sbatch", flag)
     if not re.match(r"--?[A-Za-z]", flag):
@@ -287,17 +286,17 @@ def _options_of(flag: str) -> list[str]:
     if not flag.startswith("--"):
         return list(_short_options(flag[1:]))
     name = flag[2:].partition("=")[0].replace("-", "_")
-    if name == "cluster":  # an undocumented twin
+    if name == "cluster":  # an undocumented synonym
         name = "clusters"
     known = NAMES | OURS_TO_SET.keys() | {"container"}
-    # getopt takes the beginning of a name for the name where no other begins like that.
+    # getopt accepts a unique beginning of a name.
     meant = [name] if name in known else [full for full in known if full.startswith(name)]
     return meant if len(meant) == 1 else []
 
 
 def _short_options(letters: str) -> list[str]:
     names = []
-    for letter in letters:  # "-HW" is two flags; what follows any other letter is its value
+    for letter in letters:  # "-HW" is two flags; any other letter is followed by its value
         names.append(SHORT.get(letter, letter))
         if letter not in _SHORT_FLAGS:
             break
@@ -305,7 +304,7 @@ def _short_options(letters: str) -> list[str]:
 
 
 def unknown_option(name: str, ours: Collection[str]) -> UnknownOption:
-    """Return the error for a name that is no option, saying what may have been meant.
+    """Return the error for a name that is no option, with suggestions.
 
     *ours* are the names of slurmlaunch's own options.
     """
@@ -328,7 +327,7 @@ def _snake_case(name: str) -> str:
     if name in SHORT:
         return SHORT[name]
     word = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip("-")).replace("-", "_").lower()
-    for prefix in ("slurm_", "sbatch_", "slurmlaunch_"):  # submitit's, and the environment's
+    for prefix in ("slurm_", "sbatch_", "slurmlaunch_"):  # of submitit, and of environment variables
         word = word.removeprefix(prefix)
     return word
 

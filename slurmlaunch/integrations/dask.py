@@ -5,19 +5,17 @@
     with slurmlaunch.dask_cluster(Executor(cpus_per_task=8, time="01:00:00"), workers=4) as client:
         client.submit(simulate, 7).result()
 
-The job is one array with a worker in each item, and the scheduler beside the
-first of them. All ends together: with the ``with``, with the job, and some time
-after a client that was killed.
+The job is one array with a worker in each item, and the scheduler in the process of the first. All parts end
+together: with the ``with`` block, with the job, and some time after a client that was killed.
 
-Who may connect: a Dask scheduler runs what it is given, and other users reach
-its port. So everything is TLS, with a key of the cluster's own, which both sides
-must show; it lies in the run folder, that is, within reach of its user alone.
-The port's number is written there by the first item, and waited for by the
-others and by the client.
+Security: a Dask scheduler runs any code that it receives, and other users of the cluster reach its port. So all
+connections are TLS with a key of the cluster's own, which both sides must show; it is stored in the run folder,
+which only its user can read. The first item writes the scheduler's address there; the others and the client
+wait for it.
 
     run folder ── scheduler's address ──▶ client, workers
 
-A node imports this file, so what only the client needs is imported by functions.
+A node imports this file, so imports of the client stand in functions.
 """
 
 from __future__ import annotations
@@ -52,21 +50,21 @@ _ADDRESS = "dask-scheduler"
 """The file in the run folder that holds the scheduler's address."""
 
 _GRACE = 10.0
-"""Seconds that the parts of a cluster get to end by themselves."""
+"""Seconds that the parts of a cluster get to shut down."""
 
 _SCHEDULER_WITHIN = 600.0
-"""Seconds for which a worker waits for a scheduler that has not started."""
+"""Seconds that a worker waits for the scheduler to start."""
 
 _ANSWER_WITHIN = 120.0
-"""Seconds for which a worker seeks a scheduler that has started, and may have ended since."""
+"""Seconds that a worker tries to reach a scheduler that has started and may have ended."""
 
 _FIRST_CLIENT_WITHIN = 120.0
-"""Seconds for which a cluster that has just started waits for its client."""
+"""Seconds that a new cluster waits for its client."""
 
-_LOOK_EVERY = 0.5
+_POLL_EVERY = 0.5
 
 _HERE_ONLY = "127.0.0.1:0"
-"""Where pages about the cluster are served: they ask for no key. Other machines come by ``ssh -L``."""
+"""The address of the dashboard, which asks for no key. From other machines it is reached by ``ssh -L``."""
 
 
 @contextlib.contextmanager
@@ -78,29 +76,27 @@ def dask_cluster(
     timeout: float | None = None,
     client_timeout: float = 120.0,
 ) -> Iterator[distributed.Client]:
-    """Run a Dask cluster as one job, and be its client.
+    """Run a Dask cluster as one job, and connect to it.
 
-    Each worker is an item: with *cpus_per_task* alone it has all of a task's CPUs,
-    with *processes* or *threads* several workers share a task. It has as many
-    threads as CPUs, and its part of the task's memory. Work may begin with the
-    first worker; ``client.wait_for_workers(n)`` waits for more.
+    Each worker is an item: with *cpus_per_task* alone it has all of a task's CPUs, with *processes* or *threads*
+    several workers share a task. It has as many threads as CPUs, and its share of the task's memory. Work starts
+    with the first worker; ``client.wait_for_workers(n)`` waits for more.
 
     Args:
-        executor: how the job runs: on Slurm, or on this machine.
-        workers: how many workers there are.
+        executor: runs the job, on Slurm or on this machine.
+        workers: the number of workers.
         interface: the network to use, such as ``"ib0"``; by default Dask chooses.
-        timeout: seconds to wait for the cluster, in the queue too; None waits for ever.
-        client_timeout: seconds for which the cluster goes on without a client.
+        timeout: seconds to wait for the cluster to start, including the queue; None waits for ever.
+        client_timeout: seconds that the cluster keeps running without a client.
 
     Yields:
-        The client; it is also the one that Dask's collections use.
+        The client, which Dask's collections use, too.
 
     Raises:
         MissingPackage: distributed or cryptography is not installed.
-        OptionError: *workers* is below 1; the executor is inline, where nothing runs beside the call, or its
-            tasks have ranks.
-        concurrent.futures.TimeoutError: the cluster did not start in time.
-        SlurmlaunchError: the cluster ended before it began.
+        OptionError: *workers* is below 1, the executor is inline, or its tasks have ranks.
+        TimeoutError: the cluster did not start in time.
+        SlurmlaunchError: the cluster ended before its scheduler started.
     """
     from slurmlaunch.client.sbatch_options import as_count
 
@@ -120,7 +116,7 @@ def dask_cluster(
         with Client(address, security=security) as client:
             yield client
             there = _shut_down(client)
-        # What has yet to start, or to find the scheduler that is gone, is not waited for.
+        # Only members that reached the scheduler are waited for; the others are cancelled.
         concurrent.futures.wait([members[number] for number in there], _GRACE)
     finally:
         members.cancel()
@@ -139,48 +135,50 @@ def _own_security() -> distributed.Security:
 
 
 def _address_or_failure(members: FutureArray[None]) -> str | None:
-    """Return the scheduler's address, once it is there."""
+    """Return the scheduler's address, or None before it has started."""
     address = _address_in(members.folder)
     if address is None and members[0].done():
         members[0].result()
-        raise SlurmlaunchError(f"the Dask cluster ended before it began; its logs are in {members.folder / 'logs'}")
+        raise SlurmlaunchError(
+            f"the Dask cluster ended before its scheduler started; its logs are in {members.folder / 'logs'}"
+        )
     return address
 
 
 def _address_in(folder: Path) -> str | None:
-    # Listed first, since a network file system remembers for long what was not there.
-    if _ADDRESS not in os.listdir(folder):  # noqa: PTH208  (names are all that is asked for)
+    # Opening a missing file would make a network file system cache its absence; listing the folder does not.
+    if _ADDRESS not in os.listdir(folder):  # noqa: PTH208  (only names are needed)
         return None
     return read_owned(folder / _ADDRESS).decode()
 
 
-def _await(look: Callable[[], str | None], seconds: float | None) -> str:
-    """Look again and again, until there is something or the time is up."""
+def _await(poll: Callable[[], str | None], seconds: float | None) -> str:
+    """Poll until there is a result or the time is up."""
     until = None if seconds is None else time.monotonic() + seconds
     pause = 0.05
-    while (found := look()) is None:
+    while (found := poll()) is None:
         if until is not None and time.monotonic() > until:
             raise concurrent.futures.TimeoutError(f"no Dask scheduler has started within {seconds:g} s")
         time.sleep(pause)
-        pause = min(_LOOK_EVERY, pause * 1.5)
+        pause = min(_POLL_EVERY, pause * 1.5)
     return found
 
 
 def _shut_down(client: distributed.Client) -> Collection[int]:
-    """Tell scheduler and workers to end, unless they are gone already; return which members were there to hear it."""
+    """Shut down the scheduler and the workers that are still there; return the numbers of these members."""
     if client.status != "running":
         return ()
-    # Bounded, since by itself it seeks for a minute a scheduler that went a moment ago.
+    # Bounded, because the client would try for a minute to reach a scheduler that has just ended.
     bounded = functools.partial(client.sync, callback_timeout=_GRACE)
     there: Collection[int] = ()
-    with contextlib.suppress(OSError, asyncio.TimeoutError):  # whoever is left after this is cancelled
-        there = {0, *bounded(client._run_on_scheduler, _names_of_workers)}  # noqa: SLF001  (the public one is unbounded)
+    with contextlib.suppress(OSError, asyncio.TimeoutError):  # members that are left are cancelled
+        there = {0, *bounded(client._run_on_scheduler, _names_of_workers)}  # noqa: SLF001  (the public one has no timeout)
         bounded(client.shutdown)
     return there
 
 
 def _names_of_workers(dask_scheduler: distributed.Scheduler) -> list[int]:
-    """Return which members have found the scheduler; called there."""
+    """Return the numbers of the members that have reached the scheduler, in whose process this runs."""
     return [worker.name for worker in dask_scheduler.workers.values()]
 
 
@@ -188,7 +186,7 @@ def _names_of_workers(dask_scheduler: distributed.Scheduler) -> list[int]:
 
 
 def dask_member(number: int, **options: Any) -> None:
-    """Be a member of the cluster, to its end; number 0 is the scheduler, too."""
+    """Run a member of the cluster until it shuts down; number 0 is also the scheduler."""
     asyncio.run(_serve_scheduler(**options) if number == 0 else _serve_worker(None, **options))
 
 
@@ -204,34 +202,34 @@ async def _serve_scheduler(*, client_timeout: float, **options: Any) -> None:
         worker = asyncio.create_task(_serve_worker(scheduler.address, **options))
         await _await_last_client(scheduler, client_timeout)
         await scheduler.close(reason="the client is gone")
-        # One that has yet to find the scheduler would seek it for long.
+        # A worker that has not reached the scheduler yet would try for long.
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(worker, _GRACE)
 
 
 async def _await_last_client(scheduler: distributed.Scheduler, patience: float) -> None:
-    """Wait until the scheduler is closed, or has been without a client for so long."""
-    came = asyncio.Event()
-    scheduler.add_plugin(_door(came))
-    # The first one gets the time that a slow file system takes to show it the address.
+    """Wait until the scheduler is closed, or has had no client for so long."""
+    connected = asyncio.Event()
+    scheduler.add_plugin(_connection_plugin(connected))
+    # The first client may have to wait for a slow file system to show the address.
     until = time.monotonic() + max(patience, _FIRST_CLIENT_WITHIN)
     while scheduler.status.name == "running" and time.monotonic() < until:
-        if scheduler.client_comms or came.is_set():
+        if scheduler.client_comms or connected.is_set():
             until = time.monotonic() + patience
-        came.clear()
-        await asyncio.sleep(_LOOK_EVERY)
+        connected.clear()
+        await asyncio.sleep(_POLL_EVERY)
 
 
-def _door(came: asyncio.Event) -> distributed.SchedulerPlugin:
-    """Return what tells that a client has come, also where it is gone before one looks."""
+def _connection_plugin(connected: asyncio.Event) -> distributed.SchedulerPlugin:
+    """Return a plugin that notes each client, also one that has left again between two polls."""
     from distributed import SchedulerPlugin
 
-    class Door(SchedulerPlugin):  # type: ignore[misc]  # no types where it is not installed
+    class Connections(SchedulerPlugin):  # type: ignore[misc]  # no types where it is not installed
         def add_client(self, scheduler: distributed.Scheduler, client: str) -> None:
             del scheduler, client
-            came.set()
+            connected.set()
 
-    return Door()
+    return Connections()
 
 
 async def _serve_worker(
@@ -243,10 +241,10 @@ async def _serve_worker(
 ) -> None:
     from distributed import Nanny
 
-    del client_timeout  # the scheduler counts
+    del client_timeout  # the scheduler measures it
     task, threads = current_task(), cpu_count()
     address = address or _await(functools.partial(_address_in, task.run_folder), _SCHEDULER_WITHIN)
-    # The worker's threads fill its CPUs; each of them is to use one.
+    # The worker has one thread per CPU, so each thread may use one.
     os.environ.update(caps.variables(1, os.environ))
     async with Nanny(
         address,
@@ -262,11 +260,11 @@ async def _serve_worker(
 
 
 def _memory() -> int | None:
-    """Return a worker's part of the task's memory in bytes; None where nobody has said how much that is."""
+    """Return a worker's share of the task's memory in bytes; None if no amount is known."""
     task = current_task()
     plan = round_of_task(RunFolder(task.run_folder), task.index).plan
     asked = plan.options.get("slurm", {})
-    # What was asked for; else what Slurm grants by itself, which it tells in megabytes.
+    # The requested amount, or else Slurm's default, in megabytes.
     wholes = (asked.get("mem"), os.environ.get("SLURM_MEM_PER_NODE"))
     parts = (asked.get("mem_per_cpu"), os.environ.get("SLURM_MEM_PER_CPU"))
     amounts = [
@@ -275,5 +273,5 @@ def _memory() -> int | None:
         for text, factor in zip(pair, (1, plan.cpus_per_task), strict=True)
         if text
     ]
-    # 0 asks for all there is, and says no number.
+    # 0 requests all memory of the node, an unknown amount.
     return next((int(amount / plan.processes) for amount in amounts if math.isfinite(amount)), None)

@@ -159,7 +159,7 @@ def test_dry_run(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (["--partitio=small", "x", "a"], "--partitio is an option neither .* did you mean --partition?"),
-        (["--output=x", "x", "a"], "--output cannot be set: logs lie in the run folder"),
+        (["--output=x", "x", "a"], "--output cannot be set: logs are in the run folder"),
         (["-a", "0-3", "x", "a"], "-a cannot be set: the array follows from the call"),
         (["--tasks", "x", "a"], "argument --tasks: invalid int value: 'x'"),
         (["--tasks=0", "x", "a"], "tasks: must be at least 1"),
