@@ -40,31 +40,14 @@ _MODULES = {
     "command": ("Command",),
     "context": ("Task", "cpu_count", "current_task", "task_pool"),
     "errors": (
-        "ItemError",
-        "MissingPackage",
-        "NodeFailure",
-        "NodeStartError",
-        "NotPicklable",
-        "OptionError",
-        "OutOfMemory",
-        "Preempted",
-        "ResultLost",
-        "RunFolderError",
-        "SchedulerError",
-        "SlurmlaunchError",
-        "SubmissionError",
-        "TaskCancelled",
-        "TaskEnded",
-        "TimeLimitExceeded",
-        "UnknownOption",
-        "UnknownProtocol",
-        "UnpicklableResult",
-        "UnsafeRunFolder",
-        "WorkerDied",
+        "ItemError", "MissingPackage", "NodeFailure", "NodeStartError", "NotPicklable", "OptionError",
+        "OutOfMemory", "Preempted", "ResultLost", "RunFolderError", "SchedulerError", "SlurmlaunchError",
+        "SubmissionError", "TaskCancelled", "TaskEnded", "TimeLimitExceeded", "UnknownOption",
+        "UnknownProtocol", "UnpicklableResult", "UnsafeRunFolder", "WorkerDied",
     ),
     "integrations": ("register_joblib",),
     "integrations.dask": ("dask_cluster",),
-}
+}  # fmt: skip
 """The public names, by the module of this package that each comes from."""
 
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -216,6 +216,10 @@ ALL, TASKS, SLURM = "all", "slurm, allocation, local", "slurm"
 """The backends that use an option: every one; those that start a Python per task; Slurm alone."""
 
 
+_WORDS = "str or list of str"
+_SEED_IS_FIXED = "a run keeps its seed, so that an item that is run again has the stream that it had"
+
+
 class Option(NamedTuple):
     """A row of the table: one of slurmlaunch's own options.
 
@@ -239,9 +243,10 @@ class Option(NamedTuple):
     fixed: str = ""
 
 
-def _row(row: Option, value: Any = None) -> Any:
-    """Make a field of `Options` from its row and its default value, or a function that returns that."""
+def _row(value: Any, form: str, text: str, read: Callable[[str, object], Any], **more: str) -> Any:
+    """Make a field of `Options`: its default, or a function that returns that, and its row of the table."""
     default = {"default_factory": value, "hash": None if value is _default_python else False}
+    row = Option(form, text, read, **more)
     return field(metadata={"row": row}, **(default if callable(value) else {"default": value}))
 
 
@@ -256,86 +261,46 @@ class Options:
     slurm: Mapping[str, str | bool] = field(default_factory=dict, hash=False)
     """sbatch's options by long name with underscores: text, or True for a bare flag."""
 
-    throttle: int | None = _row(
-        Option("int", "How many tasks may run at once (sbatch's %N).", as_count, "--throttle N", TASKS, "no limit")
-    )
-    processes: int | None = _row(
-        Option("int", "How many items run side by side in a task.", as_count, "--processes N",
-               default="one per CPU for maps, 1 for submit")
-    )  # fmt: skip
-    threads: int | None = _row(
-        Option("int", "How many CPUs, and so threads, each item may use.", as_count, "--threads N",
-               default="1 for maps, all CPUs of the task for submit")
-    )  # fmt: skip
-    python: tuple[str, ...] = _row(
-        Option("str or list of str", "The command that starts Python on the node.", _as_python, "--python WORDS", TASKS,
-               "the client's Python, or python3 in a container"),
-        _default_python,
-    )  # fmt: skip
-    modules: tuple[str, ...] = _row(
-        Option("str or list of str", "Modules to load (module load) before Python starts.", _as_modules,
-               "--module NAME ...", TASKS),
-        (),
-    )  # fmt: skip
-    setup: tuple[str, ...] = _row(
-        Option("str or list of str", "Shell lines to run before Python starts.", _as_setup, "--setup LINE ...", TASKS),
-        (),
-    )
-    container: Container | None = _row(  # noqa: RUF009  (a field, as all rows are)
-        Option("Container or path", "The image in which tasks run.", _as_container, backends=TASKS, default="none")
-    )
-    env: Mapping[str, str] = _row(
-        Option("dict of str", "Variables to set for the tasks.", _as_env, "--env NAME=VALUE ...", TASKS), dict
-    )
-    by_value: tuple[str, ...] = _row(
-        Option("module, name or list", "Modules whose code travels with the function, since nodes cannot import them.",
-               _as_by_value),
-        (),
-    )  # fmt: skip
-    name: str | None = _row(
-        Option("str", "The name of the run and of its jobs.", _as_name, "--name NAME", default="the function's name")
-    )
-    seed: int | None = _row(
-        Option("int", "The seed of current_task().rng().", _as_number, default="0",
-               fixed="a run keeps its seed, so that an item that is run again has the stream that it had")
-    )  # fmt: skip
-    launcher: tuple[str, ...] | None = _row(
-        Option("str or list of str", "The command that starts the ranks of a task, such as mpirun.", as_words,
-               backends=TASKS, default="srun on Slurm, else mpiexec")
-    )  # fmt: skip
-    retries: int = _row(
-        Option("int", "How often an item is run again if something other than its function ended it.", _as_number,
-               "--retries N"),
-        0,
-    )  # fmt: skip
-    retry_exceptions: tuple[str, ...] = _row(
-        Option("class or list of classes", "Exceptions of the function after which retries= runs an item again, too.",
-               _as_classes),
-        (),
-    )  # fmt: skip
-    grow: Mapping[str, float] = _row(
-        Option("dict of float", "The factors by which mem and time grow in an automatic retry if they were short.",
-               _as_growth, backends=TASKS),
-        lambda: dict(_GROWTH),
-    )  # fmt: skip
-    max_mem: str | None = _row(
-        Option("str or int", "The largest mem that grow may ask for, in sbatch's units.", _as_memory, "--max-mem SIZE",
-               TASKS, "no limit")
-    )  # fmt: skip
-    max_time: str | None = _row(
-        Option("str, int or timedelta", "The longest time that grow may ask for, in sbatch's formats.", _as_limit,
-               "--max-time TIME", TASKS, "no limit")
-    )  # fmt: skip
-    requeues: int = _row(
-        Option("int", "How often a task that reached its time limit is requeued for the rest of its items.", _as_number,
-               backends=SLURM),
-        10,
-    )  # fmt: skip
-    sbatch: tuple[str, ...] = _row(
-        Option("str or list of str", "Further flags for sbatch, passed on unchecked.", _as_flags, "--sbatch FLAG ...",
-               SLURM),
-        (),
-    )  # fmt: skip
+    # fmt: off
+    throttle: int | None = _row(None, "int", "How many tasks may run at once (sbatch's %N).",
+        as_count, flag="--throttle N", backends=TASKS, default="no limit")
+    processes: int | None = _row(None, "int", "How many items run side by side in a task.",
+        as_count, flag="--processes N", default="one per CPU for maps, 1 for submit")
+    threads: int | None = _row(None, "int", "How many CPUs, and so threads, each item may use.",
+        as_count, flag="--threads N", default="1 for maps, all CPUs of the task for submit")
+    python: tuple[str, ...] = _row(_default_python, _WORDS, "The command that starts Python on the node.",
+        _as_python, flag="--python WORDS", backends=TASKS, default="the client's Python, or python3 in a container")
+    modules: tuple[str, ...] = _row((), _WORDS, "Modules to load (module load) before Python starts.",
+        _as_modules, flag="--module NAME ...", backends=TASKS)
+    setup: tuple[str, ...] = _row((), _WORDS, "Shell lines to run before Python starts.",
+        _as_setup, flag="--setup LINE ...", backends=TASKS)
+    container: Container | None = _row(None, "Container or path", "The image in which tasks run.",  # noqa: RUF009
+        _as_container, backends=TASKS, default="none")
+    env: Mapping[str, str] = _row(dict, "dict of str", "Variables to set for the tasks.",
+        _as_env, flag="--env NAME=VALUE ...", backends=TASKS)
+    by_value: tuple[str, ...] = _row((), "module, name or list",
+        "Modules whose code travels with the function, since nodes cannot import them.", _as_by_value)
+    name: str | None = _row(None, "str", "The name of the run and of its jobs.",
+        _as_name, flag="--name NAME", default="the function's name")
+    seed: int | None = _row(None, "int", "The seed of current_task().rng().",
+        _as_number, default="0", fixed=_SEED_IS_FIXED)
+    launcher: tuple[str, ...] | None = _row(None, _WORDS, "The command that starts the ranks of a task: mpirun, say.",
+        as_words, backends=TASKS, default="srun on Slurm, else mpiexec")
+    retries: int = _row(0, "int", "How often an item is run again if something other than its function ended it.",
+        _as_number, flag="--retries N")
+    retry_exceptions: tuple[str, ...] = _row((), "class or list of classes",
+        "Exceptions of the function after which retries= runs an item again, too.", _as_classes)
+    grow: Mapping[str, float] = _row(_GROWTH.copy, "dict of float",
+        "The factors by which mem and time grow in an automatic retry if they were short.", _as_growth, backends=TASKS)
+    max_mem: str | None = _row(None, "str or int", "The largest mem that grow may ask for.",
+        _as_memory, flag="--max-mem SIZE", backends=TASKS, default="no limit")
+    max_time: str | None = _row(None, "str, int or timedelta", "The longest time that grow may ask for.",
+        _as_limit, flag="--max-time TIME", backends=TASKS, default="no limit")
+    requeues: int = _row(10, "int", "How often a task that reached its time limit is requeued for the other items.",
+        _as_number, backends=SLURM)
+    sbatch: tuple[str, ...] = _row((), _WORDS, "Further flags for sbatch, passed on unchecked.",
+        _as_flags, flag="--sbatch FLAG ...", backends=SLURM)
+    # fmt: on
 
     @classmethod
     def parse(cls, /, **given: Any) -> Options:
