@@ -23,6 +23,7 @@ import socket
 import subprocess
 import zlib
 from collections import Counter
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -87,16 +88,13 @@ class MpiSupervisor(TaskSupervisor):
     def _free_port(self, launch: int) -> int:
         """Return a port that is free now on this machine, a different one for each task and launch."""
         name = f"{self._folder.path} {self._task} {self._writer.attempt} {launch}"
-        first = zlib.crc32(name.encode())
+        first = zlib.crc32(name.encode()) % len(_PORTS)
         for i in range(len(_PORTS)):
             port = _PORTS[(first + i) % len(_PORTS)]
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("", port))
-                except OSError:
-                    continue
-            return port
-        return _PORTS[first % len(_PORTS)]
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind(("", port))
+                return port
+        return _PORTS[first]
 
     def _run_launch(self, launch: Launch) -> None:
         launch.note(self._writer)

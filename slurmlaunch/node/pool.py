@@ -44,22 +44,16 @@ class Death(NamedTuple):
     """How a worker ended.
 
     Attributes:
-        slot: its slot in the pool.
+        worker: the worker.
         item: the item that it was running, or None.
         signal: the signal that killed it, or None.
         status: its exit status, or None.
-        ready: it had loaded the function.
-        failure: why it could not load the function, pickled, or None.
-        killed: the pool killed it.
     """
 
-    slot: int
+    worker: WorkerHandle
     item: int | None
     signal: int | None
     status: int | None
-    ready: bool
-    failure: bytes | None
-    killed: bool
 
 
 class WorkerHandle:
@@ -235,8 +229,8 @@ class Pool:
 
     Attributes:
         workers: the live ones, by process id.
-        recorded: how many outcomes have been recorded.
-        checkpoints: how many checkpoints.
+        appending: the worker that appends to the outcome file itself, or None: nobody else may then.
+        progress: how many outcomes and checkpoints have been recorded.
     """
 
     def __init__(
@@ -258,11 +252,11 @@ class Pool:
             shares: the workers map large arrays of the function.
         """
         self.workers: dict[int, WorkerHandle] = {}
-        self.recorded = self.checkpoints = 0
+        self.appending: WorkerHandle | None = None
+        self.progress = 0
         self._events, self._writer, self._queue, self._child, self._shares = events, writer, queue, child, shares
         self._seconds_per_item = 0.0
         self._last_size = 0
-        self._appending: WorkerHandle | None = None
         self._deferred: list[tuple[WorkerHandle, bytes]] = []
         self._peaks: dict[int, int] = {}
         self._shared_bytes = 0
@@ -273,26 +267,16 @@ class Pool:
         return sum(self._peaks.values()) + self._shared_bytes
 
     @property
-    def appending(self) -> bool:
-        """True while a worker appends to the outcome file itself: nobody else may then."""
-        return self._appending is not None
-
-    @property
-    def number_busy(self) -> int:
+    def busy(self) -> int:
         """The number of workers with an assignment."""
         return sum(worker.busy for worker in self.workers.values())
-
-    @property
-    def busy(self) -> bool:
-        """True while any worker has an assignment."""
-        return any(worker.busy for worker in self.workers.values())
 
     # Assignments.
 
     def fill(self, slots: Collection[int]) -> None:
         """Start workers in the free ones of these slots, while there are more items than idle workers."""
         used = {worker.slot for worker in self.workers.values()}
-        idle = len(self.workers) - self.number_busy
+        idle = len(self.workers) - self.busy
         free = [slot for slot in slots if slot not in used]
         for slot in free[: max(0, len(self._queue) - idle)]:
             self._start(slot)
@@ -334,11 +318,11 @@ class Pool:
 
     def poll(self) -> None:
         """Record outcomes that were not announced yet, and take items back from behind slow ones."""
-        if self._appending is not None:
+        if self.appending is not None:
             return
         for worker in self.workers.values():
             if worker.busy:
-                self.recorded += worker.drain(self._writer)
+                self.progress += worker.drain(self._writer)
                 self._queue.put_back(worker.take_back_behind_slow(PATIENCE))
 
     # Messages.
@@ -353,7 +337,7 @@ class Pool:
     def _handle(self, worker: WorkerHandle, message: bytes) -> None:
         if message in ABOUT_ITSELF:
             worker.note(message)
-        elif self._appending is not None and worker is not self._appending:
+        elif self.appending is not None and worker is not self.appending:
             # One writer at a time: until the large outcome is in the file, the others wait.
             self._deferred.append((worker, message))
         elif message in APPENDED:
@@ -362,12 +346,12 @@ class Pool:
         elif message == b"N":
             self._release()
         else:
-            self.recorded += worker.drain(self._writer)
+            self.progress += worker.drain(self._writer)
             if message == b"E":
                 self._end_assignment(worker)
             elif message in (b"F", b"W"):
                 if message == b"W":
-                    self._appending = worker
+                    self.appending = worker
                 worker.resume()
 
     def _end_assignment(self, worker: WorkerHandle) -> None:
@@ -380,10 +364,10 @@ class Pool:
     def _adopt(self, worker: WorkerHandle, *, failed: bool) -> None:
         self._writer.adopt(failed=failed)
         worker.recorded += 1
-        self.recorded += 1
+        self.progress += 1
 
     def _release(self) -> None:
-        self._appending = None
+        self.appending = None
         deferred, self._deferred = self._deferred, []
         for worker, message in deferred:
             self._handle(worker, message)
@@ -412,7 +396,7 @@ class Pool:
         """Record what workers that have died since the last call had finished; return the deaths."""
         deaths = []
         # While one appends, the outcomes of the others cannot be recorded: their deaths wait.
-        for pid in [self._appending.pid] if self._appending else list(self.workers):
+        for pid in [self.appending.pid] if self.appending else list(self.workers):
             ended, status, usage = os.wait4(pid, os.WNOHANG)
             if ended:
                 worker = self.workers.pop(pid)
@@ -424,23 +408,23 @@ class Pool:
 
     def _remove(self, worker: WorkerHandle, status: int) -> Death:
         appended = self._read_rest(worker)
-        if self._appending is worker and not appended:
+        if self.appending is worker and not appended:
             self._writer.cut()
         self._deferred = [each for each in self._deferred if each[0] is not worker]
-        self.recorded += worker.drain(self._writer)
+        self.progress += worker.drain(self._writer)
         running, item = worker.running, worker.running_item
         if worker.checkpoint is not None and item is not None:
             self._writer.checkpoint(item, worker.checkpoint)
-            self.checkpoints += 1
+            self.progress += 1
             item = None  # it returns to the queue, to be resumed
         rest = worker.recorded if running is None else running + (item is not None)
         self._queue.put_back(worker.items[rest:])
         self._disconnect(worker)
-        if self._appending is worker:
+        if self.appending is worker:
             self._release()  # only now are all of its outcomes in the file: there is one writer at a time
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = None if killed else os.WEXITSTATUS(status)
-        return Death(worker.slot, item, killed, code, worker.ready, worker.failure, worker.killed)
+        return Death(worker, item, killed, code)
 
     def _read_rest(self, worker: WorkerHandle) -> bool:
         """Read what a dead worker had sent; return True if it had appended the outcome that it was allowed to."""

@@ -36,7 +36,7 @@ from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile
 from slurmlaunch.runfolder.records import Damage, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from slurmlaunch.runfolder.journal import Round
 
@@ -284,33 +284,35 @@ class _Monitor:
                 kill_at = monotonic() + GRACE_SECONDS
             if kill_at is not None and monotonic() >= kill_at:
                 os.kill(child, signal.SIGKILL)
-        self._cut_torn()
+        left, loaded = self._read_records()
         self._writer.adopt(failed=False)
         self._writer.note(launch=self._rank.launch.number, peak=usage.ru_maxrss * system.RUSAGE_UNIT)
-        return Status.STOPPED if self._signals.terminated else self._report(os.waitstatus_to_exitcode(status))
+        if self._signals.terminated:
+            return Status.STOPPED
+        return self._report(os.waitstatus_to_exitcode(status), left, loaded=loaded)
 
-    def _new_records(self) -> OutcomeFile:
+    def _read_records(self) -> tuple[list[int], bool]:
+        """Return the items that the child has not finished, and True if it had loaded the function.
+
+        A record that the child did not finish is cut off, since readers would take
+        the next record for a part of it.
+        """
         file = OutcomeFile(self._writer.path, self._rank.folder.salt)
         file.position = self._start
-        return file
-
-    def _cut_torn(self) -> None:
-        """Cut off a record that the child did not finish: readers would take what is appended next for a part of it."""
-        file = self._new_records()
-        for _ in file.read():
-            pass  # up to the end of the last whole record
+        headers = [found.header for found in file.read() if not isinstance(found, Damage)]
         os.truncate(self._writer.path, file.position)
+        done = {item for header in headers for item in range(header.first, header.stop)}
+        left = [item for item in self._rank.launch.items if item not in done]
+        return left, any("loaded" in note for note in file.notes)
 
-    def _report(self, code: int) -> int:
+    def _report(self, code: int, left: list[int], *, loaded: bool) -> int:
         """Record how the child died, if it did; return the exit status."""
-        file = self._new_records()
-        left = self._items_left(file)
         if code == 0 and not left:
             return 0
         death: dict[str, Any] = {
             "rank": self._rank.environment.rank,
             "node": system.node_name(),
-            "loaded": any("loaded" in note for note in file.notes),
+            "loaded": loaded,
             "item": left[0] if left else None,
             "signal": -code if code < 0 else None,
             "status": code if code >= 0 else None,
@@ -320,14 +322,6 @@ class _Monitor:
         self._writer.note(launch=self._rank.launch.number, died=death)
         self._writer.close()
         return _SIGNALLED - code if code < 0 else code or 1
-
-    def _items_left(self, file: OutcomeFile) -> Sequence[int]:
-        """Return the items that the child has not finished."""
-        done: set[int] = set()
-        for found in file.read(final=True):
-            if not isinstance(found, Damage):
-                done.update(range(found.header.first, found.header.stop))
-        return [item for item in self._rank.launch.items if item not in done]
 
 
 def main(arguments: list[str]) -> int:

@@ -107,7 +107,7 @@ class Supervisor(TaskSupervisor):
                 return
 
     def _has_work(self) -> bool:
-        if self._queue.refill(len(self._slots) - self._pool.number_busy):
+        if self._queue.refill(len(self._slots) - self._pool.busy):
             self._cancel()  # items that were cancelled before any task claimed them are not started
         return bool(self._queue or self._pool.busy or self._unconfirmed)
 
@@ -128,8 +128,7 @@ class Supervisor(TaskSupervisor):
                 print("slurmlaunch: the time limit is near, no further items are begun", file=sys.stderr)  # noqa: T201
         # Without an outcome or a checkpoint of this attempt, the next one would get no further:
         # then the item exceeds the time limit, and the scheduler will say so.
-        progress = self._pool.recorded + self._pool.checkpoints
-        return bool(progress) and self._limit.is_due
+        return bool(self._pool.progress) and self._limit.is_due
 
     def _keep_up(self) -> None:
         now = monotonic()
@@ -174,18 +173,18 @@ class Supervisor(TaskSupervisor):
         """Decide what a death means; `Pool.fill` replaces the worker if it is needed."""
         if self._stop_at is not None:
             return
-        if death.failure is not None:
-            self._give_up(death.failure)
+        if death.worker.failure is not None:
+            self._give_up(death.worker.failure)
             return
-        self._failed_starts = 0 if death.ready else self._failed_starts + 1
+        self._failed_starts = 0 if death.worker.ready else self._failed_starts + 1
         error = self._error_of(death)
         if self._failed_starts >= _LOADING_TRIES:
             self._continue_with_fewer(error)
         elif death.item is None or death.item in self._queue.cancelled:
             return
-        elif death.killed:
+        elif death.worker.killed:
             self._queue.put_back([death.item])  # it had just begun when a cancelled item was to be killed
-            self._slots = self._slots or [death.slot]  # a worker could load the function here: another can
+            self._slots = self._slots or [death.worker.slot]  # a worker could load the function here: another can
         else:
             due = monotonic() + (CONFIRM_SECONDS if death.signal else 0.0)
             self._unconfirmed.append(_Unconfirmed(due, death.item, error))

@@ -15,7 +15,6 @@ import os
 import time
 from contextlib import suppress
 from importlib.util import find_spec
-from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -119,7 +118,7 @@ class TaskSupervisor:
         """Start no more items; record only values, for *grace* seconds at most."""
         self._queue.closed = True
         self._record_only_values()
-        self._stop_at = min(self._stop_at or inf, monotonic() + grace)
+        self._stop_at = min(self._stop_at or float("inf"), monotonic() + grace)
 
     def _record_only_values(self) -> None:
         """Record no more failures: their cause may be the end of the task."""
