@@ -1,7 +1,7 @@
 """What is imported when: nothing at ``import slurmlaunch``, and next to nothing where a thousand nodes start at once.
 
 A node imports from a file system that all nodes share, so until the user's function is read it has use for the
-standard library, for cloudpickle and for its own side of this package alone.
+standard library, for cloudpickle if the pickle refers to it, and for its own side of this package alone.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cloudpickle
 import pytest
 
 import slurmlaunch
+from tests.support.tasks import OneRun, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 # The parts of the package that a node may load; the layers among them are checked in test_layers.
 NODE_SIDE = {"errors", "outcome", "caps", "context", "runfolder", "node"}
@@ -118,6 +121,7 @@ def test_a_pool_process_has_imported_little_when_it_reads_the_function(tmp_path:
     with slurmlaunch.Executor(tmp_path, cluster="local") as executor:
         loaded = executor.submit(LoadedModules()).result(timeout=60)
     assert "slurmlaunch" in loaded
+    assert "cloudpickle" not in loaded
     assert foreign_to_a_node(loaded) == set()
 
 
@@ -130,3 +134,34 @@ def test_a_supervisor_imports_little_from_start_to_end(tmp_path: Path) -> None:
     assert status == 0
     assert "slurmlaunch.runfolder" in modules
     assert foreign_to_a_node(modules) == set()
+
+
+@pytest.mark.parametrize(("function", "imports"), [(abs, 0), (lambda item: item, 1)], ids=["by reference", "by value"])
+def test_a_node_imports_cloudpickle_only_for_a_pickle_that_needs_it(
+    tmp_path: Path, function: Callable[[int], int], imports: int
+) -> None:
+    """A function pickled by reference needs no cloudpickle; another makes the node import it once, for all workers."""
+    run = OneRun(tmp_path / "run", function, rows(range(20)), processes=2)
+    ended = run.run(env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert (ended.status, run.values()) == (0, {item: item for item in range(20)})
+    imported = [line.rpartition("|")[2].strip() for line in ended.err.splitlines()]
+    assert imported.count("cloudpickle") == imports
+    assert "slurmlaunch.node.supervisor" in imported
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_version_of_cloudpickle_is_found(tmp_path: Path, *, zipped: bool) -> None:
+    """The version is read from cloudpickle's source without importing it; where that is no file, it is imported."""
+    folder = Path(str(cloudpickle.__file__)).parent
+    found = folder.parent
+    if zipped:
+        found = Path(shutil.make_archive(str(tmp_path / "cloudpickle"), "zip", folder.parent, folder.name))
+    program = """
+import sys
+from slurmlaunch.node.task import cloudpickle_version
+print(cloudpickle_version(), "cloudpickle" in sys.modules)
+"""
+    path = os.pathsep.join([str(found), str(Path(slurmlaunch.__file__).parents[1])])
+    command = [sys.executable, "-S", "-c", program]
+    printed = subprocess.check_output(command, env=os.environ | {"PYTHONPATH": path}, text=True)
+    assert printed == f"{cloudpickle.__version__} {zipped}\n"
