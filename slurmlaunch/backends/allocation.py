@@ -30,7 +30,7 @@ from slurmlaunch.backends.local.resources import TaskResources
 from slurmlaunch.backends.local.scheduler import LocalScheduler
 from slurmlaunch.backends.slurm.commands import Command, for_steps, run
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE, Status
+from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -54,7 +54,7 @@ _SINFO_SECONDS = 10.0
 # end of file ends the step. SIGTERM reaches srun by itself, which then kills the step without
 # ado: it is for the shell to say that this was an end from outside, and not the node's own.
 _WATCHED = f"""\
-unset {LIFELINE_VARIABLE}
+unset {PARENT_DEATH_VARIABLE}
 trap stopped=1 TERM
 "$@" {LIFELINE_FD}<&- &
 srun=$!

@@ -13,7 +13,7 @@ import sys
 from _thread import get_ident
 from pathlib import Path
 
-from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE
+from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
 
 # The end of the parent.
 
@@ -36,7 +36,7 @@ def client_pipe() -> int | None:
     The variable that names it is removed, so that no child inherits it. In a
     container the variable may exist without the descriptor.
     """
-    number = os.environ.pop(LIFELINE_VARIABLE, "")
+    number = os.environ.pop(PARENT_DEATH_VARIABLE, "")
     try:
         return int(number) if stat.S_ISFIFO(os.fstat(int(number)).st_mode) else None
     except (ValueError, OSError):

@@ -1,20 +1,19 @@
 """Large buffers on disk: those of one function for all its processes, and those of one item or value.
 
-The buffers that the function of a run refers to are written once, each on a page
-of its own, into the file ``function.buffers``; every process maps that file, so
-that one machine holds its bytes once. The table of it stands in a record beside
-the function: per buffer its offset and its length, both u64, and the CRC-32 of
-its bytes, u32, little-endian.
+The buffers that the function of a run refers to are written once, each at the start of a page, into the file
+``function.buffers``. Every process maps that file, so that one machine holds its bytes once. Their table is a record
+beside the function: per buffer its offset and its length, both u64, and the CRC-32 of its bytes, u32, little-endian.
 
 An item or a value with large buffers is one record of kind BUNDLE. Its payload::
 
     pickled   u64       bytes of the pickle
-    number    u64       of buffers
-    lengths   u64 each  bytes of each buffer; the top bit says that it is read-only
+    number    u64       how many buffers
+    lengths   u64 each  bytes of each buffer; the top bit marks a read-only one
     the pickle, and then the buffers
 
-Buffers are in the order in which the pickle asks for them. Who reads a bundle
-reads each buffer into the place where it stays, so that nothing is held twice.
+Buffers are in the order in which the pickle refers to them. A bundle's reader reads each buffer directly into its
+final memory, so that no byte is held twice. `slurmlaunch.runfolder.function`, ``items`` and ``outcomes`` use this
+module; it unpickles nothing.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, SlurmlaunchError
 from slurmlaunch.outcome import Bundle
-from slurmlaunch.runfolder.records import open_owned, read_at, write_whole
+from slurmlaunch.runfolder.records import open_checked, read_at, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    Buffer = bytes | bytearray | memoryview
+    from slurmlaunch.runfolder.records import Part
 
 SHARED = 1 << 20
-"""From this size on, in bytes, a buffer of the function is shared. Below it a copy in each process costs next to
-nothing, and the function may write to it."""
+"""Bytes from which on a buffer of the function is shared. A smaller one costs next to nothing in each process, and the
+function may write to it."""
 
 _PAGE = 1 << 12
 _PIECE = 1 << 22
-"""How much is read at once where only a checksum is wanted."""
+"""Bytes that are read at once to compute a checksum."""
 
 _ENTRY = struct.Struct("<QQI")
 _NUMBERS = struct.Struct("<QQ")
@@ -53,12 +52,12 @@ _READ_ONLY = 1 << 63
 # The buffers of a function.
 
 
-class Place(NamedTuple):
-    """Where a shared buffer lies in its file.
+class Extent(NamedTuple):
+    """The bytes of one shared buffer in its file.
 
     Attributes:
-        offset: where it begins.
-        length: how many bytes it has.
+        offset: the position of the first one.
+        length: how many there are.
         crc: their CRC-32.
     """
 
@@ -67,84 +66,76 @@ class Place(NamedTuple):
     crc: int
 
 
-def write_shared(path: Path, buffers: Sequence[Buffer]) -> bytes:
+def write_shared(path: Path, buffers: Sequence[Part]) -> bytes:
     """Write the buffers of a function; return their table.
 
     Raises:
         OSError: they could not be written (disk full, quota, ...); nothing is left behind.
     """
     sizes = [-(-len(buffer) // _PAGE) * _PAGE for buffer in buffers]
-    offsets = [0, *accumulate(sizes)]
-    write_whole(path, (part for size, buffer in zip(sizes, buffers, strict=True) for part in _filled(buffer, size)))
+    padded = ((buffer, bytes(size - len(buffer))) for size, buffer in zip(sizes, buffers, strict=True))
+    write_whole(path, (part for pair in padded for part in pair))
+    offsets = accumulate(sizes[:-1], initial=0)
     return b"".join(
-        _ENTRY.pack(offset, len(buffer), zlib.crc32(buffer))
-        for offset, buffer in zip(offsets[:-1], buffers, strict=True)
+        _ENTRY.pack(offset, len(each), zlib.crc32(each)) for offset, each in zip(offsets, buffers, strict=False)
     )
 
 
-def _filled(buffer: Buffer, size: int) -> tuple[Buffer, Buffer]:
-    return buffer, bytes(size - len(buffer))
-
-
 class SharedBuffers:
-    """The buffers of a function, as they lie on disk.
+    """The buffers of a function on disk.
 
     Attributes:
         path: their file.
-        places: where each lies.
+        extents: the bytes of each.
     """
 
     def __init__(self, path: Path, table: bytes | memoryview) -> None:
         """Read their table."""
         self.path = path
-        self.places = [Place(*entry) for entry in _ENTRY.iter_unpack(table)]
+        self.extents = [Extent(*entry) for entry in _ENTRY.iter_unpack(table)]
 
     def check(self) -> Iterator[None]:
-        """Read all, piece by piece, and yield after each; one process of a machine does so for all.
+        """Verify the checksums, yielding after each piece; one process of a machine does so for all.
 
         Raises:
-            NodeStartError: a buffer is damaged, or not there, or others may have changed it.
+            NodeStartError: a buffer is damaged or missing, or others may have changed it.
         """
         descriptor = self._open()
         try:
-            for place in self.places:
+            for extent in self.extents:
                 crc = 0
-                for piece in _pieces(descriptor, place.offset, place.length):
+                for piece in _pieces(descriptor, extent.offset, extent.length):
                     crc = zlib.crc32(piece, crc)
                     yield
-                if crc != place.crc:
-                    raise self._damaged(place.offset)
+                if crc != extent.crc:
+                    raise self._damaged(extent.offset)
         finally:
             os.close(descriptor)
 
     def map(self, *, writable: bool = False) -> list[memoryview]:
-        """Return the buffers, as memory that all processes of a machine share.
-
-        They count on `check`.
+        """Return the buffers, as memory that all processes of a machine share; `check` is not repeated.
 
         Args:
-            writable: what is written to is a copy that the process has for itself, page by page.
+            writable: whether to let the process write, each page that it writes to becoming its own copy.
 
         Raises:
-            NodeStartError: the file is shorter than it was, or not there, or others may have changed it.
+            NodeStartError: the file is missing or too short, or others may have changed it.
         """
         descriptor = self._open()
         try:
             memory = _mapped(descriptor, writable=writable)
         finally:
             os.close(descriptor)
-        return [memory[place.offset : place.offset + place.length] for place in self.places]
+        return [memory[extent.offset : extent.offset + extent.length] for extent in self.extents]
 
     def _open(self) -> int:
         try:
-            descriptor = open_owned(self.path)
+            descriptor, status = open_checked(self.path)
         except (OSError, SlurmlaunchError) as error:
             raise NodeStartError(f"the function's arrays cannot be read: {error}") from error
-        size = os.fstat(descriptor).st_size
-        for place in self.places:
-            if place.offset + place.length > size:
-                os.close(descriptor)
-                raise self._damaged(size)  # mapped, what is missing would be a SIGBUS
+        if any(extent.offset + extent.length > status.st_size for extent in self.extents):
+            os.close(descriptor)
+            raise self._damaged(status.st_size)  # reading the missing part of a mapping would be a SIGBUS
         return descriptor
 
     def _damaged(self, offset: int) -> NodeStartError:
@@ -155,14 +146,14 @@ def _mapped(descriptor: int, *, writable: bool) -> memoryview:
     access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
     try:
         return memoryview(mmap.mmap(descriptor, 0, access=access))
-    except OSError:  # a file system that cannot: then each process has its own
+    except OSError:  # a file system without mappings: then each process has its own copy
         memory = memoryview(bytearray(os.fstat(descriptor).st_size))
         _read_into(memory, descriptor, 0)
         return memory if writable else memory.toreadonly()
 
 
 def _pieces(descriptor: int, offset: int, length: int) -> Iterator[memoryview]:
-    """Yield a stretch of a file in pieces, each valid until the next; fewer bytes where the file ends before."""
+    """Yield part of a file in pieces, each valid until the next one, and less if the file ends before."""
     buffer = memoryview(bytearray(min(length, _PIECE)))
     stop = offset + length
     while offset < stop:
@@ -174,7 +165,7 @@ def _pieces(descriptor: int, offset: int, length: int) -> Iterator[memoryview]:
 
 
 def checksum(descriptor: int, offset: int, length: int) -> int:
-    """Return the CRC-32 of a stretch of a file, of which only a piece is held at a time."""
+    """Return the CRC-32 of part of a file, without holding more than a piece of it."""
     crc = 0
     for piece in _pieces(descriptor, offset, length):
         crc = zlib.crc32(piece, crc)
@@ -184,22 +175,22 @@ def checksum(descriptor: int, offset: int, length: int) -> int:
 # Bundles.
 
 
-def bundle_parts(bundle: Bundle) -> list[Buffer]:
-    """Return the payload of a bundle's record, in parts; nothing of the buffers is copied."""
+def bundle_parts(bundle: Bundle) -> list[Part]:
+    """Return the payload of a bundle's record, in parts; the buffers are not copied."""
     lengths = [len(buffer) | (_READ_ONLY if memoryview(buffer).readonly else 0) for buffer in bundle.buffers]
     table = _NUMBERS.pack(len(bundle.pickled), len(lengths)) + b"".join(map(_LENGTH.pack, lengths))
     return [table, bundle.pickled, *bundle.buffers]
 
 
 def read_bundle(descriptor: int, offset: int, length: int, crc: int) -> Bundle | None:
-    """Read the payload of a bundle's record; None where it is damaged.
+    """Read the payload of a bundle's record; None if it is damaged.
 
-    Its buffers are ``bytes`` where they were read-only, and ``bytearray`` elsewhere,
-    as what pickle itself makes of a buffer: nobody else refers to their memory.
+    A read-only buffer becomes ``bytes``, any other one ``bytearray``, as for pickle itself: nothing else refers to
+    their memory.
     """
     table, lengths = _read_table(descriptor, offset, length)
     if not lengths or sum(entry & ~_READ_ONLY for entry in lengths) + len(table) != length:
-        return None  # found before so much memory is asked for
+        return None  # found out before so much memory is allocated
     parts: list[bytes | bytearray] = []
     position = offset + len(table)
     for entry in lengths:
@@ -212,7 +203,7 @@ def read_bundle(descriptor: int, offset: int, length: int, crc: int) -> Bundle |
 
 
 def _read_table(descriptor: int, offset: int, length: int) -> tuple[bytes, list[int]]:
-    """Read how long the pickle and the buffers are; nothing where that cannot be."""
+    """Read the lengths of the pickle and the buffers; none if they are impossible."""
     table = read_at(descriptor, min(length, _NUMBERS.size), offset)
     if len(table) < _NUMBERS.size:
         return b"", []
@@ -235,7 +226,7 @@ def _read_part(descriptor: int, length: int, offset: int, *, read_only: bool) ->
 
 
 def _read_into(memory: memoryview, descriptor: int, offset: int) -> None:
-    """Fill memory from a file; what the file has not is left as it was."""
+    """Fill memory from a file; beyond the end of the file it stays as it was."""
     done = 0
     while done < len(memory):
         count = os.preadv(descriptor, [memory[done:]], offset + done)

@@ -1,7 +1,7 @@
-"""The work of a run: its function, and how one item of it is run.
+"""The function of a run: written once by the client, loaded by each process that runs items, and called for them.
 
-The one place where the user's code is called: by the pool processes of a node,
-and by the inline backend.
+The one place where the user's code is called, by the workers of a node and by the inline backend. It knows nothing of
+slices and schedules: callers say which item to run, and record its outcome.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Va
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
 from slurmlaunch.runfolder.items import ItemReader
-from slurmlaunch.runfolder.records import Kind, Record, open_owned, read_owned, write_whole
+from slurmlaunch.runfolder.records import Kind, Record, open_owned, read_records, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def write_function(folder: RunFolder, pickled: bytes | Bundle) -> int:
-    """Write the pickled function of a run; return how many bytes of buffers lie beside it.
+    """Write the pickled function of a run; return the bytes of the buffers that it refers to.
 
     Raises:
         OSError: it could not be written.
@@ -45,17 +45,16 @@ def write_function(folder: RunFolder, pickled: bytes | Bundle) -> int:
 
 
 def read_function(folder: RunFolder) -> tuple[memoryview, SharedBuffers]:
-    """Return the pickled function of a run, and the buffers that it refers to.
+    """Return the pickled function of a run and the buffers that it refers to.
 
     Raises:
         NodeStartError: the file is damaged.
         OSError, UnsafeRunFolder: it cannot be read, or others may have changed it.
     """
-    found = list(records.scan(memoryview(read_owned(folder.function))))
+    found = list(read_records(folder.function))
     payloads = {each.header.kind: each.payload for each in found if isinstance(each, Record)}
     if Kind.FUNCTION not in payloads or len(payloads) < len(found):
-        msg = f"the function on disk is damaged: {folder.function}"
-        raise NodeStartError(msg)
+        raise NodeStartError(f"the function on disk is damaged: {folder.function}")
     return payloads[Kind.FUNCTION], SharedBuffers(folder.function_buffers, payloads.get(Kind.SHARED, b""))
 
 
@@ -74,16 +73,15 @@ _BEGINNING = 1 << 16
 
 
 def check_shared(folder: RunFolder) -> Iterator[None]:
-    """Read all that the function refers to, in pieces, so that no process has to check it for itself.
+    """Verify the buffers of the function piece by piece, once for all processes of the machine.
 
     Raises:
-        NodeStartError: it is damaged, or cannot be read.
+        NodeStartError: they are damaged, or cannot be read.
     """
     try:
         _, shared = read_function(folder)
     except (OSError, UnsafeRunFolder) as error:
-        msg = f"the function cannot be read: {error}"
-        raise NodeStartError(msg) from error
+        raise NodeStartError(f"the function cannot be read: {error}") from error
     yield from shared.check()
 
 
@@ -92,8 +90,8 @@ def load_function(folder: RunFolder, *, writable: bool = False, checked: bool = 
 
     Args:
         folder: the run folder.
-        writable: large arrays that it refers to may be written to, by this process for itself.
-        checked: they were checked, on this machine, by `check_shared`.
+        writable: whether the process may write to its own copy of the function's large arrays.
+        checked: whether `check_shared` has verified them on this machine.
 
     Raises:
         NodeStartError: the function or an array is damaged.
@@ -101,20 +99,20 @@ def load_function(folder: RunFolder, *, writable: bool = False, checked: bool = 
         Exception: whatever its unpickling raises.
     """
     pickled, shared = read_function(folder)
-    if shared.places and not checked:
+    if shared.extents and not checked:
         for _ in shared.check():
             pass
-    buffers = shared.map(writable=writable) if shared.places else ()
+    buffers = shared.map(writable=writable) if shared.extents else ()
     function: Callable[..., Any] = pickle.loads(pickled, buffers=buffers)
     return function
 
 
 class Work:
-    """The function of a run and its items, ready to be run one by one.
+    """The function of a run and its items, loaded in this process.
 
     Attributes:
         can_checkpoint: whether the function has the method ``checkpoint`` of submitit's protocol.
-        call: calls the function for an item; what it raises passes through.
+        call: calls the function for an item and returns its value; the function's exceptions pass through.
     """
 
     def __init__(
@@ -125,13 +123,13 @@ class Work:
         *,
         checked: bool = False,
     ) -> None:
-        """Load the function, as a process that is to run items does once.
+        """Load the function.
 
         Args:
             folder: the run folder.
             manifest: its manifest.
-            checkpoints: how items are gone on with that an earlier attempt began.
-            checked: what the function refers to was checked, on this machine, by `check_shared`.
+            checkpoints: the calls that resume items which an earlier attempt began.
+            checked: whether `check_shared` has verified the function's arrays on this machine.
 
         Raises:
             NodeStartError: it cannot be loaded here; the message says why.
@@ -144,10 +142,10 @@ class Work:
         try:
             self._function = load_function(folder, writable=manifest.single, checked=checked)
             self._items = ItemReader(folder)
-            _show_in_main(self._function)
+            _define_in_main(self._function)
             self.can_checkpoint = hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")
-            # In the common case there is nothing to remember for each item.
-            self.call = self._run_or_go_on if self.can_checkpoint else self._items.calling(self._function)
+            # In the common case nothing has to be remembered per item.
+            self.call = self._start_or_resume if self.can_checkpoint else self._items.calling(self._function)
         except NodeStartError:
             raise
         except BaseException as error:
@@ -158,28 +156,25 @@ class Work:
         self._items.close()
 
     def run(self, item: int) -> tuple[Kind, bytes | Bundle]:
-        """Run an item; return the kind of record that its outcome makes, and its bytes, a whole pickle of their own.
-
-        The kinds are those of `pickled`, and FAILURE.
-        """
+        """Run an item; return the kind of its outcome's record and the pickled outcome, as `pickled` does."""
         try:
             value = self.call(item)
-        except BaseException as error:  # noqa: BLE001  (whatever it is belongs to the caller)
+        except BaseException as error:  # noqa: BLE001  (any exception of the function is an outcome)
             return _FAILURE, self.failure(error)
         return self.pickled(value)
 
     def failure(self, error: BaseException) -> bytes:
-        """Return what an item comes to whose call raised that, pickled."""
+        """Return the pickled failure of an item whose call raised this exception."""
         failure = failure_of(error)
         if self._shares and _is_about_read_only(error):
             failure = failure.noted(_READ_ONLY)
         return failure.dump()
 
     def pickled(self, value: object) -> tuple[Kind, bytes | Bundle]:
-        """Return the kind of record that a value makes, and its bytes.
+        """Return the kind of a value's record, and the pickle for it.
 
-        The kind is SERIES where the value is so plain that it need not be wrapped for one, BUNDLE where large buffers
-        of it stand apart, VALUES for any other, and FAILURE where it does not pickle.
+        The kind is SERIES for a plain value, BUNDLE for one with large buffers, VALUES for any other, and FAILURE if
+        the value does not pickle.
         """
         if type(value) in PLAIN and not (type(value) in _TEXT and len(value) >= APART):  # type: ignore[arg-type]
             return _SERIES, pickle.dumps(value, SERIES_PROTOCOL)
@@ -189,7 +184,7 @@ class Work:
             return _FAILURE, failure_of(error).dump()
         return (_VALUES if type(pickled) is bytes else _BUNDLE), pickled
 
-    def _run_or_go_on(self, item: int) -> Any:
+    def _start_or_resume(self, item: int) -> Any:
         if item in self._checkpoints:
             call = _Call(*pickle.loads(self._checkpoints[item].payload()))
         else:
@@ -201,10 +196,10 @@ class Work:
             self._call = None
 
     def checkpoint(self) -> bytes | None:
-        """Ask the function that is running how it is gone on with; return that, pickled.
+        """Return the pickled call that resumes the running item; None if nothing runs, or it cannot be resumed.
 
-        It is asked as submitit asks it: ``function.checkpoint(*args, **kwargs)``
-        returns an object with ``function``, ``args`` and ``kwargs``.
+        As in submitit, ``function.checkpoint(*args, **kwargs)`` returns an object with ``function``, ``args`` and
+        ``kwargs``.
         """
         if self._call is None:
             return None
@@ -218,7 +213,7 @@ class Work:
 
 
 _SERIES, _VALUES, _BUNDLE, _FAILURE = Kind.SERIES, Kind.VALUES, Kind.BUNDLE, Kind.FAILURE
-"""Looked up once: at a microsecond an item it is felt."""
+"""Looked up once: this counts at a microsecond per item."""
 
 _READ_ONLY = (
     "large arrays that the function refers to are read-only, since all processes of the node share their memory: "
@@ -227,18 +222,18 @@ _READ_ONLY = (
 
 
 def _is_about_read_only(error: BaseException) -> bool:
-    """Whether NumPy, Cython or Python itself may have refused to write to shared memory."""
+    """Whether NumPy, Cython or Python itself may have raised this on a write to shared memory."""
     return isinstance(error, (TypeError, ValueError)) and any(
         isinstance(word, str) and "read-only" in word for word in error.args
     )
 
 
 _TEXT = frozenset({bytes, str})
-"""What may be long, 4 GiB even, which a series cannot hold: then it takes the way of what is large."""
+"""Plain types whose values may be too long for a series, which holds less than 4 GiB each."""
 
 
-def _show_in_main(function: Callable[..., Any]) -> None:
-    """Let pickle find by its name what the client's script defined: pools of the standard library hand over names."""
+def _define_in_main(function: Callable[..., Any]) -> None:
+    """Define here the names of the client's script: the standard library's pools pickle its functions by name."""
     function = _unwrapped(_Call(function, (), {})).function
     main = sys.modules.get("__main__")
     for name, value in list(getattr(function, "__globals__", {}).items()):
@@ -253,7 +248,7 @@ class _Call(NamedTuple):
 
 
 def _unwrapped(call: _Call) -> _Call:
-    """Take off the partial into which `submit` binds its arguments."""
+    """Remove the partial into which `submit` binds its arguments."""
     function, args, kwargs = call
     while isinstance(function, partial):
         args = (*function.args, *args)
@@ -263,9 +258,9 @@ def _unwrapped(call: _Call) -> _Call:
 
 
 def take_search_path(entries: list[str]) -> None:
-    """Let imports find what the client's find: its own folders first, and then what is installed here.
+    """Search for modules where the client does: first in its own folders, then among the packages installed here.
 
-    ``python -m`` puts the working directory first, where the client may not have it at all.
+    ``python -m`` puts the working directory first, which the client's path may not contain at all.
     """
     if sys.path and sys.path[0] not in entries and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109
         del sys.path[0]
@@ -276,13 +271,12 @@ def take_search_path(entries: list[str]) -> None:
 
 
 def _not_loaded(manifest: Manifest, error: BaseException) -> NodeStartError:
-    kind = type(error).__name__
     advice = ""
     if isinstance(error, ImportError) and error.name:
         package = error.name.partition(".")[0]
         advice = (
-            f"Install {package} for {sys.executable} on the node, or, where it is a module of "
+            f"Install {package} for {sys.executable} on the node or, if it is a module of "
             f"your own, let its code travel with the function: by_value=[{package}]."
         )
-    msg = f"{manifest.function} cannot be loaded on the node: {kind}: {error}"
-    return NodeStartError(msg, advice=advice)
+    what = f"{manifest.function} cannot be loaded on the node: {type(error).__name__}: {error}"
+    return NodeStartError(what, advice=advice)

@@ -1,14 +1,13 @@
 """The items: the pickled argument tuples of a run, written once, in blocks.
 
-Two files. ``items`` holds the blocks, each a record (see `records`);
-``items.index`` holds two u64 per block, the first item and the offset of its
-record, so that a task finds its own slice by bisection and reads no more.
+``items`` holds the blocks, each a record (see `records`). ``items.index`` holds two u64 per block, the first item and
+the offset of its record, so that a task finds its slice by bisection and reads little else.
 
-Each item is pickled on its own, so that what one item does to its arguments no
-other sees, whatever the slicing. Only where all arguments of a block are plain
-immutable values does one pickle hold the whole block: there nothing can be
-shared, and it costs a tenth. An item with large arrays is a block of its own,
-whose arrays lie beside the pickle (see `buffers`).
+Each item is pickled on its own, so that no item sees another one change its arguments, whatever the slices. Only if
+all arguments of a block are plain immutable values does one pickle hold the whole block: nothing can be shared there,
+and it costs a tenth. An item with large arrays is a block of its own, with the arrays beside the pickle (`buffers`).
+
+Clients write items, the processes that run them read them. Which items a task has is known to `plan`.
 """
 
 from __future__ import annotations
@@ -41,19 +40,22 @@ if TYPE_CHECKING:
 _ENTRY = struct.Struct("<QQ")
 
 BLOCK_ITEMS = 4096
-"""The most items of a block: what a process reads for one item it reads for so many."""
+"""The most items of a block, which a process always reads as a whole."""
 
 BLOCK_BYTES = 1 << 18
-"""Where a block is closed however few its items: a slice should read little beside its own."""
+"""Bytes after which a block is closed, so that a slice reads little beside its own items."""
 
 
 def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled]) -> int:
-    """Write the items as they are taken from the iterable; return how many there were.
+    """Write the items while iterating over them; return how many there were.
 
     Args:
         folder: the run folder.
         arguments: one tuple of positional arguments per item.
         dumps: pickles one tuple, large buffers apart or not.
+
+    Raises:
+        OSError: they could not be written; neither file is left behind.
     """
     index: list[bytes] = []
     total = 0
@@ -66,7 +68,7 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
             length, crc = records.measured(parts)
             yield records.Header(kind, count, total, length, crc).encode(folder.salt)
             yield from parts
-            del parts  # large ones are gone when the next are taken
+            del parts  # so that large ones are freed before the next are made
             total += count
             offset += HEADER_SIZE + length
 
@@ -78,20 +80,19 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
 def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled]) -> Iterator[Block]:
     rows = iter(arguments)
     number = 1
-    while block := _taken(rows, number):
+    while block := _next_items(rows, number):
         size = 0
         for kind, count, parts in _columns(block) if _all_immutable(block) else _item_by_item(block, dumps):
             size += sum(map(len, parts))
             yield kind, count, parts
             del parts
-        # No more are taken at once than fill a block, by the size of the last: large ones, made one by one by a
-        # generator, are not to be held in great number.
+        # As many as fill a block of the last one's size, and no more: a generator may make large ones.
         number = max(1, min(BLOCK_ITEMS, _GROWTH * number, len(block) * BLOCK_BYTES // (2 * size)))
         del block
 
 
-def _taken(rows: Iterator[Arguments], most: int) -> list[Arguments]:
-    """Take so many items, or fewer where they have become large; one in a few is looked at."""
+def _next_items(rows: Iterator[Arguments], most: int) -> list[Arguments]:
+    """Take up to *most* items, fewer if a sample shows that they are large."""
     block: list[Arguments] = []
     while some := list(islice(rows, min(_SAMPLE, most - len(block)))):
         block += some
@@ -103,7 +104,7 @@ def _taken(rows: Iterator[Arguments], most: int) -> list[Arguments]:
 _SAMPLE = 64
 
 _GROWTH = 8
-"""How many times as many items are taken from the iterable as the last time, at most; the first is taken alone."""
+"""How many times as many items are taken as the last time, at most; the first one is taken alone."""
 
 
 def _columns(block: list[Arguments]) -> Iterator[Block]:
@@ -138,16 +139,15 @@ def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments], Pickled])
 
 
 class ItemReader:
-    """Reads the items of a run, a block at a time.
+    """Reads the items of a run, one block at a time.
 
-    The files are opened once; a process that was forked may go on reading,
-    since nothing depends on a file position.
+    The files are opened once. Nothing depends on a file position, so a forked process may continue to read.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._open()
-        self._arguments_of = self.calling(_arguments)
+        self._arguments_of = self.calling(lambda *arguments: arguments)
 
     def _open(self) -> None:
         self._items = open_owned(self._folder.items)
@@ -171,9 +171,9 @@ class ItemReader:
         return self._arguments_of(item)  # type: ignore[no-any-return]
 
     def calling(self, function: Callable[..., Any]) -> Callable[[int], Any]:
-        """Return what calls a function with the arguments of an item, which is quicker than to ask for them."""
+        """Return a function that calls *function* with the arguments of an item: faster than reading them first."""
         first = stop = 0
-        rows: Sequence[Arguments] | _Anew = ()
+        rows: Sequence[Arguments] | _Unpickling = ()
 
         def call(item: int) -> Any:
             nonlocal first, stop, rows
@@ -184,16 +184,16 @@ class ItemReader:
 
         return call
 
-    def _block(self, item: int) -> tuple[int, Sequence[Arguments] | _Anew]:
-        """Return the first item of a block, and the arguments of all."""
+    def _block(self, item: int) -> tuple[int, Sequence[Arguments] | _Unpickling]:
+        """Return the first item of the block that holds an item, and the arguments of all of its items."""
         header, offset = self._find(item)
         if header.kind == Kind.BUNDLE:
-            return item, _Anew(1, lambda _: self._unbundled(header, offset))
+            return item, _Unpickling(1, lambda _: self._unbundled(header, offset))
         payload = self._payload(header, offset)
         if header.kind == Kind.COLUMN:
             return header.first, pickle.load(io.BytesIO(payload))
         parts = records.unpack(memoryview(payload), header.number)
-        return header.first, _Anew(len(parts), lambda position: pickle.loads(parts[position]))
+        return header.first, _Unpickling(len(parts), lambda position: pickle.loads(parts[position]))
 
     def _entry(self, block: int) -> tuple[int, int]:
         data = os.pread(self._index, _ENTRY.size, block * _ENTRY.size)
@@ -216,12 +216,12 @@ class ItemReader:
     def _find(self, item: int) -> tuple[records.Header, int]:
         """Return the header of the block that holds the item, and its offset."""
         if (_identity(self._items), _identity(self._index)) != self._identity:
-            self._open()  # the function closes what it finds open, as daemons do, and may have opened others there
+            self._open()  # the user's function may have closed these, as daemons do, and reused their numbers
         offset = self._block_of(item)
         data = os.pread(self._items, HEADER_SIZE, offset) if offset < self._size else b""
         header = records.parse_header(data, salt=self._folder.salt)
         if header is None or not header.first <= item < header.stop:
-            raise self._damaged(offset)  # the index has no checksum: what the block says of itself counts
+            raise self._damaged(offset)  # the index has no checksum: the block's own header counts
         return header, offset
 
     def _unbundled(self, header: records.Header, offset: int) -> Arguments:
@@ -238,11 +238,11 @@ class ItemReader:
         return payload
 
     def _damaged(self, offset: int) -> ResultLost:
-        return ResultLost("the arguments on disk are damaged", file=str(self._folder.items), offset=offset)
+        return ResultLost("the arguments of the item are damaged on disk", file=str(self._folder.items), offset=offset)
 
 
-class _Anew:
-    """Argument tuples that are made anew whenever they are looked at."""
+class _Unpickling:
+    """Argument tuples that are unpickled at each access."""
 
     def __init__(self, number: int, make: Callable[[int], Arguments]) -> None:
         self._number, self._make = number, make
@@ -252,10 +252,6 @@ class _Anew:
 
     def __getitem__(self, position: int) -> Arguments:
         return self._make(position)
-
-
-def _arguments(*arguments: Any) -> Arguments:
-    return arguments
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

@@ -1,4 +1,8 @@
-"""Where everything lies in a run folder: the one place that spells file names."""
+"""The layout of a run folder: every file name in it, the manifest, and the names by which tasks end.
+
+The one place that spells file names. Clients, nodes and backends use it; what the files contain is known to the other
+modules of this package, except for the manifest, which makes a folder a run.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STARTED_VARIABLE = "SLURMLAUNCH_STARTED"
-"""When the task began, in seconds since the epoch: set-up lines take of the time limit, too."""
+"""The start of the task in seconds since the epoch: set-up lines count towards the time limit, too."""
 
-LIFELINE_VARIABLE = "SLURMLAUNCH_LIFELINE"
-"""Names the descriptor of a node's lifeline: the read end of a pipe whose write end the client
-alone holds and never writes to. Its end of file says that the client is gone."""
-
-YOUNG = 2.0
-"""Seconds within which a folder may change again without its time showing it: file systems keep
-time in steps of up to that."""
+PARENT_DEATH_VARIABLE = "SLURMLAUNCH_LIFELINE"
+"""The descriptor from which a node learns that its client has died: the read end of a pipe whose write end only the
+client holds, and never writes to. It reads an end of file then."""
 
 FOLDERS = ("rounds", "outcomes", "ended", "cancelled", "logs")
+
+PROTOCOL = 1
 
 
 class RunFolder:
@@ -33,68 +35,31 @@ class RunFolder:
 
     Attributes:
         path: the folder itself, absolute.
-        salt: what the headers of its records are salted with (see `records`):
-            known once its manifest is, 0 before.
+        salt: the salt of its records (`salt_of`); 0 until its manifest was read.
+        manifest: the file of the `Manifest`, complete before anything is submitted.
+        function: the pickled function.
+        function_buffers: the large buffers that the function refers to, if any.
+        items: the pickled arguments, in blocks.
+        items_index: the first item and the offset of each block.
+        rounds: a folder with one folder per submission round.
+        outcomes: a folder with one file of records per attempt of a task.
+        ended: a folder with one empty file per start of a task that ended (`EndMark`).
+        cancelled: a folder with one file of records per client that cancelled items.
+        logs: a folder with the standard output and error of the tasks.
     """
-
-    __slots__ = ("path", "salt")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.salt = 0
+        self.manifest = path / "manifest.json"
+        self.function = path / "function"
+        self.function_buffers = path / "function.buffers"
+        self.items = path / "items"
+        self.items_index = path / "items.index"
+        self.rounds, self.outcomes, self.ended, self.cancelled, self.logs = (path / name for name in FOLDERS)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
-
-    @property
-    def manifest(self) -> Path:
-        """The manifest: what the run is, complete before anything is submitted."""
-        return self.path / "manifest.json"
-
-    @property
-    def function(self) -> Path:
-        """The pickled function."""
-        return self.path / "function"
-
-    @property
-    def function_buffers(self) -> Path:
-        """The large buffers that the function refers to; there only where it does."""
-        return self.path / "function.buffers"
-
-    @property
-    def items(self) -> Path:
-        """The pickled arguments, in blocks."""
-        return self.path / "items"
-
-    @property
-    def items_index(self) -> Path:
-        """Where each block of arguments begins."""
-        return self.path / "items.index"
-
-    @property
-    def rounds(self) -> Path:
-        """One folder per submission round."""
-        return self.path / "rounds"
-
-    @property
-    def outcomes(self) -> Path:
-        """One file of records per attempt of a task."""
-        return self.path / "outcomes"
-
-    @property
-    def ended(self) -> Path:
-        """One empty file per ended start of a task; its name says how it ended."""
-        return self.path / "ended"
-
-    @property
-    def cancelled(self) -> Path:
-        """One file of records per client that cancelled items."""
-        return self.path / "cancelled"
-
-    @property
-    def logs(self) -> Path:
-        """Standard output and error of the tasks."""
-        return self.path / "logs"
 
     def round(self, number: int) -> Path:
         """Return the folder of a submission round."""
@@ -105,103 +70,38 @@ class RunFolder:
         return self.round(number) / "claims"
 
     def outcome_file(self, task: int, attempt: int) -> Path:
-        """Return the record file of one attempt of a task."""
+        """Return the file of records of one attempt of a task."""
         return self.outcomes / f"{task}.{attempt}"
 
-    def ranks(self, number: int) -> Path:
-        """Return the folder of the ranks' files of a round whose tasks have ranks."""
-        return self.round(number) / "ranks"
-
     def rank_file(self, number: int, task: int, attempt: int, rank: int) -> Path:
-        """Return the record file of one rank in one attempt of a task of a round."""
-        return self.ranks(number) / f"{task}.{attempt}.{rank}"
+        """Return the file of records of one rank in one attempt of a task of a round."""
+        return self.round(number) / "ranks" / f"{task}.{attempt}.{rank}"
 
     def log(self, round_: int, array: int, element: int | str, stream: str) -> Path:
-        """Return the log of an element, *stream* being ``out`` or ``err``.
-
-        The element may be the scheduler's pattern for one.
-        """
+        """Return the log of an element, which may be the scheduler's pattern; *stream* is ``out`` or ``err``."""
         return self.logs / f"{round_}-{array}-{element}.{stream}"
 
 
-class EndMark(NamedTuple):
-    """How one start of a task ended, as its file name says.
-
-    Attributes:
-        task: the index of the task.
-        start: 0 for its first start, 1 after one requeue, and so on.
-        status: the exit status, 128 + n for signal n.
-    """
-
-    task: int
-    start: int
-    status: int
-
-    @property
-    def filename(self) -> str:
-        """The name of the (empty) file in the folder `RunFolder.ended`."""
-        return f"{self.task}.{self.start}.{self.status}"
-
-    @classmethod
-    def parse(cls, filename: str) -> EndMark | None:
-        """Read a file name; None for what is no end mark."""
-        parts = filename.split(".")
-        if len(parts) == len(cls._fields) and all(part.isascii() and part.isdigit() for part in parts):
-            return cls(*map(int, parts))
-        return None
-
-
-class Status(IntEnum):
-    """The exit status of a task, which is also what `sacct` and mail show."""
-
-    VALUES = 0
-    """All items have values."""
-    FAILURES = 1
-    """An item failed; its outcome is on disk."""
-    SETUP = 3
-    """The set-up lines or ``module load`` failed: Python was not started."""
-    NODE = 4
-    """The node itself failed; the log says why."""
-    REQUEUE = 75
-    """Items are left at the time limit, and the task is started again."""
-    NOT_REQUEUED = 76
-    """Items are left at the time limit, and the scheduler would not start the task again."""
-    OUT_OF_MEMORY = 77
-    """The kernel ended the node for want of memory: what its end mark says, while Slurm is told 137."""
-    STOPPED = 143
-    """Something from outside ended the task: the scheduler knows what."""
-
-
-# The manifest.
-
-PROTOCOL = 1
-
-
-def python_version() -> str:
-    """Return the part of Python's version that a pickled function depends on: ``3.11``."""
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
 class Manifest(NamedTuple):
-    """What a run is.
+    """The description of a run.
 
     Attributes:
         protocol: the version of the run folder's layout.
         run: a random token that names the run: part of its jobs' names.
-        name: what the user calls it, or the function's name.
+        name: the user's name for it, or the function's name.
         function: module and qualified name of the function, for messages.
-        items: how many items there are.
+        items: how many items it has.
         single: whether `submit` made it, so that its one future is the result.
-        created: when, in seconds since the epoch.
-        backend: where its tasks run.
+        created: the time of its creation, in seconds since the epoch.
+        backend: the name of the backend that runs its tasks.
         clusters: the cluster of ``-M``, or None.
         cwd: the client's working directory, in which the tasks run.
         sys_path: the client's module search path.
         python: the client's Python version, as ``3.11``.
         cloudpickle: the client's version of cloudpickle.
         client: the machine of the client.
-        seed: what the random streams of its items follow from (`slurmlaunch.context.Task.rng`).
-        shared: bytes of the buffers that the function refers to, beside it on disk.
+        seed: the seed of its items' random streams (`slurmlaunch.context.Task.rng`).
+        shared: how many bytes of buffers the function refers to.
     """
 
     run: str
@@ -222,12 +122,12 @@ class Manifest(NamedTuple):
     protocol: int = PROTOCOL
 
     def write(self, folder: RunFolder) -> None:
-        """Write it: from then on the folder is a run."""
+        """Write it, which makes the folder a run."""
         write_whole(folder.manifest, [json.dumps(self._asdict(), indent=1).encode()])
 
     @classmethod
     def read(cls, folder: RunFolder) -> Manifest:
-        """Read the manifest of a run folder, keys that are not known left out.
+        """Read the manifest of a run folder; unknown keys are ignored.
 
         Raises:
             RunFolderError: there is none, or it cannot be read.
@@ -249,16 +149,16 @@ class Manifest(NamedTuple):
         return manifest
 
     def check_versions(self, cloudpickle: str) -> None:
-        """Refuse to unpickle what another Python, or another cloudpickle, pickled.
+        """Refuse to unpickle the function if another Python or another cloudpickle pickled it.
 
-        A pickled function holds bytecode, which is that of one minor version of
-        Python, and calls functions of cloudpickle, which change with its major version.
+        A pickled function holds bytecode of one minor version of Python, and calls
+        functions of cloudpickle, which change with its major version.
 
         Args:
-            cloudpickle: the version that is here.
+            cloudpickle: the installed version.
 
         Raises:
-            NodeStartError: the versions do not fit together.
+            NodeStartError: the versions do not match.
         """
         if self.python != python_version():
             raise NodeStartError(
@@ -273,8 +173,13 @@ class Manifest(NamedTuple):
             )
 
 
+def python_version() -> str:
+    """Return the part of Python's version on which a pickled function depends: ``3.11``."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
 def salt_of(token: str) -> int:
-    """Return what the headers of a run's records are salted with."""
+    """Return the salt in the headers of a run's records; *token* is `Manifest.run`."""
     return zlib.crc32(token.encode())
 
 
@@ -285,3 +190,51 @@ def _check_protocol(protocol: object, folder: RunFolder) -> None:
             f"{PROTOCOL}: use the slurmlaunch that wrote it"
         )
         raise UnknownProtocol(msg, path=str(folder.manifest))
+
+
+class EndMark(NamedTuple):
+    """The end of one start of a task, in the name of an empty file.
+
+    Attributes:
+        task: the index of the task.
+        start: 0 for its first start, 1 after one requeue, and so on.
+        status: the exit status, 128 + n for signal n.
+    """
+
+    task: int
+    start: int
+    status: int
+
+    @property
+    def filename(self) -> str:
+        """The name of the file in the folder `RunFolder.ended`."""
+        return f"{self.task}.{self.start}.{self.status}"
+
+    @classmethod
+    def parse(cls, filename: str) -> EndMark | None:
+        """Read a file name; None if it is no end mark."""
+        parts = filename.split(".")
+        if len(parts) == len(cls._fields) and all(part.isascii() and part.isdigit() for part in parts):
+            return cls(*map(int, parts))
+        return None
+
+
+class Status(IntEnum):
+    """The exit status of a task, which `sacct` and mail also show."""
+
+    VALUES = 0
+    """All items have values."""
+    FAILURES = 1
+    """An item failed; its outcome is on disk."""
+    SETUP = 3
+    """The set-up lines or ``module load`` failed: Python was not started."""
+    NODE = 4
+    """The node itself failed; the log says why."""
+    REQUEUE = 75
+    """Items are left at the time limit, and the task is requeued."""
+    NOT_REQUEUED = 76
+    """Items are left at the time limit, and the scheduler refused to requeue the task."""
+    OUT_OF_MEMORY = 77
+    """The kernel killed the node because the memory limit was hit: only the end mark says so, Slurm gets 137."""
+    STOPPED = 143
+    """The task was ended from outside; the scheduler knows why."""

@@ -15,7 +15,7 @@ import cloudpickle
 import pytest
 
 from slurmlaunch.errors import NodeStartError, WorkerDied
-from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE, STARTED_VARIABLE, Status
+from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, STARTED_VARIABLE, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Kind
 from tests.support.frames import own_frames
@@ -472,18 +472,18 @@ def test_a_lifeline_that_is_not_there(tmp_path: Path) -> None:
     """Where a container has the variable and not the descriptor, the node runs on without a lifeline."""
     run = OneRun(tmp_path / "run", abs, rows([-1]))
 
-    assert (run.run(env={LIFELINE_VARIABLE: "77"}).status, run.values()) == (0, {0: 1})
+    assert (run.run(env={PARENT_DEATH_VARIABLE: "77"}).status, run.values()) == (0, {0: 1})
 
 
 def test_a_node_ends_with_its_client(tmp_path: Path, gate: Gate) -> None:
     """Where a lifeline comes to its end, so do the node and its processes, as by SIGTERM; items do not see it."""
 
     def work(item: int) -> str:
-        return gate.enter(item) if item else os.environ.get(LIFELINE_VARIABLE, "none")
+        return gate.enter(item) if item else os.environ.get(PARENT_DEATH_VARIABLE, "none")
 
     run = OneRun(tmp_path / "run", work, rows([0, 1]))
     reading, writing = os.pipe()
-    node = run.start(env={LIFELINE_VARIABLE: str(reading)}, pass_fds=[reading])
+    node = run.start(env={PARENT_DEATH_VARIABLE: str(reading)}, pass_fds=[reading])
     os.close(reading)
     gate.await_arrival(1)
     assert node.poll() is None

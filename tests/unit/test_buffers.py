@@ -210,7 +210,7 @@ def test_shared_buffers_are_mapped(tmp_path: Path, *, writable: bool) -> None:
     mapped = shared.map(writable=writable)
 
     assert written == [bytes(each) for each in mapped]
-    assert all(place.offset % 4096 == 0 for place in shared.places)
+    assert all(extent.offset % 4096 == 0 for extent in shared.extents)
     assert [writable] * 4 == [not each.readonly for each in mapped]
     if writable:
         mapped[0][0] = 1

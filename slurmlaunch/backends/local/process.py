@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.runfolder.clients import stat_fields
-from slurmlaunch.runfolder.layout import LIFELINE_VARIABLE
+from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +63,7 @@ class TaskProcess:
         self.pid = os.posix_spawn(
             command[0],
             command,
-            {**env, LIFELINE_VARIABLE: str(LIFELINE_FD)},
+            {**env, PARENT_DEATH_VARIABLE: str(LIFELINE_FD)},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, stdout, append, 0o600),
