@@ -1,5 +1,5 @@
-"""Where tasks run: `slurm`, `local` and `inline`, each behind the protocol in `base`.
+"""Where tasks run: each backend implements the protocol in `base`, and the client chooses one.
 
-`slurm` stands on `scheduler`, which knows Slurm's commands and what they print;
-`local` on `machine`, which knows this machine's processes.
+`slurm` submits to Slurm, `local` runs tasks on this machine, `allocation` as steps of an
+allocation that the user already has, and `inline` in the calling thread.
 """

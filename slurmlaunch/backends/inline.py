@@ -1,7 +1,8 @@
-"""The inline backend: each item is run in the calling thread, during the call.
+"""The inline backend: runs each item in the calling thread, during the call.
 
-What is pickled elsewhere is pickled here, so that what would not arrive there
-does not arrive here. There is no pool, no cap and no process: a debugger works.
+The client creates an `InlineBackend`. As with the other backends, all arguments and results
+are pickled, so that an object that cannot be pickled fails here too. There is no
+pool, no cap and no process: a debugger works.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import threading
 import time
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch import context
 from slurmlaunch.backends.base import ArrayJob, Backend, Limits, TaskRecord, TaskState
@@ -36,20 +37,23 @@ if TYPE_CHECKING:
 _RECORD_BYTES = 1 << 18
 
 
-class _AllEnded:
-    """What there is to say of tasks that were over before anyone could ask."""
+class InlineSnapshot(NamedTuple):
+    """The states of inline tasks: all completed, because `InlineBackend.submit` runs them to their end.
 
-    def __init__(self) -> None:
-        self.taken = time.time()
+    Attributes:
+        taken: when, in seconds since the epoch.
+    """
+
+    taken: float
 
     def get(self, job_id: str, element: int) -> TaskRecord | None:
-        """Return that the element is over."""
+        """Return the record of an element that has completed."""
         del job_id, element
         return TaskRecord(TaskState.COMPLETED)
 
 
 class InlineBackend(Backend):
-    """Runs the tasks of an array at once, one after the other."""
+    """The `slurmlaunch.backends.base.Backend` of the calling thread: runs one task after the other."""
 
     name = "inline"
     query_every = 60.0
@@ -68,39 +72,39 @@ class InlineBackend(Backend):
         return f"# {job.length} tasks, run in the calling thread during the call\n"
 
     def submit(self, job: ArrayJob) -> str:
-        """Run the tasks of the array; return its id when they are over."""
+        """Run the tasks of the array to their end; return its job id."""
         folder = RunFolder(job.run_folder)
         manifest = Manifest.read(folder)
-        its_round = Round.read(folder, job.round)
+        round_ = Round.read(folder, job.round)
         with _Interrupted() as interrupted:
             for task in range(job.first_task, job.first_task + job.length):
-                _run_task(folder, manifest, its_round, task, interrupted)
+                _run_task(folder, manifest, round_, task, interrupted)
         return f"inline-{os.getpid()}-{next(self._ids)}"
 
     def find(self, name: str, since: float) -> str | None:
-        """Return None: a job that is over cannot be found."""
+        """Return None: no job outlives its submission."""
         del name, since
         return None
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
-        """Do nothing: the tasks are over."""
+        """Do nothing: the tasks have ended."""
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
-        """Do nothing: the tasks are over."""
+        """Do nothing: the tasks have ended."""
 
-    def query(self, job_ids: Collection[str]) -> _AllEnded:
-        """Return that all tasks are over."""
+    def query(self, job_ids: Collection[str]) -> InlineSnapshot:
+        """Return a snapshot in which all tasks have completed."""
         del job_ids
-        return _AllEnded()
+        return InlineSnapshot(time.time())
 
 
-def _run_task(folder: RunFolder, manifest: Manifest, its_round: Round, task: int, interrupted: _Interrupted) -> None:
+def _run_task(folder: RunFolder, manifest: Manifest, round_: Round, task: int, interrupted: _Interrupted) -> None:
     writer = OutcomeWriter(folder, task)
     writer.note(started=time.time(), node=platform.node())
-    threads, seed = its_round.plan.threads, manifest.seed
+    threads, seed = round_.plan.threads, manifest.seed
     outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=threads, seed=seed))
     try:
-        _run_items(folder, manifest, _items_of(folder, its_round, task, writer.attempt), writer, interrupted)
+        _run_items(folder, manifest, _items_of(folder, round_, task, writer.attempt), writer, interrupted)
     finally:
         context.swap(outer)
         writer.note(ended=time.time())
@@ -109,23 +113,19 @@ def _run_task(folder: RunFolder, manifest: Manifest, its_round: Round, task: int
     (folder.ended / EndMark(task, writer.attempt, status).filename).touch(0o600)
 
 
-def _items_of(folder: RunFolder, its_round: Round, task: int, attempt: int) -> Iterator[int]:
-    """Yield the items of a task; of a dynamic round, what is still to be taken, and taken when it is come to."""
-    blocks = its_round.plan.blocks
+def _items_of(folder: RunFolder, round_: Round, task: int, attempt: int) -> Iterator[int]:
+    """Yield the items of a task; in a dynamic round, claim each block just before its items run."""
+    blocks = round_.plan.blocks
     if blocks is None:
-        yield from its_round.plan.items_of(task)
+        yield from round_.plan.items_of(task)
         return
-    claimer = Claimer(folder.claims(its_round.number), task, attempt, blocks.number)
+    claimer = Claimer(folder.claims(round_.number), task, attempt, blocks.number)
     while (block := claimer.claim()) is not None:
-        yield from its_round.plan.items_at(blocks.positions_of(block))
+        yield from round_.plan.items_at(blocks.positions_of(block))
 
 
 def _run_items(
-    folder: RunFolder,
-    manifest: Manifest,
-    items: Iterable[int],
-    writer: OutcomeWriter,
-    interrupted: _Interrupted,
+    folder: RunFolder, manifest: Manifest, items: Iterable[int], writer: OutcomeWriter, interrupted: _Interrupted
 ) -> None:
     try:
         work = Work(folder, manifest)
@@ -133,28 +133,24 @@ def _run_items(
         for item in items:
             writer.failure(item, Failure(error).dump())
         return
-    with contextlib.closing(work):
-        _run_each(work, items, writer, interrupted)
-
-
-def _run_each(work: Work, items: Iterable[int], writer: OutcomeWriter, interrupted: _Interrupted) -> None:
     values = _Values(writer)
-    for item in items:
-        context.current_task().item = item
-        kind, data = work.run(item)
-        if kind != Kind.FAILURE or isinstance(data, Bundle):
-            values.add(item, data)
-        else:
-            writer.failure(item, data)
-        if interrupted.pressed:
-            break
-    values.write()
+    with contextlib.closing(work):
+        for item in items:
+            context.current_task().item = item
+            kind, data = work.run(item)
+            if kind != Kind.FAILURE or isinstance(data, Bundle):
+                values.add(item, data)
+            else:
+                writer.failure(item, data)
+            if interrupted.pressed:
+                break
+        values.write()
     if interrupted.pressed:
         raise KeyboardInterrupt
 
 
 class _Values:
-    """Values of consecutive items, recorded together: nobody sees them before the call is over."""
+    """Values of consecutive items, written as one record: no client reads them before the call returns."""
 
     def __init__(self, writer: OutcomeWriter) -> None:
         self._writer = writer
@@ -162,7 +158,7 @@ class _Values:
         self._parts: list[bytes] = []
 
     def add(self, item: int, data: bytes | Bundle) -> None:
-        """Take in a value."""
+        """Add a value; write the earlier ones if it does not continue them."""
         if isinstance(data, Bundle):
             self.write()
             self._writer.value(item, data)
@@ -175,7 +171,7 @@ class _Values:
         self._bytes += len(data)
 
     def write(self) -> None:
-        """Record what was taken in."""
+        """Write the values that were added."""
         if len(self._parts) == 1:
             self._writer.value(self._first, self._parts[0])
         elif self._parts:
@@ -184,10 +180,10 @@ class _Values:
 
 
 class _Interrupted:
-    """Tells Ctrl-C, which ends the call, from a KeyboardInterrupt that the function raises.
+    """Distinguishes Ctrl-C, which ends the call, from a KeyboardInterrupt that the function raises.
 
     Attributes:
-        pressed: whether it was Ctrl-C.
+        pressed: True once Ctrl-C was pressed.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from slurmlaunch.backends.base import Limits
+from slurmlaunch.backends.base import Backend, Limits
 from slurmlaunch.backends.slurm.batch_script import render, sbatch_words
 from slurmlaunch.backends.slurm.commands import NO_SUCH_JOB, Cluster, Command, for_submission, run
 from slurmlaunch.backends.slurm.job_states import Elements
@@ -55,7 +55,7 @@ _DEFAULT_MAX_ARRAY_SIZE = 1001
 _LIMITS: dict[tuple[str | None, str | None], Limits] = {}
 
 
-class SlurmBackend:
+class SlurmBackend(Backend):
     """The `slurmlaunch.backends.base.Backend` of Slurm.
 
     Attributes:
