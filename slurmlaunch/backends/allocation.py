@@ -1,17 +1,17 @@
-"""Tasks as steps of an allocation that the user has already: no queue, they start at once.
+"""The allocation backend: tasks as steps of an allocation that the user already has, without a queue.
 
-The client was started inside the allocation (``salloc``, or a batch job), and is
-the scheduler, as it is for the local backend: `slurmlaunch.backends.local.scheduler`. What
-starts a task is ``srun --exact``, and Slurm gives the step its CPUs and memory on
-one of the nodes. As many steps run at once as the allocation has room for; srun
-would wait for the others, too, but asks the controller again and again meanwhile.
+The client creates an `AllocationBackend` inside the allocation (``salloc``, or a batch job). It is
+a `LocalBackend` whose scheduler has the capacity of the allocation's nodes, and whose tasks are
+started by ``srun --exact``: Slurm gives each step its CPUs and memory on one of the nodes. As
+many steps run at once as fit; srun would wait for the others too, but asks the
+controller again and again meanwhile.
 
-Of sbatch's options those count that say what a task has (``cpus_per_task``, ``mem``,
-``gpus_per_task``, ``gres``, ...) and ``time``. A task that names no memory has its
-share of the allocation's, by its CPUs: a step would take all of it.
+Of sbatch's options the resources of a task count (``cpus_per_task``, ``mem``,
+``gpus_per_task``, ``gres``, ...) and ``time``. A task without a memory option gets its share
+of the allocation's by its CPUs: a step would take all of it.
 
-The tasks are the client's own, as local ones are: it waits for them when the
-interpreter exits, and they end if it is killed.
+As with local tasks, the client waits for them when the interpreter exits, and they end
+if it is killed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _NODES = "SLURM_JOB_CPUS_PER_NODE"
 
-# What sbatch and srun understand alike, and what says what a step has. Nodes are for ranks.
+# Options of sbatch that srun reads too, and that describe the resources of a step. Nodes are for ranks.
 _PASSED_ON = (
     "constraint", "exclude", "gpu_bind", "gpu_freq", "gpus", "gpus_per_node", "gpus_per_task", "gres", "gres_flags",
     "hint", "mem_bind", "mem_per_gpu", "nodelist", "threads_per_core", "tres_per_task",
@@ -50,9 +50,9 @@ _GPUS = ("gpus", "gpus_per_node", "gpus_per_task", "gres", "tres_per_task")
 _MEBIBYTE = 1 << 20
 _SINFO_SECONDS = 10.0
 
-# The client's lifeline does not reach beyond this machine, so what watches it is here: its
-# end of file ends the step. SIGTERM reaches srun by itself, which then kills the step without
-# ado: it is for the shell to say that this was an end from outside, and not the node's own.
+# The client's lifeline does not reach beyond this machine, so this shell watches it: its end of
+# file ends the step. SIGTERM reaches srun by itself, which then kills the step at once: the
+# shell reports this as an end from outside, and not as the node's own.
 _WATCHED = f"""\
 unset {PARENT_DEATH_VARIABLE}
 trap stopped=1 TERM
@@ -68,26 +68,26 @@ exit "$status"
 
 
 class _Node(NamedTuple):
-    """What of a node is the allocation's: CPUs, and bytes of memory."""
+    """The allocation's share of a node: CPUs, and bytes of memory."""
 
     cpus: int
     memory: float
 
 
 class Nodes:
-    """The nodes of the allocation that this process is in."""
+    """The capacity of the allocation that this process is in."""
 
     @property
     def nodes(self) -> list[_Node]:
-        """What each has, as Slurm told this process; none outside an allocation."""
+        """The nodes, from the environment that Slurm set; none outside an allocation."""
         cpus = list(_cpus_per_node(os.environ.get(_NODES, "")))
         return [_Node(each, _memory(os.environ, each)) for each in cpus]
 
     def fits(self, wanted: TaskResources, running: Collection[TaskResources]) -> bool:
-        """Whether a task may start beside those that run.
+        """Whether a task may start beside the running ones.
 
-        Which nodes these are on only Slurm knows. If it chose worse than is assumed
-        here, srun waits.
+        Only Slurm knows the nodes of the running ones. If it chose worse than this
+        assumes, srun waits.
         """
         free = self.nodes
         for each in running:
@@ -110,45 +110,45 @@ class AllocationBackend(LocalBackend):
         return ("srun", "--kill-on-bad-exit=1", *_step_words(options, ranks, cpus_per_task))
 
     def at_once(self, job: ArrayJob) -> int:
-        """Return how many tasks of an array run at once where nothing else does."""
+        """Return how many tasks of an array run at once if no other tasks run."""
         resources, count = self.resources(job), 0
         while count < job.length and self.scheduler.capacity.fits(resources, [resources] * count):
             count += 1
         return max(1, count)
 
     def resources(self, job: ArrayJob) -> TaskResources:
-        """Return what a task takes of the allocation; Slurm itself holds it to its memory."""
+        """Return the task's share of the allocation; Slurm itself enforces its memory."""
         asked = TaskResources.of(job)
         reserved = sum(parse_memory(word.partition("=")[2]) for word in _memory_words(job.options))
         if not math.isfinite(reserved):
-            reserved = 0.0  # all that there is, together with others
+            reserved = 0.0  # all memory, shared with other steps
         elif "mem" not in job.options:
             reserved *= job.cpus_per_task
         elif job.ranks > 1:
-            reserved /= job.ranks  # sbatch counts it for a node, and how many ranks come to one Slurm decides
+            reserved /= job.ranks  # sbatch counts it per node, and Slurm decides how many ranks a node gets
         return asked._replace(memory=math.inf, reserved=reserved)
 
     def starter(self, job: ArrayJob) -> tuple[str, ...]:
-        """Return the words that start a task on a node; one with ranks starts here, and these there."""
+        """Return the words that start a task on a node; a task with ranks starts here, and its ranks there."""
         if job.ranks > 1:
             return ()
         return ("srun", *_step_words(job.options, 1, job.cpus_per_task))
 
     def command(self, job: ArrayJob) -> tuple[str, ...]:
-        """Return the command line of a task, less the task index at its end."""
+        """Return the command line of a task, without the task index at its end."""
         starter = self.starter(job)
         watched = (shutil.which("bash") or "/bin/bash", "-c", _WATCHED, job.name, *starter) if starter else ()
         return (*watched, *super().command(job))
 
     def environment(self, job: ArrayJob) -> dict[str, str]:
-        """Return the environment of srun, and so of the tasks."""
+        """Return the environment of srun, which the tasks inherit."""
         return task_environment(job, for_steps(os.environ))
 
     def submit(self, job: ArrayJob) -> str:
         """Put the array in the queue of this process; return its job id.
 
         Raises:
-            SubmissionError: this process is in no allocation, or in one that has no room for such
+            SubmissionError: this process is in no allocation, the allocation is too small for
                 a task, or as for the local backend.
         """
         if not _is_inside(os.environ):
@@ -169,10 +169,10 @@ _OUTSIDE = (
 
 
 def require_allocation() -> None:
-    """Refuse to go on outside an allocation.
+    """Raise an error outside an allocation.
 
     Raises:
-        OptionError: this process is in none.
+        OptionError: this process is in no allocation.
     """
     if not _is_inside(os.environ):
         raise OptionError(_OUTSIDE, option="cluster")
@@ -189,7 +189,7 @@ def _cpus_per_node(text: str) -> Iterator[int]:
 
 
 def _memory(environ: Mapping[str, str], cpus: int) -> float:
-    """Return the bytes that the allocation has on a node: its own, or where it has no limit, the node's."""
+    """Return the bytes that the allocation has on a node: its limit, or without one, the node's memory."""
     if environ.get("SLURM_MEM_PER_NODE", "0") != "0":
         return float(environ["SLURM_MEM_PER_NODE"]) * _MEBIBYTE
     if environ.get("SLURM_MEM_PER_CPU", "0") != "0":
@@ -199,15 +199,15 @@ def _memory(environ: Mapping[str, str], cpus: int) -> float:
 
 @functools.cache
 def _nodes_own_memory(nodes: str) -> float:
-    """Return the bytes that each of the nodes has at least; endless where Slurm does not say."""
+    """Return the memory of the smallest of the nodes in bytes; `math.inf` if Slurm does not say."""
     words = ("sinfo", "--noheader", f"--nodes={nodes}", "--format=%m")
-    told = run(Command(words, os.environ, _SINFO_SECONDS)).stdout if nodes else ""
-    megabytes = [int(number) for number in re.findall(r"\d+", told)]  # "8000+" where some have more
+    output = run(Command(words, os.environ, _SINFO_SECONDS)).stdout if nodes else ""
+    megabytes = [int(number) for number in re.findall(r"\d+", output)]  # "8000+" where some have more
     return float(min(megabytes, default=math.inf)) * _MEBIBYTE
 
 
 def _place(wanted: TaskResources, free: list[_Node]) -> bool:
-    """Take what the ranks of a task need from the first nodes that have it; False where some found no room."""
+    """Take the resources of a task's ranks from the first nodes that have them; False if one finds none."""
     cpus = wanted.cpus // wanted.ranks
     for _ in range(wanted.ranks):
         for i, node in enumerate(free):
@@ -220,15 +220,15 @@ def _place(wanted: TaskResources, free: list[_Node]) -> bool:
 
 
 def _step_words(options: Mapping[str, str | bool], ranks: int, cpus_per_task: int) -> Iterator[str]:
-    """Yield what srun is asked for."""
-    yield "--exact"  # what is asked for, and not whole nodes
+    """Yield the arguments of srun."""
+    yield "--exact"  # not whole nodes
     yield f"--ntasks={ranks}"
     yield f"--cpus-per-task={cpus_per_task}"
     if ranks == 1:
         yield "--nodes=1"
     yield from _memory_words(options)
     if not any(name in options for name in _GPUS):
-        yield "--gres=none"  # a step would have all GPUs of the allocation, and the next one wait for them
+        yield "--gres=none"  # a step would take all GPUs of the allocation, and the next one wait for them
     for name in (*_PASSED_ON, *(_OF_RANKS if ranks > 1 else ())):
         value = options.get(name)
         if value is not None and value is not False:
@@ -237,7 +237,7 @@ def _step_words(options: Mapping[str, str | bool], ranks: int, cpus_per_task: in
 
 
 def _memory_words(options: Mapping[str, str | bool]) -> tuple[str, ...]:
-    """Return the memory of a step: what was asked for, or a task's share of the allocation's."""
+    """Return the memory of a step: the option, or a task's share of the allocation's."""
     for name in ("mem", "mem_per_cpu"):
         if name in options:
             return (f"--{name.replace('_', '-')}={options[name]}",)

@@ -147,14 +147,7 @@ class ArrayJob:
         Raises:
             OptionError: the container cannot bind one of the folders.
         """
-        return self.inside((*self.python, "-m", "slurmlaunch.node", str(self.run_folder), task))
-
-    def inside(self, words: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the command line that runs another one in the container, if there is one.
-
-        Raises:
-            OptionError: the container cannot bind one of the folders.
-        """
+        words = (*self.python, "-m", "slurmlaunch.node", str(self.run_folder), task)
         if self.container is None:
             return words
         gpus = asks_for_gpus(self.options, self.flags)

@@ -1,11 +1,13 @@
 """Containers: the command line that starts a node inside an image.
 
-What runs inside is the image's own Python. Of the client's folders it sees the
-run folder, the working directory, and what the client imports its own modules
-from; what is *installed* on the client's side stays outside, since the image
-has its own. Variables reach the inside, and signals the node: a runtime either
-becomes the node (charliecloud), or hands on what it gets (the others do, where
-they have no terminal).
+`Container` is a public class; an `ArrayJob` calls it for its command line. Batch scripts and
+schedulers are unknown here.
+
+The image's own Python runs inside. It sees these folders of the client: the run folder, the
+working directory, and the folders of the user's own modules. Packages *installed* for the
+client stay outside, because the image has its own. The client's variables are set inside, and
+signals reach the node: a runtime either becomes the node (charliecloud), or forwards
+signals (the others do without a terminal).
 
 Sources: apptainer-exec, podman-run(1), ch-run(1).
 """
@@ -31,22 +33,22 @@ PROGRAMS = {
     "podman": ("podman",),
     "charliecloud": ("ch-run",),
 }
-"""What each runtime is called on the PATH; None is the first that is there."""
+"""The programs of each runtime; None is the first of these on the PATH."""
 
 PYTHON = ("python3",)
-"""How Python is started in an image, where nothing else is said."""
+"""The words that start Python in an image by default."""
 
 OF_THE_HOST = ("PYTHONPATH", "PYTHONHOME")
-"""Variables that describe the client's Python, and would mislead that of an image."""
+"""Variables that describe the client's Python, and would mislead the image's."""
 
 _FILES = (".sif", ".simg", ".img", ".sqfs", ".squashfs", ".sqsh")
-# Inside an image these are the host's own anyway, or nothing that could be replaced.
+# A folder that cannot be replaced inside an image.
 _NOT_BOUND = ("/",)
 _INSTALLED = re.compile(r"/(site|dist)-packages(/|$)|/lib(64)?/python\d[\d.]*(/|$)|/python\d+\.zip$")
 _GPU_OPTIONS = frozenset({"gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"})
 _GRES_OPTIONS = ("gres", "tres-per-task")
 
-# Which of them a node has is known there alone.
+# Only the node knows its own PATH.
 _FIRST_THERE = (
     'for each in {programs}; do if command -v "$each" >/dev/null; then exec "$each" "$@"; fi; done; '
     'echo "slurmlaunch: the task was not started: none of {programs} is on the PATH of this node. '
@@ -59,17 +61,17 @@ class Container:
     """A container image in which tasks run.
 
     Attributes:
-        image: the image: a path, which the nodes must see too, or what the runtime takes
-            for one, such as ``docker://python:3.11``. It needs a Python of the client's
+        image: the image: a path that the nodes see too, or another name that the runtime
+            accepts, such as ``docker://python:3.11``. It needs a Python of the client's
             minor version, slurmlaunch and cloudpickle.
-        binds: folders of the node that are seen inside: ``"/scratch"``, ``"/data:/mnt"``,
+        binds: folders of the node to show inside: ``"/scratch"``, ``"/data:/mnt"``,
             ``"/data:/mnt:ro"``.
         runtime: ``"apptainer"``, ``"singularity"``, ``"podman"`` or ``"charliecloud"``; by
             default apptainer or singularity, whichever is on the node's PATH.
-        flags: further flags for the runtime, passed on as they are.
+        flags: further flags for the runtime, passed on unchanged.
 
     Raises:
-        OptionError: a value cannot be.
+        OptionError: a value is not valid.
     """
 
     image: str
@@ -99,36 +101,36 @@ class Container:
 
     @property
     def path(self) -> Path | None:
-        """Where the image lies, or None where only the runtime knows."""
+        """The path of the image, or None if only the runtime knows it."""
         return Path(self.image) if self.image.startswith("/") else None
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """The programs of which the node needs one."""
+        """The programs; the node needs one of them."""
         return PROGRAMS[self.runtime]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it stands in a manifest."""
+        """Return the container as stored in a manifest."""
         return {"image": self.image, "binds": [*self.binds], "runtime": self.runtime, "flags": [*self.flags]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Container:
-        """Read what `to_json` wrote."""
+        """Read a container from a manifest."""
         return cls(data["image"], data.get("binds", ()), runtime=data.get("runtime"), flags=data.get("flags", ()))
 
     def command(self, words: Sequence[str], *, cwd: Path, folders: Sequence[Path], gpus: bool) -> tuple[str, ...]:
-        """Return the command line that runs another inside.
+        """Return the command line that runs a command inside.
 
         Args:
-            words: the command to run, in the image's own terms.
-            cwd: the folder that it runs in.
-            folders: those of the host that are bound besides, at the same place.
-            gpus: whether it is to see the GPUs.
+            words: the command, with paths inside the image.
+            cwd: its working directory.
+            folders: further folders of the host to bind, at the same path.
+            gpus: whether to make the GPUs visible.
 
         Raises:
             OptionError: the runtime cannot bind a folder of that name.
         """
-        binds = (*(_same_place(folder, self.runtime) for folder in self._not_covered(folders)), *self.binds)
+        binds = (*(_same_path(folder, self.runtime) for folder in self._not_covered(folders)), *self.binds)
         arguments = _ARGUMENTS[self.runtime](self, binds, cwd, gpus=gpus)
         if len(self.programs) == 1:
             return (*self.programs, *arguments, *words)
@@ -136,21 +138,21 @@ class Container:
         return ("/bin/sh", "-c", find, "slurmlaunch", *arguments, *words)
 
     def _not_covered(self, folders: Sequence[Path]) -> list[Path]:
-        """Return those of the folders that no bind of the user's has shown already, at the same place."""
+        """Return the folders that no bind of the user shows already, at the same path."""
         parts = (bind.split(":") for bind in self.binds)
         covered = {Path(source) for source, target, *options in parts if source == target and not options}
         return [folder for folder in folders if not covered & {folder, *folder.parents}]
 
     def prepare(self, folders: Sequence[Path]) -> None:
-        """Make the places in an image at which folders are to be bound, just before it is used.
+        """Create the mount points of all binds in the image, just before it is used.
 
-        Only charliecloud needs it: it mounts images read-only, and makes no places itself.
+        Only charliecloud needs it: it mounts images read-only, and creates no mount points.
 
         Raises:
-            OptionError: the image is not there, or does not let itself be written to.
+            OptionError: the image does not exist, or cannot be written to.
         """
         if self.path is not None and not self.path.exists():
-            text = f"there is no image {self.image}: it must lie where the nodes see it, and this machine too"
+            text = f"there is no image {self.image}: it must be in a folder that this machine and the nodes see"
             raise OptionError(text, option="container")
         if self.runtime != "charliecloud" or self.path is None or not self.path.is_dir():
             return
@@ -160,17 +162,17 @@ class Container:
         targets |= {parts[-1]: Path(parts[0]) for parts in (bind.split(":") for bind in self.binds)}
         for target, source in targets.items():
             if not target.startswith("/tmp/"):  # noqa: S108  (the host's own, also inside)
-                _make_place(self.path, target, source)
+                _create_mount_point(self.path, target, source)
 
 
 def _apptainer(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool) -> tuple[str, ...]:
-    # AMD's is --rocm: whoever names either has said it all.
+    # AMD's flag is --rocm; a user who gives one of the three has chosen.
     nv = ["--nv"] if gpus and not {"--nv", "--nvccli", "--rocm"} & {*container.flags} else []
     return ("exec", *(f"--bind={bind}" for bind in binds), f"--pwd={cwd}", *nv, *container.flags, container.image)
 
 
 def _podman(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool) -> tuple[str, ...]:
-    # In the job's own control group, so that Slurm's limits hold, and what it ends has ended.
+    # In the job's own control group, so that Slurm's limits and signals apply inside.
     ours = (
         "--rm", "--env-host", "--cgroups=disabled", "--ipc=host", "--network=host",
         "--security-opt=label=disable", "--entrypoint=",
@@ -181,8 +183,8 @@ def _podman(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool
 
 
 def _charliecloud(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool) -> tuple[str, ...]:
-    del gpus  # the devices are there; the driver's libraries are put into an image by ch-fromhost
-    # The image's own variables, its PATH among them, which the other runtimes take by themselves.
+    del gpus  # the devices are visible anyway; ch-fromhost puts the driver's libraries into an image
+    # The image's own variables, its PATH among them, which the other runtimes set by themselves.
     has_variables = container.path is not None and (container.path / "ch/environment").is_file()
     own = ["--set-env"] if has_variables else []
     return (*(f"--bind={bind}" for bind in binds), f"--cd={cwd}", *own, *container.flags, container.image, "--")
@@ -202,7 +204,7 @@ def _names(option: str, flags: Collection[str]) -> bool:
 
 
 def asks_for_gpus(options: Mapping[str, str | bool], flags: Collection[str]) -> bool:
-    """Return whether sbatch is asked for GPUs, by options or by flags as they are written there."""
+    """Return whether the options or flags of sbatch request GPUs."""
     given = {name.replace("_", "-"): str(value) for name, value in options.items()}
     for flag in flags:
         name, _, value = flag[2:].partition("=") if flag.startswith("--") else ("", "", "")
@@ -211,36 +213,36 @@ def asks_for_gpus(options: Mapping[str, str | bool], flags: Collection[str]) -> 
 
 
 def own_folders(search_path: Iterable[str]) -> list[str]:
-    """Return what of a module search path is the user's own: no standard library, and nothing that is installed."""
+    """Return the user's own entries of a module search path: neither standard library nor installed packages."""
     return [entry for entry in search_path if not _INSTALLED.search(entry)]
 
 
 def folders_inside(run_folder: Path, cwd: Path, search_path: Iterable[str]) -> tuple[Path, ...]:
-    """Return which folders of the host a node needs in its container, none of them inside another."""
+    """Return the folders of the host that a node needs in its container, none of them inside another."""
     wanted = [cwd, run_folder, *(Path(entry) for entry in own_folders(search_path))]
     there = [folder for folder in dict.fromkeys(wanted) if folder == run_folder or folder.is_dir()]
     there = [folder for folder in there if str(folder) not in _NOT_BOUND]
     return tuple(folder for folder in there if not any(other in folder.parents for other in there))
 
 
-def _make_place(image: Path, target: str, source: Path) -> None:
-    place = image / target.lstrip("/")
-    if not place.resolve().is_relative_to(image.resolve()):
-        raise _refused(f"{target} leads out of the image {image}, by a symbolic link: bind to another place")
+def _create_mount_point(image: Path, target: str, source: Path) -> None:
+    point = image / target.lstrip("/")
+    if not point.resolve().is_relative_to(image.resolve()):
+        raise _refused(f"{target} leads out of the image {image} by a symbolic link: bind to another path")
     try:
         if source.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.touch()
+            point.parent.mkdir(parents=True, exist_ok=True)
+            point.touch()
         else:
-            place.mkdir(parents=True, exist_ok=True)
+            point.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _refused(
-            f"{place} cannot be made, and charliecloud binds only where something is in the image {image} already: "
-            f"{error.strerror}. Make it, or, with a newer charliecloud, give Container(..., flags=['--write-fake'])"
+            f"{point} cannot be created, and charliecloud binds only to existing paths of the image {image}: "
+            f"{error.strerror}. Make it, or, with a newer charliecloud, use Container(..., flags=['--write-fake'])"
         ) from error
 
 
-# Reading what the user gives.
+# Checks of the user's values.
 
 
 def _image(image: object, runtime: str | None) -> str:
@@ -267,15 +269,15 @@ def _bind(bind: object, runtime: str | None) -> str:
     source = str(Path(parts[0]).expanduser().absolute())
     target = parts[1] if len(parts) > 1 else source
     if not target.startswith("/"):
-        raise _refused(f"binds: {bind!r}: the place in the image must be an absolute path, not {target!r}")
+        raise _refused(f"binds: {bind!r}: the path in the image must be absolute, not {target!r}")
     return ":".join([source, target, *(["ro"] if parts[2:] == ["ro"] else [])])
 
 
-def _same_place(folder: Path, runtime: str | None) -> str:
+def _same_path(folder: Path, runtime: str | None) -> str:
     path = str(folder)
     separators = ":" if runtime in {"podman", "charliecloud"} else ":,"
     if any(each in path for each in separators):
-        raise _refused(f"{path!r} cannot be bound into a container, because of its name: use a folder without , and :")
+        raise _refused(f"{path!r} cannot be bound into a container because of its name: use a folder without , and :")
     return f"{path}:{path}"
 
 

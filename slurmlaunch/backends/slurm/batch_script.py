@@ -1,23 +1,24 @@
-"""The batch script of an array: a pure function of the `ArrayJob`, and the whole truth.
+"""The batch script of an array: a pure function of the `ArrayJob`.
 
-What is asked of Slurm stands in the script's ``#SBATCH`` lines, none of it on a
-command line, so that what a person is shown is what is submitted.
+The Slurm backend submits it, and ``ex.script`` shows it. All options stand in its ``#SBATCH``
+lines and none on a command line, so that a person sees exactly the submitted script. It must
+not read the environment, a file or a clock.
 
 What the script does in a task, in order::
 
-    ignore USR1 and TERM      both reach the script too, and it has to outlive the node
-    go to the client's folder
+    ignore USR1 and TERM      both reach the script too, and it must outlive the node
+    go to the client's working directory
     set the variables, load the modules, run the set-up lines
     start the node, forward USR1 to it, and wait until it has really ended
-    leave the end mark        an empty file whose name is the `EndMark`; what the kernel
-                              killed for want of memory says so, long before Slurm does
+    write the end mark        an empty file whose name is the `EndMark`; it reports an
+                              out-of-memory kill long before Slurm does
     end with the node's exit status
 
-The exit status is `Status.SETUP` where the node was never started: the folder is
-not there, a module does not load, a set-up line fails. The end mark is left then
+The exit status is `Status.SETUP` if the node was never started: the working directory is
+missing, a module does not load, a set-up line fails. The end mark is written then
 too, and the log says what failed.
 
-Only what bash has built in is used, since the set-up lines may change PATH.
+The script uses only commands that are built into bash, because the set-up lines may change PATH.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _CPU_COUNT = "PYTHON_CPU_COUNT"
 _TASK = "${slurmlaunch_task}"
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+*^~-]+")
-# An OR of conditions; Slurm cannot mix it with the AND that our own condition needs.
+# Joins conditions by OR; Slurm cannot mix it with the AND that our own condition needs.
 _EITHER = "?"
 _PER_TASK = {"gpus-per-task", "tres-per-task"}
 
@@ -59,7 +60,7 @@ def render(job: ArrayJob) -> str:
 
 
 def sbatch_words(job: ArrayJob) -> list[str]:
-    """Return what sbatch is asked for, as the arguments of a command line."""
+    """Return sbatch's options, as the arguments of a command line."""
     given = {name.replace("_", "-"): value for name, value in job.options.items() if value is not False}
     ours = _our_options(job, given)
     options = {**ours, **{name: value for name, value in given.items() if name not in ours}}
@@ -83,7 +84,7 @@ def _our_options(job: ArrayJob, given: Mapping[str, str | bool]) -> dict[str, st
     if job.may_requeue and "no-requeue" not in given:
         options["requeue"] = True  # a site's default may be otherwise
     if given.keys() & _PER_TASK and not given.keys() & {"gpus", "ntasks"}:
-        options["ntasks"] = str(job.ranks)  # sbatch wants to be told
+        options["ntasks"] = str(job.ranks)  # sbatch refuses the option without it
     if "cpus-per-gpu" not in given:  # sbatch refuses both together
         options["cpus-per-task"] = str(job.cpus_per_task)
     return options
@@ -93,10 +94,10 @@ def _log_pattern(job: ArrayJob, stream: str) -> str:
     folder = str(job.run_folder)
     if "\\" in folder:
         raise OptionError(
-            f"Slurm cannot write its logs below a path with a backslash: {folder!r}. Give another folder.",
+            f"Slurm cannot write its logs below a path with a backslash: {folder!r}. Use another folder.",
             option="folder",
         )
-    # Of all patterns only the last, our own, is to be filled in.
+    # Slurm must fill in only the last pattern, our own.
     escaped = RunFolder(Path(folder.replace("%", "%%")))
     return str(escaped.log(job.round, job.array, "%a", stream))
 
@@ -120,7 +121,7 @@ def _dependency(job: ArrayJob, users: object) -> str:
 def _sbatch_word(word: str) -> str:
     """Quote an argument for sbatch's own reader of ``#SBATCH`` lines, which is not a shell's."""
     if re.search(r"[\n\r\0]", word):
-        raise OptionError(f"a line break cannot stand in what sbatch is given: {word!r}", option=_option_name(word))
+        raise OptionError(f"sbatch cannot read a line break: {word!r}", option=_option_name(word))
     if word.startswith("-") and _PLAIN.fullmatch(word):
         return word
     name, equals, value = word.partition("=")
@@ -152,7 +153,7 @@ _MARK_AT_EXIT = "trap 'slurmlaunch_mark $?' EXIT"
 def _end(job: ArrayJob) -> Iterator[str]:
     ended = shell_quote(str(RunFolder(job.run_folder).ended))
     start = "${SLURM_RESTART_COUNT:-0}"
-    # The class that reads the name also writes it: its fields stand here as the shell's words.
+    # The class that reads the name also writes it, here with the shell's words as its fields.
     mark = EndMark(_TASK, start, "$1").filename  # type: ignore[arg-type]
     yield f"slurmlaunch_task=$(({job.first_task} + SLURM_ARRAY_TASK_ID))"
     yield "slurmlaunch_marked="
@@ -187,7 +188,7 @@ def _environment(job: ArrayJob) -> Iterator[str]:
     yield ""
 
 
-# A batch shell reads no profile, so `module` is there only if it came with the environment.
+# A batch shell reads no profile, so it has `module` only if the environment brought it.
 _MODULE_COMMAND = (
     "if ! declare -F module >/dev/null; then",
     "    for slurmlaunch_file in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh \\",
@@ -200,8 +201,8 @@ _MODULE_COMMAND = (
     "declare -F module >/dev/null || slurmlaunch_give_up 'there is no module command on this machine'",
 )
 
-# Lines may belong together (an if, a loop), so each is not tested on its own. What fails inside
-# a file that they source is that file's affair.
+# Lines may belong together (an if, a loop), so each is not tested on its own. A failure inside
+# a file that they source is left to that file.
 _SETUP_BEGINS = (
     "slurmlaunch_failed() {",
     '    [ "$3" -gt 1 ] || slurmlaunch_give_up "set-up failed with status $1: $2"',
@@ -212,7 +213,7 @@ _SETUP_BEGINS = (
 
 
 def _python_cpu_count(job: ArrayJob) -> Iterator[str]:
-    # Read by Python 3.13 when it starts, so that nothing later can set it.
+    # Python 3.13 reads it at its start: later is too late to set it.
     yield f"if [ -z ${{{_CPU_COUNT}+set}} ]; then"
     yield f"    export {_CPU_COUNT}={job.threads} {OURS}=${{{OURS}:+${OURS}:}}{_CPU_COUNT}"
     yield "fi"
@@ -272,7 +273,7 @@ def _never_started(job: ArrayJob) -> Iterator[str]:
 
 
 def _requeue() -> Iterator[str]:
-    # Here, and not by the node, which may run in a container that has no scontrol.
+    # Not by the node, which may run in a container without scontrol.
     element = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
     yield f'if [ "$slurmlaunch_status" -eq {Status.REQUEUE} ]; then'
     yield '    slurmlaunch_mark "$slurmlaunch_status"  # before the requeue, which ends this script'

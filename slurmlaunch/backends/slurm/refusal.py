@@ -1,4 +1,8 @@
-"""What to tell the user when sbatch refuses, or does not answer."""
+"""The advice for an array that sbatch refuses or does not confirm.
+
+The Slurm backend raises the errors that are made here. To change the advice for a complaint
+of Slurm's, edit the table `_ADVICE`; whether to try again is decided by the caller.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from slurmlaunch.errors import SubmissionError
 if TYPE_CHECKING:
     from slurmlaunch.backends.slurm.commands import Command, Finished
 
-# What Slurm says, and what to do about it. The first that fits counts, so the narrow ones stand first.
+# Slurm's complaints, and what to do about each. The first match counts, so the narrow ones stand first.
 # Source of the words: slurm_errtab in Slurm's src/common/slurm_errno.c, and the errors of its sbatch.
 _ADVICE = tuple(
     (re.compile(words, re.IGNORECASE), advice)
@@ -57,17 +61,17 @@ _ADVICE = tuple(
         (
             r"unable to contact|connection refused|controller not|unable to establish|lookup failed",
             (
-                "Slurm is not to be reached from this machine just now; cluster='local' (or SLURMLAUNCH_CLUSTER=local) "
-                "runs the same here."
+                "Slurm cannot be reached from this machine just now; cluster='local' (or SLURMLAUNCH_CLUSTER=local) "
+                "runs the same tasks here."
             ),
         ),
     )
 )
-# After these the job may be in the queue all the same.
+# After these complaints the job may still be in the queue.
 _AMBIGUOUS = re.compile(
     r"timed out|zero bytes were transmitted|message send failure|message receive failure", re.IGNORECASE
 )
-# What passes by itself, the controller's own rate limit included.
+# Complaints that pass by themselves, the controller's own rate limit included.
 _TRANSIENT = re.compile(
     r"unable to contact|connection refused|connection timed out|unable to establish (controller|communication)"
     r"|not responding|temporarily|try again|rate limit|RPC limit",
@@ -81,20 +85,20 @@ _NO_ROOM = re.compile(
 def submission_error(command: Command, done: Finished, name: str, *, in_doubt: bool = False) -> SubmissionError:
     """Return the error for an sbatch that did not accept the job of that name.
 
-    *in_doubt* says that it was tried before, and had no answer.
+    *in_doubt* is True if an earlier try got no answer.
     """
     stderr = done.stderr.strip()
     if done.missing:
         what = f"there is no {command.words[0]} on PATH: is this a machine of the cluster?"
-        advice = "Executor(cluster='local') runs the same on this machine."
+        advice = "Executor(cluster='local') runs the same tasks on this machine."
     elif is_ambiguous(done):
         what = f"sbatch did not say whether Slurm took the job: {stderr or 'no job id'}"
-        advice = f"The job may be in the queue nevertheless: `squeue --name={name}` shows it."
+        advice = f"The job may still be in the queue: `squeue --name={name}` shows it."
     elif in_doubt:
-        what = f"sbatch refused the job: {stderr or f'exit status {done.returncode}'}"
-        advice = f"Tried before, it had no answer: `squeue --name={name}` shows whether the job is in the queue."
+        what = f"sbatch refused the job: {done.error}"
+        advice = f"An earlier try got no answer: `squeue --name={name}` shows whether the job is in the queue."
     else:
-        what = f"sbatch refused the job: {stderr or f'exit status {done.returncode}'}"
+        what = f"sbatch refused the job: {done.error}"
         advice = next((advice for words, advice in _ADVICE if words.search(stderr)), "")
     return SubmissionError(
         "\n".join(filter(None, (what, advice))),
@@ -109,12 +113,11 @@ def submission_error(command: Command, done: Finished, name: str, *, in_doubt: b
 
 
 def is_transient(done: Finished) -> bool:
-    """Whether the same may be accepted in a moment."""
+    """Whether the same submission may be accepted in a moment."""
     return not done.ok and not done.missing and _TRANSIENT.search(done.stderr) is not None
 
 
 def is_ambiguous(done: Finished) -> bool:
-    """Whether the job may have been submitted although sbatch did not say so."""
-    said_nothing = done.ok  # it succeeded, and printed no job id
-    lost = said_nothing or done.timed_out or _AMBIGUOUS.search(done.stderr) is not None
+    """Whether the job may have been submitted although sbatch did not confirm it."""
+    lost = done.ok or done.timed_out or _AMBIGUOUS.search(done.stderr) is not None  # ok: without a job id
     return lost and not done.missing
