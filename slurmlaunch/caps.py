@@ -1,8 +1,9 @@
-"""Thread caps: how many threads a process may use, and which CPUs and GPUs are its own.
+"""Thread caps: how many threads a process may use, and its share of the CPUs and GPUs.
 
 Three means, since no single one reaches every library: environment variables,
-which a library reads when it is loaded; `threadpoolctl`, for what is loaded
-already; and the CPU affinity mask, which also holds for what reads neither.
+which a library reads when it is loaded; `threadpoolctl`, for libraries that are
+loaded already; and the CPU affinity mask, for everything else. Used by the node,
+the task pool and the backends; knows nothing of tasks.
 """
 
 from __future__ import annotations
@@ -35,17 +36,16 @@ VARIABLES = (
     "LOKY_MAX_CPU_COUNT",
     "PYTHON_CPU_COUNT",
 )
-"""What libraries read, each at its own moment, to size their thread pools."""
+"""The variables from which libraries take the size of their thread pools."""
 
 OURS = "SLURMLAUNCH_SET"
-"""The variable that names, separated by colons, those that we set ourselves.
+"""The variable that lists, separated by colons, the variables that slurmlaunch has set.
 
-Without it a value of ours would look like the user's own to a submission from
-inside a task.
+Without it a submission from inside a task would take them for the user's own.
 """
 
 SHARE = "SLURMLAUNCH_CPU_COUNT"
-"""The variable that tells a process, and what it starts, how many CPUs are its own."""
+"""The variable with the number of CPUs of a process, for `cpu_count` in it and in its children."""
 
 GPU_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -54,42 +54,39 @@ GPU_VARIABLES = (
     "GPU_DEVICE_ORDINAL",
     "ZE_AFFINITY_MASK",
 )
-"""What shows a process its GPUs: NVIDIA's, AMD's three, Intel's. Slurm sets all that it knows,
-whatever the node has; where a site holds jobs to their devices, it numbers them from 0."""
+"""The variables that restrict a process to some GPUs: NVIDIA's, AMD's three, Intel's. Slurm sets
+all of them, for any GPUs; if the site constrains devices, it numbers them from 0."""
 
 _AMD = Path("/dev/kfd")
-# AMD's runtime shows the devices of ROCR_VISIBLE_DEVICES, numbered from 0, to what reads these.
+# These select among the devices of ROCR_VISIBLE_DEVICES, which AMD's runtime numbers from 0.
 _WITHIN_ROCR = ("HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 def without_ours(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment less the variables that we set for a task."""
+    """Return the environment without the variables that slurmlaunch set for a task."""
     ours = {*environ.get(OURS, "").split(":"), OURS, SHARE}
     return {name: value for name, value in environ.items() if name not in ours}
 
 
 def variables(threads: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that cap a process at so many threads.
-
-    Those that the user has set are left out.
-    """
+    """Return the variables that cap a process at so many threads, except those that the user has set."""
     theirs = without_ours(environ)
     chosen = {name: str(threads) for name in VARIABLES if name not in theirs}
     return {**chosen, SHARE: str(threads), OURS: ":".join(chosen)}
 
 
 def set_ours(variables: Mapping[str, str]) -> None:
-    """Set variables of this process, and of what it starts, that no submission from here is to inherit."""
+    """Set variables of this process and its children that a submission from here must not inherit."""
     ours = filter(None, (os.environ.get(OURS), *variables))
     os.environ.update({**variables, OURS: ":".join(ours)})
 
 
 def apply(threads: int) -> None:
-    """Cap this process, and what it starts, at so many threads."""
+    """Cap this process and its children at so many threads."""
     os.environ.update(variables(threads, os.environ))
     if "numpy" in sys.modules or "torch" in sys.modules:
-        # Loaded already, so the variables come too late. Else threadpoolctl is
-        # not worth its import, which every process of every task would pay.
+        # They are loaded, so the variables come too late. Else importing threadpoolctl
+        # would cost every process of every task more than it gains.
         import threadpoolctl
 
         threadpoolctl.threadpool_limits(threads)
@@ -98,15 +95,15 @@ def apply(threads: int) -> None:
 def share_of_gpus(
     environ: Mapping[str, str], process: int, processes: int, *, amd: bool | None = None
 ) -> dict[str, str]:
-    """Return the variables that show a process its own part of the task's GPUs.
+    """Return the variables that restrict a process to its share of the task's GPUs.
 
     With fewer GPUs than processes, several share one.
 
     Args:
         environ: the environment of the task.
         process: the number of the process.
-        processes: how many there are.
-        amd: whether the node's GPUs are AMD's; looked up by default.
+        processes: the number of processes.
+        amd: True if the node's GPUs are AMD's; detected by default.
     """
     if processes == 1:
         return {}
@@ -116,7 +113,7 @@ def share_of_gpus(
         if devices:
             shares[name] = devices[process::processes] or [devices[process % len(devices)]]
     if "ROCR_VISIBLE_DEVICES" in shares:
-        # HIP reads CUDA's variable as well; to CUDA itself the numbers are the node's.
+        # HIP reads CUDA's variable as well; for CUDA itself the numbers are the node's.
         is_amd = _AMD.exists() if amd is None else amd
         for name in (*_WITHIN_ROCR, *(["CUDA_VISIBLE_DEVICES"] if is_amd else [])):
             if name in shares:
@@ -126,9 +123,7 @@ def share_of_gpus(
 
 def usable_cpus() -> int:
     """Return how many CPUs this process may run on (not how many the machine has)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def masks(
@@ -137,19 +132,18 @@ def masks(
     processes: int,
     siblings: Callable[[int], frozenset[int]] | None = None,
 ) -> list[frozenset[int]] | None:
-    """Share out a task's CPUs, whole cores together.
+    """Divide a task's CPUs among its processes, whole cores together.
 
     Args:
         mask: the CPUs that the task may run on.
-        granted: how many CPUs the scheduler granted.
-        processes: how many shares to make.
-        siblings: the CPUs (hardware threads) of a CPU's core; read from the
-            machine by default.
+        granted: the number of CPUs that the scheduler granted.
+        processes: the number of processes.
+        siblings: returns the CPUs (hardware threads) of a CPU's core; read from the machine by default.
 
     Returns:
-        One set of CPUs per process, none in two; or None where the mask is not
-        the task's own: it must hold what was granted, or, where the scheduler
-        counts cores, that times the hardware threads of a core.
+        Disjoint sets of CPUs, one per process; or None if the mask is not the task's own:
+        its size must be the granted CPUs or, for a scheduler that counts cores, that
+        times the hardware threads of a core.
     """
     siblings = siblings or _siblings
     cores = sorted({siblings(cpu) & frozenset(mask) for cpu in mask}, key=min)
@@ -157,8 +151,8 @@ def masks(
     if len(mask) not in (granted, granted * threads_per_core) or processes > len(mask):
         return None
     ordered = [cpu for core in cores for cpu in sorted(core)]
-    # Shares are cut between cores where there are enough of them: two processes
-    # on one core would slow each other down while another core idles.
+    # With enough cores, none is divided: two processes on one core would slow
+    # each other down while another core idles.
     units = cores if processes <= len(cores) else [frozenset({cpu}) for cpu in ordered]
     cuts = [i * len(units) // processes for i in range(processes + 1)]
     return [frozenset().union(*units[a:b]) for a, b in pairwise(cuts)]

@@ -1,4 +1,8 @@
-"""Inside a task: which item this is, how many CPUs are its own, and a pool to use them."""
+"""The functions for user code inside a task: the current item, the share of CPUs, a process pool.
+
+`current_task`, `cpu_count` and `task_pool` are public names of the package. Workers, ranks and
+the inline backend set the current task (`swap`). This module knows nothing of run folders or Slurm.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +27,14 @@ class Task:
     Attributes:
         run_folder: the run folder.
         index: the index of the task in its run.
-        attempt: 0 for its first start, 1 after a requeue, and so on.
-        item: the index of the item that is being run.
-        process: the number of this pool process in the task, from 0.
-        processes: how many pool processes the task has.
-        threads: how many CPUs this process may use.
+        attempt: 0 for the first start of the task, 1 after a requeue, and so on.
+        item: the index of the running item.
+        process: the number of this worker in the task, from 0.
+        processes: the number of workers of the task.
+        threads: the number of CPUs that this process may use.
         seed: the run's seed: the option ``seed=``, or 0.
-        rank: which of the processes that call the function together this is (``ntasks=``), from 0.
-        ranks: how many these are; 1 where each call is one process's own.
+        rank: the rank of this process if several call the function together (``ntasks=``), from 0.
+        ranks: the number of these processes, else 1.
     """
 
     __slots__ = ("attempt", "index", "item", "process", "processes", "rank", "ranks", "run_folder", "seed", "threads")
@@ -56,20 +60,18 @@ class Task:
     def rng(self, *key: int) -> np.random.Generator:
         """Return NumPy's random generator of this item: a stream that no other item of the run has.
 
-        It follows from the run's seed, the item and the key alone, so it is the
-        same whatever the slicing, the backend, the attempt. Of ranks that call
-        the function together each has a stream of its own. Each call starts the
-        stream anew: ask once, and hand the generator on. Where an item needs
-        several independent streams, as for the calls that it gives to a
-        `task_pool` (whose processes belong to the same item), each has a key of
-        its own.
+        It depends on the run's seed, the item and the key alone, so it is the
+        same for every slicing, backend and attempt. Each rank has a stream of its
+        own. Every call starts the stream again: call once, and pass the generator
+        on. If an item needs several independent streams, such as one for each call
+        in a `task_pool`, give each a key.
 
         Args:
-            key: whole numbers, not negative, that name one of the item's streams.
+            key: non-negative integers that name one of the item's streams.
 
         Raises:
             MissingPackage: NumPy is not installed.
-            SlurmlaunchError: no item is being run, as while the function is loaded.
+            SlurmlaunchError: no item is running, as while the function is loaded.
         """
         if self.item < 0:
             raise SlurmlaunchError("rng() was called before an item began: call it in the function that you submit")
@@ -84,14 +86,14 @@ class Task:
 
 class _Current(threading.local):
     task: Task | None = None
-    """Of the class: what threads see that have none of their own, such as those that a function starts."""
+    """The task of threads that have none of their own, such as those that a function starts."""
 
 
 _current = _Current()
 
 
 def swap(task: Task | None) -> Task | None:
-    """Make a task the current one of this thread, and of threads that have none; return the one before."""
+    """Make a task the current one of this thread, and of threads without one; return the previous one."""
     before: Task | None = vars(_current).get("task")
     _current.task = _Current.task = task
     return before
@@ -101,7 +103,7 @@ def current_task() -> Task:
     """Return the task that this code runs in.
 
     Raises:
-        SlurmlaunchError: it does not run in one.
+        SlurmlaunchError: it runs in no task.
     """
     task = _current.task or _Current.task
     if task is None:
@@ -113,26 +115,25 @@ def current_task() -> Task:
 def cpu_count() -> int:
     """Return how many CPUs this process may use.
 
-    In a task that is its share of what was granted, even where the mask of the
-    node is smaller or larger. Elsewhere it is what the process may run on.
+    In a task that is its share of the granted CPUs, even if the node's affinity mask is
+    smaller or larger; elsewhere it is the size of that mask.
     """
     share = os.environ.get(caps.SHARE, "")
     return int(share) if share.isdigit() else caps.usable_cpus()
 
 
 def task_pool(max_workers: int | None = None, *, threads: int = 1) -> TaskPool:
-    """Return a process pool that fills the CPUs of this process, and no more.
+    """Return a process pool that uses the CPUs of this process, and no others.
 
     Args:
-        max_workers: the number of processes; by default as many as there are
-            CPUs (`cpu_count`) for so many threads each.
-        threads: how many threads each process may use.
+        max_workers: the number of processes; by default `cpu_count` divided by *threads*.
+        threads: the number of threads that each process may use.
 
     Returns:
-        A `concurrent.futures.ProcessPoolExecutor` that also takes lambdas,
+        A `concurrent.futures.ProcessPoolExecutor` that also accepts lambdas,
         closures and functions of ``__main__``.
     """
-    # Imported here: multiprocessing is too much for a node that nobody asks for a pool.
+    # Late: importing multiprocessing is expensive, and most nodes do not need it.
     from slurmlaunch.taskpool import TaskPool
 
     workers = max(1, cpu_count() // threads) if max_workers is None else max_workers

@@ -1,4 +1,7 @@
-"""The process pool that user code opens inside a task, or anywhere else."""
+"""`TaskPool`: the process pool that `slurmlaunch.task_pool` returns, in a task or anywhere else.
+
+Created by `context.task_pool` only; knows nothing of tasks.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +26,17 @@ T = TypeVar("T")
 
 
 class TaskPool(ProcessPoolExecutor):
-    """A `ProcessPoolExecutor` whose processes are capped, and that takes what cloudpickle takes."""
+    """A `ProcessPoolExecutor` with thread caps that accepts all that cloudpickle can pickle."""
 
     def __init__(self, max_workers: int, threads: int) -> None:
-        # A fork, since a spawned process would import __main__, and inside a
-        # task that is not the user's script.
-        fork = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        super().__init__(
-            max_workers,
-            mp_context=multiprocessing.get_context(fork),
-            initializer=_start_worker,
-            initargs=(threads,),
-        )
+        # Forked, since a spawned process would import __main__, which in a task is not the user's script.
+        fork = multiprocessing.get_context("fork")
+        super().__init__(max_workers, mp_context=fork, initializer=_start_worker, initargs=(threads,))
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Schedule a call, as `concurrent.futures.Executor.submit` does."""
-        # Pickled here, so that what does not pickle is told to the caller: the
-        # standard library's feeder thread can hang on it (seen on Python 3.11.2).
+        # Pickled here, so that a pickling error reaches the caller: the standard
+        # library's feeder thread can hang on it (seen on Python 3.11.2).
         return super().submit(_call, byvalue.dumps((fn, args, kwargs)))
 
 
@@ -47,7 +44,7 @@ def _start_worker(threads: int) -> None:
     caps.apply(threads)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        # A killed parent leaves no end of file: the workers hold each other's pipes.
+        # The death of the parent gives no end of file: the workers hold each other's pipes.
         sentinel = parent.sentinel
         Thread(target=_end_with, args=(sentinel,), daemon=True).start()
 
@@ -76,7 +73,7 @@ def _unpicklable_failed(outcome: Outcome[Any]) -> Outcome[_Shipped]:
 
 
 class _Shipped:
-    """A value that is pickled already, and is itself where it is unpickled."""
+    """A pickled value; it unpickles as the value itself."""
 
     def __init__(self, pickled: bytes) -> None:
         self._pickled = pickled
@@ -86,7 +83,7 @@ class _Shipped:
 
 
 class _Raised(Exception):
-    """An exception that is pickled already: one that does not unpickle would break the whole pool."""
+    """A pickled exception: one that cannot be unpickled would break the whole pool."""
 
     def __init__(self, pickled: bytes) -> None:
         super().__init__()
