@@ -1,4 +1,4 @@
-"""Use a process pool inside one job, as large as what the job was granted.
+"""Use a process pool inside one job, as large as the job's resources.
 
 Requires slurmlaunch: in a clone of it, pip install .
 

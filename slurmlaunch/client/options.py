@@ -35,7 +35,7 @@ from slurmlaunch.client.sbatch_options import (
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
 
@@ -225,7 +225,7 @@ class Option(NamedTuple):
 
     Attributes:
         form: the value's type, as users write it.
-        help: one sentence on what it does.
+        help: one sentence on its effect.
         read: takes the option's name and a value; returns the value as stored, or raises `OptionError`.
         flag: the command line's flag and its value, as ``"--throttle N"``; ``"..."`` after it says that the
             flag may be repeated. Empty if there is none.
@@ -446,16 +446,16 @@ def with_options_listed(executor: type[T]) -> type[T]:
     return executor
 
 
-def check_cluster(cluster: str, known: Collection[str] = CLUSTERS) -> str:
+def check_cluster(cluster: str) -> str:
     """Return the name of a kind of backend as it is.
 
     Raises:
         OptionError: there is no such kind; perhaps one of Slurm's own clusters was meant.
     """
-    if cluster in known:
+    if cluster in CLUSTERS:
         return cluster
     raise OptionError(
-        f"cluster={cluster!r} is none of {', '.join(map(repr, known))}. "
+        f"cluster={cluster!r} is none of {', '.join(map(repr, CLUSTERS))}. "
         f"One of several Slurm clusters (sbatch -M) is given as clusters={cluster!r}.",
         option="cluster",
     )

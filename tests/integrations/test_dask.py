@@ -62,7 +62,7 @@ class TestCluster:
         wait_until(lambda: not any(map(is_alive, processes)))
 
     def test_an_error_passes_through(self, make_executor: ExecutorFactory) -> None:
-        """What the body raises is raised, and the cluster ends at once."""
+        """An exception of the body is raised, and the cluster ends at once."""
         executor = make_executor()
 
         def work(processes: list[int]) -> None:
@@ -81,7 +81,7 @@ class TestCluster:
         assert attach(folder).done()
 
     def test_a_start_that_fails_is_told(self, make_executor: ExecutorFactory) -> None:
-        """What goes wrong before there is a cluster is raised here as itself."""
+        """An error before the cluster has started is raised as itself."""
         with (
             pytest.raises(ValueError, match="no-such-network"),
             dask_cluster(make_executor(), interface="no-such-network"),
@@ -91,7 +91,7 @@ class TestCluster:
 
 @on_slurm
 class TestOnSlurm:
-    """What only a scheduler brings about."""
+    """Events that only a scheduler causes."""
 
     def test_threads_and_processes(self, make_executor: ExecutorFactory) -> None:
         """With processes, several workers share a task; each has its threads and its part of the memory."""
@@ -237,7 +237,7 @@ def test_inline_has_no_room(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["distributed", "cryptography"])
 def test_without_its_packages(package: str, tmp_path: Path) -> None:
-    """Where a package is not installed, slurmlaunch is imported as ever, and a cluster says what to install."""
+    """Without the packages, slurmlaunch can be imported, and the error of a cluster names them."""
     program = f"""
 import sys
 sys.modules[{package!r}] = None

@@ -1,4 +1,4 @@
-"""joblib's calls on slurmlaunch: known by name, few arrays, the same results, and nothing left running."""
+"""joblib's calls on slurmlaunch: the registered name, few arrays, the same results, and nothing left running."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from tests.support.waiting import Gate
 
 locally = pytest.mark.parametrize("backend", ["local"], indirect=True)
-"""For what does not depend on where the calls run."""
+"""For tests that do not depend on the backend."""
 
 
 slurmlaunch.register_joblib()
 
 
 def runs_of(executor: Executor) -> list[FutureArray[Any]]:
-    """Return what an executor has submitted."""
+    """Return the runs of an executor."""
     return [attach(folder) for folder in sorted(executor.folder.iterdir())]
 
 
@@ -129,7 +129,7 @@ class TestHowMany:
             return int(joblib.effective_n_jobs(n_jobs))
 
     def test_on_a_cluster(self, tmp_path: Path) -> None:
-        """On Slurm the throttle tells, or the number of tasks; else it is a guess. Never is it 1, which runs here."""
+        """On Slurm the throttle or the number of tasks decides, else a guess; never 1, which runs locally."""
         executor = Executor(tmp_path, cluster="slurm")
 
         assert self.effective(executor.options(throttle=5, processes=4), -1) == 20
@@ -140,7 +140,7 @@ class TestHowMany:
         assert [self.effective(executor, number) for number in (1, 2, 300)] == [1, 2, 300]
 
     def test_on_this_machine(self, tmp_path: Path) -> None:
-        """Here the CPUs tell."""
+        """On this machine the CPUs decide."""
         executor = Executor(tmp_path, cluster="local")
 
         assert self.effective(executor, -1) == max(2, usable_cpus())
@@ -161,10 +161,10 @@ class TestHowMany:
 
 @elsewhere
 class TestCalls:
-    """What a call comes to."""
+    """Results and failures of calls."""
 
     def test_progress_that_cannot_be_printed(self, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where joblib cannot take in what one call came to, it is told of the others all the same."""
+        """If joblib's callback fails for one result, the others still arrive."""
         broken = [OSError("the terminal is gone")]
 
         def print_progress(_: joblib.Parallel) -> None:
@@ -185,7 +185,7 @@ class TestCalls:
         assert (100, 1) == (len(run), len(run.job_ids))
 
     def test_keywords_of_parallel(self, executor: Executor) -> None:
-        """What `Parallel` itself is given counts, too, and a misspelt keyword is refused."""
+        """Keywords of `Parallel` itself are used, too, and a misspelt one is refused."""
         parallel = joblib.Parallel(n_jobs=2, backend="slurmlaunch", executor=executor, tasks=1)
         assert [0, 2, 4] == parallel(joblib.delayed(int.__mul__)(number, 2) for number in range(3))
         assert 1 == len(runs_of(executor))
@@ -217,7 +217,7 @@ class TestCalls:
 
     @several_cpus
     def test_errors_are_themselves(self, executor: Executor, gate: Gate) -> None:
-        """What a call raises is raised here, with the traceback there as its cause; the other calls are cancelled."""
+        """The exception of a call is raised with the remote traceback as its cause; the other calls are cancelled."""
 
         def run(name: str) -> None:
             if name == "bad":
@@ -247,7 +247,7 @@ class TestCalls:
 
     @pytest.mark.slow
     def test_grid_search(self, make_executor: ExecutorFactory) -> None:
-        """A scikit-learn search runs there unchanged, and finds what it finds with two processes here."""
+        """A scikit-learn search runs unchanged, with the same result as with two local processes."""
         from sklearn.datasets import load_iris
         from sklearn.model_selection import GridSearchCV
         from sklearn.svm import SVC
@@ -278,7 +278,7 @@ class TestWindows:
     """Which calls become a run."""
 
     def test_an_endless_supply_is_fed_by_windows(self, executor: Executor) -> None:
-        """Where the user says how much is dispatched ahead, no more is taken; what is left is cancelled at the end."""
+        """The user's pre_dispatch limits the submitted calls; unneeded ones are cancelled at the end."""
         taken = []
 
         def supply() -> Iterator[Any]:
@@ -299,7 +299,7 @@ class TestWindows:
 
     @pytest.mark.parametrize("given", ["2*n_jobs", "2 * n_jobs", "all"])
     def test_a_default_is_one_window(self, executor: Executor, given: str) -> None:
-        """What joblib and scikit-learn dispatch ahead by default is all there is, and one run."""
+        """By default joblib and scikit-learn dispatch all calls ahead, as one run."""
         with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=2):
             joblib.Parallel(pre_dispatch=given)(joblib.delayed(abs)(number) for number in range(30))
 
@@ -336,7 +336,7 @@ class TestWhatTravels:
     """Functions and arguments, on their way."""
 
     def test_what_is_shared_is_stored_once(self, executor: Executor) -> None:
-        """What many calls have in common lies in the run folder once."""
+        """Data that many calls share is in the run folder once."""
         data = bytes(200_000)
         closure = [data[1:]]
         with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=2):
@@ -352,7 +352,7 @@ class TestWhatTravels:
         assert sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) < 1_500_000
 
     def test_each_call_has_a_copy(self, executor: Executor) -> None:
-        """What one call does to its arguments no other sees; one object given twice is one object there."""
+        """A call's changes to its arguments reach no other call; one object given twice is one object in the call."""
         shared: list[int] = []
 
         def append(first: list[int], second: list[int]) -> tuple[bool, int]:
@@ -365,7 +365,7 @@ class TestWhatTravels:
         assert [(True, 1)] * 5 == found
 
     def test_modules_that_travel(self, make_executor: ExecutorFactory, beside: Callable[[str], Any]) -> None:
-        """``by_value=`` holds for what joblib hands over."""
+        """``by_value=`` applies to joblib's calls."""
         module = beside("def double(number): return 2 * number")
         Path(module.__file__).unlink()
 
@@ -418,12 +418,12 @@ class TestWhatTravels:
             assert (2, {"Thread"}) == ask(cpus_per_task=2, threads=2)
 
 
-def test_a_cancel_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """Where the scheduler cannot be told, the error that ended the calls stands, and the log names the run."""
+def test_a_cancel_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """If a cancellation fails, the error that ended the calls is raised, and the log names the run."""
     from slurmlaunch import SchedulerError
     from slurmlaunch.integrations import joblib as ours
 
-    class Deaf:
+    class Unreachable:
         folder = "the folder"
 
         def __init__(self) -> None:
@@ -439,7 +439,7 @@ def test_a_cancel_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
 
     def submit(_: object) -> Any:
         submitted.set()
-        return Deaf()
+        return Unreachable()
 
     dispatcher = ours._Dispatcher(submit)  # noqa: SLF001 - no scheduler fails when it is asked to
     dispatcher.add(ours._Call(None, print))  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""submitit's own documented examples, with ``cluster="slurmlaunch"``, run as scripts; and what else its users rely on.
+"""submitit's own documented examples, with ``cluster="slurmlaunch"``, run as scripts, and further uses.
 
 The calls are those of its README.md, docs/examples.md, docs/checkpointing.md and docs/structure.md (version 1.5, MIT
 licence). Only the cluster's name and the prefixes of its parameters differ.
@@ -45,7 +45,7 @@ def _installed() -> None:
 
 @pytest.fixture(params=EVERYWHERE)
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Choose the backend as a user does who changes no line of an example: by a variable."""
+    """Choose the backend by a variable, as a user does without changing an example."""
     name: str = request.param
     if name == "slurm":
         request.getfixturevalue("cluster")
@@ -56,7 +56,7 @@ def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.fixture
 def run(where: str, tmp_path: Path) -> Callable[[str], str]:
-    """Return a function that runs a script, and returns what it printed."""
+    """Return a function that runs a script and returns its output."""
 
     def run(text: str) -> str:
         lines = textwrap.dedent(text).replace("EXECUTOR\n", EXECUTOR + "\n")
@@ -304,7 +304,7 @@ def wait_for(path):
 @pytest.mark.slurm
 @pytest.mark.parametrize("where", [pytest.param("slurm", marks=pytest.mark.slurm)], indirect=True)
 def test_checkpointing(run: Callable[[str], str], where: str) -> None:
-    """A callable that is interrupted is asked for a checkpoint, by either name, and goes on from it when requeued."""
+    """The checkpoint of an interrupted callable, by either name, is where the requeued task resumes."""
     printed = run(
         TRAINING
         + textwrap.dedent("""
@@ -379,7 +379,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[submit
 
 
 def test_common_function_is_pickled_once(executor: submitit.AutoExecutor) -> None:
-    """What all jobs of an array have in common is written once; a callable with a state of its own is not shared."""
+    """Data that all jobs of an array share is written once; a callable with a state of its own is not shared."""
     data = bytes(100_000)
     jobs = executor.map_array(lambda number: len(data) + number, range(20))
     assert [job.result() for job in jobs] == [100_000 + number for number in range(20)]
@@ -406,7 +406,7 @@ def test_jobs_share_no_state(executor: submitit.AutoExecutor) -> None:
 
 
 def test_job(executor: submitit.AutoExecutor, tmp_path: Path) -> None:
-    """A job can be cancelled, pickled, found by its id, and tells what was submitted."""
+    """A job can be cancelled, pickled and found by its id, and returns its submission."""
     gate = tmp_path / "gate"
     job: Any = executor.submit(subprocess.run, ["sh", "-c", f"while ! [ -e {gate} ]; do sleep 0.05; done"])
     assert job.submission().args[0][0] == "sh"
@@ -427,7 +427,7 @@ def test_job(executor: submitit.AutoExecutor, tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies(executor: submitit.AutoExecutor) -> None:
-    """An end from outside is submitit's UncompletedJobError; its cause says what happened."""
+    """An end from outside is submitit's UncompletedJobError, with the reason as its cause."""
     error = executor.submit(eval, "__import__('os')._exit(3)").exception()
     assert isinstance(error, utils.UncompletedJobError)
     assert not isinstance(error, utils.FailedJobError)
@@ -503,7 +503,7 @@ def test_what_is_set_for_the_cluster_wins(scripted: Callable[..., str]) -> None:
 
 
 def test_refused_parameters(scripted: Callable[..., str]) -> None:
-    """What is none is refused, what cannot be done too, and what has no meaning here is said to be ignored."""
+    """Unknown and unsupported parameters are refused; those without effect cause a warning."""
     with pytest.raises(NameError, match="Unknown argument 'partitio' for executor 'slurmlaunch'"):
         scripted(slurmlaunch_partitio="dev")
     with pytest.raises(slurmlaunch.OptionError, match="clean up at the end of the function"):
@@ -542,7 +542,7 @@ def test_light_to_list() -> None:
 
 
 def test_without_submitit() -> None:
-    """Where submitit is missing, using the module says what to install."""
+    """Without submitit, the error of importing the module names the package."""
     text = "import sys; sys.modules['submitit'] = None; import slurmlaunch; import slurmlaunch.integrations.submitit"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert "ImportError: submitit is not installed here: pip install 'slurmlaunch[submitit]'" in done.stderr

@@ -43,7 +43,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subp
 
 @pytest.fixture
 def run(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs ``slurmlaunch`` to its end; it returns its exit status and what it printed."""
+    """Return a function that runs ``slurmlaunch`` to its end; it returns the exit status and the output."""
 
     def run(*arguments: str, text: str | None = None) -> tuple[int, str, str]:
         with start(*arguments, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE) as process:
@@ -89,7 +89,7 @@ def test_a_command_per_file(
 
 @on_any
 def test_failures(run: Callable[..., tuple[int, str, str]], where: str, request: pytest.FixtureRequest) -> None:
-    """Items that fail cost no other; the exit status is 1, and a summary says which, why, and what they said last."""
+    """Failing items affect no other; the exit status is 1, and a summary shows item, reason and last lines."""
     if where == "slurm":
         request.getfixturevalue("on_slurm")
     status, out, err = run("map", "--quiet", "echo {}; echo bad {} >&2; test {} != b && test {} != c", "a", "b", "c")
@@ -102,7 +102,7 @@ def test_failures(run: Callable[..., tuple[int, str, str]], where: str, request:
 
 
 def test_killed(run: Callable[..., tuple[int, str, str]]) -> None:
-    """A signal, or the end of its time, is told as what it is."""
+    """A signal and a timeout are reported as such."""
     status, _, err = run("map", "--quiet", "--timeout", "1", "test {} = 600 || kill -KILL $$; sleep {}", "0", "600")
     assert status == 1
     assert "item 0 (0): signal 9" in err
@@ -113,7 +113,7 @@ def test_killed(run: Callable[..., tuple[int, str, str]]) -> None:
 
 
 def test_items_of_the_command_line(run: Callable[..., tuple[int, str, str]]) -> None:
-    """What follows the command is no option."""
+    """Words after the command are items, not options."""
     assert run("map", "--quiet", "echo", "-n", "--tasks", "-") == (0, "--tasks\n-\n", "")
     assert run("map", "--quiet", "--", "echo {}", "--")[1] == "--\n"
 
@@ -145,7 +145,7 @@ def test_options(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> No
 @pytest.mark.slurm
 @pytest.mark.usefixtures("on_slurm")
 def test_dry_run(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    """What would be submitted is shown: every option of sbatch by its name, short ones included."""
+    """A dry run prints the batch script: every option of sbatch by its name, also if given in its short form."""
     options = ["-p", "debug", "-t30", "--exclusive=user", "--mem", "2G", "--hold", "--throttle=3", "--sbatch=--foo=1"]
     status, out, err = run("map", *options, "--module=x", "--dry-run", "echo {}", "a", "b")
     assert (status, err) == (0, "")
@@ -175,7 +175,7 @@ def test_dry_run(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> No
     ],
 )
 def test_refused(run: Callable[..., tuple[int, str, str]], arguments: list[str], message: str) -> None:
-    """What cannot be is refused with status 2 before anything is run, and says what to write."""
+    """Wrong usage ends with status 2 before anything runs, and the message names the correction."""
     status, out, err = run("map", *arguments)
     assert (status, out) == (2, "")
     assert re.search(message.replace("{2}", r"\{2\}").replace("?", r"\?"), err), err
@@ -199,7 +199,7 @@ def test_detach(run: Callable[..., tuple[int, str, str]]) -> None:
 def test_interrupted(
     start: Callable[..., subprocess.Popen[str]], where: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """At Ctrl-C jobs on Slurm go on, and one is told how to come back; what runs here ends."""
+    """After Ctrl-C, jobs on Slurm continue and a message says how to come back; local tasks end."""
     if where == "slurm":
         request.getfixturevalue("on_slurm")
     waits = "touch here; while ! [ -e {} ]; do sleep 0.05; done; echo end"
@@ -222,7 +222,7 @@ def test_interrupted(
 def test_cancelled_by_another(
     start: Callable[..., subprocess.Popen[str]], where: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """An item that another client cancels has failed, and the output of those behind it is there."""
+    """An item that another client cancels counts as failed, and the output of later items is printed."""
     if where == "slurm":
         request.getfixturevalue("on_slurm")
     waits = "touch {}; while ! [ -e go-{} ]; do sleep 0.05; done; echo {}"
@@ -240,7 +240,7 @@ def test_cancelled_by_another(
 
 
 def test_the_reader_has_enough(start: Callable[..., subprocess.Popen[str]]) -> None:
-    """When who reads the output goes away, that is no error of ours to tell."""
+    """If the reader of the output ends, no error is printed."""
     reading, writing = os.pipe()
     with start("map", "--quiet", "seq {}", "100000", stdout=writing) as process:
         os.close(writing)
@@ -251,7 +251,7 @@ def test_the_reader_has_enough(start: Callable[..., subprocess.Popen[str]]) -> N
 
 
 def test_what_nobody_reads_is_not_run(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    """When who reads the output goes away, what runs here ends, and is not waited for."""
+    """If the reader of the output ends, local tasks end and are not waited for."""
     reading, writing = os.pipe()
     command = "echo {}; [ {} = first ] || sleep 600"
     with start("map", "--tasks=1", command, "first", "second", stdout=writing) as process:
@@ -265,7 +265,7 @@ def test_what_nobody_reads_is_not_run(start: Callable[..., subprocess.Popen[str]
 def test_output_of_another_language(
     start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a command prints comes out as it was, whatever the locale of who asked for it."""
+    """The output of a command is printed unchanged in any locale."""
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     with start("map", "--quiet", "echo {}; echo {} >&2", "größer") as process:
         out, err = process.communicate(timeout=PATIENCE)
@@ -276,7 +276,7 @@ def test_output_of_another_language(
 
 
 def test_help(run: Callable[..., tuple[int, str, str]]) -> None:
-    """Help and version are where they are looked for; without a command, help is what there is to say."""
+    """``--help`` and ``--version`` work; without a command, the help is printed."""
     assert run("--version") == (0, f"slurmlaunch {slurmlaunch.__version__}\n", "")
     status, out, err = run("--help")
     assert (status, err) == (0, "")
@@ -289,7 +289,7 @@ def test_help(run: Callable[..., tuple[int, str, str]]) -> None:
 
 
 def test_the_script_is_the_module() -> None:
-    """What is installed as ``slurmlaunch`` is what ``python -m slurmlaunch`` runs."""
+    """The installed script ``slurmlaunch`` runs the same program as ``python -m slurmlaunch``."""
     (line,) = re.findall(r'^slurmlaunch = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     module, _, function = line.partition(":")
     assert getattr(importlib.import_module(module), function) is importlib.import_module("slurmlaunch.__main__").main

@@ -1,4 +1,4 @@
-"""Commands as functions: what stands for the placeholders, what comes back, and that nothing is left behind."""
+"""Commands as functions: placeholders, results, and no process left behind."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_keywords() -> None:
 
 
 def test_refused() -> None:
-    """A place without an argument, and a command without a word, say what to write."""
+    """The errors for a placeholder without an argument and for an empty command name the correction."""
     with pytest.raises(TypeError, match=r"no argument 2 for \{2\}, there are 1; .* write \{\{2\}\}"):
         Command("run {2}").fill("a")
     with pytest.raises(ValueError, match="counted from 1"):
@@ -145,13 +145,13 @@ def test_failed() -> None:
 
 
 def test_uncaptured(capfd: pytest.CaptureFixture[str]) -> None:
-    """What is not captured goes where the function's own output goes."""
+    """Output that is not captured goes to the task's log, like the function's own."""
     assert Command("echo a; echo b >&2", capture=False)().stdout == ""
     assert capfd.readouterr() == ("a\n", "b\n")
 
 
 def test_no_input() -> None:
-    """A command that reads finds nothing, rather than what is meant for someone else."""
+    """A command has an empty standard input."""
     assert Command("cat; echo end")().stdout == "end\n"
 
 
@@ -209,7 +209,7 @@ def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_left_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command leaves running when it ends is ended with it."""
+    """Processes that a command leaves running are ended with it."""
     monkeypatch.chdir(tmp_path)
     Command("ps -o pgid= -p $$ >group; sleep 600 >/dev/null 2>&1 &")()
     wait_until(lambda: members(int((tmp_path / "group").read_text())) == [])

@@ -1,4 +1,4 @@
-"""What is imported when: nothing at ``import slurmlaunch``, and next to nothing where a thousand nodes start at once.
+"""The times of imports: nothing at ``import slurmlaunch``, and next to nothing where a thousand nodes start at once.
 
 A node imports from a file system that all nodes share, so until the user's function is read it has use for the
 standard library, for cloudpickle if the pickle refers to it, and for its own side of this package alone.
@@ -59,7 +59,7 @@ class LoadedModules:
 
 
 def start_python(*arguments: str) -> tuple[int, set[str]]:
-    """Run a Python that finds the package, and return its exit status and what it imported, or tried to."""
+    """Run a Python that finds the package; return its exit status and the modules that it imported or tried to."""
     spec = importlib.util.find_spec("slurmlaunch")
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -73,7 +73,7 @@ def start_python(*arguments: str) -> tuple[int, set[str]]:
 
 @functools.cache
 def bare_python() -> frozenset[str]:
-    """Return what any Python of this environment imports as it starts."""
+    """Return the modules that any Python of this environment imports at its start."""
     return frozenset(start_python("-c", "pass")[1])
 
 
@@ -102,7 +102,7 @@ def test_importing_the_package_is_lazy() -> None:
 
 
 def test_every_public_name_is_loaded_on_first_use() -> None:
-    """Each name that the package lists is there when it is asked for, and no other."""
+    """Each listed name is loaded on first use; any other is an AttributeError."""
     assert all(hasattr(slurmlaunch, name) for name in slurmlaunch.__all__)
     assert set(slurmlaunch.__all__) <= set(dir(slurmlaunch))
     with pytest.raises(AttributeError, match="no_such_name"):

@@ -28,7 +28,7 @@ SBATCH = shutil.which("sbatch")
 
 
 def slurm(**given: Any) -> dict[str, str | bool]:
-    """Return what sbatch would be given."""
+    """Return the options that sbatch would get."""
     return dict(Options.parse(**given).slurm)
 
 
@@ -104,7 +104,7 @@ class TestSbatchOptions:
 
     @given(st.sampled_from(sorted(VALUED - {"cpus_per_task"})), st.text())
     def test_one_line(self, option: str, value: str) -> None:
-        """Whatever text is given, what is passed on is that text on one line."""
+        """Any accepted text reaches sbatch unchanged, on one line."""
         try:
             passed = slurm(**{option: value})
         except OptionError:
@@ -141,7 +141,7 @@ class TestSbatchOptions:
 
 
 class TestUnknownNames:
-    """What is said of a name that is no option."""
+    """Errors for names that are no option."""
 
     @pytest.mark.parametrize(
         ("name", "expected"),
@@ -224,7 +224,7 @@ class TestUnknownNames:
         ],
     )
     def test_ours_to_set(self, name: str, way: str) -> None:
-        """What is not the user's to set is refused with the way that there is."""
+        """Options that slurmlaunch sets are refused, with the supported way to do the same."""
         with pytest.raises(UnknownOption, match=re.escape(way)):
             Options.parse(**{name: "x"})
 
@@ -259,7 +259,7 @@ class TestRawFlags:
         ["--array=0-3", "--array", "--arr=0-3", "-a0-3", "-Ha0-3", "-o", "--output=x", "--job=x", "-Jx", "--parsable"],
     )
     def test_ours_to_set(self, flag: str) -> None:
-        """What is ours to set is refused in every way that sbatch would read it."""
+        """Options that slurmlaunch sets are refused in every form that sbatch would read."""
         with pytest.raises(UnknownOption, match="cannot be set"):
             Options.parse(sbatch=[flag])
 
@@ -281,7 +281,7 @@ class TestRawFlags:
 
     @pytest.mark.parametrize("flag", ["--a=\n#SBATCH --hold", "small", ":", "--", "-", "", 3])
     def test_no_flag(self, flag: object) -> None:
-        """What is no flag, or more than one line, is refused."""
+        """A text that is no flag, or has several lines, is refused."""
         with pytest.raises(OptionError, match="sbatch"):
             Options.parse(sbatch=[flag])
 
@@ -352,12 +352,12 @@ class TestOurOptions:
         assert str(caught.value).startswith(option)
 
     def test_not_offered(self) -> None:
-        """What is not offered is not silently accepted."""
+        """An unknown option is not silently accepted."""
         with pytest.raises(UnknownOption):
             Options.parse(schedule=1)
 
     def test_changed(self) -> None:
-        """A change replaces what it names and keeps the rest; None takes back."""
+        """A change replaces the named options and keeps the others; None restores a default."""
         options = Options.parse(mem="1G", qos="low", hold=True, threads=2, python="py", env={"A": "1"}, name="n")
 
         changed = options.changed(mem="2G", qos=None, hold=False, threads=None, python=None, env={"B": 2}, throttle=3)
@@ -397,7 +397,7 @@ class TestOurOptions:
 
 
 class TestTable:
-    """The table of our options, and what is made from it."""
+    """The table of our options, and the texts and flags made from it."""
 
     def test_the_page_is_current(self) -> None:
         """``docs/options.md`` is as ``python docs/options.py`` writes it."""
@@ -477,7 +477,7 @@ class TestShape:
             Options.parse(**given)
 
     def test_changed_to_too_many(self) -> None:
-        """A change that no longer fits what stands is refused."""
+        """A change that does not fit the other options is refused."""
         options = Options.parse(cpus_per_task=8, threads=4)
 
         with pytest.raises(OptionError, match="threads"):
@@ -507,7 +507,7 @@ class TestShape:
         single=st.booleans(),
     )
     def test_fits(self, *, cpus: int | None, processes: int | None, threads: int | None, single: bool) -> None:
-        """What is given is kept, and fits the task; only what does not fit is refused."""
+        """Given numbers are kept and fit the task; only numbers that do not fit are refused."""
         try:
             shape = Shape.resolve(cpus_per_task=cpus, processes=processes, threads=threads, single_item=single)
         except OptionError:
@@ -544,7 +544,7 @@ class TestJobName:
         ],
     )
     def test_readable(self, name: str | None, expected: str) -> None:
-        """What can be read of the user's name stays, and the token follows."""
+        """The readable part of the user's name is followed by the token."""
         assert expected == job_name(name, "t0k3n")
 
     @given(st.none() | st.text(), st.from_regex(r"[A-Za-z0-9._-]{1,60}", fullmatch=True))

@@ -1,4 +1,4 @@
-"""Slices packed by what items cost."""
+"""Slices packed by the cost of their items."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_positions(lengths: list[int]) -> None:
 
 
 def test_where_an_item_is() -> None:
-    """An item's place in the list is found, as well as what is there."""
+    """Both the position of an item and the item at a position are found."""
     slices, items = pack(array("d", [3, 1, 4, 1, 5]), 2, longest_first=True)
 
     assert [items[slices.position_of(item, items)] for item in range(5)] == list(range(5))
@@ -98,7 +98,7 @@ def test_damaged(data: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -1, "many", None])
 def test_no_costs(cost: Any) -> None:
-    """What is no finite number, or below 0, is refused by name, from a list and from a function."""
+    """A cost that is not finite or below 0 is refused by name, from a list and from a function."""
     with pytest.raises(OptionError, match="cost"):
         Costs([1, cost])
     with pytest.raises(OptionError, match="cost"):
@@ -106,7 +106,7 @@ def test_no_costs(cost: Any) -> None:
 
 
 def test_neither_a_function_nor_numbers() -> None:
-    """The error says what it may be."""
+    """The error names the permitted forms."""
     with pytest.raises(OptionError, match="a function of an item, or numbers"):
         Costs(3)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""What is pickled at the client, and how the culprit is named where it does not pickle."""
+"""Pickling at the client, and errors that name the part that does not pickle."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def in_itself() -> list[object]:
     ],
 )
 def test_path_in_a_function(function: Callable[..., Any], expected: str) -> None:
-    """The way from a function to what does not pickle is told in the words of whoever wrote it."""
+    """The path from a function to the part that does not pickle uses the user's own names."""
     with pytest.raises(NotPicklable) as caught:
         pickle_function(function)
 
@@ -126,7 +126,7 @@ def test_path_in_arguments(arguments: tuple[Any, ...], expected: str) -> None:
 
 
 def test_error() -> None:
-    """The error is also pickle's own, says why, and what to do."""
+    """The error is also pickle's own, and gives the reason and the remedy."""
     with pytest.raises(pickle.PicklingError, match=r"cannot pickle '_thread.lock' object.*__getstate__") as caught:
         pickle_arguments((LOCK,))
 
@@ -202,7 +202,7 @@ def pickled(row: tuple[Any, ...]) -> bytes:
 
 
 def test_plain_arguments() -> None:
-    """Numbers, text and containers arrive, with what they share, also after something else was pickled or did not."""
+    """Numbers, text and containers arrive with their shared parts, also after another value failed to pickle."""
     shared = ["shared"]
     rows: list[tuple[Any, ...]] = [
         (1, "two", 3.0, 4j, None, True, b"5", bytearray(b"6")),

@@ -73,7 +73,7 @@ class TestSlices:
 
     @given(st.integers(min_value=1, max_value=2000), counts)
     def test_chunks(self, items: int, chunksize: int) -> None:
-        """With a chunksize every slice has it, save the last, which has what is left."""
+        """With a chunksize every slice but the last has that length."""
         slices = Slices(items, -(-items // chunksize), chunksize)
         lengths = [len(slices.slice_of(task)) for task in range(slices.tasks)]
 
@@ -235,7 +235,7 @@ class TestPlan:
     @pytest.mark.parametrize("option", ["tasks", "chunksize"])
     @pytest.mark.parametrize("value", [0, -1, 1.5, True, "many"])
     def test_no_count(self, option: str, value: Any) -> None:
-        """What is no whole number of at least 1 is refused, with the option's name."""
+        """Anything but a whole number of at least 1 is refused, with the option's name."""
         asked: dict[str, Any] = {option: value}
         with pytest.raises(OptionError, match=option) as caught:
             plan(10, limits=FREE, **asked)

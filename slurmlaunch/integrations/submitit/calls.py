@@ -1,4 +1,4 @@
-"""What runs in a task: the function of a run of submissions, and ``submitit.JobEnvironment()``.
+"""The side of submitit in a task: the function of a run of submissions, and ``submitit.JobEnvironment()``.
 
 A function that all items share is pickled once. A function with a checkpoint is not shared, because it keeps its
 state in itself. The pickled functions of run folders refer to `Calls` by its name, so it stays in this file.
