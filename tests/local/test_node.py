@@ -51,7 +51,7 @@ def reciprocal(number: int) -> float:
 
 @pytest.mark.parametrize(("numbers", "status"), [([1, 2], 0), ([1, 0], 1), ([0], 1)])
 def test_the_status_tells_of_the_outcomes(tmp_path: Path, numbers: list[int], status: int) -> None:
-    """A task ends with 0 where all items have values, with 1 where an item failed, and prints nothing of its own."""
+    """A task ends with 0 if all items have values, with 1 if one failed, and prints nothing of its own."""
     run = OneRun(tmp_path / "run", reciprocal, rows(numbers))
 
     assert run.run() == (status, "", "")
@@ -62,7 +62,7 @@ def test_the_status_tells_of_the_outcomes(tmp_path: Path, numbers: list[int], st
     "arguments", [[], ["{run}"], ["{run}", "x"], ["{run}", "-1"], ["{run}", "0", "0"], ["{run}", "²"]]
 )
 def test_other_arguments_are_refused(tmp_path: Path, arguments: list[str]) -> None:
-    """What is no run folder and task index ends with status 4 and the right usage."""
+    """Anything but a run folder and a task index ends with status 4 and the usage."""
     run = OneRun(tmp_path / "run", abs, rows([1]))
     words = [word.format(run=run.folder.path) for word in arguments]
 
@@ -87,7 +87,7 @@ def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_node_that_cannot_record_says_so(tmp_path: Path, story: Story) -> None:
-    """Where no outcome can be recorded nothing is run, and status 4 comes with the reason."""
+    """If no outcome can be recorded, no item runs, and the node ends with status 4 and the reason."""
     run = OneRun(tmp_path / "run", story.tell, rows([1]))
     run.folder.outcomes.rmdir()
 
@@ -135,7 +135,7 @@ def one_error(run: OneRun) -> NodeStartError:
 
 
 def test_another_pythons_pickle_is_not_read(tmp_path: Path, story: Story) -> None:
-    """What another minor version of Python pickled is not read: all items fail by an error that names both versions."""
+    """A pickle of another minor version of Python is not read: all items fail, and the error names both versions."""
     run = OneRun(tmp_path / "run", DescribesItself(story), rows(range(20)), processes=2, python="3.9")
 
     error = one_error(run)
@@ -147,7 +147,7 @@ def test_another_pythons_pickle_is_not_read(tmp_path: Path, story: Story) -> Non
 
 
 def test_another_cloudpickles_pickle_is_not_read(tmp_path: Path, story: Story) -> None:
-    """What another major version of cloudpickle pickled is not read either; the error names both versions."""
+    """A pickle of another major version of cloudpickle is not read either; the error names both versions."""
     run = OneRun(tmp_path / "run", DescribesItself(story), rows(range(20)), processes=2, cloudpickle="2.2.1")
 
     error = one_error(run)
@@ -183,7 +183,7 @@ def by_reference(path: Path, function: Any, **changes: Any) -> OneRun:
 
 
 def test_a_module_that_is_missing_is_named_once(tmp_path: Path, beside: Callable[[str], Any]) -> None:
-    """Where the function's module is missing on the node, one error of all items says which, and what to do."""
+    """If the function's module is missing on the node, one error for all items names it and the remedy."""
     run = by_reference(tmp_path / "run", beside("def double(x): return 2 * x").double)
 
     error = one_error(run)
@@ -207,7 +207,7 @@ def test_a_module_that_fails_says_where(tmp_path: Path, beside: Callable[[str], 
 
 
 def test_a_module_beside_the_script_is_found(tmp_path: Path, beside: Callable[[str], Any]) -> None:
-    """What the client could import, the node can, without what it finds itself being hidden."""
+    """The node can import all modules that the client could, and its own are not hidden."""
     module = beside("def double(x): return 2 * x")
     path = tmp_path / "beside"
     (path / "json.py").write_text("raise RuntimeError('not the one of the standard library')")
@@ -220,8 +220,8 @@ def test_a_module_beside_the_script_is_found(tmp_path: Path, beside: Callable[[s
 
 @pytest.mark.parametrize("name", ["function", "items"])
 @pytest.mark.parametrize("spoil", ["flip", "empty", "remove"])
-def test_a_run_that_is_damaged_is_told_so(tmp_path: Path, name: str, spoil: str) -> None:
-    """Where the function or the items are damaged, each item fails by an error that names the file."""
+def test_a_damaged_run_fails_its_items(tmp_path: Path, name: str, spoil: str) -> None:
+    """If the function or the items are damaged, each item fails with an error that names the file."""
     run = OneRun(tmp_path / "run", reciprocal, rows(range(1, 4)))
     path = run.folder.path / name
     content = bytearray(path.read_bytes())
@@ -262,7 +262,7 @@ def test_a_finished_task_has_nothing_left_to_do(tmp_path: Path, story: Story, nu
 
 
 def test_a_requeued_task_goes_on(tmp_path: Path, story: Story, gate: Gate) -> None:
-    """A task that was ended and is started again runs what has no outcome, and nothing else."""
+    """A task that is started again after its end runs the items without an outcome, and no others."""
 
     def work(item: int) -> int:
         story.tell(item)
@@ -315,7 +315,7 @@ def test_a_supervisor_that_was_killed_leaves_what_it_had(tmp_path: Path, story: 
 
 
 def test_a_death_just_before_the_time_limit_is_left_for_the_next_start(tmp_path: Path, gate: Gate) -> None:
-    """What died so late that nobody can say why is neither forgotten nor called done."""
+    """An item whose worker died too late to confirm why is neither lost nor done."""
 
     def work(item: int) -> int:
         if item:
@@ -367,7 +367,7 @@ def test_sigterm_is_no_items_failure(tmp_path: Path, gate: Gate, *, everywhere: 
 
 
 def test_a_death_in_the_same_moment_is_no_items_failure(tmp_path: Path, gate: Gate) -> None:
-    """A process that is killed just before the node is told to end is held to be killed for that: no failure."""
+    """A worker that is killed just before the SIGTERM to the node was killed by the same end: no failure."""
     run = OneRun(tmp_path / "run", gate.enter, rows(range(4)), processes=2)
     node = run.start()
     gate.await_arrival(0, 1)
@@ -450,7 +450,7 @@ def test_an_item_may_take_sigterm_itself(tmp_path: Path, gate: Gate, story: Stor
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 @pytest.mark.parametrize("busy", [True, False])
 def test_nothing_outlives_a_killed_supervisor(tmp_path: Path, gate: Gate, story: Story, *, busy: bool) -> None:
-    """Where the supervisor is killed, the processes of its pool end, whether they are at work or idle."""
+    """When the supervisor is killed, its workers end, busy or idle."""
 
     def work(item: int) -> None:
         story.tell(os.getpid())
@@ -468,15 +468,15 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path, gate: Gate, story:
     wait_until(lambda: not any(is_alive(int(line)) for line in story.lines))
 
 
-def test_a_lifeline_that_is_not_there(tmp_path: Path) -> None:
-    """Where a container has the variable and not the descriptor, the node runs on without a lifeline."""
+def test_a_client_pipe_that_does_not_exist(tmp_path: Path) -> None:
+    """If a container has the variable but not the descriptor, the node runs without watching the client."""
     run = OneRun(tmp_path / "run", abs, rows([-1]))
 
     assert (run.run(env={PARENT_DEATH_VARIABLE: "77"}).status, run.values()) == (0, {0: 1})
 
 
 def test_a_node_ends_with_its_client(tmp_path: Path, gate: Gate) -> None:
-    """Where a lifeline comes to its end, so do the node and its processes, as by SIGTERM; items do not see it."""
+    """When the client dies, the node and its workers end as by SIGTERM; items do not see the pipe."""
 
     def work(item: int) -> str:
         return gate.enter(item) if item else os.environ.get(PARENT_DEATH_VARIABLE, "none")
@@ -540,7 +540,7 @@ def test_every_end_is_what_it_is(tmp_path: Path) -> None:
 
 
 def test_the_peak_of_memory_is_recorded(tmp_path: Path) -> None:
-    """An attempt notes when it began and ended, where it ran, and how much memory its processes held at most."""
+    """An attempt notes its start, its end, its node and the peak of its workers' memory."""
 
     def use(_: int) -> int:
         return len(b"x" * 200_000_000)

@@ -50,7 +50,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 
 def damages(run: OneRun) -> list[Damage]:
-    """Return what is no whole record in any outcome file."""
+    """Return the damaged records of all outcome files."""
     files = [OutcomeFile(path, run.folder.salt) for path in run.folder.outcomes.iterdir()]
     found = [each for file in files for each in file.read(final=True)]
     return [each for each in found if isinstance(each, Damage)]
@@ -81,7 +81,7 @@ WAYS: dict[str, tuple[Callable[[], Any], int | None, int | None]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_death_costs_the_running_item_alone(tmp_path: Path, story: Story, way: str) -> None:
-    """However a process dies in the middle of many short items, the running one is blamed, and all others run once."""
+    """However a worker dies in the middle of many short items, the running item fails, and all others run once."""
     die, number, status = WAYS[way]
     deadly = {100, 101, 2500, 2999}
 
@@ -107,7 +107,7 @@ def test_a_death_costs_the_running_item_alone(tmp_path: Path, story: Story, way:
 
 
 def test_a_stack_that_ends_costs_one_item(tmp_path: Path) -> None:
-    """A recursion without end that Python was told not to stop costs its item: a crash, or from 3.12 on an error."""
+    """An infinite recursion without Python's limit costs only its item: a crash, or an error from 3.12 on."""
 
     def recurse(item: int) -> int:
         if item == 5:
@@ -124,7 +124,7 @@ def test_a_stack_that_ends_costs_one_item(tmp_path: Path) -> None:
 
 
 def test_processes_that_die_together_cost_one_item_each(tmp_path: Path, gate: Gate) -> None:
-    """Where several processes are killed at once, each costs the item that it ran, and the rest runs."""
+    """If several workers are killed at once, each costs its running item, and the other items run."""
     run = OneRun(tmp_path / "run", gate.enter, rows(range(6)), processes=3)
     node = run.start()
     gate.await_arrival(0, 1, 2)
@@ -140,7 +140,7 @@ def test_processes_that_die_together_cost_one_item_each(tmp_path: Path, gate: Ga
 
 
 def test_an_idle_process_that_dies_costs_nothing(tmp_path: Path, gate: Gate, story: Story) -> None:
-    """A process that is killed while it waits for items takes none along."""
+    """The death of an idle worker costs no item."""
 
     def work(item: int) -> int:
         story.tell(f"{item} {os.getpid()}")
@@ -160,7 +160,7 @@ def test_an_idle_process_that_dies_costs_nothing(tmp_path: Path, gate: Gate, sto
 
 
 class DiesWhereItIsLoaded:
-    """A function that kills the process that unpickles it, as often as it is told to."""
+    """A function that kills the process that unpickles it, a number of times."""
 
     def __init__(self, story: Story, times: int) -> None:
         self.story, self.times = story, times
@@ -177,14 +177,14 @@ class DiesWhereItIsLoaded:
 
 
 def test_a_death_while_loading_is_tried_again(tmp_path: Path, story: Story) -> None:
-    """A process that dies before the function is loaded costs no item: another takes its place."""
+    """A worker that dies before the function is loaded costs no item: another replaces it."""
     run = OneRun(tmp_path / "run", DiesWhereItIsLoaded(story, 2), rows(range(5)))
 
     assert (run.run().status, run.values()) == (0, {item: item for item in range(5)})
 
 
 def test_deaths_while_loading_are_not_tried_for_ever(tmp_path: Path, story: Story) -> None:
-    """Where every process dies before the function is loaded, all items fail, and the error says so."""
+    """If every worker dies before the function is loaded, all items fail, and the error says so."""
     run = OneRun(tmp_path / "run", DiesWhereItIsLoaded(story, 10**6), rows(range(5)))
 
     assert run.run().status == 1
@@ -218,7 +218,7 @@ class LoadsOnlyOnce:
 
 
 def test_a_process_that_has_loaded_does_what_others_cannot(tmp_path: Path, story: Story) -> None:
-    """Where only some processes can load the function, as where memory is short, these run all items."""
+    """If only some workers can load the function, as when memory is short, these run all items."""
     run = OneRun(tmp_path / "run", LoadsOnlyOnce(story), rows(range(20)), processes=4)
 
     assert (run.run().status, run.values()) == (0, {item: item for item in range(20)})
@@ -242,7 +242,7 @@ def test_what_a_dead_process_printed_stays(tmp_path: Path) -> None:
 
 
 def test_a_slow_item_holds_back_no_other(tmp_path: Path, gate: Gate, story: Story) -> None:
-    """Where one item of thousands takes long, all others have values while it runs, and each ran once."""
+    """While one item of thousands takes long, all others get values, and each runs once."""
 
     def work(item: int) -> int:
         story.tell(item)
@@ -264,7 +264,7 @@ def test_a_slow_item_holds_back_no_other(tmp_path: Path, gate: Gate, story: Stor
 
 
 def test_outcomes_are_on_disk_while_others_run(tmp_path: Path, gate: Gate) -> None:
-    """What an item came to is on disk soon after its end, though its process goes on with the next ones."""
+    """An outcome is on disk soon after the end of its item, though the worker continues with the next items."""
 
     def work(item: int) -> int:
         if item == 40:
@@ -284,7 +284,7 @@ def test_outcomes_are_on_disk_while_others_run(tmp_path: Path, gate: Gate) -> No
 
 
 def test_a_cancelled_item_ends(tmp_path: Path, gate: Gate, story: Story) -> None:
-    """A running item that is cancelled is ended, one that waits never begins, and all others have values."""
+    """A cancelled item ends if it runs, never starts if it waits, and all other items have values."""
 
     def work(item: int) -> int:
         story.tell(item)
@@ -307,7 +307,7 @@ def test_a_cancelled_item_ends(tmp_path: Path, gate: Gate, story: Story) -> None
 
 
 def test_cancellations_side_by_side(tmp_path: Path) -> None:
-    """Two within one step of the file system's time are both heard of, however it is looked in between."""
+    """Two cancellations within one step of the file system's time are both read, with a poll between them."""
     folder = OneRun(tmp_path / "run", len, rows(range(9))).folder
     writer, reader, now = CancellationWriter(folder, 0, "client"), CancellationReader(folder, [0]), int(time.time())
     found = []
@@ -320,7 +320,7 @@ def test_cancellations_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_cancellation_of_another_round_is_none(tmp_path: Path, gate: Gate) -> None:
-    """A cancellation speaks of its own round; later ones run the item."""
+    """A cancellation holds for its own round; later rounds run the item."""
     run = OneRun(tmp_path / "run", gate.enter, rows(range(2)))
     CancellationWriter(run.folder, 1, "client").add([range(2)])
     gate.open()
@@ -330,7 +330,7 @@ def test_a_cancellation_of_another_round_is_none(tmp_path: Path, gate: Gate) -> 
 
 @pytest.mark.slow
 def test_cancelling_many_costs_no_other(tmp_path: Path, story: Story) -> None:
-    """Where stretches of very short items are cancelled while they run, no other item fails, or is left out."""
+    """If ranges of very short items are cancelled while they run, no other item fails or is lost."""
     number = 400_000
 
     def work(item: int) -> int:
@@ -378,7 +378,7 @@ def test_outcomes_of_any_size_arrive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", [1, "1"])
 def test_items_in_any_order(tmp_path: Path, unit: Any) -> None:
-    """Items that a slice holds in another order than their own keep their values, wherever a stretch ends."""
+    """Items in a slice in another order keep their values, wherever a record ends."""
     order = [0, *(item for odd in range(1, 60, 2) for item in (odd + 1, odd))]
     run = OneRun(tmp_path / "run", lambda item: item * unit, rows(range(61)), items=array("Q", order))
     run.run()
@@ -414,7 +414,7 @@ def test_numbers_arrive_as_what_they_are(tmp_path: Path) -> None:
 
 
 def test_large_failures_arrive(tmp_path: Path) -> None:
-    """An exception that holds much arrives with them, beside large values of other processes."""
+    """A large exception arrives, beside large values of other workers."""
 
     def fail(item: int) -> bytes:
         if item % 2:
@@ -450,7 +450,7 @@ def kill_while_growing(path: Path, least: int) -> None:
 
 
 def test_a_death_while_appending_spoils_nothing(tmp_path: Path) -> None:
-    """A process that is killed while it writes a large value costs that item at most; the file stays whole."""
+    """A worker that is killed while it writes a large value costs at most that item; the file stays readable."""
 
     def work(item: int) -> bytes:
         if item % 8 == 3:
@@ -491,7 +491,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_large_value_that_finds_no_room_fails(small: tuple[Path, list[str]], processes: int) -> None:
-    """Where the disk is full, a large value is an OSError of its item; what was whole stays, what fits goes on."""
+    """On a full disk a large value becomes an OSError of its item; recorded values stay, smaller ones are recorded."""
     folder, prefix = small
     run = OneRun(folder / "run", content, [(item, 900_000) for item in range(9)], processes=processes)
 
@@ -507,7 +507,7 @@ def test_a_large_value_that_finds_no_room_fails(small: tuple[Path, list[str]], p
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_task_that_finds_no_room_says_so(small: tuple[Path, list[str]], processes: int, tmp_path: Path) -> None:
-    """Where the disk is full of small values, the node ends with status 4 and says why; what was whole stays."""
+    """If small values fill the disk, the node ends with status 4 and the reason; recorded values stay."""
     folder, prefix = small
     story = Story(tmp_path / "story")
 
@@ -594,7 +594,7 @@ def clear_environment() -> None:
     ids=lambda deed: deed.__name__,
 )
 def test_an_item_may_treat_its_process_as_it_likes(tmp_path: Path, story: Story, deed: Callable[[], None]) -> None:
-    """Whatever an item does to its process short of ending it, it has its value, and so have all others, run once."""
+    """An item may do anything to its process but end it: it gets its value, as all others do, and each runs once."""
 
     def work(item: int) -> int:
         story.tell(item)
@@ -611,7 +611,7 @@ def test_an_item_may_treat_its_process_as_it_likes(tmp_path: Path, story: Story,
 
 
 def test_a_function_that_forks_and_returns_twice_counts_once(tmp_path: Path) -> None:
-    """Where a function forks and lets both return, or lets the child raise, what its own process returned counts."""
+    """If a function forks and returns in both processes, or raises in the child, the worker's own value counts."""
 
     def fork(item: int) -> tuple[int, bool]:
         child = os.fork()
@@ -629,7 +629,7 @@ def test_a_function_that_forks_and_returns_twice_counts_once(tmp_path: Path) -> 
 
 
 def test_what_an_item_leaves_behind_holds_nothing_up(tmp_path: Path, story: Story) -> None:
-    """Processes and threads that outlive their item neither keep the task from ending nor take other items along."""
+    """Processes and threads that outlive their item neither delay the end of the task nor cost other items."""
 
     def leave_behind(item: int) -> int:
         child = os.fork()
@@ -656,7 +656,7 @@ def test_what_an_item_leaves_behind_holds_nothing_up(tmp_path: Path, story: Stor
 
 
 def ends_by_sigterm(start: str) -> str:
-    """Start a child in some way, send it SIGTERM, and tell what became of it."""
+    """Start a child in some way, send it SIGTERM, and return its exit status."""
     import multiprocessing
 
     if start == "subprocess":
@@ -678,7 +678,7 @@ def ends_by_sigterm(start: str) -> str:
 
 
 def test_what_an_item_starts_has_default_signals(tmp_path: Path) -> None:
-    """What is started by an item ends by SIGTERM, however it is started, from whichever thread, however soon."""
+    """SIGTERM ends a process that an item started, however, from whichever thread and however soon."""
 
     def ask(start: str) -> list[str]:
         found = [ends_by_sigterm(start) for _ in range(20)]
@@ -702,7 +702,7 @@ def ignored_and_blocked() -> tuple[str, ...]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 def test_programs_that_an_item_starts_have_no_signals_ignored(tmp_path: Path) -> None:
-    """What an item starts has the same signals ignored and blocked as what is started here, where the node was."""
+    """A program that an item starts has the same signals ignored and blocked as one that is started here."""
     run = OneRun(tmp_path / "run", lambda _: ignored_and_blocked(), rows([0]))
 
     assert run.run().status == 0
@@ -725,11 +725,11 @@ def test_an_items_own_handlers_are_its_childrens_too(tmp_path: Path) -> None:
     assert (run.run().status, run.values()) == (0, {0: 9})
 
 
-# Who runs what.
+# Workers and items.
 
 
 def test_items_run_side_by_side(tmp_path: Path, gate: Gate) -> None:
-    """As many items run at once as the task has processes, each in a process of its own, and no more."""
+    """The task runs as many items at once as it has workers, each in a process of its own."""
     run = OneRun(tmp_path / "run", gate.enter, rows(range(5)), processes=3)
     node = run.start()
     gate.await_arrival(0, 1, 2)
@@ -741,7 +741,7 @@ def test_items_run_side_by_side(tmp_path: Path, gate: Gate) -> None:
 
 
 def test_there_are_no_more_processes_than_items(tmp_path: Path) -> None:
-    """A task starts no process that would have nothing to do, and unpickles its function once in each."""
+    """A task starts no worker without work, and each worker unpickles the function once."""
     story = Story(tmp_path / "story")
     run = OneRun(tmp_path / "run", DiesWhereItIsLoaded(story, 0), rows(range(3)), processes=8)
 
@@ -764,7 +764,7 @@ def test_a_task_runs_its_own_items(tmp_path: Path) -> None:
 
 
 def test_a_queue_hands_out_each_item_once() -> None:
-    """Items are taken in order, what is put back first, and what is cancelled never."""
+    """Items are taken in order, returned ones first, cancelled ones never."""
     queue = Queue(range(10))
     assert (len(queue), list(queue.take(3))) == (10, [0, 1, 2])
 
@@ -776,7 +776,7 @@ def test_a_queue_hands_out_each_item_once() -> None:
 
 
 def test_a_closed_queue_hands_out_nothing() -> None:
-    """Once it is closed nothing can be taken, neither what was left nor what is put back."""
+    """A closed queue hands out nothing, neither its own items nor those that are put back."""
     queue = Queue(range(10))
     queue.closed = True
     queue.put_back([3])
