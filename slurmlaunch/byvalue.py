@@ -1,14 +1,12 @@
-"""Pickling by value, as cloudpickle does it, with two exceptions.
+"""Pickling by value with cloudpickle, with two differences. Functions and values that pickle cannot handle use it.
 
-Code still says which file it comes from. Since 3.1.3 cloudpickle leaves that
-out, so that its pickles of one function are always the same. Here it would take
-the file names and the lines out of remote tracebacks, and a debugger's
-breakpoints out of what runs in the same process.
+Code keeps the name of its file. Since 3.1.3 cloudpickle removes it, so that its pickles of one function are always
+the same. Here that would remove file names and lines from remote tracebacks, and a debugger's breakpoints from items
+that run in the same process.
 
-Exceptions pickle as their classes say, also where a way to pickle was registered
-for all that there are. tblib does so as soon as ``distributed`` is imported, to
-let tracebacks travel: the frames stay alive with them, and what a builtin holds
-beside its arguments, such as ``SystemExit.code``, is lost.
+Exceptions pickle as their classes define, even if a reducer was registered for all exceptions. tblib registers one as
+soon as ``distributed`` is imported, to pickle tracebacks: it keeps the frames alive, and loses the fields that a
+builtin has beside its arguments, such as ``SystemExit.code``.
 """
 
 from __future__ import annotations
@@ -29,18 +27,18 @@ if TYPE_CHECKING:
 
 def _reduce_code(code: CodeType) -> tuple[Any, ...]:
     make, arguments = cloudpickle.Pickler.dispatch_table[CodeType](code)
-    # Which arguments there are depends on the Python. In all of them the file's name is the first that is text.
+    # The arguments depend on the Python version. In each the file's name is the first string.
     place = next(i for i, argument in enumerate(arguments) if isinstance(argument, str))
     return make, (*arguments[:place], code.co_filename, *arguments[place + 1 :])
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships no types
-    """cloudpickle's, with the names of files, and exceptions as they are."""
+    """cloudpickle's, with the names of files, and exceptions as their classes define."""
 
     dispatch_table: ClassVar = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
 
     def reducer_override(self, obj: Any) -> Any:
-        """Reduce an object before the dispatch table is asked, or leave it to that."""
+        """Reduce exceptions here, and leave all other objects to cloudpickle."""
         if issubclass(type(obj), BaseException):
             for_all = copyreg.dispatch_table.get(BaseException)
             if for_all is not None and copyreg.dispatch_table.get(type(obj)) is for_all:

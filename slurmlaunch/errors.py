@@ -1,31 +1,33 @@
-"""What can go wrong, as one tree.
+"""The errors of slurmlaunch, as one tree.
 
 ::
 
     SlurmlaunchError
-    ├── UnknownOption (TypeError)      an option that sbatch and we do not have
-    ├── OptionError (ValueError)       an option whose value cannot be
-    ├── NotPicklable (PicklingError)   what was submitted does not pickle
+    ├── UnknownOption (TypeError)      neither sbatch nor slurmlaunch has this option
+    ├── OptionError (ValueError)       an option with an impossible value
+    ├── NotPicklable (PicklingError)   the function or an argument does not pickle
     ├── SubmissionError                the scheduler refused the run
     ├── SchedulerError                 a scheduler command failed, or timed out
     ├── MissingPackage (ImportError)   a feature needs a package that is not installed
     ├── RunFolderError                 a run folder that cannot be used
     │   ├── UnsafeRunFolder            another user owns it, or may write to it
     │   └── UnknownProtocol            written by a newer slurmlaunch
-    └── ItemError                      an item that came to no outcome of its own
-        ├── ResultLost                 what was recorded cannot be read
+    └── ItemError                      an item without a value or an exception of its function
+        ├── ResultLost                 a recorded outcome cannot be read
         ├── UnpicklableResult          the result does not pickle, or not here
         ├── NodeStartError             the node could not start the function
-        └── TaskEnded                  the task, or the process, was ended
+        └── TaskEnded                  something from outside ended the task or the process
             ├── WorkerDied             the process that ran the item died
             ├── OutOfMemory            the memory limit was hit
             ├── TimeLimitExceeded      the time limit was hit
             ├── NodeFailure            the machine failed
-            ├── Preempted              a job with more right took the place
+            ├── Preempted              a job of higher priority took the place
             └── TaskCancelled          someone else cancelled it
 
-What the user's function raised is none of these: it comes back as itself.
-Every error carries its data as fields and pickles with them.
+An exception of the user's function is none of these: it is raised unchanged.
+Every error carries its data as fields and pickles with them. Failures in run
+folders refer to this module's classes, `Place` and `_rebuild` by name: these
+names are part of the format. All layers raise these errors.
 """
 
 from __future__ import annotations
@@ -37,11 +39,11 @@ from typing import Any, NamedTuple
 
 
 class SlurmlaunchError(Exception):
-    """The root of everything that slurmlaunch raises by itself.
+    """The root of slurmlaunch's own errors.
 
     Subclasses are plain classes whose keyword arguments become fields; the
-    message is made from them, so that an error can be completed (with its job
-    id, say) on the way to the user.
+    message is made from them, so that an error can be completed on the way to the
+    user, with its job id for example.
     """
 
     def __init__(self, message: str = "", /, **fields: Any) -> None:
@@ -61,10 +63,10 @@ def _rebuild(cls: type[SlurmlaunchError], args: tuple[object, ...], fields: dict
 
 
 class UnknownOption(SlurmlaunchError, TypeError):
-    """An option name that neither sbatch nor slurmlaunch knows, or that is ours to set.
+    """An option that neither sbatch nor slurmlaunch has, or that slurmlaunch sets itself.
 
     Attributes:
-        option: the name that was given.
+        option: the given name.
         suggestions: the nearest valid names, best first.
     """
 
@@ -73,7 +75,7 @@ class UnknownOption(SlurmlaunchError, TypeError):
 
 
 class OptionError(SlurmlaunchError, ValueError):
-    """An option whose value cannot be (a line break, more threads than CPUs, ...).
+    """An option with an impossible value (a line break, more threads than CPUs, ...).
 
     Attributes:
         option: the name of the option.
@@ -86,7 +88,7 @@ class NotPicklable(SlurmlaunchError, PicklingError):
     """The function or one of its arguments does not pickle; nothing was submitted.
 
     Attributes:
-        path: where the culprit is, as ``"closure variable 'lock'"`` or
+        path: the part that does not pickle, as ``"closure variable 'lock'"`` or
             ``"argument 0, attribute 'connection'"``.
     """
 
@@ -97,8 +99,8 @@ class MissingPackage(SlurmlaunchError, ImportError):
     """A feature needs a package that is not installed here.
 
     Attributes:
-        package: what to install, as pip names it.
-        python: the Python that it is missing from.
+        package: its name on PyPI.
+        python: the Python in which it is missing.
     """
 
     package: str = ""
@@ -106,8 +108,8 @@ class MissingPackage(SlurmlaunchError, ImportError):
 
     @classmethod
     def of(cls, feature: str, package: str) -> MissingPackage:
-        """Return the error of a feature that needs a package, saying how it is installed."""
-        import shlex  # here, as a node is to start soon
+        """Return the error of a feature that needs a package, with the command that installs it."""
+        import shlex  # here, because a node must start fast
 
         message = f"{feature} needs {package}: install it with {sys.executable} -m pip install {shlex.quote(package)}"
         return cls(message, package=package, python=sys.executable)
@@ -117,13 +119,13 @@ class SubmissionError(SlurmlaunchError):
     """The scheduler refused the job.
 
     Attributes:
-        command: the command line that was refused.
-        stderr: what it printed.
-        returncode: its exit status, or None where it did not end in time.
+        command: the refused command line.
+        stderr: its standard error.
+        returncode: its exit status, or None if it did not end in time.
         job_name: the unique name of the job.
-        ambiguous: whether the job may be in the queue all the same.
-        no_room: whether a limit on what one may have in the queue was hit.
-        transient: whether the scheduler was away, so that the same may be accepted later.
+        ambiguous: whether the job may be in the queue nevertheless.
+        no_room: whether a limit on the number of queued jobs was hit.
+        transient: whether the scheduler was unavailable, so that it may accept the same job later.
     """
 
     command: tuple[str, ...] = ()
@@ -147,7 +149,7 @@ class SchedulerError(SlurmlaunchError):
 
 
 class RunFolderError(SlurmlaunchError):
-    """A run folder that cannot be used as one.
+    """A folder that cannot be used as a run folder.
 
     Attributes:
         path: the folder or file.
@@ -165,7 +167,7 @@ class UnknownProtocol(RunFolderError):
 
 
 class Place(NamedTuple):
-    """Where an item ran: what an `ItemError` says after its first sentence."""
+    """The task, job and machine of an item, for the message of an `ItemError`."""
 
     item: int | None = None
     task: int | None = None
@@ -175,7 +177,7 @@ class Place(NamedTuple):
     image: str | None = None
 
     def __str__(self) -> str:
-        """Return ``item 3, task 1, job 123_1, node n1``, as far as it is known."""
+        """Return ``item 3, task 1, job 123_1, node n1``, as far as these are known."""
         named = (
             ("item", self.item),
             ("task", self.task),
@@ -190,8 +192,8 @@ class ItemError(SlurmlaunchError):
     """An item ended without a value and without an exception of the user's function.
 
     Attributes:
-        what: one sentence: what happened.
-        advice: what to do about it.
+        what: one sentence that says what happened.
+        advice: a sentence that says what to do.
         place: item, task, job, node, log and container image, as far as they are known.
     """
 
@@ -230,7 +232,7 @@ class ItemError(SlurmlaunchError):
         return self.place.log
 
     def for_item(self, item: int) -> ItemError:
-        """Return a copy that names an item: one cause may end many."""
+        """Return a copy for one item, because one cause may end many items."""
         copy = type(self).__new__(type(self), *self.args)
         copy.args = self.args
         copy.__dict__.update(self.__dict__)
@@ -239,13 +241,13 @@ class ItemError(SlurmlaunchError):
         return copy
 
     def located(self, **known: Any) -> ItemError:
-        """Fill in what is not yet known of the place; return the error itself."""
+        """Fill in the fields of the place that are still missing; return the error itself."""
         missing = {k: v for k, v in known.items() if getattr(self.place, k) is None}
         self.place = self.place._replace(**missing)
         return self
 
     def __str__(self) -> str:
-        """Return what happened, where, and what to do."""
+        """Return the cause, the place, the advice and the log, as far as they are known."""
         where = str(self.place)
         lines = [f"{self.what} ({where})" if where else self.what]
         if self.advice:
@@ -256,10 +258,10 @@ class ItemError(SlurmlaunchError):
 
 
 class ResultLost(ItemError):
-    """An outcome that was recorded, or should have been, cannot be read.
+    """An outcome that was or should have been recorded cannot be read.
 
     Attributes:
-        file: the file that should hold it, if one is known.
+        file: the file that should hold it, if known.
         offset: the position in it, in bytes.
     """
 
@@ -268,7 +270,7 @@ class ResultLost(ItemError):
     offset: int | None = None
 
     def __str__(self) -> str:
-        """Return what happened, and where in which file."""
+        """Return the message of every `ItemError`, and the position in the file."""
         said = super().__str__()
         return f"{said}\nfile: {self.file}, at byte {self.offset or 0}" if self.file else said
 
@@ -285,10 +287,10 @@ class UnpicklableResult(ItemError):
 
 
 class NodeStartError(ItemError):
-    """The node could not get as far as calling the function.
+    """The node could not start the function.
 
     Attributes:
-        exit_code: the node's exit status, where it ended by itself.
+        exit_code: the node's exit status, if it ended by itself.
     """
 
     what = "the node could not start"
@@ -299,8 +301,8 @@ class TaskEnded(ItemError):
     """Something from outside ended the task, or the process that ran the item.
 
     Attributes:
-        state: Slurm's word for it, where Slurm said one.
-        exit_code: Slurm's ``code:signal``, where it is known.
+        state: Slurm's state of the task, if Slurm reported one.
+        exit_code: Slurm's ``code:signal``, if known.
     """
 
     state: str | None = None
@@ -313,7 +315,7 @@ class WorkerDied(TaskEnded):
     Attributes:
         signal: the number of the signal, or None.
         exit_code: the exit status, or None.
-        rank: which rank it was, where the item was run by several (``ntasks=``).
+        rank: the number of the rank, if several ran the item (``ntasks=``).
     """
 
     signal: int | None = None
@@ -323,7 +325,7 @@ class WorkerDied(TaskEnded):
     def of(
         cls, signal: int | None, exit_code: int | None, who: str = "the process that ran the item", **fields: Any
     ) -> WorkerDied:
-        """Return the error that names the signal or the exit status."""
+        """Return the error for a signal or an exit status."""
         cause = f"ended with exit status {exit_code}" if signal is None else f"was killed by {signal_name(signal)}"
         return cls(
             f"{who} {cause}",
@@ -334,14 +336,14 @@ class WorkerDied(TaskEnded):
 
 
 _DEATH_ADVICE: dict[int, str] = {
-    signals.SIGSEGV: "A crash in compiled code or a recursion too deep for the C stack: "
+    signals.SIGSEGV: "This is a crash in compiled code, or a recursion too deep for the C stack: "
     "run the item alone with cluster='local' and PYTHONFAULTHANDLER=1 to see where.",
-    signals.SIGKILL: "Often the memory limit: give the task more with mem=...",
+    signals.SIGKILL: "This is often the memory limit: give the task more with mem=...",
 }
 
 
 def signal_name(number: int) -> str:
-    """Return ``SIGKILL (9)`` for 9, or ``signal 99`` for what has no name."""
+    """Return ``SIGKILL (9)`` for 9, or ``signal 99`` for a signal without a name."""
     try:
         return f"{signals.Signals(number).name} ({number})"
     except ValueError:
@@ -349,7 +351,7 @@ def signal_name(number: int) -> str:
 
 
 class OutOfMemory(TaskEnded):
-    """The task, or one of its processes, used more memory than was asked for."""
+    """The task, or one of its processes, used more memory than it requested."""
 
     what = "the memory limit was hit"
     advice = "Ask for more with mem=... or mem_per_cpu=..., or run fewer items side by side."
@@ -366,18 +368,18 @@ class NodeFailure(TaskEnded):
     """The machine that ran the task failed."""
 
     what = "the node failed"
-    advice = "Run what is missing again with .retry()."
+    advice = "Run the missing items again with .retry()."
 
 
 class Preempted(TaskEnded):
-    """The task was stopped for a job with more right to the machine."""
+    """The task was stopped in favour of a job of higher priority."""
 
     what = "the task was preempted"
-    advice = "Run what is missing again with .retry()."
+    advice = "Run the missing items again with .retry()."
 
 
 class TaskCancelled(TaskEnded):
     """Someone else cancelled the task; our own cancel is `concurrent.futures.CancelledError`."""
 
     what = "the task was cancelled from outside"
-    advice = "Run what is missing again with .retry()."
+    advice = "Run the missing items again with .retry()."

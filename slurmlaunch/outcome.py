@@ -1,17 +1,14 @@
-"""What an item came to: a `Value` or a `Failure`, and the bytes of either.
+"""The outcome of an item, a `Value` or a `Failure`, and its pickled form.
 
-`capture` runs in the process that ran the item; `Value.dump` and
-`Failure.dump` make bytes there, so that nobody between there and the client
-unpickles anything.
+The process that runs an item makes and pickles its outcome, the client unpickles it, and nothing in between does.
 
-A value is pickled by the standard library, which is fast, and by cloudpickle
-where that fails (a class of ``__main__``, a lambda). An exception is tried out
-first: one that does not survive its own pickle (a class whose ``__init__``
-takes other arguments than it hands on, a lock among its attributes) is rebuilt
-without a call of ``__init__``, and what does not pickle in it becomes its repr.
+A value is pickled by the standard library, which is fast, and by cloudpickle if that fails (a class of ``__main__``,
+a lambda). The pickle of an exception is tested first. An exception that does not survive it (its ``__init__`` takes
+other arguments than it passes on, or an attribute is a lock) is rebuilt without a call of ``__init__``, and its parts
+that do not pickle become their repr. Failures on disk refer to `_Parts` by name, which is part of the format.
 
-Large arrays stay out of the pickle: `pickle_apart` makes a `Bundle` of a pickle
-and the memory that it refers to, of which nothing is copied.
+Large arrays stay out of the pickle: `pickle_apart` makes a `Bundle` of a pickle and the memory that it refers to,
+without copying it. This module knows no file and no task.
 """
 
 from __future__ import annotations
@@ -35,15 +32,15 @@ D = TypeVar("D")
 PICKLE_PROTOCOL = 5
 
 SERIES_PROTOCOL = 3
-"""The newest protocol in which a pickle may stand behind another as if it were its next value: later ones number
-what they have met on from there."""
+"""The newest protocol whose pickles can be concatenated into the pickle of a list: later ones number their objects
+throughout a pickle."""
 
 PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
-"""The types whose values are immutable, and which pickle in any protocol alike."""
+"""Types with immutable values that pickle alike in every protocol."""
 
 APART = 1 << 18
-"""From this size on, in bytes, a buffer stays out of the pickle. Below it copying costs as little as a record of its
-own; from here on two copies cost ten times what reading into place does."""
+"""Bytes from which on a buffer stays out of the pickle. Copying a smaller one costs as little as a record of its own;
+two copies of a larger one cost ten times as much as reading it into place."""
 
 
 class Bundle:
@@ -51,7 +48,7 @@ class Bundle:
 
     Attributes:
         pickled: the pickle.
-        buffers: the bytes of each buffer, in the order in which the pickle asks for them.
+        buffers: the bytes of each buffer, in the order in which the pickle refers to them.
     """
 
     __slots__ = ("buffers", "pickled")
@@ -66,21 +63,21 @@ class Bundle:
 def pickle_apart(value: object, dumps: Callable[..., bytes] = pickle.dumps, *, at_least: int = APART) -> bytes | Bundle:
     """Pickle a value, its large buffers apart: those of NumPy, PyArrow, pandas and `pickle.PickleBuffer`.
 
-    What is not contiguous, and arrays of a class of their own, go into the pickle.
+    Arrays that are not contiguous or have a class of their own go into the pickle.
 
     Args:
-        value: what is pickled.
+        value: the value.
         dumps: `pickle.dumps`, or cloudpickle's.
-        at_least: from how many bytes on a buffer is large.
+        at_least: the size of the smallest large buffer, in bytes.
 
     Returns:
-        The pickle alone, where there are no large buffers.
+        The pickle alone if there are no large buffers.
     """
     return Apart(at_least).dumps(value, dumps)
 
 
 class Apart:
-    """Pickles values as `pickle_apart` does, one after the other: made once, it costs small ones next to nothing."""
+    """Pickles many values as `pickle_apart` does one, at next to no cost for small ones."""
 
     __slots__ = ("_at_least", "_found", "_stays")
 
@@ -104,7 +101,7 @@ class Apart:
     def _stays_in(self, buffer: pickle.PickleBuffer) -> bool:
         try:
             raw = buffer.raw()
-        except BufferError:  # not contiguous: pickle knows what to do, or says that it does not
+        except BufferError:  # not contiguous: left to pickle
             return True
         if raw.nbytes < self._at_least:
             return True
@@ -113,7 +110,7 @@ class Apart:
 
 
 class RemoteTraceback(Exception):
-    """The traceback of where it happened, as text: the ``__cause__`` of what is raised here."""
+    """The remote traceback as text: the ``__cause__`` of the exception that is raised here."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -128,7 +125,7 @@ class Value(Generic[T]):
     """The function returned.
 
     Attributes:
-        value: what it returned.
+        value: its return value.
     """
 
     __slots__ = ("value",)
@@ -147,24 +144,24 @@ class Value(Generic[T]):
         """Return the pickled value.
 
         Raises:
-            UnpicklableResult: neither pickle nor cloudpickle takes it.
+            UnpicklableResult: neither pickle nor cloudpickle can pickle it.
         """
         try:
             return pickle.dumps(self.value, PICKLE_PROTOCOL)
-        # A __reduce__ may raise anything, and cloudpickle knows more; suppress() would cost as much as the pickle.
+        # A __reduce__ may raise anything, and cloudpickle pickles more; suppress() would cost as much as the pickle.
         except BaseException:  # noqa: BLE001, S110
             pass
         return _described(self.value, _cloudpickle)
 
     def dump_apart(self, apart: Apart | None = None) -> bytes | Bundle:
-        """Return the pickled value, its large buffers apart, pickled by *apart* where one is at hand.
+        """Return the pickled value, its large buffers apart; *apart* saves making an `Apart` for each value.
 
         Raises:
             UnpicklableResult: as for `dump`.
         """
         value: object = self.value
         if type(value) in _BYTES and len(value) >= APART:  # type: ignore[arg-type]
-            value = pickle.PickleBuffer(value)  # type: ignore[arg-type]  # comes back as what it was
+            value = pickle.PickleBuffer(value)  # type: ignore[arg-type]  # unpickles as the same type
         try:
             return (apart or Apart()).dumps(value)
         except BaseException:  # noqa: BLE001, S110  (as above)
@@ -173,7 +170,7 @@ class Value(Generic[T]):
 
     @classmethod
     def load(cls, data: bytes | memoryview, buffers: Iterable[bytes | bytearray | memoryview] = ()) -> Outcome[Any]:
-        """Read what `dump` or `dump_apart` wrote; a value that does not unpickle here is a `Failure`."""
+        """Read the result of `dump` or `dump_apart`; a value that does not unpickle here is a `Failure`."""
         try:
             return cls(pickle.loads(data, buffers=buffers))
         except BaseException as error:
@@ -182,7 +179,7 @@ class Value(Generic[T]):
             name = type(error).__name__
             lost = UnpicklableResult(
                 f"the result does not unpickle here: {name}: {error}",
-                advice="Import here what the function imports there, or return plain data.",
+                advice="Make the modules of the result importable here, or return plain data.",
             )
             lost.__cause__ = error
             return Failure(lost)
@@ -193,7 +190,7 @@ def in_series(pickled: bytes) -> bytes:
     return b"".join((_LOADS, struct.pack("<I", len(pickled)), pickled, _CALLED))
 
 
-# What pickle.dumps makes of an object that says it is made by pickle.loads(bytes): see Lib/pickletools.py.
+# The pickle of an object whose __reduce__ returns pickle.loads(bytes): see Lib/pickletools.py.
 _LOADS = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.GLOBAL + b"pickle\nloads\n" + pickle.BINBYTES
 _CALLED = pickle.TUPLE1 + pickle.REDUCE + pickle.STOP
 
@@ -203,8 +200,7 @@ class Failure:
 
     Attributes:
         error: the exception.
-        traceback: the traceback of where it was raised, as text; empty for
-            what no code of the user's raised.
+        traceback: its traceback as text; empty if the user's code did not raise it.
     """
 
     __slots__ = ("error", "traceback")
@@ -217,12 +213,12 @@ class Failure:
         return f"Failure({self.error!r})"
 
     def noted(self, note: str) -> Failure:
-        """Return it with a note of ours on the exception, as ``add_note`` of Python 3.11 puts it."""
-        self.error.__dict__["__notes__"] = [*getattr(self.error, "__notes__", ()), note]
+        """Return the failure with a note added to the exception."""
+        self.error.add_note(note)
         return Failure(self.error, f"{self.traceback}{note}\n")
 
     def unwrap(self) -> NoReturn:
-        """Raise the exception, the remote traceback as its cause."""
+        """Raise the exception, with the remote traceback as its cause."""
         raise self.error
 
     def dump(self) -> bytes:
@@ -233,7 +229,7 @@ class Failure:
 
     @classmethod
     def load(cls, data: bytes | memoryview) -> Failure:
-        """Read what `dump` wrote; an exception whose class is not here is described."""
+        """Read the result of `dump`; an exception that does not unpickle here is described."""
         pickled, text, type_name, message = pickle.loads(data)
         try:
             error = _load_exception(pickled)
@@ -253,19 +249,18 @@ Outcome = Value[T] | Failure
 
 
 def capture(function: Callable[..., T], *args: Any) -> Outcome[T]:
-    """Call the function; return what came of it.
+    """Call the function; return its outcome.
 
-    ``SystemExit`` and ``KeyboardInterrupt`` are outcomes like any other, as
-    they are for `concurrent.futures`.
+    ``SystemExit`` and ``KeyboardInterrupt`` are outcomes too, as for `concurrent.futures`.
     """
     try:
         return Value(function(*args))
-    except BaseException as error:  # noqa: BLE001  (whatever it is belongs to the caller)
+    except BaseException as error:  # noqa: BLE001  (any exception of the function is an outcome)
         return failure_of(error)
 
 
 def failure_of(error: BaseException) -> Failure:
-    """Return the failure for an exception that was just caught; our own frames are left out."""
+    """Return the failure for an exception that was just caught, without slurmlaunch's own frames."""
     return Failure(error, _format(error, _users_frames(error)))
 
 
@@ -280,7 +275,7 @@ _OUR_MODULES = __name__.partition(".")[0] + "."
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether it may be Ctrl-C: Python raises that in the main thread. What else unpickling raises ends nothing."""
+    """Whether this may be Ctrl-C, which Python raises in the main thread only."""
     import threading
 
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
@@ -329,14 +324,14 @@ def _described(value: object, dumps: Callable[[object], D]) -> D:
 
 
 def _dump_exception(error: BaseException) -> bytes:
-    """Return a pickle that is known to load: as it is, else rebuilt, else its nearest base."""
+    """Return a pickle that was tested: of the exception itself, else of its parts, else of its nearest base."""
     from slurmlaunch import byvalue
 
     for form in chain([error], _rebuildable(error)):
         try:
             data = byvalue.dumps(form, PICKLE_PROTOCOL)
             loaded = _load_exception(data)
-        except BaseException:  # noqa: BLE001, S112  (then the next form has its turn)
+        except BaseException:  # noqa: BLE001, S112  (then the next form is tried)
             continue
         if isinstance(form, _Parts) or _same(loaded, error):
             return data
@@ -344,7 +339,7 @@ def _dump_exception(error: BaseException) -> bytes:
 
 
 def _same(loaded: BaseException, error: BaseException) -> bool:
-    """Whether an exception came back as it was: one whose ``__init__`` makes its text has made it twice."""
+    """Whether an exception is unchanged: an ``__init__`` that composes the text would have composed it twice."""
     return type(loaded).__qualname__ == type(error).__qualname__ and _text_of(loaded) == _text_of(error)
 
 
@@ -364,11 +359,11 @@ def _rebuildable(error: BaseException) -> Iterator[_Parts]:
 
 
 _DEPTH = 4
-"""How deep exceptions are taken apart that hold others, as an exception group does."""
+"""How deep exceptions within exceptions are taken apart, as in exception groups."""
 
 
 def _parts_of(error: BaseException, depth: int) -> _Parts:
-    # As its builtin base sees it: an OSError has its file name, an ImportError its module beside the arguments.
+    # The builtin base knows all: an OSError has its file name beside the arguments, an ImportError its module.
     _, args, *states = _builtin_base(type(error)).__reduce__(error)
     state = {key: value for each in states if each for key, value in each.items()}
     survivors = {key: _surviving(value, depth) for key, value in state.items()}
@@ -380,7 +375,7 @@ def _builtin_base(cls: type[BaseException]) -> Any:
 
 
 def _surviving(value: object, depth: int) -> object:
-    """Return the value, or what of it survives a pickle: exceptions in parts, other things as their repr."""
+    """Return the value if it survives a pickle, else an exception in parts, or the repr of anything else."""
     from slurmlaunch import byvalue
 
     with suppress(BaseException):  # anything may be raised by a __reduce__
@@ -402,7 +397,7 @@ def _repr_of(value: object) -> str:
 
 
 class _Parts(NamedTuple):
-    """An exception taken apart, to be put together without its ``__init__``."""
+    """An exception in parts, which `build` joins without a call of its ``__init__``."""
 
     cls: type[BaseException]
     args: tuple[object, ...]

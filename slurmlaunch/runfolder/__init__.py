@@ -1,62 +1,53 @@
-"""The run folder: where client and node meet. This page is its specification, protocol 1.
+"""The run folder, through which client and node communicate. This page is its specification, protocol 1.
 
 ::
 
     RUN_FOLDER/                    0700, every file in it 0600
-        manifest.json              what the run is
+        manifest.json              the description of the run
         function                   records: the pickled function
         function.buffers           the large arrays that it refers to, if any
         items                      records: the arguments, in blocks
-        items.index                where each block begins
-        rounds/R/plan.json         who has which items in round R = 0, 1, ...
+        items.index                the first item and the offset of each block
+        rounds/R/plan.json         which task has which items in round R = 0, 1, ...
         rounds/R/items             one record: the items of the round, if not all
-        rounds/R/checkpoints       records: how items that were begun are gone on with
-        rounds/R/journal           records: what was submitted
-        rounds/R/ends.C            records: what client C was told of ends
-        rounds/R/claims/B          who has block B of a dynamic round: a link to
+        rounds/R/checkpoints       records: the calls that resume items
+        rounds/R/journal           records: the submissions of the round's arrays
+        rounds/R/ends.C            records: the ends of tasks that client C learned from the scheduler
+        rounds/R/claims/B          the claim of block B of a dynamic round: a link to
         rounds/R/claims/T.A.S      a file of attempt A of task T
-        rounds/R/successor.K       who submits what its maker left
-        rounds/R/ranks/T.A.K       records: what rank K of attempt A of task T recorded
-        outcomes/T.A               records: what attempt A of task T recorded
+        rounds/R/successor.K       the client that submits what the round's maker left
+        rounds/R/ranks/T.A.K       records: the outcomes of rank K of attempt A of task T
+        outcomes/T.A               records: the outcomes of attempt A of task T
         ended/T.S.X                empty: start S of task T ended with status X
-        cancelled/R.C              records: what client C cancelled in round R
-        logs/R-N-E.out, .err       what element E of array N of round R printed
+        cancelled/R.C              records: the items that client C cancelled in round R
+        logs/R-N-E.out, .err       the output of element E of array N of round R
 
-Numbers in names are decimal, from 0. No name depends on a Slurm job id.
+Numbers in names are decimal, from 0. No name depends on a Slurm job id. C is any name that no other process uses.
 
-**Writing.** A file either appears whole, written beside its place as
-``NAME.new``, flushed, and renamed; or it is appended to by one writer, record by
-record. A reader takes the whole records and ignores a torn tail. What a record
-is stands in `records`; those of ``items`` and the outcome files are salted with
-the manifest's ``run``. The order: ``function.buffers``, ``function``, ``items``,
-``items.index``, the round's folder with its plan, ``manifest.json``. With the
-manifest the folder is a run; only then is anything submitted. All that a task
-reads is there before, save cancellations and claims.
+**Writing** (`records`). A file either appears whole (written beside its place as ``NAME.new``, flushed, and renamed),
+or one writer appends records to it. A reader uses whole records and ignores a torn tail. Headers in ``items`` and the
+outcome files are salted with the manifest's ``run``. The order is ``function.buffers``, ``function``, ``items``,
+``items.index``, the round's folder with its plan, ``manifest.json``. The manifest makes the folder a run, and only
+then is anything submitted. Everything that a task reads is on disk before, except cancellations and claims.
 
-**Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 1; a reader refuses
-another number and ignores keys that it does not know. ``python`` is the minor
-version that pickled the function, as ``"3.11"``: it holds bytecode, and a node of
-another version must not unpickle it. ``items`` is how many items there are,
-``shared`` how many bytes of buffers the function refers to, and ``seed`` what the
-random streams of the items follow from.
+**Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 1; a reader refuses another number and ignores unknown
+keys. ``python`` is the minor version that pickled the function, as ``"3.11"``: the pickle holds bytecode, and a node
+of another version must not unpickle it. ``items`` is the number of items, ``shared`` the number of bytes of buffers
+that the function refers to, and ``seed`` the seed of the items' random streams.
 
-**Function** (`function`). One record of kind FUNCTION, a pickle of a callable, made
-by cloudpickle. `submit` binds its arguments into it and has one item ``()``.
-Buffers of 1 MiB and more that it refers to (pickle protocol 5, out of band) lie in
-``function.buffers``, and a record of kind SHARED says where (`buffers`). A task
-verifies their checksums once; then each of its processes maps the file, so that a
-machine holds the bytes once: read-only, or, for `submit`, to be written to by that
-process alone.
+**Function** (`function`). One record of kind FUNCTION, a pickle of a callable, made by cloudpickle. `submit` binds its
+arguments into it and has one item ``()``. Buffers of 1 MiB and more that it refers to (pickle protocol 5, out of band)
+are in ``function.buffers``, and a record of kind SHARED is their table (`buffers`). A task verifies their checksums
+once. Then each of its processes maps the file, so that a machine holds the bytes once: read-only, or, for `submit`,
+as a private copy that this process may write to.
 
-**Items** (`items`). Blocks, in order and without gaps, each a record whose
-``first`` and ``number`` say which items it holds: kind ITEMS, one pickled tuple of
-positional arguments per item, packed; or kind COLUMN, one pickled list of such
-tuples, only where all arguments are immutable; or kind BUNDLE, one pickled tuple
-and its large buffers (`buffers`). ``items.index`` has for each block its first item
-and the offset of its record, both u64, little-endian.
+**Items** (`items`). Blocks, in order and without gaps, each a record whose ``first`` and ``number`` give its items:
+kind ITEMS, one pickled tuple of positional arguments per item, packed; or kind COLUMN, one pickled list of such
+tuples, only if all arguments are immutable; or kind BUNDLE, one pickled tuple and its large buffers (`buffers`).
+``items.index`` has for each block its first item and the offset of its record, both u64, little-endian.
 
-**Rounds** (`plan`, `journal`). A round's folder is made beside its place and renamed, which
-only one process can, and who made it submits it. ``plan.json``::
+**Rounds** (`plan`, `journal`). A round's folder is made beside its place and renamed, which only one process can do,
+and its maker submits it. ``plan.json``::
 
     slices       {"items": n, "tasks": k, "chunksize": c or null}
     first_task   the index of its first task; indices rise from round to round
@@ -65,72 +56,61 @@ only one process can, and who made it submits it. ``plan.json``::
     blocks       null, or {"items": n, "tasks": k, "schedule", "chunksize": c or null}
     automatic    true if ``retries=`` made the round: it counts as one
     ranks        null, or {"number", "launcher", "command"}: see below
-    cpus_per_task, processes, threads, throttle, options
+    client       its maker, [machine, pid, start time]: see below
+    cpus_per_task, processes, threads, throttle, time_limit, warning, requeues, options
 
-Task ``first_task + t`` has the positions of slice ``t`` (`plan.Slices`); a position is
-an item, or an entry of the list, which is sorted. Slices that were packed by cost
-have ``"lengths"``, one for each, in place of ``chunksize``; their list holds all items,
-slice after slice. Where there are ``blocks``, the round is dynamic: then slices
-mean nothing, and tasks have what they claim. ``journal`` holds NOTE records: ``{"intent": N}``
-before array N is submitted, ``{"submitted": N, "job_id": ...}`` after it,
-``{"refused": N, "error": ...}``, ``{"abandoned": N}`` where its client neither knows
-whether it was submitted nor tries again, ``{"throttle": n}``, ``{"waiting": N, "client": ...}``
-where there is no room for it; each with its ``time``. The job of a client that died in
-between is found by the array's unique name. What waits, and what ``retries=`` is to run
-again, is gone on with, where its client is gone, by the one that makes
-``rounds/R/successor.K`` (a link, with that client's name in it) for the first K whose
-maker is not gone either.
+Task ``first_task + t`` has the positions of slice ``t`` (`plan.Slices`). A position is an item, or an entry of the
+list, which is sorted. Slices packed by cost have ``"lengths"``, one for each, in place of ``chunksize``; their list
+holds all items, slice after slice. A round with ``blocks`` is dynamic: its slices have no meaning, and tasks have the
+blocks that they claim. ``journal`` holds NOTE records, each with its ``time``: ``{"intent": N}`` before array N is
+submitted, ``{"submitted": N, "job_id": ...}`` after it, ``{"refused": N, "error": ...}``, ``{"abandoned": N}`` if its
+client does not know whether it was submitted and will not retry, ``{"throttle": n}``, ``{"waiting": N, "client": ...}``
+while there is no room for it in the queue.
 
-What the scheduler tells of an end stands in no outcome file, and it forgets: so a client
-that believes it appends the NOTE ``{"ends": [[task, attempts, state, exit_code, node,
-reason], ...]}`` to its ``ends.C``. It counts where the scheduler is silent, and no more
-than so many attempts of the task have begun.
+**Clients** (`clients`). A client is a machine, a process id and the start time of that process, in the kernel's
+ticks since boot. Another client may act in its place if it has ended, or if it is on another machine and its round's
+journal has not changed for an hour. If a client dies between intent and job id, the job is found by the array's unique
+name. Arrays that wait for room, and rounds that ``retries=`` made, are then submitted by the client that makes
+``rounds/R/successor.K``, a link to a file with its JSON, for the first K whose maker can be replaced too.
 
-**Claims** (`claims`). Blocks cut the positions of a dynamic round as `plan.Blocks` says:
-their numbers, from 0, tell their positions. A task that wants one makes a file
-``claims/T.A.S`` once (S is the first number that is free), which holds its own name
-and a line feed, and then the hard link ``claims/B`` to it. ``link`` is made by one
-alone; where it fails, the inode of ``claims/B`` says whether it was made after all
-and its answer lost. Block B is claimed only after the one before it was seen there,
-so that no number is left out; nothing is removed. A reader finds the owner of B by
-its inode, as a listing tells it, or by what the file holds. A task's next attempt
-begins with the blocks of those before it, less what they recorded; what is claimed by
-a task that is over, or by nobody when all are, is a later round's. A task takes
-another block when a process of it has nothing to do, and none after it was told to
-end; one that can load no function takes one, for the failure to stand at.
+The scheduler's reason for an end is in no outcome file, and the scheduler forgets it. A client that acts on it appends
+the NOTE ``{"ends": [[task, attempts, state, exit_code, node, reason], ...]}`` to its ``ends.C``. This record counts if
+the scheduler does not report the task, and no more than that many attempts of it have begun.
 
-**Outcomes** (`outcomes`). Attempt A is the first number for which a task could
-create ``T.A`` (``O_EXCL``). Kinds: VALUES, one pickled value per item, packed;
-SERIES, the same in protocol 3 and without the STOP at the end of each, so that an
-empty list and a mark before them and APPENDS behind them make one pickle of all;
-INTEGERS and FLOATS, values that are numbers, eight bytes each; BUNDLE, one pickled
-value and its large buffers (`buffers`); FAILURE, one pickled failure (see
-`slurmlaunch.outcome`) that is the outcome of each of its items;
-CHECKPOINT, how an item is gone on with; NOTE, about the attempt itself. A task that
-is started again reads what its earlier attempts recorded and leaves that out. Where
-two attempts of a task recorded one item, the lowest attempt's record stands; a value
-stands over the failures of other rounds, and of these the last round's counts.
-What is appended is flushed within max(1 s, running tasks / 200 s).
+**Claims** (`claims`). Blocks cut the positions of a dynamic round; their numbers, from 0, give their positions
+(`plan.Blocks`). A task that claims a block first makes, once, a file ``claims/T.A.S`` (S is the first unused number)
+that holds its own name and a line feed, and then the hard link ``claims/B`` to it. Only one process can make that
+link. If ``link`` fails, the inode of ``claims/B`` tells whether it was made after all and its answer lost. Block B is
+claimed only after a claim of block B - 1 was seen, so that no number is left out; nothing is ever removed. A reader
+finds the claimant of B by its inode, as a listing gives it, or by the content of the file. A task's next attempt
+begins with the blocks of the earlier ones, without the items that these recorded. What an ended task has claimed, or
+no task when all have ended, belongs to a later round. A task claims another block when one of its processes is idle,
+and none after it was told to end. A task that cannot load the function claims one block, to record the failure there.
 
-**Ranks** (`plan.RanksPlan`, `outcomes.Launch`). Where the plan has them, ``number`` processes call the function
-for each item of a task, in order and together, each started as ``command`` with
-the words RUN_FOLDER, task, attempt and launch behind it, by ``launcher`` or, where that
-is empty, by the task's supervisor. Before launch L it appends the NOTE ``{"launch": L,
-"items": [[first, stop], ...], "host", "port"}`` to ``outcomes/T.A``, and has made the
-files of the ranks. A rank appends to its own file: a NOTE with its ``launch``, then
-VALUES or FAILURE for each item, at its death the NOTE ``{"launch", "died": {...}}``. In
-``outcomes/T.A`` an item has the value of rank 0 once all ranks have one, else the
-failure of the lowest rank that has. The value of rank K is in the last record
-of the item in the file of rank K.
+**Outcomes** (`outcomes`). Attempt A is the first number for which a task could create ``T.A`` (``O_EXCL``). Kinds:
+VALUES, one pickled value per item, packed; SERIES, the same in protocol 3 and without the STOP at the end of each, so
+that an empty list and a mark before them and APPENDS behind them make one pickle of all; INTEGERS and FLOATS, values
+that are numbers, eight bytes each; BUNDLE, one pickled value and its large buffers (`buffers`); FAILURE, one pickled
+failure (see `slurmlaunch.outcome`) that is the outcome of each of its items; CHECKPOINT, the call that resumes an
+item; NOTE, about the attempt itself. A requeued task reads the outcomes of its earlier attempts and skips these items.
+If two attempts of a task recorded one item, the lowest attempt's record counts. A value counts before failures of
+other rounds, and of these the last round's counts. Appended records are flushed within max(1 s, running tasks / 200 s).
 
-**End marks** (`layout.EndMark`). Made by who started the node (the batch script,
-the local backend) after it has ended, so that the outcomes are on disk before.
-The status is one of `layout.Status`, or 128 + n for signal n.
+**Ranks** (`plan.RanksPlan`, `outcomes.Launch`). If the plan has ranks, ``number`` processes call the function for each
+item of a task, in order and together. Each is started as ``command`` with the words RUN_FOLDER, task, attempt and
+launch appended, by ``launcher`` or, if that is empty, by the task's supervisor. Before launch L the supervisor makes
+the files of the ranks and appends the NOTE ``{"launch": L, "items": [[first, stop], ...], "host", "port"}`` to
+``outcomes/T.A``. A rank appends to its own file: a NOTE with its ``launch``, then VALUES or FAILURE for each item, and
+at its death the NOTE ``{"launch", "died": {...}}``. In ``outcomes/T.A`` an item has the value of rank 0 once all ranks
+have one, else the failure of the lowest rank that failed. The value of rank K is in the last record of the item in the
+file of rank K.
 
-**Cancellations** (`cancellations`). Records of kind CANCELLED; the folder's own
-time of modification changes with each. A cancelled item stays cancelled, also
-where an outcome was recorded; a later round may run it again.
+**End marks** (`layout.EndMark`). The batch script or the local backend, which started the node, makes them after it
+has ended, so that the outcomes are on disk before. The status is one of `layout.Status`, or 128 + n for signal n.
 
-**Safety** (`records`). Nothing is unpickled that the current user does not own or
-that others may write to, and no symbolic link is followed.
+**Cancellations** (`cancellations`). Records of kind CANCELLED. Each changes the modification time of the folder. A
+cancelled item stays cancelled even if an outcome was recorded; a later round may run it again.
+
+**Safety** (`records`). Nothing is unpickled that the current user does not own or that others may write to, and no
+symbolic link is followed.
 """
