@@ -1,4 +1,4 @@
-"""The protocol of a backend: what it receives, and what it reports.
+"""The protocol of a backend: its input, an `ArrayJob`, and its reports, a `Snapshot`.
 
 The client uses every backend through `Backend`, and each backend implements it. A backend
 starts, stops and requeues the tasks of one array and reports their states. It
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TaskState(StrEnum):
-    """What the scheduler says of a task, in Slurm's words.
+    """The state of a task in the scheduler, in Slurm's words.
 
     Source: the section JOB STATE CODES of squeue(1) and sacct(1).
     """

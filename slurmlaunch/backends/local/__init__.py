@@ -60,7 +60,7 @@ class LocalSnapshot(NamedTuple):
     Attributes:
         taken: when, in seconds since the epoch.
         jobs: the states of the elements of each job of this process.
-        orphaned: the jobs whose client process has ended.
+        orphaned: the jobs of client processes that have ended.
     """
 
     taken: float
@@ -200,7 +200,7 @@ class LocalBackend(Backend):
         return task_environment(job, {k: v for k, v in outer.items() if not k.startswith(_OF_AN_OUTER_TASK)})
 
     def _own(self, job_id: str, deed: str) -> LocalJob | None:
-        """Return a job of this process, or None for a job whose process has ended."""
+        """Return a job of this process, or None if its process has ended."""
         job = self.scheduler.get(job_id)
         if job is None:
             owner = owner_of(job_id)
@@ -218,7 +218,7 @@ def refusal(job: ArrayJob, message: str) -> SubmissionError:
 
 
 def task_environment(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the tasks from what they inherit of the client's."""
+    """Return the environment of the tasks from the inherited variables."""
     hidden = OF_THE_HOST if job.container else ()
     return {**{k: v for k, v in inherited.items() if k not in hidden}, **added_variables(job, inherited)}
 
@@ -233,7 +233,7 @@ def added_variables(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, st
 
 
 def _check(job: ArrayJob, env: Mapping[str, str]) -> None:
-    """Refuse at once an array whose tasks would all fail later."""
+    """Refuse at once an array with a missing folder or program: all its tasks would fail later."""
     for folder in (RunFolder(job.run_folder).logs, _cwd(job)):
         if not folder.is_dir():
             raise refusal(job, f"there is no folder {folder}")
@@ -264,8 +264,8 @@ def _shell(job: ArrayJob) -> str | None:
 def _preparation(job: ArrayJob) -> tuple[str, ...]:
     """Return the shell lines before Python: if one fails, the task ends with status 3.
 
-    Modules are loaded if there is a `module` command. A laptop has none, and
-    either has what they would load, or the task says what is missing.
+    Modules are loaded if there is a `module` command. A laptop has none: its
+    programs are installed already, or the task names the missing one.
     """
     if not (job.modules or job.setup):
         return ()

@@ -1,4 +1,4 @@
-"""What a local task needs, and whether this machine has it free.
+"""The resources of a local task, and the capacity of this machine.
 
 The local backend reads `TaskResources` from sbatch's options; the scheduler asks a `Capacity`
 before it starts a task. The allocation backend has a capacity of its own. How tasks run is

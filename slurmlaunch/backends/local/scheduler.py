@@ -1,7 +1,7 @@
 """The scheduler of this machine: which task of which array runs when.
 
-The local and the allocation backend use it; how a task's command line comes about
-is their affair, and what it runs is unknown here.
+The local and the allocation backend use it; they
+write the tasks' command lines. The meaning of a command is unknown here.
 
 ::
 

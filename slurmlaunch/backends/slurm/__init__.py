@@ -1,10 +1,10 @@
 """The Slurm backend: job arrays, submitted and watched through Slurm's own commands.
 
 The client creates a `SlurmBackend` and sees nothing else of this folder. `batch_script`
-writes what is submitted, `refusal` explains what sbatch refuses, `shared_states` keeps the
+writes the script to submit, `refusal` explains a refusal of sbatch, `shared_states` keeps the
 states. Functions, items and outcomes are unknown here: they lie in the run folder.
 
-A job id is what sbatch prints: ``"123"``, or ``"123;cluster"`` for a job on
+A job id has the form that sbatch prints: ``"123"``, or ``"123;cluster"`` for a job on
 another cluster than the backend's own.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import ArrayJob
     from slurmlaunch.backends.slurm.commands import Finished, Runner
 
-# A busy controller lets sbatch wait; an sbatch that is killed too early leaves a job whose id is unknown.
+# A busy controller lets sbatch wait; an sbatch that is killed too early leaves a job with an unknown id.
 _SUBMIT_TIMEOUT = 120.0
 # A line of its own: a site's wrapper may print more.
 _PRINTED_ID = re.compile(r"^(?P<id>\d+)(?:;(?P<cluster>\S+))?$", re.MULTILINE)
@@ -93,7 +93,7 @@ class SlurmBackend(Backend):
         self._states: dict[str | None, SharedStates] = {}
 
     def limits(self) -> Limits:
-        """Return what the cluster allows; Slurm's default if it does not answer."""
+        """Return the limits of the cluster; Slurm's default if it does not answer."""
         cluster = Cluster(self._run, self._cluster_names()[0])
         key = (os.environ.get("SLURM_CONF"), cluster.name)
         if key not in _LIMITS:

@@ -4,7 +4,7 @@ The Slurm backend submits it, and ``ex.script`` shows it. All options stand in i
 lines and none on a command line, so that a person sees exactly the submitted script. It must
 not read the environment, a file or a clock.
 
-What the script does in a task, in order::
+The steps of the script in a task::
 
     ignore USR1 and TERM      both reach the script too, and it must outlive the node
     go to the client's working directory
@@ -16,7 +16,7 @@ What the script does in a task, in order::
 
 The exit status is `Status.SETUP` if the node was never started: the working directory is
 missing, a module does not load, a set-up line fails. The end mark is written then
-too, and the log says what failed.
+too, and the log names the failed step.
 
 The script uses only commands that are built into bash, because the set-up lines may change PATH.
 """

@@ -1,8 +1,8 @@
 """Runs Slurm's commands: in bounded time, apart from the terminal, with clean environment variables.
 
 The Slurm backend submits, cancels and updates through it, `queries` asks, and the
-allocation backend takes the environment of srun from it. What the commands print is
-read elsewhere.
+allocation backend takes the environment of srun from it. Their output is
+read by the callers.
 
 A job that is submitted from inside another job (or from ``salloc``) must not
 inherit the variables that describe the outer one: a leaked ``SLURM_ARRAY_TASK_ID`` would run
@@ -18,8 +18,9 @@ import re
 import shlex
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from slurmlaunch.caps import GPU_VARIABLES, without_ours
 from slurmlaunch.errors import SchedulerError
@@ -82,11 +83,8 @@ class Finished:
         return self.stderr.strip() or f"exit status {self.returncode}"
 
 
-class Runner(Protocol):
-    """Runs commands; tests pass their own."""
-
-    def __call__(self, command: Command, /) -> Finished:
-        """Run a command to its end; never raises for what the command does."""
+Runner = Callable[[Command], Finished]
+"""Runs a command to its end and never raises if it fails; tests pass their own."""
 
 
 def run(command: Command, /) -> Finished:

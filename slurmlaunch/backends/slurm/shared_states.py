@@ -1,7 +1,7 @@
 """The newest job states of one cluster, shared by all processes of the user on this machine.
 
-The Slurm backend takes its snapshots from here; what rows of squeue and sacct mean
-is left to `job_states`.
+The Slurm backend takes its snapshots from here; rows of squeue and sacct are
+interpreted by `job_states`.
 
 Ten notebooks that watch ten runs cost the scheduler as much as one: one file
 per cluster holds the states and the jobs that each living process watches, and
@@ -249,7 +249,7 @@ class SharedStates:
             for job, states in answer.jobs.items()
         ):
             return shortest
-        # What left the queue is confirmed by the second query.
+        # The second query confirms that elements left the queue.
         return min(grown, self._intervals.gone) if any(map(JobStates.needs_sacct, answer.jobs.values())) else grown
 
     def _report(self, error: str) -> None:
