@@ -204,17 +204,10 @@ class Executor(concurrent.futures.Executor):
         return self._submit(self._mapped(fn, zip_equal(iterables), how))
 
     def starmap_array(
-        self,
-        fn: Callable[..., T],
-        argument_tuples: Iterable[Iterable[Any]],
-        *,
-        tasks: int | None = None,
-        chunksize: int | None = None,
-        throttle: int | None = None,
-        schedule: str = STATIC,
-        cost: Cost | None = None,
+        self, fn: Callable[..., T], argument_tuples: Iterable[Iterable[Any]], *, tasks: int | None = None,
+        chunksize: int | None = None, throttle: int | None = None, schedule: str = STATIC, cost: Cost | None = None,
         name: str | None = None,
-    ) -> FutureArray[T]:
+    ) -> FutureArray[T]:  # fmt: skip
         """Run the function on each tuple of arguments; otherwise as `map_array`."""
         rows = (tuple(row) for row in argument_tuples)
         return self._submit(self._mapped(fn, rows, How(tasks, chunksize, throttle, schedule, cost, name)))
@@ -240,16 +233,9 @@ class Executor(concurrent.futures.Executor):
         return _results_of(self._submit(call), deadline)
 
     def script(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        tasks: int | None = None,
-        chunksize: int | None = None,
-        throttle: int | None = None,
-        schedule: str = STATIC,
-        cost: Cost | None = None,
-        name: str | None = None,
-    ) -> str:
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], tasks: int | None = None, chunksize: int | None = None,
+        throttle: int | None = None, schedule: str = STATIC, cost: Cost | None = None, name: str | None = None,
+    ) -> str:  # fmt: skip
         """Return the batch scripts that `map_array` would submit, or `submit` if there are no iterables.
 
         Nothing is submitted or written.

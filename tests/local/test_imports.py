@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,15 @@ def test_every_public_name_is_loaded_on_first_use() -> None:
     assert set(slurmlaunch.__all__) <= set(dir(slurmlaunch))
     with pytest.raises(AttributeError, match="no_such_name"):
         getattr(slurmlaunch, "no_such_name")  # noqa: B009 - as an attribute it would be an error to the type checker
+
+
+def test_type_checkers_read_the_modules_of_the_table() -> None:
+    """The imports for type checkers are those of the table's modules: no name is known to one side alone."""
+    assert slurmlaunch.__file__ is not None
+    source = Path(slurmlaunch.__file__).read_text(encoding="utf-8")
+    imported = re.findall(r"^    from slurmlaunch\.(\S+) import \*$", source, re.MULTILINE)
+
+    assert imported == list(slurmlaunch._MODULES)  # noqa: SLF001
 
 
 def test_a_node_without_its_run_folder_has_imported_little(tmp_path: Path) -> None:
