@@ -71,20 +71,12 @@ class Slices(_Numbers):
         return super().__new__(cls, items, tasks, chunksize)
 
     def slice_of(self, task: int) -> range:
-        """Return the positions of a task.
-
-        Raises:
-            IndexError: there is no such task.
-        """
+        """Return the positions of a task; raises IndexError if there is no such task."""
         _check(task, self.tasks, "task")
         return range(self._start(task), self._start(task + 1))
 
     def task_of(self, item: int) -> int:
-        """Return the task whose slice holds a position.
-
-        Raises:
-            IndexError: there is no such position.
-        """
+        """Return the task whose slice holds a position; raises IndexError if there is no such position."""
         _check(item, self.items, "position")
         if self.chunksize is not None:
             return item // self.chunksize
@@ -105,13 +97,7 @@ class Slices(_Numbers):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Slices:
-        """Read what `to_json` wrote; other keys are ignored.
-
-        Raises:
-            KeyError: a number is missing.
-            TypeError: something else is in its place.
-            ValueError: the numbers do not fit together.
-        """
+        """Read what `to_json` wrote; a damaged plan raises KeyError, TypeError or ValueError."""
         return cls(data["items"], data["tasks"], data.get("chunksize"))
 
     def _start(self, task: int) -> int:
@@ -162,20 +148,12 @@ class PackedSlices:
         return max(self.lengths, default=0)
 
     def slice_of(self, task: int) -> range:
-        """Return the positions of a task.
-
-        Raises:
-            IndexError: there is no such task.
-        """
+        """Return the positions of a task; raises IndexError if there is no such task."""
         _check(task, self.tasks, "task")
         return range(self._starts[task], self._starts[task + 1])
 
     def task_of(self, position: int) -> int:
-        """Return the task whose slice holds a position.
-
-        Raises:
-            IndexError: there is no such position.
-        """
+        """Return the task whose slice holds a position; raises IndexError if there is no such position."""
         _check(position, self.items, "position")
         return bisect_right(self._starts, position) - 1
 
@@ -195,13 +173,7 @@ class PackedSlices:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PackedSlices:
-        """Read what `to_json` wrote; other keys are ignored.
-
-        Raises:
-            KeyError: the lengths are missing.
-            TypeError: something else is in their place.
-            ValueError: the numbers do not fit together.
-        """
+        """Read what `to_json` wrote; a damaged plan raises KeyError, TypeError or ValueError."""
         slices = cls(data["lengths"])
         if (slices.items, slices.tasks) != (data["items"], data["tasks"]):
             raise ValueError(f"slices of {slices.lengths} are not {data['items']} items in {data['tasks']} tasks")
@@ -282,33 +254,19 @@ class Blocks(_BlockNumbers):
             left = -(-(self.items - start) // length)
             number = left if length == least else min(width, left)
             block, start = block + number, start + number * length
-        self._number = block
-
-    @property
-    def number(self) -> int:
+        self.number = block
         """How many blocks there are."""
-        return self._number
 
     def positions_of(self, block: int) -> range:
-        """Return the positions of a block.
-
-        Raises:
-            IndexError: there is no such block.
-        """
-        if not 0 <= block < self._number:
-            raise IndexError(f"there is no block {block}: there are {self._number}")
+        """Return the positions of a block; raises IndexError if there is no such block."""
+        _check(block, self.number, "block")
         batch = bisect_right(self._first_blocks, block) - 1
         start = self._starts[batch] + (block - self._first_blocks[batch]) * self._lengths[batch]
         return range(start, min(start + self._lengths[batch], self.items))
 
     def block_of(self, position: int) -> int:
-        """Return the block that holds a position.
-
-        Raises:
-            IndexError: there is no such position.
-        """
-        if not 0 <= position < self.items:
-            raise IndexError(f"there is no position {position}: there are {self.items}")
+        """Return the block that holds a position; raises IndexError if there is no such position."""
+        _check(position, self.items, "position")
         batch = bisect_right(self._starts, position) - 1
         return self._first_blocks[batch] + (position - self._starts[batch]) // self._lengths[batch]
 
@@ -318,13 +276,7 @@ class Blocks(_BlockNumbers):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Blocks:
-        """Read what `to_json` wrote; other keys are ignored.
-
-        Raises:
-            KeyError: a number is missing.
-            TypeError: something else is in its place.
-            ValueError: the numbers make no blocks.
-        """
+        """Read what `to_json` wrote; a damaged plan raises KeyError, TypeError or ValueError."""
         return cls(data["items"], data["tasks"], data["schedule"], data["chunksize"])
 
 
