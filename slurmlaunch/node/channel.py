@@ -5,9 +5,9 @@ outcome survives the worker, at less than a microsecond: a pipe would survive it
 too, but cost a system call per item; a buffer in the worker would not.
 
 The worker writes, the supervisor reads; the supervisor resets the counters while
-the worker waits for it. What the supervisor reads was announced through the pipe
-before, or was written at least a tick ago, so no memory barrier is needed on
-machines that reorder stores. The messages are defined in `worker`.
+the worker waits for it. The supervisor reads only outcomes that were announced
+through the pipe or written at least a tick ago, so no memory barrier is needed
+on machines that reorder stores. The messages are defined in `worker`.
 """
 
 from __future__ import annotations

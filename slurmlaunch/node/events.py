@@ -52,7 +52,7 @@ class Signals:
 
         Args:
             events: is woken by each signal.
-            on_term: is called for SIGTERM within the signal handler, whatever is being done.
+            on_term: is called for SIGTERM within the signal handler, at any moment.
         """
         self.terminated = self.warned = False
         self._on_term = on_term

@@ -1,4 +1,4 @@
-"""The supervisor of a task with ranks: it launches them, and records outcomes from what they write.
+"""The supervisor of a task with ranks: it launches them, and records outcomes from their files.
 
 ::
 
@@ -122,7 +122,7 @@ class MpiSupervisor(TaskSupervisor):
             self._conclude(results, processes)
 
     def _read(self, results: RankResults, *, final: bool = False) -> None:
-        """Read what the ranks have written; record the items that all ranks have finished."""
+        """Read the ranks' files; record the items that all ranks have finished."""
         results.read(final=final)
         self._check_end()  # after it: a failure that was read may come from the end of the task
         for item in [item for item in self._left if results.is_complete(item)]:
@@ -155,7 +155,7 @@ class MpiSupervisor(TaskSupervisor):
     # The end of a launch.
 
     def _conclude(self, results: RankResults, processes: RankProcesses) -> None:
-        """Decide what the end of a launch means for the items that are left."""
+        """Decide what happened to the items that the launch left."""
         if not self._left:
             return
         before = len(self._left)
@@ -202,7 +202,7 @@ class MpiSupervisor(TaskSupervisor):
 
 
 class RankResults:
-    """What the ranks of one launch have recorded so far.
+    """The outcomes and notes that the ranks of one launch have recorded so far.
 
     Attributes:
         death: the report on the rank that died first, or None; others may have died because of it.
@@ -267,7 +267,7 @@ class RankProcesses:
     """The processes that this node started for one launch: a launcher such as srun, or the ranks.
 
     Attributes:
-        log: what they write to the task's log.
+        log: their part of the task's log.
     """
 
     def __init__(self, plan: RanksPlan, arguments: Sequence[str]) -> None:

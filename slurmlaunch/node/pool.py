@@ -1,4 +1,4 @@
-"""The workers of one task: what each is assigned, what it has finished, and how it ended.
+"""The workers of one task: their assignments, their outcomes and their ends.
 
 Used by `supervisor`; knows nothing of Slurm, time limits or clients. When a
 worker dies, the item that it was running is reported, and the rest of its
@@ -41,14 +41,7 @@ _CLOSING_TICK = 0.001
 
 
 class Death(NamedTuple):
-    """How a worker ended.
-
-    Attributes:
-        worker: the worker.
-        item: the item that it was running, or None.
-        signal: the signal that killed it, or None.
-        status: its exit status, or None.
-    """
+    """The end of a worker: the item that it was running, and the signal that killed it or its exit status."""
 
     worker: WorkerHandle
     item: int | None
@@ -60,16 +53,11 @@ class WorkerHandle:
     """The supervisor's view of one worker.
 
     Attributes:
-        slot: its slot in the pool.
-        pid: its process id.
-        connection: the supervisor's end of the connection.
         items: its assignment; empty while it is idle.
         recorded: how many of these items have been recorded.
-        since: when it was assigned them.
         ready: it has loaded the function.
-        failure: why it could not, pickled, or None.
-        can_checkpoint: its function has a ``checkpoint()`` method.
-        checkpoint: what that returned for the running item, pickled, or None.
+        failure: why it could not load the function, pickled, or None.
+        checkpoint: the checkpoint of the running item, pickled, or None.
         shared_bytes: the most bytes of files that it was seen to map, which other workers may share.
         killed: the pool has killed it.
     """
@@ -108,7 +96,7 @@ class WorkerHandle:
         return self.recorded + self._channel.count - self._drained
 
     def note(self, message: bytes) -> None:
-        """Note what it reports about itself."""
+        """Note a message of the worker about itself."""
         if message in (b"R", b"C"):
             self.ready, self.can_checkpoint = True, message == b"C"
             return
@@ -245,9 +233,9 @@ class Pool:
         """Create an empty pool.
 
         Args:
-            events: watches the connections.
+            events: is to watch the connections.
             writer: records the outcomes.
-            queue: has the items.
+            queue: hands out the items.
             child: runs in each new process, with its slot, its end of the connection and its channel.
             shares: the workers map large arrays of the function.
         """
@@ -393,7 +381,7 @@ class Pool:
                 worker.kill()
 
     def reap(self) -> list[Death]:
-        """Record what workers that have died since the last call had finished; return the deaths."""
+        """Record the last outcomes of workers that have died since the last call; return the deaths."""
         deaths = []
         # While one appends, the outcomes of the others cannot be recorded: their deaths wait.
         for pid in [self.appending.pid] if self.appending else list(self.workers):
@@ -427,7 +415,7 @@ class Pool:
         return Death(worker, item, killed, code)
 
     def _read_rest(self, worker: WorkerHandle) -> bool:
-        """Read what a dead worker had sent; return True if it had appended the outcome that it was allowed to."""
+        """Read the last messages of a dead worker; return True if it had appended a large outcome completely."""
         appended = False
         if worker.connection.reading < 0:
             return appended

@@ -65,14 +65,7 @@ class RankEnvironment(NamedTuple):
 
     Sources: srun(1), OUTPUT ENVIRONMENT VARIABLES; the manuals of Open MPI's mpirun
     and of MPICH's Hydra; PyTorch's documentation of torch.distributed, "Environment
-    variable initialization".
-
-    Attributes:
-        rank: its number among all ranks.
-        ranks: the number of ranks.
-        local_rank: its number among the ranks of its node.
-        local_ranks: the number of ranks on its node.
-        node_rank: the number of its node among the nodes of the ranks.
+    variable initialization". Local numbers count the ranks of one node; ``node_rank`` is the number of the node.
     """
 
     rank: int
@@ -262,7 +255,7 @@ class _Monitor:
     """The parent: waits for the child, and reports how it died."""
 
     def __init__(self, rank: _Rank, writer: AttemptWriter) -> None:
-        """Start before the child does: what the file holds now is of earlier launches."""
+        """Start before the child does: the records in the file now are those of earlier launches."""
         self._rank, self._writer = rank, writer
         self._events = Events()
         self._signals = Signals(self._events)

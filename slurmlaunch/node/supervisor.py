@@ -1,8 +1,8 @@
 """The supervisor of a task whose items run in a pool of workers.
 
 It waits for messages from the workers, for signals and for the clock, and
-decides which items to hand out, what a worker's death means and when to stop.
-The pool does the rest. It runs no user code.
+decides on assignments, on the failures after a worker's death and on the end of
+the task. The pool does the rest. It runs no user code.
 """
 
 from __future__ import annotations
@@ -53,11 +53,10 @@ class Supervisor(TaskSupervisor):
 
     def __init__(self, folder: RunFolder, manifest: Manifest, round_: Round, task: int) -> None:
         super().__init__(folder, manifest, round_, task)
-        plan, left = self._plan, self._queue.left
+        plan = self._plan
         self._checkpoints = {**round_.checkpoints(), **self._earlier.checkpoints}
         self._pool = Pool(self._events, self._writer, self._queue, self._run_worker, shares=bool(manifest.shared))
-        self._slots: Collection[int] = range(max(1, min(plan.processes, left)))
-        self._may_fork = left > 0
+        self._slots: Collection[int] = range(max(1, min(plan.processes, self._queue.left)))
         alone = plan.processes == 1
         self._masks = None if alone else caps.masks(os.sched_getaffinity(0), plan.cpus_per_task, plan.processes)
         self._unconfirmed: list[_Unconfirmed] = []
@@ -67,7 +66,7 @@ class Supervisor(TaskSupervisor):
         self._upkeep_at = monotonic() + self._upkeep_every
 
     def _run_items(self) -> None:
-        if self._may_fork:
+        if self._queue.left:
             self._prepare_fork()
         self._loop()
         if self._pool.busy:
@@ -79,7 +78,7 @@ class Supervisor(TaskSupervisor):
         self._peak = self._pool.peak
 
     def _prepare_fork(self) -> None:
-        """Do once what each worker would have to do for itself."""
+        """Check, import and freeze once, rather than in each worker."""
         if self._manifest.shared:
             try:
                 for _ in check_shared(self._folder):
@@ -170,7 +169,7 @@ class Supervisor(TaskSupervisor):
         Worker(connection, channel, self._writer, task).main(self._folder, self._manifest, mask, self._checkpoints)
 
     def _handle_death(self, death: Death) -> None:
-        """Decide what a death means; `Pool.fill` replaces the worker if it is needed."""
+        """Fail the item of a dead worker, or return it to the queue; `Pool.fill` replaces the worker if needed."""
         if self._stop_at is not None:
             return
         if death.worker.failure is not None:

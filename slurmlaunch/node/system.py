@@ -56,8 +56,8 @@ _LEFT_TO_SUPERVISOR = (signal.SIGTERM, signal.SIGUSR1)
 def leave_signals_to_supervisor() -> None:
     """Ignore TERM and USR1 in this process; in its children they have their defaults.
 
-    The supervisor decides what an end from outside means. The signals are caught
-    rather than ignored, since an ignored signal stays ignored across exec.
+    The supervisor handles ends from outside. The signals are caught rather than
+    ignored, since an ignored signal stays ignored across exec.
     """
     for number in _LEFT_TO_SUPERVISOR:
         signal.signal(number, _ignore)
@@ -154,7 +154,7 @@ _OOM_SCORE = b"300"
 
 
 def prefer_for_oom_kill() -> None:
-    """Have the OOM killer choose this process rather than the supervisor, which reports what happened."""
+    """Have the OOM killer choose this process rather than the supervisor, which has to report it."""
     with contextlib.suppress(OSError):  # /proc may be read-only in a container
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""What every supervisor of a task does: start, stop, cancel, give up and the exit status.
+"""The common part of both supervisors: start, stop, cancellations, giving up and the exit status.
 
 `supervisor.Supervisor` runs items in a pool of workers, `mpi.MpiSupervisor` in
 launches of ranks; both extend `TaskSupervisor`, which knows neither.
