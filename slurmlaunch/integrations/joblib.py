@@ -226,17 +226,12 @@ class _Call(NamedTuple):
     callback: Callable[[Any], Any]
 
 
-class _Done(NamedTuple):
-    callback: Callable[[Any], Any]
-    future: Future[Any]
-
-
 class _Dispatcher:
     """Collects the calls of one `Parallel`, submits them a window at a time, and calls back."""
 
     def __init__(self, submit: Callable[[Sequence[Any]], FutureArray[Any]]) -> None:
         self._submit = submit
-        self._events: queue.SimpleQueue[_Call | _Done | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._window: list[_Call] = []
         self._opened = 0.0
         self._arrays: list[FutureArray[Any]] = []
@@ -247,7 +242,7 @@ class _Dispatcher:
 
     def add(self, call: _Call) -> None:
         """Add a call to the open window."""
-        self._events.put(call)
+        self._events.put(functools.partial(self._collect, call))
 
     def close(self) -> None:
         """End the thread."""
@@ -277,11 +272,7 @@ class _Dispatcher:
                 continue
             if event is None:
                 return
-            if isinstance(event, _Call):
-                self._collect(event)
-            else:
-                self._running -= 1
-                _notify(event.callback, event.future)
+            event()
 
     def _collect(self, call: _Call) -> None:
         if not self._window:
@@ -306,7 +297,11 @@ class _Dispatcher:
             future.add_done_callback(functools.partial(self._put_done, call.callback))
 
     def _put_done(self, callback: Callable[[Any], Any], future: Future[Any]) -> None:
-        self._events.put(_Done(callback, future))
+        self._events.put(functools.partial(self._finish, callback, future))
+
+    def _finish(self, callback: Callable[[Any], Any], future: Future[Any]) -> None:
+        self._running -= 1
+        _notify(callback, future)
 
 
 def _notify(callback: Callable[[Any], Any], future: Future[Any]) -> None:
