@@ -51,7 +51,7 @@ class SlurmlaunchError(Exception):
         self.__dict__.update(fields)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the class, the message and the fields, whatever ``__init__`` takes."""
+        """Pickle the class, the message and the fields, without the arguments of ``__init__``."""
         return (_rebuild, (type(self), self.args, self.__dict__))
 
 

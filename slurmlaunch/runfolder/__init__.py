@@ -15,7 +15,7 @@
         rounds/R/ends.C            records: the ends of tasks that client C learned from the scheduler
         rounds/R/claims/B          the claim of block B of a dynamic round: a link to
         rounds/R/claims/T.A.S      a file of attempt A of task T
-        rounds/R/successor.K       the client that submits what the round's maker left
+        rounds/R/successor.K       the client that submits the rest of the round for its maker
         rounds/R/ranks/T.A.K       records: the outcomes of rank K of attempt A of task T
         outcomes/T.A               records: the outcomes of attempt A of task T
         ended/T.S.X                empty: start S of task T ended with status X

@@ -29,7 +29,7 @@ _LOCAL_LATENCY = 1.0
 _LOCAL_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs"})
 
 _GAP_GROWTH = 4.0
-"""By what the time grows after which a folder that has changed is listed again."""
+"""Factor by which the time to the next listing of a changed folder grows."""
 
 _COARSEST = 2.0
 """Seconds of the coarsest modification time of any file system."""

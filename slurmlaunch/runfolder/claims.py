@@ -1,7 +1,7 @@
 """Claims: which task has which block of a dynamic round, without a server.
 
 A claim is a name in the round's folder ``claims``: the block's number, as a hard link to a file of the attempt that
-claimed it. ``link`` makes a name once, on NFS too and whatever is cached there; if its answer is lost, the inode
+claimed it. ``link`` makes a name once, on NFS too, caches or not; if its answer is lost, the inode
 behind the name says who made it. A claim is never taken back: the blocks of a task that died go to the next attempt
 of the same task, or to a later round.
 

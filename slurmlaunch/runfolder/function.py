@@ -96,7 +96,7 @@ def load_function(folder: RunFolder, *, writable: bool = False, checked: bool = 
     Raises:
         NodeStartError: the function or an array is damaged.
         OSError, UnsafeRunFolder: it cannot be read, or others may have changed it.
-        Exception: whatever its unpickling raises.
+        Exception: its unpickling raised this.
     """
     pickled, shared = read_function(folder)
     if shared.extents and not checked:

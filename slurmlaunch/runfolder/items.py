@@ -3,7 +3,7 @@
 ``items`` holds the blocks, each a record (see `records`). ``items.index`` holds two u64 per block, the first item and
 the offset of its record, so that a task finds its slice by bisection and reads little else.
 
-Each item is pickled on its own, so that no item sees another one change its arguments, whatever the slices. Only if
+Each item is pickled on its own, so that no item sees another one change its arguments. Only if
 all arguments of a block are plain immutable values does one pickle hold the whole block: nothing can be shared there,
 and it costs a tenth. An item with large arrays is a block of its own, with the arrays beside the pickle (`buffers`).
 
@@ -17,7 +17,6 @@ import os
 import pickle
 import struct
 import sys
-import zlib
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN, Bundle
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, read_bundle
-from slurmlaunch.runfolder.records import HEADER_SIZE, Kind, open_owned, read_at, write_whole
+from slurmlaunch.runfolder.records import HEADER_SIZE, Kind, open_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -166,7 +165,7 @@ class ItemReader:
 
         Raises:
             ResultLost: they cannot be read.
-            Exception: whatever their unpickling raises.
+            Exception: their unpickling raised this.
         """
         return self._arguments_of(item)  # type: ignore[no-any-return]
 
@@ -232,8 +231,8 @@ class ItemReader:
         return arguments
 
     def _payload(self, header: records.Header, offset: int) -> bytes:
-        payload = read_at(self._items, header.length, offset + HEADER_SIZE)
-        if zlib.crc32(payload) != header.payload_crc:
+        payload = records.read_payload(self._items, header, offset)
+        if payload is None:
             raise self._damaged(offset)
         return payload
 

@@ -1,9 +1,9 @@
-"""Rounds on disk: the plan of each submission, and the journal of what became of it.
+"""Rounds on disk: the plan of each submission, and the journal of its arrays.
 
 A round is the first submission of a run, or a retry. It is a folder that only one process can make, and its maker
-submits it. The plan says which task has which items. The journal says what was submitted: the intent before each
-submission, the job id after it. Clients write rounds, clients and nodes read them. `slurmlaunch.runfolder.plan` knows
-what a plan means, `slurmlaunch.runfolder.clients` when another client may act in the maker's place.
+submits it. The plan says which task has which items. The journal lists submissions: the intent before each one,
+the job id after it. Clients write rounds, clients and nodes read them. `slurmlaunch.runfolder.plan` gives
+a plan its meaning, `slurmlaunch.runfolder.clients` says when another client may act in the maker's place.
 """
 
 from __future__ import annotations

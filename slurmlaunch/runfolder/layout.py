@@ -1,7 +1,7 @@
 """The layout of a run folder: every file name in it, the manifest, and the names by which tasks end.
 
-The one place that spells file names. Clients, nodes and backends use it; what the files contain is known to the other
-modules of this package, except for the manifest, which makes a folder a run.
+The one place that spells file names. Clients, nodes and backends use it. The other modules of this package know the
+contents of the files, except for the manifest, which makes a folder a run.
 """
 
 from __future__ import annotations

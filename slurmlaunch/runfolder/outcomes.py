@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import zlib
 from array import array
 from contextlib import contextmanager, suppress
 from itertools import chain, count
@@ -233,8 +232,8 @@ def _content(descriptor: int, file: Path, offset: int, header: records.Header) -
 
 
 def _payload(descriptor: int, file: Path, offset: int, header: records.Header) -> bytes:
-    payload = read_at(descriptor, header.length, offset + HEADER_SIZE)
-    if zlib.crc32(payload) != header.payload_crc:
+    payload = records.read_payload(descriptor, header, offset)
+    if payload is None:
         raise ResultLost(_DAMAGED, file=str(file), offset=offset)
     return payload
 

@@ -314,7 +314,7 @@ class RecordWriter:
 
 
 def _write_all(descriptor: int, parts: Sequence[Part], end: int) -> int:
-    """Append to a file that is *end* bytes long; return its new length, or cut off again what was written."""
+    """Append to a file that is *end* bytes long; return its new length. On an error, cut the written part off."""
     pending = [memoryview(part).cast("B") for part in parts if len(part)]
     stop = end + sum(len(part) for part in pending)
     try:
@@ -333,6 +333,12 @@ def _write_all(descriptor: int, parts: Sequence[Part], end: int) -> int:
 
 
 _IOV_MAX = 64
+
+
+def read_payload(descriptor: int, header: Header, offset: int) -> bytes | None:
+    """Return the payload of the record at an offset; None if it is damaged."""
+    payload = read_at(descriptor, header.length, offset + HEADER_SIZE)
+    return payload if zlib.crc32(payload) == header.payload_crc else None
 
 
 def read_records(path: Path) -> Iterator[Record | Damage]:
