@@ -1,6 +1,6 @@
 """Run PyTorch on several nodes: every rank finds the others, and they sum a tensor.
 
-Requires slurmlaunch and PyTorch: in a clone of slurmlaunch, pip install . torch
+Requires slurmlaunch, PyTorch and NumPy: in a clone of slurmlaunch, pip install . torch numpy
 
 By hand::
 
@@ -22,18 +22,18 @@ from __future__ import annotations
 import sys
 
 try:
+    import torch
     import torch.distributed as dist
-    from torch import tensor
 
     from slurmlaunch import Executor
 except ModuleNotFoundError as error:
-    sys.exit(f"{error}. Requires slurmlaunch and PyTorch: in a clone of slurmlaunch, pip install . torch")
+    sys.exit(f"{error}. Requires slurmlaunch, PyTorch and NumPy: in a clone of slurmlaunch, pip install . torch numpy")
 
 
 def all_reduce() -> float:
     """Sum the numbers of all ranks, counted from 1."""
     dist.init_process_group("gloo")
-    number = tensor(1.0 + dist.get_rank())
+    number = torch.tensor(1.0 + dist.get_rank())
     dist.all_reduce(number)
     dist.destroy_process_group()
     return number.item()
