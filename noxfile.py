@@ -1,6 +1,5 @@
-"""How slurmlaunch is checked: `nox` runs lint, typing and tests: on the oldest Python, the newest and this one."""
+"""How slurmlaunch is checked: `nox` runs lint, typing and the tests on each Python that is installed."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,11 +10,10 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 # This Python comes last, because its test run is the complete one and the one to end on.
 PYTHONS = sorted(nox.project.python_versions(PYPROJECT), key=lambda version: version == HERE)
 
-# What passes on the oldest and on the newest passes in between: those have sessions, too, for who asks for them.
-OLDEST, *_, NEWEST = nox.project.python_versions(PYPROJECT)
-CHOSEN = [version for version in PYTHONS if version in {OLDEST, NEWEST, HERE}]
+# Several tests at once, also on few cores: most of its time a test waits.
+PYTEST = ("pytest", "--numprocesses=6", "--dist=worksteal")
 
-nox.options.sessions = ["lint", "typing", *(f"tests-{version}" for version in CHOSEN)]
+nox.options.sessions = ["lint", "typing", *(f"tests-{version}" for version in PYTHONS)]
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 
@@ -48,14 +46,23 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run every test on the last Python, and those without Slurm that are quick on the others."""
-    complete = session.python == PYTHONS[-1]
-    # PyTorch and Ray are too large for who only wants to see the tests pass: without them a few are skipped.
-    required = complete and os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") == "1"
-    install(session, "test", *(["examples"] if required else []))
-    selection = [] if complete else ["-m", "not slurm and not slow", "--hypothesis-profile=quick"]
-    # Several at once, also where there are few cores: most of its time a test waits.
-    session.run("pytest", "--numprocesses=6", "--dist=worksteal", *selection, *session.posargs)
+    """Run the tests on the last Python, and on the others the quick ones of `unit` and of the local contract."""
+    install(session, "test")
+    if session.python == PYTHONS[-1]:
+        session.run(*PYTEST, "-m", "not long", *session.posargs)
+    else:
+        quick = ("-m", "not slurm and not slow and not long", "--hypothesis-profile=quick")
+        session.run(*PYTEST, *quick, *(session.posargs or ("tests/unit", "tests/contract")))
+
+
+@nox.session
+def everything(session: nox.Session) -> None:
+    """Run every test, with PyTorch and Ray and those that take minutes; then the examples and the soak."""
+    install(session, "test", "examples")
+    session.env["SLURMLAUNCH_REQUIRE_SLURM"] = "1"
+    session.run(*PYTEST, *session.posargs)
+    session.notify("examples")
+    session.notify("soak")
 
 
 @nox.session
@@ -63,9 +70,9 @@ def examples(session: nox.Session) -> None:
     """Run the examples on this machine's own cores."""
     install(session, "test", "examples")
     session.env["SLURMLAUNCH_CLUSTER"] = "local"
-    session.env["NUMBA_ENABLE_CUDASIM"] = "1"  # a GPU that Numba plays
+    session.env["NUMBA_ENABLE_CUDASIM"] = "1"  # a GPU that Numba simulates
     for script in session.posargs or scripts_in("examples"):
-        if Path(script).name != "allocation.py":  # which is for those who are in one
+        if Path(script).name != "allocation.py":  # it runs inside an allocation only
             session.run("python", script)
 
 
@@ -79,6 +86,6 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Do random faults on a throwaway Slurm for minutes, and count what is lost; seconds may be given after `--`."""
+    """Cause random faults on a throwaway Slurm for minutes, and count lost items; seconds may be given after `--`."""
     install(session, "test")
     session.run("python", "-m", "tests.faults.soak", *session.posargs)

@@ -41,12 +41,16 @@ several_cpus = pytest.mark.skipif(usable_cpus() < 2, reason="needs two CPUs")
 """For tests whose tasks run side by side, also on the local backend."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each of the processes that run tests its share of the slow ones, and those first.
+    """Mark as long what Slurm need not repeat; share out the slow tests among the processes, and start with those.
 
-    pytest-xdist deals out the list in as many parts, and takes from the end of one for who has done his own: in the
-    order of the files one process would have most of the slow tests, and go on alone for minutes.
+    pytest-xdist gives each process one part of the list, and idle processes take from the end of another's part. In the
+    order of the files one process would have most of the slow tests, and end minutes after the others.
     """
+    for item in items:
+        if item.get_closest_marker("anywhere") and item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.long)
     parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     slow = [item for item in items if item.get_closest_marker("slow")]
     quick = [item for item in items if not item.get_closest_marker("slow")]

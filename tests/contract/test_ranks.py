@@ -127,6 +127,7 @@ def test_streams(ranked: Executor) -> None:
     assert len({*first}) == 4
 
 
+@pytest.mark.long
 @elsewhere
 def test_all_reduce(ranked: Executor) -> None:
     """PyTorch's gloo finds itself together by these variables alone."""

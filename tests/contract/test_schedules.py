@@ -181,7 +181,9 @@ class TestCalls:
     """What a user gets, on every backend."""
 
     @each_schedule
-    @pytest.mark.parametrize("chunksize", [None, 1, 7, 1000])
+    @pytest.mark.parametrize(
+        "chunksize", [None, *(pytest.param(size, marks=pytest.mark.anywhere) for size in (1, 7, 1000))]
+    )
     def test_results(self, make_executor: ExecutorFactory, schedule: str, chunksize: int | None) -> None:
         """All results, in order; each item has a task, in as few files as tasks and their blocks need."""
         executor = make_executor()
@@ -224,7 +226,14 @@ class TestCalls:
         assert executor.script(square, range(9), tasks=2, schedule="dynamic")
         assert executor.script(square, range(3), cost=[1, 2, 3])
 
-    @pytest.mark.parametrize("cost", [lambda number: number, list(range(30)), dict.fromkeys(range(30)).keys()])
+    @pytest.mark.parametrize(
+        "cost",
+        [
+            lambda number: number,
+            pytest.param(list(range(30)), marks=pytest.mark.anywhere),
+            pytest.param(dict.fromkeys(range(30)).keys(), marks=pytest.mark.anywhere),
+        ],
+    )
     def test_packed(self, make_executor: ExecutorFactory, cost: Any) -> None:
         """Slices hold about the same cost each, the results stand in order, and a retry finds its items."""
         executor = make_executor()

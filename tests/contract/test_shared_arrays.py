@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from slurmlaunch import Executor
     from tests.conftest import ExecutorFactory
 
+pytestmark = pytest.mark.anywhere  # the files are read and mapped in the same way
+
 NUMBERS = 1 << 18
 """Of an array of 2 MiB."""
 

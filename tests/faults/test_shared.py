@@ -137,6 +137,7 @@ def test_near_the_time_limit(faulty: Cluster, launch: Launch, deed: Callable[...
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_time_limit(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
     """Without a requeue what was taken and what was not end as the time limit."""
     work = deed(Deed, 1)

@@ -246,6 +246,7 @@ class TestCalls:
             joblib.Parallel()([joblib.delayed(os._exit)(3)])
 
     @pytest.mark.slow
+    @pytest.mark.anywhere
     def test_grid_search(self, make_executor: ExecutorFactory) -> None:
         """A scikit-learn search runs unchanged, with the same result as with two local processes."""
         from sklearn.datasets import load_iris
@@ -274,6 +275,7 @@ def test_inline_is_no_exception(executor: Executor) -> None:
 
 
 @locally
+@pytest.mark.anywhere
 class TestWindows:
     """Which calls become a run."""
 
@@ -332,6 +334,7 @@ class TestWindows:
 
 
 @locally
+@pytest.mark.anywhere
 class TestWhatTravels:
     """Functions and arguments, on their way."""
 

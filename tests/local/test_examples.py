@@ -246,14 +246,17 @@ ELSEWHERE = {"allocation.py", "gpus.py"}
 
 MARKS = {
     "ray_cluster.py": [
+        pytest.mark.long,
         pytest.mark.skipif(find_spec("ray") is None, reason="needs ray, which is large: pip install ray"),
         pytest.mark.skipif(caps.usable_cpus() < 2, reason="its two nodes need two CPUs"),
     ],
+    "torch_all_reduce.py": [pytest.mark.long],
 }
 # What an example needs that is too large to be installed for a test.
 NEEDS = {"torch_all_reduce.py": "torch"}
 
 
+@pytest.mark.anywhere
 @pytest.mark.parametrize("script", [pytest.param(name, marks=MARKS.get(name, [])) for name in SCRIPTS])
 def test_script(script: str, where: str, run_python: Callable[..., str]) -> None:
     """A script prints the right values, and nothing to standard error."""
