@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,30 +50,6 @@ def test_a_user_who_overrides_us_in_a_task_is_obeyed() -> None:
 
     assert [capped[name] for name in ("PYTHON_CPU_COUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")] == ["4", "2", "4"]
     assert caps.without_ours(capped) == {"OMP_NUM_THREADS": "2"}
-
-
-PROGRAM = """
-import os
-if {first}:
-    import numpy, threadpoolctl
-from slurmlaunch import caps
-caps.apply(1)
-import numpy, threadpoolctl
-numpy.ones((2, 2)) @ numpy.ones((2, 2))
-print(*{{pool["num_threads"] for pool in threadpoolctl.threadpool_info()}}, os.environ["OMP_NUM_THREADS"])
-"""
-
-
-@pytest.mark.parametrize("first", [True, False], ids=["loaded before", "loaded after"])
-def test_numpy_is_capped_whenever_it_is_loaded(*, first: bool) -> None:
-    """NumPy has the cap's threads, whether it was loaded before the cap was set or is loaded after."""
-    env = {name: value for name, value in os.environ.items() if name not in caps.VARIABLES}
-    # More than this machine may have, so that the cap is seen on one CPU too.
-    before = {"OPENBLAS_NUM_THREADS": "3", caps.OURS: "OPENBLAS_NUM_THREADS"}
-
-    printed = subprocess.check_output([sys.executable, "-c", PROGRAM.format(first=first)], env=env | before, text=True)
-
-    assert printed == "1 1\n"
 
 
 # Masks.

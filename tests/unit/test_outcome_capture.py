@@ -8,9 +8,7 @@ import datetime as dt
 import errno
 import functools
 import io
-import os
 import re
-import subprocess
 import sys
 import threading
 import traceback
@@ -18,18 +16,15 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import pytest
 from tblib import pickling_support
 
 from slurmlaunch.errors import UnpicklableResult, WorkerDied
 from slurmlaunch.outcome import Failure, Value, capture
-from tests.support.frames import own_frames
-from tests.support.tasks import OneRun, rows
+from tests.support.awkward import Mute, Trap, Unspeakable, spring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from typing import Self
 
 
@@ -140,20 +135,6 @@ def test_a_value_that_does_not_pickle_is_named(function: Callable[[], Any], name
     assert failed.value.type_name.endswith(name)
 
 
-class Trap:
-    """Pickles, and raises where it is unpickled."""
-
-    def __init__(self, error: type[BaseException] = LookupError) -> None:
-        self.error = error
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _spring, (self.error,)
-
-
-def _spring(error: type[BaseException]) -> None:
-    raise error("sprung")
-
-
 def test_a_value_that_does_not_unpickle_is_a_failure() -> None:
     """A value that this side cannot read is a failure that says why, and the reason is its cause."""
     outcome = travel(Trap)
@@ -222,7 +203,7 @@ class LoadRaises(Exception):
     code = 7
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _spring, (LookupError,)
+        return spring, (LookupError,)
 
 
 class Slotted(Exception):
@@ -268,25 +249,6 @@ def test_what_does_not_pickle_in_an_exception_is_described() -> None:
 
     assert vars(arrived) == {"lock": repr(error.lock), "code": 7}
     assert with_lock.args == ("text", repr(lock), 3)
-
-
-class Unspeakable:
-    """Neither pickles nor shows itself."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise RuntimeError("no pickle")
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-
-class Mute(Exception):
-    """Has no text."""
-
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
-
-    __repr__ = __str__
 
 
 @pytest.mark.parametrize("error", [Mute("argument"), Mute(Unspeakable()), ValueError(Unspeakable())])
@@ -376,34 +338,6 @@ def test_builtin_exceptions_keep_their_fields(error: BaseException, names: list[
 
     assert type(arrived) is type(error)
     assert [getattr(arrived, name) for name in names] == [getattr(error, name) for name in names]
-
-
-def test_classes_that_were_made_where_it_ran_arrive() -> None:
-    """An exception whose class is defined inside the function is caught by its name and its bases."""
-
-    def function() -> None:
-        class LocalError(LookupError):
-            pass
-
-        raise LocalError("here")
-
-    outcome = cloudpickle_apart(function)
-
-    assert isinstance(outcome, Failure)
-    assert [cls.__name__ for cls in type(outcome.error).__mro__[:2]] == ["LocalError", "LookupError"]
-    assert outcome.error.args == ("here",)
-
-
-def cloudpickle_apart(function: Callable[[], Any]) -> Any:
-    """Return the outcome of a function that ran in a process of its own."""
-    program = (
-        "import sys, pickle\nfrom slurmlaunch.outcome import capture\n"
-        "sys.stdout.buffer.write(capture(pickle.load(sys.stdin.buffer)).dump())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], input=cloudpickle.dumps(function), capture_output=True, check=True
-    )
-    return Failure.load(done.stdout)
 
 
 def test_a_class_that_is_not_here_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,61 +469,6 @@ def test_endless_recursion_arrives() -> None:
     assert isinstance(outcome.error, RecursionError)
     assert len(outcome.traceback) < 10_000
     assert type(raised(Recursive())) is Recursive
-
-
-def test_arguments_that_do_not_unpickle_say_where(tmp_path: Path) -> None:
-    """What unpickling an item's arguments raises is the item's failure, with the user's frames alone."""
-    run = OneRun(tmp_path / "run", lambda _: None, rows([0, Trap(), 2]))
-
-    ended = run.run()
-
-    assert (ended.status, sorted(run.values())) == (1, [0, 2])
-    assert isinstance(run.errors()[1], LookupError)
-    assert re.findall(r"in (\w+)$", str(run.errors()[1].__cause__), re.MULTILINE) == ["_spring"]
-
-
-def test_an_unpicklable_result_says_where_in_the_users_terms(tmp_path: Path) -> None:
-    """An item whose value does not pickle fails by that, and no frame of ours is shown."""
-    run = OneRun(tmp_path / "run", lambda _: threading.Lock(), rows([0]))
-
-    assert run.run().status == 1
-    error = run.errors()[0]
-    assert isinstance(error, UnpicklableResult)
-    assert error.type_name == "_thread.lock"
-    assert own_frames(str(error.__cause__)) == []
-
-
-class Bomb:
-    """Ends the process, if it can, where it is pickled."""
-
-    def __init__(self, error: type[BaseException]) -> None:
-        self.error = error
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise self.error
-
-    __repr__ = __str__ = __reduce__  # type: ignore[assignment]
-
-
-def behave_badly(item: int) -> object:
-    """Raise or return what is hard to hand on; some items return the process instead."""
-    if item == 1:
-        raise Mute(Unspeakable())
-    if item == 2:
-        return Bomb(SystemExit)
-    if item == 3:
-        raise ValueError(Bomb(KeyboardInterrupt))
-    return os.getpid()
-
-
-def test_no_outcome_takes_its_process_along(tmp_path: Path) -> None:
-    """However awkward what an item raises or returns, the process that ran it goes on with the next."""
-    run = OneRun(tmp_path / "run", behave_badly, rows(range(5)))
-
-    assert run.run().status == 1
-
-    assert [type(run.errors()[item]).__name__ for item in (1, 2, 3)] == ["Mute", "UnpicklableResult", "ValueError"]
-    assert (sorted(run.values()), len(set(run.values().values()))) == ([0, 4], 1)
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from array import array
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,6 @@ from slurmlaunch.runfolder import outcomes, records
 from slurmlaunch.runfolder.layout import RunFolder, salt_of
 from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, Recorded, earlier_attempts, outcome_entry
 from slurmlaunch.runfolder.records import Damage, Kind
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,36 +170,6 @@ def test_a_tail_that_was_cut_off_is_forgotten(folder: RunFolder) -> None:
 
     assert values_in(file) == {0: "a", 1: "b"}
     writer.close()
-
-
-def test_a_reader_keeps_up_with_another_process(folder: RunFolder) -> None:
-    """However a writer's bytes arrive, every record is read once, in order, and none is called damaged."""
-    written = b"".join(
-        records.encode(Kind.VALUES, os.urandom(size), first=i)
-        for i, size in enumerate([0, 1, 50, 5000, 200_000, 3, 70_000] * 20)
-    )
-    source, path = folder.path / "source", folder.outcomes / "0.0"
-    source.write_bytes(written)
-    path.touch(0o600)
-    program = """
-import random, sys
-with open(sys.argv[1], "rb") as source, open(sys.argv[2], "ab", buffering=0) as target:
-    while piece := source.read(random.choice([1, 7, 40, 3000, 100000])):
-        target.write(piece)
-"""
-    found: list[int] = []
-    file = OutcomeFile(path)
-
-    def read() -> bool:
-        for each in file.read():
-            assert isinstance(each, Recorded)
-            found.append(each.header.first)
-        return len(found) == 140
-
-    with subprocess.Popen([sys.executable, "-c", program, source, path]):
-        wait_until(read)
-
-    assert found == list(range(140))
 
 
 def test_notes_are_kept_apart(folder: RunFolder) -> None:
