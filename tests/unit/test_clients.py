@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from slurmlaunch.runfolder.clients import SILENT_FOR, ClientId, writer_name
+from slurmlaunch.runfolder.clients import SILENT_FOR, ClientId
 
 
 def test_a_client_on_disk() -> None:
@@ -30,19 +27,6 @@ def test_other_words(text: str) -> None:
     assert ClientId.parse(text) is None
 
 
-def test_an_ended_process() -> None:
-    """A process has ended if no process of its id runs, a zombie aside, or one that started at another time."""
-    with subprocess.Popen(["sleep", "600"]) as process:
-        client = ClientId.of_process(process.pid)
-        seen = [client.has_ended, client._replace(started="1").has_ended]
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        seen.append(client.has_ended)
-    seen.append(client.has_ended)
-
-    assert seen == [False, True, True, True]
-
-
 @pytest.mark.parametrize(
     ("machine", "started", "silent", "expected"),
     [
@@ -59,21 +43,3 @@ def test_the_takeover_rule(machine: str | None, started: str | None, silent: flo
     client = ClientId(machine or me.machine, me.pid, started or me.started)
 
     assert client.may_be_replaced(time.time() - silent) is expected
-
-
-def test_a_forked_child_is_another_client() -> None:
-    """A forked child has an identity and a file name of its own; threads share those of their process."""
-    before = ClientId.current(), writer_name()
-    with ThreadPoolExecutor(1) as pool:
-        assert before == pool.submit(lambda: (ClientId.current(), writer_name())).result()
-    code = """
-import os
-from slurmlaunch.runfolder.clients import ClientId, writer_name
-mine = ClientId.current(), writer_name()
-if os.fork():
-    _, status = os.wait()
-    raise SystemExit(os.waitstatus_to_exitcode(status))
-theirs = ClientId.current(), writer_name()
-os._exit(mine[0] == theirs[0] or mine[1] == theirs[1] or theirs[0].pid != os.getpid())
-"""
-    assert 0 == subprocess.run([sys.executable, "-c", code], check=False).returncode

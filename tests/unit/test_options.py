@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -122,22 +120,6 @@ class TestSbatchOptions:
     def test_short_forms(self) -> None:
         """Every short form stands for a long name that the table knows."""
         assert set() == set(SHORT.values()) - NAMES - OURS_TO_SET.keys()
-
-    @pytest.mark.skipif(SBATCH is None, reason="needs sbatch: install slurm-client")
-    def test_installed_sbatch(self, tmp_path: Path) -> None:
-        """Every option that the installed sbatch lists is in the table, or one that is ours to set."""
-        (tmp_path / "slurm.conf").write_text("ClusterName=none\nSlurmctldHost=localhost\n")
-        env = {**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")}
-        version, listed = (
-            subprocess.run(["sbatch", f], env=env, check=True, capture_output=True, text=True).stdout
-            for f in ("--version", "--help")
-        )
-        if tuple(map(int, re.findall(r"\d+", version)[:2])) > (24, 11):
-            pytest.skip("the table ends with Slurm 24.11")
-        names = {n.replace("-", "_") for n in re.findall(r"^ {2,6}(?:-\w,? )? *--([a-z-]+)", listed, re.MULTILINE)}
-
-        assert len(names) > 90
-        assert set() == names - NAMES - OURS_TO_SET.keys() - {"container"}
 
 
 class TestUnknownNames:

@@ -1,0 +1,20 @@
+"""What unit tests may not do: start a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any, NoReturn
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that starts a process: its place is another folder."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        pytest.fail("a unit test starts a process")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
