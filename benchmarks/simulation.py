@@ -41,10 +41,10 @@ from slurmlaunch.backends.slurm.job_states import Elements
 from slurmlaunch.backends.slurm.shared_states import Intervals
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.plan import plan
-from slurmlaunch.client.rounds import make_plan
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import Submission
-from slurmlaunch.client.watcher import Budgets, Watch
+from slurmlaunch.client.state import SchedulerReported
+from slurmlaunch.client.submission import Submission, make_plan
+from slurmlaunch.client.watcher import RateLimit, Watch
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.layout import FOLDERS, EndMark, Manifest, RunFolder, Status, python_version, salt_of
@@ -55,11 +55,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from slurmlaunch.backends.slurm.commands import Command
-    from slurmlaunch.client.lookout import Look
 
 _RUN = "51041a7e"
 _MINUTE = 60.0
 _RECORDS_PER_TASK = 3
+
+_OPERATIONS = 4
+"""File operations of a visit."""
 
 
 class Clock:
@@ -237,10 +239,8 @@ class Figures:
         simulated: seconds from the submission to the last outcome.
         late: seconds from the last end of a task to the last outcome.
         computed: seconds of CPU time that the client took, the nodes' left out.
-        looks: how often it looked.
-        glancing: file operations to see whether something had begun or ended.
-        sampling: file operations to read what might have grown.
-        collecting: file operations to read what had ended.
+        polls: how often it polled.
+        visits: folders looked at and files read, by kind; each is about four file operations.
         busiest: file operations a second, in the minute that had the most.
         calls: how often each command of the scheduler was called.
         memory: bytes by which the process has grown.
@@ -250,10 +250,8 @@ class Figures:
     simulated: float = 0.0
     late: float = 0.0
     computed: float = 0.0
-    looks: int = 0
-    glancing: int = 0
-    sampling: int = 0
-    collecting: int = 0
+    polls: int = 0
+    visits: Counter[str] = field(default_factory=collections.Counter)
     busiest: float = 0.0
     calls: dict[str, int] = field(default_factory=dict)
     memory: int = 0
@@ -261,7 +259,7 @@ class Figures:
     @property
     def operations(self) -> float:
         """File operations a second, on average."""
-        return (self.glancing + self.sampling + self.collecting) / self.simulated
+        return _OPERATIONS * sum(self.visits.values()) / self.simulated
 
     def lines(self, size: Size) -> Iterator[str]:
         """Yield them as text."""
@@ -269,9 +267,9 @@ class Figures:
         yield f"simulated time        {self.simulated / 3600:.1f} h; the last outcome {self.late:.1f} s after its end"
         yield f"computing time        {self.computed:.1f} s: {1e6 * self.computed / size.tasks:.0f} µs per task"
         yield f"memory                {self.memory / 1e6:.0f} MB: {self.memory / size.items:.1f} bytes per item"
-        parts = f"glancing {self.glancing}, sampling {self.sampling}, collecting {self.collecting}"
         yield f"file operations       {self.operations:.1f} a second, in the busiest minute {self.busiest:.1f}"
-        yield f"                      {parts}, in {self.looks} looks"
+        parts = ", ".join(f"{number} {kind}" for kind, number in sorted(self.visits.items()))
+        yield f"                      visits: {parts}, in {self.polls} polls"
         yield f"scheduler calls       {', '.join(f'{count} {name}' for name, count in sorted(self.calls.items()))}"
 
 
@@ -309,17 +307,17 @@ class Simulation:
         first = Round.make(self.folder, 0, make_plan(planned, options, manifest, 0, shape))
         manifest.write(self.folder)
         self.cluster.plan = first
-        run = Run(self.folder, manifest, self._backend, [first])
+        run = Run(self.folder, manifest, self._backend, [first], clock=self.clock)
         Submission(run).submit()
         self.figures.arrays = len(first.plan.arrays)
-        while len(run.tasks.jobs) < self.figures.arrays:  # the later ones come from a thread
+        while len(run.job_ids) < self.figures.arrays:  # the later ones come from a thread
             time.sleep(0.01)
         return run
 
     def watch(self) -> Figures:
         """Watch it until all has settled; return what that came to."""
         figures, run = self.figures, self.run
-        budgets, watch = Budgets(self.clock), Watch(run, self.clock)
+        limit, watch = RateLimit(self.clock), Watch(run, network=True)
         last_end = self.clock()
         while run.ledger.open:
             event = self.cluster.next_event
@@ -331,7 +329,8 @@ class Simulation:
                 if self._inquire_at <= self.clock.now:
                     self._inquire(watch)
                 if watch.due <= self.clock.now:
-                    self._count(watch.look(budgets))
+                    watch.poll(limit)
+                    self._count(watch)
         figures.simulated, figures.late = self.clock() - self._since, self.clock() - last_end
         figures.calls = dict(self.cluster.calls)
         figures.busiest = max(self._minutes.values()) / _MINUTE
@@ -339,21 +338,19 @@ class Simulation:
         return figures
 
     def _inquire(self, watch: Watch) -> None:
-        """Do what the watcher's inquiry does."""
+        """Do what the watcher's queries do."""
         self._inquire_at = self.clock() + self._backend.query_every
         snapshot = self._backend.query(dict.fromkeys(self.run.job_ids, self._since))
         if snapshot is not None and snapshot.taken != self._taken:
             self._taken = snapshot.taken
-            watch.lookout.absences.hear(snapshot)
+            watch.handle(SchedulerReported(snapshot))
             watch.due = 0.0
 
-    def _count(self, look: Look) -> None:
-        minute = int((self.clock() - self._since) / _MINUTE)
-        self.figures.looks += 1
-        self.figures.glancing += look.glancing
-        self.figures.sampling += look.sampling
-        self.figures.collecting += look.collecting
-        self._minutes[minute] += look.glancing + look.sampling + look.collecting
+    def _count(self, watch: Watch) -> None:
+        made = collections.Counter(watch.collector.visits) - self.figures.visits
+        self.figures.polls += 1
+        self.figures.visits += made
+        self._minutes[int((self.clock() - self._since) / _MINUTE)] += _OPERATIONS * sum(made.values())
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

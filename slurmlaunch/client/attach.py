@@ -1,4 +1,9 @@
-"""Finding a run again, and running again what is missing of it."""
+"""Finding a run again, from any process, and retrying what is missing of it.
+
+Used by futures, by `slurmlaunch.attach` and by unpickled futures. It decides which items a
+manual retry runs; making and submitting the round is up to `submission`, as for automatic
+retries, and both report it to the run as `RoundAdded`.
+"""
 
 from __future__ import annotations
 
@@ -6,147 +11,144 @@ import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
-from slurmlaunch.backends.allocation import AllocationBackend
-from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.backends.local import LocalBackend
-from slurmlaunch.backends.slurm import SlurmBackend
-from slurmlaunch.client.ledger import Fate
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.options import Options, refuse_fixed
-from slurmlaunch.client.rounds import add_round
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import Submission
-from slurmlaunch.client.watcher import WATCHER
-from slurmlaunch.runfolder.changes import latency_of
+from slurmlaunch.client.state import RoundAdded
+from slurmlaunch.client.submission import Submission, add_round
+from slurmlaunch.client.watcher import Watch, current_client
 from slurmlaunch.runfolder.clients import ClientId
-from slurmlaunch.runfolder.journal import read_rounds
+from slurmlaunch.runfolder.journal import Round, read_rounds
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Mapping
 
-    from slurmlaunch.backends.base import Backend
-    from slurmlaunch.runfolder.journal import Round
-
-
-_VIEWS: WeakValueDictionary[tuple[Path, int], Run] = WeakValueDictionary()
-"""The views that were unpickled: a thousand futures that are unpickled one by one share one."""
-
-
-@cache
-def backend_of(name: str, clusters: str | None = None) -> Backend:
-    """Return the backend of that name: one for all runs of this process, as they share its queries."""
-    if name == "slurm":
-        return SlurmBackend(clusters)
-    if name == "allocation":
-        return AllocationBackend()
-    return LocalBackend() if name == "local" else InlineBackend()
-
 
 def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> Run:
-    """Return the run of a folder, what is known of it taken in, and watched if items are open.
+    """Return a view of a run, watched if items are open.
 
     Args:
         run_folder: the run folder.
-        rounds: how many of its rounds to look at; by default all.
+        rounds: how many of its rounds to cover; by default all.
 
     Raises:
         RunFolderError: it is no run folder, or cannot be used.
         UnsafeRunFolder: another user owns it or may write to it.
         UnknownProtocol: a newer slurmlaunch wrote it.
     """
-    folder = RunFolder(Path(run_folder).resolve())
-    known = _VIEWS.get((folder.path, rounds or 0))
+    client = current_client()
+    path = Path(run_folder).resolve()
+    known = client.views.get((path, rounds or 0))
     if rounds is not None and known is not None:
         return known
-    manifest = Manifest.read(folder)
-    found = list(read_rounds(folder))[:rounds]
-    run = Run(folder, manifest, backend_of(manifest.backend, manifest.clusters), found)
+    watch = _open(path, rounds)
     if rounds is not None:
-        _VIEWS[folder.path, rounds] = run
-    submission = Submission(run)
-    submission.take_refusals()
-    WATCHER.watch(run)
-    if run.ledger.open:
-        submission.take_up()
-    return run
+        client.views[path, rounds] = watch.run
+    client.watcher.keep_watching(watch)
+    if watch.run.ledger.open:
+        watch.submission.take_over()
+    return watch.run
 
 
-def _await_states(run: Run) -> None:
-    """Wait until it is known how the tasks are of a run that another process submitted, where anything is missing.
-
-    Without that a task that was taken away at night would be taken for one that goes on.
-    """
-    client = run.tasks.rounds[-1].plan.client
-    if not run.ledger.open or client is None or client == ClientId.current():
-        return
-    with run.changed:
-        known = bool(run.tasks.told)  # what the scheduler has not named by now it may never name
-    until = time.monotonic() + latency_of(run.folder.path) + _ANSWER_WITHIN
-    unclear = [task for each in run.tasks.rounds for task in each.plan.tasks if run.tasks.place(task).job_id]
-    # Fewer each time: what ends meanwhile is not waited for, or a long run would never let go.
-    while (unclear := [task for task in unclear if _is_unclear(run, task, known=known)]) and time.monotonic() < until:
-        time.sleep(_TICK)
-
-
-_ANSWER_WITHIN, _TICK = 40.0, 0.05
-"""Seconds within which the scheduler is asked for a job that is new to this machine, and between two looks."""
-
-
-def _is_unclear(run: Run, task: int, *, known: bool) -> bool:
-    state = run.tasks.states.get(task)
-    return (not known if state is None else state.is_final) and bool(run.tasks.open_items(task))
+def _open(path: Path, rounds: int | None = None) -> Watch:
+    """Return a new view of a run, with everything that its folder shows now."""
+    folder = RunFolder(path)
+    manifest = Manifest.read(folder)
+    client = current_client()
+    run = Run(folder, manifest, client.backend(manifest.backend, manifest.clusters), list(read_rounds(folder))[:rounds])
+    client.runs.add(run)
+    watch = Watch(run)
+    watch.submission.read_refusals()
+    client.watcher.first_poll(watch)
+    return watch
 
 
 def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
-    """Make and submit a round for those of the wanted items that have failed or are missing; return the view with it.
+    """Make and submit a round of those of the wanted items that have failed or are missing; return a view with it.
 
     Raises:
         SubmissionError: the scheduler refused it.
         UnknownOption: a change is no option.
-        OptionError: a value cannot be, or is the run's for good.
+        OptionError: a value is invalid, or cannot change within a run.
     """
     refuse_fixed(changes)
     _await_states(run)
+    watch = _open(run.folder.path)
+    again, client = watch.run, current_client()
     while True:
-        latest = find_run(run.folder.path)
-        items = [item for item in unfinished(latest, run) if item in wanted]
+        if again.ledger.open:
+            watch.submission.take_over()
+        items = [item for item in unfinished(again, run) if item in wanted]
         if not items:
-            return latest
+            again.on_demand = True
+            break
+        options = Options.from_json(again.rounds[-1].plan.options).changed(**changes)
         try:
-            options = Options.from_json(latest.tasks.rounds[-1].plan.options).changed(**changes)
-            added = add_round(latest, items, options)
-        except FileExistsError:
-            continue  # another client was first: what it runs again is not ours to run
-        finally:
-            latest.on_demand = True  # this view has served its purpose
-        again = Run(latest.folder, latest.manifest, latest.backend, [*latest.tasks.rounds, added])
-        Submission(again).submit()
+            added = add_round(again, items, options)
+        except FileExistsError:  # another client was first: what it retries is not ours to retry
+            added = Round.read(run.folder, len(again.rounds))
+            again.handle(RoundAdded(added.number, added.plan, reopen=True))
+            watch.submission.read_refusals()
+            client.watcher.first_poll(watch)
+            continue
+        again.handle(RoundAdded(added.number, added.plan, reopen=True))
+        watch.submission.submit()
         if run.kept_by is not None:
             run.kept_by.add(again)
-        WATCHER.watch(again)
-        return again
+        break
+    client.watcher.keep_watching(watch)
+    return again
+
+
+_ANSWER_WITHIN, _TICK = 40.0, 0.05
+"""Seconds within which the scheduler is queried for a job that is new to this machine, and between two checks."""
+
+
+def _await_states(run: Run) -> None:
+    """Wait until the states of the tasks of another process's run are known, if any item is missing.
+
+    Otherwise a task that was cancelled overnight would be taken for one that runs.
+    """
+    client = run.rounds[-1].plan.client
+    if not run.ledger.open or client is None or client == ClientId.current():
+        return
+    with run.changed:
+        # A task of which the scheduler says nothing by now may stay unknown for ever.
+        known = any(view.record is not None for view in run.tasks.views.values())
+        unclear = [task for each in run.tasks.rounds for number in each.jobs for task in each.tasks_of(number)]
+    until = time.monotonic() + run.state.latency + _ANSWER_WITHIN
+    # Fewer each time: a task that ends meanwhile is not waited for, or a long run would never let go.
+    while (unclear := [task for task in unclear if _is_unclear(run, task, known=known)]) and time.monotonic() < until:
+        time.sleep(_TICK)
+
+
+def _is_unclear(run: Run, task: int, *, known: bool) -> bool:
+    state = run.tasks.view(task).state
+    return (not known if state is None else state.is_final) and bool(run.tasks.open_items(task))
 
 
 def unfinished(run: Run, earlier: Run) -> list[int]:
-    """Return the items that have failed, were cancelled, or were never submitted.
+    """Return the items that failed, were cancelled, or were never submitted.
 
-    What ended without an outcome is not on disk: of that an earlier view may know.
+    Nothing on disk tells of items that ended without an outcome; an earlier view may know of them.
     """
-    will_come = cache(Submission(run).will_come)  # an array has many items, and its journal is read for it
+    may_come = cache(Submission(run).may_be_submitted)  # an array has many items, and its journal is read for it
     with run.changed:
-        return [item for item in range(run.manifest.items) if _is_unfinished(run, item, earlier, will_come)]
+        return [item for item in range(run.manifest.items) if _is_unfinished(run, item, earlier, may_come)]
 
 
-def _is_unfinished(run: Run, item: int, earlier: Run, will_come: Callable[[Round, int], bool]) -> bool:
-    fate, tasks = run.ledger.fate(item), run.tasks
-    if fate != Fate.OPEN:
-        return fate != Fate.VALUE
-    place = tasks.place(tasks.task_of(item))
-    arrays = [place.array] if tasks.is_given(item) else range(len(place.round.plan.arrays))
-    if not any((place.round.number, number) in tasks.jobs for number in arrays):
-        return not any(will_come(place.round, number) for number in arrays)
-    ended = earlier.ledger.fate(item) == Fate.ENDED
-    return ended and earlier.tasks.round_of(item).number == tasks.round_of(item).number
+def _is_unfinished(run: Run, item: int, earlier: Run, may_come: Callable[[Round, int], bool]) -> bool:
+    status, tasks = run.ledger.status(item), run.tasks
+    if status != ItemStatus.OPEN:
+        return status != ItemStatus.VALUE
+    view = tasks.view(tasks.task_of(item))
+    round_ = view.round
+    arrays = [view.array] if tasks.is_claimed(item) else range(len(round_.plan.arrays))
+    if round_.jobs.keys().isdisjoint(arrays):
+        on_disk = next(each for each in run.rounds if each.number == round_.number)
+        return not any(may_come(on_disk, number) for number in arrays)
+    ended = earlier.ledger.status(item) == ItemStatus.ENDED
+    return ended and earlier.tasks.round_of(item).number == round_.number

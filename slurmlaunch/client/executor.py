@@ -25,15 +25,13 @@ import cloudpickle
 
 from slurmlaunch.backends.allocation import require_allocation
 from slurmlaunch.backends.container import own_folders
-from slurmlaunch.client.attach import backend_of
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import Options, check_cluster, job_name, with_options_listed
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.client.plan import STATIC, Call, How, LongSlices, zip_equal
-from slurmlaunch.client.rounds import make_plan, ranks_plan
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import Submission, array_job
-from slurmlaunch.client.watcher import WATCHER
+from slurmlaunch.client.submission import Submission, array_job, make_plan, ranks_plan
+from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.runfolder.function import write_function
 from slurmlaunch.runfolder.items import write_items
@@ -276,17 +274,17 @@ class Executor(concurrent.futures.Executor):
         except BaseException as error:
             # If sbatch cannot have accepted a job, no folder stays behind. After Ctrl-C it may have.
             doubtful = getattr(error, "ambiguous", False) or not isinstance(error, Exception)
-            if run is None or not (run.tasks.jobs or doubtful):
+            if run is None or not (run.job_ids or doubtful):
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
-        WATCHER.watch(run)
+        current_client().watch(run)
         array: FutureArray[Any] = FutureArray(run)
         if self._cluster == "inline":
             array.wait()  # automatic retries run during the call, too
         return array
 
     def _backend(self) -> Backend:
-        return backend_of(self._cluster, self._named_clusters())
+        return current_client().backend(self._cluster, self._named_clusters())
 
     def _named_clusters(self) -> str | None:
         clusters = self._options.slurm.get("clusters")

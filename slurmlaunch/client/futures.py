@@ -18,17 +18,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client.attach import find_run, retry
-from slurmlaunch.client.attempts import Attempt, attempts_of
-from slurmlaunch.client.ledger import Fate
-from slurmlaunch.client.ranks import values_of_further_ranks
-from slurmlaunch.client.stretches import consecutive
+from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
+from slurmlaunch.client.ledger import ItemStatus, consecutive
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import Failure, Value
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Generator, Iterator
+    from collections.abc import Callable, Collection, Generator, Iterator
     from pathlib import Path
 
     from slurmlaunch.backends.base import TaskState
@@ -79,7 +77,7 @@ class Future(concurrent.futures.Future[T]):
 
         With a dynamic schedule it may change once, when a task takes the item.
         """
-        return self._run.tasks.place(self._run.tasks.task_of(self._index)).full_id
+        return self._run.tasks.view(self._run.tasks.task_of(self._index)).full_id
 
     @property
     def state(self) -> TaskState:
@@ -100,7 +98,7 @@ class Future(concurrent.futures.Future[T]):
         return self._log("err")
 
     def _log(self, stream: str) -> str:
-        if not self._run.tasks.is_given(self._index):
+        if not self._run.tasks.is_claimed(self._index):
             return ""
         path = self.log(stream)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -117,7 +115,7 @@ class Future(concurrent.futures.Future[T]):
         Raises:
             SchedulerError: the scheduler did not do it, or is none that can.
         """
-        place = self._run.tasks.place(self._run.tasks.task_of(self._index))
+        place = self._run.tasks.view(self._run.tasks.task_of(self._index))
         if place.job_id is None:
             raise SchedulerError("the task is not submitted yet")
         self._run.backend.requeue(place.job_id, place.element)
@@ -135,7 +133,7 @@ class Future(concurrent.futures.Future[T]):
 
     def running(self) -> bool:
         """Return whether a task that has started has it, and its outcome is not known."""
-        return not self.done() and self._run.tasks.is_begun(self._index)
+        return not self.done() and self._run.tasks.is_started(self._index)
 
     def result(self, timeout: float | None = None) -> T:
         """Return what the function returned.
@@ -166,6 +164,7 @@ class Future(concurrent.futures.Future[T]):
             concurrent.futures.CancelledError: it was cancelled, by us.
         """
         self._wait(timeout)
+        self._run.check_owned(self._index)
         return super().exception(0 if timeout is not None else None)
 
     def done(self) -> bool:
@@ -190,7 +189,22 @@ class Future(concurrent.futures.Future[T]):
         with advice_on_interrupt(self._run):
             concurrent.futures.wait([self], timeout)
 
-    def tell_cancelled(self) -> None:
+    def disown(self, error: BaseException) -> None:
+        """Become done with an error, in a forked child: what settles the future runs only in the parent."""
+        for name in _OF_THE_BASE:  # the parent's lock may have been locked at the fork
+            self.__dict__.pop(name, None)
+        self._exception, self._state = error, _FINISHED
+
+    def add_done_callback(self, fn: Callable[[Future[T]], Any]) -> None:
+        """Call a function with the future once its outcome is known.
+
+        Raises:
+            SlurmlaunchError: this process was forked from the one that watches the run.
+        """
+        self._run.check_owned(self._index)
+        super().add_done_callback(cast("Any", fn))
+
+    def notify_cancelled(self) -> None:
         """Become cancelled, since the run says so."""
         super().cancel()
         self.set_running_or_notify_cancel()
@@ -200,7 +214,7 @@ class Future(concurrent.futures.Future[T]):
         return asyncio.wrap_future(self).__await__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _find_future, (str(self._run.folder.path), self._index, len(self._run.tasks.rounds))
+        return _find_future, (str(self._run.folder.path), self._index, len(self._run.rounds))
 
     def __repr__(self) -> str:
         return f"<Future item {self._index} of {self._run.manifest.name} {self.job_id} {self._state}>"
@@ -219,7 +233,7 @@ class FutureArray(Sequence[Future[T]]):
     def __init__(self, run: Run, items: Sequence[int] | None = None) -> None:
         self._run = run
         self._items = range(run.manifest.items) if items is None else items
-        run.held_by(self)
+        run.keep_for(self)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -241,7 +255,7 @@ class FutureArray(Sequence[Future[T]]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         items = self._items if isinstance(self._items, range) else array("Q", self._items)
-        return _find_array, (str(self._run.folder.path), items, len(self._run.tasks.rounds))
+        return _find_array, (str(self._run.folder.path), items, len(self._run.rounds))
 
     # Waiting.
 
@@ -253,7 +267,7 @@ class FutureArray(Sequence[Future[T]]):
     def done(self) -> bool:
         """Return whether all have settled, and all futures are done."""
         with self._run.changed:
-            return self._all_settled() and self._run.all_told(self._items)
+            return self._all_settled() and self._run.all_notified(self._items)
 
     def _all_settled(self) -> bool:
         ledger = self._run.ledger
@@ -327,7 +341,7 @@ class FutureArray(Sequence[Future[T]]):
             while start < items.stop:
                 if ledger.is_open(start):
                     self._wait_for(start, deadline)
-                stop, values = ledger.values(range(start, items.stop))
+                stop, values = self._run.values(range(start, items.stop))
                 if stop > start:
                     yield start, values, None
                     start = stop
@@ -336,7 +350,7 @@ class FutureArray(Sequence[Future[T]]):
                     start += 1
 
     def _outcome(self, item: int) -> Outcome[T]:
-        if self._run.ledger.fate(item) == Fate.CANCELLED:
+        if self._run.ledger.status(item) == ItemStatus.CANCELLED:
             return Failure(concurrent.futures.CancelledError(f"item {item} was cancelled"))
         return self._run.outcome(item)
 
@@ -349,7 +363,7 @@ class FutureArray(Sequence[Future[T]]):
             raise concurrent.futures.TimeoutError(f"{done} of {len(self)} items were done in time; {self.folder}")
 
     def _open(self) -> int:
-        return self._run.ledger.count(Fate.OPEN, self._part)
+        return self._run.ledger.count(ItemStatus.OPEN, self._part)
 
     @property
     def _part(self) -> Sequence[int] | None:
@@ -375,7 +389,7 @@ class FutureArray(Sequence[Future[T]]):
             concurrent.futures.TimeoutError: the time is up.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        log, left = self._run.ledger.log, len(self)
+        log, left = self._run.ledger.records, len(self)
         among = self._items if isinstance(self._items, range) else frozenset(self._items)
         for position in itertools.count():
             if not left:
@@ -389,7 +403,7 @@ class FutureArray(Sequence[Future[T]]):
         """Yield the futures of items that have settled: those of a record are made at once."""
         start = items.start
         while start < items.stop:
-            stop, values = self._run.ledger.values(range(start, items.stop))
+            stop, values = self._run.values(range(start, items.stop))
             run, future_of = self._run, Future[T]
             for future in run.done_futures(start, values, future_of) if values else [run.future(start, future_of)]:
                 if not future.done():
@@ -400,21 +414,21 @@ class FutureArray(Sequence[Future[T]]):
     def _wait_for_log(self, position: int, deadline: float | None) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         with advice_on_interrupt(self._run):
-            if not self._run.wait_for(lambda: len(self._run.ledger.log) > position, left):
+            if not self._run.wait_for(lambda: len(self._run.ledger.records) > position, left):
                 raise concurrent.futures.TimeoutError(f"{self._open()} of {len(self)} items are not done")
 
     def counts(self) -> dict[str, int]:
         """Return how many items are ``pending``, ``running``, ``done``, ``failed``, ``cancelled``."""
         ledger, part = self._run.ledger, self._part
         with self._run.changed:
-            open_ = ledger.count(Fate.OPEN, part)
+            open_ = ledger.count(ItemStatus.OPEN, part)
             running = self._run.tasks.count_running(part) if open_ else 0
             return {
                 "pending": open_ - running,
                 "running": running,
-                "done": ledger.count(Fate.VALUE, part),
-                "failed": ledger.count(Fate.FAILURE, part) + ledger.count(Fate.ENDED, part),
-                "cancelled": ledger.count(Fate.CANCELLED, part),
+                "done": ledger.count(ItemStatus.VALUE, part),
+                "failed": ledger.count(ItemStatus.FAILURE, part) + ledger.count(ItemStatus.ENDED, part),
+                "cancelled": ledger.count(ItemStatus.CANCELLED, part),
             }
 
     # The run.
@@ -427,7 +441,7 @@ class FutureArray(Sequence[Future[T]]):
                 cancelled all the same, and are not handed out any more.
         """
         self._run.cancel(self._items)
-        return self._run.ledger.count(Fate.CANCELLED, self._part) == len(self)
+        return self._run.ledger.count(ItemStatus.CANCELLED, self._part) == len(self)
 
     @property
     def job_ids(self) -> tuple[str, ...]:

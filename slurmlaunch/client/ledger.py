@@ -1,46 +1,135 @@
-"""What each item of a run has come to, as far as this process knows.
+"""The status of each item of a run, and where its outcome lies on disk.
 
-A byte per item says what it is, and an entry per record where the outcomes of its
-items lie (`stretches`); the outcomes themselves stay on disk until someone asks
-for them. What ended items without outcomes of their own is known once for all of
-them. An item settles once, and whoever settles it is told so: that decides every
-race between a result that comes in and a cancel.
+One byte per item is its status, and one entry per record says which items it holds and
+where (`RecordIndex`). `RunState` changes the ledger, `Run` reads outcomes where it
+points; the ledger itself opens no file. An item settles once, which decides every race
+between a result and a cancellation.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_right, insort
 from enum import IntEnum
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from slurmlaunch.client.stretches import Stretches
-from slurmlaunch.errors import ResultLost, UnsafeRunFolder
-from slurmlaunch.outcome import Failure
-from slurmlaunch.runfolder.outcomes import read_record
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from slurmlaunch.outcome import Outcome
-    from slurmlaunch.runfolder.outcomes import Content, Recorded
+    from slurmlaunch.runfolder.outcomes import Recorded
 
 
-class Fate(IntEnum):
-    """What an item has come to."""
+class ItemStatus(IntEnum):
+    """The status of an item."""
 
     OPEN = 0
     VALUE = 1
     FAILURE = 2
     ENDED = 3
-    """It has no outcome of its own: something ended it, and the ledger knows the error."""
+    """It has no outcome of its own; the ledger makes the error."""
     CANCELLED = 4
 
 
+_CANCELLING = 5
+"""An open item whose cancellation is being written to disk: no outcome settles it meanwhile."""
+
+
+class RecordLocation(NamedTuple):
+    """A record of outcomes.
+
+    Attributes:
+        items: the items that settled with it.
+        file: the outcome file.
+        offset: where in the file the record begins, in bytes.
+    """
+
+    items: range
+    file: Path
+    offset: int
+
+
+class RecordIndex:
+    """Ranges of items in the order in which they settled, and the record of each.
+
+    It grows with the records, not with the items: a range costs about 30 bytes. It is
+    searched by item through blocks of items, each of which lists the ranges that reach into it.
+    """
+
+    _BLOCK = 4096
+    _NO_FILE = 0
+
+    def __init__(self) -> None:
+        self._first = array("Q")
+        self._length = array("Q")
+        self._offset = array("Q")
+        self._file = array("I")
+        self._files: list[Path | None] = [None]
+        self._blocks: dict[int, array[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, number: int) -> range:
+        first = self._first[number]
+        return range(first, first + self._length[number])
+
+    def __iter__(self) -> Iterator[range]:
+        return (self[number] for number in range(len(self)))
+
+    def add(self, items: range, file: Path | None = None, offset: int = 0) -> None:
+        """Add a range of items that are in no other range; without a file it cannot be found by item."""
+        number = len(self._first)
+        self._first.append(items.start)
+        self._length.append(len(items))
+        self._offset.append(offset)
+        self._file.append(self._NO_FILE if file is None else self._number_of(file))
+        if file is not None:
+            for block in range(items.start // self._BLOCK, (items.stop - 1) // self._BLOCK + 1):
+                numbers = self._blocks.setdefault(block, array("I"))
+                if not numbers or self._first[numbers[-1]] < items.start:
+                    numbers.append(number)  # records mostly arrive in the order of their items
+                else:
+                    insort(numbers, number, key=self._first.__getitem__)
+
+    def _number_of(self, file: Path) -> int:
+        if self._files[-1] != file:  # a few records of a file come together
+            self._files.append(file)
+        return len(self._files) - 1
+
+    def find(self, item: int) -> RecordLocation:
+        """Return the record of an item.
+
+        Raises:
+            LookupError: the item settled without a record, or has not settled.
+        """
+        numbers = self._blocks.get(item // self._BLOCK, array("I"))
+        length = -1
+        while length != len(numbers):  # search again if another thread inserts a range meanwhile
+            length = len(numbers)
+            position = bisect_right(numbers, item, key=self._first.__getitem__) - 1
+            number = numbers[position] if position >= 0 else 0
+            file = self._files[self._file[number]] if position >= 0 else None
+            if file is not None and item in self[number]:
+                return RecordLocation(self[number], file, self._offset[number])
+        raise LookupError(item)
+
+    def restricted(self, parts_of: Callable[[range], Iterable[range]]) -> RecordIndex:
+        """Return an index with only these parts of each range."""
+        index = RecordIndex()
+        for number, items in enumerate(self):
+            for part in parts_of(items):
+                index.add(part, self._files[self._file[number]], self._offset[number])
+        return index
+
+
 class _End(NamedTuple):
+    """Items without outcomes that ended together, and what makes the error of each."""
+
     items: range
     error_of: Callable[[int], BaseException]
 
@@ -50,156 +139,147 @@ class _End(NamedTuple):
 
 
 _START = attrgetter("start")
-
-_SETTLED = re.compile(b"[^\\x00]")
+_SETTLED_RUN = re.compile(b"[^\\x00\\x05]+")
 
 
 class Ledger:
-    """The fates of all items of a run.
+    """The statuses of all items of a run.
 
     Attributes:
-        items: how many items there are.
-        log: the stretches of items that settled, in the order in which they did.
+        items: the number of items.
+        records: the ranges of items that settled, in the order in which they did.
     """
 
-    def __init__(self, items: int, salt: int = 0) -> None:
-        """Begin with all items open; the salt is that of the run's records."""
+    def __init__(self, items: int) -> None:
+        """Begin with all items open."""
         self.items = items
-        self.log = Stretches()
-        self._fates = bytearray(items)
-        self._counts = [items] + [0] * (len(Fate) - 1)
-        self._salt = salt
+        self.records = RecordIndex()
+        self._statuses = bytearray(items)
+        self._counts = [items] + [0] * (len(ItemStatus) - 1)
         self._ends: list[_End] = []
-        self._last: tuple[range, Content] | None = None
 
     @property
     def open(self) -> int:
-        """How many items have not settled."""
-        return self._counts[Fate.OPEN]
+        """The number of items that have not settled."""
+        return self._counts[ItemStatus.OPEN]
 
-    def fate(self, item: int) -> Fate:
-        """Return what an item has come to."""
-        return Fate(self._fates[item])
+    def status(self, item: int) -> ItemStatus:
+        """Return the status of an item."""
+        return ItemStatus(self._statuses[item] % _CANCELLING)
 
     def is_open(self, item: int) -> bool:
         """Whether an item has not settled."""
-        return not self._fates[item]
+        return not self._statuses[item] % _CANCELLING
 
-    def count(self, fate: Fate, items: Iterable[int] | None = None) -> int:
-        """Return how many items, of these or of all, have come to that."""
+    def count(self, status: ItemStatus, items: Iterable[int] | None = None) -> int:
+        """Return how many items, of these or of all, have a status."""
         if items is None:
-            return self._counts[fate]  # asked for each record: to count a million bytes would be felt
+            return self._counts[status]  # kept up to date, since it is needed for each record
         if isinstance(items, range) and items.step == 1:
-            return self._fates.count(fate, items.start, items.stop)
-        return sum(self._fates[item] == fate for item in items)
+            number = self._statuses.count(status, items.start, items.stop)
+            return number if status else number + self._statuses.count(_CANCELLING, items.start, items.stop)
+        return sum(self._statuses[item] % _CANCELLING == status for item in items)
 
     def all_settled(self, items: range) -> bool:
         """Whether no item of a range is open."""
-        return self._fates.find(Fate.OPEN, items.start, items.stop) < 0
+        return all(self._statuses.find(each, items.start, items.stop) < 0 for each in (ItemStatus.OPEN, _CANCELLING))
 
     def open_among(self, items: Iterable[int]) -> list[int]:
-        """Return those that have not settled."""
-        return [item for item in items if not self._fates[item]]
+        """Return those of the items that have not settled."""
+        return [item for item in items if not self._statuses[item] % _CANCELLING]
+
+    # Settling. Each method returns the ranges of items that have settled with the call.
 
     def record(self, recorded: Recorded, part: range | None = None) -> list[range]:
-        """Settle the items of a record, or a part of them, that are open; return them as ranges."""
-        fate = Fate.FAILURE if recorded.header.kind == Kind.FAILURE else Fate.VALUE
+        """Settle the open items of a record, or of a part of its items."""
+        status = ItemStatus.FAILURE if recorded.header.kind == Kind.FAILURE else ItemStatus.VALUE
         items = range(recorded.header.first, recorded.header.stop) if part is None else part
-        items = range(items.start, min(items.stop, len(self._fates)))
-        settled = list(self._open_ranges(items))
+        settled = list(self._ranges_of(ItemStatus.OPEN, range(items.start, min(items.stop, self.items))))
         for each in settled:
-            self._settle(each, fate, recorded)
+            self._settle(each, status, recorded)
         return settled
 
     def end(self, items: range, error_of: Callable[[int], BaseException]) -> list[range]:
-        """Settle the open items of a range with errors, each made when it is asked for; return them as ranges."""
-        settled = list(self._open_ranges(items))
+        """Settle the open items of a range with errors, which are made when they are asked for."""
+        settled = list(self._ranges_of(ItemStatus.OPEN, items))
         for each in settled:
             insort(self._ends, _End(each, error_of), key=_START)
-            self._settle(each, Fate.ENDED)
+            self._settle(each, ItemStatus.ENDED)
         return settled
 
     def cancel(self, items: range) -> list[range]:
-        """Settle the open items of a range as cancelled; return them as ranges."""
-        settled = list(self._open_ranges(items))
+        """Settle the open items of a range as cancelled."""
+        settled = [each for status in (ItemStatus.OPEN, _CANCELLING) for each in self._ranges_of(status, items)]
         for each in settled:
-            self._settle(each, Fate.CANCELLED)
+            self._settle(each, ItemStatus.CANCELLED)
         return settled
 
-    def _settle(self, items: range, fate: Fate, recorded: Recorded | None = None) -> None:
-        self.log.add(items, recorded)  # first: who sees without a lock that an item has settled looks for it next
-        self._fates[items.start : items.stop] = bytes([fate]) * len(items)
-        self._counts[Fate.OPEN] -= len(items)
-        self._counts[fate] += len(items)
+    def _settle(self, items: range, status: ItemStatus, recorded: Recorded | None = None) -> None:
+        # The index first: a thread that reads the status without a lock looks for the record next.
+        if recorded is None:
+            self.records.add(items)
+        else:
+            self.records.add(items, recorded.file, recorded.offset)
+        self._statuses[items.start : items.stop] = bytes([status]) * len(items)
+        self._counts[ItemStatus.OPEN] -= len(items)
+        self._counts[status] += len(items)
 
-    def _open_ranges(self, items: range) -> Iterator[range]:
-        if self._fates.count(Fate.OPEN, items.start, items.stop) == len(items):
-            if items:
-                yield items
+    def _ranges_of(self, status: int, items: range) -> Iterator[range]:
+        """Yield the longest ranges of items that all have this status."""
+        statuses, stop = self._statuses, items.stop
+        if items and statuses.count(status, items.start, stop) == len(items):
+            yield items
             return
-        start = self._fates.find(Fate.OPEN, items.start, items.stop)
+        start = statuses.find(status, items.start, stop)
         while start >= 0:
-            settled = _SETTLED.search(self._fates, start, items.stop)
-            stop = settled.start() if settled else items.stop
-            yield range(start, stop)
-            start = self._fates.find(Fate.OPEN, stop, items.stop)
+            other = _OTHER[status].search(statuses, start, stop)
+            after = other.start() if other else stop
+            yield range(start, after)
+            start = statuses.find(status, after, stop)
 
-    def outcome(self, item: int) -> Outcome[Any]:
-        """Read the outcome of an item that has settled and was not cancelled.
+    # Cancellations that are being written, and items that run again.
 
-        What cannot be read is a `Failure` that says so.
-        """
-        if self._fates[item] == Fate.ENDED:
-            return Failure(self._end_of(item).error_of(item))
-        try:
-            settled, content = self._content(item)
-            if len(settled) == 1:
-                self._last = None
-            return content.outcome(item)
-        except ResultLost as error:
-            return Failure(error.located(item=item))
-        except (OSError, UnsafeRunFolder) as error:
-            return Failure(error)
+    def reserve(self, items: range) -> None:
+        """Keep the open items of a range from settling otherwise while their cancellation is written."""
+        for each in list(self._ranges_of(ItemStatus.OPEN, items)):
+            self._statuses[each.start : each.stop] = bytes([_CANCELLING]) * len(each)
 
-    def _end_of(self, item: int) -> _End:
+    def release(self, items: range) -> None:
+        """Undo `reserve`, as the cancellation could not be written."""
+        for each in list(self._ranges_of(_CANCELLING, items)):
+            self._statuses[each.start : each.stop] = bytes(len(each))
+
+    def reopen(self, items: Iterable[int]) -> None:
+        """Take the outcomes of items back, since a new round runs them; costs a pass over the index."""
+        for item in items:
+            self._counts[self._statuses[item] % _CANCELLING] -= 1
+            self._counts[ItemStatus.OPEN] += 1
+            self._statuses[item] = ItemStatus.OPEN
+        self.records = self.records.restricted(self._settled_parts)
+        self._ends = [_End(part, each.error_of) for each in self._ends for part in self._settled_parts(each.items)]
+
+    def _settled_parts(self, items: range) -> Iterator[range]:
+        found = _SETTLED_RUN.finditer(self._statuses, items.start, items.stop)
+        return (range(each.start(), each.end()) for each in found)
+
+    def error_of(self, item: int) -> BaseException:
+        """Return the error of an item whose status is ENDED."""
         while True:
             end = self._ends[bisect_right(self._ends, item, key=_START) - 1]
-            if item in end.items:  # else another thread put one in before it just now
-                return end
+            if item in end.items:  # else another thread has just inserted one before it
+                return end.error_of(item)
 
-    def file_of(self, item: int) -> Path:
-        """Return the outcome file that an item's outcome stands in, where it has one."""
-        return self.log.find(item).file
 
-    def values(self, items: range) -> tuple[int, list[Any]]:
-        """Read the values of the first of these items, all settled, as many as are read in one go.
+_OTHER = {each: re.compile(b"[^\\x%02x]" % each) for each in (ItemStatus.OPEN, _CANCELLING)}
 
-        Returns:
-            Up to which item, and their values; none where the first has to be asked for by `outcome`.
-        """
-        none: tuple[int, list[Any]] = (items.start, [])
-        if self._fates[items.start] != Fate.VALUE:
-            return none
-        try:
-            settled, content = self._content(items.start)
-        except (ResultLost, OSError, UnsafeRunFolder):
-            return none
-        some = range(items.start, min(settled.stop, items.stop))
-        values = content.values(some)
-        if values is None:
-            self._last = settled, content  # what is asked for next; a large one is not to be read twice
-            return none
-        return some.stop, values
 
-    def _content(self, item: int) -> tuple[range, Content]:
-        """Read the record of an item; return which items have it, too.
-
-        The last one is kept, since its neighbours are asked for next.
-        """
-        last = self._last
-        if last is not None and item in last[0]:
-            return last
-        stretch = self.log.find(item)
-        found = stretch.items, read_record(stretch.file, stretch.offset, self._salt)
-        self._last = found if len(stretch.items) > 1 else None
-        return found
+def consecutive(items: Sequence[int]) -> Iterator[range]:
+    """Cut items into ranges of consecutive numbers."""
+    if isinstance(items, range) and (items.step == 1 or not items):
+        yield items
+        return
+    start = 0
+    for i in range(1, len(items) + 1):
+        if i == len(items) or items[i] != items[i - 1] + 1:
+            yield range(items[start], items[i - 1] + 1)
+            start = i

@@ -1,51 +1,216 @@
-"""A run as this process sees it: its folder, its tasks, and what its items have come to.
+"""One view of a run: its state machine, its futures, and the outcomes on disk.
 
-A `Run` is one view of a run folder: the rounds up to one of them. A retry adds a
-round and is a new view, so that what was returned before stays what it was. A
-`Run` settles items, and tells the futures that wait for them; it submits nothing
-and looks at nothing by itself (`submission`, `lookout`).
+A `Run` joins what the other parts of the client need: it passes events to `RunState`
+under its lock, notifies the futures of settled items, and reads outcomes when somebody
+wants them. It covers the rounds up to one of them: a retry is a new view, so that an
+array that was returned before stays what it was. A `Run` submits and polls nothing
+(`submission`, `watcher`), and it does not know which process-wide objects there are.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
-from slurmlaunch.client.audience import Audience, Told
-from slurmlaunch.client.held import Held
-from slurmlaunch.client.ledger import Fate, Ledger
-from slurmlaunch.client.recovery import Cause
-from slurmlaunch.client.stretches import consecutive
-from slurmlaunch.client.tasks import Tasks
-from slurmlaunch.errors import ItemError, Place, ResultLost, SchedulerError
+from slurmlaunch.client.ledger import ItemStatus
+from slurmlaunch.client.state import (
+    CancellationsRecorded,
+    CancelRequested,
+    RecordCancellations,
+    RoundAdded,
+    RunState,
+    Settle,
+)
+from slurmlaunch.errors import ItemError, Place, ResultLost, SchedulerError, SlurmlaunchError, UnsafeRunFolder
 from slurmlaunch.outcome import Failure, Value
-from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
+from slurmlaunch.runfolder.cancellations import CancellationWriter
+from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.clients import writer_name
-from slurmlaunch.runfolder.records import Kind
+from slurmlaunch.runfolder.journal import Round
+from slurmlaunch.runfolder.outcomes import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from slurmlaunch.backends.base import Backend
+    from slurmlaunch.client.ledger import Ledger
+    from slurmlaunch.client.state import CancelJobs, Effect, Event
+    from slurmlaunch.client.tasks import Tasks
     from slurmlaunch.outcome import Outcome
-    from slurmlaunch.runfolder.journal import Round
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
-    from slurmlaunch.runfolder.outcomes import Recorded
-
-T = TypeVar("T", bound=Told)
+    from slurmlaunch.runfolder.outcomes import Content
 
 _log = logging.getLogger("slurmlaunch")
 
 
+class ItemFuture(Protocol):
+    """A future, as a run sees it."""
+
+    def done(self) -> bool:
+        """Whether it has its outcome."""
+
+    def set_result(self, result: Any) -> None:
+        """Take the value of its item."""
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Take the error of its item."""
+
+    def notify_cancelled(self) -> None:
+        """Become cancelled."""
+
+    def settle(self, value: Any) -> None:
+        """Begin with the value that its item has already."""
+
+    def disown(self, error: BaseException) -> None:
+        """Become done with an error, in a forked child: nothing settles it there."""
+
+
+F = TypeVar("F", bound=ItemFuture)
+
+
+class FuturesRegistry:
+    """The futures of one run: one per item, made when it is first requested.
+
+    A future is kept while its item is open and until it has its outcome, and from then on
+    only as long as somebody else holds it. Callers hold the lock of the run.
+    """
+
+    _FEWEST = 1024
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, ItemFuture] = {}
+        self._notifying: dict[int, ItemFuture] = {}
+        # Not a WeakValueDictionary, which calls back for each object that goes, and costs several times as much.
+        self._settled: dict[int, ref[ItemFuture]] = {}
+        self._sweep_at = self._FEWEST
+
+    def find(self, item: int) -> ItemFuture | None:
+        """Return the future of an item, if somebody holds one."""
+        found = self._waiting.get(item)
+        if found is None and item in self._settled:
+            found = self._settled[item]()
+        return found
+
+    def add(self, item: int, future: ItemFuture, *, settled: bool) -> None:
+        """Add the future of an item; if this has *settled*, the caller notifies it next."""
+        if settled:
+            self._remember(item, future)
+            self._notifying[item] = future
+        else:
+            self._waiting[item] = future
+
+    def _remember(self, item: int, future: ItemFuture) -> None:
+        self._settled[item] = ref(future)
+        if len(self._settled) > self._sweep_at:
+            self._settled = {number: each for number, each in self._settled.items() if each() is not None}
+            self._sweep_at = max(self._FEWEST, 2 * len(self._settled))
+
+    def add_done(self, first: int, values: Iterable[Any], make: Callable[[int], F]) -> list[F]:
+        """Return the futures of consecutive items that have settled with these values."""
+        futures: list[ItemFuture] = []
+        for item, value in enumerate(values, first):
+            future = self._settled[item]() if item in self._settled else None
+            if future is None:
+                future = make(item)
+                future.settle(value)
+                self._remember(item, future)
+            futures.append(future)
+        return cast("list[F]", futures)  # a run has one kind of future, which this module need not know
+
+    def take(self, ranges: Iterable[range]) -> list[tuple[int, ItemFuture]]:
+        """Return the waiting futures of items that have settled, for the caller to notify."""
+        taken = []
+        for items in ranges if self._waiting else ():
+            few = len(self._waiting) < len(items)
+            for item in [each for each in self._waiting if each in items] if few else items:
+                future = self._waiting.pop(item, None)
+                if future is not None:
+                    self.add(item, future, settled=True)
+                    taken.append((item, future))
+        return taken
+
+    def notified(self, futures: Iterable[tuple[int, ItemFuture]]) -> None:
+        """Keep these no longer: they have been notified."""
+        for item, _ in futures:
+            self._notifying.pop(item, None)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody holds a future, or one has yet to be notified."""
+        return bool(self._waiting or self._notifying) or any(each() is not None for each in self._settled.values())
+
+    def all_notified(self, items: Collection[int] | None = None) -> bool:
+        """Whether no future of settled items, of these or of all, has yet to be notified."""
+        return all(future.done() for item, future in self._notifying.items() if items is None or item in items)
+
+    def disown_all(self, error: BaseException) -> None:
+        """Have all futures that are not done raise this error."""
+        for future in [*self._waiting.values(), *self._notifying.values()]:
+            future.disown(error)
+        self._waiting.clear()
+        self._notifying.clear()
+
+
+class OutcomeReader:
+    """Reads outcomes where the ledger says that they are; keeps the last record, whose neighbours are wanted next."""
+
+    def __init__(self, ledger: Ledger, salt: int) -> None:
+        self._ledger, self._salt = ledger, salt
+        self._last: tuple[range, Content] | None = None
+
+    def outcome(self, item: int) -> Outcome[Any]:
+        """Return the outcome of an item that has settled and was not cancelled; a `Failure` if it cannot be read."""
+        if self._ledger.status(item) == ItemStatus.ENDED:
+            return Failure(self._ledger.error_of(item))
+        try:
+            items, content = self._content(item)
+            if len(items) == 1:
+                self._last = None
+            return content.outcome(item)
+        except ResultLost as error:
+            return Failure(error.located(item=item))
+        except (OSError, UnsafeRunFolder) as error:
+            return Failure(error)
+
+    def values(self, items: range) -> tuple[int, list[Any]]:
+        """Return the values of the first of these settled items, as many as are read at once.
+
+        Returns:
+            The item after them, and their values; none if the first has to be read by `outcome`.
+        """
+        nothing: tuple[int, list[Any]] = (items.start, [])
+        if self._ledger.status(items.start) != ItemStatus.VALUE:
+            return nothing
+        try:
+            recorded, content = self._content(items.start)
+        except (ResultLost, OSError, UnsafeRunFolder):
+            return nothing
+        some = range(items.start, min(recorded.stop, items.stop))
+        values = content.values(some)
+        if values is None:
+            self._last = recorded, content  # `outcome` is next; a large record is not read twice
+            return nothing
+        return some.stop, values
+
+    def _content(self, item: int) -> tuple[range, Content]:
+        last = self._last
+        if last is not None and item in last[0]:
+            return last
+        location = self._ledger.records.find(item)
+        found = location.items, read_record(location.file, location.offset, self._salt)
+        self._last = found if len(location.items) > 1 else None
+        return found
+
+
 class Keeper(Protocol):
-    """Who keeps runs until they are over."""
+    """An executor's list of runs that a shutdown waits for."""
 
     def add(self, run: Run) -> None:
-        """Keep a run."""
+        """Keep a run until it is over."""
 
 
 class Run:
@@ -55,333 +220,242 @@ class Run:
         folder: the run folder.
         manifest: its manifest.
         backend: where its tasks run.
-        tasks: who has which item, and how each is doing.
-        ledger: what the items have come to.
-        held: the items that are to be run again.
-        changed: is notified whenever items settle; its lock guards everything here.
+        rounds: its rounds on disk.
+        clock: returns the seconds by which it is watched.
+        state: the state machine; changed under the lock.
+        changed: the lock, and a condition that is notified whenever items settle.
         on_demand: whether it is watched no longer than somebody holds an array or a future of it.
-        was_called: whether the function is known to have raised: later failures are not looked into without need.
         kept_by: the executor's list of runs that a shutdown waits for, or None.
+        submitting: the numbers of the rounds that this view submits.
     """
 
-    def __init__(self, folder: RunFolder, manifest: Manifest, backend: Backend, rounds: list[Round]) -> None:
-        self.folder, self.manifest, self.backend = folder, manifest, backend
-        self.ledger = Ledger(manifest.items, folder.salt)
-        self.held = Held(rounds)
-        self.tasks = Tasks(folder, rounds, self.ledger, self.held)
+    def __init__(
+        self,
+        folder: RunFolder,
+        manifest: Manifest,
+        backend: Backend,
+        rounds: Iterable[Round],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder, self.manifest, self.backend, self.clock = folder, manifest, backend, clock
+        self.rounds = list(rounds)
+        self.state = RunState(
+            folder,
+            manifest.items,
+            [(each.number, each.plan) for each in self.rounds],
+            latency=latency_of(folder.path),
+            clock_offset=time.time() - clock(),
+        )
         self.changed = threading.Condition(threading.RLock())
-        self.kept_by: Keeper | None = None
-        self._audience = Audience()
-        self._holders: WeakSet[object] = WeakSet()
         self.on_demand = False
-        self._cancellations = CancellationReader(folder, [each.number for each in rounds])
-        self._gave_up: dict[int, ItemError] = {}
-        self.was_called = False
-        self.learn_job_ids()
+        self.kept_by: Keeper | None = None
+        self.submitting: set[int] = set()
+        self._futures = FuturesRegistry()
+        self._reader = OutcomeReader(self.ledger, folder.salt)
+        self._holders: WeakSet[object] = WeakSet()
+        self._disowned: SlurmlaunchError | None = None
+        self._pid = os.getpid()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The status of each item."""
+        return self.state.ledger
+
+    @property
+    def tasks(self) -> Tasks:
+        """The record of each task."""
+        return self.state.tasks
 
     @property
     def throttle(self) -> int | None:
         """How many tasks of the last round may run at once."""
-        return self.tasks.rounds[-1].throttle
+        return self.rounds[-1].throttle
 
     @property
     def job_ids(self) -> tuple[str, ...]:
         """The ids of all jobs, in the order of submission."""
         with self.changed:
-            return tuple(self.tasks.jobs[key] for key in sorted(self.tasks.jobs))
+            return self.tasks.job_ids
 
-    def learn_job_ids(self) -> int:
-        """Read which arrays have been submitted, perhaps by another client; return how many file operations it took."""
+    # Events.
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Update the state and notify futures; return the effects that are left for the caller to execute."""
         with self.changed:
-            return self.tasks.learn_job_ids()
+            if isinstance(event, RoundAdded) and event.round == len(self.rounds):
+                self.rounds.append(Round(self.folder, event.round, event.plan))
+            effects = self.state.handle(event, self.clock())
+            settled = [effect.items for effect in effects if isinstance(effect, Settle)]
+            if settled:
+                futures = self._futures.take(settled)
+                self.changed.notify_all()
+        if not settled:
+            return effects
+        self._notify(futures)
+        return [effect for effect in effects if not isinstance(effect, Settle)]
 
-    def extend(self, added: Round) -> None:
-        """Take a further round into this view; what it runs is held no longer."""
-        with self.changed:
-            self.tasks.add(added)
-            self.held.count(added)
-            self._cancellations = CancellationReader(self.folder, [each.number for each in self.tasks.rounds])
-        self.learn_job_ids()
-
-    # Settling.
-
-    def recorded(self, recorded: Recorded) -> BaseException | None:
-        """Take in a record of outcomes; return the failure that it holds, where it was read."""
-        task, header = _task_of_file(recorded), recorded.header
-        items = range(header.first, header.stop)
-        with self.changed:
-            self.tasks.infer_owner(task, items)
-        if header.kind != Kind.FAILURE:
-            self._settle(recorded, [items])
-            return None
-        # What a later round runs again: of that it is not the last word.
-        number = self.tasks.place(task).round.number
-        parts = [each for part in self.tasks.still_in(number, [items]) for each in consecutive(part)]
-        if parts and (self.held.enabled or not (self.was_called or self.ledger.count(Fate.VALUE))):
-            return self._recorded_failure(task, parts, recorded)
-        self._settle(recorded, parts)
-        return None
-
-    def _settle(self, recorded: Recorded, parts: Sequence[range]) -> None:
-        with self.changed:
-            ranges = [each for part in parts for each in self.ledger.record(recorded, part)]
-            called = self._audience.call(item for each in ranges for item in self._audience.asked(each))
-            self.changed.notify_all()
-        self._tell(called)
-
-    def _recorded_failure(self, task: int, parts: Sequence[range], recorded: Recorded) -> BaseException | None:
-        outcome = recorded.read().outcome(recorded.header.first)
-        if not isinstance(outcome, Failure):
-            return None
-        error_of = error_for_each(outcome.error)
-        items = parts[0] if len(parts) == 1 else [item for part in parts for item in part]
-        with self.changed:
-            left = self._without_held(items, error_of)
-        if len(left) == len(items):
-            self._settle(recorded, parts)
-        else:
-            self.ended(left, error_of, final=True)
-        if not isinstance(outcome.error, ItemError):
-            self.was_called = True
-        elif self.tasks.is_dynamic(task):
-            self._gave_up[self.tasks.place(task).round.number] = outcome.error
-        return outcome.error
-
-    def ended(self, items: Sequence[int], error_of: Callable[[int], BaseException], *, final: bool = False) -> None:
-        """Settle open items that have come to errors, or hold them for another round, unless this is *final*."""
-        with self.changed:
-            left = items if final else self._without_held(items, error_of)
-            settled = [part for each in consecutive(left) for part in self.ledger.end(each, error_of)]
-            called = self._audience.call(item for part in settled for item in self._audience.asked(part))
-            self.changed.notify_all()
-        self._tell(called)
-
-    def _without_held(self, items: Sequence[int], error_of: Callable[[int], BaseException]) -> Sequence[int]:
-        """Hold those of the items that are worth another attempt; return the others."""
-        if not (self.held.enabled and items):
-            return items
-        error = error_of(items[0])  # one for all that it ended, and so is what is known of each task
-        causes: dict[int | None, Cause] = {}
-        return [item for item in items if not (self.ledger.is_open(item) and self._is_held(item, error, causes))]
-
-    def _is_held(self, item: int, error: BaseException, causes: dict[int | None, Cause]) -> bool:
-        """Hold an open item, if what it has come to is worth another attempt; say whether it is held."""
-        if item not in self.held and self.held.wants(item, error):
-            task = self.tasks.task_of(item) if self.tasks.is_given(item) else None
-            if task not in causes:
-                causes[task] = self._cause_of(task, error)
-            self.held.add(item, causes[task])
-        return item in self.held
-
-    def _cause_of(self, task: int | None, error: BaseException) -> Cause:
-        """Return why items of a task, or of none, are to be run again, and what is known of its last attempt."""
-        if task is None:
-            return Cause(error)
-        notes = self.tasks.last_notes(task)
-        ended = notes.get("ended", time.time())
-        seconds = ended - notes["started"] if "started" in notes else None
-        return Cause(error, self.tasks.node_of(task), notes.get("peak"), seconds)
-
-    def end_untaken(self, its_round: Round) -> None:
-        """Settle what no task has taken, since none will: as what its tasks ended by, as far as that is known."""
-        causes = [self.tasks.ends[task] for task in its_round.plan.tasks]
-        told = [cause for cause in causes if not isinstance(cause, ResultLost)]
-        gave_up = self._gave_up.get(its_round.number)
-        cause = told[-1] if told else gave_up or ResultLost("all tasks ended, and none had taken the item")
-        if isinstance(cause, ItemError):
-            cause = cause.for_item(-1)
-            cause.place = Place()
-            if told or gave_up:
-                cause.what = f"no task was left to take the item: {cause.what}"
-        self.ended(self.tasks.untaken(its_round), error_for_each(cause))
-
-    # Telling.
-
-    def _tell(self, called: Iterable[tuple[int, Told]]) -> None:
-        """Hand their outcomes to futures; callbacks run here, so no lock may be held."""
-        for item, future in called:
+    def _notify(self, futures: Sequence[tuple[int, ItemFuture]]) -> None:
+        """Give futures their outcomes. The one place where callbacks run, so the caller must not hold the lock."""
+        if not futures:
+            return
+        for item, future in futures:
             try:
-                if self.ledger.fate(item) == Fate.CANCELLED:
-                    future.tell_cancelled()
+                if self.ledger.status(item) == ItemStatus.CANCELLED:
+                    future.notify_cancelled()
                 else:
-                    self._hand_over(future, item)
+                    self._set_outcome(future, item)
             except BaseException:  # noqa: BLE001  (a callback's sys.exit would end the watcher of all runs)
                 _log.exception("a callback of item %d of %s raised", item, self.folder.path)
         with self.changed:
-            self._audience.dismiss(called)
+            self._futures.notified(futures)
             self.changed.notify_all()
 
-    def _hand_over(self, future: Told, item: int) -> None:
+    def _set_outcome(self, future: ItemFuture, item: int) -> None:
         try:
             outcome = self.outcome(item)
-        except Exception as error:  # noqa: BLE001  (a future that is never told is an endless wait)
+        except Exception as error:  # noqa: BLE001  (a future that is never notified is an endless wait)
             outcome = Failure(error)
         if isinstance(outcome, Value):
             future.set_result(outcome.value)
         else:
             future.set_exception(outcome.error)
 
-    def all_told(self, items: Collection[int]) -> bool:
-        """Whether no future of these items has yet to hear what its item has come to."""
-        return self._audience.all_told(items)
-
-    @property
-    def over(self) -> bool:
-        """Whether all items have settled, and all futures know."""
-        with self.changed:
-            return not self.ledger.open and self._audience.all_told()
+    # Outcomes and futures.
 
     def outcome(self, item: int) -> Outcome[Any]:
         """Read the outcome of an item that has settled and was not cancelled."""
-        outcome = self.ledger.outcome(item)
+        outcome = self._reader.outcome(item)
         if not isinstance(outcome, Value) and isinstance(outcome.error, ItemError):
             tasks = self.tasks
-            where = tasks.whereabouts(tasks.task_of(item)) if tasks.is_given(item) else Place()
-            outcome.error.located(**where._replace(item=item)._asdict())
+            place = tasks.place_of(tasks.task_of(item)) if tasks.is_claimed(item) else Place()
+            outcome.error.located(**place._replace(item=item)._asdict())
         return outcome
 
-    def wait_for(self, ready: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait until that holds or the time is up; it is tried whenever items settle."""
-        with self.changed:
-            return self.changed.wait_for(ready, timeout)
+    def values(self, items: range) -> tuple[int, list[Any]]:
+        """Read the values of the first of some settled items (`OutcomeReader.values`)."""
+        return self._reader.values(items)
 
-    def future(self, item: int, make: Callable[[Run, int], T]) -> T:
+    def future(self, item: int, make: Callable[[Run, int], F]) -> F:
         """Return the one future of an item."""
-        if not self.ledger.is_open(item) and self._audience.find(item) is None:
-            _, values = self.ledger.values(range(item, item + 1))
+        if not self.ledger.is_open(item) and self._futures.find(item) is None:
+            _, values = self.values(range(item, item + 1))
             if values:
                 return self.done_futures(item, values, make)[0]
         with self.changed:
-            found = self._audience.find(item)
+            found = self._futures.find(item)
             if found is not None:
-                return cast("T", found)  # there is one kind of future, and this module need not know it
+                return cast("F", found)
             future = make(self, item)
             settled = not self.ledger.is_open(item)
-            self._audience.admit(item, future, settled=settled)
+            self._futures.add(item, future, settled=settled)
         if settled:
-            self._tell([(item, future)])
+            self._notify([(item, future)])
+        elif self._disowned is not None:
+            future.disown(self._disowned)
         return future
 
-    def done_futures(self, first: int, values: Iterable[Any], make: Callable[[Run, int], T]) -> list[T]:
-        """Return the futures of items in a row that have settled with these values; one that is there stays the one."""
+    def done_futures(self, first: int, values: Iterable[Any], make: Callable[[Run, int], F]) -> list[F]:
+        """Return the futures of consecutive items that have settled with these values."""
         with self.changed:
-            return self._audience.admit_done(first, values, functools.partial(make, self))
+            return self._futures.add_done(first, values, lambda item: make(self, item))
 
-    def held_by(self, holder: object) -> None:
-        """Be wanted for as long as that is there."""
+    def all_notified(self, items: Collection[int]) -> bool:
+        """Whether no future of those of the items that have settled has yet to be notified."""
+        return self._futures.all_notified(items)
+
+    @property
+    def over(self) -> bool:
+        """Whether all items have settled and all futures are done."""
+        with self.changed:
+            return not self.ledger.open and self._futures.all_notified()
+
+    def wait_for(self, ready: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until a condition on settled items holds, or for so many seconds; return whether it holds.
+
+        Raises:
+            SlurmlaunchError: this process was forked from the one that watches the run.
+        """
+        if self._disowned is not None and not ready():
+            raise self._disowned
+        with self.changed:
+            return self.changed.wait_for(ready, timeout)
+
+    def check_owned(self, item: int) -> None:
+        """Raise an error if the item is open and this process was forked from the one that watches the run.
+
+        Raises:
+            SlurmlaunchError: it was.
+        """
+        if self._disowned is not None and self.ledger.is_open(item):
+            raise self._disowned
+
+    def keep_for(self, holder: object) -> None:
+        """Keep the run watched while the holder exists."""
         with self.changed:
             self._holders.add(holder)
 
     @property
     def is_wanted(self) -> bool:
-        """Whether what its items come to is still to be told to somebody, or needed for a retry."""
-        if not self.on_demand or self.held.enabled:
+        """Whether somebody waits for its items, or may ask for them, or a retry may need them."""
+        if not self.on_demand or self.state.pending.enabled:
             return True
         with self.changed:
-            return bool(self._holders) or self._audience.is_there
+            return bool(self._holders) or self._futures.in_use
+
+    def disown(self) -> None:
+        """Have everything that waits raise an error, in a forked child: the threads that settle items are not there."""
+        self.changed = threading.Condition(threading.RLock())  # the parent's may have been locked at the fork
+        self._disowned = SlurmlaunchError(
+            f"this future belongs to process {self._pid}, which forked this process: a forked child gets no results "
+            f"of runs that it inherits. Get the run in this process with slurmlaunch.attach({str(self.folder.path)!r})."
+        )
+        self._futures.disown_all(self._disowned)
 
     # Cancelling.
 
-    def cancel(self, items: Collection[int], *, only_queued: bool = False) -> list[int]:
+    def cancel(self, items: Sequence[int], *, only_queued: bool = False) -> list[int]:
         """Cancel those of the items that are open; return them.
 
-        The word stands once it is on disk. Tasks with nothing left to do are
-        then taken from the scheduler, in one call per job.
+        The cancellation is final once it is on disk. Tasks with nothing left to do are then
+        cancelled in the scheduler, in one call per job.
+
+        Raises:
+            OSError: some cancellations could not be written; these items stay open.
+            SchedulerError: the scheduler could not be told; the items are cancelled all the same.
         """
-        called: list[tuple[int, Told]] = []
+        cancelled: list[int] = []
+        for effect in self.handle(CancelRequested(items, only_queued)):
+            if isinstance(effect, RecordCancellations):
+                written, effects = self._record_cancellations(effect)
+                cancelled += [item for _, ranges in written for each in ranges for item in each]
+                for each in effects:
+                    self.cancel_jobs(cast("CancelJobs", each))
+        return cancelled
+
+    def _record_cancellations(self, effect: RecordCancellations) -> tuple[list[Any], list[Effect]]:
+        written, failed = [], list(effect.ranges)
+        effects: list[Effect] = []
         try:
-            with self.changed:
-                chosen = [i for i in items if self.ledger.is_open(i)]
-                if only_queued:
-                    chosen = [i for i in chosen if not self.tasks.is_begun(i)]
-                self._write_cancellations(chosen, called)
-        finally:  # also where not all could be written down
-            self._tell(called)
-        if chosen:
-            self._take_from_scheduler(chosen)
-        return chosen
+            while failed:
+                number, ranges = failed[0]
+                CancellationWriter(self.folder, number, writer_name()).add(ranges)
+                written.append(failed.pop(0))
+        finally:
+            effects = self.handle(CancellationsRecorded(tuple(written), tuple(failed)))
+        return written, effects
 
-    def _write_cancellations(self, items: Sequence[int], called: list[tuple[int, Told]]) -> None:
-        by_round: dict[int, list[int]] = {}
-        for item in items:
-            by_round.setdefault(self.tasks.round_of(item).number, []).append(item)
-        for number, some in by_round.items():
-            ranges = list(consecutive(sorted(some)))
-            CancellationWriter(self.folder, number, writer_name()).add(ranges)
-            called += self._cancelled(ranges)
-        self.changed.notify_all()
+    def cancel_jobs(self, effect: CancelJobs) -> None:
+        """Cancel jobs in the scheduler: all of them, even if that fails for some.
 
-    def _cancelled(self, ranges: Iterable[range]) -> list[tuple[int, Told]]:
-        settled = [
-            item for items in ranges for part in self.ledger.cancel(items) for item in self._audience.asked(part)
-        ]
-        return self._audience.call(settled)
-
-    def look_for_cancellations(self) -> int:
-        """Take in what other clients have cancelled; return how many file operations it took."""
-        called: list[tuple[int, Told]] = []
-        before = self._cancellations.operations
-        try:
-            with self.changed:
-                for number, items in self._cancellations.new():
-                    for part in self.tasks.still_in(number, [items]):
-                        called += self._cancelled([part] if isinstance(part, range) else consecutive(part))
-                self.changed.notify_all()
-        finally:  # also where one of the files cannot be read now
-            self._tell(called)
-        return self._cancellations.operations - before
-
-    def _take_from_scheduler(self, items: Collection[int]) -> None:
-        """Take tasks with nothing left to do from the scheduler: from all jobs, whichever of them that fails for."""
+        Raises:
+            SchedulerError: it failed for some of them.
+        """
         errors = []
-        for job_id, elements in self._without_work(items).items():
+        for job_id, elements in effect.jobs:
             try:
                 self.backend.cancel(job_id, elements)
             except SchedulerError as error:
                 errors.append(error)
         if errors:
             raise errors[0]
-
-    def _without_work(self, items: Collection[int]) -> dict[str, list[int] | None]:
-        """Return which elements of jobs a cancel of these items leaves with nothing to do; None is all of them."""
-        if not self.ledger.open:
-            return dict.fromkeys(self.job_ids)
-        elements: dict[str, list[int]] = {}
-        for task in self.tasks.without_work(sorted({self.tasks.task_of(item) for item in items})):
-            place = self.tasks.place(task)
-            if place.job_id:
-                elements.setdefault(place.job_id, []).append(place.element)
-        whole = {job_id for job_id, some in elements.items() if len(some) == self.tasks.length_of(job_id)}
-        return {job_id: None if job_id in whole else some for job_id, some in elements.items()}
-
-    def dismiss(self) -> None:
-        """Take from the scheduler what has not begun of rounds whose tasks take blocks: nothing is left for it."""
-        late: dict[str, list[int]] = {}
-        for each in self.tasks.rounds:
-            for task in each.plan.tasks if each.plan.blocks is not None else ():
-                place = self.tasks.place(task)
-                if place.job_id and task not in self.tasks.started:
-                    late.setdefault(place.job_id, []).append(place.element)
-        if late:
-            # From a thread, since the scheduler's commands may hang; no daemon, since a script may end now.
-            threading.Thread(target=self._dismiss, args=(late,), name="slurmlaunch-dismiss").start()
-
-    def _dismiss(self, late: dict[str, list[int]]) -> None:
-        for job_id, elements in late.items():
-            try:
-                self.backend.cancel(job_id, elements)
-            except SchedulerError as error:
-                _log.info("slurmlaunch could not take tasks of %s that have nothing left to do: %s", job_id, error)
-
-
-def error_for_each(error: BaseException) -> Callable[[int], BaseException]:
-    """Return what gives each item its own error of this kind, where the error is one that names an item."""
-    return error.for_item if isinstance(error, ItemError) else _always(error)
-
-
-def _always(error: BaseException) -> Callable[[int], BaseException]:
-    return lambda _: error
-
-
-def _task_of_file(recorded: Recorded) -> int:
-    return int(recorded.file.name.partition(".")[0])

@@ -1,63 +1,170 @@
-"""Submitting the rounds of a run, now or later, by this client or in the place of one that is gone.
+"""Making the rounds of a run, and submitting them: now, later, or in the place of a client that has ended.
 
-The first array of a round is submitted during the call, the others from a
-thread; where a limit on what one may have in the queue is hit, they wait for
-room. A client that was killed leaves its intents in the round's journal: its
-jobs are found by their names, what waited is submitted by whoever comes next,
-and what nobody will submit any more is said to be so.
+Used by the executor, `retry` and the watcher. The first array of a round is submitted
+during the call, the others from a thread; if a limit on queued jobs is reached, they wait
+for room. A client that is killed leaves its intents in the round's journal: another client
+finds its jobs by their names and submits the arrays that waited; what nobody will submit
+fails with an error that says so. What has happened is reported to the run as events.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
 import random
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slurmlaunch.backends.base import ArrayJob
+from slurmlaunch.backends.base import ArrayJob, parse_time
 from slurmlaunch.backends.container import folders_inside
-from slurmlaunch.client.options import Options
+from slurmlaunch.client.options import Options, job_name
+from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.sbatch_options import as_count
+from slurmlaunch.client.state import ArrayRefused, CancelJobs, CancellationSeen, JobsSeen, JobSubmitted
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
+from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.journal import Round
+from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from slurmlaunch.backends.base import Backend
+    from slurmlaunch.client.options import Shape
+    from slurmlaunch.client.plan import Plan
     from slurmlaunch.client.run import Run
-    from slurmlaunch.runfolder.journal import Round
+    from slurmlaunch.runfolder.layout import Manifest
 
-_NEVER_SUBMITTED = "it was never submitted: the client that was to do so is gone. Submit it with .retry()"
+_NEVER_SUBMITTED = (
+    "This array was never submitted, because the process that should have submitted it has ended. "
+    "Call .retry() to submit it."
+)
+
+_LONGEST_WARNING = 60
+"""Seconds that running items get to finish before a time limit."""
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 5.0, 60.0
-"""Seconds between two tries of a submission for which there was no room."""
+"""Seconds between two attempts to submit an array for which there was no room."""
 
-_SBATCH_OUTLIVES, _LOOK_AGAIN = 10.0, 0.5
-"""Seconds for which the sbatch of a client that was killed may go on, and between two looks for its job."""
+_SBATCH_OUTLIVES, _FIND_AGAIN = 10.0, 0.5
+"""Seconds for which the sbatch of a killed client may still run, and between two searches for its job."""
 
-_KEEP_UP_EVERY = 30.0
-"""Seconds between two looks at what other clients are to submit."""
+_FOLLOW_EVERY = 30.0
+"""Seconds between two checks of the arrays that other clients should submit."""
 
 _log = logging.getLogger("slurmlaunch")
 
 
-def array_job(run: Run, its_round: Round, number: int) -> ArrayJob:
-    """Return all that the scheduler is told of an array."""
-    plan, array = its_round.plan, its_round.plan.arrays[number]
+# Rounds.
+
+
+def add_round(run: Run, items: Sequence[int], options: Options, *, automatic: bool = False) -> Round:
+    """Make a round on disk that retries some items of a run; *automatic* says that ``retries=`` caused it.
+
+    Raises:
+        FileExistsError: another client made one first.
+        OptionError: the options do not fit together.
+    """
+    before = run.rounds[-1]
+    limits = run.backend.limits()
+    shape = options.shape(single_item=run.manifest.single, available=limits.cpus)
+    blocks = before.plan.blocks
+    # As many tasks as before, so that a choice of tasks= or chunksize= still applies.
+    planned = plan(
+        len(items),
+        limits=limits,
+        tasks=before.plan.slices.tasks,
+        chunksize=blocks.chunksize if blocks else None,
+        first_task=before.plan.tasks.stop,
+        schedule=blocks.schedule if blocks else STATIC,
+    )
+    number = before.number + 1
+    ranks = ranks_plan(options, run.backend, shape)
+    made = make_plan(planned, options, run.manifest, number, shape, items=array("Q", items), ranks=ranks)
+    return Round.make(run.folder, number, made._replace(automatic=automatic), run.tasks.last_checkpoints(items))
+
+
+def make_plan(
+    planned: Plan,
+    options: Options,
+    manifest: Manifest,
+    number: int,
+    shape: Shape,
+    *,
+    items: array[int] | None = None,
+    ranks: RanksPlan | None = None,
+) -> RoundPlan:
+    """Return the plan of a round as it is written to disk."""
+    arrays = tuple(
+        ArrayPlan(job_name(manifest.name, f"{manifest.run}-{number}-{i}"), each.first_task, each.length)
+        for i, each in enumerate(planned.arrays)
+    )
+    limit, warning = _time_limit(options)
+    return RoundPlan(
+        slices=planned.slices,
+        first_task=planned.first_task,
+        arrays=arrays,
+        cpus_per_task=shape.cpus_per_task,
+        processes=shape.processes,
+        threads=shape.threads,
+        throttle=options.throttle,
+        time_limit=limit,
+        warning=warning,
+        requeues=options.requeues if manifest.backend == "slurm" else 0,
+        options=options.to_json(),
+        client=ClientId.current(),
+        items=items,
+        blocks=planned.blocks,
+        ranks=ranks,
+    )
+
+
+def ranks_plan(options: Options, backend: Backend, shape: Shape) -> RanksPlan | None:
+    """Return how the tasks of a round start their ranks; None if each has one rank."""
+    if options.ranks == 1:
+        return None
+    launcher = backend.launcher(options.ranks, shape.cpus_per_task, options.slurm)
+    if launcher is None:
+        return None
+    chosen = launcher if options.launcher is None else options.launcher
+    return RanksPlan(options.ranks, chosen, (*options.python, "-m", "slurmlaunch.node.rank"))
+
+
+def _time_limit(options: Options) -> tuple[float | None, int | None]:
+    """Return the time limit in seconds, and how long before it a task is warned: at most a fifth of it."""
+    text = options.slurm.get("time") or os.environ.get("SBATCH_TIMELIMIT")
+    try:
+        limit = parse_time(str(text))
+    except ValueError:
+        return None, None
+    if not math.isfinite(limit):
+        return None, None
+    return limit, max(1, min(_LONGEST_WARNING, int(limit / 5)))
+
+
+def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
+    """Return everything that the scheduler gets to know of an array."""
+    plan, planned = round_.plan, round_.plan.arrays[number]
     options = Options.from_json(plan.options)
-    throttle = its_round.throttle
-    jobs = run.tasks.jobs
-    earlier = [jobs[key] for key in sorted(jobs) if key[0] == its_round.number and key[1] < number]
+    throttle = round_.throttle
+    jobs = next(each.jobs for each in run.tasks.rounds if each.number == round_.number)
+    earlier = [jobs[each] for each in sorted(jobs) if each < number]
+    folders = (
+        folders_inside(run.folder.path, Path(run.manifest.cwd), run.manifest.sys_path) if options.container else ()
+    )
     return ArrayJob(
         run_folder=run.folder.path,
-        name=array.name,
-        round=its_round.number,
+        name=planned.name,
+        round=round_.number,
         array=number,
-        first_task=array.first_task,
-        length=array.length,
+        first_task=planned.first_task,
+        length=planned.length,
         throttle=throttle,
         cwd=Path(run.manifest.cwd),
         python=options.python,
@@ -73,13 +180,9 @@ def array_job(run: Run, its_round: Round, number: int) -> ArrayJob:
         warning=plan.warning if plan.requeues else None,
         may_requeue=bool(plan.requeues),
         container=options.container,
-        folders=_folders_inside(run) if options.container else (),
+        folders=folders,
         ranks=plan.ranks.number if plan.ranks else 1,
     )
-
-
-def _folders_inside(run: Run) -> tuple[Path, ...]:
-    return folders_inside(run.folder.path, Path(run.manifest.cwd), run.manifest.sys_path)
 
 
 class Submission:
@@ -88,26 +191,26 @@ class Submission:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._unanswered: dict[str, float] = {}
-        self._keep_up_at = 0.0
+        self._follow_at = 0.0
 
     def submit(self, *, patiently: bool = False) -> None:
         """Submit the last round: its first array now, the others from a thread.
 
         Args:
-            patiently: the first one, too, waits for room in the queue and for a scheduler that is away.
+            patiently: the first array, too, waits for room in the queue and for a scheduler that is away.
 
         Raises:
             SubmissionError: the scheduler refused the first array.
         """
-        latest = self._run.tasks.rounds[-1]
-        self._run.tasks.ours.add(latest.number)
+        latest = self._run.rounds[-1]
+        self._run.submitting.add(latest.number)
         if not latest.plan.arrays:
             return
         try:
             if not patiently:
                 self._submit_array(latest, 0)
-            elif not self._submit_when_there_is_room(latest, 0):
-                return  # the interpreter ends: others go on with it
+            elif not self._submit_when_possible(latest, 0):
+                return  # the interpreter exits: another client submits it
         except BaseException as error:
             refused = isinstance(error, SlurmlaunchError) and not getattr(error, "ambiguous", False)
             with contextlib.suppress(OSError):  # a full disk may be the very reason
@@ -117,64 +220,66 @@ class Submission:
         if len(latest.plan.arrays) > 1:
             self._submit_in_thread(latest, range(1, len(latest.plan.arrays)))
 
-    def _submit_in_thread(self, its_round: Round, numbers: Iterable[int]) -> None:
-        # No daemon: a script that ends has its arrays submitted, as far as there is room for them.
-        threading.Thread(
-            target=self._submit_rest, args=(its_round, list(numbers)), name="slurmlaunch-submit", daemon=False
-        ).start()
+    def _submit_in_thread(self, round_: Round, numbers: Iterable[int]) -> None:
+        # No daemon: a script that exits has its arrays submitted, as far as there is room for them.
+        arguments = (round_, list(numbers))
+        threading.Thread(target=self._submit_rest, args=arguments, name="slurmlaunch-submit", daemon=False).start()
 
-    def _submit_rest(self, its_round: Round, numbers: Iterable[int]) -> None:
+    def _submit_rest(self, round_: Round, numbers: Iterable[int]) -> None:
         for number in numbers:
             try:
-                if not self._submit_when_there_is_room(its_round, number):
+                if not self._submit_when_possible(round_, number):
                     return
             except (SlurmlaunchError, OSError) as error:
                 with contextlib.suppress(OSError):  # a full disk may be the very reason
-                    its_round.refused(number, str(error))
-                self._refuse(its_round, number, error)
+                    round_.refused(number, str(error))
+                self._run.handle(ArrayRefused(round_.number, number, error))
 
-    def _submit_when_there_is_room(self, its_round: Round, number: int) -> bool:
-        """Submit an array, as often as that has to wait; False where the interpreter ends first."""
+    def _submit_when_possible(self, round_: Round, number: int) -> bool:
+        """Submit an array, waiting as often as necessary; False if the interpreter exits first."""
         pause = _SHORTEST_WAIT
         while self._run.ledger.open:
             try:
-                self._submit_array(its_round, number)
+                self._submit_array(round_, number)
             except (SubmissionError, SchedulerError) as error:
                 why = _worth_waiting_for(error)
                 if why is None:
                     raise
                 if pause == _SHORTEST_WAIT:
-                    its_round.waiting(number, ClientId.current())
+                    round_.waiting(number, ClientId.current())
                     _log.warning("slurmlaunch waits %s: %s", why, error.stderr.strip())
             else:
                 return True
             if not _sleep(_jittered(pause)):
-                where = self._run.folder.path
-                _log.warning("slurmlaunch ends with arrays not submitted: slurmlaunch.attach(%r) goes on", str(where))
+                where = str(self._run.folder.path)
+                _log.warning(
+                    "slurmlaunch exits before all arrays are submitted: slurmlaunch.attach(%r) continues", where
+                )
                 return False
             pause = min(_LONGEST_WAIT, pause * 2)
         return True
 
-    def _submit_array(self, its_round: Round, number: int) -> None:
+    def _submit_array(self, round_: Round, number: int) -> None:
         run = self._run
-        job = array_job(run, its_round, number)
+        job = array_job(run, round_, number)
         if job.container is not None:
             job.container.prepare(job.folders)
-        its_round.intend(number)
+        round_.intend(number)
         job_id = self._submit_once(job)
-        with run.changed:
-            run.tasks.jobs[its_round.number, number] = job_id
+        run.handle(JobsSeen(round_.number, {number: job_id}))
         try:
-            its_round.submitted(number, job_id)
-        except OSError as error:  # it runs all the same, and can be found by its name
-            _log.warning("slurmlaunch could not write down job %s of %s: %s", job_id, run.folder.path, error)
-        with contextlib.suppress(OSError):  # it is accepted all the same, and whoever watches it looks again
-            run.look_for_cancellations()
-        if not run.ledger.open:  # cancelled while it was being submitted, perhaps by another client
-            run.backend.cancel(job_id)
+            round_.submitted(number, job_id)
+        except OSError as error:  # the job runs all the same, and can be found by its name
+            _log.warning("slurmlaunch could not record job %s of %s: %s", job_id, run.folder.path, error)
+        with contextlib.suppress(OSError):  # the job is accepted all the same, and the watcher reads cancellations, too
+            for cancelled in CancellationReader(run.folder, [each.number for each in run.rounds]).new():
+                run.handle(CancellationSeen(*cancelled))
+        for effect in run.handle(JobSubmitted(round_.number, number, job_id)):
+            if isinstance(effect, CancelJobs):
+                run.cancel_jobs(effect)
 
     def _submit_once(self, job: ArrayJob) -> str:
-        """Submit an array, unless it was before, by a command that did not answer."""
+        """Submit an array, unless an earlier command that did not answer has done so."""
         backend, since = self._run.backend, self._unanswered.get(job.name)
         job_id = None if since is None else backend.find(job.name, since)
         if job_id is not None:
@@ -187,120 +292,103 @@ class Submission:
                 self._unanswered.setdefault(job.name, began)
             raise
 
-    # Refusals.
+    # What other clients have submitted, or left.
 
-    def take_refusals(self) -> None:
-        """Settle the items of the arrays that others were refused for good, as the journals say."""
-        for each in self._run.tasks.rounds:
-            if each.number in self._run.tasks.ours:
-                continue  # whoever submits here says so himself
-            for number, error in each.refusals().items():
-                self._refuse(each, number, SubmissionError(error))
+    def read_refusals(self) -> None:
+        """Report the arrays that were refused to other clients, as the journals say."""
+        for each in self._run.rounds:
+            if each.number not in self._run.submitting:  # this client reports its own refusals itself
+                for number, error in each.refusals().items():
+                    self._run.handle(ArrayRefused(each.number, number, SubmissionError(error)))
 
-    def _refuse(self, its_round: Round, number: int, error: BaseException) -> None:
-        self._run.tasks.given_up.add((its_round.number, number))
-        refused = its_round.plan.arrays[number]
-        tasks = range(refused.first_task, refused.first_task + refused.length)
-        if its_round.plan.blocks is not None:
-            with self._run.changed:
-                self._run.tasks.ends.update(dict.fromkeys(tasks, error))  # other tasks may take what these would have
-            return
-        self._run.ended([item for task in tasks for item in self._run.tasks.items_of(task)], lambda _: error)
-
-    def will_come(self, its_round: Round, number: int) -> bool:
-        """Whether an array that is not submitted may yet be, by a client that lives."""
-        if number in its_round.refusals() or number in its_round.abandonments():
+    def may_be_submitted(self, round_: Round, number: int) -> bool:
+        """Whether a client that runs may yet submit an array."""
+        if number in round_.refusals() or number in round_.abandonments():
             return False
-        if its_round.plan.client is None:
+        if round_.plan.client is None:
             return True
-        return not all(map(its_round.may_replace, (its_round.plan.client, *its_round.waits().values())))
+        return not all(map(round_.may_replace, (round_.plan.client, *round_.waits().values())))
 
-    # In the place of a client that is gone.
+    def take_over(self) -> None:
+        """Find the jobs of clients that have ended, and submit the arrays that they left.
 
-    def take_up(self) -> None:
-        """Take up what clients that are gone have left: find their jobs, and submit what waited for room.
-
-        Where the scheduler does not answer, this goes on in a thread: nothing is
-        called "never submitted" that could not be looked for.
+        While the scheduler does not answer this goes on in a thread: no array is called
+        "never submitted" before its job was searched for.
         """
         try:
             self._find_lost_jobs()
         except SchedulerError as error:
             where = self._run.folder.path
-            _log.warning("slurmlaunch cannot look for the jobs of %s, and keeps trying: %s", where, error)
-            threading.Thread(target=self._take_up_later, name="slurmlaunch-find", daemon=True).start()
+            _log.warning("slurmlaunch cannot search for the jobs of %s, and keeps trying: %s", where, error)
+            threading.Thread(target=self._take_over_later, name="slurmlaunch-find", daemon=True).start()
         else:
-            self._resume()
+            self._submit_left()
 
-    def _take_up_later(self) -> None:
+    def _take_over_later(self) -> None:
         pause = _SHORTEST_WAIT
         while self._run.ledger.open:
             time.sleep(_jittered(pause))
             pause = min(_LONGEST_WAIT, pause * 2)
             with contextlib.suppress(SchedulerError):
                 self._find_lost_jobs()
-                self._resume()
+                self._submit_left()
                 return
 
-    def keep_up(self) -> None:
-        """Take in, now and then, what has become of arrays that others are to submit: refused, or left undone."""
-        waits = any(self._missing(each) for each in self._run.tasks.rounds)
-        if not waits or time.monotonic() < self._keep_up_at:
+    def follow(self) -> None:
+        """Check, at intervals, what has become of arrays that other clients should submit: refused, or left."""
+        if not any(map(self._missing, self._run.rounds)) or time.monotonic() < self._follow_at:
             return
-        self._keep_up_at = time.monotonic() + _KEEP_UP_EVERY
-        self.take_refusals()
-        if any(map(self._is_left, self._run.tasks.rounds)):
-            with contextlib.suppress(SchedulerError):  # it is asked again the next time
+        self._follow_at = time.monotonic() + _FOLLOW_EVERY
+        self.read_refusals()
+        if any(map(self._is_left, self._run.rounds)):
+            with contextlib.suppress(SchedulerError):  # the next check asks it again
                 self._find_lost_jobs()
-                self._resume()
+                self._submit_left()
 
-    def _missing(self, its_round: Round) -> list[int]:
+    def _missing(self, round_: Round) -> list[int]:
         """Return the arrays of a round that may yet be submitted, as far as this client knows."""
-        tasks = self._run.tasks
-        every = ((its_round.number, number) for number in range(len(its_round.plan.arrays)))
-        return [each[1] for each in every if each not in tasks.jobs and each not in tasks.given_up]
+        return next((each.missing_arrays for each in self._run.tasks.rounds if each.number == round_.number), [])
 
-    def _is_left(self, its_round: Round) -> bool:
-        """Whether nobody who lives will submit what is missing of a round."""
-        missing = self._missing(its_round)
-        if not missing or its_round.plan.client is None:
+    def _is_left(self, round_: Round) -> bool:
+        """Whether no running client will submit the missing arrays of a round."""
+        missing = self._missing(round_)
+        if not missing or round_.plan.client is None:
             return False
-        if its_round.abandonments().issuperset(missing):
+        if round_.abandonments().issuperset(missing):
             return True
-        waits = [who for number, who in its_round.waits().items() if number in missing]
-        return all(map(its_round.may_replace, (its_round.plan.client, *waits)))
+        waits = [who for number, who in round_.waits().items() if number in missing]
+        return all(map(round_.may_replace, (round_.plan.client, *waits)))
 
-    def _resume(self) -> None:
-        """Submit what waited for room, or was to be run again, and is left; give up on what was never submitted."""
-        self.take_refusals()
-        for each in filter(self._is_left, self._run.tasks.rounds):
+    def _submit_left(self) -> None:
+        """Submit arrays that waited for room, or belong to a retry, and are left; report that nobody submits others."""
+        self.read_refusals()
+        for each in filter(self._is_left, self._run.rounds):
             missing = self._missing(each)
             if not (each.plan.automatic or each.waits()):
                 for number in missing:
-                    self._refuse(each, number, SubmissionError(_NEVER_SUBMITTED))
+                    self._run.handle(ArrayRefused(each.number, number, SubmissionError(_NEVER_SUBMITTED)))
             elif each.take_over(ClientId.current()):
-                each.waiting(missing[0], ClientId.current())  # others leave it to us
+                each.waiting(missing[0], ClientId.current())  # other clients leave it to this one
                 self._submit_in_thread(each, missing)
 
     def _find_lost_jobs(self) -> None:
-        """Find the jobs that a client submitted and did not live to write down."""
-        for each in self._run.tasks.rounds:
+        """Find the jobs that a client submitted without recording their ids."""
+        for each, view in zip(self._run.rounds, self._run.tasks.rounds, strict=False):
             intents = {entry["intent"]: entry["time"] for entry in each.journal() if "intent" in entry}
-            known = {*each.refusals(), *(number for r, number in self._run.tasks.jobs if r == each.number)}
+            known = each.refusals().keys() | each.job_ids().keys() | view.jobs.keys()
             for number in intents.keys() - known:
                 job_id = self._find_lost(each, number, intents[number])
                 if job_id is not None:
                     each.submitted(number, job_id)
-                    self._run.tasks.jobs[each.number, number] = job_id
+                    self._run.handle(JobsSeen(each.number, {number: job_id}))
 
-    def _find_lost(self, its_round: Round, number: int, when: float) -> str | None:
-        name = its_round.plan.arrays[number].name
-        maker = its_round.plan.client
+    def _find_lost(self, round_: Round, number: int, when: float) -> str | None:
+        name, maker = round_.plan.arrays[number].name, round_.plan.client
         while (job_id := self._run.backend.find(name, when)) is None:
-            # The sbatch of a client that was killed lives on, and submits a moment later.
+            # The sbatch of a killed client lives on, and submits a moment later.
             if maker is None or not maker.has_ended or not 0 <= time.time() - when < _SBATCH_OUTLIVES:
                 break
-            time.sleep(_LOOK_AGAIN)
+            time.sleep(_FIND_AGAIN)
         return job_id
 
     # The throttle.
@@ -312,10 +400,10 @@ class Submission:
             OptionError: it is below 1.
             SchedulerError: the scheduler did not do it.
         """
-        run, latest = self._run, self._run.tasks.rounds[-1]
+        run, latest = self._run, self._run.rounds[-1]
         throttle = None if throttle is None else as_count("throttle", throttle)
         with run.changed:
-            jobs = [run.tasks.jobs[key] for key in sorted(run.tasks.jobs) if key[0] == latest.number]
+            jobs = [job_id for _, job_id in sorted(run.tasks.rounds[-1].jobs.items())]
         before = None
         for job_id in jobs:
             run.backend.set_throttle(job_id, throttle, after=before if throttle else None)
@@ -324,7 +412,7 @@ class Submission:
 
 
 def _worth_waiting_for(error: SubmissionError | SchedulerError) -> str | None:
-    """Return what to wait for after a submission that failed; None where the same would fail again."""
+    """Return what to wait for after a failed submission; None if the same would fail again."""
     if isinstance(error, SchedulerError) or error.ambiguous:
         return "for sbatch to answer"
     if error.no_room:
@@ -337,7 +425,7 @@ def _jittered(seconds: float) -> float:
 
 
 def _sleep(seconds: float) -> bool:
-    """Sleep; return False at once when the interpreter ends, which is not to wait for room."""
+    """Sleep; return False at once when the interpreter exits, which must not wait for room in the queue."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         if not threading.main_thread().is_alive():

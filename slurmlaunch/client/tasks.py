@@ -1,339 +1,403 @@
-"""The tasks of a run: who has which item, and what is known of how each is doing.
+"""The tasks of a run: one record per task, and which task has which item.
 
-A view of a run includes its rounds up to one of them. A round gives items to
-tasks of its own, and so does the next with those that it runs again: an item has
-the last task that it was given to. Tasks of a dynamic round take their items
-while they run, so of some it may not be known (yet) who has them.
+A view of a run covers its rounds up to one of them. Each round gives items to tasks of
+its own, so an item belongs to the last task that got it. In a dynamic round tasks claim
+items while they run, so some items may have no task yet. `RunState` changes what is
+here; futures and errors read it. Nothing here reads a file, a clock or the scheduler.
 """
 
 from __future__ import annotations
 
-import itertools
 from array import array
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import TaskState
-from slurmlaunch.client.ledger import Fate
-from slurmlaunch.client.taken import Taken
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.errors import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from slurmlaunch.backends.base import TaskRecord
-    from slurmlaunch.client.held import Held
     from slurmlaunch.client.ledger import Ledger
-    from slurmlaunch.runfolder.journal import Round
+    from slurmlaunch.errors import ItemError
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
+    from slurmlaunch.runfolder.plan import Blocks, RoundPlan
+
+_UNCLAIMED = -1
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
-class TaskPlace:
-    """Where a task stands in its run, and in its job.
+@dataclass(slots=True, eq=False)
+class TaskView:
+    """Everything that this process knows about one task.
 
     Attributes:
+        index: the index of the task in its run.
         round: its round.
         array: the number of its array in the round.
-        element: its place in the array.
-        job_id: the id of the array's job, or None where it is not submitted (yet).
+        element: its element of the array.
+        started: whether it has started.
+        attempts: how many of its attempts are known.
+        record: what the scheduler said last, or said to an earlier client.
+        end_mark: the mark of the last start that has ended, once its outcomes were read.
+        notes: what each attempt recorded about itself.
+        checkpoints: the checkpoints that each attempt recorded, by item.
+        missing_since: since when it is known to have ended while outcomes are missing.
+        missing_record: the scheduler's record that says so; None where the end mark does.
+        end_recorded: whether that record comes from the run folder.
+        error: why it takes no more items, in a dynamic round.
+        damage: the file and offset of its first damaged record.
+        closed: whether it has ended and none of its items is open.
+        settled_items: how many of its first items need no further check.
     """
 
-    __slots__ = ("array", "element", "job_id", "round")
+    index: int
+    round: RoundView
+    array: int
+    element: int
+    started: bool = False
+    attempts: int = 0
+    record: TaskRecord | None = None
+    end_mark: EndMark | None = None
+    notes: Mapping[int, Mapping[str, Any]] = field(default_factory=lambda: _NOTHING)
+    checkpoints: Mapping[int, Mapping[int, Recorded]] = field(default_factory=lambda: _NOTHING)
+    missing_since: float | None = None
+    missing_record: TaskRecord | None = None
+    end_recorded: bool = False
+    error: BaseException | None = None
+    damage: tuple[Path, int] | None = None
+    closed: bool = False
+    settled_items: int = 0
 
-    def __init__(self, round_: Round, array: int, element: int, job_id: str | None) -> None:
-        self.round, self.array, self.element, self.job_id = round_, array, element, job_id
+    @property
+    def state(self) -> TaskState | None:
+        """The scheduler's last word, if any."""
+        return self.record.state if self.record else None
+
+    @property
+    def job_id(self) -> str | None:
+        """The id of its job; None while it is not submitted."""
+        return self.round.jobs.get(self.array)
 
     @property
     def full_id(self) -> str | None:
-        """The id as Slurm writes it: ``123_4``."""
-        return f"{self.job_id}_{self.element}" if self.job_id else None
+        """The id of the task as Slurm writes it: ``123_4``."""
+        job_id = self.job_id
+        return f"{job_id}_{self.element}" if job_id else None
+
+    @property
+    def last_notes(self) -> Mapping[str, Any]:
+        """What its last attempt recorded about itself."""
+        return self.notes.get(self.attempts - 1, _NOTHING)
+
+    @property
+    def node(self) -> str | None:
+        """The machine on which it ran last, if known."""
+        node: str | None = self.last_notes.get("node", self.record.node if self.record else None)
+        return node
+
+    def add_notes(self, attempt: int, notes: Mapping[str, Any]) -> None:
+        """Add what an attempt recorded about itself."""
+        self.notes = {**self.notes, attempt: {**self.notes.get(attempt, _NOTHING), **notes}}
+
+    def add_checkpoints(self, attempt: int, checkpoints: Mapping[int, Recorded]) -> None:
+        """Replace the known checkpoints of an attempt."""
+        self.checkpoints = {**self.checkpoints, attempt: dict(checkpoints)}
+
+
+class RoundView:
+    """Everything that this process knows about one round beside its tasks.
+
+    Attributes:
+        number: its number.
+        plan: which task has which items, and what it runs with.
+        jobs: the job id of each array that has been submitted.
+        given_up: the arrays that nobody will submit any more.
+        claims: which task has claimed which block; None in a static round.
+        gave_up: the error with which tasks recorded that they cannot run items, in a dynamic round.
+        all_ended_since: since when all tasks have ended while blocks are unclaimed.
+    """
+
+    def __init__(self, number: int, plan: RoundPlan) -> None:
+        self.number, self.plan = number, plan
+        self.jobs: dict[int, str] = {}
+        self.given_up: set[int] = set()
+        self.claims = None if plan.blocks is None else Claims(plan, plan.blocks)
+        self.gave_up: ItemError | None = None
+        self.all_ended_since: float | None = None
+
+    @property
+    def missing_arrays(self) -> list[int]:
+        """The arrays that may yet be submitted, as far as is known."""
+        return [n for n in range(len(self.plan.arrays)) if n not in self.jobs and n not in self.given_up]
+
+    def tasks_of(self, number: int) -> range:
+        """Return the tasks of an array."""
+        planned = self.plan.arrays[number]
+        return range(planned.first_task, planned.first_task + planned.length)
+
+
+class Claims:
+    """Which task has claimed which block of a dynamic round, as far as this process knows.
+
+    A claim is never taken back. Costs four bytes for each block.
+
+    Attributes:
+        unclaimed: how many blocks have no known owner.
+    """
+
+    def __init__(self, plan: RoundPlan, blocks: Blocks) -> None:
+        self._plan, self._blocks = plan, blocks
+        self._owners = array("i", [_UNCLAIMED]) * blocks.number
+        self._blocks_of: dict[int, array[int]] = {}
+        self.unclaimed = blocks.number
+
+    def add(self, block: int, task: int) -> None:
+        """Add a claim, unless it is of another round, or the block has an owner."""
+        ours = task in self._plan.tasks and block < self._blocks.number
+        if ours and self._owners[block] == _UNCLAIMED:
+            self._owners[block] = task
+            self._blocks_of.setdefault(task, array("i")).append(block)
+            self.unclaimed -= 1
+
+    def infer(self, items: range, task: int) -> None:
+        """Add the blocks of items that a task recorded: it had claimed them, even if the claims are not listed yet."""
+        first, last = (self._plan.position_of(item) for item in (items.start, items.stop - 1))
+        for block in range(self._blocks.block_of(first), self._blocks.block_of(last) + 1):
+            self.add(block, task)
+
+    def owner_of(self, item: int) -> int | None:
+        """Return the task that has claimed an item, or None."""
+        owner = self._owners[self._blocks.block_of(self._plan.position_of(item))]
+        return None if owner == _UNCLAIMED else owner
+
+    def parts_of(self, task: int) -> Iterator[Sequence[int]]:
+        """Yield the items of a task, block by block."""
+        return self._parts(self._blocks_of.get(task, ()))
+
+    def unclaimed_parts(self) -> Iterator[Sequence[int]]:
+        """Yield the unclaimed items, block by block."""
+        if self.unclaimed:
+            yield from self._parts(block for block, owner in enumerate(self._owners) if owner == _UNCLAIMED)
+
+    def _parts(self, blocks: Iterable[int]) -> Iterator[Sequence[int]]:
+        return (self._plan.items_at(self._blocks.positions_of(block)) for block in blocks)
 
 
 class Tasks:
-    """The tasks of one view of a run. Who changes it holds the lock of the run.
+    """The tasks of one view of a run, and which of them has which item.
 
     Attributes:
-        rounds: the rounds that the view includes.
-        jobs: job ids by round and array; an array that is not there is not submitted (yet).
-        ours: the numbers of the rounds that this view submits.
-        given_up: the arrays, likewise, that nobody will submit any more.
-        started: the tasks that are known to have started.
-        attempts: how many attempts of each task are known to have begun.
-        states: what the scheduler said last, by task, where it said something.
-        told: the same, with all that it said.
-        marks: how tasks have ended, where they left a mark.
-        notes: what attempts said of themselves, by task and attempt.
-        checkpoints: how items are gone on with that attempts began, likewise.
-        ends: the tasks of dynamic rounds that take nothing more, and why.
+        rounds: the rounds of the view.
+        views: the record of each task of which anything is known.
     """
 
-    def __init__(self, folder: RunFolder, rounds: list[Round], ledger: Ledger, held: Held) -> None:
-        self.rounds = rounds
-        self.jobs: dict[tuple[int, int], str] = {}
-        self.ours: set[int] = set()
-        self.given_up: set[tuple[int, int]] = set()
-        self.started: set[int] = set()
-        self.attempts: dict[int, int] = {}
-        self.states: dict[int, TaskState] = {}
-        self.told: dict[int, TaskRecord] = {}
-        self.marks: dict[int, EndMark] = {}
-        self.notes: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        self.checkpoints: dict[tuple[int, int], dict[int, Recorded]] = {}
-        self.ends: dict[int, BaseException] = {}
-        self._folder, self._ledger, self._held = folder, ledger, held
+    def __init__(self, folder: RunFolder, ledger: Ledger, pending: Container[int]) -> None:
+        """Begin without rounds.
+
+        Args:
+            folder: the run folder, for the names of logs.
+            ledger: the statuses of the items.
+            pending: the items that wait for a retry.
+        """
+        self.rounds: list[RoundView] = []
+        self.views: dict[int, TaskView] = {}
+        self._folder, self._ledger, self._pending = folder, ledger, pending
         self._last_round: array[int] | None = None
-        self._taken: dict[int, Taken] = {}
-        self._passed: dict[int, int] = {}
-        """How many of the first items of a task have nothing open any more: they need no second look."""
-        for number, each in enumerate(rounds):
-            self._include(each, first=not number)
 
-    # Rounds, and their jobs.
+    # Rounds and their tasks.
 
-    def add(self, added: Round) -> None:
-        """Take a further round into the view."""
+    def add(self, added: RoundView) -> None:
+        """Add a round, whose items now belong to its tasks."""
         self.rounds.append(added)
-        self._include(added, first=False)
-
-    def _include(self, added: Round, *, first: bool) -> None:
-        if added.plan.blocks is not None:
-            self._taken[added.number] = Taken(self._folder, added, added.plan.blocks)
-        if not first:
+        if len(self.rounds) > 1:
             if self._last_round is None:
                 self._last_round = array("H", [self.rounds[0].number]) * self._ledger.items
             for item in added.plan.items or ():
                 self._last_round[item] = added.number
 
-    def learn_job_ids(self) -> int:
-        """Read which arrays have been submitted, perhaps by another client; return how many file operations it took."""
-        operations = 0
-        for each in self.rounds:
-            if any((each.number, number) not in self.jobs for number in range(len(each.plan.arrays))):
-                self.jobs.update({(each.number, number): job_id for number, job_id in each.job_ids().items()})
-                operations += _JOURNAL_COST
-        return operations
+    def view(self, task: int) -> TaskView:
+        """Return the record of a task.
 
-    def length_of(self, job_id: str) -> int:
-        """Return how many tasks a job has."""
-        number, array_ = next(key for key, each in list(self.jobs.items()) if each == job_id)
-        return next(each for each in self.rounds if each.number == number).plan.arrays[array_].length
+        Raises:
+            LookupError: no round of the view has that task.
+        """
+        found = self.views.get(task)
+        if found is None:
+            for each in self.rounds:
+                if task in each.plan.tasks:
+                    return self.views.setdefault(task, TaskView(task, each, *each.plan.element_of(task)))
+            raise LookupError(task)
+        return found
 
-    # Who has what.
+    def __contains__(self, task: int) -> bool:
+        """Whether a task belongs to a round of the view."""
+        return any(task in each.plan.tasks for each in self.rounds)
 
-    def round_of(self, item: int) -> Round:
-        """Return the last round that ran an item."""
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        """The ids of all jobs, in the order of submission."""
+        return tuple(each.jobs[number] for each in self.rounds for number in sorted(each.jobs))
+
+    # Which task has which item.
+
+    def round_of(self, item: int) -> RoundView:
+        """Return the last round of an item."""
         return self.rounds[self._last_round[item] if self._last_round else 0]
 
     def task_of(self, item: int) -> int:
-        """Return the task that an item was last given to.
+        """Return the last task of an item; for an unclaimed item the one that would have it in a static round."""
+        round_ = self.round_of(item)
+        task = self.task_in(round_, item)
+        return round_.plan.task_of(item) if task is None else task
 
-        Of a dynamic round that is the one that has taken it. While none has, it is the one
-        that would have it in a static round: the run is on its way there as much as anywhere.
-        """
-        its_round = self.round_of(item)
-        task = self.task_in(its_round, item)
-        return its_round.plan.task_of(item) if task is None else task
+    def task_in(self, round_: RoundView, item: int) -> int | None:
+        """Return the task that has an item of a round; None while it is unclaimed."""
+        return round_.claims.owner_of(item) if round_.claims else round_.plan.task_of(item)
 
-    def task_in(self, its_round: Round, item: int) -> int | None:
-        """Return the task that has an item of a round; None where no task is known to have taken it."""
-        taken = self._taken.get(its_round.number)
-        return taken.owner_of(item) if taken else its_round.plan.task_of(item)
+    def is_claimed(self, item: int) -> bool:
+        """Whether a task has an item: always, except in a dynamic round."""
+        round_ = self.round_of(item)
+        return round_.claims is None or round_.claims.owner_of(item) is not None
 
-    def is_dynamic(self, task: int) -> bool:
-        """Whether a task takes its items while it runs."""
-        return self.place(task).round.number in self._taken
-
-    def is_given(self, item: int) -> bool:
-        """Whether a task has an item: always, save in a dynamic round."""
-        return not self._taken or self.task_in(self.round_of(item), item) is not None
-
-    def is_begun(self, item: int) -> bool:
+    def is_started(self, item: int) -> bool:
         """Whether the task that has an item has started."""
-        return self.is_given(item) and self.task_of(item) in self.started
-
-    def place(self, task: int) -> TaskPlace:
-        """Return where a task stands."""
-        for each in self.rounds:
-            if task in each.plan.tasks:
-                array_, element = each.plan.element_of(task)
-                return TaskPlace(each, array_, element, self.jobs.get((each.number, array_)))
-        raise LookupError(task)
-
-    def __contains__(self, task: int) -> bool:
-        """Whether a task is of this view."""
-        return any(task in each.plan.tasks for each in self.rounds)
+        view = self.views.get(self.task_of(item)) if self.is_claimed(item) else None
+        return view is not None and view.started
 
     def items_of(self, task: int) -> Sequence[int]:
-        """Return the items that a task has, those left out that a later round took over."""
-        parts = list(self._parts_of(task))
+        """Return the items of a task, without those that a later round has."""
+        parts = list(self._parts_of(self.view(task)))
         return parts[0] if len(parts) == 1 else [item for part in parts for item in part]
 
-    def _parts_of(self, task: int) -> Iterator[Sequence[int]]:
-        its_round = self.place(task).round
-        taken = self._taken.get(its_round.number)
-        return self.still_in(its_round.number, taken.parts_of(task) if taken else [its_round.plan.items_of(task)])
+    def _parts_of(self, view: TaskView) -> Iterator[Sequence[int]]:
+        return self.still_in(view.round.number, self._planned_parts(view))
+
+    def _planned_parts(self, view: TaskView) -> Iterable[Sequence[int]]:
+        claims = view.round.claims
+        return claims.parts_of(view.index) if claims else [view.round.plan.items_of(view.index)]
 
     def still_in(self, number: int, parts: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:
-        """Yield parts of what a round has, what a later round took over left out."""
+        """Yield parts of a round's items, without those that a later round has."""
         last = self._last_round
         for part in parts:
             yield [item for item in part if last[item] == number] if last else part
 
-    # What is left of it.
+    # Open items.
 
     def open_items(self, task: int) -> list[int]:
-        """Return the items of a task that have not settled, and are not held for another round."""
-        return self._open_in(self._parts_of(task))
+        """Return the items of a task that are open and do not wait for a retry."""
+        return self._open_in(self._parts_of(self.view(task)))
+
+    def unclaimed_items(self, round_: RoundView) -> list[int]:
+        """Return the open items of a dynamic round that no task has claimed."""
+        return self._open_in(self.still_in(round_.number, round_.claims.unclaimed_parts() if round_.claims else ()))
 
     def _open_in(self, parts: Iterable[Sequence[int]]) -> list[int]:
         open_ = (item for part in parts if self._is_open(part) for item in self._ledger.open_among(part))
-        return [item for item in open_ if item not in self._held]
+        return [item for item in open_ if item not in self._pending]
+
+    def _is_open(self, part: Sequence[int]) -> bool:
+        if isinstance(part, range):
+            return not self._ledger.all_settled(part)
+        return bool(self._ledger.count(ItemStatus.OPEN, part))
 
     def has_open(self, task: int) -> bool:
-        """Whether a task has items that have not settled and are not held, or may yet take some."""
-        its_round = self.place(task).round
-        taken = self._taken.get(its_round.number)
-        if taken and taken.free and task not in self.ends:
+        """Whether a task has open items that do not wait for a retry, or may claim more."""
+        view = self.view(task)
+        claims = view.round.claims
+        if claims and claims.unclaimed and view.error is None:
             return True
-        start, passed = 0, self._passed.get(task, 0)
-        for part in taken.parts_of(task) if taken else [its_round.plan.items_of(task)]:
+        start = 0
+        for part in self._planned_parts(view):
             stop = start + len(part)
-            if passed < stop:
-                passed += self._settled_before(part[passed - start :], its_round.number)
-            self._passed[task] = passed
-            if passed < stop:
+            if view.settled_items < stop:
+                view.settled_items += self._settled_before(part[view.settled_items - start :], view.round.number)
+            if view.settled_items < stop:
                 return True
             start = stop
         return False
 
     def _settled_before(self, items: Sequence[int], number: int) -> int:
-        """Return how many of the first items have settled, or are held, or were taken over from that round."""
+        """Return how many of the first items have settled, wait for a retry, or belong to a later round."""
         last = self._last_round
-        if isinstance(items, range) and last is None and not self._held:
-            return len(items) if self._ledger.all_settled(items) else 0  # it takes no time to look at these again
+        if isinstance(items, range) and last is None and not self._pending:
+            return len(items) if self._ledger.all_settled(items) else 0  # one search is cheap enough to repeat
         for position, item in enumerate(items):
-            if self._ledger.is_open(item) and item not in self._held and (last is None or last[item] == number):
+            if self._ledger.is_open(item) and item not in self._pending and (last is None or last[item] == number):
                 return position
         return len(items)
 
-    def without_work(self, tasks: Iterable[int]) -> list[int]:
-        """Return those of the tasks that have nothing open, and can take nothing."""
-        shared = {number for number, taken in self._taken.items() if any(map(self._is_open, taken.free_parts()))}
-        return [
-            task
-            for task in tasks
-            if self.place(task).round.number not in shared and not any(map(self._is_open, self._parts_of(task)))
-        ]
+    def without_work(self, tasks: Iterable[int]) -> list[TaskView]:
+        """Return those of the tasks that have no open item and can claim none."""
+        shared = {each.number for each in self.rounds if each.claims and any(map(self._is_open, self._free(each)))}
+        views = map(self.view, tasks)
+        return [v for v in views if v.round.number not in shared and not any(map(self._is_open, self._parts_of(v)))]
 
-    def _is_open(self, part: Sequence[int]) -> bool:
-        if isinstance(part, range):
-            return not self._ledger.all_settled(part)
-        return bool(self._ledger.count(Fate.OPEN, part))
+    @staticmethod
+    def _free(round_: RoundView) -> Iterator[Sequence[int]]:
+        return round_.claims.unclaimed_parts() if round_.claims else iter(())
 
     def count_running(self, items: Sequence[int] | None = None) -> int:
         """Return how many open items, of these or of all, are in tasks that have started."""
         if items is not None:
-            return sum(self.is_begun(i) for i in self._ledger.open_among(items))
-        return sum(self._ledger.count(Fate.OPEN, part) for task in tuple(self.started) for part in self._parts_of(task))
+            return sum(self.is_started(item) for item in self._ledger.open_among(items))
+        started = [view for view in self.views.values() if view.started]
+        return sum(self._ledger.count(ItemStatus.OPEN, part) for view in started for part in self._parts_of(view))
 
-    # How they are doing.
+    # States, places and checkpoints.
 
     def state_of(self, task: int) -> TaskState:
-        """Return what a task is doing, as far as is known without asking again.
-
-        Where all of its items have settled it is the state that it ends in.
-        """
-        told = self.states.get(task)
-        if told is not None and told.is_final:
-            return told
-        if any(map(self._is_open, self._parts_of(task))):
-            waiting = TaskState.PENDING if told is None else told
-            return TaskState.RUNNING if task in self.started else waiting
+        """Return the state of a task without asking the scheduler; its final state once all its items have settled."""
+        view = self.view(task)
+        if view.state is not None and view.state.is_final:
+            return view.state
+        if any(map(self._is_open, self._parts_of(view))):
+            return TaskState.RUNNING if view.started else view.state or TaskState.PENDING
         items = self.items_of(task)
-        if items and self._ledger.count(Fate.CANCELLED, items) == len(items):
+        if items and self._ledger.count(ItemStatus.CANCELLED, items) == len(items):
             return TaskState.CANCELLED
-        failed = self._ledger.count(Fate.FAILURE, items) or self._ledger.count(Fate.ENDED, items)
+        failed = any(self._ledger.count(status, items) for status in (ItemStatus.FAILURE, ItemStatus.ENDED))
         return TaskState.FAILED if failed else TaskState.COMPLETED
 
     def state_of_item(self, item: int) -> TaskState:
-        """Return what the task is doing that has an item; while none has, the item waits."""
-        if self.is_given(item):
+        """Return the state of the task of an item; an unclaimed item waits."""
+        if self.is_claimed(item):
             return self.state_of(self.task_of(item))
-        return _STATES_OF_NOBODYS[self._ledger.fate(item)]
+        return _STATES_OF_UNCLAIMED[self._ledger.status(item)]
 
-    def node_of(self, task: int) -> str | None:
-        """Return the machine that a task ran on last, as far as is known."""
-        told = self.told.get(task)
-        node: str | None = self.last_notes(task).get("node", told.node if told else None)
-        return node
-
-    def last_notes(self, task: int) -> dict[str, Any]:
-        """Return what the last attempt of a task said of itself."""
-        attempt = next(attempt for attempt in itertools.count() if (task, attempt) not in self.notes) - 1
-        return {key: value for note in self.notes.get((task, attempt), ()) for key, value in note.items()}
-
-    def last_checkpoints(self, items: Iterable[int]) -> dict[int, Recorded]:
-        """Return the last checkpoint of each of the items that has one."""
-        if not any(self.checkpoints.values()):
-            return {}
-        last: dict[int, Recorded] = {}
-        for _, found in sorted(self.checkpoints.items()):
-            last.update(found)
-        return {item: last[item] for item in items if item in last}
-
-    def whereabouts(self, task: int) -> Place:
-        """Return what an error says of where a task ran."""
-        place = self.place(task)
-        container = place.round.plan.options.get("container") or {}
+    def place_of(self, task: int) -> Place:
+        """Return where a task ran, as errors say it."""
+        view = self.view(task)
+        container = view.round.plan.options.get("container") or {}
         return Place(
-            task=task,
-            job_id=place.full_id,
-            node=self.node_of(task),
-            log=str(self.log(task, "err")),
-            image=container.get("image"),
+            task=task, job_id=view.full_id, node=view.node, log=str(self.log(task, "err")), image=container.get("image")
         )
 
     def log(self, task: int, stream: str) -> Path:
-        """Return the path of a task's log, *stream* being ``out`` or ``err``."""
-        place = self.place(task)
-        return self._folder.log(place.round.number, place.array, place.element, stream)
+        """Return the path of a task's log; the stream is ``out`` or ``err``."""
+        view = self.view(task)
+        return self._folder.log(view.round.number, view.array, view.element, stream)
 
-    # Those that take their items while they run.
-
-    def look_for_claims(self) -> int:
-        """Take in what tasks have taken; return how many folders were looked at."""
-        looked = [taken for taken in self._taken.values() if taken.free]
-        for taken in looked:
-            taken.look()
-        return len(looked)
-
-    def infer_owner(self, task: int, items: range) -> None:
-        """Take in that a task recorded these items: then they are its."""
-        taken = self._taken.get(self.place(task).round.number) if self._taken else None
-        if taken is not None and items.stop <= self._ledger.items:
-            taken.infer(items, task)
-
-    def forsaken(self) -> Iterator[Round]:
-        """Yield the dynamic rounds of which items are left, and all tasks are over."""
-        for each in self.rounds:
-            taken = self._taken.get(each.number)
-            if taken and taken.free and all(task in self.ends for task in each.plan.tasks):
-                yield each
-
-    def untaken(self, its_round: Round) -> list[int]:
-        """Return the open items of a dynamic round that nobody is known to have."""
-        return self._open_in(self.still_in(its_round.number, self._taken[its_round.number].free_parts()))
+    def last_checkpoints(self, items: Iterable[int]) -> dict[int, Recorded]:
+        """Return the last checkpoint of each of the items that has one."""
+        last: dict[int, Recorded] = {}
+        for _, view in sorted(self.views.items()) if any(v.checkpoints for v in self.views.values()) else ():
+            for _, found in sorted(view.checkpoints.items()):
+                last.update(found)
+        return {item: last[item] for item in items if item in last} if last else {}
 
 
-_JOURNAL_COST = 7
-"""File operations that it takes to read a journal."""
-
-_STATES_OF_NOBODYS = {
-    Fate.OPEN: TaskState.PENDING,
-    Fate.VALUE: TaskState.COMPLETED,
-    Fate.FAILURE: TaskState.FAILED,
-    Fate.ENDED: TaskState.FAILED,
-    Fate.CANCELLED: TaskState.CANCELLED,
+_STATES_OF_UNCLAIMED = {
+    ItemStatus.OPEN: TaskState.PENDING,
+    ItemStatus.VALUE: TaskState.COMPLETED,
+    ItemStatus.FAILURE: TaskState.FAILED,
+    ItemStatus.ENDED: TaskState.FAILED,
+    ItemStatus.CANCELLED: TaskState.CANCELLED,
 }
-"""What is said of an item that no task is known to have: a listing may be behind an outcome."""
+"""States of items without a known task, which may have outcomes: the claims may be listed later than these."""

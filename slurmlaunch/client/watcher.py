@@ -1,314 +1,433 @@
-"""The watcher: one thread per process that settles all futures.
+"""What one client process has in one piece: the watcher, which settles all futures, and the caches.
 
-It looks at each run (`lookout`) often while news is likely, seldom when not,
-and never at more than so many file operations a second in all. A second thread
-asks the scheduler, since its commands may hang.
+The watcher is one thread that polls each run (`Collector`), passes the events to the run's
+state machine and executes the effects, while nothing is locked. It polls often while
+results are likely and rarely otherwise, within one rate limit for all runs. A second
+thread per backend queries the scheduler, whose commands may hang: each answer is one event.
+`current_client()` returns the process-wide object; a forked child gets a new one.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, WeakValueDictionary
 
+from slurmlaunch.backends.allocation import AllocationBackend
 from slurmlaunch.backends.base import OF_THE_CLIENT
-from slurmlaunch.client.lookout import Lookout
-from slurmlaunch.client.submission import Submission
-from slurmlaunch.errors import ResultLost
+from slurmlaunch.backends.inline import InlineBackend
+from slurmlaunch.backends.local import LocalBackend
+from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.client.collector import Collector
+from slurmlaunch.client.state import (
+    CancelJobs,
+    ReadEnds,
+    ReadTasks,
+    RecordEnds,
+    RetryEnded,
+    RoundAdded,
+    RunLost,
+    SchedulerReported,
+    SubmitRound,
+    Warn,
+    WatchEnded,
+)
+from slurmlaunch.client.submission import Submission, add_round
+from slurmlaunch.errors import ResultLost, SchedulerError
+from slurmlaunch.runfolder.clients import writer_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from slurmlaunch.backends.base import Backend, Snapshot
-    from slurmlaunch.client.lookout import Look
     from slurmlaunch.client.run import Run
+    from slurmlaunch.client.state import Effect, Event
 
 _log = logging.getLogger("slurmlaunch")
 
 SHORTEST, LONGEST = 0.015, 1.0
-"""Seconds between two looks at a run: at first, and where nothing has happened for long."""
+"""Seconds between two polls of a run: while results are likely, and when nothing has happened for long."""
 
-_SHARE_OF_QUIET = 0.03
-"""The next look comes after this share of the time since the last news: so what comes
-after a wait is seen at most so much later than it could have been."""
+SHARE_OF_QUIET = 0.03
+"""The next poll comes after this share of the time since the last news: a result is seen at most so much later."""
 
-_LAST_LOOK = 5.0
-"""Seconds that a look may take when the interpreter ends."""
+LIKELY_FOR = 60.0
+"""Seconds after the last news for which a run on a local disk is polled most often, since a poll costs little there."""
 
-GLANCING, SAMPLING, COLLECTING, FINISHING = (15.0, 200.0), (25.0, 150.0), (25.0, 8000.0), (200.0, 2000.0)
-"""File operations a second, on average and for all runs together, and how many may be saved up: to see whether a task
-has begun or ended; to read what may have grown; to read what has ended, which comes but once for each task, while
-others run; and when none does, so that somebody waits for nothing else."""
+BUSY_SHARE = 0.05
+"""The share of the time that polling a run on a local disk may take."""
 
-_DEEPEST = 500.0
-"""What is read of tasks that have ended is taken off what may have grown, up to so many operations: where much ends,
-that is news enough."""
+_LAST_POLL = 5.0
+"""Seconds that a poll may take when the interpreter exits."""
 
-
-class Budget:
-    """So many file operations a second, on average."""
-
-    def __init__(
-        self,
-        per_second: float,
-        burst: float,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        deepest: float = math.inf,
-    ) -> None:
-        """Begin with as many as may be saved up; no more than *deepest* are ever owed."""
-        self._per_second, self._burst, self._clock, self._deepest = per_second, burst, clock, deepest
-        self._left = burst
-        self._at = clock()
-
-    def left(self) -> float:
-        """Return how many operations may be made now."""
-        now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
-        self._at = now
-        return self._left
-
-    def seconds_owed(self) -> float:
-        """Return how long it takes until what was spent too much has come in again."""
-        return max(0.0, -self.left() / self._per_second)
-
-    def spend(self, operations: int) -> None:
-        """Note that they were made."""
-        self._left = max(self._left - operations, -self._deepest)
+VISITS_PER_SECOND = {"folders": 4.0, "growing": 3.0, "ended": 3.0, "last": 50.0}
+SAVED_VISITS = {"folders": 60.0, "growing": 40.0, "ended": 2000.0, "last": 500.0}
+"""The bound on file operations on network file systems, for all runs of this process together: how many folders are
+looked at and files read per second on average, and how many visits may be saved up. A visit is about four file
+operations, so that a process that waits causes 40 per second. The kinds are separate so that none keeps the others
+waiting: folders that show what has started and ended, files of running tasks, files of ended tasks, each of which is
+read once, and the same when no task of the run is left."""
 
 
-class Budgets:
-    """What the looks at all runs of a process may cost.
-
-    Attributes:
-        glancing: to see whether something has begun or ended.
-        sampling: to read what may have grown.
-        collecting: to read what has ended, while something else runs.
-        finishing: the same, when all has ended.
-    """
+class RateLimit:
+    """The bound on what the polls of all runs read from network file systems."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.glancing, self.sampling = Budget(*GLANCING, clock), Budget(*SAMPLING, clock, deepest=_DEEPEST)
-        self.collecting, self.finishing = Budget(*COLLECTING, clock), Budget(*FINISHING, clock)
+        self._clock, self._at = clock, clock()
+        self._saved = dict(SAVED_VISITS)
+
+    def left(self, kind: str) -> float:
+        """Return how many visits of a kind may be made now; negative after too many."""
+        now = self._clock()
+        for each, rate in VISITS_PER_SECOND.items():
+            self._saved[each] = min(SAVED_VISITS[each], self._saved[each] + (now - self._at) * rate)
+        self._at = now
+        return self._saved[kind]
+
+    def spend(self, visits: Mapping[str, float]) -> None:
+        """Count visits that were made, by kind."""
+        for kind, number in visits.items():
+            self._saved[kind] -= number
+
+    def seconds_owed(self, kind: str) -> float:
+        """Return the seconds until visits of a kind may be made again."""
+        return max(0.0, -self.left(kind) / VISITS_PER_SECOND[kind])
 
 
 class Watch:
-    """When a run is looked at next, and what is known so far.
+    """One run that is watched: polls it, and executes the effects.
 
     Attributes:
-        lookout: looks at it.
-        due: when, by the clock.
-        news_at: when there was news last.
+        run: the run.
+        collector: reads its folder.
+        due: when it is polled next, by the run's clock.
     """
 
-    def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
-        self.lookout = Lookout(run, clock)
-        self._submission = Submission(run)
-        self._clock = clock
-        self._folder = run.folder.path
+    def __init__(self, run: Run, *, network: bool | None = None) -> None:
+        """Begin; *network* overrides what the system says of the folder."""
+        self.run = run
+        self.collector = Collector(run, network=network)
+        self.submission = Submission(run)
         self._trouble_since: float | None = None
-        self.news_at = self.due = clock()
+        self._news_at = self.due = run.clock()
 
-    def look(self, budgets: Budgets) -> Look:
-        """Look now, as far as the budgets allow, and decide when to look next."""
-        sampling = budgets.sampling
-        collecting = budgets.finishing if self.lookout.all_ended else budgets.collecting
-        costly = self.lookout.run.backend.name != "local"
-        look = self.lookout.look(sampling.left(), collecting.left()) if costly else self.lookout.look()
-        now = self._clock()
+    def poll(self, limit: RateLimit) -> None:
+        """Handle what is new, within the limit on a network file system, and decide when to poll next.
+
+        Raises:
+            OSError: the folder cannot be read now.
+        """
+        collector, clock = self.collector, self.run.clock
+        limited, before, visits = collector.network, collector.progress, Counter(collector.visits)
+        ended = "last" if collector.all_ended else "ended"
+        events = collector.poll(limit.left("growing"), limit.left(ended)) if limited else collector.poll()
+        reading, began = 0.0, clock()
+        for event in events:
+            reading += clock() - began
+            self.handle(event)
+            began = clock()
+        now, news = clock(), before != collector.progress
         self._trouble_since = None
-        if look.news:
-            self.news_at = now
-        self.due = now + min(LONGEST, max(SHORTEST, (now - self.news_at) * _SHARE_OF_QUIET))
-        if costly:
-            budgets.glancing.spend(look.glancing)
-            sampling.spend(look.sampling + look.collecting)
-            collecting.spend(look.collecting)
-            self.due = max(self.due, now + budgets.glancing.seconds_owed())
-        return look
+        if news:
+            self._news_at = now
+        quiet = now - self._news_at
+        if limited:
+            visits = Counter(collector.visits) - visits
+            visits[ended] = visits.pop("ended", 0)
+            limit.spend(visits)
+            pause = max(min(LONGEST, quiet * SHARE_OF_QUIET), limit.seconds_owed("folders"))
+        else:
+            busy = reading if news else reading / BUSY_SHARE
+            pause = min(LONGEST, max((quiet - LIKELY_FOR) * SHARE_OF_QUIET, busy))
+        self.due = now + max(SHORTEST, pause)
 
-    def keep_up(self) -> None:
-        """Submit, now and then, what another client was to submit and has left; see what it was refused."""
+    def handle(self, event: Event) -> None:
+        """Pass an event to the run, and execute the effects."""
+        for effect in self.run.handle(event):
+            self._execute(effect)
+
+    def _execute(self, effect: Effect) -> None:
+        match effect:
+            case ReadTasks():
+                for event in self.collector.read_tasks(effect):
+                    self.handle(event)
+            case ReadEnds():
+                self.handle(self.collector.read_ends())
+            case RecordEnds():
+                self._record_ends(effect)
+            case SubmitRound():
+                self._in_thread("retry", self._retry, effect)
+            case CancelJobs():
+                self._in_thread("cancel", self._cancel_jobs, effect)
+            case Warn():
+                _log.warning("%s", effect.message)
+
+    def _record_ends(self, effect: RecordEnds) -> None:
         try:
-            self._submission.keep_up()
-        except OSError:
-            pass  # whoever looks at the folder says what is wrong with it
-        except Exception:  # noqa: BLE001  (a fault of ours: what is submitted is watched all the same)
-            _log.exception("slurmlaunch cannot see what is left to submit of %s", self._folder)
+            self.run.rounds[effect.round].record_ends(writer_name(), effect.ends)
+        except OSError as error:  # the folder may only be read: then later clients have to ask the scheduler
+            _log.info("slurmlaunch cannot record ends in %s: %s", self.run.folder.path, error)
 
-    def stumble(self, error: OSError) -> None:
-        """Look again later; where the folder is gone for good, so are the outcomes."""
-        now = self._clock()
+    def _in_thread(self, name: str, work: Callable[[Any], None], effect: Effect) -> None:
+        # The scheduler's commands may hang, while this thread settles futures.
+        threading.Thread(target=work, args=(effect,), name=f"slurmlaunch-{name}", daemon=name == "retry").start()
+
+    def _cancel_jobs(self, effect: CancelJobs) -> None:
+        try:
+            self.run.cancel_jobs(effect)
+        except SchedulerError as error:
+            _log.warning("slurmlaunch could not cancel jobs of %s (%s): %s", self.run.folder.path, effect.why, error)
+
+    def _retry(self, effect: SubmitRound) -> None:
+        """Make and submit a round for items that failed for an external reason."""
+        run = self.run
+        try:
+            added = add_round(run, effect.items, effect.options, automatic=True)
+            run.handle(RoundAdded(added.number, added.plan))
+            self.submission.submit(patiently=True)
+        except FileExistsError:
+            run.handle(RetryEnded())  # another client was first: the next poll reads its round
+        except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for items that will not run)
+            _log.warning("slurmlaunch could not submit a retry: %s", error)
+            run.handle(RetryEnded(error))
+        else:
+            run.handle(RetryEnded())
+            _log.info("slurmlaunch retries %d items of %s", len(effect.items), run.folder.path)
+
+    def report_trouble(self, error: OSError) -> None:
+        """Poll again later; if the folder is gone for good, so are the outcomes."""
+        now, path = self.run.clock(), self.run.folder.path
         if self._trouble_since is None:
             self._trouble_since = now
-            _log.warning("slurmlaunch cannot look into %s (%s); it keeps trying", self._folder, error)
-        elif isinstance(error, FileNotFoundError) and now - self._trouble_since > self.lookout.absences.latency:
-            message = f"the run folder is gone: {self._folder}"
-            run = self.lookout.run
-            run.ended(range(run.manifest.items), lambda _: ResultLost(message), final=True)  # nothing runs there again
+            _log.warning("slurmlaunch cannot look into %s (%s); it keeps trying", path, error)
+        elif isinstance(error, FileNotFoundError) and now - self._trouble_since > self.run.state.latency:
+            self.handle(RunLost(ResultLost(f"the run folder is gone: {path}")))
         self.due = now + LONGEST
 
+    def follow(self) -> None:
+        """Check, at intervals, the arrays that other clients should submit."""
+        try:
+            self.submission.follow()
+        except Exception:  # noqa: BLE001  (a fault of slurmlaunch: what is submitted is watched all the same)
+            _log.exception("slurmlaunch cannot check what is left to submit of %s", self.run.folder.path)
 
-class _Inquiry:
-    """Asks one backend for the states of what is watched, from a thread of its own."""
+
+class _SchedulerQueries:
+    """Queries one backend for the states of all watched runs, from a thread of its own."""
 
     def __init__(self, backend: Backend, watcher: Watcher) -> None:
-        self._backend = backend
-        self._watcher = watcher
+        self._backend, self._watcher = backend, watcher
         self._taken = 0.0
-        threading.Thread(target=self._ask, name=f"slurmlaunch-{backend.name}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"slurmlaunch-{backend.name}", daemon=True).start()
 
-    def _ask(self) -> None:
+    def _run(self) -> None:
         watcher, backend = self._watcher, self._backend
         while True:
             watches = watcher.watches_on(backend)
             for watch in watches:
-                watch.keep_up()
-            runs = [watch.lookout.run for watch in watches]
-            jobs = {job_id: run.manifest.created for run in runs for job_id in run.job_ids}
-            snapshot = self._query(jobs)
+                watch.follow()
+            runs = [watch.run for watch in watches]
+            snapshot = self._query({job_id: run.manifest.created for run in runs for job_id in run.job_ids})
             if snapshot is not None and snapshot.taken != self._taken:
                 self._taken = snapshot.taken
-                watcher.told(watches, snapshot)
-            if not watcher.more_to_ask(backend):
-                self._query({})  # or other processes would go on asking for our jobs
+                watcher.report(watches, snapshot)
+            if not watcher.wait_to_query(backend):
+                self._query({})  # or other processes would keep querying for these jobs
                 return
 
     def _query(self, jobs: Mapping[str, float]) -> Snapshot | None:
         try:
             return self._backend.query(jobs)
-        except Exception:  # noqa: BLE001  (a fault of ours: results are collected all the same)
-            _log.exception("slurmlaunch cannot ask for the states of the jobs")
+        except Exception:  # noqa: BLE001  (a fault of slurmlaunch: results are collected all the same)
+            _log.exception("slurmlaunch cannot query the states of the jobs")
             return None
 
 
 class Watcher:
-    """Watches the runs of this process that have open items, and that anybody wants to hear of."""
+    """Watches the runs of this process that have open items and that somebody wants."""
 
     def __init__(self) -> None:
         self._news = threading.Condition()
         self._watches: dict[Run, Watch] = {}
-        self._inquiries: dict[Backend, _Inquiry] = {}
-        self._told: list[tuple[list[Watch], Snapshot]] = []
-        self._budgets = Budgets()
+        self._queries: dict[Backend, _SchedulerQueries] = {}
+        self._reports: list[tuple[list[Watch], Snapshot]] = []
+        self._limit = RateLimit()
         self._thread: threading.Thread | None = None
-        self._last_look: threading.Event | None = None
+        self._last_poll: threading.Event | None = None
 
     def watch(self, run: Run) -> None:
-        """Take in what a run has come to so far, and watch it while it has open items."""
+        """Read what is known of a run so far, and watch it while it has open items."""
         watch = Watch(run)
+        self.first_poll(watch)
+        self.keep_watching(watch)
+
+    @staticmethod
+    def first_poll(watch: Watch) -> None:
+        """Read all that there is of a run, however much it is."""
         try:
-            watch.lookout.look()
-        except OSError as error:  # it may well run: then it is looked at again
-            watch.stumble(error)
+            for event in watch.collector.poll():
+                watch.handle(event)
+        except OSError as error:  # the run may well go on: then it is polled again
+            watch.report_trouble(error)
+
+    def keep_watching(self, watch: Watch) -> None:
+        """Watch a run while it has open items."""
+        run = watch.run
         if not run.ledger.open:
             return
         with self._news:
             self._watches[run] = watch
             if self._thread is None:
-                self._thread = threading.Thread(target=self._look, name="slurmlaunch-watcher", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="slurmlaunch-watcher", daemon=True)
                 self._thread.start()
-            if run.backend not in self._inquiries:
-                self._inquiries[run.backend] = _Inquiry(run.backend, self)
+            if run.backend not in self._queries:
+                self._queries[run.backend] = _SchedulerQueries(run.backend, self)
             self._news.notify_all()
 
-    def _look(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._news:
                 self._sleep()
-                told, self._told = self._told, []
-                last, self._last_look = self._last_look, None
+                reports, self._reports = self._reports, []
+                last, self._last_poll = self._last_poll, None
                 now = time.monotonic()
-                ready = [(run, watch) for run, watch in self._watches.items() if last or watch.due <= now]
-            for watches, snapshot in told:
-                self._pass_on(watches, snapshot)
-            for run, watch in ready:
-                self._look_at(run, watch)
+                due = [watch for watch in self._watches.values() if last or watch.due <= now]
+            for watches, snapshot in reports:
+                due += self._pass_on(watches, snapshot)
+            for watch in dict.fromkeys(due):
+                self._poll(watch)
             if last:
                 last.set()
 
     def _sleep(self) -> None:
-        """Wait until a run is due, or something is told."""
-        while not (self._told or self._last_look):
+        """Wait until a run is due, or the scheduler has answered."""
+        while not (self._reports or self._last_poll):
             now = time.monotonic()
             due = min((watch.due for watch in self._watches.values()), default=None)
             if due is not None and due <= now:
                 return
             self._news.wait(None if due is None else due - now)
 
-    def _pass_on(self, watches: list[Watch], snapshot: Snapshot) -> None:
-        for watch in watches:
-            run = watch.lookout.run
-            if self._watches.get(run) is watch:
-                try:
-                    watch.lookout.absences.hear(snapshot)
-                except Exception:  # noqa: BLE001  (a fault of ours: the files are taken in all the same)
-                    _log.exception("slurmlaunch cannot make out the states of %s", run.folder.path)
-                watch.due = 0.0
+    def _pass_on(self, watches: list[Watch], snapshot: Snapshot) -> list[Watch]:
+        """Report an answer of the scheduler to the runs; return those that are still watched."""
+        watched = [watch for watch in watches if self._watches.get(watch.run) is watch]
+        for watch in watched:
+            try:
+                watch.handle(SchedulerReported(snapshot))
+            except Exception:  # noqa: BLE001  (a fault of slurmlaunch: results are collected all the same)
+                _log.exception("slurmlaunch cannot use the states of %s", watch.run.folder.path)
+        return watched
 
-    def _look_at(self, run: Run, watch: Watch) -> None:
+    def _poll(self, watch: Watch) -> None:
+        run = watch.run
         try:
-            watch.look(self._budgets)
+            watch.poll(self._limit)
         except OSError as error:
-            watch.stumble(error)
-        except Exception as error:  # noqa: BLE001  (a fault of ours must not be an endless wait of theirs)
+            watch.report_trouble(error)
+        except Exception as error:  # noqa: BLE001  (a fault of slurmlaunch must not be an endless wait)
             _log.exception("slurmlaunch cannot watch %s", run.folder.path)
-            failed = error
-            run.ended(range(run.manifest.items), lambda _: failed, final=True)
+            watch.handle(RunLost(error))
         if not run.ledger.open or not run.is_wanted:
             with self._news:
                 self._watches.pop(run, None)
         if not run.ledger.open:
-            run.dismiss()
+            watch.handle(WatchEnded())
 
-    def look_at_exit(self) -> None:
-        """Settle what our own tasks have come to, callbacks included: they have ended, and nobody looks later."""
+    def finish(self) -> None:
+        """Settle what the tasks of this process left, callbacks included: they have ended, and nobody polls later."""
         with self._news:
             if not any(run.backend.name in OF_THE_CLIENT for run in self._watches):
                 return
-            self._last_look = looked = threading.Event()
+            self._last_poll = polled = threading.Event()
             self._news.notify_all()
-        looked.wait(_LAST_LOOK)
+        polled.wait(_LAST_POLL)
 
-    # For the inquiries.
+    # For the queries.
 
     def watches_on(self, backend: Backend) -> list[Watch]:
-        """Return the watches of the runs that are on a backend."""
+        """Return the watches of the runs on a backend."""
         with self._news:
             return [watch for run, watch in self._watches.items() if run.backend is backend]
 
-    def told(self, watches: list[Watch], snapshot: Snapshot) -> None:
-        """Take in what the scheduler said."""
+    def report(self, watches: list[Watch], snapshot: Snapshot) -> None:
+        """Have the watcher's thread handle an answer of the scheduler."""
         with self._news:
-            self._told.append((watches, snapshot))
+            self._reports.append((watches, snapshot))
             self._news.notify_all()
 
-    def more_to_ask(self, backend: Backend) -> bool:
-        """Wait until it is time to ask again; False, and no inquiry, where nothing is left to ask about."""
+    def wait_to_query(self, backend: Backend) -> bool:
+        """Wait until the next query is due; False, and the queries end, if no run is left to query."""
         until = time.monotonic() + backend.query_every
         with self._news:
             while (left := until - time.monotonic()) > 0:
                 self._news.wait(left)
             if not any(run.backend is backend for run in self._watches):
-                del self._inquiries[backend]
+                del self._queries[backend]
                 return False
             return True
 
 
-WATCHER = Watcher()
-"""The watcher of this process."""
+class Client:
+    """Everything that exists once per client process.
 
-# As the last one that is registered is called first, this comes after the wait for local tasks.
-atexit.register(WATCHER.look_at_exit)
+    Attributes:
+        watcher: settles the futures of all runs.
+        views: the views that were unpickled, by folder and number of rounds: futures that are unpickled one by one
+            share one.
+        runs: all views whose futures this process may hold.
+        backends: the backends, by name and cluster.
+    """
+
+    def __init__(self) -> None:
+        self.watcher = Watcher()
+        self.views: WeakValueDictionary[tuple[Path, int], Run] = WeakValueDictionary()
+        self.runs: WeakSet[Run] = WeakSet()
+        self.backends: dict[tuple[str, str | None], Backend] = {}
+        self._lock = threading.Lock()
+
+    def backend(self, name: str, clusters: str | None = None) -> Backend:
+        """Return the backend of that name: one for all runs, which share its queries."""
+        kinds: dict[str, Callable[[], Backend]] = {"allocation": AllocationBackend, "local": LocalBackend}
+        with self._lock:
+            if (name, clusters) not in self.backends:
+                make = kinds.get(name, InlineBackend)
+                self.backends[name, clusters] = SlurmBackend(clusters) if name == "slurm" else make()
+            return self.backends[name, clusters]
+
+    def watch(self, run: Run) -> None:
+        """Read what is known of a run so far, and watch it while it has open items."""
+        self.runs.add(run)
+        self.watcher.watch(run)
+
+
+_client = Client()
+
+
+def current_client() -> Client:
+    """Return the client of this process."""
+    return _client
 
 
 def _start_anew() -> None:
-    """In a forked child: its parent's threads are not there, and its locks may be held."""
-    WATCHER.__init__()  # type: ignore[misc]
+    """In a forked child: the parent's threads do not exist here, and its locks may be locked."""
+    global _client
+    inherited, _client = _client, Client()
+    for run in list(inherited.runs):
+        run.disown()
 
 
 os.register_at_fork(after_in_child=_start_anew)
+
+
+def _finish() -> None:
+    _client.watcher.finish()
+
+
+# Functions registered later run earlier: this one runs after the wait for local tasks.
+atexit.register(_finish)

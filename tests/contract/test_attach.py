@@ -24,8 +24,7 @@ from slurmlaunch import (
     attach,
 )
 from slurmlaunch.caps import usable_cpus
-from slurmlaunch.client.attach import backend_of
-from slurmlaunch.client.watcher import WATCHER
+from slurmlaunch.client.watcher import current_client
 from tests.conftest import SLURM, elsewhere, several_cpus
 from tests.support import scripts
 from tests.support.waiting import Gate, is_alive, wait_until
@@ -106,8 +105,9 @@ class TestAttach:
             assert attach(array.folder).counts()["done"] == 0
 
         def watched() -> int:
-            watches = WATCHER.watches_on(backend_of(backend, None))
-            return sum(watch.lookout.run.folder.path == array.folder for watch in watches)
+            client = current_client()
+            watches = client.watcher.watches_on(client.backend(backend))
+            return sum(watch.run.folder.path == array.folder for watch in watches)
 
         wait_until(lambda: watched() == 4)
         gate.open("a")

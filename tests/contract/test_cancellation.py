@@ -73,7 +73,7 @@ class TestFuture:
         """Whoever waits hears of it: results, exceptions, callbacks and the standard library's functions."""
         future = executor.submit(gate.enter)
         called: list[Future[str]] = []
-        future.add_done_callback(called.append)  # type: ignore[arg-type]
+        future.add_done_callback(called.append)
         with concurrent.futures.ThreadPoolExecutor() as threads:
             asked = threading.Barrier(2)
 
@@ -161,7 +161,7 @@ class TestArray:
         calls: list[int] = []
         array = executor.map_array(lambda x: x, range(400), tasks=2)
         for future in array:
-            future.add_done_callback(lambda done: calls.append(done.index))  # type: ignore[attr-defined]
+            future.add_done_callback(lambda done: calls.append(done.index))
         won = [future.cancel() for future in array[::7]]
         array.wait()
 

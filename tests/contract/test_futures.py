@@ -188,7 +188,7 @@ class TestCallbacks:
             assert done.run.wait(0)
             more.append(executor.submit(lambda x: x + 1, done.result()))
 
-        first.add_done_callback(go_on)  # type: ignore[arg-type]
+        first.add_done_callback(go_on)
         wait_until(lambda: more)
 
         assert 21 == more[0].result()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import pytest
 
 from slurmlaunch import Executor
-from slurmlaunch.client.attach import backend_of
+from slurmlaunch.client.watcher import current_client
 from tests.faults.deeds import Deed
 from tests.faults.wrapped import Wrapped
 from tests.support.cluster import Cluster, ClusterSpec, ProgramsMissing
@@ -70,9 +70,9 @@ def _quick_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("SLURMLAUNCH_QUERY_INTERVAL", "1")
     monkeypatch.setenv("SLURMLAUNCH_LATENCY", "1")
-    backend_of.cache_clear()
+    current_client().backends.clear()
     yield
-    backend_of.cache_clear()
+    current_client().backends.clear()
 
 
 @pytest.fixture

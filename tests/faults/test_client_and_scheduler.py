@@ -20,8 +20,9 @@ import pytest
 
 from slurmlaunch import Executor, RunFolderError, SchedulerError, SubmissionError, TaskCancelled, WorkerDied, attach
 from slurmlaunch.backends.slurm import SlurmBackend, commands
-from slurmlaunch.client import absences, submission
-from slurmlaunch.client.attach import backend_of, find_run
+from slurmlaunch.client import state, submission
+from slurmlaunch.client.attach import find_run
+from slurmlaunch.client.watcher import Client, current_client
 from tests.faults.wrapped import HANGS, IS_AWAY, TIMES_OUT, TIMES_OUT_AFTERWARDS, Wrapped
 from tests.support.cluster import ClusterSpec
 from tests.support.waiting import Gate, Story, wait_until
@@ -135,7 +136,7 @@ class TestKilledClient:
 
     def test_while_another_watches(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who had come before the client was killed learns that nobody will submit it, and may do so."""
-        monkeypatch.setattr(submission, "_KEEP_UP_EVERY", 1.0)
+        monkeypatch.setattr(submission, "_FOLLOW_EVERY", 1.0)
         monkeypatch.setattr(submission, "_SBATCH_OUTLIVES", 1.0)
         folder = tmp_path / "runs"
         folder.mkdir()
@@ -179,7 +180,7 @@ class TestKilledClient:
 
         array = Executor(tmp_path / "runs", cluster="slurm").map_array(enter, range(4), tasks=2)
         run = find_run(array.folder)
-        second = run.backend.submit(submission.array_job(run, run.tasks.rounds[0], 0))
+        second = run.backend.submit(submission.array_job(run, run.rounds[0], 0))
         gate.await_arrival(0, 2)
         gate.open()
 
@@ -215,8 +216,8 @@ class TestKilledClient:
         copy = shutil.copytree(array.folder, tmp_path / "copy")
         (tmp_path / "nothing").mkdir()
         monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-        monkeypatch.setattr(absences, "_SILENT_FOR", 1.0)
-        backend_of.cache_clear()
+        monkeypatch.setattr(state, "SCHEDULER_SILENT_FOR", 1.0)
+        current_client().backends.clear()
 
         first, second = attach(copy).results(timeout=60, return_exceptions=True)
         assert (TaskCancelled, "b") == (type(first), second)
@@ -350,7 +351,7 @@ class TestSubmission:
     ) -> None:
         """What passes by itself is tried again, and said once."""
         pauses: list[float] = []
-        monkeypatch.setattr("slurmlaunch.client.executor.backend_of", lambda *_: SlurmBackend(sleep=pauses.append))
+        monkeypatch.setattr(Client, "backend", lambda *_: SlurmBackend(sleep=pauses.append))
         counter = tmp_path / "tries"
         lines = f'echo >>{counter}; [ "$(wc -l <{counter})" -gt 2 ] || {{ {IS_AWAY}; }}; exec "$real" "$@"'
         wrapped.behave("sbatch", lines=lines)
@@ -362,7 +363,7 @@ class TestSubmission:
     def test_away_for_long(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """In the end the error says so, and nothing is left behind."""
         pauses: list[float] = []
-        monkeypatch.setattr("slurmlaunch.client.executor.backend_of", lambda *_: SlurmBackend(sleep=pauses.append))
+        monkeypatch.setattr(Client, "backend", lambda *_: SlurmBackend(sleep=pauses.append))
         wrapped.behave("sbatch", lines=IS_AWAY)
 
         with pytest.raises(SubmissionError, match="Unable to contact slurm controller"):
@@ -371,7 +372,7 @@ class TestSubmission:
 
     def test_no_answer_at_all(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where it stays unknown whether there is a job, who comes back finds none, and may submit it."""
-        monkeypatch.setattr("slurmlaunch.client.executor.backend_of", lambda *_: SlurmBackend(sleep=lambda _: None))
+        monkeypatch.setattr(Client, "backend", lambda *_: SlurmBackend(sleep=lambda _: None))
         wrapped.behave("sbatch", lines=f'[ -e {tmp_path}/there ] || {{ {TIMES_OUT} ; }}; exec "$real" "$@"')
         executor = Executor(tmp_path / "runs", cluster="slurm")
         with pytest.raises(SubmissionError, match="did not say whether Slurm took the job"):

@@ -128,7 +128,7 @@ def test_suspended(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) ->
     work = deed(Deed, 1)
     futures = begin(launch, faulty, work)
     faulty.run("scontrol", "suspend", futures[1].job_id or "")
-    wait_until(lambda: futures[1]._run.tasks.states.get(0) is TaskState.SUSPENDED)  # noqa: SLF001
+    wait_until(lambda: futures[1]._run.tasks.view(0).state is TaskState.SUSPENDED)  # noqa: SLF001
     work.gate.open()
     time.sleep(4)
     assert not futures[1].done()

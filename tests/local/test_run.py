@@ -14,14 +14,15 @@ from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client import submission
 from slurmlaunch.client.attach import unfinished
 from slurmlaunch.client.futures import Future
-from slurmlaunch.client.ledger import Fate
-from slurmlaunch.client.lookout import Lookout
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.run import Run
+from slurmlaunch.client.state import JobsSeen
 from slurmlaunch.client.submission import Submission
+from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import NodeStartError, SchedulerError, SubmissionError
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder import cancellations
-from slurmlaunch.runfolder.cancellations import CancellationWriter
+from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.journal import Round, read_rounds
 from slurmlaunch.runfolder.layout import Manifest
@@ -30,6 +31,7 @@ from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices
 from slurmlaunch.runfolder.records import open_owned
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import wait_until
+from tests.unit.test_collector import poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,10 +86,10 @@ def view(folder: RunFolder, rounds: int | None = None, jobs: dict[str, str] | No
     return Run(folder, Manifest.read(folder), Backend(jobs or {}), list(read_rounds(folder))[:rounds])
 
 
-def fate_of(run: Run, item: int) -> Fate:
+def status_of(run: Run, item: int) -> ItemStatus:
     """Return what an item has come to, once what is on disk was looked at."""
-    Lookout(run).look()
-    return run.ledger.fate(item)
+    poll(Watch(run))
+    return run.ledger.status(item)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +111,14 @@ def test_places(folder: RunFolder) -> None:
     """A task has its place in an array of its round, and the array's job where that is known."""
     latest = list(read_rounds(folder))[1]
     latest.submitted(1, "9")
-    places = [view(folder).tasks.place(task) for task in (3, 4, 5)]
+    run = view(folder)
+    poll(Watch(run))
+    places = [run.tasks.view(task) for task in (3, 4, 5)]
 
     expected = [(0, 0, 3, None), (1, 0, 0, None), (1, 1, 0, "9_0")]
     assert expected == [(place.round.number, place.array, place.element, place.full_id) for place in places]
     with pytest.raises(LookupError):
-        view(folder).tasks.place(6)
+        view(folder).tasks.view(6)
 
 
 def test_one_failure_of_several_items(folder: RunFolder) -> None:
@@ -123,11 +127,11 @@ def test_one_failure_of_several_items(folder: RunFolder) -> None:
     writer.failure(0, Failure(NodeStartError("no such module")).dump(), count=2)
     writer.close()
     run = view(folder)
-    Lookout(run).look()
+    poll(Watch(run))
 
-    assert [Fate.FAILURE, Fate.OPEN] == [run.ledger.fate(item) for item in (0, 1)]
+    assert [ItemStatus.FAILURE, ItemStatus.OPEN] == [run.ledger.status(item) for item in (0, 1)]
     assert "no such module" in str(run.future(0, Future).exception(timeout=0))
-    assert [Fate.FAILURE, Fate.FAILURE] == [fate_of(view(folder, 1), item) for item in (0, 1)]
+    assert [ItemStatus.FAILURE, ItemStatus.FAILURE] == [status_of(view(folder, 1), item) for item in (0, 1)]
 
 
 def test_lost_job(folder: RunFolder) -> None:
@@ -138,32 +142,36 @@ def test_lost_job(folder: RunFolder) -> None:
     latest.refused(1, "no")
     run = view(folder, jobs={"again-0": "12"})
 
-    Submission(run).take_up()
+    Submission(run).take_over()
 
-    assert ({(1, 0): "12"}, ["again-0"]) == (run.tasks.jobs, run.backend.asked)  # type: ignore[attr-defined]
-    assert ("12",) == view(folder).job_ids
+    assert (("12",), ["again-0"]) == (run.job_ids, run.backend.asked)  # type: ignore[attr-defined]
+    later = view(folder)
+    poll(Watch(later))
+    assert ("12",) == later.job_ids
 
 
 @pytest.mark.parametrize(
     ("items", "told"),
-    [(range(8), [("3", None), ("12", None), ("13", None)]), ((0, 1, 2, 3, 4), [("3", [0, 1]), ("12", None)])],
+    [(range(8), [("3", None), ("12", None), ("13", None)]), ((0, 1, 2, 3, 4), [("3", (0, 1)), ("12", None)])],
 )
 def test_a_cancel_that_fails(folder: RunFolder, items: Sequence[int], told: list[tuple[str, Any]]) -> None:
     """The scheduler is told of each job, whatever it answered of the one before, and the items are cancelled."""
     run = view(folder)
-    run.tasks.jobs.update({(0, 0): "3", (1, 0): "12", (1, 1): "13"})
+    run.handle(JobsSeen(0, {0: "3"}))
+    run.handle(JobsSeen(1, {0: "12", 1: "13"}))
     run.backend.error = SchedulerError("away")  # type: ignore[attr-defined]
 
     with pytest.raises(SchedulerError, match="away"):
         run.cancel(items)
 
     assert told == run.backend.cancelled  # type: ignore[attr-defined]
-    assert {Fate.CANCELLED} == {run.ledger.fate(item) for item in items}
+    assert {ItemStatus.CANCELLED} == {run.ledger.status(item) for item in items}
 
 
 def test_a_file_that_cannot_be_read_now(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several cancellations those that can be read are told of, and the others are read the next time."""
     run = view(folder)
+    watch = Watch(run)
     futures: list[Future[Any]] = [run.future(item, Future) for item in (0, 2)]
     for client, item in enumerate((0, 2)):
         CancellationWriter(folder, 0, str(client)).add([range(item, item + 1)])
@@ -175,11 +183,12 @@ def test_a_file_that_cannot_be_read_now(folder: RunFolder, monkeypatch: pytest.M
 
     monkeypatch.setattr(cancellations, "open_owned", open_one)
     with pytest.raises(OSError, match="stale"):
-        run.look_for_cancellations()
+        poll(watch)
     assert [False, True] == sorted(future.cancelled() for future in futures)
 
     monkeypatch.undo()
-    run.look_for_cancellations()
+    watch.collector._slow_at = 0.0  # noqa: SLF001 - or the clock would decide
+    poll(watch)
     assert all(future.cancelled() for future in futures)
 
 
@@ -188,7 +197,7 @@ def test_an_array_that_was_accepted_is_not_refused(folder: RunFolder, monkeypatc
     latest = list(read_rounds(folder))[1]
     latest.plan = latest.plan._replace(options={"python": ["python"]})
     run = Run(folder, Manifest.read(folder), Backend({}), [*list(read_rounds(folder))[:1], latest])
-    monkeypatch.setattr(run, "look_for_cancellations", refuse)
+    monkeypatch.setattr(CancellationReader, "new", refuse)
     Submission(run).submit()
     wait_until(lambda: len(run.job_ids) == 2)
 
@@ -204,9 +213,9 @@ def test_refused_array(folder: RunFolder) -> None:
     """The items of an array that was refused for good have failed, for whoever looks."""
     list(read_rounds(folder))[1].refused(1, "no such partition")
     run = view(folder)
-    Submission(run).take_refusals()
+    Submission(run).read_refusals()
 
-    assert {5, 7} == {item for item in range(8) if run.ledger.fate(item) == Fate.ENDED}
+    assert {5, 7} == {item for item in range(8) if run.ledger.status(item) == ItemStatus.ENDED}
     error: Any = run.future(5, Future).exception(timeout=0)
     assert (SubmissionError, "no such partition") == (type(error), str(error))
 
@@ -216,7 +225,7 @@ class TestLeft:
 
     @pytest.fixture(autouse=True)
     def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(submission, "_KEEP_UP_EVERY", 0.0)
+        monkeypatch.setattr(submission, "_FOLLOW_EVERY", 0.0)
         monkeypatch.setattr(submission, "_SBATCH_OUTLIVES", 0.0)
 
     @pytest.fixture
@@ -238,29 +247,29 @@ class TestLeft:
 
     def ended(self, run: Run) -> set[int]:
         """Return the items that have come to an error."""
-        return {item for item in range(8) if run.ledger.fate(item) == Fate.ENDED}
+        return {item for item in range(8) if run.ledger.status(item) == ItemStatus.ENDED}
 
     def test_refused(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
         """An array that its client was refused has failed for the others too."""
         run = self.attached(folder, client.pid)
         Round.read(folder, 2).refused(1, "no")
-        Submission(run).keep_up()
+        Submission(run).follow()
 
         assert ({3, 6}, []) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
 
     def test_gone(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
         """While its client lives it is waited for; then it is looked for, once, and called never submitted."""
         run = self.attached(folder, client.pid)
-        Submission(run).keep_up()
+        Submission(run).follow()
         assert (set(), []) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
 
         client.kill()
         client.wait()
-        Submission(run).keep_up()
-        Submission(run).keep_up()
+        Submission(run).follow()
+        Submission(run).follow()
 
         assert ({0, 2, 3, 6}, ["third-0"]) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
-        assert "Submit it with .retry()" in str(run.future(0, Future).exception(timeout=0))
+        assert "Call .retry() to submit it" in str(run.future(0, Future).exception(timeout=0))
         assert {0, 2, 3, 6} <= {*unfinished(view(folder), run)}
 
     def test_found(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
@@ -269,7 +278,7 @@ class TestLeft:
         run.backend.jobs["third-0"] = "12"  # type: ignore[attr-defined]
         client.kill()
         client.wait()
-        Submission(run).keep_up()
+        Submission(run).follow()
 
         assert ({3, 6}, ("12",)) == (self.ended(run), run.job_ids)
 
@@ -279,11 +288,11 @@ class TestLeft:
         client.kill()
         client.wait()
         for run in runs:
-            Submission(run).keep_up()
+            Submission(run).follow()
         wait_until(lambda: len(Round.read(folder, 2).job_ids()) == 2)
         for run in runs:
-            Submission(run).keep_up()
-            run.learn_job_ids()
+            Submission(run).follow()
+            poll(Watch(run))
 
         submitted = [run.backend.submitted for run in runs]  # type: ignore[attr-defined]
         assert [["third-0", "third-1"], []] == sorted(submitted, reverse=True)
@@ -316,8 +325,8 @@ class TestLeft:
             Submission(run).submit()
         other, late = view(folder), view(folder, jobs={"third-0": "12"})
         assert {0, 2, 3, 6} <= {*unfinished(other, other)}
-        Submission(other).take_up()
-        Submission(late).take_up()
+        Submission(other).take_over()
+        Submission(late).take_over()
 
         assert {0, 2, 3, 6} == self.ended(other)
         assert ({3, 6}, ("12",)) == (self.ended(late), late.job_ids)

@@ -12,7 +12,7 @@ import pytest
 
 from slurmlaunch import Executor, WorkerDied
 from slurmlaunch.client.ledger import Ledger
-from slurmlaunch.client.watcher import COLLECTING, GLANCING, SAMPLING
+from slurmlaunch.client.watcher import SAVED_VISITS, VISITS_PER_SECOND, RateLimit
 from slurmlaunch.runfolder.changes import NAMES_PER_CALL
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
@@ -96,11 +96,28 @@ def test_a_record_for_each_item_costs_little() -> None:
     assert taken < 45 * MILLION // 100
 
 
-def test_the_budgets_hold_the_promise() -> None:
-    """What a waiting client may ask of the file system is below 50 operations a second."""
-    assert GLANCING[0] + max(SAMPLING[0], COLLECTING[0]) < 50
+def test_the_rate_limit_keeps_the_promise() -> None:
+    """A waiting client makes fewer than 50 operations a second on a network file system, a visit being four or five."""
+    running = sum(VISITS_PER_SECOND[kind] for kind in ("folders", "growing", "ended"))
+    assert 5 * running <= 50
     # In the first minute, too, and when the largest folders are listed.
-    assert GLANCING[0] + SAMPLING[0] + (GLANCING[1] + SAMPLING[1] + 2 * 10**5 / NAMES_PER_CALL) / 60 < 50
+    waiting = VISITS_PER_SECOND["folders"] + VISITS_PER_SECOND["growing"]
+    saved = SAVED_VISITS["folders"] + SAVED_VISITS["growing"]
+    assert 4 * (waiting + saved / 60) + 2 * 10**5 / NAMES_PER_CALL / 60 < 50
+
+
+def test_the_rate_limit() -> None:
+    """What was saved may be spent at once; from then on no more than the rate, for each kind on its own."""
+    now = [0.0]
+    limit = RateLimit(lambda: now[0])
+    limit.spend({"folders": SAVED_VISITS["folders"] + VISITS_PER_SECOND["folders"]})
+    assert 1.0 == limit.seconds_owed("folders")
+    assert SAVED_VISITS["ended"] == limit.left("ended")
+
+    now[0] = 2.0
+    assert (0.0, VISITS_PER_SECOND["folders"]) == (limit.seconds_owed("folders"), limit.left("folders"))
+    now[0] = 1e9
+    assert SAVED_VISITS == {kind: limit.left(kind) for kind in SAVED_VISITS}
 
 
 NOTE_WHAT_IS_OPENED = """

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch.client.ledger import Fate
-from slurmlaunch.client.watcher import Budgets, Watch
+from slurmlaunch.client.ledger import ItemStatus
+from slurmlaunch.client.watcher import RateLimit, Watch
 from tests.support.tasks import REPOSITORY
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_a_run(simulation: ModuleType, tmp_path: Path) -> None:
     figures = simulated.watch()
 
     ledger = simulated.run.ledger
-    assert (0, 2_000_000) == (ledger.open, ledger.count(Fate.VALUE))
+    assert (0, 2_000_000) == (ledger.open, ledger.count(ItemStatus.VALUE))
     assert 10 == figures.arrays == figures.calls["sbatch"]
     # An answer is good for 30 s; what it leaves open may be one further question.
     assert figures.calls["squeue"] <= figures.simulated / 30 + 2
@@ -73,23 +73,23 @@ def test_a_run(simulation: ModuleType, tmp_path: Path) -> None:
     assert figures.busiest < 60
     assert figures.late < 5
     # Some records a task, and a byte an item.
-    assert len(ledger.log) <= 3 * 600
+    assert len(ledger.records) <= 3 * 600
 
 
 def test_what_is_counted(simulation: ModuleType, tmp_path: Path) -> None:
-    """What the looks are charged is what they do: no call to the file system is left out."""
+    """The polls of a waiting client are charged what they do: no call to the file system is left out."""
     simulated = simulation.Simulation(simulation.Size(**SIZE), tmp_path / "run")
     clock, cluster = simulated.clock, simulated.cluster
-    budgets, watch = Budgets(clock), Watch(simulated.run, clock)
-    charged, made = 0, 0
+    limit, watch = RateLimit(clock), Watch(simulated.run, network=True)
+    made = 0
     for _ in range(200):
         clock.now = max(clock.now + 1.0, watch.due)
         assert cluster.next_event
         cluster.advance()
         with counted_calls() as calls:
-            look = watch.look(budgets)
-        charged += look.glancing + look.sampling + look.collecting
+            watch.poll(limit)
         made += sum(calls.values())
 
+    charged = sum(watch.collector.visits.values())
     assert made > 2000
-    assert made <= charged < 1.5 * made
+    assert 3 * charged < made <= 5 * charged

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurmlaunch.client.ledger import Fate, Ledger
+from slurmlaunch.client.ledger import ItemStatus, Ledger
+from slurmlaunch.client.run import OutcomeReader
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder import records
@@ -39,31 +40,35 @@ def write(path: Path, first: int, values: list[Any]) -> Recorded:
 
 
 stretches = st.tuples(st.integers(0, ITEMS - 1), st.integers(0, ITEMS)).map(lambda t: range(t[0], min(sum(t), ITEMS)))
-events = st.tuples(st.sampled_from([Fate.VALUE, Fate.FAILURE, Fate.ENDED, Fate.CANCELLED]), stretches)
+events = st.tuples(
+    st.sampled_from([ItemStatus.VALUE, ItemStatus.FAILURE, ItemStatus.ENDED, ItemStatus.CANCELLED]), stretches
+)
 
 
 @given(st.lists(events))
-def test_first_come(happened: list[tuple[Fate, range]]) -> None:
+def test_first_come(happened: list[tuple[ItemStatus, range]]) -> None:
     """What settles an item first stands; whoever settles it is told so, and so is the log, once."""
-    ledger, expected = Ledger(ITEMS), dict.fromkeys(range(ITEMS), Fate.OPEN)
+    ledger, expected = Ledger(ITEMS), dict.fromkeys(range(ITEMS), ItemStatus.OPEN)
 
     for fate, items in happened:
-        new = [item for item in items if expected[item] == Fate.OPEN]
+        new = [item for item in items if expected[item] == ItemStatus.OPEN]
         expected |= dict.fromkeys(new, fate)
-        if fate == Fate.ENDED:
+        if fate == ItemStatus.ENDED:
             told = [item for part in ledger.end(items, ValueError) for item in part]
-        elif fate == Fate.CANCELLED:
+        elif fate == ItemStatus.CANCELLED:
             told = [item for part in ledger.cancel(items) for item in part]
         else:
-            kind = Kind.VALUES if fate == Fate.VALUE else Kind.FAILURE
+            kind = Kind.VALUES if fate == ItemStatus.VALUE else Kind.FAILURE
             told = [item for part in ledger.record(recorded(kind, items.start, len(items))) for item in part]
         assert new == told
 
-    assert expected == {item: ledger.fate(item) for item in range(ITEMS)}
-    settled = [item for part in ledger.log for item in part]
+    assert expected == {item: ledger.status(item) for item in range(ITEMS)}
+    settled = [item for part in ledger.records for item in part]
     assert sorted(settled) == [item for item, fate in expected.items() if fate]
     assert ledger.open == ITEMS - len(settled)
-    assert {fate: list(expected.values()).count(fate) for fate in Fate} == {fate: ledger.count(fate) for fate in Fate}
+    assert {fate: list(expected.values()).count(fate) for fate in ItemStatus} == {
+        fate: ledger.count(fate) for fate in ItemStatus
+    }
 
 
 @given(st.lists(stretches), stretches)
@@ -76,7 +81,7 @@ def test_questions(cancelled: list[range], asked: range) -> None:
 
     assert still_open == ledger.open_among(asked)
     assert (not still_open) == ledger.all_settled(asked)
-    assert len(still_open) == ledger.count(Fate.OPEN, asked)
+    assert len(still_open) == ledger.count(ItemStatus.OPEN, asked)
 
 
 def test_record_beyond_the_end() -> None:
@@ -96,7 +101,7 @@ def test_outcomes(tmp_path: Path) -> None:
     ledger.end(range(5, 6), lambda _: error)
 
     for order in (range(6), range(5, -1, -1)):
-        outcomes = {item: ledger.outcome(item) for item in order}
+        outcomes = {item: OutcomeReader(ledger, 0).outcome(item) for item in order}
         found = {i: each.value if isinstance(each, Value) else each.error for i, each in outcomes.items()}
         assert {0: "a", 1: "b", 2: "c", 3: None, 4: "d", 5: error} == found
 
@@ -109,7 +114,7 @@ def test_what_ended_an_item_is_made_when_it_is_asked_for(ends: list[tuple[range,
         ledger.end(items, lambda item, cause=cause: ValueError(item, cause))  # type: ignore[misc]
         expected = dict.fromkeys(items, cause) | expected
 
-    found = {item: ledger.outcome(item) for item in expected}
+    found = {item: OutcomeReader(ledger, 0).outcome(item) for item in expected}
     assert {item: (item, cause) for item, cause in expected.items()} == {
         item: outcome.error.args for item, outcome in found.items() if isinstance(outcome, Failure)
     }
@@ -120,10 +125,10 @@ def test_outcomes_are_read_anew(tmp_path: Path) -> None:
     ledger = Ledger(2)
     ledger.record(write(tmp_path / "0.0", 0, [[], []]))
 
-    first, second = ledger.outcome(0).unwrap(), ledger.outcome(0).unwrap()
+    first, second = OutcomeReader(ledger, 0).outcome(0).unwrap(), OutcomeReader(ledger, 0).outcome(0).unwrap()
     first.append(1)
 
-    assert [] == second == ledger.outcome(0).unwrap()
+    assert [] == second == OutcomeReader(ledger, 0).outcome(0).unwrap()
 
 
 def test_lost(tmp_path: Path) -> None:
@@ -140,7 +145,7 @@ def test_lost(tmp_path: Path) -> None:
     errors: list[Any] = []
     for item in range(3):
         with pytest.raises((ResultLost, UnsafeRunFolder)) as caught:
-            ledger.outcome(item).unwrap()
+            OutcomeReader(ledger, 0).outcome(item).unwrap()
         errors.append(caught.value)
 
     assert [ResultLost, ResultLost, UnsafeRunFolder] == [type(error) for error in errors]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch.backends.base import TaskState
-from slurmlaunch.client.lookout import Lookout
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import Submission
+from slurmlaunch.client.state import ArrayRefused, JobsSeen
+from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import (
     NodeFailure,
     NodeStartError,
@@ -31,7 +31,7 @@ from slurmlaunch.runfolder.layout import Manifest, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RoundPlan, Slices
 from tests.support.tasks import OneRun, rows
-from tests.unit.test_lookout import Watched, write_value
+from tests.unit.test_collector import Watched, poll, write_value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,9 +43,9 @@ class Shared(Watched):
     def __init__(self, path: Path) -> None:
         self.folder = OneRun(path, len, rows(range(6)), tasks=2, blocks=Blocks(6, 2, "dynamic", 1)).folder
         self.run = Run(self.folder, Manifest.read(self.folder), None, list(read_rounds(self.folder)))  # type: ignore[arg-type]
-        self.run.tasks.jobs[0, 0] = "7"
-        self.lookout = Lookout(self.run)
-        self.lookout.absences.latency = math.inf
+        self.run.handle(JobsSeen(0, {0: "7"}))
+        self.run.state.latency = math.inf
+        self.watch = Watch(self.run)
         self.writers: dict[int, OutcomeWriter] = {}
 
     def take(self, task: int, blocks: int = 1) -> None:
@@ -58,13 +58,15 @@ class Shared(Watched):
     def look(self) -> None:
         """Look, and look for claims as well."""
         for _ in range(2):
-            self.lookout._claims_at = 0.0  # noqa: SLF001 - or the clock would decide
-            self.lookout.look()
+            self.watch.collector._claims_at = 0.0  # noqa: SLF001 - or the clock would decide
+            poll(self.watch)
 
     @property
     def errors(self) -> list[type]:
         """What the items have failed with; NoneType for those that are open."""
-        return [type(self.error(item) if self.fates.get(item) in {"FAILURE", "ENDED"} else None) for item in range(6)]
+        return [
+            type(self.error(item) if self.statuses.get(item) in {"FAILURE", "ENDED"} else None) for item in range(6)
+        ]
 
 
 OPEN = type(None)
@@ -84,7 +86,7 @@ def test_who_has_what(shared: Shared) -> None:
     shared.look()
 
     assert [shared.run.tasks.task_of(item) for item in range(6)] == [1, 1, 0, 1, 1, 1]
-    assert [shared.run.tasks.is_begun(item) for item in range(6)] == [True, True, False, False, False, False]
+    assert [shared.run.tasks.is_started(item) for item in range(6)] == [True, True, False, False, False, False]
     assert (shared.run.tasks.open_items(1), shared.run.tasks.open_items(0)) == ([0, 1], [])
     assert shared.run.tasks.count_running() == shared.run.tasks.count_running(range(6)) == 2
     assert [shared.run.tasks.state_of_item(item).value for item in (0, 5)] == ["RUNNING", "PENDING"]
@@ -96,7 +98,11 @@ def test_an_outcome_tells_who_has_it(shared: Shared) -> None:
     write_value(writer, 2, "x")
     shared.look()
 
-    assert (shared.run.tasks.task_of(2), shared.run.tasks.is_given(2), shared.run.tasks.is_given(1)) == (1, True, False)
+    assert (shared.run.tasks.task_of(2), shared.run.tasks.is_claimed(2), shared.run.tasks.is_claimed(1)) == (
+        1,
+        True,
+        False,
+    )
 
 
 def test_one_task_is_over(shared: Shared) -> None:
@@ -122,8 +128,8 @@ def test_all_are_over(shared: Shared, state: TaskState, expected: type) -> None:
     """What nobody has taken ends as the tasks have, and names no task; each item once."""
     shared.take(0)
     shared.take(1)
-    shared.hear(state)
-    shared.hear(state, 1)
+    shared.report(state)
+    shared.report(state, 1)
     shared.look()
     assert shared.errors == [OPEN] * 6
     shared.look_late()
@@ -146,7 +152,7 @@ def test_the_worst_is_told(shared: Shared) -> None:
     assert shared.errors[5] is OPEN
     shared.look_late()
 
-    assert shared.fates[0] == "VALUE"
+    assert shared.statuses[0] == "VALUE"
     assert isinstance(shared.error(5), NodeStartError)
     assert "no task was left to take the item: the set-up lines failed" in str(shared.error(5))
 
@@ -176,8 +182,8 @@ def test_a_claim_that_is_seen_late(shared: Shared) -> None:
 
 def test_nobody_ever_started(shared: Shared) -> None:
     """Tasks that were cancelled before they started leave nothing to wait for, once that is sure."""
-    shared.hear(TaskState.CANCELLED)
-    shared.hear(TaskState.CANCELLED, 1)
+    shared.report(TaskState.CANCELLED)
+    shared.report(TaskState.CANCELLED, 1)
     shared.look_late()
 
     assert shared.errors == [TaskCancelled] * 6
@@ -187,20 +193,19 @@ def test_alive_again(shared: Shared) -> None:
     """A task that the scheduler calls alive after all may go on taking."""
     shared.take(0)
     for task in range(2):
-        shared.hear(TaskState.NODE_FAIL, task)
-    shared.lookout.absences.latency = 0
-    shared.lookout.look()
+        shared.report(TaskState.NODE_FAIL, task)
+    shared.run.state.latency = 0
+    poll(shared.watch)
     assert shared.errors[0] is NodeFailure
-    shared.lookout.absences.latency = math.inf
-    shared.hear(TaskState.RUNNING, 1)
+    shared.run.state.latency = math.inf
+    shared.report(TaskState.RUNNING, 1)
     shared.look_late()
     assert shared.run.tasks.has_open(1)
 
 
 def test_refused(shared: Shared) -> None:
     """An array that is refused takes nothing with it while others may come, and all where none does."""
-    its_round = shared.run.tasks.rounds[0]
-    Submission(shared.run)._refuse(its_round, 0, SubmissionError("no"))  # noqa: SLF001
+    shared.run.handle(ArrayRefused(0, 0, SubmissionError("no")))
     shared.look()
 
     assert shared.errors == [SubmissionError] * 6
@@ -216,7 +221,7 @@ def test_what_is_known_costs_little(tmp_path: Path) -> None:
     tracemalloc.start()
     run = Run(folder, manifest, None, [its_round])  # type: ignore[arg-type]
     for _ in range(3):
-        run.tasks.look_for_claims()
+        poll(Watch(run))
     assert run.tasks.task_of(items - 1) == 1000
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -20,10 +20,11 @@ import pytest
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.client.futures import Future
-from slurmlaunch.client.ledger import Fate
-from slurmlaunch.client.lookout import Lookout
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.plan import pack
 from slurmlaunch.client.run import Run
+from slurmlaunch.client.state import JobsSeen, SchedulerReported
+from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import (
     ItemError,
     NodeFailure,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import Backend
 
 
-class Told(NamedTuple):
+class Answer(NamedTuple):
     """What a scheduler says: the states of the elements of the one job."""
 
     states: dict[int, TaskRecord]
@@ -77,18 +78,19 @@ class Watched:
 
     def _begin(self, folder: RunFolder, backend: Backend | None) -> None:
         self.folder, self.now = folder, 0.0
-        self.run = Run(self.folder, Manifest.read(self.folder), backend, list(read_rounds(self.folder)))  # type: ignore[arg-type]
-        self.run.tasks.jobs[0, 0] = "7"
-        self.lookout = Lookout(self.run, lambda: self.now)
-        self.lookout.absences.latency = math.inf
+        rounds = list(read_rounds(self.folder))
+        self.run = Run(self.folder, Manifest.read(self.folder), backend, rounds, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.run.handle(JobsSeen(0, {0: "7"}))
+        self.run.state.latency = math.inf
+        self.watch = Watch(self.run)
 
     def end(self, task: int, status: int, start: int = 0) -> None:
         """Have a task end."""
         (self.folder.ended / EndMark(task, start, status).filename).touch(0o600)
 
-    def hear(self, state: TaskState, task: int = 0, **said: Any) -> None:
-        """Have the scheduler say that of a task."""
-        self.lookout.absences.hear(Told({task: TaskRecord(state, **said)}))
+    def report(self, state: TaskState, task: int = 0, **said: Any) -> None:
+        """Have the scheduler report the state of a task."""
+        self.watch.handle(SchedulerReported(Answer({task: TaskRecord(state, **said)})))
 
     def wait(self) -> None:
         """Let an hour pass."""
@@ -97,25 +99,36 @@ class Watched:
     def look(self) -> None:
         """Look, and look again, a second later: some things take two looks."""
         for _ in range(2):
-            self.lookout.look()
+            poll(self.watch)
             self.now += 1.0
 
     def look_late(self) -> None:
         """Look when everything must have become visible."""
-        self.lookout.absences.latency = 0
+        self.run.state.latency = 0
         self.look()
 
     @property
-    def fates(self) -> dict[int, str]:
+    def started(self) -> set[int]:
+        """The tasks that are known to have started."""
+        return {task for task, view in self.run.tasks.views.items() if view.started}
+
+    @property
+    def statuses(self) -> dict[int, str]:
         """What the items that have settled have come to."""
-        fates = {item: self.run.ledger.fate(item) for item in range(6)}
-        return {item: fate.name for item, fate in fates.items() if fate != Fate.OPEN}
+        statuses = {item: self.run.ledger.status(item) for item in range(6)}
+        return {item: status.name for item, status in statuses.items() if status != ItemStatus.OPEN}
 
     def error(self, item: int) -> Any:
         """Return what an item failed with."""
         outcome = self.run.outcome(item)
         assert not isinstance(outcome, Value)
         return outcome.error
+
+
+def poll(watch: Watch, **most: float) -> None:
+    """Handle what is new, as far as a limit allows."""
+    for event in watch.collector.poll(**most):
+        watch.handle(event)
 
 
 @pytest.fixture
@@ -147,19 +160,19 @@ class TestOutcomes:
     def test_as_they_come(self, watched: Watched) -> None:
         """Outcomes are taken in as they are appended, and their tasks have started."""
         watched.look()
-        assert (set(), {}) == (watched.run.tasks.started, watched.fates)
+        assert (set(), {}) == (watched.started, watched.statuses)
 
         first, third = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 2)
         watched.look()
-        assert ({0, 2}, {}) == (watched.run.tasks.started, watched.fates)
+        assert ({0, 2}, {}) == (watched.started, watched.statuses)
         write_value(first, 1, "b")
         watched.look()
-        assert {1: "VALUE"} == watched.fates
+        assert {1: "VALUE"} == watched.statuses
         third.values(4, array("I", [len(pickle.dumps(1))] * 2), pickle.dumps(1) + pickle.dumps(2))
         first.failure(0, Failure(ValueError("a")).dump())
         watched.look()
 
-        assert {0: "FAILURE", 1: "VALUE", 4: "VALUE", 5: "VALUE"} == watched.fates
+        assert {0: "FAILURE", 1: "VALUE", 4: "VALUE", 5: "VALUE"} == watched.statuses
         assert ["b", 1, 2] == [watched.run.outcome(item).unwrap() for item in (1, 4, 5)]
         assert ("a",) == watched.error(0).args
 
@@ -174,10 +187,10 @@ class TestOutcomes:
             writer.failure(item, Failure(ValueError(item)).dump())
         opened, really = [], os.open
         monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(path) or really(path, *rest))  # type: ignore[func-returns-value]
-        Lookout(run).look()
+        poll(Watch(run))
         monkeypatch.undo()
 
-        assert (200, 0) == (run.ledger.count(Fate.FAILURE), run.ledger.count(Fate.ENDED))
+        assert (200, 0) == (run.ledger.count(ItemStatus.FAILURE), run.ledger.count(ItemStatus.ENDED))
         assert len(opened) < 10
         assert [(item,) for item in range(200)] == [run.outcome(item).error.args for item in range(200)]  # type: ignore[union-attr]
 
@@ -195,12 +208,12 @@ class TestOutcomes:
             later = first.plan._replace(items=array("Q", [0]), first_task=1, slices=Slices(1, 1))
             rounds.append(Round.make(folder, 1, later))
         run = Run(folder, Manifest.read(folder), None, rounds)  # type: ignore[arg-type]
-        lookout, writer = Lookout(run), OutcomeWriter(folder, 0)
+        watch, writer = Watch(run), OutcomeWriter(folder, 0)
         for item in first.plan.items_of(0)[way == "retried" : 5000]:
             write_value(writer, item, item)
-        lookout.look()
+        poll(watch)
         with counted_events() as events:
-            lookout.look()
+            poll(watch)
 
         assert run.tasks.has_open(0)
         assert len(events) < 1000
@@ -209,12 +222,12 @@ class TestOutcomes:
         """A task that dies leaves many items to be run again: what is known of its end is known once."""
         folder = OneRun(tmp_path / "run", len, rows(range(200)), tasks=2, options={"retries": 1}).folder
         run = Run(folder, Manifest.read(folder), None, list(read_rounds(folder)))  # type: ignore[arg-type]
-        lookout = Lookout(run)
+        watch = Watch(run)
         OutcomeWriter(folder, 0).close()
         (folder.ended / EndMark(0, 0, 128 + 9).filename).touch(0o600)
-        lookout.look()
+        poll(watch)
 
-        causes = run.held.causes()
+        causes = run.state.pending.causes()
         assert list(range(100)) == list(causes)  # the other task goes on
         assert 1 == len({id(cause) for cause in causes.values()})
 
@@ -227,7 +240,7 @@ class TestOutcomes:
 
         watched.look_late()
 
-        assert (set(), {}, {}) == (watched.run.tasks.started, watched.fates, watched.run.tasks.marks)
+        assert (set(), {}, {}) == (watched.started, watched.statuses, watched.run.tasks.views)
 
     def test_torn_tail(self, watched: Watched) -> None:
         """A record that is not whole is one that is being written, and read when it is."""
@@ -237,11 +250,11 @@ class TestOutcomes:
         content = writer.path.read_bytes()
         writer.path.write_bytes(content[:-1])
         watched.look_late()
-        assert {0: "VALUE"} == watched.fates
+        assert {0: "VALUE"} == watched.statuses
 
         writer.path.write_bytes(content)
         watched.look()
-        assert {0: "VALUE", 1: "VALUE"} == watched.fates
+        assert {0: "VALUE", 1: "VALUE"} == watched.statuses
 
     def test_damage(self, watched: Watched) -> None:
         """A damaged record costs its own items, which learn where it lies, and no others; once the task has ended."""
@@ -253,12 +266,12 @@ class TestOutcomes:
         content[length - 3] ^= 1
         writer.path.write_bytes(content)
         watched.look()
-        assert {} == {item: fate for item, fate in watched.fates.items() if item == 0}
+        assert {} == {item: fate for item, fate in watched.statuses.items() if item == 0}
 
         watched.end(0, Status.VALUES)
         watched.look_late()
 
-        assert {0: "ENDED", 1: "VALUE"} == watched.fates
+        assert {0: "ENDED", 1: "VALUE"} == watched.statuses
         error = watched.error(0)
         assert (ResultLost, str(writer.path), 0) == (type(error), error.file, error.offset)
 
@@ -280,7 +293,7 @@ class TestOutcomes:
 
         watched.look()
 
-        assert {0: "ENDED", 1: "ENDED"} == watched.fates
+        assert {0: "ENDED", 1: "ENDED"} == watched.statuses
         assert "may be written by others" in str(watched.error(0))
 
     def test_cancelled(self, watched: Watched) -> None:
@@ -293,23 +306,23 @@ class TestOutcomes:
 
         watched.look()
 
-        assert {0: "VALUE", 1: "CANCELLED", 2: "CANCELLED"} == watched.fates
+        assert {0: "VALUE", 1: "CANCELLED", 2: "CANCELLED"} == watched.statuses
         assert [False, True, True] == [future.cancelled() for future in futures]
 
     def test_budget(self, tmp_path: Path) -> None:
         """A look costs no more than it may, and many looks come to every file."""
         watched = Watched(tmp_path / "run")
-        watched.lookout.look(sampling=0)
+        poll(watched.watch, growing=0)
         for task in range(3):
             write_value(OutcomeWriter(watched.folder, task), 2 * task, task)
 
         seen = []
         for _ in range(3):
-            watched.lookout.look(sampling=4)
-            seen.append(len(watched.fates))
+            poll(watched.watch, growing=1)
+            seen.append(len(watched.statuses))
 
         assert [1, 2, 3] == seen
-        assert {0, 2, 4} == set(watched.fates)
+        assert {0, 2, 4} == set(watched.statuses)
 
     def test_collecting(self, tmp_path: Path) -> None:
         """What has ended is read within a budget of its own, and judged when it has been read."""
@@ -318,13 +331,13 @@ class TestOutcomes:
             write_value(OutcomeWriter(watched.folder, task), 2 * task, task)
             watched.end(task, Status.NODE)
 
-        fates = []
+        settled = []
         for _ in range(4):
-            watched.lookout.look(sampling=0, collecting=1)
-            fates.append(len(watched.fates))
+            poll(watched.watch, growing=0, ended=1)
+            settled.append(len(watched.statuses))
 
-        assert [2, 4, 6, 6] == fates
-        assert {0: "VALUE", 1: "ENDED", 2: "VALUE", 3: "ENDED", 4: "VALUE", 5: "ENDED"} == watched.fates
+        assert [2, 4, 6, 6] == settled
+        assert {0: "VALUE", 1: "ENDED", 2: "VALUE", 3: "ENDED", 4: "VALUE", 5: "ENDED"} == watched.statuses
 
 
 class TestStates:
@@ -343,20 +356,20 @@ class TestStates:
     def test_final(self, watched: Watched, state: TaskState, expected: type[ItemError]) -> None:
         """A task that ended costs the items that have no outcome, once these must be visible, and no other task's."""
         write_value(OutcomeWriter(watched.folder, 0), 0, "a")
-        watched.hear(state)
+        watched.report(state)
         watched.look()
-        assert {0: "VALUE"} == watched.fates
+        assert {0: "VALUE"} == watched.statuses
 
         watched.look_late()
 
-        assert {0: "VALUE", 1: "ENDED"} == watched.fates
+        assert {0: "VALUE", 1: "ENDED"} == watched.statuses
         error = watched.error(1)
         assert (expected, 1, 0, "7_0") == (type(error), error.item, error.task, error.job_id)
         assert str(watched.folder.log(0, 0, 0, "err")) == error.log
 
     def test_seen_at_last(self, watched: Watched) -> None:
         """An outcome that becomes visible after the end is taken."""
-        watched.hear(TaskState.COMPLETED)
+        watched.report(TaskState.COMPLETED)
         watched.look()
         writer = OutcomeWriter(watched.folder, 0)
         write_value(writer, 0, "a")
@@ -364,18 +377,18 @@ class TestStates:
 
         watched.look_late()
 
-        assert {0: "VALUE", 1: "VALUE"} == watched.fates
+        assert {0: "VALUE", 1: "VALUE"} == watched.statuses
 
     @pytest.mark.parametrize("state", [TaskState.RUNNING, TaskState.PENDING, TaskState.REQUEUED, TaskState.UNKNOWN])
     def test_alive_again(self, watched: Watched, state: TaskState) -> None:
         """A task that the scheduler calls alive again was not lost."""
-        watched.hear(TaskState.PREEMPTED)
+        watched.report(TaskState.PREEMPTED)
         watched.look()
-        watched.hear(state)
+        watched.report(state)
 
         watched.look_late()
 
-        assert {} == watched.fates
+        assert {} == watched.statuses
 
     @pytest.mark.parametrize(
         ("state", "started"),
@@ -388,10 +401,10 @@ class TestStates:
     )
     def test_started(self, watched: Watched, state: TaskState, started: set[int]) -> None:
         """A task has started when it is past the queue."""
-        watched.hear(state)
+        watched.report(state)
 
-        assert started == watched.run.tasks.started
-        assert state == watched.run.tasks.states[0]
+        assert started == watched.started
+        assert state == watched.run.tasks.view(0).state
 
     def test_a_hold_is_told_to_handlers_that_look(self, watched: Watched) -> None:
         """A job that is held is warned of, once, while nothing of the run is locked: a handler may wait for it."""
@@ -413,8 +426,8 @@ class TestStates:
         logging.getLogger("slurmlaunch").addHandler(handler)
         try:
             for _ in range(2):
-                watched.hear(TaskState.PENDING, reason="JobHeldUser")
-                watched.hear(TaskState.PENDING, reason="Priority")
+                watched.report(TaskState.PENDING, reason="JobHeldUser")
+                watched.report(TaskState.PENDING, reason="Priority")
         finally:
             logging.getLogger("slurmlaunch").removeHandler(handler)
 
@@ -423,10 +436,10 @@ class TestStates:
 
     def test_not_known(self, watched: Watched) -> None:
         """A task that the scheduler says nothing of is not lost."""
-        watched.lookout.absences.hear(Told({}))
+        watched.watch.handle(SchedulerReported(Answer({})))
         watched.look_late()
 
-        assert ({}, {}) == (watched.fates, watched.run.tasks.states)
+        assert ({}, {}) == (watched.statuses, {})
 
 
 class TestWrittenDown:
@@ -436,16 +449,16 @@ class TestWrittenDown:
     def told(self, watched: Watched) -> None:
         """Have a client be told of the ends of two tasks, of which one had been started before."""
         OutcomeWriter(watched.folder, 0)
-        watched.hear(TaskState.NODE_FAIL, 0, node="n3", exit_code="1:0")
+        watched.report(TaskState.NODE_FAIL, 0, node="n3", exit_code="1:0")
         watched.look_late()
-        watched.hear(TaskState.CANCELLED, 2)
+        watched.report(TaskState.CANCELLED, 2)
         watched.look_late()
 
     def come(self, watched: Watched, *, heard: bool = False) -> Watched:
         """Return a client that comes later, and has waited for long for what the scheduler says."""
         later = Watched.of(watched.folder)
         if heard:
-            later.lookout.absences.hear(Told({}))
+            later.watch.handle(SchedulerReported(Answer({})))
         later.wait()
         later.look_late()
         return later
@@ -455,7 +468,7 @@ class TestWrittenDown:
         """Where the scheduler is silent, or has forgotten, the ends are what it once said."""
         later = self.come(watched, heard=heard)
 
-        assert dict.fromkeys((0, 1, 4, 5), "ENDED") == later.fates
+        assert dict.fromkeys((0, 1, 4, 5), "ENDED") == later.statuses
         assert [NodeFailure, TaskCancelled] == [type(later.error(item)) for item in (0, 4)]
         assert ("n3", "NODE_FAIL", "1:0") == (later.error(0).node, later.error(0).state, later.error(0).exit_code)
 
@@ -463,24 +476,24 @@ class TestWrittenDown:
         """The scheduler has some time to answer, and knows better."""
         later = Watched.of(watched.folder)
         later.look_late()
-        assert {} == later.fates
+        assert {} == later.statuses
 
-        later.hear(TaskState.RUNNING, 0)
+        later.report(TaskState.RUNNING, 0)
         later.wait()
         later.look()
-        assert dict.fromkeys((4, 5), "ENDED") == later.fates
+        assert dict.fromkeys((4, 5), "ENDED") == later.statuses
 
     def test_started_again(self, watched: Watched) -> None:
         """A task that was started again since has not ended."""
         OutcomeWriter(watched.folder, 0)
 
-        assert dict.fromkeys((4, 5), "ENDED") == self.come(watched).fates
+        assert dict.fromkeys((4, 5), "ENDED") == self.come(watched).statuses
 
     def test_outcomes_first(self, watched: Watched) -> None:
         """What was recorded counts, whatever was said."""
         write_value(OutcomeWriter(watched.folder, 2), 5, "late")
 
-        assert {0: "ENDED", 1: "ENDED", 5: "VALUE"} == self.come(watched).fates
+        assert {0: "ENDED", 1: "ENDED", 5: "VALUE"} == self.come(watched).statuses
 
     def test_a_folder_that_may_only_be_read(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where nothing can be written down, those who are there are told all the same."""
@@ -489,7 +502,7 @@ class TestWrittenDown:
             raise PermissionError
 
         monkeypatch.setattr(Round, "record_ends", refuse)
-        watched.hear(TaskState.TIMEOUT, 1)
+        watched.report(TaskState.TIMEOUT, 1)
         watched.look_late()
 
         assert {TimeLimitExceeded} == {type(watched.error(item)) for item in (2, 3)}
@@ -507,7 +520,7 @@ class TestEndMarks:
         watched.end(1, status)
         watched.look()
 
-        assert {2: "ENDED", 3: "ENDED"} == watched.fates
+        assert {2: "ENDED", 3: "ENDED"} == watched.statuses
         assert {expected} == {type(watched.error(item)) for item in (2, 3)}
         assert [2, 3] == [watched.error(item).item for item in (2, 3)]
 
@@ -516,7 +529,7 @@ class TestEndMarks:
         """One that ended well has recorded everything before: what is missing is only not visible yet."""
         watched.end(1, status)
         watched.look()
-        assert {} == watched.fates
+        assert {} == watched.statuses
 
         watched.look_late()
         assert {expected} == {type(watched.error(item)) for item in (2, 3)}
@@ -526,9 +539,9 @@ class TestEndMarks:
         """Of one that was stopped from outside the scheduler says what it was."""
         watched.end(1, status)
         watched.look_late()
-        assert {} == watched.fates
+        assert {} == watched.statuses
 
-        watched.hear(TaskState.TIMEOUT, 1)
+        watched.report(TaskState.TIMEOUT, 1)
         watched.look()
         assert {TimeLimitExceeded} == {type(watched.error(item)) for item in (2, 3)}
 
@@ -539,7 +552,7 @@ class TestEndMarks:
             OutcomeWriter(watched.folder, 1)
         watched.end(1, Status.REQUEUE)
         watched.look()
-        watched.hear(TaskState.FAILED, 1, exit_code="0:9")
+        watched.report(TaskState.FAILED, 1, exit_code="0:9")
         watched.look_late()
 
         assert {WorkerDied} == {type(watched.error(item)) for item in (2, 3)}
@@ -550,12 +563,12 @@ class TestEndMarks:
         watched.end(1, 128 + 9)
         write_value(first, 2, "first")
         watched.look_late()
-        assert {2: "VALUE"} == watched.fates
+        assert {2: "VALUE"} == watched.statuses
 
         write_value(second, 3, "second")
         watched.end(1, Status.VALUES, start=1)
         watched.look()
-        assert {2: "VALUE", 3: "VALUE"} == watched.fates
+        assert {2: "VALUE", 3: "VALUE"} == watched.statuses
 
     def test_outcomes_first(self, watched: Watched) -> None:
         """What was recorded before the end counts, however the task ended."""
@@ -564,7 +577,7 @@ class TestEndMarks:
         watched.end(0, 128 + 9)
         watched.look()
 
-        assert {0: "VALUE", 1: "ENDED"} == watched.fates
+        assert {0: "VALUE", 1: "ENDED"} == watched.statuses
 
 
 class TestLatency:

@@ -1,0 +1,428 @@
+"""From the run folder to events: what has started, grown and ended, and what one item left there.
+
+Used by the watcher, which polls each run again and again (`Collector.poll`), and by futures
+that ask about one item (`attempts_of`, `values_of_further_ranks`). It decides nothing:
+what an event means is up to `RunState`. A poll reads two modification times, lists the
+folders that have changed, and opens the outcome files that may have grown, as many as
+the rate limit allows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from slurmlaunch.backends.base import TaskState
+from slurmlaunch.client import ends
+from slurmlaunch.client.state import (
+    AttemptSeen,
+    CancellationSeen,
+    CheckpointsSeen,
+    ClaimsSeen,
+    DamageSeen,
+    EndMarkSeen,
+    EndsRead,
+    JobsSeen,
+    NotesSeen,
+    OutcomesSeen,
+    RoundAdded,
+    TaskFiles,
+    TasksRead,
+    Tick,
+    UnsafeSeen,
+)
+from slurmlaunch.errors import ResultLost, UnsafeRunFolder
+from slurmlaunch.outcome import Failure
+from slurmlaunch.runfolder.cancellations import CancellationReader
+from slurmlaunch.runfolder.changes import NewNames, is_on_network, latency_of
+from slurmlaunch.runfolder.claims import ClaimReader
+from slurmlaunch.runfolder.journal import Round
+from slurmlaunch.runfolder.layout import EndMark
+from slurmlaunch.runfolder.outcomes import OutcomeFile
+from slurmlaunch.runfolder.records import Damage, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from slurmlaunch.client.run import Run
+    from slurmlaunch.client.state import Event, ReadTasks
+    from slurmlaunch.client.tasks import TaskView
+    from slurmlaunch.runfolder.outcomes import Recorded
+
+__all__ = ["Attempt"]
+
+_SLOW_EVERY = 1.0
+"""Seconds between two looks for cancellations, job ids and claims."""
+
+_FIRST_GAP = 0.02
+"""Seconds after which a folder that has just changed is listed again."""
+
+_LOG_LINES = 12
+_UNBOUNDED = 1 << 40
+_TICK = 0.5
+
+
+class Collector:
+    """Reports what is new in one run folder.
+
+    Attributes:
+        network: whether the folder is on a network file system.
+        visits: how many folders ("folders"), files of running tasks ("growing") and files of ended tasks ("ended") it
+            has visited so far.
+    """
+
+    def __init__(self, run: Run, *, network: bool | None = None) -> None:
+        """Begin with nothing seen; *network* overrides what the system says of the folder."""
+        self.network = is_on_network(run.folder.path) if network is None else network
+        self.visits: Counter[str] = Counter()
+        self._run, self._state = run, run.state
+        self._end_marks, self._attempts = (
+            NewNames(folder, run.clock, network=self.network, first_gap=_FIRST_GAP)
+            for folder in (run.folder.ended, run.folder.outcomes)
+        )
+        self._files: dict[tuple[int, int], OutcomeFile] = {}
+        self._growing: dict[tuple[int, int], None] = {}
+        self._unread: dict[int, EndMark] = {}
+        self._foreign: set[str] = set()
+        self._claims: dict[int, ClaimReader] = {}
+        self._slow_at = self._claims_at = 0.0
+        self._ends_seen = 0
+        self._marked: set[int] = set()
+        self._follow_rounds()
+
+    def poll(self, growing: float = _UNBOUNDED, ended: float = _UNBOUNDED) -> Iterator[Event]:
+        """Yield what is new; each event has to be handled before the next one is taken.
+
+        Args:
+            growing: how many files may be read of tasks that run.
+            ended: how many of tasks that have ended, which are read to the end once.
+
+        Raises:
+            OSError: the folder cannot be read now; the next poll reports the rest.
+        """
+        now, before = self._run.clock(), self.progress
+        if now >= self._slow_at:
+            self._slow_at = now + _SLOW_EVERY
+            yield from self._new_cancellations()
+            yield from self._new_jobs()
+        if len(self._run.rounds) != self._rounds:
+            self._follow_rounds()
+        self._list_end_marks()
+        yield from self._list_attempts()
+        if self._unread or now >= self._claims_at:  # before the end of a task is decided, its claims are known
+            self._claims_at = now + _SLOW_EVERY
+            yield from self._new_claims()
+        yield from self._read_growing(growing)
+        yield from self._read_ended(ended)
+        if self._state.pending:
+            yield from self._next_round()
+        yield Tick()
+        if before != self.progress:
+            yield from self._new_jobs()  # what another client submitted may be over before the next slow poll
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether every task has left an end mark, perhaps of an earlier start."""
+        return len(self._marked) == sum(len(each.plan.tasks) for each in self._run.rounds)
+
+    @property
+    def progress(self) -> tuple[int, ...]:
+        """Numbers of which at least one changes with every news."""
+        return self._state.ledger.open, len(self._files), self._ends_seen, len(self._run.rounds)
+
+    def read_tasks(self, request: ReadTasks) -> Iterator[Event]:
+        """Yield everything that is left in the files of tasks, then `TasksRead`."""
+        files = []
+        for task in request.tasks:
+            if task in self._unread:
+                yield from self._read_task(task)
+            view = self._state.tasks.view(task)
+            for attempt in range(view.attempts):
+                yield from self._read(task, attempt, final=True)
+            last = self._run.folder.outcome_file(task, max(0, view.attempts - 1))
+            size = last.stat().st_size if last.exists() else 0
+            log_tail = _tail(self._state.tasks.log(task, "err")) if task in request.logs else ""
+            files.append(TaskFiles(task, size, log_tail))
+        yield TasksRead(tuple(files))
+
+    def read_ends(self) -> EndsRead:
+        """Return what earlier clients recorded of ends."""
+        return EndsRead(tuple(end for each in self._run.rounds for end in each.ends()))
+
+    # Folders.
+
+    def _follow_rounds(self) -> None:
+        """Read what belongs to new rounds, which was passed over before."""
+        self._rounds = len(self._run.rounds)
+        self._cancellations = CancellationReader(self._run.folder, [each.number for each in self._run.rounds])
+        self._end_marks.forget(self._foreign)
+        self._attempts.forget(self._foreign)
+        self._foreign.clear()
+
+    def _is_ours(self, task: int, name: str) -> bool:
+        if task in self._state.tasks:
+            return True
+        self._foreign.add(name)
+        return False
+
+    def _new_cancellations(self) -> Iterator[Event]:
+        self.visits["folders"] += 1
+        yield from (CancellationSeen(number, items) for number, items in self._cancellations.new())
+
+    def _new_jobs(self) -> Iterator[Event]:
+        for round_, view in zip(self._run.rounds, self._state.tasks.rounds, strict=False):
+            if len(view.jobs) < len(view.plan.arrays):
+                self.visits["folders"] += 2
+                yield JobsSeen(round_.number, round_.job_ids())
+
+    def _next_round(self) -> Iterator[Event]:
+        """Yield a round that another client made, perhaps of the items that wait for a retry here."""
+        self.visits["folders"] += 1
+        try:
+            added = Round.read(self._run.folder, len(self._run.rounds))
+        except FileNotFoundError:
+            return
+        yield RoundAdded(added.number, added.plan)
+
+    def _new_claims(self) -> Iterator[Event]:
+        for view in self._state.tasks.rounds:
+            if view.claims is None:
+                continue
+            claims: tuple[tuple[int, int], ...] = ()
+            if view.claims.unclaimed:
+                self.visits["folders"] += 1
+                folder = self._run.folder.claims(view.number)
+                reader = self._claims.setdefault(view.number, ClaimReader(folder, self._run.clock))
+                claims = tuple((block, claimant.task) for block, claimant in reader.new())
+            yield ClaimsSeen(view.number, claims)
+
+    def _list_end_marks(self) -> None:
+        self.visits["folders"] += 1
+        for mark in filter(None, map(EndMark.parse, sorted(self._end_marks.new()))):
+            if not self._is_ours(mark.task, mark.filename):
+                continue
+            self._marked.add(mark.task)
+            known = self._unread.get(mark.task)
+            if known is None or mark.start >= known.start:
+                self._unread[mark.task] = mark
+                self._ends_seen += 1
+            if self._state.tasks.view(mark.task).attempts <= mark.start:
+                self._attempts.forget()  # its outcome file, if any, was there before the mark
+
+    def _list_attempts(self) -> Iterator[Event]:
+        self.visits["folders"] += 1
+        for name in sorted(self._attempts.new()):
+            first, _, second = name.partition(".")
+            if first.isdigit() and second.isdigit() and self._is_ours(int(first), name):
+                key = task, attempt = int(first), int(second)
+                self._files[key] = OutcomeFile(self._run.folder.outcome_file(task, attempt), self._run.folder.salt)
+                self._growing[key] = None
+                yield AttemptSeen(task, attempt)
+
+    # Outcome files.
+
+    def _read_growing(self, most: float) -> Iterator[Event]:
+        """Read some of the files that may have grown, in turn."""
+        for key in list(self._growing):
+            if most <= 0:
+                return
+            if key[0] not in self._unread:
+                most -= 1
+                self.visits["growing"] += 1
+                del self._growing[key]
+                self._growing[key] = None  # at the end, also if it cannot be read now
+                yield from self._read(*key)
+                self._drop_finished(key)
+
+    def _read_ended(self, most: float) -> Iterator[Event]:
+        for task in list(self._unread):
+            if most <= 0:
+                return
+            most -= max(1, self._state.tasks.view(task).attempts)
+            yield from self._read_task(task)
+
+    def _read_task(self, task: int) -> Iterator[Event]:
+        """Yield what a task recorded before its end mark, and then the mark."""
+        for attempt in range(self._state.tasks.view(task).attempts):
+            self.visits["ended"] += 1
+            yield from self._read(task, attempt)
+            self._drop_finished((task, attempt))
+        yield EndMarkSeen(self._unread.pop(task))
+
+    def _drop_finished(self, key: tuple[int, int]) -> None:
+        if not (self._state.ledger.open and self._state.tasks.has_open(key[0])):
+            self._growing.pop(key, None)
+
+    def _read(self, task: int, attempt: int, *, final: bool = False) -> Iterator[Event]:
+        file = self._files.get((task, attempt))
+        if file is None:
+            return  # removed, or not listed yet while that of a later attempt is
+        before, known = file.position, len(file.notes)
+        try:
+            for found in file.read(final=final):
+                if len(file.notes) > known:
+                    yield NotesSeen(task, attempt, _merged(file.notes[known:]))
+                    known = len(file.notes)
+                if isinstance(found, Damage):
+                    yield _damage_in(file, task, found)
+                else:
+                    yield OutcomesSeen(task, found, self._error_in(found))
+        except UnsafeRunFolder as error:
+            yield UnsafeSeen(task, file.path, str(error))
+        except FileNotFoundError:
+            return  # a listing may be ahead of the file, or behind it
+        if len(file.notes) > known:
+            yield NotesSeen(task, attempt, _merged(file.notes[known:]))
+        if file.checkpoints and file.position != before:
+            yield CheckpointsSeen(task, attempt, file.checkpoints)
+
+    def _error_in(self, recorded: Recorded) -> BaseException | None:
+        if recorded.header.kind != Kind.FAILURE or not self._state.wants_errors:
+            return None
+        outcome = recorded.read().outcome(recorded.header.first)
+        return outcome.error if isinstance(outcome, Failure) else None
+
+
+def _damage_in(file: OutcomeFile, task: int, damage: Damage) -> DamageSeen:
+    header = damage.header
+    if header is None or damage.stop > file.path.stat().st_size:
+        return DamageSeen(task, file.path, damage.offset)  # a torn tail: the record was never finished
+    return DamageSeen(task, file.path, damage.offset, range(header.first, header.stop))
+
+
+def _merged(notes: list[dict[str, Any]]) -> dict[str, Any]:
+    return {key: value for note in notes for key, value in note.items()}
+
+
+def _tail(log: Path) -> str:
+    try:
+        with log.open(encoding="utf-8", errors="replace") as file:
+            return "".join(file.readlines()[-_LOG_LINES:]).rstrip()
+    except OSError:  # the task wrote none
+        return ""
+
+
+# The attempts of one item.
+
+
+class Attempt(NamedTuple):
+    """One start of a task.
+
+    Attributes:
+        state: how it ended, in Slurm's words: ``REQUEUED`` where another start followed.
+        node: the machine.
+        exit_code: the exit status of the node, 128 + n for signal n, or Slurm's ``code:signal``.
+        peak_memory: the most bytes that the pool processes held together, shared arrays
+            counted once, if the node lived to say so.
+        duration: for how many seconds the node ran, if it lived to say so.
+        job_id: the Slurm job id of the task, as ``"123_4"``.
+    """
+
+    state: TaskState
+    node: str | None = None
+    exit_code: int | str | None = None
+    peak_memory: int | None = None
+    duration: float | None = None
+    job_id: str | None = None
+
+
+def attempts_of(run: Run, item: int) -> tuple[Attempt, ...]:
+    """Return every start of the tasks that had an item, over requeues and rounds."""
+    tasks = run.tasks
+    views = []
+    for each in tasks.rounds:
+        task = tasks.task_in(each, item) if each.plan.items is None or item in each.plan.items else None
+        if task is not None:
+            views.append(tasks.view(task))
+    return tuple(attempt for view in views for attempt in _starts_of(run, view))
+
+
+def _starts_of(run: Run, view: TaskView) -> Iterator[Attempt]:
+    marks = {mark.start: mark.status for mark in _marks_of(run, view.index)}
+    notes, record = _notes_of(run, view.index), view.record
+    starts = max([*marks, *notes], default=-1) + 1
+    if not starts and record is not None and record.node is not None:
+        starts = 1  # it was started, and got no further
+    for start in range(starts):
+        own, last = notes.get(start, {}), start == starts - 1
+        started, ended = own.get("started"), own.get("ended")
+        told = record if last else None
+        yield Attempt(
+            state=_last_state(run, view, marks.get(start)) if last else TaskState.REQUEUED,
+            node=own.get("node") or (told.node if told else None),
+            exit_code=ends.exit_code_of(marks[start]) if start in marks else told.exit_code if told else None,
+            peak_memory=own.get("peak"),
+            duration=ended - started if started is not None and ended is not None else None,
+            job_id=view.full_id,
+        )
+
+
+def _last_state(run: Run, view: TaskView, status: int | None) -> TaskState:
+    state = view.state
+    if state is not None and state.is_final:
+        return state
+    requeued = state is not None and state.is_queued and bool(run.tasks.open_items(view.index))
+    return ends.state_of_status(status, requeued=requeued) or run.tasks.state_of(view.index)
+
+
+def _marks_of(run: Run, task: int) -> Iterator[EndMark]:
+    return filter(None, (EndMark.parse(path.name) for path in run.folder.ended.glob(f"{task}.*")))
+
+
+def _notes_of(run: Run, task: int) -> Mapping[int, Mapping[str, Any]]:
+    """Return the notes of each attempt of a task, read now: the last note comes after the last outcome."""
+    notes = {}
+    for path in run.folder.outcomes.glob(f"{task}.*"):
+        attempt = path.name.partition(".")[2]
+        if attempt.isdigit():
+            file = OutcomeFile(path, run.folder.salt)
+            for _ in file.read():
+                pass  # the outcomes are known
+            notes[int(attempt)] = _merged(file.notes)
+    return notes
+
+
+# The values of ranks.
+
+
+def values_of_further_ranks(run: Run, item: int) -> list[Any]:
+    """Return what ranks 1, 2, ... returned for an item that has a value; rank 0 returned the value itself.
+
+    Raises:
+        ResultLost: a value cannot be read.
+        UnpicklableResult: a value does not unpickle here.
+    """
+    task, attempt = map(int, run.ledger.records.find(item).file.name.split("."))
+    round_ = run.tasks.view(task).round
+    number = round_.plan.ranks.number if round_.plan.ranks else 1
+    files = [run.folder.rank_file(round_.number, task, attempt, rank) for rank in range(1, number)]
+    # The supervisor has seen them; here a network file system may show them later.
+    deadline = time.monotonic() + latency_of(run.folder.path)
+    return [_value_of_rank(OutcomeFile(path, run.folder.salt), item, deadline) for path in files]
+
+
+def _value_of_rank(file: OutcomeFile, item: int, deadline: float) -> Any:
+    for _ in count():
+        recorded = _last_record(file, item)
+        if recorded is not None:
+            return recorded.read().outcome(item).unwrap()
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_TICK)
+    raise ResultLost("what a rank returned is not on disk", file=str(file.path)).located(item=item)
+
+
+def _last_record(file: OutcomeFile, item: int) -> Recorded | None:
+    """Return the last record of an item; earlier ones are of launches that did not finish."""
+    last = None
+    file.position = 0
+    try:
+        for found in file.read(final=True):
+            if not isinstance(found, Damage) and found.header.first <= item < found.header.stop:
+                last = found
+    except FileNotFoundError:
+        return None
+    return last

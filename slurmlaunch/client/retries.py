@@ -1,0 +1,184 @@
+"""Which items are retried automatically, and with which resources.
+
+Pure: `wants_retry` decides which ends are worth another attempt, `next_options` what the
+next round asks for, and `PendingRetries` holds the items that failed for an external reason
+and wait for that round. Used by `RunState`; nothing here submits or reads anything.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from slurmlaunch.backends.base import parse_memory, parse_time
+from slurmlaunch.client.options import Options
+from slurmlaunch.errors import (
+    NodeFailure,
+    OutOfMemory,
+    ResultLost,
+    TaskCancelled,
+    TaskEnded,
+    TimeLimitExceeded,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from slurmlaunch.runfolder.plan import RoundPlan
+
+_MEBIBYTE = 1 << 20
+_MINUTE = 60
+_MEMORY = ("mem", "mem_per_cpu", "mem_per_gpu")
+"""Options of which sbatch takes one."""
+
+
+class Cause(NamedTuple):
+    """Why items are retried, and what their last attempt used.
+
+    Attributes:
+        error: the error of the last attempt.
+        node: the machine, if known.
+        memory: the most bytes that the task held, if known.
+        seconds: how long the task ran, if known.
+    """
+
+    error: BaseException
+    node: str | None = None
+    memory: float | None = None
+    seconds: float | None = None
+
+
+class PendingRetries:
+    """The items that wait to be retried, each with its cause; a container of items.
+
+    Attributes:
+        options: the options of the last round, which say what is retried.
+        since: when the first of the waiting items was added.
+    """
+
+    def __init__(self) -> None:
+        self.options: Options | None = None
+        self.since = 0.0
+        self._causes: dict[int, Cause] = {}
+        self._tries: dict[int, int] = {}
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the run retries anything automatically."""
+        return self.options is not None and bool(self.options.retries)
+
+    def __len__(self) -> int:
+        return len(self._causes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._causes)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._causes
+
+    def wants(self, item: int, error: BaseException) -> bool:
+        """Whether an item that ended with this error is retried."""
+        options = self.options
+        if options is None or self._tries.get(item, 0) >= options.retries:
+            return False
+        return wants_retry(options, error)
+
+    def add(self, item: int, cause: Cause, now: float) -> None:
+        """Add an item."""
+        if not self._causes:
+            self.since = now
+        self._causes[item] = cause
+
+    def discard(self, items: Iterable[int]) -> None:
+        """Remove those of the items that wait."""
+        if self._causes:
+            few = isinstance(items, range) and len(items) > len(self._causes)
+            for item in [each for each in self._causes if each in items] if few else items:
+                self._causes.pop(item, None)
+
+    def causes(self) -> dict[int, Cause]:
+        """Return the cause of each item."""
+        return dict(self._causes)
+
+    def add_round(self, plan: RoundPlan, *, first: bool) -> None:
+        """Count a round as a try of its items, which wait no longer; after a manual round they start from 0 tries."""
+        self.options = Options.from_json(plan.options)
+        items = () if first else plan.items or ()
+        for item in items:
+            self._tries[item] = self._tries.get(item, 0) + 1 if plan.automatic else 0
+        self.discard(items)
+
+
+def wants_retry(options: Options, error: BaseException) -> bool:
+    """Whether an item that ended with this error is worth another attempt.
+
+    It is where something external ended it, cancellation excepted, and where ``retry_exceptions``
+    names the class of an exception of the function, or a base of it.
+    """
+    if isinstance(error, TaskCancelled):
+        return False
+    if isinstance(error, (TaskEnded, ResultLost)):
+        return True
+    classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
+    return not classes.isdisjoint(options.retry_exceptions)
+
+
+def next_options(options: Options, causes: Iterable[Cause]) -> Options:
+    """Return the options of the round that retries items with these causes.
+
+    More memory where memory was short, more time where time was short, starting from what
+    the last attempt used, and no node that failed.
+    """
+    causes = list(causes)
+    slurm = dict(options.slurm)
+    short_of_memory = [cause for cause in causes if isinstance(cause.error, OutOfMemory)]
+    short_of_time = [cause for cause in causes if isinstance(cause.error, TimeLimitExceeded)]
+    if short_of_memory:
+        slurm.update(_more_memory(options, short_of_memory))
+    if short_of_time:
+        slurm.update(_more_time(options, short_of_time))
+    failed = {cause.node for cause in causes if isinstance(cause.error, NodeFailure) and cause.node}
+    if failed:
+        excluded = [str(slurm["exclude"])] if "exclude" in slurm else []
+        slurm["exclude"] = ",".join([*excluded, *sorted(failed)])
+    return options.changed(**_differences(options.slurm, slurm))
+
+
+def _differences(before: Mapping[str, str | bool], after: Mapping[str, str | bool]) -> dict[str, str | bool]:
+    return {name: value for name, value in after.items() if before.get(name) != value}
+
+
+def _more_memory(options: Options, causes: list[Cause]) -> dict[str, str]:
+    name = next((name for name in _MEMORY if name in options.slurm), _MEMORY[0])
+    used = max((cause.memory or 0.0 for cause in causes), default=0.0)
+    if name != _MEMORY[0]:
+        used = 0.0  # the measured memory is that of the whole task
+    base = _base(options.slurm.get(name), parse_memory, used)
+    if not base:
+        return {}
+    wanted = base * options.grow.get("mem", 1.0)
+    limit = _parsed(options.max_mem, parse_memory)
+    return {name: f"{math.ceil(min(wanted, limit) / _MEBIBYTE)}M"}
+
+
+def _more_time(options: Options, causes: list[Cause]) -> dict[str, str]:
+    used = max((cause.seconds or 0.0 for cause in causes), default=0.0)
+    base = _base(options.slurm.get("time"), parse_time, used)
+    if not base:
+        return {}
+    wanted = base * options.grow.get("time", 1.0)
+    limit = _parsed(options.max_time, parse_time)
+    minutes, seconds = divmod(math.ceil(min(wanted, limit)), _MINUTE)
+    return {"time": f"{minutes}:{seconds:02}"}
+
+
+def _base(requested: object, parse: Callable[[str], float], used: float) -> float:
+    """Return the amount to grow from; 0 if none was requested or measured, or the request has no limit."""
+    if requested is None:
+        return used
+    amount = _parsed(requested, parse)
+    return max(amount, used) if math.isfinite(amount) else 0.0
+
+
+def _parsed(value: object, parse: Callable[[str], float]) -> float:
+    return parse(value) if isinstance(value, str) else math.inf

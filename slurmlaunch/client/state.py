@@ -1,0 +1,821 @@
+"""The state machine of one run: events in, effects out.
+
+`RunState.handle(event, now)` is everything slurmlaunch decides about a run: which items
+have settled, why a task left items without outcomes, what is retried, what is cancelled.
+It is pure: it reads no file and no clock, starts no thread, takes no lock and writes no
+log, so that tests are tables of events and effects. The collector makes events from the
+run folder, `Run` and `Submission` those of this process; `Run` and the watcher execute
+the effects while nothing is locked.
+
+Files are the truth; scheduler states only explain a missing outcome. A task that has
+ended, as its end mark or the scheduler says, gets the time that the file system takes to
+show its outcomes (`latency`); then its open items end as the task has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+
+from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch.client import ends
+from slurmlaunch.client.ledger import ItemStatus, Ledger, consecutive
+from slurmlaunch.client.retries import Cause, PendingRetries, next_options
+from slurmlaunch.client.tasks import RoundView, Tasks
+from slurmlaunch.errors import ItemError, NodeStartError, ResultLost
+from slurmlaunch.runfolder.journal import SchedulerEnd
+from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from slurmlaunch.backends.base import Snapshot
+    from slurmlaunch.client.options import Options
+    from slurmlaunch.client.tasks import TaskView
+    from slurmlaunch.runfolder.layout import EndMark, RunFolder
+    from slurmlaunch.runfolder.outcomes import Recorded
+    from slurmlaunch.runfolder.plan import RoundPlan
+
+SAME_DEATHS = 3
+"""How many tasks have to fail to start in the same way until the rest of the run is cancelled."""
+
+RETRY_AFTER = 60.0
+"""Seconds that an item waits for its retry while other items of the run are open: further ones may join it."""
+
+SCHEDULER_SILENT_FOR = 30.0
+"""Seconds after which what earlier clients recorded counts for tasks of which the scheduler says nothing."""
+
+_NEEDS_A_PERSON = re.compile(r"held|hold|never.?satisfied|bad.?constraints|invalid", re.IGNORECASE)
+"""Reasons of squeue for pending jobs that do not go away by themselves."""
+
+
+# Events: what the collector sees in the run folder.
+
+
+class AttemptSeen(NamedTuple):
+    """A task has started: the outcome file of an attempt exists."""
+
+    task: int
+    attempt: int
+
+
+class NotesSeen(NamedTuple):
+    """An attempt recorded something about itself (``started``, ``ended``, ``node``, ``peak``)."""
+
+    task: int
+    attempt: int
+    notes: Mapping[str, Any]
+
+
+class CheckpointsSeen(NamedTuple):
+    """All checkpoints that an attempt has recorded so far, by item."""
+
+    task: int
+    attempt: int
+    checkpoints: Mapping[int, Recorded]
+
+
+class OutcomesSeen(NamedTuple):
+    """A record of outcomes of consecutive items; *error* is the failure that it holds, if it was unpickled."""
+
+    task: int
+    recorded: Recorded
+    error: BaseException | None = None
+
+
+class DamageSeen(NamedTuple):
+    """A damaged record; *items* are those whose outcomes it held, if its header is readable."""
+
+    task: int
+    file: Path
+    offset: int
+    items: range | None = None
+
+
+class UnsafeSeen(NamedTuple):
+    """The outcome file of a task may have been written by others, and is not read."""
+
+    task: int
+    file: Path
+    reason: str
+
+
+class EndMarkSeen(NamedTuple):
+    """A start of a task has ended, and what it recorded before has been read."""
+
+    mark: EndMark
+
+
+class ClaimsSeen(NamedTuple):
+    """The claims folder of a dynamic round was read; *claims* are new blocks and the tasks that have them."""
+
+    round: int
+    claims: tuple[tuple[int, int], ...] = ()
+
+
+class CancellationSeen(NamedTuple):
+    """Items of a round were cancelled, by whichever client."""
+
+    round: int
+    items: range
+
+
+class JobsSeen(NamedTuple):
+    """Job ids of arrays of a round, as its journal says."""
+
+    round: int
+    jobs: Mapping[int, str]
+
+
+class RoundAdded(NamedTuple):
+    """A round was added to the run, by a manual or an automatic retry.
+
+    *reopen*: its items, which have failed, are open again; only for a view of which nobody holds futures yet.
+    """
+
+    round: int
+    plan: RoundPlan
+    ours: bool = False
+    reopen: bool = False
+
+
+class TaskFiles(NamedTuple):
+    """What is left to know of a task whose files were read to the end: the size of the last one, and its log."""
+
+    task: int
+    size: int = 0
+    log_tail: str = ""
+
+
+class TasksRead(NamedTuple):
+    """Answer to `ReadTasks`: everything that these tasks recorded has been reported."""
+
+    tasks: tuple[TaskFiles, ...]
+
+
+class EndsRead(NamedTuple):
+    """Answer to `ReadEnds`: what earlier clients recorded of ends."""
+
+    ends: tuple[SchedulerEnd, ...]
+
+
+class RunLost(NamedTuple):
+    """The run cannot be watched any more: its folder is gone, or there is a fault in slurmlaunch."""
+
+    error: BaseException
+
+
+class Tick(NamedTuple):
+    """Time has passed; everything the run folder showed has been reported."""
+
+
+# Events: what this process and the scheduler do.
+
+
+class SchedulerReported(NamedTuple):
+    """One answer of the scheduler, about all tasks at once."""
+
+    snapshot: Snapshot
+
+
+class JobSubmitted(NamedTuple):
+    """This client has submitted an array."""
+
+    round: int
+    array: int
+    job_id: str
+
+
+class ArrayRefused(NamedTuple):
+    """Nobody will submit an array any more."""
+
+    round: int
+    array: int
+    error: BaseException
+
+
+class RetryEnded(NamedTuple):
+    """Answer to `SubmitRound`: it was submitted, or another client made the round; or *error* says why not."""
+
+    error: Exception | None = None
+
+
+class CancelRequested(NamedTuple):
+    """The user cancels items; *only_queued* leaves out those whose tasks have started."""
+
+    items: Sequence[int]
+    only_queued: bool = False
+
+
+class CancellationsRecorded(NamedTuple):
+    """Answer to `RecordCancellations`: which of the ranges are on disk, by round, and which could not be written."""
+
+    written: tuple[tuple[int, tuple[range, ...]], ...]
+    failed: tuple[tuple[int, tuple[range, ...]], ...] = ()
+
+
+class WatchEnded(NamedTuple):
+    """Nothing is open any more, and the watcher stops watching the run."""
+
+
+Event: TypeAlias = (
+    AttemptSeen
+    | NotesSeen
+    | CheckpointsSeen
+    | OutcomesSeen
+    | DamageSeen
+    | UnsafeSeen
+    | EndMarkSeen
+    | ClaimsSeen
+    | CancellationSeen
+    | JobsSeen
+    | RoundAdded
+    | TasksRead
+    | EndsRead
+    | RunLost
+    | Tick
+    | SchedulerReported
+    | JobSubmitted
+    | ArrayRefused
+    | RetryEnded
+    | CancelRequested
+    | CancellationsRecorded
+    | WatchEnded
+)
+
+
+# Effects.
+
+
+class Settle(NamedTuple):
+    """Items have settled with this status: notify their futures."""
+
+    items: range
+    status: ItemStatus
+
+
+class ReadTasks(NamedTuple):
+    """Read the files of tasks that have ended to the end, and the end of the log of some; answer `TasksRead`."""
+
+    tasks: tuple[int, ...]
+    logs: tuple[int, ...] = ()
+
+
+class ReadEnds(NamedTuple):
+    """Read what earlier clients recorded of ends; answer `EndsRead`."""
+
+
+class RecordEnds(NamedTuple):
+    """Write to a round what the scheduler said of ends: it forgets them, and a copy of the folder has no scheduler."""
+
+    round: int
+    ends: tuple[SchedulerEnd, ...]
+
+
+class RecordCancellations(NamedTuple):
+    """Write the cancellation of items to disk, by round; answer `CancellationsRecorded`."""
+
+    ranges: tuple[tuple[int, tuple[range, ...]], ...]
+
+
+class SubmitRound(NamedTuple):
+    """Make and submit a round that retries items; report `RoundAdded`, then `RetryEnded`."""
+
+    items: tuple[int, ...]
+    options: Options
+
+
+class CancelJobs(NamedTuple):
+    """Cancel jobs, or elements of jobs (None stands for all); *why* is for the log."""
+
+    jobs: tuple[tuple[str, tuple[int, ...] | None], ...]
+    why: str = ""
+
+
+class Warn(NamedTuple):
+    """Log a warning."""
+
+    message: str
+
+
+Effect: TypeAlias = Settle | ReadTasks | ReadEnds | RecordEnds | RecordCancellations | SubmitRound | CancelJobs | Warn
+
+
+class RunState:
+    """The state of one view of a run.
+
+    Attributes:
+        ledger: the status of each item.
+        tasks: the rounds, the record of each task, and which task has which item.
+        pending: the items that wait for a retry.
+        called: whether the function is known to have run, as it raised something.
+        latency: for how many seconds a file may exist and not be visible.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        items: int,
+        rounds: Iterable[tuple[int, RoundPlan]],
+        *,
+        latency: float = 0.0,
+        clock_offset: float = 0.0,
+    ) -> None:
+        """Begin with all items open.
+
+        Args:
+            folder: the run folder, which only names files here.
+            items: the number of items.
+            rounds: the number and the plan of each round.
+            latency: see the class.
+            clock_offset: what to add to *now* to get seconds since the epoch.
+        """
+        self.latency = latency
+        self.ledger = Ledger(items)
+        self.pending = PendingRetries()
+        self.tasks = Tasks(folder, self.ledger, self.pending)
+        self.called = False
+        self._folder, self._clock_offset = folder, clock_offset
+        self._now = 0.0
+        self._effects: list[Effect] = []
+        self._began: float | None = None
+        self._ends_requested = self._claims_fresh = self._cancelled_rest = False
+        self._ended: set[int] = set()
+        self._missing: set[int] = set()
+        self._reading: set[int] = set()
+        self._retrying: dict[int, Cause] | None = None
+        self._recording = 0
+        self._deferred: deque[Event] = deque()
+        self._warned: set[str] = set()
+        self._deaths: dict[str, set[int]] = {}
+        for number, plan in rounds:
+            self._add_round(RoundView(number, plan))
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Update the state; return what is to be done.
+
+        Args:
+            event: what happened.
+            now: seconds of a clock that never goes back.
+        """
+        self._now, self._effects = now, []
+        self._began = now if self._began is None else self._began
+        self._HANDLERS[type(event)](self, event)
+        if self._recording and isinstance(event, _SETTLING):
+            self._deferred.append(event)  # an item that is being cancelled ignored it, and may yet need it
+        effects, self._effects = self._effects, []
+        return effects
+
+    @property
+    def wants_errors(self) -> bool:
+        """Whether recorded failures need to be unpickled: later ones make no difference to a run without retries."""
+        return self.pending.enabled or not (self.called or self.ledger.count(ItemStatus.VALUE))
+
+    # What the run folder shows.
+
+    def _attempt_seen(self, event: AttemptSeen) -> None:
+        view = self.tasks.view(event.task)
+        view.started = True
+        view.attempts = max(view.attempts, event.attempt + 1)
+
+    def _notes_seen(self, event: NotesSeen) -> None:
+        self.tasks.view(event.task).add_notes(event.attempt, event.notes)
+
+    def _checkpoints_seen(self, event: CheckpointsSeen) -> None:
+        self.tasks.view(event.task).add_checkpoints(event.attempt, event.checkpoints)
+
+    def _outcomes_seen(self, event: OutcomesSeen) -> None:
+        recorded, error = event.recorded, event.error
+        items = range(recorded.header.first, min(recorded.header.stop, self.ledger.items))
+        if not items:
+            return
+        round_ = self.tasks.view(event.task).round
+        if round_.claims:
+            round_.claims.infer(items, event.task)
+        if recorded.header.kind != Kind.FAILURE:
+            self._settle(ItemStatus.VALUE, self.ledger.record(recorded))
+            return
+        # Items that a later round has got wait for the outcome of that round.
+        for part in self.tasks.still_in(round_.number, [items]):
+            failed = part if error is None else self._not_retried(part, ends.error_for_each(error))
+            for each in consecutive(failed):
+                self._settle(ItemStatus.FAILURE, self.ledger.record(recorded, each))
+        if error is None:
+            return
+        if not isinstance(error, ItemError):
+            self.called = True
+        elif round_.claims:
+            round_.gave_up = error
+        self._count_death(event.task, error)
+
+    def _damage_seen(self, event: DamageSeen) -> None:
+        view = self.tasks.view(event.task)
+        view.damage = view.damage or (event.file, event.offset)
+        if event.items is not None:
+            what, file = "the outcome was recorded, but its record is damaged", str(event.file)
+            items = range(event.items.start, min(event.items.stop, self.ledger.items))
+            for part in self.tasks.still_in(view.round.number, [items]):
+                self._end(part, lambda _: ResultLost(what, file=file, offset=event.offset))
+
+    def _unsafe_seen(self, event: UnsafeSeen) -> None:
+        self._end(self.tasks.open_items(event.task), lambda _: ResultLost(event.reason, file=str(event.file)))
+
+    def _end_mark_seen(self, event: EndMarkSeen) -> None:
+        view = self.tasks.view(event.mark.task)
+        if view.end_mark is None or event.mark.start >= view.end_mark.start:
+            view.end_mark = event.mark
+            self._not_missing(view)
+            self._ended.add(view.index)
+
+    def _claims_seen(self, event: ClaimsSeen) -> None:
+        claims = self._round(event.round).claims
+        for block, task in event.claims if claims else ():
+            claims.add(block, task)  # type: ignore[union-attr]
+        self._claims_fresh = True
+
+    def _cancellation_seen(self, event: CancellationSeen) -> None:
+        items = range(event.items.start, min(event.items.stop, self.ledger.items))
+        for part in self.tasks.still_in(event.round, [items]):
+            for each in consecutive(part):
+                self._settle(ItemStatus.CANCELLED, self.ledger.cancel(each))
+
+    def _jobs_seen(self, event: JobsSeen) -> None:
+        self._round(event.round).jobs.update(event.jobs)
+
+    def _run_lost(self, event: RunLost) -> None:
+        error = event.error
+        self._end(range(self.ledger.items), lambda _: error, final=True)
+
+    # What the scheduler says.
+
+    def _scheduler_reported(self, event: SchedulerReported) -> None:
+        waiting: dict[str, str] = {}
+        for round_ in self.tasks.rounds:
+            for number, job_id in round_.jobs.items():
+                first = round_.plan.arrays[number].first_task
+                for task in round_.tasks_of(number):
+                    known = self.tasks.views.get(task)
+                    record = None if known and known.closed else event.snapshot.get(job_id, task - first)
+                    if record is not None:
+                        self._update_record(known or self.tasks.view(task), record)
+                        if record.state.is_queued and record.reason:
+                            waiting[record.reason] = job_id
+        for reason, job_id in waiting.items():
+            if reason not in self._warned and _NEEDS_A_PERSON.search(reason):
+                self._warned.add(reason)
+                advice = f"correct what the reason names, then run: scontrol release {job_id}; or cancel the job"
+                self._effects.append(Warn(f"Slurm does not start job {job_id} ({reason}): {advice}"))
+
+    def _update_record(self, view: TaskView, record: TaskRecord) -> None:
+        view.record, view.end_recorded = record, False
+        if record.state.is_final:
+            if self._has_open(view.index):
+                self._set_missing(view, record)
+            return
+        if not record.state.is_queued:
+            view.started = True
+        self._not_missing(view)
+        if view.error is not None:  # it was taken for ended, and may claim more after all
+            view.error = None
+            if view.end_mark is not None:
+                self._ended.add(view.index)
+
+    def _ends_read(self, event: EndsRead) -> None:
+        for end in event.ends:
+            view = self.tasks.view(end.task) if end.task in self.tasks else None
+            if view is None or view.attempts > end.attempts or view.record is not None or not self._has_open(end.task):
+                continue
+            view.record = TaskRecord(TaskState.parse(end.state), end.exit_code, end.node, end.reason)
+            view.end_recorded = True
+            self._set_missing(view, view.record)
+
+    # Tasks that have ended without all of their outcomes.
+
+    def _tick(self, _: Tick) -> None:
+        at_once = []
+        for view in self._ended_by_mark():
+            if view.end_mark is not None and ends.recorded_everything(view.end_mark):
+                self._set_missing(view, None)  # its outcomes may not be visible yet
+            else:
+                at_once.append(view.index)
+        if not self._ends_requested and self._began is not None and self._now >= self._began + SCHEDULER_SILENT_FOR:
+            self._ends_requested = True
+            self._effects.append(ReadEnds())
+        self._read(at_once + [task for task in sorted(self._missing) if self._is_late(task)])
+        if self._claims_fresh:
+            self._claims_fresh = False
+            self._check_claims()
+        self._check_retries()
+
+    def _ended_by_mark(self) -> list[TaskView]:
+        """Return the tasks with open items whose end mark says how they ended."""
+        found = []
+        for task in sorted(self._ended):
+            view = self.tasks.view(task)
+            if not self._has_open(task):
+                self._ended.discard(task)
+                view.closed = True
+            elif view.missing_since is None and view.end_mark and ends.explains_end(view.end_mark, view.attempts):
+                found.append(view)
+        return found
+
+    def _is_late(self, task: int) -> bool:
+        view = self.tasks.view(task)
+        if not self._has_open(task):
+            self._not_missing(view)
+        return view.missing_since is not None and self._now - view.missing_since >= self.latency
+
+    def _set_missing(self, view: TaskView, record: TaskRecord | None) -> None:
+        if view.missing_since is None:
+            view.missing_since = self._now
+        view.missing_record = record
+        self._missing.add(view.index)
+
+    def _not_missing(self, view: TaskView) -> None:
+        view.missing_since = view.missing_record = None
+        self._missing.discard(view.index)
+        self._reading.discard(view.index)
+
+    def _read(self, tasks: list[int]) -> None:
+        self._reading = set(tasks)  # what could not be read after the last tick is requested again
+        if tasks:
+            logs = tuple(task for task in tasks if isinstance(self._error_of_end(task), NodeStartError))
+            self._effects.append(ReadTasks(tuple(tasks), logs))
+
+    def _tasks_read(self, event: TasksRead) -> None:
+        to_record: dict[int, list[SchedulerEnd]] = {}
+        for files in event.tasks:
+            view = self.tasks.view(files.task)
+            if view.index not in self._reading:
+                continue  # it runs again, as the scheduler said meanwhile
+            error, record = self._with_file(view, self._error_of_end(files.task, files.log_tail), files.size), None
+            if not view.end_recorded:
+                record = view.missing_record
+            self._not_missing(view)
+            self._end(self.tasks.open_items(view.index), error.for_item)
+            if view.round.claims:
+                view.error = error
+            self._count_death(view.index, error)
+            if record is not None:
+                end = SchedulerEnd(
+                    view.index, view.attempts, record.state.value, record.exit_code, record.node, record.reason
+                )
+                to_record.setdefault(view.round.number, []).append(end)
+        self._effects += [RecordEnds(number, tuple(some)) for number, some in to_record.items()]
+
+    def _error_of_end(self, task: int, log_tail: str = "") -> ItemError:
+        """Return the error of the open items of a task that has ended, by its end mark or the scheduler's record."""
+        view, place = self.tasks.view(task), self.tasks.place_of(task)
+        mark, record = view.end_mark, view.missing_record
+        explained = mark is not None and ends.explains_end(mark, view.attempts)
+        if mark is not None and (record is None or (explained and not ends.names_cause(record))):
+            return ends.error_of_status(mark.status, place, log_tail)
+        record = record or TaskRecord(TaskState.UNKNOWN)
+        return ends.error_of_state(record, place, started=view.attempts > 0, log_tail=log_tail)
+
+    def _with_file(self, view: TaskView, error: ItemError, size: int) -> ItemError:
+        """Have an error about a lost outcome name the file that should hold it."""
+        if isinstance(error, NodeStartError) and error.exit_code == Status.FAILURES and view.attempts:
+            error = ResultLost("the task ended, but the item's outcome is not on disk", place=error.place)
+        if isinstance(error, ResultLost) and error.file is None:
+            last = self._folder.outcome_file(view.index, max(0, view.attempts - 1))
+            file, offset = view.damage or (last, size)
+            error.file, error.offset = str(file), offset
+        return error
+
+    def _check_claims(self) -> None:
+        """End what tasks that have ended had claimed, and what nobody will claim."""
+        for round_ in self.tasks.rounds:
+            if round_.claims is None:
+                continue
+            views = [self.tasks.views.get(task) for task in round_.plan.tasks]
+            stopped = [view for view in views if view is not None and view.error is not None]
+            for view in stopped:
+                missed = self.tasks.open_items(view.index)
+                if missed:
+                    self._end(missed, ends.error_for_each(view.error))  # type: ignore[arg-type]
+            if not round_.claims.unclaimed or len(stopped) < len(views):
+                round_.all_ended_since = None
+                continue
+            if round_.all_ended_since is None:
+                round_.all_ended_since = self._now
+            late = self._now - round_.all_ended_since >= self.latency
+            if late or not any(view.started for view in stopped):
+                self._end_unclaimed(round_, [view.error for view in stopped])
+
+    def _end_unclaimed(self, round_: RoundView, errors: list[BaseException | None]) -> None:
+        telling = [error for error in errors if not isinstance(error, ResultLost)]
+        error = telling[-1] if telling else round_.gave_up
+        cause = ends.error_of_unclaimed(error, task_ended=error is not None)
+        self._end(self.tasks.unclaimed_items(round_), ends.error_for_each(cause))
+
+    def _count_death(self, task: int, error: BaseException) -> None:
+        """Cancel the rest of the run when the first tasks all fail to start in the same way.
+
+        A missing module or a full quota keeps a thousand nodes from calling the function as it keeps three.
+        """
+        if not isinstance(error, NodeStartError) or self.called or self.ledger.count(ItemStatus.VALUE):
+            return
+        tasks = self._deaths.setdefault(error.what.partition("\n")[0], set())
+        tasks.add(task)
+        if len(tasks) < SAME_DEATHS or self._cancelled_rest:
+            return
+        self._cancelled_rest = True
+        what = f"not started, since the first {SAME_DEATHS} tasks died in the same way: {error.what}"
+        advice, code = error.advice, error.exit_code
+
+        def not_started(item: int) -> ItemError:
+            return NodeStartError(what, advice=advice, exit_code=code).located(item=item)
+
+        self._end(range(self.ledger.items), not_started, final=True)
+        jobs = tuple((job_id, None) for job_id in self.tasks.job_ids)
+        self._effects.append(CancelJobs(jobs, "its first tasks could not start"))
+
+    # Rounds and retries.
+
+    def _round(self, number: int) -> RoundView:
+        return next(each for each in self.tasks.rounds if each.number == number)
+
+    def _add_round(self, added: RoundView) -> None:
+        first = not self.tasks.rounds
+        self.tasks.add(added)
+        self.pending.add_round(added.plan, first=first)
+
+    def _round_added(self, event: RoundAdded) -> None:
+        added = RoundView(event.round, event.plan)
+        self._add_round(added)
+        if event.reopen:
+            failed = [item for item in event.plan.items or () if self.ledger.status(item) != ItemStatus.VALUE]
+            self.ledger.reopen(failed)
+
+    def _job_submitted(self, event: JobSubmitted) -> None:
+        self._round(event.round).jobs[event.array] = event.job_id
+        if not self.ledger.open:
+            self._effects.append(CancelJobs(((event.job_id, None),), "its items settled while it was submitted"))
+
+    def _array_refused(self, event: ArrayRefused) -> None:
+        round_ = self._round(event.round)
+        if event.array in round_.given_up:
+            return
+        round_.given_up.add(event.array)
+        error = event.error
+        for task in round_.tasks_of(event.array):
+            if round_.claims:
+                self.tasks.view(task).error = error  # other tasks may claim its items
+            else:
+                self._end(self.tasks.items_of(task), lambda _: error)
+
+    def _check_retries(self) -> None:
+        pending = self.pending
+        if not pending or pending.options is None or self._retrying is not None:
+            return
+        if self._now - pending.since > RETRY_AFTER or self.ledger.open == len(pending):
+            self._retrying = pending.causes()
+            options = next_options(pending.options, self._retrying.values())
+            self._effects.append(SubmitRound(tuple(sorted(self._retrying)), options))
+
+    def _retry_ended(self, event: RetryEnded) -> None:
+        causes, self._retrying = self._retrying or {}, None
+        if event.error is None:
+            return
+        note = f"it could not be run again: {event.error}"
+
+        def error_of(item: int) -> BaseException:
+            error = ends.error_for_each(causes[item].error)(item)
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            return error
+
+        self.pending.discard(causes)
+        self._end(sorted(causes), error_of, final=True)
+
+    def _not_retried(self, items: Sequence[int], error_of: Callable[[int], BaseException]) -> Sequence[int]:
+        """Have those of the open items wait for a retry that are worth one; return the others."""
+        if not (self.pending.enabled and items):
+            return items
+        error = error_of(items[0])  # one error for all, and so is what is known of each task
+        causes: dict[int | None, Cause] = {}
+        return [item for item in items if not (self.ledger.is_open(item) and self._waits(item, error, causes))]
+
+    def _waits(self, item: int, error: BaseException, causes: dict[int | None, Cause]) -> bool:
+        if item not in self.pending and self.pending.wants(item, error):
+            task = self.tasks.task_of(item) if self.tasks.is_claimed(item) else None
+            if task not in causes:
+                causes[task] = self._cause(task, error)
+            self.pending.add(item, causes[task], self._now)
+        return item in self.pending
+
+    def _cause(self, task: int | None, error: BaseException) -> Cause:
+        if task is None:
+            return Cause(error)
+        view = self.tasks.view(task)
+        notes = view.last_notes
+        ended = notes.get("ended", self._now + self._clock_offset)
+        seconds = ended - notes["started"] if "started" in notes else None
+        return Cause(error, view.node, notes.get("peak"), seconds)
+
+    # Cancelling.
+
+    def _cancel_requested(self, event: CancelRequested) -> None:
+        by_round: dict[int, list[int]] = {}
+        for item in self.ledger.open_among(event.items):
+            if not (event.only_queued and self.tasks.is_started(item)):
+                by_round.setdefault(self.tasks.round_of(item).number, []).append(item)
+        ranges = tuple((number, tuple(consecutive(sorted(some)))) for number, some in by_round.items())
+        if ranges:
+            for _, some in ranges:
+                for each in some:
+                    self.ledger.reserve(each)
+            self._recording += 1
+            self._effects.append(RecordCancellations(ranges))
+
+    def _cancellations_recorded(self, event: CancellationsRecorded) -> None:
+        self._recording -= 1
+        for _, ranges in event.written:
+            for each in ranges:
+                self._settle(ItemStatus.CANCELLED, self.ledger.cancel(each))
+        for _, ranges in event.failed:
+            for each in ranges:
+                self.ledger.release(each)
+        if event.failed:
+            for _ in range(len(self._deferred)):
+                missed = self._deferred.popleft()
+                self._HANDLERS[type(missed)](self, missed)
+                self._deferred.append(missed)
+        if not self._recording:
+            self._deferred.clear()
+        cancelled = [item for _, ranges in event.written for each in ranges for item in each]
+        jobs = self._without_work(cancelled) if cancelled else ()
+        if jobs:
+            self._effects.append(CancelJobs(jobs, "all of its items were cancelled"))
+
+    def _without_work(self, items: Iterable[int]) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+        """Return the jobs and elements that have nothing left to do after a cancellation of items."""
+        if not self.ledger.open:
+            return tuple((job_id, None) for job_id in self.tasks.job_ids)
+        return _jobs_of(self.tasks.without_work(sorted({self.tasks.task_of(item) for item in items})))
+
+    def _watch_ended(self, _: WatchEnded) -> None:
+        """Cancel the tasks of dynamic rounds that have not started: nothing is left to claim."""
+        dynamic = [each for each in self.tasks.rounds if each.claims]
+        jobs = _jobs_of(view for each in dynamic for view in map(self.tasks.view, each.plan.tasks) if not view.started)
+        if jobs:
+            self._effects.append(CancelJobs(jobs, "nothing is left to do for it"))
+
+    # Settling.
+
+    def _has_open(self, task: int) -> bool:
+        return bool(self.ledger.open) and self.tasks.has_open(task)
+
+    def _end(self, items: Sequence[int], error_of: Callable[[int], BaseException], *, final: bool = False) -> None:
+        """Settle open items with errors, or have them wait for a retry, unless this is *final*."""
+        for part in consecutive(items if final else self._not_retried(items, error_of)):
+            self._settle(ItemStatus.ENDED, self.ledger.end(part, error_of))
+
+    def _settle(self, status: ItemStatus, ranges: Iterable[range]) -> None:
+        for each in ranges:
+            self.pending.discard(each)
+            self._effects.append(Settle(each, status))
+
+    _HANDLERS: ClassVar[dict[type, Callable[[RunState, Any], None]]] = {
+        AttemptSeen: _attempt_seen,
+        NotesSeen: _notes_seen,
+        CheckpointsSeen: _checkpoints_seen,
+        OutcomesSeen: _outcomes_seen,
+        DamageSeen: _damage_seen,
+        UnsafeSeen: _unsafe_seen,
+        EndMarkSeen: _end_mark_seen,
+        ClaimsSeen: _claims_seen,
+        CancellationSeen: _cancellation_seen,
+        JobsSeen: _jobs_seen,
+        RoundAdded: _round_added,
+        TasksRead: _tasks_read,
+        EndsRead: _ends_read,
+        RunLost: _run_lost,
+        Tick: _tick,
+        SchedulerReported: _scheduler_reported,
+        JobSubmitted: _job_submitted,
+        ArrayRefused: _array_refused,
+        RetryEnded: _retry_ended,
+        CancelRequested: _cancel_requested,
+        CancellationsRecorded: _cancellations_recorded,
+        WatchEnded: _watch_ended,
+    }
+
+
+def _jobs_of(views: Iterable[TaskView]) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+    """Return the elements of tasks by job; None stands for all elements of a job."""
+    elements: dict[str, list[TaskView]] = {}
+    for view in views:
+        if view.job_id:
+            elements.setdefault(view.job_id, []).append(view)
+    whole = {job_id for job_id, some in elements.items() if len(some) == len(some[0].round.tasks_of(some[0].array))}
+    return tuple(
+        (job_id, None if job_id in whole else tuple(view.element for view in some)) for job_id, some in elements.items()
+    )
+
+
+_SETTLING = (OutcomesSeen, DamageSeen, UnsafeSeen, TasksRead, ArrayRefused, RunLost)

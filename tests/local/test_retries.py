@@ -1,0 +1,209 @@
+"""Retries: items that fail late, submissions that the scheduler refuses, and what a manual retry reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import Executor
+from slurmlaunch.backends.inline import InlineBackend
+from slurmlaunch.client import submission
+from slurmlaunch.client.futures import Future
+from slurmlaunch.client.run import Run
+from slurmlaunch.client.state import JobsSeen, OutcomesSeen, Tick
+from slurmlaunch.client.watcher import Watch
+from slurmlaunch.errors import SubmissionError, WorkerDied
+from slurmlaunch.runfolder.journal import read_rounds
+from slurmlaunch.runfolder.layout import Manifest
+from slurmlaunch.runfolder.outcomes import Recorded
+from slurmlaunch.runfolder.records import Header, Kind
+from tests.support.tasks import OneRun, rows
+from tests.support.waiting import PATIENCE, wait_until
+
+if TYPE_CHECKING:
+    from slurmlaunch.backends.base import ArrayJob
+
+NO_ROOM = SubmissionError("no", stderr="QOSMaxSubmitJobPerUserLimit", no_room=True)
+AWAY = SubmissionError("no", stderr="Unable to contact slurm controller", transient=True)
+NO_ANSWER = SubmissionError("no", stderr="Socket timed out", ambiguous=True)
+
+
+class Scheduler(InlineBackend):
+    """Answers each submission as it is told to, once it may; runs nothing.
+
+    Attributes:
+        answers: what the next submissions come to: an error, or all others a job id.
+        may_answer: whether it may.
+        asked: the names of the arrays that were handed in.
+        looked_for: the names of the jobs that were looked for.
+        found: the jobs that it knows of by name.
+    """
+
+    def __init__(self, *answers: Exception) -> None:
+        self.answers = list(answers)
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.asked: list[str] = []
+        self.looked_for: list[str] = []
+        self.found: dict[str, str] = {}
+
+    def submit(self, job: ArrayJob) -> str:
+        """Answer."""
+        self.asked.append(job.name)
+        assert self.may_answer.wait(PATIENCE)
+        if self.answers:
+            raise self.answers.pop(0)
+        return str(100 + len(self.asked))
+
+    def find(self, name: str, since: float) -> str | None:
+        """Return the job of that name."""
+        del since
+        self.looked_for.append(name)
+        return self.found.get(name)
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "_SHORTEST_WAIT", 0.01)
+
+
+class Retried:
+    """A run with retries, of one task of which nothing is known, and a clock that moves when it is told to."""
+
+    def __init__(self, path: Path, scheduler: Scheduler, items: int = 4) -> None:
+        self.now = 0.0
+        folder = OneRun(path, len, rows(range(items)), options={"retries": 1}).folder
+        rounds = list(read_rounds(folder))
+        self.run = Run(folder, Manifest.read(folder), scheduler, rounds, clock=lambda: self.now)
+        self.run.handle(JobsSeen(0, {0: "7"}))
+        self.watch = Watch(self.run)
+
+    def die(self, items: range | None = None) -> None:
+        """Have a worker die that ran these items, by default all."""
+        items = range(self.run.manifest.items) if items is None else items
+        header = Header(Kind.FAILURE, len(items), items.start, 0, 0)
+        recorded = Recorded(self.run.folder.outcome_file(0, 0), 0, header)
+        self.watch.handle(OutcomesSeen(0, recorded, WorkerDied(f"items from {items.start} died")))
+
+    def retry(self) -> None:
+        """Tick until all items that wait for a retry were submitted, or have settled."""
+
+        def submitted() -> bool:
+            self.watch.handle(Tick())
+            return not self.run.state.pending
+
+        wait_until(submitted)
+
+    @property
+    def statuses(self) -> list[str]:
+        """The statuses of the items."""
+        return [self.run.ledger.status(item).name for item in range(self.run.manifest.items)]
+
+
+def test_items_that_fail_late_are_not_forgotten(tmp_path: Path) -> None:
+    """Items that fail while a retry is submitted are retried too, also if that submission is refused."""
+    scheduler = Scheduler(SubmissionError("invalid account"))
+    retried = Retried(tmp_path / "run", scheduler)
+    run = retried.run
+    run.cancel(range(2, 4))
+    scheduler.may_answer.clear()
+    retried.die(range(1))
+    retried.now = 3600.0  # it has waited for others for long enough
+    retried.watch.handle(Tick())
+    wait_until(lambda: scheduler.asked)
+    retried.die(range(1, 2))
+    scheduler.may_answer.set()
+    retried.retry()
+    wait_until(lambda: len(run.job_ids) == 2)
+
+    assert ["ENDED", "OPEN", "CANCELLED", "CANCELLED"] == retried.statuses
+    error: Any = run.future(0, Future).exception(PATIENCE)
+    assert ("items from 0 died", ["it could not be run again: invalid account"]) == (error.what, error.__notes__)
+    assert [[0], [1]] == [list(each.plan.items or ()) for each in run.rounds[1:]]
+
+
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    """If nothing can be retried, no item waits for it."""
+    retried = Retried(tmp_path / "run", Scheduler())
+    shutil.rmtree(retried.run.folder.path)
+    for _ in range(2):
+        retried.watch.report_trouble(FileNotFoundError())
+        retried.now += 3600.0
+
+    assert ["ENDED"] * 4 == retried.statuses
+
+
+@pytest.mark.parametrize("answer", [NO_ROOM, AWAY])
+def test_a_retry_waits(tmp_path: Path, answer: SubmissionError) -> None:
+    """While the queue has no room for a retry, or the scheduler is away, it waits as later arrays do."""
+    scheduler = Scheduler(answer, answer)
+    retried = Retried(tmp_path / "run", scheduler)
+    retried.die()
+    retried.retry()
+    wait_until(lambda: len(retried.run.job_ids) == 2)
+
+    assert ["OPEN"] * 4 == retried.statuses
+    assert 3 == len(scheduler.asked)
+    assert 1 == len({*scheduler.asked})
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_without_an_answer(tmp_path: Path, *, there: bool) -> None:
+    """A submission that got no answer is searched for by its name before it is repeated."""
+    scheduler = Scheduler(NO_ANSWER)
+    retried = Retried(tmp_path / "run", scheduler)
+    scheduler.may_answer.clear()
+    retried.die()
+    retried.watch.handle(Tick())
+    wait_until(lambda: scheduler.asked)
+    if there:
+        scheduler.found[scheduler.asked[0]] = "55"
+    scheduler.may_answer.set()
+    wait_until(lambda: len(retried.run.job_ids) == 2)
+
+    assert ("7", "55" if there else "102") == retried.run.job_ids
+    assert (1 if there else 2, 1) == (len(scheduler.asked), len(scheduler.looked_for))
+    assert ["OPEN"] * 4 == retried.statuses
+
+
+def test_polls_while_a_retry_is_made(tmp_path: Path) -> None:
+    """However often a run is polled meanwhile, the items that wait are submitted once."""
+    number = 100_000
+    retried = Retried(tmp_path / "run", Scheduler(), items=number)
+    run = retried.run
+    retried.die()
+    while len(run.job_ids) < 2:
+        retried.watch.handle(Tick())
+    retried.watch.handle(Tick())
+
+    assert (2, number) == (len(run.rounds), len(run.rounds[1].plan.items or ()))
+    assert not run.state.pending
+
+
+def test_a_retry_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manual retry makes one view, and opens the outcome file of each task at most once."""
+
+    def work(number: int) -> int:
+        if number == 7:
+            raise ValueError(number)
+        return number
+
+    array = Executor(tmp_path, cluster="inline").map_array(work, range(20), tasks=20)
+    opened, views, really = [], [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(str(path)) or really(path, *rest))  # type: ignore[func-returns-value]
+    made = Run.__init__
+    monkeypatch.setattr(Run, "__init__", lambda run, *args, **kwargs: views.append(run) or made(run, *args, **kwargs))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(InlineBackend, "submit", lambda *_: "1")
+    again = array.retry()
+    monkeypatch.undo()
+
+    outcome_files = [path for path in opened if Path(path).parent.name == "outcomes"]
+    assert sorted(set(outcome_files)) == sorted(outcome_files)
+    assert 1 == len(views)
+    assert [[7]] == [list(each.plan.items or ()) for each in views[0].rounds[1:]]
+    again.cancel()
