@@ -117,7 +117,7 @@ def _await_states(run: Run) -> None:
         return
     with run.changed:
         # A task of which the scheduler says nothing by now may stay unknown for ever.
-        known = any(view.record is not None for view in run.tasks.views.values())
+        known = any(view.record is not None for view in list(run.tasks.views.values()))
         unclear = [task for each in run.tasks.rounds for number in each.jobs for task in each.tasks_of(number)]
     until = time.monotonic() + run.state.latency + _ANSWER_WITHIN
     # Fewer each time: a task that ends meanwhile is not waited for, or a long run would never let go.

@@ -117,7 +117,7 @@ class Collector:
             yield from self._new_claims()
         yield from self._read_growing(growing)
         yield from self._read_ended(ended)
-        if self._state.pending:
+        if self._state.adopts_round:
             yield from self._next_round()
         yield Tick()
         if before != self.progress:

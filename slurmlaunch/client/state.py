@@ -374,6 +374,11 @@ class RunState:
         """Whether recorded failures need to be unpickled: later ones make no difference to a run without retries."""
         return self.pending.enabled or not (self.called or self.ledger.count(ItemStatus.VALUE))
 
+    @property
+    def adopts_round(self) -> bool:
+        """Whether items wait for a retry that this process does not submit: another client may have made the round."""
+        return bool(self.pending) and self._retrying is None
+
     # What the run folder shows.
 
     def _attempt_seen(self, event: AttemptSeen) -> None:
@@ -645,8 +650,9 @@ class RunState:
         self.pending.add_round(added.plan, first=first)
 
     def _round_added(self, event: RoundAdded) -> None:
-        added = RoundView(event.round, event.plan)
-        self._add_round(added)
+        if any(each.number == event.round for each in self.tasks.rounds):
+            return
+        self._add_round(RoundView(event.round, event.plan))
         if event.reopen:
             failed = [item for item in event.plan.items or () if self.ledger.status(item) != ItemStatus.VALUE]
             self.ledger.reopen(failed)

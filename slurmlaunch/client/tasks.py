@@ -347,7 +347,7 @@ class Tasks:
         """Return how many open items, of these or of all, are in tasks that have started."""
         if items is not None:
             return sum(self.is_started(item) for item in self._ledger.open_among(items))
-        started = [view for view in self.views.values() if view.started]
+        started = [view for view in list(self.views.values()) if view.started]
         return sum(self._ledger.count(ItemStatus.OPEN, part) for view in started for part in self._parts_of(view))
 
     # States, places and checkpoints.
@@ -387,7 +387,7 @@ class Tasks:
     def last_checkpoints(self, items: Iterable[int]) -> dict[int, Recorded]:
         """Return the last checkpoint of each of the items that has one."""
         last: dict[int, Recorded] = {}
-        for _, view in sorted(self.views.items()) if any(v.checkpoints for v in self.views.values()) else ():
+        for _, view in sorted(self.views.items()):
             for _, found in sorted(view.checkpoints.items()):
                 last.update(found)
         return {item: last[item] for item in items if item in last} if last else {}

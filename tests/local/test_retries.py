@@ -24,6 +24,7 @@ from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import PATIENCE, wait_until
+from tests.unit.test_collector import poll
 
 if TYPE_CHECKING:
     from slurmlaunch.backends.base import ArrayJob
@@ -178,8 +179,8 @@ def test_polls_while_a_retry_is_made(tmp_path: Path) -> None:
     run = retried.run
     retried.die()
     while len(run.job_ids) < 2:
-        retried.watch.handle(Tick())
-    retried.watch.handle(Tick())
+        poll(retried.watch)
+    poll(retried.watch)
 
     assert (2, number) == (len(run.rounds), len(run.rounds[1].plan.items or ()))
     assert not run.state.pending
