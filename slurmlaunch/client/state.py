@@ -404,11 +404,12 @@ class RunState:
             self._settle(ItemStatus.VALUE, self.ledger.record(recorded))
             return
         # Items that a later round has got wait for the outcome of that round.
-        for part in self.tasks.still_in(round_.number, [items]):
+        parts = [part for part in self.tasks.still_in(round_.number, [items]) if part]
+        for part in parts:
             failed = part if error is None else self._not_retried(part, ends.error_for_each(error))
             for each in consecutive(failed):
                 self._settle(ItemStatus.FAILURE, self.ledger.record(recorded, each))
-        if error is None:
+        if error is None or not parts:
             return
         if not isinstance(error, ItemError):
             self.called = True
@@ -432,7 +433,8 @@ class RunState:
         view = self.tasks.view(event.mark.task)
         if view.end_mark is None or event.mark.start >= view.end_mark.start:
             view.end_mark = event.mark
-            self._not_missing(view)
+            if view.missing_record is None or ends.explains_end(event.mark, view.attempts):
+                self._not_missing(view)  # else the scheduler's word stays: what it said earlier it may never repeat
             self._ended.add(view.index)
 
     def _claims_seen(self, event: ClaimsSeen) -> None:
@@ -551,6 +553,8 @@ class RunState:
             self._effects.append(ReadTasks(tuple(tasks), logs))
 
     def _tasks_read(self, event: TasksRead) -> None:
+        if self._recording:
+            return  # items that are being cancelled may need their end after all: the next tick requests it again
         to_record: dict[int, list[SchedulerEnd]] = {}
         for files in event.tasks:
             view = self.tasks.view(files.task)
@@ -656,6 +660,8 @@ class RunState:
         if event.reopen:
             failed = [item for item in event.plan.items or () if self.ledger.status(item) != ItemStatus.VALUE]
             self.ledger.reopen(failed)
+            self.called = self._cancelled_rest = False
+            self._deaths.clear()
 
     def _job_submitted(self, event: JobSubmitted) -> None:
         self._round(event.round).jobs[event.array] = event.job_id
@@ -676,8 +682,8 @@ class RunState:
 
     def _check_retries(self) -> None:
         pending = self.pending
-        if not pending or pending.options is None or self._retrying is not None:
-            return
+        if not pending or pending.options is None or self._retrying is not None or self._recording:
+            return  # a cancellation that is being written may be that of a pending item
         if self._now - pending.since > RETRY_AFTER or self.ledger.open == len(pending):
             self._retrying = pending.causes()
             options = next_options(pending.options, self._retrying.values())
@@ -824,4 +830,4 @@ def _jobs_of(views: Iterable[TaskView]) -> tuple[tuple[str, tuple[int, ...] | No
     )
 
 
-_SETTLING = (OutcomesSeen, DamageSeen, UnsafeSeen, TasksRead, ArrayRefused, RunLost)
+_SETTLING = (OutcomesSeen, DamageSeen, UnsafeSeen, ArrayRefused, RunLost)
