@@ -126,3 +126,46 @@ def linked_from(document: Path) -> set[Path]:
     """Return the Markdown files that a document links to."""
     text = document.read_text(encoding="utf-8")
     return {(document.parent / target).resolve() for target in re.findall(r"\]\(([^)\s:#]+\.md)", text)}
+
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def named_paths(text: str) -> list[str]:
+    """Return the paths of files and folders that a page names in code quotes, as it writes them."""
+    return re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|md)|(?:[\w.]+/)+)`", text)
+
+
+def is_path(name: str) -> bool:
+    """Tell whether a path of the architecture page exists: in the repository, or in the package."""
+    return (ROOT / name).exists() or (ROOT / "slurmlaunch" / name).exists()
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    """Each file that docs/architecture.md names exists."""
+    assert [name for name in named_paths(ARCHITECTURE.read_text(encoding="utf-8")) if not is_path(name)] == []
+
+
+def test_the_architecture_lists_every_file() -> None:
+    """The table of files in docs/architecture.md has a row for each file of the package, and no other."""
+    _, _, rest = ARCHITECTURE.read_text(encoding="utf-8").partition("\n## The files\n")
+    listed = re.findall(r"^\| `([\w./]+\.py)` \|", rest.partition("\n## ")[0], re.MULTILINE)
+
+    package = ROOT / "slurmlaunch"
+    assert sorted(listed) == sorted(str(path.relative_to(package)) for path in package.rglob("*.py"))
+
+
+def test_the_architecture_names_what_is_in_its_files() -> None:
+    """Each name that a row of the table of changes gives for a file is in that file."""
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    rows = [line for line in text.partition("\n## To change X")[2].splitlines() if line.startswith("| ")]
+
+    missing = []
+    for row in rows:
+        answer = row.strip("| ").rpartition(" | ")[2]
+        files = [ROOT / "slurmlaunch" / name for name in named_paths(answer) if name.endswith(".py")]
+        sources = "".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+        quoted = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)?)`", answer)
+        names = [name.rpartition(".")[2] for name in quoted if not name.endswith(".py")]
+        missing += [name for name in names if sources and not re.search(rf"\b{name}\b", sources)]
+    assert missing == []
