@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -544,7 +545,8 @@ def test_a_job_submitted_from_inside_a_job(cluster: Cluster, array: Callable[...
         f"python={inner.python!r}))\n"
     )
     package = Path(commands.__file__).parents[3]
-    outer = array(f"PYTHONPATH={package} exec {sys.executable} {file}", first_task=4, length=6, throttle=1)
+    python = shlex.join([sys.executable, str(file)])
+    outer = array(f"PYTHONPATH={shlex.quote(str(package))} exec {python}", first_task=4, length=6, throttle=1)
     outer = replace(outer, name=f"{outer.name}-outer", threads=5, options={"time": "7", "ntasks": "1"})
     backend = SlurmBackend(intervals=QUICK)
     job_id = backend.submit(outer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def test_jobs_see_the_gpus_they_asked_for(start_cluster: StartCluster, tmp_path:
 def test_memory_limits_hold(start_cluster: StartCluster, tmp_path: Path) -> None:
     """With control groups, a job that takes more than its --mem is killed for it."""
     cluster = start_cluster(ClusterSpec(cgroup=True))
-    greedy = f"exec {sys.executable} -c 'bytearray(300 << 20)'"
+    greedy = "exec " + shlex.join([sys.executable, "-c", "bytearray(300 << 20)"])
 
     job = submit(cluster, tmp_path, "--mem=100M", "--wrap", greedy)
 
