@@ -263,6 +263,7 @@ class TestSchedulerAway:
         cluster.start_daemon("slurmdbd")
         assert squares(2) == executor.map_array(lambda x: x * x, range(2)).results(timeout=60)
 
+    @pytest.mark.long
     def test_controller_stopped_for_a_minute(
         self, own_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
