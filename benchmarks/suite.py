@@ -1,7 +1,7 @@
 """The benchmarks: slurmlaunch, its peers and the floor on one Slurm, in one run.
 
     python benchmarks/suite.py                     # the short form, minutes
-    python benchmarks/suite.py --full              # what the README shows, about an hour
+    python benchmarks/suite.py --full              # the tables of docs/benchmarks.md, about an hour
     python benchmarks/suite.py --only killed       # one line of the table
     python benchmarks/suite.py --list              # which lines, systems and workloads there are
 
