@@ -1,4 +1,4 @@
-"""What an end without an outcome means."""
+"""From the end of a task to an exception: what end marks and scheduler states say about missing outcomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from slurmlaunch.errors import (
     TimeLimitExceeded,
     WorkerDied,
 )
-from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.layout import EndMark, Status
 
 PLACE = Place(task=3, job_id="12_3")
 
@@ -125,3 +125,41 @@ def test_names_cause(state: TaskState) -> None:
 
     assert expected == ends.names_cause(TaskRecord(state))
     assert not ends.names_cause(None)
+
+
+@pytest.mark.parametrize(
+    ("status", "start", "attempts", "expected"),
+    [
+        (Status.VALUES, 0, 0, True),
+        (Status.VALUES, 0, 1, True),
+        (Status.VALUES, 0, 2, False),
+        (137, 1, 2, True),
+        (137, 0, 2, False),
+        (Status.STOPPED, 0, 1, False),
+        (Status.REQUEUE, 0, 1, False),
+        (Status.NOT_REQUEUED, 0, 1, True),
+    ],
+)
+def test_explains_end(status: int, start: int, attempts: int, *, expected: bool) -> None:
+    """Only the mark of the last start says how a task ended, unless it leaves that to the scheduler."""
+    assert expected == ends.explains_end(EndMark(0, start, status), attempts)
+
+
+def test_batch_script_killed() -> None:
+    """FAILED without an exit code, from the queue alone: the batch script left no end mark, so it was killed."""
+    record = TaskRecord(TaskState.FAILED)
+
+    assert "batch script was killed" in str(ends.error_of_state(record, PLACE, started=True))
+    assert NodeStartError is type(ends.error_of_state(record, PLACE))
+
+
+def test_unclaimed() -> None:
+    """The error of unclaimed items names no task, and says how the tasks ended."""
+    lost = ends.error_of_unclaimed(None, task_ended=False)
+    ended = ends.error_of_unclaimed(NodeFailure(place=PLACE), task_ended=True)
+
+    assert (ResultLost, "all tasks ended, and none had claimed the item") == (type(lost), lost.args[0])
+    assert isinstance(ended, NodeFailure)
+    assert (None, "no task was left to take the item: the node failed") == (ended.task, ended.what)
+    refused = ValueError()
+    assert refused is ends.error_of_unclaimed(refused, task_ended=True)

@@ -1,4 +1,4 @@
-"""The ledger: every item settles once, whatever comes in and in whatever order."""
+"""The ledger: every item settles once, in whatever order records, ends and cancellations come."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 ITEMS = 30
 
+OPEN, VALUE, FAILURE, ENDED, CANCELLED = ItemStatus
+
 
 def recorded(kind: Kind, first: int, number: int, path: Any = None, offset: int = 0, payload: bytes = b"") -> Recorded:
-    """Return what a reader says of a record."""
+    """Return a record of outcomes as a reader reports it."""
     return Recorded(path, offset, Header(kind, number, first, len(payload), zlib.crc32(payload)))
 
 
 def write(path: Path, first: int, values: list[Any]) -> Recorded:
-    """Append a record of values to a file; return what a reader says of it."""
+    """Append a record of values to a file; return it as a reader reports it."""
     payload = records.pack([pickle.dumps(value) for value in values])
     path.touch(0o600)
     offset = path.stat().st_size
@@ -39,39 +41,98 @@ def write(path: Path, first: int, values: list[Any]) -> Recorded:
     return recorded(Kind.VALUES, first, len(values), path, offset, payload)
 
 
-stretches = st.tuples(st.integers(0, ITEMS - 1), st.integers(0, ITEMS)).map(lambda t: range(t[0], min(sum(t), ITEMS)))
-events = st.tuples(
-    st.sampled_from([ItemStatus.VALUE, ItemStatus.FAILURE, ItemStatus.ENDED, ItemStatus.CANCELLED]), stretches
-)
+ranges = st.tuples(st.integers(0, ITEMS - 1), st.integers(0, ITEMS)).map(lambda t: range(t[0], min(sum(t), ITEMS)))
+events = st.tuples(st.sampled_from([VALUE, FAILURE, ENDED, CANCELLED]), ranges)
+
+
+def settle(ledger: Ledger, status: ItemStatus, items: range) -> list[int]:
+    """Settle items; return those that have settled with the call."""
+    if status == ENDED:
+        settled = ledger.end(items, ValueError)
+    elif status == CANCELLED:
+        settled = ledger.cancel(items)
+    else:
+        kind = Kind.VALUES if status == VALUE else Kind.FAILURE
+        settled = ledger.record(recorded(kind, items.start, len(items), "0.0"))
+    return [item for part in settled for item in part]
 
 
 @given(st.lists(events))
 def test_first_come(happened: list[tuple[ItemStatus, range]]) -> None:
-    """What settles an item first stands; whoever settles it is told so, and so is the log, once."""
-    ledger, expected = Ledger(ITEMS), dict.fromkeys(range(ITEMS), ItemStatus.OPEN)
+    """The first status of an item stays; each call, and the index, says once which items have settled."""
+    ledger, expected = Ledger(ITEMS), dict.fromkeys(range(ITEMS), OPEN)
 
-    for fate, items in happened:
-        new = [item for item in items if expected[item] == ItemStatus.OPEN]
-        expected |= dict.fromkeys(new, fate)
-        if fate == ItemStatus.ENDED:
-            told = [item for part in ledger.end(items, ValueError) for item in part]
-        elif fate == ItemStatus.CANCELLED:
-            told = [item for part in ledger.cancel(items) for item in part]
-        else:
-            kind = Kind.VALUES if fate == ItemStatus.VALUE else Kind.FAILURE
-            told = [item for part in ledger.record(recorded(kind, items.start, len(items))) for item in part]
-        assert new == told
+    for status, items in happened:
+        new = [item for item in items if expected[item] == OPEN]
+        expected |= dict.fromkeys(new, status)
+        assert new == settle(ledger, status, items)
 
     assert expected == {item: ledger.status(item) for item in range(ITEMS)}
     settled = [item for part in ledger.records for item in part]
-    assert sorted(settled) == [item for item, fate in expected.items() if fate]
+    assert sorted(settled) == [item for item, status in expected.items() if status]
     assert ledger.open == ITEMS - len(settled)
-    assert {fate: list(expected.values()).count(fate) for fate in ItemStatus} == {
-        fate: ledger.count(fate) for fate in ItemStatus
-    }
+    counts = {status: list(expected.values()).count(status) for status in ItemStatus}
+    assert counts == {status: ledger.count(status) for status in ItemStatus}
+    assert counts == {status: ledger.count(status, range(ITEMS)) for status in ItemStatus}
 
 
-@given(st.lists(stretches), stretches)
+@given(st.lists(events), ranges, ranges, st.booleans(), st.lists(events))
+def test_reserved(
+    before: list[tuple[ItemStatus, range]],
+    reserved: range,
+    asked: range,
+    written: bool,  # noqa: FBT001
+    meanwhile: list[tuple[ItemStatus, range]],
+) -> None:
+    """While a cancellation is written its items are open, and only a cancellation settles them."""
+    ledger = Ledger(ITEMS)
+    for status, items in before:
+        settle(ledger, status, items)
+    open_before = {item for item in reserved if ledger.is_open(item)}
+    ledger.reserve(reserved)
+    assert [item for item in asked if ledger.is_open(item)] == ledger.open_among(asked)
+    assert ledger.all_settled(asked) == (not ledger.open_among(asked))
+    assert len(ledger.open_among(asked)) == ledger.count(OPEN, asked)
+    for status, items in meanwhile:
+        settled = settle(ledger, status, items)
+        assert status == CANCELLED or open_before.isdisjoint(settled)
+    if written:
+        settle(ledger, CANCELLED, reserved)
+        assert {CANCELLED} >= {ledger.status(item) for item in open_before}
+    else:
+        ledger.release(reserved)
+        assert {OPEN, CANCELLED} >= {ledger.status(item) for item in open_before}
+        still_open = [item for item in reserved if ledger.is_open(item)]
+        assert still_open == settle(ledger, VALUE, reserved)
+    assert ledger.open == ledger.count(OPEN, range(ITEMS))
+
+
+@given(st.lists(events), st.sets(st.integers(0, ITEMS - 1)), st.lists(events))
+def test_reopened(
+    before: list[tuple[ItemStatus, range]], again: set[int], after: list[tuple[ItemStatus, range]]
+) -> None:
+    """Items that a new round runs are open, and settle anew; all others stay as they are."""
+    ledger = Ledger(ITEMS)
+    for status, items in before:
+        settle(ledger, status, items)
+    expected = {item: OPEN if item in again else ledger.status(item) for item in range(ITEMS)}
+    ledger.reopen(sorted(again))
+
+    assert expected == {item: ledger.status(item) for item in range(ITEMS)}
+    assert ledger.open == list(expected.values()).count(OPEN)
+    assert sorted(item for part in ledger.records for item in part) == [i for i, status in expected.items() if status]
+    for item, status in expected.items():
+        if status == ENDED:
+            assert (item,) == ledger.error_of(item).args
+        elif status in {VALUE, FAILURE}:
+            assert item in ledger.records.find(item).items
+    for status, items in after:
+        new = [item for item in items if expected[item] == OPEN]
+        expected |= dict.fromkeys(new, status)
+        assert new == settle(ledger, status, items)
+
+
+@given(st.lists(ranges), ranges)
 def test_questions(cancelled: list[range], asked: range) -> None:
     """Of a part of the items the ledger says what it says of each."""
     ledger = Ledger(ITEMS)
@@ -106,7 +167,7 @@ def test_outcomes(tmp_path: Path) -> None:
         assert {0: "a", 1: "b", 2: "c", 3: None, 4: "d", 5: error} == found
 
 
-@given(st.lists(st.tuples(stretches, st.integers())))
+@given(st.lists(st.tuples(ranges, st.integers())))
 def test_what_ended_an_item_is_made_when_it_is_asked_for(ends: list[tuple[range, int]]) -> None:
     """One cause may end very many items: each is told its own, by whoever ended it first, and none is held."""
     ledger, expected = Ledger(ITEMS), dict[int, int]()
