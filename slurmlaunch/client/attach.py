@@ -7,6 +7,7 @@ retries, and both report it to the run as `RoundAdded`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from functools import cache
 from pathlib import Path
@@ -89,8 +90,9 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
         try:
             added = add_round(again, items, options)
         except FileExistsError:  # another client was first: what it retries is not ours to retry
-            added = Round.read(run.folder, len(again.rounds))
-            again.handle(RoundAdded(added.number, added.plan, reopen=True))
+            with contextlib.suppress(FileNotFoundError):  # this view has the round if it was its own automatic retry
+                added = Round.read(run.folder, len(again.rounds))
+                again.handle(RoundAdded(added.number, added.plan, reopen=True))
             watch.submission.read_refusals()
             client.watcher.first_poll(watch)
             continue
