@@ -186,6 +186,11 @@ def reopened(*items: int, tasks: int = 1) -> Happening:
     return events
 
 
+def again(number: int, *items: int) -> Happening:
+    """Report a round that the state has already."""
+    return lambda state: [RoundAdded(number, _next_plan(state, items))]
+
+
 def made(*items: int) -> Happening:
     """Make the round that `SubmitRound` wants."""
     return lambda state: [RoundAdded(state.tasks.rounds[-1].number + 1, _next_plan(state, items))]
