@@ -1,0 +1,121 @@
+"""Races that the collector decides, by the order in which it reads a run folder; the state machine has its own tables.
+
+A poll reads cancellations first, then end marks, then which attempts there are, then claims, then outcomes, and what a
+task that has ended recorded before its end mark is reported.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurmlaunch.client.state import AttemptSeen, EndMarkSeen, OutcomesSeen, RoundAdded, Tick
+from slurmlaunch.runfolder.cancellations import CancellationWriter
+from slurmlaunch.runfolder.journal import Round
+from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.plan import ArrayPlan, Slices
+from tests.unit.test_collector import Watched, poll, write_value
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from slurmlaunch.client.state import Event
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    """Return a run that nothing has happened to yet."""
+    return Watched(tmp_path / "run")
+
+
+def events(watched: Watched) -> list[Event]:
+    """Return the events of a poll, each of which is handled before the next one."""
+    found = []
+    for event in watched.watch.collector.poll():
+        found.append(event)
+        watched.watch.handle(event)
+    return found
+
+
+def made(watched: Watched, *items: int) -> Round:
+    """Have another client make a round of one task."""
+    number, plan = len(watched.run.rounds), watched.run.rounds[-1].plan
+    first = plan.tasks.stop
+    later = plan._replace(
+        slices=Slices(len(items), 1), first_task=first, arrays=(ArrayPlan("later", first, 1),), items=array("Q", items)
+    )
+    return Round.make(watched.folder, number, later)
+
+
+def test_files_of_a_round_that_is_not_known_yet(watched: Watched) -> None:
+    """What a task left before its round is known to this client is read when it is: the round may be over by then."""
+    writer = OutcomeWriter(watched.folder, 3)
+    write_value(writer, 0, "again")
+    watched.end(3, Status.VALUES)
+    watched.look()
+    assert {} == watched.statuses
+    added = made(watched, 0)
+    watched.watch.handle(RoundAdded(added.number, added.plan))
+    poll(watched.watch)
+
+    assert {0: "VALUE"} == watched.statuses
+    assert watched.run.tasks.view(3).end_mark
+
+
+def test_a_mark_that_is_listed_before_the_outcome_file(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outcome file of a start was there before its end mark, so its outcomes are reported before the mark."""
+    poll(watched.watch)
+    attempts = watched.watch.collector._attempts  # noqa: SLF001
+    cached = attempts._modification_time()  # noqa: SLF001 - by a network file system, which shows the old time
+    monkeypatch.setattr(attempts, "_modification_time", lambda: cached)
+    write_value(OutcomeWriter(watched.folder, 0), 0, "a")
+    watched.end(0, 128 + 9)
+    kinds = [type(event) for event in events(watched)]
+
+    assert kinds.index(AttemptSeen) < kinds.index(OutcomesSeen) < kinds.index(EndMarkSeen) < kinds.index(Tick)
+    assert {0: "VALUE", 1: "ENDED"} == watched.statuses
+
+
+def test_cancellations_are_read_before_outcomes(watched: Watched) -> None:
+    """An item with both a cancellation and an outcome is cancelled, for each client that comes later."""
+    writer = OutcomeWriter(watched.folder, 0)
+    write_value(writer, 0, "a")
+    write_value(writer, 1, "b")
+    watched.end(0, Status.VALUES)
+    CancellationWriter(watched.folder, 0, "another").add([range(1, 2)])
+    poll(watched.watch)
+
+    assert {0: "VALUE", 1: "CANCELLED"} == watched.statuses
+
+
+def test_an_earlier_attempt_that_is_not_listed(watched: Watched) -> None:
+    """The file of an earlier attempt may be gone, or listed later than that of a later one, whose outcomes count."""
+    first, second = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 0)
+    content = first.path.read_bytes()
+    first.path.unlink()
+    write_value(second, 1, "second")
+    watched.end(0, Status.STOPPED)
+    watched.look()
+    assert {1: "VALUE"} == watched.statuses
+
+    first.path.touch(0o600)
+    first.path.write_bytes(content)
+    OutcomeWriter(watched.folder, 0)
+    watched.look()
+    assert {1: "VALUE"} == watched.statuses
+    assert 3 == watched.run.tasks.view(0).attempts
+
+
+def test_the_mark_of_the_last_start_is_reported_last(watched: Watched) -> None:
+    """Of several end marks of a task that are listed together that of the last start counts."""
+    for _ in range(2):
+        OutcomeWriter(watched.folder, 0)
+    watched.end(0, 128 + 9, start=1)
+    watched.end(0, Status.REQUEUE, start=0)
+    marks = [event.mark.start for event in events(watched) if isinstance(event, EndMarkSeen)]
+
+    assert 1 == marks[-1]
+    assert {0: "ENDED", 1: "ENDED"} == watched.statuses
