@@ -202,6 +202,12 @@ class TestTasks:
         assert Cause(causes[0].error, "n2", 7, 30.0) == causes[0]
         assert isinstance(causes[0].error, OutOfMemory)
 
+    def test_the_first_cause_counts(self) -> None:
+        """What an item fails with while it waits for its retry does not change what it is retried for."""
+        found = played(at(0, mark(0, Status.OUT_OF_MEMORY)), at(10, raised(0, 0, WorkerDied())), retries=1)
+
+        assert [OutOfMemory, OutOfMemory] == [type(each.error) for each in found.pending.causes().values()]
+
     def test_claims(self) -> None:
         """An unclaimed item has the task that it would have in a static round, and waits; then it has its claimant."""
         before, after = new_state(tasks=2, dynamic=True), played(at(0, claims(1, 0)), tasks=2, dynamic=True)

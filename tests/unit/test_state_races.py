@@ -540,6 +540,15 @@ CANCELLATIONS = [
         slow=True,
     ),
     law(
+        "of two cancellations that are being written each counts by itself",
+        at(0, cancel(0), cancel(1), cancel(2)),
+        at(1, values(0, 0, 1), values(1, 2)),
+        at(2, recorded(failed=(0,)), settles={0: "VALUE"}),
+        at(3, recorded(2), settles={2: "CANCELLED"}),
+        at(4, recorded(failed=(1,)), settles={1: "VALUE"}),
+        slow=True,
+    ),
+    law(
         "another client's cancellation settles an item whose own is being written",
         at(0, cancel(0)),
         at(1, cancelled(0), settles={0: "CANCELLED"}),
