@@ -12,10 +12,10 @@ import pytest
 
 from slurmlaunch import Executor
 from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.client import submission
+from slurmlaunch.client import attach, submission
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import JobsSeen, OutcomesSeen, Tick
+from slurmlaunch.client.state import JobsSeen, OutcomesSeen, RoundAdded, Tick
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import SubmissionError, WorkerDied
 from slurmlaunch.runfolder.journal import read_rounds
@@ -28,6 +28,7 @@ from tests.unit.test_collector import poll
 
 if TYPE_CHECKING:
     from slurmlaunch.backends.base import ArrayJob
+    from slurmlaunch.runfolder.journal import Round
 
 NO_ROOM = SubmissionError("no", stderr="QOSMaxSubmitJobPerUserLimit", no_room=True)
 AWAY = SubmissionError("no", stderr="Unable to contact slurm controller", transient=True)
@@ -208,3 +209,22 @@ def test_a_retry_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert 1 == len(views)
     assert [[7]] == [list(each.plan.items or ()) for each in views[0].rounds[1:]]
     again.cancel()
+
+
+def test_a_round_that_the_view_has_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manual retry goes on if the round that was quicker is an automatic retry of its own view."""
+    really = submission.add_round
+
+    def late(run: Run, *args: Any) -> Round:
+        monkeypatch.setattr(attach, "add_round", really)
+        added = really(run, *args)
+        run.handle(RoundAdded(added.number, added.plan))
+        raise FileExistsError
+
+    array = Executor(tmp_path, cluster="inline").map_array(int, ["1", "x", "y"], tasks=3)
+    monkeypatch.setattr(attach, "add_round", late)
+    again = array.retry()
+
+    assert [1, ValueError, ValueError] == [
+        each if isinstance(each, int) else type(each) for each in again.results(PATIENCE, return_exceptions=True)
+    ]
