@@ -19,13 +19,11 @@ from slurmlaunch.client import ends
 from slurmlaunch.client.state import (
     AttemptSeen,
     CancellationSeen,
-    CheckpointsSeen,
     ClaimsSeen,
     DamageSeen,
     EndMarkSeen,
     EndsRead,
     JobsSeen,
-    NotesSeen,
     OutcomesSeen,
     RoundAdded,
     TaskFiles,
@@ -264,7 +262,7 @@ class Collector:
         try:
             for found in file.read(final=final):
                 if len(file.notes) > known:
-                    yield NotesSeen(task, attempt, _merged(file.notes[known:]))
+                    yield AttemptSeen(task, attempt, _merged(file.notes[known:]))
                     known = len(file.notes)
                 if isinstance(found, Damage):
                     yield _damage_in(file, task, found)
@@ -275,9 +273,9 @@ class Collector:
         except FileNotFoundError:
             return  # a listing may be ahead of the file, or behind it
         if len(file.notes) > known:
-            yield NotesSeen(task, attempt, _merged(file.notes[known:]))
+            yield AttemptSeen(task, attempt, _merged(file.notes[known:]))
         if file.checkpoints and file.position != before:
-            yield CheckpointsSeen(task, attempt, file.checkpoints)
+            yield AttemptSeen(task, attempt, checkpoints=file.checkpoints)
 
     def _error_in(self, recorded: Recorded) -> BaseException | None:
         if recorded.header.kind != Kind.FAILURE or not self._state.wants_errors:

@@ -14,9 +14,11 @@ show its outcomes (`latency`); then its open items end as the task has.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.client import ends
@@ -56,26 +58,16 @@ _NEEDS_A_PERSON = re.compile(r"held|hold|never.?satisfied|bad.?constraints|inval
 
 
 class AttemptSeen(NamedTuple):
-    """A task has started: the outcome file of an attempt exists."""
+    """A task has started: the outcome file of an attempt exists.
+
+    *notes* are new notes of the attempt about itself (``started``, ``ended``, ``node``, ``peak``), *checkpoints* all
+    that it has recorded so far, by item.
+    """
 
     task: int
     attempt: int
-
-
-class NotesSeen(NamedTuple):
-    """An attempt recorded something about itself (``started``, ``ended``, ``node``, ``peak``)."""
-
-    task: int
-    attempt: int
-    notes: Mapping[str, Any]
-
-
-class CheckpointsSeen(NamedTuple):
-    """All checkpoints that an attempt has recorded so far, by item."""
-
-    task: int
-    attempt: int
-    checkpoints: Mapping[int, Recorded]
+    notes: Mapping[str, Any] = MappingProxyType({})
+    checkpoints: Mapping[int, Recorded] = MappingProxyType({})
 
 
 class OutcomesSeen(NamedTuple):
@@ -124,10 +116,11 @@ class CancellationSeen(NamedTuple):
 
 
 class JobsSeen(NamedTuple):
-    """Job ids of arrays of a round, as its journal says."""
+    """Job ids of arrays of a round, as its journal says; or *ours*: this client has submitted them."""
 
     round: int
     jobs: Mapping[int, str]
+    ours: bool = False
 
 
 class RoundAdded(NamedTuple):
@@ -181,14 +174,6 @@ class SchedulerReported(NamedTuple):
     snapshot: Snapshot
 
 
-class JobSubmitted(NamedTuple):
-    """This client has submitted an array."""
-
-    round: int
-    array: int
-    job_id: str
-
-
 class ArrayRefused(NamedTuple):
     """Nobody will submit an array any more."""
 
@@ -221,30 +206,8 @@ class WatchEnded(NamedTuple):
     """Nothing is open any more, and the watcher stops watching the run."""
 
 
-Event: TypeAlias = (
-    AttemptSeen
-    | NotesSeen
-    | CheckpointsSeen
-    | OutcomesSeen
-    | DamageSeen
-    | UnsafeSeen
-    | EndMarkSeen
-    | ClaimsSeen
-    | CancellationSeen
-    | JobsSeen
-    | RoundAdded
-    | TasksRead
-    | EndsRead
-    | RunLost
-    | Tick
-    | SchedulerReported
-    | JobSubmitted
-    | ArrayRefused
-    | RetryEnded
-    | CancelRequested
-    | CancellationsRecorded
-    | WatchEnded
-)
+Event: TypeAlias = tuple[Any, ...]
+"""One of the classes above. The method of `RunState` that handles it has the same name."""
 
 
 # Effects.
@@ -301,7 +264,8 @@ class Warn(NamedTuple):
     message: str
 
 
-Effect: TypeAlias = Settle | ReadTasks | ReadEnds | RecordEnds | RecordCancellations | SubmitRound | CancelJobs | Warn
+Effect: TypeAlias = tuple[Any, ...]
+"""One of the classes above, from `Settle` on."""
 
 
 class RunState:
@@ -363,7 +327,7 @@ class RunState:
         """
         self._now, self._effects = now, []
         self._began = now if self._began is None else self._began
-        self._HANDLERS[type(event)](self, event)
+        _handler(type(event))(self, event)
         if self._recording and isinstance(event, _SETTLING):
             self._deferred.append(event)  # an item that is being cancelled ignored it, and may yet need it
         effects, self._effects = self._effects, []
@@ -382,15 +346,13 @@ class RunState:
     # What the run folder shows.
 
     def _attempt_seen(self, event: AttemptSeen) -> None:
-        view = self.tasks.view(event.task)
+        view, attempt = self.tasks.view(event.task), event.attempt
         view.started = True
-        view.attempts = max(view.attempts, event.attempt + 1)
-
-    def _notes_seen(self, event: NotesSeen) -> None:
-        self.tasks.view(event.task).add_notes(event.attempt, event.notes)
-
-    def _checkpoints_seen(self, event: CheckpointsSeen) -> None:
-        self.tasks.view(event.task).add_checkpoints(event.attempt, event.checkpoints)
+        view.attempts = max(view.attempts, attempt + 1)
+        if event.notes:
+            view.notes = {**view.notes, attempt: {**view.notes.get(attempt, {}), **event.notes}}
+        if event.checkpoints:
+            view.checkpoints = {**view.checkpoints, attempt: dict(event.checkpoints)}
 
     def _outcomes_seen(self, event: OutcomesSeen) -> None:
         recorded, error = event.recorded, event.error
@@ -451,6 +413,9 @@ class RunState:
 
     def _jobs_seen(self, event: JobsSeen) -> None:
         self._round(event.round).jobs.update(event.jobs)
+        if event.ours and not self.ledger.open:
+            jobs = tuple((job_id, None) for job_id in event.jobs.values())
+            self._effects.append(CancelJobs(jobs, "its items settled while it was submitted"))
 
     def _run_lost(self, event: RunLost) -> None:
         error = event.error
@@ -663,11 +628,6 @@ class RunState:
             self.called = self._cancelled_rest = False
             self._deaths.clear()
 
-    def _job_submitted(self, event: JobSubmitted) -> None:
-        self._round(event.round).jobs[event.array] = event.job_id
-        if not self.ledger.open:
-            self._effects.append(CancelJobs(((event.job_id, None),), "its items settled while it was submitted"))
-
     def _array_refused(self, event: ArrayRefused) -> None:
         round_ = self._round(event.round)
         if event.array in round_.given_up:
@@ -755,7 +715,7 @@ class RunState:
         if event.failed:
             for _ in range(len(self._deferred)):
                 missed = self._deferred.popleft()
-                self._HANDLERS[type(missed)](self, missed)
+                _handler(type(missed))(self, missed)
                 self._deferred.append(missed)
         if not self._recording:
             self._deferred.clear()
@@ -792,30 +752,12 @@ class RunState:
             self.pending.discard(each)
             self._effects.append(Settle(each, status))
 
-    _HANDLERS: ClassVar[dict[type, Callable[[RunState, Any], None]]] = {
-        AttemptSeen: _attempt_seen,
-        NotesSeen: _notes_seen,
-        CheckpointsSeen: _checkpoints_seen,
-        OutcomesSeen: _outcomes_seen,
-        DamageSeen: _damage_seen,
-        UnsafeSeen: _unsafe_seen,
-        EndMarkSeen: _end_mark_seen,
-        ClaimsSeen: _claims_seen,
-        CancellationSeen: _cancellation_seen,
-        JobsSeen: _jobs_seen,
-        RoundAdded: _round_added,
-        TasksRead: _tasks_read,
-        EndsRead: _ends_read,
-        RunLost: _run_lost,
-        Tick: _tick,
-        SchedulerReported: _scheduler_reported,
-        JobSubmitted: _job_submitted,
-        ArrayRefused: _array_refused,
-        RetryEnded: _retry_ended,
-        CancelRequested: _cancel_requested,
-        CancellationsRecorded: _cancellations_recorded,
-        WatchEnded: _watch_ended,
-    }
+
+@functools.cache
+def _handler(event: type) -> Callable[[RunState, Any], None]:
+    """Return the method that handles events of a class: ``_end_mark_seen`` for `EndMarkSeen`."""
+    method: Callable[[RunState, Any], None] = getattr(RunState, re.sub("([A-Z])", r"_\1", event.__name__).lower())
+    return method
 
 
 def _jobs_of(views: Iterable[TaskView]) -> tuple[tuple[str, tuple[int, ...] | None], ...]:

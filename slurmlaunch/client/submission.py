@@ -25,7 +25,7 @@ from slurmlaunch.backends.container import folders_inside
 from slurmlaunch.client.options import Options, job_name
 from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.sbatch_options import as_count
-from slurmlaunch.client.state import ArrayRefused, CancelJobs, CancellationSeen, JobsSeen, JobSubmitted
+from slurmlaunch.client.state import ArrayRefused, CancelJobs, CancellationSeen, JobsSeen
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.clients import ClientId
@@ -274,7 +274,7 @@ class Submission:
         with contextlib.suppress(OSError):  # the job is accepted all the same, and the watcher reads cancellations, too
             for cancelled in CancellationReader(run.folder, [each.number for each in run.rounds]).new():
                 run.handle(CancellationSeen(*cancelled))
-        for effect in run.handle(JobSubmitted(round_.number, number, job_id)):
+        for effect in run.handle(JobsSeen(round_.number, {number: job_id}, ours=True)):
             if isinstance(effect, CancelJobs):
                 run.cancel_jobs(effect)
 

@@ -101,14 +101,6 @@ class TaskView:
         node: str | None = self.last_notes.get("node", self.record.node if self.record else None)
         return node
 
-    def add_notes(self, attempt: int, notes: Mapping[str, Any]) -> None:
-        """Add what an attempt recorded about itself."""
-        self.notes = {**self.notes, attempt: {**self.notes.get(attempt, _NOTHING), **notes}}
-
-    def add_checkpoints(self, attempt: int, checkpoints: Mapping[int, Recorded]) -> None:
-        """Replace the known checkpoints of an attempt."""
-        self.checkpoints = {**self.checkpoints, attempt: dict(checkpoints)}
-
 
 class RoundView:
     """Everything that this process knows about one round beside its tasks.

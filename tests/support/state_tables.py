@@ -30,8 +30,6 @@ from slurmlaunch.client.state import (
     EndMarkSeen,
     EndsRead,
     JobsSeen,
-    JobSubmitted,
-    NotesSeen,
     OutcomesSeen,
     ReadEnds,
     ReadTasks,
@@ -114,7 +112,7 @@ def unsafe(task: int) -> Happening:
 
 def notes(task: int, attempt: int = 0, **said: Any) -> Happening:
     """Have an attempt record something about itself."""
-    return lambda _: [NotesSeen(task, attempt, said)]
+    return lambda _: [AttemptSeen(task, attempt, said)]
 
 
 def mark(task: int, status: int, start: int = 0) -> Happening:
@@ -181,7 +179,7 @@ def reopened(*items: int, tasks: int = 1) -> Happening:
     def events(state: RunState) -> list[Event]:
         number = state.tasks.rounds[-1].number + 1
         plan = _next_plan(state, items, tasks=tasks, automatic=False)
-        return [RoundAdded(number, plan, reopen=True), JobSubmitted(number, 0, str(_FIRST_JOB + number))]
+        return [RoundAdded(number, plan, reopen=True), JobsSeen(number, {0: str(_FIRST_JOB + number)}, ours=True)]
 
     return events
 
@@ -198,7 +196,7 @@ def made(*items: int) -> Happening:
 
 def submitted(round_: int = 1, array: int = 0) -> Happening:
     """Give an array of a round its job id."""
-    return lambda _: [JobSubmitted(round_, array, str(_FIRST_JOB + round_))]
+    return lambda _: [JobsSeen(round_, {array: str(_FIRST_JOB + round_)}, ours=True)]
 
 
 def retry_ended(error: Exception | None = None) -> Happening:

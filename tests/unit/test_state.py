@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.retries import Cause
-from slurmlaunch.client.state import CheckpointsSeen, RunLost
+from slurmlaunch.client.state import AttemptSeen, RunLost
 from slurmlaunch.errors import ItemError, NodeStartError, OutOfMemory, ResultLost, SubmissionError, WorkerDied
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import Recorded
@@ -234,8 +234,9 @@ class TestTasks:
         """The last checkpoint of an item counts: that of the latest attempt of the latest round."""
         first, second, third = (checkpoint(item) for item in (0, 0, 0))
         found = played(
-            at(0, lambda _: [CheckpointsSeen(0, 1, {0: second, 1: second}), CheckpointsSeen(0, 0, {0: first})]),
-            at(1, added(0), lambda _: [CheckpointsSeen(3, 0, {0: third})]),
+            at(0, lambda _: [AttemptSeen(0, 1, checkpoints={0: second, 1: second})]),
+            at(0, lambda _: [AttemptSeen(0, 0, checkpoints={0: first})]),
+            at(1, added(0), lambda _: [AttemptSeen(3, 0, checkpoints={0: third})]),
         )
 
         assert {0: third, 1: second} == found.tasks.last_checkpoints([0, 1, 4])
