@@ -1,4 +1,4 @@
-"""Finding a run again, from any process, and retrying what is missing of it.
+"""Finding a run again, from any process, and retrying its failed and missing items.
 
 Used by futures, by `slurmlaunch.attach` and by unpickled futures. It decides which items a
 manual retry runs; making and submitting the round is up to `submission`, as for automatic

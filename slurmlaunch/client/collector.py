@@ -1,8 +1,8 @@
-"""From the run folder to events: what has started, grown and ended, and what one item left there.
+"""From the run folder to events: tasks that have started, outcome files that have grown, end marks.
 
 Used by the watcher, which polls each run again and again (`Collector.poll`), and by futures
 that ask about one item (`attempts_of`, `values_of_further_ranks`). It decides nothing:
-what an event means is up to `RunState`. A poll reads two modification times, lists the
+`RunState` does that. A poll reads two modification times, lists the
 folders that have changed, and opens the outcome files that may have grown, as many as
 the rate limit allows.
 """
@@ -64,7 +64,7 @@ _TICK = 0.5
 
 
 class Collector:
-    """Reports what is new in one run folder.
+    """Reports the changes in one run folder.
 
     Attributes:
         network: whether the folder is on a network file system.
@@ -73,7 +73,7 @@ class Collector:
     """
 
     def __init__(self, run: Run, *, network: bool | None = None) -> None:
-        """Begin with nothing seen; *network* overrides what the system says of the folder."""
+        """Begin with nothing seen; *network* overrides the system's list of mounts."""
         self.network = is_on_network(run.folder.path) if network is None else network
         self.visits: Counter[str] = Counter()
         self._run, self._state = run, run.state
@@ -92,7 +92,7 @@ class Collector:
         self._follow_rounds()
 
     def poll(self, growing: float = _UNBOUNDED, ended: float = _UNBOUNDED) -> Iterator[Event]:
-        """Yield what is new; each event has to be handled before the next one is taken.
+        """Yield an event for each change; each has to be handled before the next one is taken.
 
         Args:
             growing: how many files may be read of tasks that run.
@@ -119,7 +119,7 @@ class Collector:
             yield from self._next_round()
         yield Tick()
         if before != self.progress:
-            yield from self._new_jobs()  # what another client submitted may be over before the next slow poll
+            yield from self._new_jobs()  # another client's job may be over before the next slow poll
 
     @property
     def all_ended(self) -> bool:
@@ -147,13 +147,13 @@ class Collector:
         yield TasksRead(tuple(files))
 
     def read_ends(self) -> EndsRead:
-        """Return what earlier clients recorded of ends."""
+        """Return the ends that earlier clients recorded."""
         return EndsRead(tuple(end for each in self._run.rounds for end in each.ends()))
 
     # Folders.
 
     def _follow_rounds(self) -> None:
-        """Read what belongs to new rounds, which was passed over before."""
+        """Read the files of new rounds, which were passed over before."""
         self._rounds = len(self._run.rounds)
         self._cancellations = CancellationReader(self._run.folder, [each.number for each in self._run.rounds])
         self._end_marks.forget(self._foreign)
@@ -243,7 +243,7 @@ class Collector:
             yield from self._read_task(task)
 
     def _read_task(self, task: int) -> Iterator[Event]:
-        """Yield what a task recorded before its end mark, and then the mark."""
+        """Yield the records of a task before its end mark, and then the mark."""
         for attempt in range(self._state.tasks.view(task).attempts):
             self.visits["ended"] += 1
             yield from self._read(task, attempt)
@@ -347,11 +347,11 @@ def _starts_of(run: Run, view: TaskView) -> Iterator[Attempt]:
     for start in range(starts):
         own, last = notes.get(start, {}), start == starts - 1
         started, ended = own.get("started"), own.get("ended")
-        told = record if last else None
+        final = record if last else None
         yield Attempt(
             state=_last_state(run, view, marks.get(start)) if last else TaskState.REQUEUED,
-            node=own.get("node") or (told.node if told else None),
-            exit_code=ends.exit_code_of(marks[start]) if start in marks else told.exit_code if told else None,
+            node=own.get("node") or (final.node if final else None),
+            exit_code=ends.exit_code_of(marks[start]) if start in marks else final.exit_code if final else None,
             peak_memory=own.get("peak"),
             duration=ended - started if started is not None and ended is not None else None,
             job_id=view.full_id,
@@ -410,7 +410,7 @@ def _value_of_rank(file: OutcomeFile, item: int, deadline: float) -> Any:
         if time.monotonic() > deadline:
             break
         time.sleep(_TICK)
-    raise ResultLost("what a rank returned is not on disk", file=str(file.path)).located(item=item)
+    raise ResultLost("the value of a rank is not on disk", file=str(file.path)).located(item=item)
 
 
 def _last_record(file: OutcomeFile, item: int) -> Recorded | None:

@@ -1,4 +1,4 @@
-"""From the end of a task to an exception: what end marks and scheduler states say about missing outcomes.
+"""From the end of a task to an exception: the reasons of missing outcomes, by end marks and scheduler states.
 
 Pure functions, used by `RunState`. Files are the truth; a state only explains why an
 outcome is missing. To treat a new scheduler state, add it to `_BY_STATE`.
@@ -73,7 +73,7 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
     """Return the error of items without outcomes whose task the scheduler calls ended.
 
     Args:
-        record: what the scheduler says.
+        record: the scheduler's report.
         place: where the task ran.
         started: whether its node is known to have started.
         log_tail: the last lines of its log.

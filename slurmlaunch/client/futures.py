@@ -1,8 +1,8 @@
-"""Futures, and arrays of them: how a run is seen from outside.
+"""Futures, and arrays of them: the public view of a run.
 
-A `Future` is the standard library's, settled by the watcher. It never is in the
-state ``RUNNING`` of the standard library, since there it could not be cancelled:
-`Future.running` asks the run instead.
+The executor and `attach` return them; the run notifies them of outcomes. A `Future` is the
+standard library's. It is never in the standard library's state ``RUNNING``, in which it
+could not be cancelled: `Future.running` asks the run instead. Nothing here polls or submits.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ T = TypeVar("T")
 class Future(concurrent.futures.Future[T]):
     """The outcome of one item, as a `concurrent.futures.Future`.
 
-    It pickles, and finds its run again where it is unpickled. What the base
-    class makes for each (a lock, a condition, two lists) is made when it is first
-    looked for: of a million that have settled before somebody asked, few are.
+    It pickles, and finds its run again when it is unpickled. The lock, the condition and the
+    lists of the base class are made on first use: of a million futures that are done when
+    they are made, few need them.
     """
 
     def __init__(self, run: Run, index: int) -> None:
@@ -54,11 +54,11 @@ class Future(concurrent.futures.Future[T]):
         if name not in _OF_THE_BASE:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
         for attribute, value in vars(concurrent.futures.Future()).items():
-            self.__dict__.setdefault(attribute, value)  # one of two threads is first, which either of them takes
+            self.__dict__.setdefault(attribute, value)  # if two threads do this at once, both use the first one's
         return self.__dict__[name]
 
     def settle(self, value: T) -> None:
-        """Become done with a value, before anybody but its maker has it."""
+        """Become done with a value, before anybody else has the future."""
         self._result, self._state = value, _FINISHED
 
     @property
@@ -75,26 +75,26 @@ class Future(concurrent.futures.Future[T]):
     def job_id(self) -> str | None:
         """The Slurm job id of the task, as ``"123_4"``; None before it is submitted.
 
-        With a dynamic schedule it may change once, when a task takes the item.
+        With a dynamic schedule it may change once, when a task claims the item.
         """
         return self._run.tasks.view(self._run.tasks.task_of(self._index)).full_id
 
     @property
     def state(self) -> TaskState:
-        """What the task is doing, in Slurm's words, as far as is known without asking again."""
+        """The state of the task in Slurm's words, without asking the scheduler again."""
         return self._run.tasks.state_of_item(self._index)
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
-        """What every start of its task came to, over requeues and retries, the earliest first."""
+        """Every start of its task, over requeues and retries, the earliest first."""
         return attempts_of(self._run, self._index)
 
     def stdout(self) -> str:
-        """Return what the task has written to standard output so far, by all of its items."""
+        """Return the standard output of the task so far, of all its items."""
         return self._log("out")
 
     def stderr(self) -> str:
-        """Return what the task has written to standard error so far, by all of its items."""
+        """Return the standard error of the task so far, of all its items."""
         return self._log("err")
 
     def _log(self, stream: str) -> str:
@@ -104,21 +104,21 @@ class Future(concurrent.futures.Future[T]):
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def log(self, stream: str) -> Path:
-        """Return the path of the task's log, *stream* being ``out`` or ``err``; there is none before it has started."""
+        """Return the path of the task's log, *stream* being ``out`` or ``err``; the file exists once it has started."""
         return self._run.tasks.log(self._run.tasks.task_of(self._index), stream)
 
     def requeue(self) -> None:
         """Have the scheduler end its task and start it again, as at a preemption.
 
-        What the task has finished stays; a function with a checkpoint goes on from it.
+        Finished items stay finished; a function with a checkpoint resumes from it.
 
         Raises:
-            SchedulerError: the scheduler did not do it, or is none that can.
+            SchedulerError: the scheduler did not do it, or cannot.
         """
-        place = self._run.tasks.view(self._run.tasks.task_of(self._index))
-        if place.job_id is None:
+        view = self._run.tasks.view(self._run.tasks.task_of(self._index))
+        if view.job_id is None:
             raise SchedulerError("the task is not submitted yet")
-        self._run.backend.requeue(place.job_id, place.element)
+        self._run.backend.requeue(view.job_id, view.element)
 
     def cancel(self) -> bool:
         """Cancel the item; False if its outcome was known first.
@@ -126,42 +126,41 @@ class Future(concurrent.futures.Future[T]):
         Unlike the standard library's, this also ends an item that is running.
 
         Raises:
-            SchedulerError: the scheduler could not be told; the item counts as
-                cancelled all the same, and is not handed out any more.
+            SchedulerError: the scheduler could not be told; the item is cancelled all the same.
         """
         return bool(self._run.cancel([self._index])) or self.cancelled()
 
     def running(self) -> bool:
-        """Return whether a task that has started has it, and its outcome is not known."""
+        """Return whether its task has started and its outcome is not known."""
         return not self.done() and self._run.tasks.is_started(self._index)
 
     def result(self, timeout: float | None = None) -> T:
-        """Return what the function returned.
+        """Return the value that the function returned.
 
         Args:
-            timeout: seconds to wait; None waits for ever.
+            timeout: seconds to wait; None waits without limit.
 
         Raises:
             concurrent.futures.TimeoutError: the time is up.
-            concurrent.futures.CancelledError: it was cancelled, by us.
-            slurmlaunch.errors.ItemError: the item came to no outcome of its own.
-            BaseException: whatever the function raised.
+            concurrent.futures.CancelledError: it was cancelled with `cancel`.
+            slurmlaunch.errors.ItemError: the item ended without a value or an exception of its own.
+            BaseException: the exception that the function raised.
         """
         known = self.__dict__
         if "_condition" not in known and "_result" in known:
-            return cast("T", self._result)  # it was done when it was made
+            return cast("T", self._result)  # it was made with its value
         self._wait(timeout)
         return super().result(0 if timeout is not None else None)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what `result` would raise for the outcome, or None.
+        """Return the exception that `result` would raise, or None.
 
         Args:
-            timeout: seconds to wait; None waits for ever.
+            timeout: seconds to wait; None waits without limit.
 
         Raises:
             concurrent.futures.TimeoutError: the time is up.
-            concurrent.futures.CancelledError: it was cancelled, by us.
+            concurrent.futures.CancelledError: it was cancelled with `cancel`.
         """
         self._wait(timeout)
         self._run.check_owned(self._index)
@@ -172,10 +171,10 @@ class Future(concurrent.futures.Future[T]):
         return self.__dict__.get("_state") == _FINISHED or super().done()
 
     def ranks(self, timeout: float | None = None) -> list[T]:
-        """Return what the function returned on each rank, by rank; a list of one where a call is one process's own.
+        """Return the values that the function returned on the ranks, in order; one value if a call has one process.
 
         Args:
-            timeout: seconds to wait; None waits for ever.
+            timeout: seconds to wait; None waits without limit.
 
         Raises:
             As `result` does.
@@ -190,7 +189,7 @@ class Future(concurrent.futures.Future[T]):
             concurrent.futures.wait([self], timeout)
 
     def disown(self, error: BaseException) -> None:
-        """Become done with an error, in a forked child: what settles the future runs only in the parent."""
+        """Become done with an error, in a forked child: only the parent's threads settle the future."""
         for name in _OF_THE_BASE:  # the parent's lock may have been locked at the fork
             self.__dict__.pop(name, None)
         self._exception, self._state = error, _FINISHED
@@ -205,7 +204,7 @@ class Future(concurrent.futures.Future[T]):
         super().add_done_callback(cast("Any", fn))
 
     def notify_cancelled(self) -> None:
-        """Become cancelled, since the run says so."""
+        """Become cancelled."""
         super().cancel()
         self.set_running_or_notify_cancel()
 
@@ -227,7 +226,7 @@ _FINISHED = "FINISHED"
 class FutureArray(Sequence[Future[T]]):
     """The futures of a run, or of a part of it, in the order of its items.
 
-    A future is made when it is first asked for; `results` and the like need none.
+    A future is made on first access; `results` and the like need none.
     """
 
     def __init__(self, run: Run, items: Sequence[int] | None = None) -> None:
@@ -437,8 +436,7 @@ class FutureArray(Sequence[Future[T]]):
         """Cancel all items that have not settled; return whether none has settled otherwise.
 
         Raises:
-            SchedulerError: the scheduler could not be told; the items count as
-                cancelled all the same, and are not handed out any more.
+            SchedulerError: the scheduler could not be told; the items are cancelled all the same.
         """
         self._run.cancel(self._items)
         return self._run.ledger.count(ItemStatus.CANCELLED, self._part) == len(self)
@@ -450,7 +448,7 @@ class FutureArray(Sequence[Future[T]]):
 
     @property
     def folder(self) -> Path:
-        """The run folder, absolute: what `slurmlaunch.attach` takes."""
+        """The absolute path of the run folder, for `slurmlaunch.attach`."""
         return self._run.folder.path
 
     @property
@@ -463,19 +461,19 @@ class FutureArray(Sequence[Future[T]]):
         Submission(self._run).set_throttle(throttle)
 
     def retry(self, **changes: Any) -> FutureArray[T]:
-        """Run again what has failed or is missing, perhaps with other options.
+        """Retry the items that failed or are missing, perhaps with other options.
 
         Args:
             changes: options as `slurmlaunch.Executor` takes them.
 
         Returns:
-            All items in the same order: the good ones settled, the others as new
-            futures. This array stays what it is.
+            All items in the same order: finished ones are settled, the others are new futures.
+            This array is unchanged.
 
         Raises:
             SubmissionError: the scheduler refused it.
             UnknownOption: a name is no option.
-            OptionError: a value cannot be, or is the run's for good.
+            OptionError: a value is invalid, or cannot change within a run.
         """
         wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
         return FutureArray(retry(self._run, wanted, changes), self._items)
@@ -490,7 +488,7 @@ def _those_in(items: range, among: Collection[int]) -> Sequence[int]:
 
 @contextmanager
 def advice_on_interrupt(run: Run) -> Iterator[None]:
-    """Say, at Ctrl-C, that the jobs go on and how to come back to them."""
+    """Print, at Ctrl-C, that the jobs continue and how to come back to them."""
     try:
         yield
     except KeyboardInterrupt:
@@ -526,5 +524,5 @@ def attach(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
     """
     run = find_run(run_folder)
     array: FutureArray[Any] = FutureArray(run)
-    run.on_demand = True  # not before there is somebody who demands it
+    run.on_demand = True  # not before the array holds it
     return array

@@ -1,7 +1,7 @@
 """Which items are retried automatically, and with which resources.
 
-Pure: `wants_retry` decides which ends are worth another attempt, `next_options` what the
-next round asks for, and `PendingRetries` holds the items that failed for an external reason
+Pure: `wants_retry` decides which ends are worth another attempt, `next_options` which resources
+the next round requests, and `PendingRetries` holds the items that failed for an external reason
 and wait for that round. Used by `RunState`; nothing here submits or reads anything.
 """
 
@@ -52,7 +52,7 @@ class PendingRetries:
     """The items that wait to be retried, each with its cause; a container of items.
 
     Attributes:
-        options: the options of the last round, which say what is retried.
+        options: the options of the last round, which decide about retries.
         since: when the first of the waiting items was added.
     """
 
@@ -126,8 +126,8 @@ def wants_retry(options: Options, error: BaseException) -> bool:
 def next_options(options: Options, causes: Iterable[Cause]) -> Options:
     """Return the options of the round that retries items with these causes.
 
-    More memory where memory was short, more time where time was short, starting from what
-    the last attempt used, and no node that failed.
+    More memory where memory was short, more time where time was short, starting from the use of
+    the last attempt, and no node that failed.
     """
     causes = list(causes)
     slurm = dict(options.slurm)

@@ -1,10 +1,9 @@
 """One view of a run: its state machine, its futures, and the outcomes on disk.
 
-A `Run` joins what the other parts of the client need: it passes events to `RunState`
-under its lock, notifies the futures of settled items, and reads outcomes when somebody
-wants them. It covers the rounds up to one of them: a retry is a new view, so that an
-array that was returned before stays what it was. A `Run` submits and polls nothing
-(`submission`, `watcher`), and it does not know which process-wide objects there are.
+A `Run` joins the parts of the client: it passes events to `RunState` under its lock, notifies
+the futures of settled items, and reads outcomes on demand. It covers the rounds up to one of
+them: a retry is a new view, so that an array that was returned before does not change. A `Run`
+submits and polls nothing (`submission`, `watcher`), and knows no process-wide objects.
 """
 
 from __future__ import annotations

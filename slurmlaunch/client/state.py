@@ -1,7 +1,7 @@
 """The state machine of one run: events in, effects out.
 
-`RunState.handle(event, now)` is everything slurmlaunch decides about a run: which items
-have settled, why a task left items without outcomes, what is retried, what is cancelled.
+`RunState.handle(event, now)` makes every decision about a run: which items have settled,
+why a task left items without outcomes, which items to retry, which jobs to cancel.
 It is pure: it reads no file and no clock, starts no thread, takes no lock and writes no
 log, so that tests are tables of events and effects. The collector makes events from the
 run folder, `Run` and `Submission` those of this process; `Run` and the watcher execute
@@ -48,13 +48,13 @@ RETRY_AFTER = 60.0
 """Seconds that an item waits for its retry while other items of the run are open: further ones may join it."""
 
 SCHEDULER_SILENT_FOR = 30.0
-"""Seconds after which what earlier clients recorded counts for tasks of which the scheduler says nothing."""
+"""Seconds after which ends that earlier clients recorded count for tasks of which the scheduler says nothing."""
 
 _NEEDS_A_PERSON = re.compile(r"held|hold|never.?satisfied|bad.?constraints|invalid", re.IGNORECASE)
 """Reasons of squeue for pending jobs that do not go away by themselves."""
 
 
-# Events: what the collector sees in the run folder.
+# Events from the run folder, made by the collector.
 
 
 class AttemptSeen(NamedTuple):
@@ -96,7 +96,7 @@ class UnsafeSeen(NamedTuple):
 
 
 class EndMarkSeen(NamedTuple):
-    """A start of a task has ended, and what it recorded before has been read."""
+    """A start of a task has ended, and everything that it recorded has been read."""
 
     mark: EndMark
 
@@ -136,7 +136,7 @@ class RoundAdded(NamedTuple):
 
 
 class TaskFiles(NamedTuple):
-    """What is left to know of a task whose files were read to the end: the size of the last one, and its log."""
+    """A task whose files were read to the end: the size of the last file, and the end of its log."""
 
     task: int
     size: int = 0
@@ -150,7 +150,7 @@ class TasksRead(NamedTuple):
 
 
 class EndsRead(NamedTuple):
-    """Answer to `ReadEnds`: what earlier clients recorded of ends."""
+    """Answer to `ReadEnds`: the ends that earlier clients recorded."""
 
     ends: tuple[SchedulerEnd, ...]
 
@@ -162,10 +162,10 @@ class RunLost(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """Time has passed; everything the run folder showed has been reported."""
+    """Time has passed, and everything in the run folder has been reported."""
 
 
-# Events: what this process and the scheduler do.
+# Events from this process and the scheduler.
 
 
 class SchedulerReported(NamedTuple):
@@ -228,11 +228,11 @@ class ReadTasks(NamedTuple):
 
 
 class ReadEnds(NamedTuple):
-    """Read what earlier clients recorded of ends; answer `EndsRead`."""
+    """Read the ends that earlier clients recorded; answer `EndsRead`."""
 
 
 class RecordEnds(NamedTuple):
-    """Write to a round what the scheduler said of ends: it forgets them, and a copy of the folder has no scheduler."""
+    """Write ends that the scheduler reported to a round: it forgets them, and a copied folder has no scheduler."""
 
     round: int
     ends: tuple[SchedulerEnd, ...]
@@ -295,7 +295,7 @@ class RunState:
             items: the number of items.
             rounds: the number and the plan of each round.
             latency: see the class.
-            clock_offset: what to add to *now* to get seconds since the epoch.
+            clock_offset: seconds to add to *now* for the time since the epoch.
         """
         self.latency = latency
         self.ledger = Ledger(items)
@@ -319,10 +319,10 @@ class RunState:
             self._add_round(RoundView(number, plan))
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """Update the state; return what is to be done.
+        """Update the state; return the effects to execute.
 
         Args:
-            event: what happened.
+            event: the news.
             now: seconds of a clock that never goes back.
         """
         self._now, self._effects = now, []
@@ -343,7 +343,7 @@ class RunState:
         """Whether items wait for a retry that this process does not submit: another client may have made the round."""
         return bool(self.pending) and self._retrying is None
 
-    # What the run folder shows.
+    # The run folder.
 
     def _attempt_seen(self, event: AttemptSeen) -> None:
         view, attempt = self.tasks.view(event.task), event.attempt
@@ -396,7 +396,7 @@ class RunState:
         if view.end_mark is None or event.mark.start >= view.end_mark.start:
             view.end_mark = event.mark
             if view.missing_record is None or ends.explains_end(event.mark, view.attempts):
-                self._not_missing(view)  # else the scheduler's word stays: what it said earlier it may never repeat
+                self._not_missing(view)  # else the scheduler's report stays, which it may never repeat
             self._ended.add(view.index)
 
     def _claims_seen(self, event: ClaimsSeen) -> None:
@@ -421,7 +421,7 @@ class RunState:
         error = event.error
         self._end(range(self.ledger.items), lambda _: error, final=True)
 
-    # What the scheduler says.
+    # The scheduler.
 
     def _scheduler_reported(self, event: SchedulerReported) -> None:
         waiting: dict[str, str] = {}
@@ -512,7 +512,7 @@ class RunState:
         self._reading.discard(view.index)
 
     def _read(self, tasks: list[int]) -> None:
-        self._reading = set(tasks)  # what could not be read after the last tick is requested again
+        self._reading = set(tasks)  # files that could not be read after the last tick are requested again
         if tasks:
             logs = tuple(task for task in tasks if isinstance(self._error_of_end(task), NodeStartError))
             self._effects.append(ReadTasks(tuple(tasks), logs))
@@ -561,7 +561,7 @@ class RunState:
         return error
 
     def _check_claims(self) -> None:
-        """End what tasks that have ended had claimed, and what nobody will claim."""
+        """End the items that ended tasks had claimed, and those that nobody will claim."""
         for round_ in self.tasks.rounds:
             if round_.claims is None:
                 continue

@@ -3,8 +3,8 @@
 Used by the executor, `retry` and the watcher. The first array of a round is submitted
 during the call, the others from a thread; if a limit on queued jobs is reached, they wait
 for room. A client that is killed leaves its intents in the round's journal: another client
-finds its jobs by their names and submits the arrays that waited; what nobody will submit
-fails with an error that says so. What has happened is reported to the run as events.
+finds its jobs by their names and submits the arrays that waited; items that nobody will
+submit fail with an error that says so. The run gets events about all of this.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ class Submission:
                 self._unanswered.setdefault(job.name, began)
             raise
 
-    # What other clients have submitted, or left.
+    # Arrays that other clients submit, or left.
 
     def read_refusals(self) -> None:
         """Report the arrays that were refused to other clients, as the journals say."""
@@ -335,7 +335,7 @@ class Submission:
                 return
 
     def follow(self) -> None:
-        """Check, at intervals, what has become of arrays that other clients should submit: refused, or left."""
+        """Check, at intervals, whether arrays that other clients should submit were refused or left."""
         if not any(map(self._missing, self._run.rounds)) or time.monotonic() < self._follow_at:
             return
         self._follow_at = time.monotonic() + _FOLLOW_EVERY

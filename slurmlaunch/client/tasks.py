@@ -2,8 +2,8 @@
 
 A view of a run covers its rounds up to one of them. Each round gives items to tasks of
 its own, so an item belongs to the last task that got it. In a dynamic round tasks claim
-items while they run, so some items may have no task yet. `RunState` changes what is
-here; futures and errors read it. Nothing here reads a file, a clock or the scheduler.
+items while they run, so some items may have no task yet. `RunState` changes these
+records; futures and errors read them. Nothing here reads a file, a clock or the scheduler.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class TaskView:
         element: its element of the array.
         started: whether it has started.
         attempts: how many of its attempts are known.
-        record: what the scheduler said last, or said to an earlier client.
+        record: the scheduler's last report, to this or an earlier client.
         end_mark: the mark of the last start that has ended, once its outcomes were read.
-        notes: what each attempt recorded about itself.
+        notes: the notes of each attempt about itself.
         checkpoints: the checkpoints that each attempt recorded, by item.
         missing_since: since when it is known to have ended while outcomes are missing.
         missing_record: the scheduler's record that says so; None where the end mark does.
@@ -92,7 +92,7 @@ class TaskView:
 
     @property
     def last_notes(self) -> Mapping[str, Any]:
-        """What its last attempt recorded about itself."""
+        """The notes of its last attempt about itself."""
         return self.notes.get(self.attempts - 1, _NOTHING)
 
     @property
@@ -107,7 +107,7 @@ class RoundView:
 
     Attributes:
         number: its number.
-        plan: which task has which items, and what it runs with.
+        plan: which task has which items, and its resources.
         jobs: the job id of each array that has been submitted.
         given_up: the arrays that nobody will submit any more.
         claims: which task has claimed which block; None in a static round.

@@ -1,4 +1,4 @@
-"""What one client process has in one piece: the watcher, which settles all futures, and the caches.
+"""The objects that one client process has once: the watcher, which settles all futures, and the caches.
 
 The watcher is one thread that polls each run (`Collector`), passes the events to the run's
 state machine and executes the effects, while nothing is locked. It polls often while
@@ -76,7 +76,7 @@ read once, and the same when no task of the run is left."""
 
 
 class RateLimit:
-    """The bound on what the polls of all runs read from network file systems."""
+    """The bound on reading from network file systems, for the polls of all runs."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._at = clock, clock()
@@ -110,7 +110,7 @@ class Watch:
     """
 
     def __init__(self, run: Run, *, network: bool | None = None) -> None:
-        """Begin; *network* overrides what the system says of the folder."""
+        """Begin; *network* overrides the system's list of mounts."""
         self.run = run
         self.collector = Collector(run, network=network)
         self.submission = Submission(run)
@@ -118,7 +118,7 @@ class Watch:
         self._news_at = self.due = run.clock()
 
     def poll(self, limit: RateLimit) -> None:
-        """Handle what is new, within the limit on a network file system, and decide when to poll next.
+        """Handle all changes, within the limit on a network file system, and decide when to poll next.
 
         Raises:
             OSError: the folder cannot be read now.
@@ -214,8 +214,8 @@ class Watch:
         """Check, at intervals, the arrays that other clients should submit."""
         try:
             self.submission.follow()
-        except Exception:  # noqa: BLE001  (a fault of slurmlaunch: what is submitted is watched all the same)
-            _log.exception("slurmlaunch cannot check what is left to submit of %s", self.run.folder.path)
+        except Exception:  # noqa: BLE001  (a fault of slurmlaunch: the run is watched all the same)
+            _log.exception("slurmlaunch cannot check which arrays of %s are left to submit", self.run.folder.path)
 
 
 class _SchedulerQueries:
@@ -262,7 +262,7 @@ class Watcher:
         self._last_poll: threading.Event | None = None
 
     def watch(self, run: Run) -> None:
-        """Read what is known of a run so far, and watch it while it has open items."""
+        """Read everything that a run has recorded so far, and watch it while it has open items."""
         watch = Watch(run)
         self.first_poll(watch)
         self.keep_watching(watch)
@@ -340,7 +340,7 @@ class Watcher:
             watch.handle(WatchEnded())
 
     def finish(self) -> None:
-        """Settle what the tasks of this process left, callbacks included: they have ended, and nobody polls later."""
+        """Settle the items of tasks that this process ran, callbacks included: nothing polls later."""
         with self._news:
             if not any(run.backend.name in OF_THE_CLIENT for run in self._watches):
                 return
@@ -401,7 +401,7 @@ class Client:
             return self.backends[name, clusters]
 
     def watch(self, run: Run) -> None:
-        """Read what is known of a run so far, and watch it while it has open items."""
+        """Read everything that a run has recorded so far, and watch it while it has open items."""
         self.runs.add(run)
         self.watcher.watch(run)
 
