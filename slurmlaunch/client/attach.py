@@ -36,9 +36,7 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
         rounds: how many of its rounds to cover; by default all.
 
     Raises:
-        RunFolderError: it is no run folder, or cannot be used.
-        UnsafeRunFolder: another user owns it or may write to it.
-        UnknownProtocol: a newer slurmlaunch wrote it.
+        RunFolderError, UnsafeRunFolder, UnknownProtocol: as `slurmlaunch.attach` does.
     """
     client = current_client()
     path = Path(run_folder).resolve()

@@ -153,10 +153,7 @@ class Future(concurrent.futures.Future[T]):
         return super().result(0 if timeout is not None else None)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return the exception that `result` would raise, or None.
-
-        Args:
-            timeout: seconds to wait; None waits without limit.
+        """Return the exception that `result` would raise, or None; *timeout* is in seconds.
 
         Raises:
             concurrent.futures.TimeoutError: the time is up.

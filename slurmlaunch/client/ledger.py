@@ -128,14 +128,11 @@ class RecordIndex:
 
 
 class _End(NamedTuple):
-    """Items without outcomes that ended together, and what makes the error of each."""
+    """Consecutive items without outcomes that ended together, and what makes the error of each."""
 
-    items: range
+    start: int
+    stop: int
     error_of: Callable[[int], BaseException]
-
-    @property
-    def start(self) -> int:
-        return self.items.start
 
 
 _START = attrgetter("start")
@@ -203,7 +200,7 @@ class Ledger:
         """Settle the open items of a range with errors, which are made when they are asked for."""
         settled = list(self._ranges_of(ItemStatus.OPEN, items))
         for each in settled:
-            insort(self._ends, _End(each, error_of), key=_START)
+            insort(self._ends, _End(each.start, each.stop, error_of), key=_START)
             self._settle(each, ItemStatus.ENDED)
         return settled
 
@@ -256,7 +253,8 @@ class Ledger:
             self._counts[ItemStatus.OPEN] += 1
             self._statuses[item] = ItemStatus.OPEN
         self.records = self.records.restricted(self._settled_parts)
-        self._ends = [_End(part, each.error_of) for each in self._ends for part in self._settled_parts(each.items)]
+        parts = [(end, part) for end in self._ends for part in self._settled_parts(range(end.start, end.stop))]
+        self._ends = [_End(part.start, part.stop, end.error_of) for end, part in parts]
 
     def _settled_parts(self, items: range) -> Iterator[range]:
         found = _SETTLED_RUN.finditer(self._statuses, items.start, items.stop)
@@ -266,7 +264,7 @@ class Ledger:
         """Return the error of an item whose status is ENDED."""
         while True:
             end = self._ends[bisect_right(self._ends, item, key=_START) - 1]
-            if item in end.items:  # else another thread has just inserted one before it
+            if end.start <= item < end.stop:  # else another thread has just inserted one before it
                 return end.error_of(item)
 
 

@@ -46,29 +46,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("slurmlaunch")
 
 
-class ItemFuture(Protocol):
-    """A future, as a run sees it."""
-
-    def done(self) -> bool:
-        """Whether it has its outcome."""
-
-    def set_result(self, result: Any) -> None:
-        """Take the value of its item."""
-
-    def set_exception(self, exception: BaseException | None) -> None:
-        """Take the error of its item."""
-
-    def notify_cancelled(self) -> None:
-        """Become cancelled."""
-
-    def settle(self, value: Any) -> None:
-        """Begin with the value that its item has already."""
-
-    def disown(self, error: BaseException) -> None:
-        """Become done with an error, in a forked child: nothing settles it there."""
-
-
-F = TypeVar("F", bound=ItemFuture)
+F = TypeVar("F")
+"""The class of futures. A run has one, which this module does not know: `slurmlaunch.client.futures.Future`."""
 
 
 class FuturesRegistry:
@@ -81,20 +60,20 @@ class FuturesRegistry:
     _FEWEST = 1024
 
     def __init__(self) -> None:
-        self._waiting: dict[int, ItemFuture] = {}
-        self._notifying: dict[int, ItemFuture] = {}
+        self._waiting: dict[int, Any] = {}
+        self._notifying: dict[int, Any] = {}
         # Not a WeakValueDictionary, which calls back for each object that goes, and costs several times as much.
-        self._settled: dict[int, ref[ItemFuture]] = {}
+        self._settled: dict[int, ref[Any]] = {}
         self._sweep_at = self._FEWEST
 
-    def find(self, item: int) -> ItemFuture | None:
+    def find(self, item: int) -> Any:
         """Return the future of an item, if somebody holds one."""
         found = self._waiting.get(item)
         if found is None and item in self._settled:
             found = self._settled[item]()
         return found
 
-    def add(self, item: int, future: ItemFuture, *, settled: bool) -> None:
+    def add(self, item: int, future: Any, *, settled: bool) -> None:
         """Add the future of an item; if this has *settled*, the caller notifies it next."""
         if settled:
             self._remember(item, future)
@@ -102,7 +81,7 @@ class FuturesRegistry:
         else:
             self._waiting[item] = future
 
-    def _remember(self, item: int, future: ItemFuture) -> None:
+    def _remember(self, item: int, future: Any) -> None:
         self._settled[item] = ref(future)
         if len(self._settled) > self._sweep_at:
             self._settled = {number: each for number, each in self._settled.items() if each() is not None}
@@ -110,17 +89,17 @@ class FuturesRegistry:
 
     def add_done(self, first: int, values: Iterable[Any], make: Callable[[int], F]) -> list[F]:
         """Return the futures of consecutive items that have settled with these values."""
-        futures: list[ItemFuture] = []
+        futures: list[F] = []
         for item, value in enumerate(values, first):
-            future = self._settled[item]() if item in self._settled else None
+            future: Any = self._settled[item]() if item in self._settled else None
             if future is None:
                 future = make(item)
                 future.settle(value)
                 self._remember(item, future)
             futures.append(future)
-        return cast("list[F]", futures)  # a run has one kind of future, which this module need not know
+        return futures
 
-    def take(self, ranges: Iterable[range]) -> list[tuple[int, ItemFuture]]:
+    def take(self, ranges: Iterable[range]) -> list[tuple[int, Any]]:
         """Return the waiting futures of items that have settled, for the caller to notify."""
         taken = []
         for items in ranges if self._waiting else ():
@@ -132,7 +111,7 @@ class FuturesRegistry:
                     taken.append((item, future))
         return taken
 
-    def notified(self, futures: Iterable[tuple[int, ItemFuture]]) -> None:
+    def notified(self, futures: Iterable[tuple[int, Any]]) -> None:
         """Keep these no longer: they have been notified."""
         for item, _ in futures:
             self._notifying.pop(item, None)
@@ -294,7 +273,7 @@ class Run:
         self._notify(futures)
         return [effect for effect in effects if not isinstance(effect, Settle)]
 
-    def _notify(self, futures: Sequence[tuple[int, ItemFuture]]) -> None:
+    def _notify(self, futures: Sequence[tuple[int, Any]]) -> None:
         """Give futures their outcomes. The one place where callbacks run, so the caller must not hold the lock."""
         if not futures:
             return
@@ -310,7 +289,7 @@ class Run:
             self._futures.notified(futures)
             self.changed.notify_all()
 
-    def _set_outcome(self, future: ItemFuture, item: int) -> None:
+    def _set_outcome(self, future: Any, item: int) -> None:
         try:
             outcome = self.outcome(item)
         except Exception as error:  # noqa: BLE001  (a future that is never notified is an endless wait)
@@ -345,14 +324,14 @@ class Run:
             found = self._futures.find(item)
             if found is not None:
                 return cast("F", found)
-            future = make(self, item)
+            future: Any = make(self, item)
             settled = not self.ledger.is_open(item)
             self._futures.add(item, future, settled=settled)
         if settled:
             self._notify([(item, future)])
         elif self._disowned is not None:
             future.disown(self._disowned)
-        return future
+        return cast("F", future)
 
     def done_futures(self, first: int, values: Iterable[Any], make: Callable[[Run, int], F]) -> list[F]:
         """Return the futures of consecutive items that have settled with these values."""

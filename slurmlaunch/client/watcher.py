@@ -66,13 +66,13 @@ BUSY_SHARE = 0.05
 _LAST_POLL = 5.0
 """Seconds that a poll may take when the interpreter exits."""
 
-VISITS_PER_SECOND = {"folders": 4.0, "growing": 3.0, "ended": 3.0, "last": 50.0}
+VISITS_PER_SECOND = {"folders": 4.0, "growing": 2.5, "ended": 3.0, "last": 50.0}
 SAVED_VISITS = {"folders": 60.0, "growing": 40.0, "ended": 2000.0, "last": 500.0}
 """The bound on file operations on network file systems, for all runs of this process together: how many folders are
 looked at and files read per second on average, and how many visits may be saved up. A visit is about four file
-operations, so that a process that waits causes 40 per second. The kinds are separate so that none keeps the others
-waiting: folders that show what has started and ended, files of running tasks, files of ended tasks, each of which is
-read once, and the same when no task of the run is left."""
+operations, so that a process that waits causes fewer than 40 per second. The kinds are separate so that none delays
+the others: folders that show what starts and ends, files of running tasks, files of ended tasks, each of which is read
+once, and the same when no task of the run is left."""
 
 
 class RateLimit:
@@ -218,44 +218,13 @@ class Watch:
             _log.exception("slurmlaunch cannot check which arrays of %s are left to submit", self.run.folder.path)
 
 
-class _SchedulerQueries:
-    """Queries one backend for the states of all watched runs, from a thread of its own."""
-
-    def __init__(self, backend: Backend, watcher: Watcher) -> None:
-        self._backend, self._watcher = backend, watcher
-        self._taken = 0.0
-        threading.Thread(target=self._run, name=f"slurmlaunch-{backend.name}", daemon=True).start()
-
-    def _run(self) -> None:
-        watcher, backend = self._watcher, self._backend
-        while True:
-            watches = watcher.watches_on(backend)
-            for watch in watches:
-                watch.follow()
-            runs = [watch.run for watch in watches]
-            snapshot = self._query({job_id: run.manifest.created for run in runs for job_id in run.job_ids})
-            if snapshot is not None and snapshot.taken != self._taken:
-                self._taken = snapshot.taken
-                watcher.report(watches, snapshot)
-            if not watcher.wait_to_query(backend):
-                self._query({})  # or other processes would keep querying for these jobs
-                return
-
-    def _query(self, jobs: Mapping[str, float]) -> Snapshot | None:
-        try:
-            return self._backend.query(jobs)
-        except Exception:  # noqa: BLE001  (a fault of slurmlaunch: results are collected all the same)
-            _log.exception("slurmlaunch cannot query the states of the jobs")
-            return None
-
-
 class Watcher:
     """Watches the runs of this process that have open items and that somebody wants."""
 
     def __init__(self) -> None:
         self._news = threading.Condition()
         self._watches: dict[Run, Watch] = {}
-        self._queries: dict[Backend, _SchedulerQueries] = {}
+        self._queried: set[Backend] = set()
         self._reports: list[tuple[list[Watch], Snapshot]] = []
         self._limit = RateLimit()
         self._thread: threading.Thread | None = None
@@ -286,8 +255,10 @@ class Watcher:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="slurmlaunch-watcher", daemon=True)
                 self._thread.start()
-            if run.backend not in self._queries:
-                self._queries[run.backend] = _SchedulerQueries(run.backend, self)
+            if run.backend not in self._queried:
+                self._queried.add(run.backend)
+                name = f"slurmlaunch-{run.backend.name}"
+                threading.Thread(target=self._query_states, args=(run.backend,), name=name, daemon=True).start()
             self._news.notify_all()
 
     def _run(self) -> None:
@@ -348,29 +319,49 @@ class Watcher:
             self._news.notify_all()
         polled.wait(_LAST_POLL)
 
-    # For the queries.
+    # Queries, from a thread for each backend.
+
+    def _query_states(self, backend: Backend) -> None:
+        """Query a backend, again and again, for the states of all watched runs on it."""
+        taken = 0.0
+        while True:
+            watches = self.watches_on(backend)
+            for watch in watches:
+                watch.follow()
+            runs = [watch.run for watch in watches]
+            snapshot = _query(backend, {job_id: run.manifest.created for run in runs for job_id in run.job_ids})
+            if snapshot is not None and snapshot.taken != taken:
+                taken = snapshot.taken
+                with self._news:
+                    self._reports.append((watches, snapshot))
+                    self._news.notify_all()
+            if not self._wait_to_query(backend):
+                _query(backend, {})  # or other processes would keep querying for these jobs
+                return
 
     def watches_on(self, backend: Backend) -> list[Watch]:
         """Return the watches of the runs on a backend."""
         with self._news:
             return [watch for run, watch in self._watches.items() if run.backend is backend]
 
-    def report(self, watches: list[Watch], snapshot: Snapshot) -> None:
-        """Have the watcher's thread handle an answer of the scheduler."""
-        with self._news:
-            self._reports.append((watches, snapshot))
-            self._news.notify_all()
-
-    def wait_to_query(self, backend: Backend) -> bool:
+    def _wait_to_query(self, backend: Backend) -> bool:
         """Wait until the next query is due; False, and the queries end, if no run is left to query."""
         until = time.monotonic() + backend.query_every
         with self._news:
             while (left := until - time.monotonic()) > 0:
                 self._news.wait(left)
             if not any(run.backend is backend for run in self._watches):
-                del self._queries[backend]
+                self._queried.discard(backend)
                 return False
             return True
+
+
+def _query(backend: Backend, jobs: Mapping[str, float]) -> Snapshot | None:
+    try:
+        return backend.query(jobs)
+    except Exception:  # noqa: BLE001  (a fault of slurmlaunch: results are collected all the same)
+        _log.exception("slurmlaunch cannot query the states of the jobs")
+        return None
 
 
 class Client:

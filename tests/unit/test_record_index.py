@@ -72,9 +72,9 @@ def test_settled_futures_are_not_kept() -> None:
             """Do nothing."""
 
     registry = FuturesRegistry()
-    held: Any = registry.add_done(0, [None], lambda _: Done())[0]  # type: ignore[type-var]
+    held: Any = registry.add_done(0, [None], lambda _: Done())[0]
     for item in range(1, 10_000):
-        registry.add_done(item, [None], lambda _: Done())  # type: ignore[type-var]
+        registry.add_done(item, [None], lambda _: Done())
     gc.collect()
 
     assert (held, None, None) == (registry.find(0), registry.find(9_999), registry.find(10_000))
