@@ -15,22 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.base import TaskState
-from slurmlaunch.client import ends
-from slurmlaunch.client.state import (
-    AttemptSeen,
-    CancellationSeen,
-    ClaimsSeen,
-    DamageSeen,
-    EndMarkSeen,
-    EndsRead,
-    JobsSeen,
-    OutcomesSeen,
-    RoundAdded,
-    TaskFiles,
-    TasksRead,
-    Tick,
-    UnsafeSeen,
-)
+from slurmlaunch.client import ends, state
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.cancellations import CancellationReader
@@ -117,7 +102,7 @@ class Collector:
         yield from self._read_ended(ended)
         if self._state.adopts_round:
             yield from self._next_round()
-        yield Tick()
+        yield state.Tick()
         if before != self.progress:
             yield from self._new_jobs()  # another client's job may be over before the next slow poll
 
@@ -143,12 +128,12 @@ class Collector:
             last = self._run.folder.outcome_file(task, max(0, view.attempts - 1))
             size = last.stat().st_size if last.exists() else 0
             log_tail = _tail(self._state.tasks.log(task, "err")) if task in request.logs else ""
-            files.append(TaskFiles(task, size, log_tail))
-        yield TasksRead(tuple(files))
+            files.append(state.TaskFiles(task, size, log_tail))
+        yield state.TasksRead(tuple(files))
 
-    def read_ends(self) -> EndsRead:
+    def read_ends(self) -> state.EndsRead:
         """Return the ends that earlier clients recorded."""
-        return EndsRead(tuple(end for each in self._run.rounds for end in each.ends()))
+        return state.EndsRead(tuple(end for each in self._run.rounds for end in each.ends()))
 
     # Folders.
 
@@ -168,13 +153,13 @@ class Collector:
 
     def _new_cancellations(self) -> Iterator[Event]:
         self.visits["folders"] += 1
-        yield from (CancellationSeen(number, items) for number, items in self._cancellations.new())
+        yield from (state.CancellationSeen(number, items) for number, items in self._cancellations.new())
 
     def _new_jobs(self) -> Iterator[Event]:
         for round_, view in zip(self._run.rounds, self._state.tasks.rounds, strict=False):
             if len(view.jobs) < len(view.plan.arrays):
                 self.visits["folders"] += 2
-                yield JobsSeen(round_.number, round_.job_ids())
+                yield state.JobsSeen(round_.number, round_.job_ids())
 
     def _next_round(self) -> Iterator[Event]:
         """Yield a round that another client made, perhaps of the items that wait for a retry here."""
@@ -183,7 +168,7 @@ class Collector:
             added = Round.read(self._run.folder, len(self._run.rounds))
         except FileNotFoundError:
             return
-        yield RoundAdded(added.number, added.plan)
+        yield state.RoundAdded(added.number, added.plan)
 
     def _new_claims(self) -> Iterator[Event]:
         for view in self._state.tasks.rounds:
@@ -195,7 +180,7 @@ class Collector:
                 folder = self._run.folder.claims(view.number)
                 reader = self._claims.setdefault(view.number, ClaimReader(folder, self._run.clock))
                 claims = tuple((block, claimant.task) for block, claimant in reader.new())
-            yield ClaimsSeen(view.number, claims)
+            yield state.ClaimsSeen(view.number, claims)
 
     def _list_end_marks(self) -> None:
         self.visits["folders"] += 1
@@ -218,7 +203,7 @@ class Collector:
                 key = task, attempt = int(first), int(second)
                 self._files[key] = OutcomeFile(self._run.folder.outcome_file(task, attempt), self._run.folder.salt)
                 self._growing[key] = None
-                yield AttemptSeen(task, attempt)
+                yield state.AttemptSeen(task, attempt)
 
     # Outcome files.
 
@@ -248,7 +233,7 @@ class Collector:
             self.visits["ended"] += 1
             yield from self._read(task, attempt)
             self._drop_finished((task, attempt))
-        yield EndMarkSeen(self._unread.pop(task))
+        yield state.EndMarkSeen(self._unread.pop(task))
 
     def _drop_finished(self, key: tuple[int, int]) -> None:
         if not (self._state.ledger.open and self._state.tasks.has_open(key[0])):
@@ -262,20 +247,20 @@ class Collector:
         try:
             for found in file.read(final=final):
                 if len(file.notes) > known:
-                    yield AttemptSeen(task, attempt, _merged(file.notes[known:]))
+                    yield state.AttemptSeen(task, attempt, _merged(file.notes[known:]))
                     known = len(file.notes)
                 if isinstance(found, Damage):
                     yield _damage_in(file, task, found)
                 else:
-                    yield OutcomesSeen(task, found, self._error_in(found))
+                    yield state.OutcomesSeen(task, found, self._error_in(found))
         except UnsafeRunFolder as error:
-            yield UnsafeSeen(task, file.path, str(error))
+            yield state.UnsafeSeen(task, file.path, str(error))
         except FileNotFoundError:
             return  # a listing may be ahead of the file, or behind it
         if len(file.notes) > known:
-            yield AttemptSeen(task, attempt, _merged(file.notes[known:]))
+            yield state.AttemptSeen(task, attempt, _merged(file.notes[known:]))
         if file.checkpoints and file.position != before:
-            yield AttemptSeen(task, attempt, checkpoints=file.checkpoints)
+            yield state.AttemptSeen(task, attempt, checkpoints=file.checkpoints)
 
     def _error_in(self, recorded: Recorded) -> BaseException | None:
         if recorded.header.kind != Kind.FAILURE or not self._state.wants_errors:
@@ -284,11 +269,11 @@ class Collector:
         return outcome.error if isinstance(outcome, Failure) else None
 
 
-def _damage_in(file: OutcomeFile, task: int, damage: Damage) -> DamageSeen:
+def _damage_in(file: OutcomeFile, task: int, damage: Damage) -> state.DamageSeen:
     header = damage.header
     if header is None or damage.stop > file.path.stat().st_size:
-        return DamageSeen(task, file.path, damage.offset)  # a torn tail: the record was never finished
-    return DamageSeen(task, file.path, damage.offset, range(header.first, header.stop))
+        return state.DamageSeen(task, file.path, damage.offset)  # a torn tail: the record was never finished
+    return state.DamageSeen(task, file.path, damage.offset, range(header.first, header.stop))
 
 
 def _merged(notes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -371,7 +371,7 @@ class FutureArray(Sequence[Future[T]]):
         failed, left = counts["failed"] + counts["cancelled"], counts["pending"] + counts["running"]
         note = f"item {item} of {self._run.manifest.name}; {failed} of {len(self)} items failed"
         notes = [f"{note}, {left} are not done yet" if left else note]
-        # What add_note() does, which Python 3.10 does not have.
+        # First, unlike with add_note(): it sums up the run.
         error.__dict__["__notes__"] = notes + [n for n in getattr(error, "__notes__", []) if n not in notes]
         return error
 

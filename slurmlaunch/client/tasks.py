@@ -361,7 +361,7 @@ class Tasks:
         """Return the state of the task of an item; an unclaimed item waits."""
         if self.is_claimed(item):
             return self.state_of(self.task_of(item))
-        return _STATES_OF_UNCLAIMED[self._ledger.status(item)]
+        return _STATES_OF_UNCLAIMED.get(self._ledger.status(item), TaskState.FAILED)
 
     def place_of(self, task: int) -> Place:
         """Return where a task ran, as errors say it."""
@@ -388,8 +388,6 @@ class Tasks:
 _STATES_OF_UNCLAIMED = {
     ItemStatus.OPEN: TaskState.PENDING,
     ItemStatus.VALUE: TaskState.COMPLETED,
-    ItemStatus.FAILURE: TaskState.FAILED,
-    ItemStatus.ENDED: TaskState.FAILED,
     ItemStatus.CANCELLED: TaskState.CANCELLED,
 }
 """States of items without a known task, which may have outcomes: the claims may be listed later than these."""

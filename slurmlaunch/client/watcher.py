@@ -23,20 +23,8 @@ from slurmlaunch.backends.base import OF_THE_CLIENT
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.slurm import SlurmBackend
+from slurmlaunch.client import state
 from slurmlaunch.client.collector import Collector
-from slurmlaunch.client.state import (
-    CancelJobs,
-    ReadEnds,
-    ReadTasks,
-    RecordEnds,
-    RetryEnded,
-    RoundAdded,
-    RunLost,
-    SchedulerReported,
-    SubmitRound,
-    Warn,
-    WatchEnded,
-)
 from slurmlaunch.client.submission import Submission, add_round
 from slurmlaunch.errors import ResultLost, SchedulerError
 from slurmlaunch.runfolder.clients import writer_name
@@ -154,21 +142,21 @@ class Watch:
 
     def _execute(self, effect: Effect) -> None:
         match effect:
-            case ReadTasks():
+            case state.ReadTasks():
                 for event in self.collector.read_tasks(effect):
                     self.handle(event)
-            case ReadEnds():
+            case state.ReadEnds():
                 self.handle(self.collector.read_ends())
-            case RecordEnds():
+            case state.RecordEnds():
                 self._record_ends(effect)
-            case SubmitRound():
+            case state.SubmitRound():
                 self._in_thread("retry", self._retry, effect)
-            case CancelJobs():
+            case state.CancelJobs():
                 self._in_thread("cancel", self._cancel_jobs, effect)
-            case Warn():
+            case state.Warn():
                 _log.warning("%s", effect.message)
 
-    def _record_ends(self, effect: RecordEnds) -> None:
+    def _record_ends(self, effect: state.RecordEnds) -> None:
         try:
             self.run.rounds[effect.round].record_ends(writer_name(), effect.ends)
         except OSError as error:  # the folder may only be read: then later clients have to ask the scheduler
@@ -178,26 +166,26 @@ class Watch:
         # The scheduler's commands may hang, while this thread settles futures.
         threading.Thread(target=work, args=(effect,), name=f"slurmlaunch-{name}", daemon=name == "retry").start()
 
-    def _cancel_jobs(self, effect: CancelJobs) -> None:
+    def _cancel_jobs(self, effect: state.CancelJobs) -> None:
         try:
             self.run.cancel_jobs(effect)
         except SchedulerError as error:
             _log.warning("slurmlaunch could not cancel jobs of %s (%s): %s", self.run.folder.path, effect.why, error)
 
-    def _retry(self, effect: SubmitRound) -> None:
+    def _retry(self, effect: state.SubmitRound) -> None:
         """Make and submit a round for items that failed for an external reason."""
         run = self.run
         try:
             added = add_round(run, effect.items, effect.options, automatic=True)
-            run.handle(RoundAdded(added.number, added.plan))
+            run.handle(state.RoundAdded(added.number, added.plan))
             self.submission.submit(patiently=True)
         except FileExistsError:
-            run.handle(RetryEnded())  # another client was first: the next poll reads its round
+            run.handle(state.RetryEnded())  # another client was first: the next poll reads its round
         except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for items that will not run)
             _log.warning("slurmlaunch could not submit a retry: %s", error)
-            run.handle(RetryEnded(error))
+            run.handle(state.RetryEnded(error))
         else:
-            run.handle(RetryEnded())
+            run.handle(state.RetryEnded())
             _log.info("slurmlaunch retries %d items of %s", len(effect.items), run.folder.path)
 
     def report_trouble(self, error: OSError) -> None:
@@ -207,7 +195,7 @@ class Watch:
             self._trouble_since = now
             _log.warning("slurmlaunch cannot look into %s (%s); it keeps trying", path, error)
         elif isinstance(error, FileNotFoundError) and now - self._trouble_since > self.run.state.latency:
-            self.handle(RunLost(ResultLost(f"the run folder is gone: {path}")))
+            self.handle(state.RunLost(ResultLost(f"the run folder is gone: {path}")))
         self.due = now + LONGEST
 
     def follow(self) -> None:
@@ -290,7 +278,7 @@ class Watcher:
         watched = [watch for watch in watches if self._watches.get(watch.run) is watch]
         for watch in watched:
             try:
-                watch.handle(SchedulerReported(snapshot))
+                watch.handle(state.SchedulerReported(snapshot))
             except Exception:  # noqa: BLE001  (a fault of slurmlaunch: results are collected all the same)
                 _log.exception("slurmlaunch cannot use the states of %s", watch.run.folder.path)
         return watched
@@ -303,12 +291,12 @@ class Watcher:
             watch.report_trouble(error)
         except Exception as error:  # noqa: BLE001  (a fault of slurmlaunch must not be an endless wait)
             _log.exception("slurmlaunch cannot watch %s", run.folder.path)
-            watch.handle(RunLost(error))
+            watch.handle(state.RunLost(error))
         if not run.ledger.open or not run.is_wanted:
             with self._news:
                 self._watches.pop(run, None)
         if not run.ledger.open:
-            watch.handle(WatchEnded())
+            watch.handle(state.WatchEnded())
 
     def finish(self) -> None:
         """Settle the items of tasks that this process ran, callbacks included: nothing polls later."""
