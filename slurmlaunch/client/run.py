@@ -17,6 +17,7 @@ from weakref import WeakSet, ref
 
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.state import (
+    CancelJobs,
     CancellationsRecorded,
     CancelRequested,
     RecordCancellations,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.ledger import Ledger
-    from slurmlaunch.client.state import CancelJobs, Effect, Event
+    from slurmlaunch.client.state import Effect, Event
     from slurmlaunch.client.tasks import Tasks
     from slurmlaunch.outcome import Outcome
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
@@ -405,23 +406,26 @@ class Run:
         cancelled: list[int] = []
         for effect in self.handle(CancelRequested(items, only_queued)):
             if isinstance(effect, RecordCancellations):
-                written, effects = self._record_cancellations(effect)
-                cancelled += [item for _, ranges in written for each in ranges for item in each]
-                for each in effects:
-                    self.cancel_jobs(cast("CancelJobs", each))
+                cancelled += self.record_cancellations(effect)
         return cancelled
 
-    def _record_cancellations(self, effect: RecordCancellations) -> tuple[list[Any], list[Effect]]:
+    def record_cancellations(self, effect: RecordCancellations) -> list[int]:
+        """Write cancellations to disk, and cancel the tasks that have nothing left to do; return the items.
+
+        Raises:
+            OSError, SchedulerError: as for `cancel`.
+        """
         written, failed = [], list(effect.ranges)
-        effects: list[Effect] = []
         try:
             while failed:
                 number, ranges = failed[0]
                 CancellationWriter(self.folder, number, writer_name()).add(ranges)
                 written.append(failed.pop(0))
         finally:
-            effects = self.handle(CancellationsRecorded(tuple(written), tuple(failed)))
-        return written, effects
+            for each in self.handle(CancellationsRecorded(tuple(written), tuple(failed))):
+                if isinstance(each, CancelJobs):
+                    self.cancel_jobs(each)
+        return [item for _, ranges in written for each in ranges for item in each]
 
     def cancel_jobs(self, effect: CancelJobs) -> None:
         """Cancel jobs in the scheduler: all of them, even if that fails for some.

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import deque
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -312,7 +311,7 @@ class RunState:
         self._reading: set[int] = set()
         self._retrying: dict[int, Cause] | None = None
         self._recording = 0
-        self._deferred: deque[Event] = deque()
+        self._deferred: list[Event] = []
         self._warned: set[str] = set()
         self._deaths: dict[str, set[int]] = {}
         for number, plan in rounds:
@@ -325,7 +324,7 @@ class RunState:
             event: the news.
             now: seconds of a clock that never goes back.
         """
-        self._now, self._effects = now, []
+        self._now = now  # effects may be left of an event whose handling an exception has ended
         self._began = now if self._began is None else self._began
         _handler(type(event))(self, event)
         if self._recording and isinstance(event, _SETTLING):
@@ -630,8 +629,6 @@ class RunState:
 
     def _array_refused(self, event: ArrayRefused) -> None:
         round_ = self._round(event.round)
-        if event.array in round_.given_up:
-            return
         round_.given_up.add(event.array)
         error = event.error
         for task in round_.tasks_of(event.array):
@@ -650,6 +647,9 @@ class RunState:
             self._effects.append(SubmitRound(tuple(sorted(self._retrying)), options))
 
     def _retry_ended(self, event: RetryEnded) -> None:
+        if self._recording:
+            self._deferred.append(event)  # the items of a cancellation that fails need an end
+            return
         causes, self._retrying = self._retrying or {}, None
         if event.error is None:
             return
@@ -698,11 +698,11 @@ class RunState:
                 by_round.setdefault(self.tasks.round_of(item).number, []).append(item)
         ranges = tuple((number, tuple(consecutive(sorted(some)))) for number, some in by_round.items())
         if ranges:
+            self._recording += 1  # before anything is reserved: Ctrl-C may come in between, and nothing else frees it
+            self._effects.append(RecordCancellations(ranges))
             for _, some in ranges:
                 for each in some:
                     self.ledger.reserve(each)
-            self._recording += 1
-            self._effects.append(RecordCancellations(ranges))
 
     def _cancellations_recorded(self, event: CancellationsRecorded) -> None:
         self._recording -= 1
@@ -712,13 +712,11 @@ class RunState:
         for _, ranges in event.failed:
             for each in ranges:
                 self.ledger.release(each)
-        if event.failed:
-            for _ in range(len(self._deferred)):
-                missed = self._deferred.popleft()
-                _handler(type(missed))(self, missed)
-                self._deferred.append(missed)
-        if not self._recording:
-            self._deferred.clear()
+        deferred, self._deferred = self._deferred, []
+        for missed in deferred if event.failed or not self._recording else ():
+            _handler(type(missed))(self, missed)
+        if self._recording:
+            self._deferred = deferred  # the items of the other cancellations may need them, too
         cancelled = [item for _, ranges in event.written for each in ranges for item in each]
         jobs = self._without_work(cancelled) if cancelled else ()
         if jobs:

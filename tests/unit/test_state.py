@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.retries import Cause
-from slurmlaunch.client.state import AttemptSeen, RunLost
+from slurmlaunch.client.state import AttemptSeen, OutcomesSeen, RunLost, Settle
 from slurmlaunch.errors import ItemError, NodeStartError, OutOfMemory, ResultLost, SubmissionError, WorkerDied
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import Recorded
@@ -344,6 +344,21 @@ class TestErrors:
         found = played(at(0, lambda _: [RunLost(fault)], settles=items("RuntimeError", *range(6))), retries=1)
 
         assert fault is found.ledger.error_of(3)
+
+    def test_a_fault_in_between(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Items that settled before a fault are reported with the next event: their futures wait for that."""
+        state, fault = new_state(), RuntimeError("a fault")
+
+        def fail(*_: object) -> NoReturn:
+            raise fault
+
+        monkeypatch.setattr(state, "_count_death", fail)
+        failure = Recorded(Path("/nowhere/0.0"), 0, Header(Kind.FAILURE, 1, 0, 0, 0))
+        with pytest.raises(RuntimeError, match="a fault"):
+            state.handle(OutcomesSeen(0, failure, ValueError()), 0.0)
+
+        effects = state.handle(RunLost(fault), 0.0)
+        assert [Settle(range(1), ItemStatus.FAILURE), Settle(range(1, 6), ItemStatus.ENDED)] == effects
 
 
 NOT_LOADED, DIED = NodeStartError("the function cannot be loaded"), WorkerDied("it was killed")
