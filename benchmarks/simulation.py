@@ -308,7 +308,7 @@ class Simulation:
         manifest.write(self.folder)
         self.cluster.plan = first
         run = Run(self.folder, manifest, self._backend, [first], clock=self.clock)
-        Submission(run).submit()
+        Submission(run).submit(run.rounds[-1])
         self.figures.arrays = len(first.plan.arrays)
         while len(run.job_ids) < self.figures.arrays:  # the later ones come from a thread
             time.sleep(0.01)

@@ -82,7 +82,6 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
             watch.submission.take_over()
         items = [item for item in unfinished(again, run) if item in wanted]
         if not items:
-            again.on_demand = True
             break
         options = Options.from_json(again.rounds[-1].plan.options).changed(**changes)
         try:
@@ -95,7 +94,7 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
             client.watcher.first_poll(watch)
             continue
         again.handle(RoundAdded(added.number, added.plan, reopen=True))
-        watch.submission.submit()
+        watch.submission.submit(added)
         if run.kept_by is not None:
             run.kept_by.add(again)
         break

@@ -270,7 +270,7 @@ class Executor(concurrent.futures.Executor):
         try:
             run = self._write(call, backend, folder, token)
             with self._runs.submission(run):
-                Submission(run).submit()
+                Submission(run).submit(run.rounds[0])
         except BaseException as error:
             # If sbatch cannot have accepted a job, no folder stays behind. After Ctrl-C it may have.
             doubtful = getattr(error, "ambiguous", False) or not isinstance(error, Exception)

@@ -473,7 +473,10 @@ class FutureArray(Sequence[Future[T]]):
             OptionError: a value is invalid, or cannot change within a run.
         """
         wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
-        return FutureArray(retry(self._run, wanted, changes), self._items)
+        again = retry(self._run, wanted, changes)
+        array: FutureArray[T] = FutureArray(again, self._items)
+        again.on_demand = not again.submitting  # not before the array holds it
+        return array
 
 
 def _those_in(items: range, among: Collection[int]) -> Sequence[int]:

@@ -193,16 +193,16 @@ class Submission:
         self._unanswered: dict[str, float] = {}
         self._follow_at = 0.0
 
-    def submit(self, *, patiently: bool = False) -> None:
-        """Submit the last round: its first array now, the others from a thread.
+    def submit(self, latest: Round, *, patiently: bool = False) -> None:
+        """Submit a round: its first array now, the others from a thread.
 
         Args:
+            latest: the round, which this client has made.
             patiently: the first array, too, waits for room in the queue and for a scheduler that is away.
 
         Raises:
             SubmissionError: the scheduler refused the first array.
         """
-        latest = self._run.rounds[-1]
         self._run.submitting.add(latest.number)
         if not latest.plan.arrays:
             return

@@ -198,7 +198,7 @@ def test_an_array_that_was_accepted_is_not_refused(folder: RunFolder, monkeypatc
     latest.plan = latest.plan._replace(options={"python": ["python"]})
     run = Run(folder, Manifest.read(folder), Backend({}), [*list(read_rounds(folder))[:1], latest])
     monkeypatch.setattr(CancellationReader, "new", refuse)
-    Submission(run).submit()
+    Submission(run).submit(run.rounds[-1])
     wait_until(lambda: len(run.job_ids) == 2)
 
     assert ({}, {0: "21", 1: "22"}) == (latest.refusals(), latest.job_ids())
@@ -322,7 +322,7 @@ class TestLeft:
         run = self.attached(folder, os.getpid())
         run.backend.error = error  # type: ignore[attr-defined]
         with pytest.raises(type(error)):
-            Submission(run).submit()
+            Submission(run).submit(run.rounds[-1])
         other, late = view(folder), view(folder, jobs={"third-0": "12"})
         assert {0, 2, 3, 6} <= {*unfinished(other, other)}
         Submission(other).take_over()
