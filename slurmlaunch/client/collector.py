@@ -124,6 +124,7 @@ class Collector:
                 yield from self._read_task(task)
             view = self._state.tasks.view(task)
             for attempt in range(view.attempts):
+                self.visits["ended"] += 1
                 yield from self._read(task, attempt, final=True)
             last = self._run.folder.outcome_file(task, max(0, view.attempts - 1))
             size = last.stat().st_size if last.exists() else 0

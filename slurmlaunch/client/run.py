@@ -70,9 +70,8 @@ class FuturesRegistry:
     def find(self, item: int) -> Any:
         """Return the future of an item, if somebody holds one."""
         found = self._waiting.get(item)
-        if found is None and item in self._settled:
-            found = self._settled[item]()
-        return found
+        settled = self._settled.get(item)  # in one step: another thread may replace the dictionary
+        return settled() if found is None and settled is not None else found
 
     def add(self, item: int, future: Any, *, settled: bool) -> None:
         """Add the future of an item; if this has *settled*, the caller notifies it next."""
@@ -106,9 +105,10 @@ class FuturesRegistry:
         for items in ranges if self._waiting else ():
             few = len(self._waiting) < len(items)
             for item in [each for each in self._waiting if each in items] if few else items:
-                future = self._waiting.pop(item, None)
+                future = self._waiting.get(item)
                 if future is not None:
                     self.add(item, future, settled=True)
+                    del self._waiting[item]  # after that: a child forked in between disowns it all the same
                     taken.append((item, future))
         return taken
 

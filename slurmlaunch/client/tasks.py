@@ -305,12 +305,13 @@ class Tasks:
         claims = view.round.claims
         if claims and claims.unclaimed and view.error is None:
             return True
-        start = 0
+        start, settled = 0, view.settled_items  # read once: other threads may write it
         for part in self._planned_parts(view):
             stop = start + len(part)
-            if view.settled_items < stop:
-                view.settled_items += self._settled_before(part[view.settled_items - start :], view.round.number)
-            if view.settled_items < stop:
+            if settled < stop:
+                settled += self._settled_before(part[settled - start :], view.round.number)
+                view.settled_items = settled
+            if settled < stop:
                 return True
             start = stop
         return False

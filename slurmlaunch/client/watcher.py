@@ -153,6 +153,8 @@ class Watch:
                 self._in_thread("retry", self._retry, effect)
             case state.CancelJobs():
                 self._in_thread("cancel", self._cancel_jobs, effect)
+            case state.RecordCancellations():  # of a call of `Run.cancel` that Ctrl-C has ended
+                self._in_thread("cancel", self.run.record_cancellations, effect)
             case state.Warn():
                 _log.warning("%s", effect.message)
 
@@ -162,9 +164,15 @@ class Watch:
         except OSError as error:  # the folder may only be read: then later clients have to ask the scheduler
             _log.info("slurmlaunch cannot record ends in %s: %s", self.run.folder.path, error)
 
-    def _in_thread(self, name: str, work: Callable[[Any], None], effect: Effect) -> None:
+    def _in_thread(self, name: str, work: Callable[[Any], object], effect: Effect) -> None:
         # The scheduler's commands may hang, while this thread settles futures.
-        threading.Thread(target=work, args=(effect,), name=f"slurmlaunch-{name}", daemon=name == "retry").start()
+        thread = threading.Thread(target=work, args=(effect,), name=f"slurmlaunch-{name}", daemon=name == "retry")
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many threads, or the interpreter exits
+            _log.warning("slurmlaunch cannot %s jobs of %s: %s", name, self.run.folder.path, error)
+            if name == "retry":
+                self.handle(state.RetryEnded(error))
 
     def _cancel_jobs(self, effect: state.CancelJobs) -> None:
         try:
@@ -178,7 +186,7 @@ class Watch:
         try:
             added = add_round(run, effect.items, effect.options, automatic=True)
             run.handle(state.RoundAdded(added.number, added.plan))
-            self.submission.submit(patiently=True)
+            self.submission.submit(added, patiently=True)
         except FileExistsError:
             run.handle(state.RetryEnded())  # another client was first: the next poll reads its round
         except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for items that will not run)
@@ -202,6 +210,8 @@ class Watch:
         """Check, at intervals, the arrays that other clients should submit."""
         try:
             self.submission.follow()
+        except OSError:
+            pass  # the next poll reports it
         except Exception:  # noqa: BLE001  (a fault of slurmlaunch: the run is watched all the same)
             _log.exception("slurmlaunch cannot check which arrays of %s are left to submit", self.run.folder.path)
 
@@ -260,7 +270,10 @@ class Watcher:
             for watches, snapshot in reports:
                 due += self._pass_on(watches, snapshot)
             for watch in dict.fromkeys(due):
-                self._poll(watch)
+                try:
+                    self._poll(watch)
+                except Exception:  # noqa: BLE001  (not even a fault in the report of a fault ends the other runs)
+                    watch.due = time.monotonic() + LONGEST
             if last:
                 last.set()
 
@@ -397,7 +410,8 @@ def _start_anew() -> None:
     """In a forked child: the parent's threads do not exist here, and its locks may be locked."""
     global _client
     inherited, _client = _client, Client()
-    for run in list(inherited.runs):
+    _client.runs = inherited.runs  # a child of this process disowns them, too
+    for run in list(_client.runs):
         run.disown()
 
 

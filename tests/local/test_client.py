@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from slurmlaunch import Executor, SlurmlaunchError, attach
 from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.client.run import Run
-from slurmlaunch.client.watcher import SAVED_VISITS, RateLimit, Watch, current_client
+from slurmlaunch.client.futures import FutureArray
+from slurmlaunch.client.ledger import ItemStatus, Ledger
+from slurmlaunch.client.run import FuturesRegistry, Run
+from slurmlaunch.client.watcher import SAVED_VISITS, RateLimit, Watch, Watcher, current_client
+from slurmlaunch.errors import WorkerDied
+from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.journal import read_rounds
-from slurmlaunch.runfolder.layout import Manifest
+from slurmlaunch.runfolder.layout import EndMark, Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from tests.support.tasks import OneRun, rows
-from tests.support.waiting import PATIENCE, Gate
-from tests.unit.test_collector import write_value
+from tests.support.waiting import PATIENCE, Gate, wait_until
+from tests.unit.test_collector import poll, write_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
     from pathlib import Path
-
-    from slurmlaunch import FutureArray
 
 
 @pytest.fixture
@@ -94,6 +97,125 @@ def test_a_forked_child_is_a_client(tmp_path: Path, gate: Gate) -> None:
         return done.results(), executor.map_array(abs, [-3]).results(PATIENCE), again.results(PATIENCE)
 
     assert ([1, 2], [3], ["a", "b"]) == in_a_forked_child(work)
+
+
+def test_a_child_of_a_forked_child(tmp_path: Path, gate: Gate) -> None:
+    """It waits for no lock of its parent: the child that forked it had a thread that held one."""
+    array = Executor(tmp_path / "runs", cluster="local").map_array(gate.enter, "ab", tasks=1)
+
+    def work() -> object:
+        locked, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with array._run.changed:  # noqa: SLF001
+                locked.set()
+                done.wait()
+
+        threading.Thread(target=hold, daemon=True).start()
+        locked.wait()
+        return in_a_forked_child(lambda: len(array.job_ids))
+
+    found = in_a_forked_child(work)
+    gate.open()
+    array.wait()
+
+    assert 1 == found
+
+
+def watch_of(path: Path, **options: Any) -> Watch:
+    """Return the watch of a run of four items in two tasks."""
+    folder = OneRun(path, len, rows(range(4)), tasks=2, options=options).folder
+    return Watch(Run(folder, Manifest.read(folder), InlineBackend(), list(read_rounds(folder))))
+
+
+def test_a_cancel_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C in the middle of it, the next poll completes the cancellation: no item stays reserved."""
+    watch = watch_of(tmp_path / "run")
+    ledger, reserve = watch.run.ledger, Ledger.reserve
+
+    def interrupted(items: range) -> None:
+        reserve(ledger, items[:1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "reserve", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        watch.run.cancel(range(4))
+    poll(watch)
+
+    wait_until(lambda: not ledger.open)
+    assert 4 == ledger.count(ItemStatus.CANCELLED)
+
+
+def test_no_thread_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started, the items of a retry end as their tasks have, and nothing else ends."""
+    watch = watch_of(tmp_path / "run", retries=1)
+    for task in range(2):
+        (watch.run.folder.ended / EndMark(task, 0, 128 + 9).filename).touch(0o600)
+
+    def refuse(_: object) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for _ in range(2):
+        poll(watch)
+
+    outcome = watch.run.outcome(0)
+    assert isinstance(outcome, Failure)
+    assert isinstance(outcome.error, WorkerDied)
+    assert ["it could not be run again: can't start new thread"] == outcome.error.__notes__
+
+
+def test_a_fault_in_one_run(tmp_path: Path) -> None:
+    """Whatever is wrong with a run, another run is watched."""
+    watcher, faulty, sound = Watcher(), watch_of(tmp_path / "faulty"), watch_of(tmp_path / "sound")
+    failed = threading.Event()
+
+    def fail(*_: object) -> NoReturn:
+        failed.set()
+        raise RuntimeError("a fault")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faulty.run, "handle", fail)
+        watcher.keep_watching(faulty)
+        assert failed.wait(PATIENCE)
+        watcher.keep_watching(sound)
+        with OutcomeWriter(sound.run.folder, 0) as writer:
+            write_value(writer, 0, "a")
+        wait_until(lambda: not sound.run.ledger.is_open(0))
+    for watch in (faulty, sound):
+        watch.run.cancel(range(4))
+
+
+def test_a_retry_without_work_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing is to be retried, the watch ends no sooner than somebody has the array that it is for."""
+    watch = watch_of(tmp_path / "run")
+    wanted = []
+    keep = current_client().watcher.keep_watching
+
+    def note(watch: Watch) -> None:
+        wanted.append(watch.run.is_wanted)
+        keep(watch)
+
+    monkeypatch.setattr(current_client().watcher, "keep_watching", note)
+    monkeypatch.setattr("slurmlaunch.client.attach.unfinished", lambda *_: [])
+    again: FutureArray[int] = FutureArray(watch.run).retry()
+
+    assert [True] == wanted
+    assert again._run.on_demand  # noqa: SLF001
+    again.cancel()
+
+
+def test_the_registry_while_it_is_swept() -> None:
+    """A future is looked for without the lock, while another thread replaces the dictionary."""
+    registry = FuturesRegistry()
+
+    class Swept(dict[int, Any]):
+        def __contains__(self, item: object) -> bool:
+            registry._settled = {}  # noqa: SLF001
+            return super().__contains__(item)
+
+    registry._settled = Swept({0: lambda: None})  # noqa: SLF001
+    assert registry.find(0) is None
 
 
 def test_a_local_disk_is_polled_often(tmp_path: Path) -> None:

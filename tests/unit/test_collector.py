@@ -256,6 +256,15 @@ class TestOutcomes:
         watched.look()
         assert {0: "VALUE", 1: "VALUE"} == watched.statuses
 
+    def test_the_last_look_is_counted(self, watched: Watched) -> None:
+        """The files of a task that ended without its outcomes are read once more, within the rate limit."""
+        OutcomeWriter(watched.folder, 0).close()
+        watched.look()
+        watched.report(TaskState.NODE_FAIL)
+        watched.look_late()
+
+        assert 1 == watched.watch.collector.visits["ended"]
+
     def test_damage(self, watched: Watched) -> None:
         """A damaged record costs its own items, which learn where it lies, and no others; once the task has ended."""
         writer = OutcomeWriter(watched.folder, 0)
