@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from submitit.core import utils
@@ -22,7 +23,6 @@ from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 NAME = "slurmlaunch"
 """The cluster's name in submitit."""
@@ -45,7 +45,7 @@ class Calls:
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any], function: Any = None) -> Any:
         """Call the function; print the traceback of a failure to the log, where submitit's users look for it."""
-        hide_rank_variables()
+        _hide_rank_variables()
         if self.stderr_to_stdout:
             os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
         try:
@@ -90,7 +90,7 @@ def _is_checkpointable(function: object) -> bool:
     return hasattr(function, "checkpoint") or hasattr(function, "__submitit_checkpoint__")
 
 
-def hide_rank_variables() -> None:
+def _hide_rank_variables() -> None:
     """Hide PyTorch's variables from submitit's `TorchDistributedEnvironment`, which refuses to overwrite them."""
     ours = os.environ.get(caps.OURS, "").split(":")
     for name in _RANK_VARIABLES:
@@ -194,43 +194,15 @@ def _task() -> context.Task | None:
 class Paths(utils.JobPaths):
     """The files of a job, all of them in the run folder.
 
-    Args:
-        folder: the run folder.
-        stdout: the log of standard output.
-        job_id: the id of the job.
-        rank: the index of the process.
+    ``submitted_pickle`` is the pickled function, ``result_pickle`` the folder of the outcomes, also of the run's
+    other jobs, and ``submission_file`` the folder of the rounds, with the plan of each.
     """
+
+    folder = submission_file = submitted_pickle = result_pickle = stdout = stderr = Path()
 
     def __init__(self, folder: Path, stdout: Path, job_id: str | None, rank: int = 0) -> None:
         super().__init__(str(folder), job_id=job_id, task_id=rank)
-        self._run_folder, self._stdout = RunFolder(folder), stdout
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self._run_folder.path
-
-    @property
-    def submission_file(self) -> Path:
-        """The folder of the rounds, with the plan of each."""
-        return self._run_folder.rounds
-
-    @property
-    def submitted_pickle(self) -> Path:
-        """The pickled function."""
-        return self._run_folder.function
-
-    @property
-    def result_pickle(self) -> Path:
-        """The folder of the results, also of the run's other jobs."""
-        return self._run_folder.outcomes
-
-    @property
-    def stdout(self) -> Path:
-        """The log of standard output."""
-        return self._stdout
-
-    @property
-    def stderr(self) -> Path:
-        """The log of standard error."""
-        return self._stdout.with_suffix(".err")
+        run_folder = RunFolder(folder)
+        self.folder, self.submission_file = run_folder.path, run_folder.rounds
+        self.submitted_pickle, self.result_pickle = run_folder.function, run_folder.outcomes
+        self.stdout, self.stderr = stdout, stdout.with_suffix(".err")

@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import traceback
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from submitit.core import core, utils
 
@@ -19,45 +18,10 @@ from slurmlaunch.runfolder.journal import read_rounds
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from slurmlaunch.client.futures import Future
-
-
-class _Watcher(core.InfoWatcher):
-    """The states of jobs in the form of submitit's watcher; slurmlaunch's watcher has them already."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.futures: WeakValueDictionary[str, Future[Any]] = WeakValueDictionary()
-
-    def get_info(self, job_id: str, mode: str = "standard") -> dict[str, str]:
-        """Return the state and the node of a job; *mode* is ignored."""
-        del mode
-        future = self.futures.get(job_id)
-        if future is None:
-            return {}
-        node = next((attempt.node for attempt in reversed(future.attempts) if attempt.node), None)
-        return {"JobID": job_id, "State": str(future.state), "NodeList": node or "None assigned"}
-
-    def get_state(self, job_id: str, mode: str = "standard") -> str:
-        """Return the state of a job in Slurm's words."""
-        del mode
-        future = self.futures.get(job_id)
-        return "UNKNOWN" if future is None else str(future.state)
-
-    def is_done(self, job_id: str, mode: str = "standard") -> bool:
-        """Tell whether a job is done."""
-        del mode
-        future = self.futures.get(job_id)
-        return future is not None and future.done()
-
-    def update(self) -> None:
-        """Do nothing: slurmlaunch's watcher updates the states."""
-
-    def register_job(self, job_id: str) -> None:
-        """Do nothing: a job registers its future."""
 
 
 class SlurmlaunchJob(core.Job[core.R]):
@@ -73,25 +37,15 @@ class SlurmlaunchJob(core.Job[core.R]):
         RunFolderError: there is no such job.
     """
 
-    watcher = _Watcher()
     _cancel_at_deletion = False
 
     def __init__(
-        self,
-        folder: Path | str,
-        job_id: str,
-        tasks: Sequence[int] = (0,),
-        *,
-        future: Future[core.R] | None = None,
+        self, folder: Path | str, job_id: str, tasks: Sequence[int] = (0,), *, future: Future[core.R] | None = None
     ) -> None:
         self._future = _find(folder, job_id) if future is None else future
         self._tasks = tuple(tasks)
         several = self._tasks if len(self._tasks) > 1 else ()
         self._sub_jobs = [type(self)(folder, job_id, (rank,), future=self._future) for rank in several]
-        self._register_in_watcher()
-
-    def _register_in_watcher(self) -> None:
-        self.watcher.futures[self.job_id] = self._future
 
     @property
     def future(self) -> Future[core.R]:
@@ -183,8 +137,9 @@ class SlurmlaunchJob(core.Job[core.R]):
 
     def get_info(self, mode: str = "force") -> dict[str, str]:
         """Return the state and the node of the job; *mode* is ignored."""
-        self._register_in_watcher()  # it may have its id by now, which other items of its task share
-        return self.watcher.get_info(self.job_id, mode)
+        del mode
+        node = next((attempt.node for attempt in reversed(self._future.attempts) if attempt.node), None)
+        return {"JobID": self.job_id, "State": self.state, "NodeList": node or "None assigned"}
 
     def stdout(self) -> str | None:
         """Return the standard output of all ranks; None before the start."""
@@ -205,18 +160,13 @@ def _find(folder: Path | str, job_id: str) -> Future[Any]:
     from slurmlaunch.client.futures import attach
 
     number, _, element = job_id.rpartition("_")
-    for run_folder in _run_folders(folder):
-        for each in read_rounds(run_folder):
+    for manifest in sorted(fixed_part(folder).glob("*/manifest.json"), reverse=True):
+        for each in read_rounds(RunFolder(manifest.parent)):
             for array, known in each.job_ids().items():
                 if known == number and element.isdigit():
                     task = each.plan.arrays[array].first_task + int(element)
-                    return attach(run_folder.path)[each.plan.items_of(task)[0]]
+                    return attach(manifest.parent)[each.plan.items_of(task)[0]]
     raise RunFolderError(f"no run in {folder} has the job {job_id}", path=str(folder))
-
-
-def _run_folders(folder: Path | str) -> Iterator[RunFolder]:
-    for path in sorted(fixed_part(folder).glob("*/manifest.json"), reverse=True):
-        yield RunFolder(path.parent)
 
 
 def fixed_part(folder: Path | str) -> Path:
