@@ -32,7 +32,7 @@ import threading
 import time
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from slurmlaunch import byvalue
 from slurmlaunch.caps import usable_cpus
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
     from slurmlaunch.client.executor import Executor
     from slurmlaunch.client.futures import FutureArray
+
+    _Callback = Callable[[Any], Any]
 
 __all__ = ["SlurmlaunchBackend", "register_parallel_backend"]
 
@@ -85,9 +87,7 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
 
     Args:
         executor: runs the calls; by default ``Executor()``.
-        tasks: the number of tasks of a run, as for `Executor.map_array`.
-        chunksize: the number of calls of a task, as for `Executor.map_array`.
-        schedule: as for `Executor.map_array`.
+        tasks, chunksize, schedule: how a run's calls are cut into tasks, as for `Executor.map_array`.
         nesting_level: joblib's own.
 
     Raises:
@@ -112,7 +112,7 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
             raise TypeError(f"executor must be a slurmlaunch.Executor, not {executor!r}")
         super().__init__(nesting_level=nesting_level)
         self._executor = Executor() if executor is None else executor
-        self._tasks, self._chunksize, self._schedule = tasks, chunksize, schedule
+        self._how: dict[str, Any] = {"tasks": tasks, "chunksize": chunksize, "schedule": schedule}
         self._n_jobs = -1
         self.parallel: Any = None
         self._dispatcher: _Dispatcher | None = None
@@ -131,21 +131,16 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
             own = copy.copy(self)
             own.parallel = parallel
             raise FallbackToBackend(own)
-        self._update({name: value for name, value in given.items() if name not in _JOBLIB_KEYWORDS})
+        # The keywords of Parallel itself, as in Parallel(backend="slurmlaunch", executor=ex).
+        ours = {name: value for name, value in given.items() if name not in _JOBLIB_KEYWORDS}
+        made = SlurmlaunchBackend(**{"executor": self._executor, **self._how, **ours})
+        self._executor, self._how = made._executor, made._how
         self._n_jobs = n_jobs
         if str(parallel.pre_dispatch).replace(" ", "") == "2*n_jobs":
             # The default of joblib and scikit-learn keeps memory small when workers are fed one by one;
             # here it would make a job array of every two calls.
             parallel.pre_dispatch = _WINDOW
         return self.effective_n_jobs(n_jobs)
-
-    def _update(self, given: dict[str, Any]) -> None:
-        """Use the keywords of `Parallel` itself, as in ``Parallel(backend="slurmlaunch", executor=ex)``."""
-        if given:
-            ours = {"executor": self._executor, "tasks": self._tasks, "chunksize": self._chunksize}
-            made = SlurmlaunchBackend(**{**ours, "schedule": self._schedule, **given})
-            self._executor, self._schedule = made._executor, made._schedule
-            self._tasks, self._chunksize = made._tasks, made._chunksize
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return an estimate of how many calls run at once.
@@ -164,7 +159,7 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
         shape, throttle = self._executor.shape(), self._executor.throttle
         here = max(1, usable_cpus() // shape.cpus_per_task)
         tasks = _CONCURRENT_TASKS if self._executor.cluster == "slurm" else here
-        return min(each for each in (tasks, throttle, self._tasks) if each) * shape.processes
+        return min(each for each in (tasks, throttle, self._how["tasks"]) if each) * shape.processes
 
     # During a call.
 
@@ -181,7 +176,7 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
     def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> None:
         """Accept a batch of calls and return at once; *callback* gets the future that has their results."""
         if self._dispatcher is not None:
-            self._dispatcher.add(_Call(func, callback or (lambda _: None)))
+            self._dispatcher.add(func, callback or (lambda _: None))
 
     apply_async = submit  # its name in joblib 1.4
 
@@ -206,24 +201,13 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
         shared = _shared_values(batches)
         numbers = {id(value): number for number, value in enumerate(shared)}
         function = _WithSharedValues([_Pickled(value) for value in shared], name_of(batches[0].items[0][0]))
-        tasks = self._tasks
-        if not (tasks or self._chunksize or self._n_jobs in (None, -1)):
-            tasks = -(-self.effective_n_jobs(self._n_jobs) // self._executor.shape().processes)
-        return self._executor.map_array(
-            function,
-            [_Pickled(batch, numbers) for batch in batches],
-            tasks=tasks,
-            chunksize=self._chunksize,
-            schedule=self._schedule,
-        )
+        how = self._how
+        if not (how["tasks"] or how["chunksize"] or self._n_jobs in (None, -1)):
+            how = {**how, "tasks": -(-self.effective_n_jobs(self._n_jobs) // self._executor.shape().processes)}
+        return self._executor.map_array(function, [_Pickled(batch, numbers) for batch in batches], **how)
 
 
 # Windows.
-
-
-class _Call(NamedTuple):
-    batch: Any
-    callback: Callable[[Any], Any]
 
 
 class _Dispatcher:
@@ -232,7 +216,7 @@ class _Dispatcher:
     def __init__(self, submit: Callable[[Sequence[Any]], FutureArray[Any]]) -> None:
         self._submit = submit
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._window: list[_Call] = []
+        self._window: list[tuple[Any, _Callback]] = []
         self._opened = 0.0
         self._arrays: list[FutureArray[Any]] = []
         self._running = 0
@@ -240,9 +224,9 @@ class _Dispatcher:
         self._thread = threading.Thread(target=self._main, name="slurmlaunch-joblib", daemon=True)
         self._thread.start()
 
-    def add(self, call: _Call) -> None:
-        """Add a call to the open window."""
-        self._events.put(functools.partial(self._collect, call))
+    def add(self, batch: Any, callback: _Callback) -> None:
+        """Add a batch of calls to the open window."""
+        self._events.put(functools.partial(self._collect, batch, callback))
 
     def close(self) -> None:
         """End the thread."""
@@ -274,37 +258,35 @@ class _Dispatcher:
                 return
             event()
 
-    def _collect(self, call: _Call) -> None:
+    def _collect(self, batch: Any, callback: _Callback) -> None:
         if not self._window:
             self._opened = time.monotonic()
-        self._window.append(call)
+        self._window.append((batch, callback))
         if len(self._window) == _WINDOW:
             self._submit_window()
 
     def _submit_window(self) -> None:
         window, self._window = self._window, []
         try:
-            array = self._submit([call.batch for call in window])
+            array = self._submit([batch for batch, _ in window])
         except Exception as error:  # noqa: BLE001  (joblib raises it from the results)
             failed: Future[Any] = Future()
             failed.set_exception(error)
-            for call in window:
-                _notify(call.callback, failed)
+            for _, callback in window:
+                _notify(callback, failed)
             return
         self._arrays.append(array)
         self._running += len(window)
-        for call, future in zip(window, array, strict=True):
-            future.add_done_callback(functools.partial(self._put_done, call.callback))
+        for (_, callback), future in zip(window, array, strict=True):
+            finish = functools.partial(self._finish, callback)
+            future.add_done_callback(lambda done, finish=finish: self._events.put(functools.partial(finish, done)))
 
-    def _put_done(self, callback: Callable[[Any], Any], future: Future[Any]) -> None:
-        self._events.put(functools.partial(self._finish, callback, future))
-
-    def _finish(self, callback: Callable[[Any], Any], future: Future[Any]) -> None:
+    def _finish(self, callback: _Callback, future: Future[Any]) -> None:
         self._running -= 1
         _notify(callback, future)
 
 
-def _notify(callback: Callable[[Any], Any], future: Future[Any]) -> None:
+def _notify(callback: _Callback, future: Future[Any]) -> None:
     try:
         callback(future)
     except Exception:  # noqa: BLE001  (joblib could not print its progress, say: the other results must still arrive)
@@ -327,13 +309,9 @@ def _shared_values(batches: Iterable[Any]) -> list[Any]:
 
 
 class _Pickled:
-    """A value that unpickles as the bytes of its pickle, in which shared values stand as numbers.
+    """A value that unpickles as the bytes of its pickle, in which shared values stand as numbers, by identity.
 
     The value is pickled when the run is, so that ``by_value=`` applies to it.
-
-    Args:
-        value: the value.
-        numbers: the number of each shared value, by its identity.
     """
 
     def __init__(self, value: Any, numbers: Mapping[int, int] = MappingProxyType({})) -> None:
@@ -346,12 +324,7 @@ class _Pickled:
 
 
 class _WithSharedValues:
-    """The function of a run: unpickles a call, with the shared values in it, and runs it.
-
-    Args:
-        shared: the shared values, in the order of their numbers, each as `_Pickled`.
-        name: the run's name.
-    """
+    """The function of a run, under its name: unpickles a call, with the shared values in it, and runs it."""
 
     def __init__(self, shared: Sequence[Any], name: str) -> None:
         self._shared = shared

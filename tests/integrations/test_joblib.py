@@ -445,7 +445,7 @@ def test_a_cancel_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None
         return Unreachable()
 
     dispatcher = ours._Dispatcher(submit)  # noqa: SLF001 - no scheduler fails when it is asked to
-    dispatcher.add(ours._Call(None, print))  # noqa: SLF001
+    dispatcher.add(None, print)
     assert submitted.wait(60)
     with caplog.at_level(logging.WARNING, "slurmlaunch"):
         dispatcher.abort()
