@@ -100,19 +100,25 @@ def dask_cluster(
     """
     from slurmlaunch.client.sbatch_options import as_count
 
-    numbers, security = range(as_count("workers", workers)), _own_security()
+    numbers = range(as_count("workers", workers))
+    try:
+        from distributed import Client, Security
+    except ImportError as error:
+        raise MissingPackage.of("dask_cluster()", "distributed") from error
+    try:
+        security = Security.temporary()
+    except ImportError as error:  # Dask makes keys with it
+        raise MissingPackage.of("dask_cluster()", "cryptography") from error
     if executor.cluster == "inline":
         raise OptionError("cluster='inline' runs nothing beside the call: a Dask cluster needs slurm or local")
     if executor.ranks > 1:
         raise OptionError("ntasks: the workers are tasks of one process each; workers= says how many", option="ntasks")
-    from distributed import Client
-
     shape = executor.shape(single_item=True)
     how = executor.options(processes=shape.processes, threads=shape.threads, requeues=0)
     member = functools.partial(dask_member, security=security, interface=interface, client_timeout=client_timeout)
     members = how.map_array(member, numbers, chunksize=shape.processes)
     try:
-        address = _await(functools.partial(_address_or_failure, members), timeout)
+        address = _await(lambda: _address_or_failure(members), timeout)
         with Client(address, security=security) as client:
             yield client
             there = _shut_down(client)
@@ -120,18 +126,6 @@ def dask_cluster(
         concurrent.futures.wait([members[number] for number in there], _GRACE)
     finally:
         members.cancel()
-
-
-def _own_security() -> distributed.Security:
-    try:
-        import distributed
-    except ImportError as error:
-        raise MissingPackage.of("dask_cluster()", "distributed") from error
-    try:
-        security: distributed.Security = distributed.Security.temporary()
-    except ImportError as error:  # Dask makes keys with it
-        raise MissingPackage.of("dask_cluster()", "cryptography") from error
-    return security
 
 
 def _address_or_failure(members: FutureArray[None]) -> str | None:
@@ -185,20 +179,20 @@ def _names_of_workers(dask_scheduler: distributed.Scheduler) -> list[int]:
 # On the node.
 
 
-def dask_member(number: int, **options: Any) -> None:
+def dask_member(number: int, *, client_timeout: float, **options: Any) -> None:
     """Run a member of the cluster until it shuts down; number 0 is also the scheduler."""
-    asyncio.run(_serve_scheduler(**options) if number == 0 else _serve_worker(None, **options))
+    if number == 0:
+        asyncio.run(_serve_scheduler(client_timeout, **options))
+    else:
+        address = _await(lambda: _address_in(current_task().run_folder), _SCHEDULER_WITHIN)
+        asyncio.run(_serve_worker(address, **options))
 
 
-async def _serve_scheduler(*, client_timeout: float, **options: Any) -> None:
+async def _serve_scheduler(client_timeout: float, **options: Any) -> None:
     from distributed import Scheduler
 
-    task = current_task()
-    security, interface = options["security"], options["interface"]
-    async with Scheduler(
-        security=security, interface=interface, protocol="tls", dashboard_address=_HERE_ONLY
-    ) as scheduler:
-        write_whole(task.run_folder / _ADDRESS, [scheduler.address.encode()])
+    async with Scheduler(**options, protocol="tls", dashboard_address=_HERE_ONLY) as scheduler:
+        write_whole(current_task().run_folder / _ADDRESS, [scheduler.address.encode()])
         worker = asyncio.create_task(_serve_worker(scheduler.address, **options))
         await _await_last_client(scheduler, client_timeout)
         await scheduler.close(reason="the client is gone")
@@ -209,8 +203,17 @@ async def _serve_scheduler(*, client_timeout: float, **options: Any) -> None:
 
 async def _await_last_client(scheduler: distributed.Scheduler, patience: float) -> None:
     """Wait until the scheduler is closed, or has had no client for so long."""
+    from distributed import SchedulerPlugin
+
     connected = asyncio.Event()
-    scheduler.add_plugin(_connection_plugin(connected))
+
+    class Connections(SchedulerPlugin):  # type: ignore[misc]  # no types where it is not installed
+        """Notes each client, also one that has left again between two polls."""
+
+        def add_client(self, **_: Any) -> None:
+            connected.set()
+
+    scheduler.add_plugin(Connections())
     # The first client may have to wait for a slow file system to show the address.
     until = time.monotonic() + max(patience, _FIRST_CLIENT_WITHIN)
     while scheduler.status.name == "running" and time.monotonic() < until:
@@ -220,36 +223,15 @@ async def _await_last_client(scheduler: distributed.Scheduler, patience: float) 
         await asyncio.sleep(_POLL_EVERY)
 
 
-def _connection_plugin(connected: asyncio.Event) -> distributed.SchedulerPlugin:
-    """Return a plugin that notes each client, also one that has left again between two polls."""
-    from distributed import SchedulerPlugin
-
-    class Connections(SchedulerPlugin):  # type: ignore[misc]  # no types where it is not installed
-        def add_client(self, scheduler: distributed.Scheduler, client: str) -> None:
-            del scheduler, client
-            connected.set()
-
-    return Connections()
-
-
-async def _serve_worker(
-    address: str | None,
-    *,
-    security: distributed.Security,
-    interface: str | None,
-    client_timeout: float = 0.0,
-) -> None:
+async def _serve_worker(address: str, *, security: distributed.Security, interface: str | None) -> None:
     from distributed import Nanny
 
-    del client_timeout  # the scheduler measures it
-    task, threads = current_task(), cpu_count()
-    address = address or _await(functools.partial(_address_in, task.run_folder), _SCHEDULER_WITHIN)
     # The worker has one thread per CPU, so each thread may use one.
     os.environ.update(caps.variables(1, os.environ))
     async with Nanny(
         address,
-        name=task.item,
-        nthreads=threads,
+        name=current_task().item,
+        nthreads=cpu_count(),
         memory_limit=_memory() or "auto",
         security=security,
         interface=interface,
