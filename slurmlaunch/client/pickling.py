@@ -33,14 +33,13 @@ _DEPTH = 6
 """The depth of the search for the part that does not pickle; the message names the part where it stopped."""
 
 
-def pickle_function(function: Callable[..., Any], by_value: Sequence[str] = ()) -> bytes | Bundle:
-    """Return the pickled function, its large buffers apart; the code of the modules *by_value* travels with it.
+def pickle_function(function: Callable[..., Any]) -> bytes | Bundle:
+    """Return the pickled function, its large buffers apart.
 
     Raises:
         NotPicklable: it does not pickle; the error names the variable or attribute.
     """
-    with travelling(by_value):
-        return _dumps(function, f"the function {name_of(function)}", _parts, at_least=SHARED)
+    return _dumps(function, f"the function {name_of(function)}", _parts, at_least=SHARED)
 
 
 def pickle_arguments(arguments: tuple[Any, ...]) -> bytes | Bundle:
@@ -60,41 +59,31 @@ def name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", None) or type(function).__qualname__
 
 
-@contextlib.contextmanager
-def travelling(names: Sequence[str]) -> Iterator[None]:
-    """Pickle these modules by value within the block."""
-    modules = [importlib.import_module(name) for name in names]
-    ours = _register(modules)
-    try:
-        yield
-    finally:
-        _unregister(ours)
-
-
 _REGISTERED: Counter[str] = Counter()
-"""The number of calls, in all threads, that have registered a module with cloudpickle's registry of the process."""
+"""The number of blocks, in all threads, that have registered a module with cloudpickle's registry of the process."""
 
 _REGISTERING = threading.Lock()
 
 
-def _register(modules: Sequence[types.ModuleType]) -> list[types.ModuleType]:
-    """Register modules; return those that the user has not registered, to be unregistered again."""
+@contextlib.contextmanager
+def travelling(names: Sequence[str]) -> Iterator[None]:
+    """Pickle these modules by value within the block; modules that the user has registered remain so."""
+    modules = [importlib.import_module(name) for name in names]
     with _REGISTERING:
         listed = cloudpickle.list_registry_pickle_by_value()
         ours = [each for each in modules if each.__name__ in _REGISTERED or each.__name__ not in listed]
         for module in ours:
             cloudpickle.register_pickle_by_value(module)
-        _REGISTERED.update(module.__name__ for module in ours)
-    return ours
-
-
-def _unregister(modules: Sequence[types.ModuleType]) -> None:
-    with _REGISTERING:
-        for module in modules:
-            _REGISTERED[module.__name__] -= 1
-            if not _REGISTERED[module.__name__]:
-                del _REGISTERED[module.__name__]
-                cloudpickle.unregister_pickle_by_value(module)
+            _REGISTERED[module.__name__] += 1
+    try:
+        yield
+    finally:
+        with _REGISTERING:
+            for module in ours:
+                _REGISTERED[module.__name__] -= 1
+                if not _REGISTERED[module.__name__]:
+                    del _REGISTERED[module.__name__]
+                    cloudpickle.unregister_pickle_by_value(module)
 
 
 class _DataPickler(pickle.Pickler):
@@ -139,10 +128,8 @@ def _dumps(
     except Exception as error:
         path = " → ".join(_culprit(value, parts(value), _DEPTH))
         where = f": {path}" if path else ""
-        message = (
-            f"{what} does not pickle{where} ({error}). Create it inside the function, or leave it out by __getstate__."
-        )
-        raise NotPicklable(message, path=path) from error
+        advice = "Create it inside the function, or leave it out by __getstate__."
+        raise NotPicklable(f"{what} does not pickle{where} ({error}). {advice}", path=path) from error
 
 
 def _culprit(value: object, parts: Iterator[tuple[str, object]], depth: int) -> list[str]:
@@ -190,7 +177,8 @@ def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, object]
             yield f"closure variable {name!r}", cell.cell_contents
     known = function.__globals__
     yield from ((f"global variable {n!r}", known[n]) for n in _names(function.__code__) if n in known)
-    yield from ((f"default of {n!r}", v) for n, v in _defaults(function))
+    parameters = inspect.signature(function).parameters.values()
+    yield from ((f"default of {each.name!r}", each.default) for each in parameters if each.default is not each.empty)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -199,12 +187,6 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
-
-
-def _defaults(function: types.FunctionType) -> Iterator[tuple[str, object]]:
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.default is not parameter.empty:
-            yield name, parameter.default
 
 
 def _attributes(value: object) -> Iterator[tuple[str, object]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 
-from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function
+from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.function import write_function
 from slurmlaunch.runfolder.items import write_items
@@ -69,7 +69,8 @@ class OneRun:
         self.folder.salt = salt_of("0")
         for each in (path, *(path / name for name in FOLDERS)):
             each.mkdir(mode=0o700)
-        shared = write_function(self.folder, pickle_function(function, (function.__module__,)))
+        with travelling([function.__module__]):
+            shared = write_function(self.folder, pickle_function(function))
         items = write_items(self.folder, rows, pickle_arguments)
         plan: dict[str, Any] = {"cpus_per_task": 1, "processes": 1, "threads": 1}
         plan |= {name: changes.pop(name) for name in RoundPlan._fields if name in changes}
