@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import math
 import re
-import sys
 from array import array
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -114,41 +113,23 @@ def zip_equal(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]
     try:
         yield from zip(*iterables, strict=True)
     except ValueError as error:
-        unequal = _UNEQUAL.match(str(error))
+        unequal = re.match(r"zip\(\) argument (\d+) is (shorter|longer) than argument", str(error))
         if unequal is None:
             raise
-        short = unequal["number"] if unequal["how"] == "shorter" else 1
-        message = f"the iterables are not equally long: number {short} is shorter than another"
-        raise ValueError(message) from None
-
-
-_UNEQUAL = re.compile(r"zip\(\) argument (?P<number>\d+) is (?P<how>shorter|longer) than argument")
-
-
-@dataclass(frozen=True)
-class PlannedArray:
-    """One array: its elements ``0..length-1`` are the tasks from `first_task` on."""
-
-    first_task: int
-    length: int
+        short = unequal[1] if unequal[2] == "shorter" else 1
+        raise ValueError(f"the iterables are not equally long: number {short} is shorter than another") from None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The slices and arrays of one round.
-
-    Attributes:
-        slices: the positions of each task's items; tasks are counted from 0.
-        arrays: the arrays in the order of their submission.
-        first_task: the run's index of the round's task 0.
-        notice: a warning for the user that slices are longer than expected, or None.
-        blocks: the blocks that the tasks of a dynamic round claim; None for a static one.
-    """
+    """The slices and arrays of one round, and the blocks that the tasks of a dynamic one claim."""
 
     slices: Slices | PackedSlices
-    arrays: tuple[PlannedArray, ...]
+    arrays: tuple[range, ...]
+    """The tasks of each array, by their indices in the run."""
     first_task: int = 0
     notice: str | None = None
+    """A warning for the user that slices are longer than expected."""
     blocks: Blocks | None = None
 
 
@@ -211,32 +192,27 @@ def _default_claimants(slices: int, processes: int, limits: Limits, throttle: in
 
 def _given_slices(items: int, tasks: int | None, chunksize: int | None) -> Slices:
     if tasks is not None and chunksize is not None:
-        raise OptionError(
-            "give tasks (how many slices) or chunksize (how many items each), not both", option="chunksize"
-        )
-    if chunksize is not None:
-        chunksize = as_count("chunksize", chunksize)
-        return Slices(items, -(-items // chunksize), chunksize)
-    return Slices(items, min(as_count("tasks", tasks), items))
+        message = "give tasks (how many slices) or chunksize (how many items each), not both"
+        raise OptionError(message, option="chunksize")
+    if chunksize is None:
+        return Slices(items, min(as_count("tasks", tasks), items))
+    chunksize = as_count("chunksize", chunksize)
+    return Slices(items, -(-items // chunksize), chunksize)
 
 
 def _default_slices(items: int, processes: int, limits: Limits) -> tuple[Slices, str | None]:
     wanted = -(-items // processes)
     allowed, reason = _most_by_default(limits)
-    slices = Slices(items, min(wanted, allowed, _enough(processes, limits)))
+    # So many tasks keep one machine busy.
+    enough = wanted if limits.cpus is None else max(_FEWEST_LOCALLY, _PER_CPU_LOCALLY * limits.cpus // processes)
+    slices = Slices(items, min(wanted, allowed, enough))
     if wanted <= allowed:
         return slices, None
     return slices, (
         f"{items} items go into {slices.tasks} tasks with up to {slices.longest} items each, "
         f"instead of {wanted} tasks with up to {processes}: {reason}. "
-        "The time limit holds for all items of a task together; "
-        "tasks= or chunksize= decides otherwise."
+        "The time limit holds for all items of a task together; tasks= or chunksize= decides otherwise."
     )
-
-
-def _enough(processes: int, limits: Limits) -> int:
-    """Return how many tasks keep one machine busy; unlimited on a cluster."""
-    return sys.maxsize if limits.cpus is None else max(_FEWEST_LOCALLY, _PER_CPU_LOCALLY * limits.cpus // processes)
 
 
 def _most_by_default(limits: Limits) -> tuple[int, str]:
@@ -254,12 +230,12 @@ def _array_limits(limits: Limits) -> list[tuple[int, str]]:
     return [(number, reason) for number, reason in named if number is not None]
 
 
-def _arrays(first_task: int, tasks: int, limits: Limits) -> tuple[PlannedArray, ...]:
+def _arrays(first_task: int, tasks: int, limits: Limits) -> tuple[range, ...]:
     # MaxArraySize is one more than the largest index. As every array starts at 0, it is also the greatest
     # length. If it is below 1, arrays are switched off, and sbatch's own error says so.
     longest = max(1, min((number for number, _ in _array_limits(limits)), default=tasks))
     end = first_task + tasks
-    return tuple(PlannedArray(start, min(longest, end - start)) for start in range(first_task, end, longest))
+    return tuple(range(start, min(start + longest, end)) for start in range(first_task, end, longest))
 
 
 # Slices of equal cost: the most expensive piece of items goes to the slice that has least. That is at most a third
@@ -339,8 +315,13 @@ def pack(costs: array[float], tasks: int, *, longest_first: bool) -> tuple[Packe
     for cost, alike in groupby(order, key=weights.__getitem__):
         some = list(alike)
         # Among pieces of equal cost, neighbours stay together.
-        for number, task in zip(some, sorted(_lightest(loads, cost) for _ in some), strict=True):
-            parts[task].append(number)
+        tasks_of = []
+        for _ in some:
+            load, number, task = loads[0]
+            heapq.heapreplace(loads, (load + cost, number + 1, task))
+            tasks_of.append(task)
+        for piece, task in zip(some, sorted(tasks_of), strict=True):
+            parts[task].append(piece)
     packed = array("Q")
     for part in parts:
         for number in part if longest_first else sorted(part):
@@ -365,10 +346,3 @@ def _pieces(costs: array[float], tasks: int) -> list[range]:
         load += cost
     pieces.append(range(start, len(costs)))
     return [piece for piece in pieces if piece]
-
-
-def _lightest(loads: list[tuple[float, int, int]], cost: float) -> int:
-    """Add a cost to the slice that has least; return the slice's number."""
-    load, number, task = loads[0]
-    heapq.heapreplace(loads, (load + cost, number + 1, task))
-    return task

@@ -13,7 +13,7 @@ import operator
 import os
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.errors import OptionError, UnknownOption
 
@@ -141,22 +141,21 @@ def refused(option: str, reason: str) -> OptionError:
 def as_count(option: str, value: object, *, least: int = 1) -> int:
     """Read a whole number of at least *least*, a NumPy integer or a numeral included."""
     if isinstance(value, str) and value.isascii() and value.strip().isdigit():
-        number = int(value)
-    else:
-        number = _whole(option, value)
+        value = int(value)
+    number = _whole(value)
+    if number is None:
+        raise refused(option, f"must be a whole number, not {value!r}")
     if number < least:
         raise refused(option, f"must be at least {least}, not {number}")
     return number
 
 
-def _whole(option: str, value: object) -> int:
+def _whole(value: Any) -> int | None:
     # To Python, True is an integer; as a count it is a mistake.
-    if not isinstance(value, bool):
-        try:
-            return operator.index(value)  # type: ignore[arg-type]
-        except TypeError:
-            pass
-    raise refused(option, f"must be a whole number, not {value!r}")
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def as_line(option: str, value: object) -> str:
@@ -177,12 +176,10 @@ def plain_text(option: str, value: object) -> str:
         return repr(float(value))  # the repr of a NumPy float contains its type
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
-    if not isinstance(value, bool):
-        try:
-            return str(operator.index(value))  # type: ignore[arg-type]
-        except TypeError:
-            pass
-    raise refused(option, f"must be text or a number, not {value!r}")
+    number = _whole(value)
+    if number is None:
+        raise refused(option, f"must be text or a number, not {value!r}")
+    return str(number)
 
 
 def one_line(option: str, text: str) -> str:
@@ -284,7 +281,7 @@ def read_flag(flag: str) -> str:
 
 def _options_of(flag: str) -> list[str]:
     if not flag.startswith("--"):
-        return list(_short_options(flag[1:]))
+        return _short_options(flag[1:])
     name = flag[2:].partition("=")[0].replace("-", "_")
     if name == "cluster":  # an undocumented synonym
         name = "clusters"

@@ -102,7 +102,7 @@ def make_plan(
 ) -> RoundPlan:
     """Return the plan of a round as it is written to disk."""
     arrays = tuple(
-        ArrayPlan(job_name(manifest.name, f"{manifest.run}-{number}-{i}"), each.first_task, each.length)
+        ArrayPlan(job_name(manifest.name, f"{manifest.run}-{number}-{i}"), each.start, len(each))
         for i, each in enumerate(planned.arrays)
     )
     limit, warning = _time_limit(options)

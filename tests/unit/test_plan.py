@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurmlaunch.backends.base import Limits
-from slurmlaunch.client.plan import DEFAULT_TASKS, Plan, PlannedArray, plan
+from slurmlaunch.client.plan import DEFAULT_TASKS, Plan, plan
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.plan import Slices
 
@@ -124,7 +124,7 @@ class TestPlan:
     @given(any_plan())
     def test_arrays_cover_tasks(self, planned: Plan) -> None:
         """The arrays, one after the other, hold each task of the round once."""
-        tasks = [a.first_task + i for a in planned.arrays for i in range(a.length)]
+        tasks = [task for array in planned.arrays for task in array]
 
         assert list(range(planned.first_task, planned.first_task + planned.slices.tasks)) == tasks
 
@@ -138,7 +138,7 @@ class TestPlan:
     @given(item_counts, any_limits, counts)
     def test_array_limits(self, items: int, limits: Limits, chunksize: int) -> None:
         """No array is longer than any of the cluster's limits."""
-        lengths = [a.length for a in plan(items, limits=limits, chunksize=chunksize).arrays]
+        lengths = [len(each) for each in plan(items, limits=limits, chunksize=chunksize).arrays]
         named = (limits.max_array_size, limits.max_array_tasks, limits.max_submit)
 
         assert all(max(lengths, default=0) <= limit for limit in named if limit is not None)
@@ -188,7 +188,7 @@ class TestPlan:
         """MaxArraySize is one more than the largest index, so an array may be as long as it."""
         planned = plan(2500, limits=Limits(max_array_size=1001), chunksize=1)
 
-        expected = (PlannedArray(0, 1001), PlannedArray(1001, 1001), PlannedArray(2002, 498))
+        expected = (range(1001), range(1001, 2002), range(2002, 2500))
         assert expected == planned.arrays
         assert planned.notice is None
 
@@ -220,7 +220,7 @@ class TestPlan:
         first = plan(10, limits=FREE, tasks=4)
         second = plan(3, limits=FREE, first_task=first.slices.tasks)
 
-        assert (PlannedArray(4, 3),) == second.arrays
+        assert (range(4, 7),) == second.arrays
         assert range(1) == second.slices.slice_of(0)
 
     def test_limit_of_zero(self) -> None:
