@@ -47,6 +47,10 @@ class SlurmlaunchJob(core.Job[core.R]):
         several = self._tasks if len(self._tasks) > 1 else ()
         self._sub_jobs = [type(self)(folder, job_id, (rank,), future=self._future) for rank in several]
 
+    def __del__(self) -> None:
+        if self._cancel_at_deletion and not self.done():
+            self.cancel(check=False)
+
     @property
     def future(self) -> Future[core.R]:
         """The job's `slurmlaunch.Future`."""
