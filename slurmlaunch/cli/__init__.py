@@ -1,1 +1,1 @@
-"""The command line: `main` dispatches to subcommands, each a module of its own; `options` has their common flags."""
+"""The command line: `main` dispatches to subcommands, each a module of its own."""

@@ -1,27 +1,29 @@
 """``slurmlaunch map 'python process.py {}' data_*.nc``: a shell command per item, as one job array.
 
 `main` dispatches to it. It reads arguments and prints results; `Executor.map_array` and `Command` do the work.
+The options of `Executor` are flags: sbatch's by their own names, and ours from their table.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from slurmlaunch.cli.options import RunOptionParser, run_options
 from slurmlaunch.client.executor import Executor
-from slurmlaunch.client.options import CLUSTERS
+from slurmlaunch.client.options import CLUSTERS, OURS
+from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, SHORT, unknown_option
 from slurmlaunch.command import Command
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slurmlaunch.client.futures import FutureArray
+    from slurmlaunch.client.futures import Future, FutureArray
 
 _DESCRIPTION = """\
 Run a shell command on each item, as one job array, and print the output in the
@@ -41,6 +43,12 @@ examples:
 The exit status is 0 if every item succeeded, else 1.
 """
 
+_SBATCH_OPTIONS = """\
+Every option of sbatch by its own name, such as -p small --time=00:10:00
+--cpus-per-task 4 --mem=2G. Those that slurmlaunch sets itself (--array, --output,
+...) are refused, with the option to use instead. --sbatch=--flag=value passes a
+flag on unchecked."""
+
 _SHOWN_FAILURES = 10
 _SHOWN_LINES = 5
 
@@ -53,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("give a command, as in: slurmlaunch map 'python process.py {}' data_*.nc")
     command = _command(parser, words[0], given.timeout)
     items = _items(parser, words[1:], given)
-    executor = Executor(given.folder, cluster=given.cluster, **run_options(given))
+    executor = Executor(given.folder, cluster=given.cluster, **_run_options(given))
     if given.dry_run:
         print(executor.script(command, items, tasks=given.tasks, chunksize=given.chunksize))
         return 0
@@ -133,38 +141,33 @@ def _read(source: str, separator: str) -> list[str]:
     return items[:-1] if not items[-1] else items
 
 
-class _Failed(NamedTuple):
-    """An item that failed, with the reason and the last lines of its standard error."""
-
-    number: int
-    item: str
-    reason: str
-    last_lines: list[str]
-
-
 def _follow(futures: FutureArray[subprocess.CompletedProcess[str]], items: list[str]) -> int:
     """Print the items' output in order as it arrives, then the failures; return the exit status."""
-    failed = [failure for index, item in enumerate(items) if (failure := _show(futures, index, item))]
+    failed = {index: reason for index in range(len(items)) if (reason := _show(futures[index]))}
     if failed:
-        _summarize(failed, len(items))
+        print(f"slurmlaunch: {len(failed)} of {len(items)} items failed:", file=sys.stderr)
+    for index, reason in list(failed.items())[:_SHOWN_FAILURES]:
+        print(f"  item {index} ({items[index]}): " + "\n      ".join(reason), file=sys.stderr)
+    if len(failed) > _SHOWN_FAILURES:
+        print(f"  and {len(failed) - _SHOWN_FAILURES} more", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _show(futures: FutureArray[subprocess.CompletedProcess[str]], index: int, item: str) -> _Failed | None:
-    """Wait for an item and print its output; return its failure, if any."""
+def _show(future: Future[subprocess.CompletedProcess[str]]) -> list[str]:
+    """Wait for an item and print its output; if it failed, return why, and the end of its standard error."""
     try:
-        error = futures[index].exception()
+        error = future.exception()
     except CancelledError:  # by another client
-        return _Failed(index, item, "it was cancelled", [])
+        return ["it was cancelled"]
     if error is None:
-        done = futures[index].result()
+        done = future.result()
         _print(done.stdout, done.stderr)
-        return None
-    if isinstance(error, subprocess.CalledProcessError):
-        _print(error.stdout, error.stderr)
-        reason = f"exit status {error.returncode}" if error.returncode > 0 else f"signal {-error.returncode}"
-        return _Failed(index, item, reason, error.stderr.rstrip().splitlines()[-_SHOWN_LINES:])
-    return _Failed(index, item, str(error) or type(error).__name__, [])
+        return []
+    if not isinstance(error, subprocess.CalledProcessError):
+        return [str(error) or type(error).__name__]
+    _print(error.stdout, error.stderr)
+    reason = f"exit status {error.returncode}" if error.returncode > 0 else f"signal {-error.returncode}"
+    return [reason, *error.stderr.rstrip().splitlines()[-_SHOWN_LINES:]]
 
 
 def _print(out: str, err: str) -> None:
@@ -175,11 +178,91 @@ def _print(out: str, err: str) -> None:
         stream.buffer.flush()
 
 
-def _summarize(failed: list[_Failed], total: int) -> None:
-    print(f"slurmlaunch: {len(failed)} of {total} items failed:", file=sys.stderr)
-    for each in failed[:_SHOWN_FAILURES]:
-        print(f"  item {each.number} ({each.item}): {each.reason}", file=sys.stderr)
-        for line in each.last_lines:
-            print(f"      {line}", file=sys.stderr)
-    if len(failed) > _SHOWN_FAILURES:
-        print(f"  and {len(failed) - _SHOWN_FAILURES} more", file=sys.stderr)
+# Options as flags.
+
+
+class RunOptionParser(argparse.ArgumentParser):
+    """A parser that, like that of ``sbatch`` and ``xargs``, reads no option after the first word."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(allow_abbrev=False, **given)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error without the usage, and exit."""
+        self.exit(2, f"{self.prog}: error: {message}\nTry {self.prog} --help.\n")
+
+    def add_run_options(self) -> None:
+        """Add the options of `slurmlaunch.Executor`."""
+        ours = self.add_argument_group("how it runs")
+        for name, option in OURS.items():
+            if option.flag:
+                flag, metavar, *repeated = option.flag.split()
+                what = option.help[0].lower() + option.help[1:].rstrip(".").replace("%", "%%")
+                what += "; may be repeated" if repeated else ""
+                kind: dict[str, Any] = {"action": "append"} if repeated else {}
+                if metavar == "WORDS":
+                    kind["type"] = shlex.split
+                ours.add_argument(flag, dest=name, metavar=metavar, help=what, **kind)
+        sbatch = self.add_argument_group("options of sbatch", _SBATCH_OPTIONS)
+        short = {name: f"-{letter}" for letter, name in SHORT.items() if name in NAMES}
+        for name in sorted(NAMES):
+            flags = [short[name], _flag(name)] if name in short else [_flag(name)]
+            # As for sbatch, the value of an optional one follows "=": the next word is never its value.
+            optional: dict[str, Any] = {"nargs": "?", "const": True} if name in OPTIONAL else {}
+            arity = {"action": "store_true"} if name in FLAGS else optional
+            sbatch.add_argument(*flags, dest=name, help=argparse.SUPPRESS, **arity)
+
+    def parse(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Read the options; return them, and the words after them."""
+        end = self._first_word(arguments)
+        given, unknown = self.parse_known_args(arguments[:end])
+        if unknown:
+            self.error(_refusal(unknown[0], [action.dest for action in self._actions if action.dest not in NAMES]))
+        words = list(arguments[end:])
+        return given, words[1:] if words[:1] == ["--"] else words
+
+    def _first_word(self, arguments: Sequence[str]) -> int:
+        """Return the number of arguments that are options or their values."""
+        with_value = {flag for action in self._actions for flag in action.option_strings if action.nargs is None}
+        position = 0
+        while position < len(arguments):
+            word = arguments[position]
+            if not word.startswith("-") or word in {"-", "--"}:
+                break
+            position += 2 if word in with_value else 1
+        return min(position, len(arguments))
+
+
+def _run_options(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of `Executor` for the parsed options."""
+    values = {name: getattr(given, name, None) for name in (*NAMES, *OURS)}
+    options = {name: value for name, value in values.items() if value is not None and value is not False}
+    if "env" in options:
+        options["env"] = dict(_variable(text) for text in options["env"])
+    return options
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(f"--env {text}: write --env {text}=VALUE", option="env")
+    return name, value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _refusal(word: str, ours: Sequence[str]) -> str:
+    """Return the error for an unknown option, in the words of a command line."""
+    flag = word.partition("=")[0]
+    if not flag.startswith("-"):
+        return f"{word!r} is no option, and the command comes after the options"
+    error = unknown_option(flag.lstrip("-"), ours)
+    if "cannot be set" in str(error):
+        return str(error).replace(error.option, flag, 1)
+    meant = f"; did you mean {' or '.join(map(_flag, error.suggestions))}?" if error.suggestions else "."
+    return (
+        f"{flag} is an option neither of sbatch nor of slurmlaunch{meant} "
+        f"A flag of a plugin or of a newer Slurm goes as --sbatch={word}"
+    )

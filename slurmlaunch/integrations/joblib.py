@@ -278,8 +278,10 @@ class _Dispatcher:
         self._arrays.append(array)
         self._running += len(window)
         for (_, callback), future in zip(window, array, strict=True):
-            finish = functools.partial(self._finish, callback)
-            future.add_done_callback(lambda done, finish=finish: self._events.put(functools.partial(finish, done)))
+            future.add_done_callback(functools.partial(self._put_done, callback))
+
+    def _put_done(self, callback: _Callback, future: Future[Any]) -> None:
+        self._events.put(functools.partial(self._finish, callback, future))
 
     def _finish(self, callback: _Callback, future: Future[Any]) -> None:
         self._running -= 1

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurmlaunch import Executor
-from slurmlaunch.cli.options import RunOptionParser
+from slurmlaunch.cli.map import RunOptionParser
 from slurmlaunch.client.options import JOB_NAME_LENGTH, OURS, Options, Shape, check_cluster, job_name, refuse_fixed
 from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, OURS_TO_SET, SHORT, VALUED
 from slurmlaunch.errors import OptionError, UnknownOption
