@@ -149,27 +149,22 @@ class Command:
 
 
 class _Arguments:
-    """The arguments of a call.
-
-    Attributes:
-        given: the positional arguments.
-        named: the keyword arguments.
-        placed: the keywords that a placeholder has used, and None if one has used a positional argument.
-    """
+    """The arguments of a call, and the names of those that a placeholder has used; None is a positional one's."""
 
     def __init__(self, given: Sequence[str], named: Mapping[str, str]) -> None:
         self.given, self.named = given, named
         self.placed: set[str | None] = set()
 
-    def of(self, placeholder: re.Match[str]) -> Sequence[str] | None:
-        """Return the words for a placeholder; None if it is no placeholder after all."""
+    def of(self, placeholder: re.Match[str]) -> list[str] | str:
+        """Return the words for a placeholder, or the text that stays in its place if it is none after all."""
+        if placeholder["itself"] is not None:
+            return placeholder[0][1:-1]
         name = placeholder["name"]
+        if name is not None and name not in self.named:
+            return placeholder[0]
+        self.placed.add(name)
         if name is not None:
-            if name not in self.named:
-                return None
-            self.placed.add(name)
             return [self.named[name]]
-        self.placed.add(None)
         number = int(placeholder["number"] or 0)
         if number > len(self.given):
             raise TypeError(
@@ -192,15 +187,13 @@ _PARTS: Mapping[str | None, Callable[[str], str]] = {
 def _fill_word(template: str, arguments: _Arguments) -> list[str]:
     """Return the words that replace one word of a list."""
     whole = _PLACEHOLDER.fullmatch(template)
-    if whole and whole["itself"] is None:
+    if whole:
         words = arguments.of(whole)
-        return [template] if words is None else list(words)
+        return [words] if isinstance(words, str) else words
 
     def fill(found: re.Match[str]) -> str:
-        if found["itself"] is not None:
-            return found[0][1:-1]
         words = arguments.of(found)
-        return found[0] if words is None else " ".join(words)
+        return words if isinstance(words, str) else " ".join(words)
 
     return [_PLACEHOLDER.sub(fill, template)]
 
@@ -211,9 +204,9 @@ def _fill_text(template: str, arguments: _Arguments) -> str:
     for found in _PLACEHOLDER.finditer(template):
         pieces.append(template[end : found.start()])
         quotes.read(pieces[-1])
-        words = None if found["itself"] is not None else arguments.of(found)
-        if words is None:
-            pieces.append(found[0] if found["itself"] is None else found[0][1:-1])
+        words = arguments.of(found)
+        if isinstance(words, str):
+            pieces.append(words)
         else:
             plain, quoted = " ".join(words), " ".join(map(shlex.quote, words))
             # Close the quotes before the argument and open them again after it.
@@ -237,28 +230,20 @@ class _Quotes:
 
     def read(self, text: str) -> None:
         """Read the next part of the text."""
-        for before, character in _with_previous(text):
+        for before, character in zip(" " + text, text, strict=False):
+            innermost = self._within[-1]
             if self._escaped:
                 self._escaped = False
-            elif character == "\\" and self.open != "'":
+            elif character == "\\" and innermost != "'":
                 self._escaped = True
-            else:
-                self._take(before, character)
-
-    def _take(self, before: str, character: str) -> None:
-        innermost = self._within[-1]
-        if character == innermost and innermost:
-            self._within.pop()
-        elif innermost == "'":
-            return
-        elif character == "(" and (before == "$" or innermost == ")"):  # a command substitution starts without quotes
-            self._within.append(")")
-        elif character == "`" or (character in {"'", '"'} and innermost != '"'):
-            self._within.append(character)
-
-
-def _with_previous(text: str) -> Iterator[tuple[str, str]]:
-    return zip(" " + text, text, strict=False)
+            elif character == innermost:
+                self._within.pop()
+            elif innermost == "'":
+                continue
+            elif character == "(" and (before == "$" or innermost == ")"):  # a substitution starts without quotes
+                self._within.append(")")
+            elif character == "`" or (character in {"'", '"'} and innermost != '"'):
+                self._within.append(character)
 
 
 def _word(value: object) -> str:
