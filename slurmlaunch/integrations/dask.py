@@ -226,12 +226,13 @@ async def _await_last_client(scheduler: distributed.Scheduler, patience: float) 
 async def _serve_worker(address: str, *, security: distributed.Security, interface: str | None) -> None:
     from distributed import Nanny
 
+    threads = cpu_count()
     # The worker has one thread per CPU, so each thread may use one.
     os.environ.update(caps.variables(1, os.environ))
     async with Nanny(
         address,
         name=current_task().item,
-        nthreads=cpu_count(),
+        nthreads=threads,
         memory_limit=_memory() or "auto",
         security=security,
         interface=interface,
