@@ -54,9 +54,6 @@ T = TypeVar("T")
 
 FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
 
-_JOBLIB = "slurmlaunch.integrations.joblib"
-"""Loaded by name when it is asked for, because the client knows none of its neighbours."""
-
 _TOKEN_LENGTH = 8
 
 
@@ -85,7 +82,7 @@ class Executor(concurrent.futures.Executor):
         if self._cluster == "allocation":
             require_allocation()
         self._folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs").expanduser().absolute()
-        self._options = Options.parse(**options)
+        self._options = Options().changed(**options)
         named = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
         if self._cluster == "slurm" and named and "clusters" not in self._options.slurm:
             self._options = self._options.changed(clusters=named)  # a later client's environment may differ
@@ -138,7 +135,8 @@ class Executor(concurrent.futures.Executor):
         Raises:
             MissingPackage: joblib is not installed.
         """
-        return import_module(_JOBLIB).SlurmlaunchBackend(self, **options)
+        # By name, because the client knows none of its neighbours.
+        return import_module("slurmlaunch.integrations.joblib").SlurmlaunchBackend(self, **options)
 
     def __repr__(self) -> str:
         shown = "".join(f", {name}={value!r}" for name, value in self._options.slurm.items())
@@ -251,8 +249,8 @@ class Executor(concurrent.futures.Executor):
         return "\n".join(backend.script(array_job(run, first, i)) for i in range(len(first.plan.arrays)))
 
     def _mapped(self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How) -> Call:
-        given = {"throttle": how.throttle, "name": how.name}
-        options = self._options.changed(**{key: value for key, value in given.items() if value is not None})
+        given = {key: value for key in ("throttle", "name") if (value := getattr(how, key)) is not None}
+        options = self._options.changed(**given)
         how.check(options)
         return Call(fn, rows, options, how)
 
@@ -284,9 +282,10 @@ class Executor(concurrent.futures.Executor):
         return array
 
     def _backend(self) -> Backend:
-        return current_client().backend(self._cluster, self._named_clusters())
+        return current_client().backend(self._cluster, self._clusters)
 
-    def _named_clusters(self) -> str | None:
+    @property
+    def _clusters(self) -> str | None:
         clusters = self._options.slurm.get("clusters")
         return clusters if isinstance(clusters, str) else None
 
@@ -315,7 +314,7 @@ class Executor(concurrent.futures.Executor):
             items=items,
             single=call.single,
             backend=self._cluster,
-            clusters=self._named_clusters(),
+            clusters=self._clusters,
             cwd=str(Path.cwd()),
             # An image has its own packages, even if it sees the folders of this machine's.
             sys_path=search_path if call.options.container is None else own_folders(search_path),
@@ -410,11 +409,9 @@ class _Runs:
 
 def _results_of(array: FutureArray[T], deadline: float | None) -> Iterator[T]:
     """Yield results in order; closing it cancels the items without a result."""
-    finished = False
     try:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         yield from array.iter_results(left)
-        finished = True
     finally:
-        if not finished:
+        if not array.done():
             array.cancel()

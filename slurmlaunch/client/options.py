@@ -7,6 +7,7 @@ sbatch's options are in `sbatch_options`. This file knows no run, no folder and 
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -45,13 +46,7 @@ JOB_NAME_LENGTH = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """The CPUs of one task.
-
-    Attributes:
-        cpus_per_task: the number of CPUs that the task asks for.
-        processes: the number of items side by side.
-        threads: the CPUs of one item; processes × threads are at most the task's CPUs.
-    """
+    """The CPUs of one task, its items side by side, and the CPUs of each: processes × threads ≤ cpus_per_task."""
 
     cpus_per_task: int = 1
     processes: int = 1
@@ -59,7 +54,7 @@ class Shape:
 
     @classmethod
     def resolve(
-        cls, *, cpus_per_task: int | None, processes: int | None, threads: int | None, single_item: bool
+        cls, cpus_per_task: int | None, processes: int | None, threads: int | None, *, single_item: bool
     ) -> Shape:
         """Fill in the missing numbers; all are at least 1.
 
@@ -103,7 +98,7 @@ class Shape:
 
 def _as_container(option: str, value: object) -> Container:
     if isinstance(value, (str, os.PathLike)):
-        value = Container(value)
+        return Container(value)
     if not isinstance(value, Container):
         raise refused(option, f"must be a slurmlaunch.Container, not {value!r}")
     return value
@@ -157,8 +152,7 @@ def _as_by_value(option: str, value: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _as_number(option: str, value: object) -> int:
-    return as_count(option, value, least=0)
+_as_number = functools.partial(as_count, least=0)
 
 
 def _as_growth(option: str, value: object) -> dict[str, float]:
@@ -221,26 +215,15 @@ _SEED_IS_FIXED = "a run keeps its seed, so that an item that is run again has th
 
 
 class Option(NamedTuple):
-    """A row of the table: one of slurmlaunch's own options.
+    """A row of the table: one of slurmlaunch's own options, in the words of its users."""
 
-    Attributes:
-        form: the value's type, as users write it.
-        help: one sentence on its effect.
-        read: takes the option's name and a value; returns the value as stored, or raises `OptionError`.
-        flag: the command line's flag and its value, as ``"--throttle N"``; ``"..."`` after it says that the
-            flag may be repeated. Empty if there is none.
-        backends: the backends that use it.
-        default: the default value in words, if its ``repr`` would not do.
-        fixed: why a retry cannot change it; empty if it can.
-    """
-
-    form: str
+    form: str  # the value's type
     help: str
-    read: Callable[[str, object], Any]
-    flag: str = ""
+    read: Callable[[str, object], Any]  # from the option's name and a value to the value as stored
+    flag: str = ""  # the command line's, as "--throttle N"; with "..." after it, it may be repeated
     backends: str = ALL
-    default: str = ""
-    fixed: str = ""
+    default: str = ""  # if the default value's repr would not do
+    fixed: str = ""  # why a retry cannot change it
 
 
 def _row(value: Any, form: str, text: str, read: Callable[[str, object], Any], **more: str) -> Any:
@@ -302,16 +285,6 @@ class Options:
         _as_flags, flag="--sbatch FLAG ...", backends=SLURM)
     # fmt: on
 
-    @classmethod
-    def parse(cls, /, **given: Any) -> Options:
-        """Read the keywords of `slurmlaunch.Executor`.
-
-        Raises:
-            UnknownOption: a name is no option, or one that slurmlaunch sets itself.
-            OptionError: a value is wrong.
-        """
-        return cls().changed(**given)
-
     def changed(self, /, **changes: Any) -> Options:
         """Return these options with some replaced as a whole; None restores a default.
 
@@ -352,17 +325,12 @@ class Options:
         if self.ranks > 1 and self.container is not None:
             raise refused("container", f"the {self.ranks} ranks of a task cannot run in one: srun is not inside")
         if self.ranks > 1 and (self.processes or 1) > 1:
-            raise refused(
-                "processes", f"an item is run by all {self.ranks} ranks of a task, and by one process of each"
-            )
-        cpus = self.slurm.get("cpus_per_task")
-        shape = Shape.resolve(
-            cpus_per_task=None if cpus is None else int(cpus),
-            processes=self.processes,
-            threads=self.threads,
-            single_item=single_item or self.ranks > 1,
-        )
-        return shape.clipped(available)
+            reason = f"an item is run by all {self.ranks} ranks of a task, and by one process of each"
+            raise refused("processes", reason)
+        asked = self.slurm.get("cpus_per_task")
+        cpus = None if asked is None else int(asked)
+        single_item = single_item or self.ranks > 1
+        return Shape.resolve(cpus, self.processes, self.threads, single_item=single_item).clipped(available)
 
     @property
     def ranks(self) -> int:
@@ -375,9 +343,8 @@ class Options:
             return int(self.slurm["ntasks"])
         least, _, most = str(self.slurm.get("nodes", 1)).partition("-")
         if not least.isdigit() or (most and most != least):
-            raise refused(
-                "nodes", f"give ntasks too, since {self.slurm['nodes']!r} leaves open how many ranks there are"
-            )
+            reason = f"give ntasks too, since {self.slurm['nodes']!r} leaves open how many ranks there are"
+            raise refused("nodes", reason)
         return int(least) * int(self.slurm.get("ntasks_per_node", 1))
 
     def to_json(self) -> dict[str, Any]:

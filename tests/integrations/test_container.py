@@ -230,16 +230,16 @@ def test_an_image_that_is_not_there(tmp_path: Path) -> None:
 def test_python_inside() -> None:
     """In a container the default is its python3; what the user names stays, in whatever order it comes."""
     container = Container("docker://python")
-    assert Options.parse(container=container).python == ("python3",)
-    assert Options.parse(container=container, python="py").python == ("py",)
-    assert Options.parse(python="py").changed(container=container).python == ("py",)
-    assert Options.parse(container=container, python="py").changed(python=None).python == ("python3",)
-    assert Options.parse(container=container).changed(container=None) == Options()
+    assert Options().changed(container=container).python == ("python3",)
+    assert Options().changed(container=container, python="py").python == ("py",)
+    assert Options().changed(python="py").changed(container=container).python == ("py",)
+    assert Options().changed(container=container, python="py").changed(python=None).python == ("python3",)
+    assert Options().changed(container=container).changed(container=None) == Options()
 
 
 def test_json() -> None:
     """It comes back from a manifest as it was."""
-    options = Options.parse(container=Container("docker://python", binds=["/a"], runtime="podman", flags=["--x"]))
+    options = Options().changed(container=Container("docker://python", binds=["/a"], runtime="podman", flags=["--x"]))
     assert Options.from_json(options.to_json()) == options
 
 

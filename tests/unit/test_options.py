@@ -27,7 +27,7 @@ SBATCH = shutil.which("sbatch")
 
 def slurm(**given: Any) -> dict[str, str | bool]:
     """Return the options that sbatch would get."""
-    return dict(Options.parse(**given).slurm)
+    return dict(Options().changed(**given).slurm)
 
 
 class TestSbatchOptions:
@@ -94,7 +94,7 @@ class TestSbatchOptions:
     def test_refused_values(self, option: str, value: object, word: str) -> None:
         """A value that cannot be is a ValueError that names the option and says why."""
         with pytest.raises(OptionError, match=re.escape(word)) as caught:
-            Options.parse(**{option: value})
+            Options().changed(**{option: value})
 
         assert option == caught.value.option
         assert str(caught.value).startswith(option)
@@ -160,7 +160,7 @@ class TestUnknownNames:
     def test_suggestions(self, name: str, expected: str) -> None:
         """The option that was meant is among the suggestions, and the message shows it."""
         with pytest.raises(UnknownOption, match=expected) as caught:
-            Options.parse(**{name: "1"})
+            Options().changed(**{name: "1"})
 
         assert name == caught.value.option
         assert expected in caught.value.suggestions
@@ -170,7 +170,7 @@ class TestUnknownNames:
     def test_suggestions_are_valid(self, name: str) -> None:
         """Whatever the name, the suggestions are few, and options every one."""
         with pytest.raises(UnknownOption) as caught:
-            Options.parse(**{name: "1"})
+            Options().changed(**{name: "1"})
 
         assert set(caught.value.suggestions) <= {*NAMES, *Options().to_json(), "tasks"}
         assert len(caught.value.suggestions) <= 3
@@ -178,7 +178,7 @@ class TestUnknownNames:
     def test_nothing_near(self) -> None:
         """Where nothing is near, the way for unknown flags is said all the same."""
         with pytest.raises(UnknownOption, match=r"sbatch=\['--flag=value'\]") as caught:
-            Options.parse(zzzzzz=1)
+            Options().changed(zzzzzz=1)
 
         assert caught.value.suggestions == ()
 
@@ -208,12 +208,12 @@ class TestUnknownNames:
     def test_ours_to_set(self, name: str, way: str) -> None:
         """Options that slurmlaunch sets are refused, with the supported way to do the same."""
         with pytest.raises(UnknownOption, match=re.escape(way)):
-            Options.parse(**{name: "x"})
+            Options().changed(**{name: "x"})
 
     def test_pickles(self) -> None:
         """The error keeps its fields through a pickle."""
         with pytest.raises(UnknownOption) as caught:
-            Options.parse(cpus=1)
+            Options().changed(cpus=1)
         again = pickle.loads(pickle.dumps(caught.value))
 
         assert (str(caught.value), "cpus", ("cpus_per_task",)) == (str(again), again.option, again.suggestions[:1])
@@ -234,7 +234,7 @@ class TestRawFlags:
     )
     def test_pass(self, flag: str) -> None:
         """A flag that does no harm is passed on as it is, alone or in a list."""
-        assert (flag,) == Options.parse(sbatch=flag).sbatch == Options.parse(sbatch=[flag]).sbatch
+        assert (flag,) == Options().changed(sbatch=flag).sbatch == Options().changed(sbatch=[flag]).sbatch
 
     @pytest.mark.parametrize(
         "flag",
@@ -243,7 +243,7 @@ class TestRawFlags:
     def test_ours_to_set(self, flag: str) -> None:
         """Options that slurmlaunch sets are refused in every form that sbatch would read."""
         with pytest.raises(UnknownOption, match="cannot be set"):
-            Options.parse(sbatch=[flag])
+            Options().changed(sbatch=[flag])
 
     @pytest.mark.parametrize(
         ("flag", "option"),
@@ -259,13 +259,13 @@ class TestRawFlags:
     def test_must_be_known(self, flag: str, option: str) -> None:
         """A flag whose value we act on is refused, and the option for it named."""
         with pytest.raises(OptionError, match=option):
-            Options.parse(sbatch=[flag])
+            Options().changed(sbatch=[flag])
 
     @pytest.mark.parametrize("flag", ["--a=\n#SBATCH --hold", "small", ":", "--", "-", "", 3])
     def test_no_flag(self, flag: object) -> None:
         """A text that is no flag, or has several lines, is refused."""
         with pytest.raises(OptionError, match="sbatch"):
-            Options.parse(sbatch=[flag])
+            Options().changed(sbatch=[flag])
 
 
 class TestOurOptions:
@@ -273,7 +273,7 @@ class TestOurOptions:
 
     def test_defaults(self) -> None:
         """With nothing given, Python is the client's own, and nothing else is set."""
-        assert Options(python=(sys.executable,)) == Options.parse()
+        assert Options(python=(sys.executable,)) == Options().changed()
 
     @pytest.mark.parametrize(
         ("option", "value", "expected"),
@@ -298,7 +298,7 @@ class TestOurOptions:
     )  # fmt: skip
     def test_values(self, option: str, value: object, expected: object) -> None:
         """One or several, text or object: each option has one form afterwards."""
-        assert expected == getattr(Options.parse(**{option: value}), option)
+        assert expected == getattr(Options().changed(**{option: value}), option)
 
     @pytest.mark.parametrize(
         ("option", "value"),
@@ -329,34 +329,34 @@ class TestOurOptions:
     def test_refused_values(self, option: str, value: object) -> None:
         """A value that cannot be is refused with the option's name."""
         with pytest.raises(OptionError) as caught:
-            Options.parse(**{option: value})
+            Options().changed(**{option: value})
 
         assert str(caught.value).startswith(option)
 
     def test_not_offered(self) -> None:
         """An unknown option is not silently accepted."""
         with pytest.raises(UnknownOption):
-            Options.parse(schedule=1)
+            Options().changed(schedule=1)
 
     def test_changed(self) -> None:
         """A change replaces the named options and keeps the others; None restores a default."""
-        options = Options.parse(mem="1G", qos="low", hold=True, threads=2, python="py", env={"A": "1"}, name="n")
+        options = Options().changed(mem="1G", qos="low", hold=True, threads=2, python="py", env={"A": "1"}, name="n")
 
         changed = options.changed(mem="2G", qos=None, hold=False, threads=None, python=None, env={"B": 2}, throttle=3)
 
-        assert Options.parse(mem="2G", env={"B": "2"}, throttle=3, name="n") == changed
+        assert Options().changed(mem="2G", env={"B": "2"}, throttle=3, name="n") == changed
         assert options.slurm == {"mem": "1G", "qos": "low", "hold": True}
 
     def test_namespace(self) -> None:
         """No name is taken by Python's own parameters."""
         with pytest.raises(UnknownOption):
-            Options.parse(self=1)
+            Options().changed(self=1)
         with pytest.raises(UnknownOption):
-            Options.parse(cls=1)
+            Options().changed(cls=1)
 
     def test_json(self) -> None:
         """Options come back from JSON as they were, whatever stands beside them."""
-        options = Options.parse(
+        options = Options().changed(
             time="10", hold=True, sbatch="--x=1", throttle=1, processes=2, threads=3, python=["a", "b"],
             modules="m", setup="s", env={"A": "ü"}, by_value=json, name="n",
         )  # fmt: skip
@@ -373,7 +373,7 @@ class TestOurOptions:
 
     def test_pickles(self) -> None:
         """Options pickle."""
-        options = Options.parse(mem="1G", env={"A": "1"})
+        options = Options().changed(mem="1G", env={"A": "1"})
 
         assert options == pickle.loads(pickle.dumps(options))
 
@@ -439,7 +439,7 @@ class TestShape:
     )
     def test_resolved(self, given: dict[str, Any], a_map: tuple[int, ...], single: tuple[int, ...]) -> None:
         """Any two give the third; maps have one thread an item by default, a single item all CPUs."""
-        options = Options.parse(**given)
+        options = Options().changed(**given)
 
         assert Shape(*a_map) == options.shape()
         assert Shape(*single) == options.shape(single_item=True)
@@ -456,11 +456,11 @@ class TestShape:
     def test_too_many(self, given: dict[str, int]) -> None:
         """Processes with their threads over the task's CPUs are refused at once."""
         with pytest.raises(OptionError, match=r"CPUs, and cpus_per_task is \d"):
-            Options.parse(**given)
+            Options().changed(**given)
 
     def test_changed_to_too_many(self) -> None:
         """A change that does not fit the other options is refused."""
-        options = Options.parse(cpus_per_task=8, threads=4)
+        options = Options().changed(cpus_per_task=8, threads=4)
 
         with pytest.raises(OptionError, match="threads"):
             options.changed(cpus_per_task=2)
@@ -491,7 +491,7 @@ class TestShape:
     def test_fits(self, *, cpus: int | None, processes: int | None, threads: int | None, single: bool) -> None:
         """Given numbers are kept and fit the task; only numbers that do not fit are refused."""
         try:
-            shape = Shape.resolve(cpus_per_task=cpus, processes=processes, threads=threads, single_item=single)
+            shape = Shape.resolve(cpus, processes, threads, single_item=single)
         except OptionError:
             assert (processes or 1) * (threads or 1) > (cpus or 1)
             return

@@ -25,7 +25,7 @@ GIGABYTE = float(1 << 30)
 
 def asked(error: ItemError, *, memory: float | None = None, seconds: float | None = None, **options: Any) -> object:
     """Return what the next round asks Slurm for after that error, on node n1."""
-    return next_options(Options.parse(retries=1, **options), [Cause(error, "n1", memory, seconds)]).slurm
+    return next_options(Options().changed(retries=1, **options), [Cause(error, "n1", memory, seconds)]).slurm
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_nodes() -> None:
 )
 def test_what_is_run_again(error: BaseException, *, again: bool) -> None:
     """What was ended from outside, save by a person, and what the function raised where a base of it was named."""
-    assert again == wants_retry(Options.parse(retries=1, retry_exceptions=(OSError,)), error)
+    assert again == wants_retry(Options().changed(retries=1, retry_exceptions=(OSError,)), error)
