@@ -378,11 +378,6 @@ OURS: Mapping[str, Option] = {each.name: each.metadata["row"] for each in fields
 _DEFAULTS = Options()
 
 
-def names() -> frozenset[str]:
-    """Return the names of all options: sbatch's and ours."""
-    return NAMES | OURS.keys()
-
-
 def refuse_fixed(changes: Iterable[str]) -> None:
     """Check the names of the options that a retry changes.
 

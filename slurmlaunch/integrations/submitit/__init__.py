@@ -122,9 +122,10 @@ class SlurmlaunchExecutor(core.Executor):
 
     @classmethod
     def _valid_parameters(cls) -> _Parameters:
-        from slurmlaunch.client.options import names
+        from slurmlaunch.client.options import OURS
+        from slurmlaunch.client.sbatch_options import NAMES
 
-        return _Parameters([*names(), *_OWN])
+        return _Parameters([*NAMES, *OURS, *_OWN])
 
     def _convert_parameters(self, params: dict[str, Any]) -> dict[str, Any]:
         converted = super()._convert_parameters(params)
@@ -184,8 +185,10 @@ def _ranks(parameters: Mapping[str, Any]) -> int:
 
 def _additional(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options in ``additional_parameters``: known ones by name, others as flags for sbatch."""
-    from slurmlaunch.client.options import names
+    from slurmlaunch.client.options import OURS
+    from slurmlaunch.client.sbatch_options import NAMES
 
-    named = {name.lstrip("-").replace("-", "_"): value for name, value in parameters.items()}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if name not in names()]
-    return {**{name: value for name, value in named.items() if name in names()}, **({"sbatch": flags} if flags else {})}
+    options = {name.lstrip("-").replace("-", "_"): value for name, value in parameters.items()}
+    unknown = options.keys() - NAMES - OURS.keys()
+    flags = [f"--{name.replace('_', '-')}={options.pop(name)}" for name in list(options) if name in unknown]
+    return {**options, "sbatch": flags} if flags else options

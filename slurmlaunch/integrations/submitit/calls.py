@@ -32,12 +32,7 @@ _HIDDEN = "SUBMITIT_SLURMLAUNCH_"
 
 
 class Calls:
-    """The function of a run: an item holds its arguments, and its function if the items have different ones.
-
-    Args:
-        function: the function of all items; None if each has its own.
-        stderr_to_stdout: send standard error to standard output.
-    """
+    """The function of a run: an item holds its arguments, and its function if the items have different ones."""
 
     def __init__(self, function: Callable[..., Any] | None, *, stderr_to_stdout: bool = False) -> None:
         self.function = function
@@ -54,9 +49,7 @@ class Calls:
             traceback.print_exc()
             raise
 
-    def submission(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], function: Any = None
-    ) -> utils.DelayedSubmission:
+    def submission(self, args: Any, kwargs: Any, function: Any = None) -> utils.DelayedSubmission:
         """Return an item as submitit's submission."""
         called: Any = self.function if function is None else function
         return utils.DelayedSubmission(called, *args, **kwargs)
@@ -65,11 +58,9 @@ class Calls:
 class CheckpointableCalls(Calls):
     """Calls of functions that have ``checkpoint`` or ``__submitit_checkpoint__``."""
 
-    def checkpoint(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], function: Any = None
-    ) -> utils.DelayedSubmission | None:
+    def checkpoint(self, *item: Any) -> utils.DelayedSubmission | None:
         """Return the submission that resumes an item; None if its function has none."""
-        later = self.submission(args, kwargs, function)._checkpoint_function()  # noqa: SLF001  (part of the protocol)
+        later = self.submission(*item)._checkpoint_function()  # noqa: SLF001  (part of the protocol)
         return later and utils.DelayedSubmission(self, later.args, later.kwargs, later.function)
 
 
@@ -78,16 +69,12 @@ def as_items(
 ) -> tuple[Calls, list[tuple[Any, ...]]]:
     """Return the function and the items of a run for these submissions."""
     functions = [each.function for each in submissions]
-    checkpointable = any(map(_is_checkpointable, functions))
-    if not checkpointable and all(function is functions[0] for function in functions):
-        shared: list[tuple[Any, ...]] = [(each.args, each.kwargs) for each in submissions]
-        return Calls(functions[0], stderr_to_stdout=stderr_to_stdout), shared
-    rows = [(each.args, each.kwargs, each.function) for each in submissions]
-    return (CheckpointableCalls if checkpointable else Calls)(None, stderr_to_stdout=stderr_to_stdout), rows
-
-
-def _is_checkpointable(function: object) -> bool:
-    return hasattr(function, "checkpoint") or hasattr(function, "__submitit_checkpoint__")
+    rows: list[tuple[Any, ...]] = [(each.args, each.kwargs, each.function) for each in submissions]
+    if any(hasattr(each, "checkpoint") or hasattr(each, "__submitit_checkpoint__") for each in functions):
+        return CheckpointableCalls(None, stderr_to_stdout=stderr_to_stdout), rows
+    if any(each is not functions[0] for each in functions):
+        return Calls(None, stderr_to_stdout=stderr_to_stdout), rows
+    return Calls(functions[0], stderr_to_stdout=stderr_to_stdout), [row[:2] for row in rows]
 
 
 def _hide_rank_variables() -> None:

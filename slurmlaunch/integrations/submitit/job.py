@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 
 
 class SlurmlaunchJob(core.Job[core.R]):
-    """A future as submitit's job.
-
-    Args:
-        folder: the executor's folder.
-        job_id: the id of the job: ``"123_4"``.
-        tasks: its ranks.
-        future: its future; by default it is searched for in the folder.
+    """A future as submitit's job, whose tasks are its ranks; by default the future is searched for in the folder.
 
     Raises:
         RunFolderError: there is no such job.
@@ -97,10 +91,8 @@ class SlurmlaunchJob(core.Job[core.R]):
 
     def result(self) -> core.R:
         """Return the function's result; see `results`."""
-        results = self.results()
-        if self._sub_jobs:
-            return results  # type: ignore[return-value]  # as documented; submitit itself refuses it
-        return results[0]
+        results: Any = self.results()
+        return results if self._sub_jobs else results[0]  # type: ignore[no-any-return]
 
     def results(self) -> list[core.R]:
         """Wait, and return the function's result on each rank.
