@@ -54,6 +54,9 @@ T = TypeVar("T")
 
 FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
 
+_JOBLIB = "slurmlaunch.integrations.joblib"
+"""Loaded by name when it is asked for, because the client knows none of its neighbours."""
+
 _TOKEN_LENGTH = 8
 
 
@@ -135,8 +138,7 @@ class Executor(concurrent.futures.Executor):
         Raises:
             MissingPackage: joblib is not installed.
         """
-        # By name, because the client knows none of its neighbours.
-        return import_module("slurmlaunch.integrations.joblib").SlurmlaunchBackend(self, **options)
+        return import_module(_JOBLIB).SlurmlaunchBackend(self, **options)
 
     def __repr__(self) -> str:
         shown = "".join(f", {name}={value!r}" for name, value in self._options.slurm.items())
