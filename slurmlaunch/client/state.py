@@ -305,7 +305,7 @@ class RunState:
         self._now = 0.0
         self._effects: list[Effect] = []
         self._began: float | None = None
-        self._ends_requested = self._claims_fresh = self._cancelled_rest = False
+        self._ends_known = self._claims_fresh = self._cancelled_rest = False
         self._ended: set[int] = set()
         self._missing: set[int] = set()
         self._reading: set[int] = set()
@@ -455,6 +455,7 @@ class RunState:
                 self._ended.add(view.index)
 
     def _ends_read(self, event: EndsRead) -> None:
+        self._ends_known = True
         for end in event.ends:
             view = self.tasks.view(end.task) if end.task in self.tasks else None
             if view is None or view.attempts > end.attempts or view.record is not None or not self._has_open(end.task):
@@ -472,9 +473,8 @@ class RunState:
                 self._set_missing(view, None)  # its outcomes may not be visible yet
             else:
                 at_once.append(view.index)
-        if not self._ends_requested and self._began is not None and self._now >= self._began + SCHEDULER_SILENT_FOR:
-            self._ends_requested = True
-            self._effects.append(ReadEnds())
+        if not self._ends_known and self._began is not None and self._now >= self._began + SCHEDULER_SILENT_FOR:
+            self._effects.append(ReadEnds())  # again after each tick, until they can be read
         self._read(at_once + [task for task in sorted(self._missing) if self._is_late(task)])
         if self._claims_fresh:
             self._claims_fresh = False

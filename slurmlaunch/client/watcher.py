@@ -136,9 +136,19 @@ class Watch:
         self.due = now + max(SHORTEST, pause)
 
     def handle(self, event: Event) -> None:
-        """Pass an event to the run, and execute the effects."""
+        """Pass an event to the run, and execute the effects.
+
+        Raises:
+            OSError: files cannot be read now; the next poll reads them.
+        """
+        trouble: list[OSError] = []
         for effect in self.run.handle(event):
-            self._execute(effect)
+            try:
+                self._execute(effect)
+            except OSError as error:  # the other effects are executed all the same: they come only once
+                trouble.append(error)
+        if trouble:
+            raise trouble[0]
 
     def _execute(self, effect: Effect) -> None:
         match effect:

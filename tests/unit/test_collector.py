@@ -14,7 +14,7 @@ import pickle
 import sys
 from array import array
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
 
@@ -23,7 +23,7 @@ from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.plan import pack
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import JobsSeen, SchedulerReported
+from slurmlaunch.client.state import JobsSeen, ReadTasks, RecordEnds, SchedulerReported, Tick
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import (
     ItemError,
@@ -38,7 +38,7 @@ from slurmlaunch.errors import (
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationWriter
 from slurmlaunch.runfolder.changes import latency_of
-from slurmlaunch.runfolder.journal import Round, read_rounds
+from slurmlaunch.runfolder.journal import Round, SchedulerEnd, read_rounds
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import Slices
@@ -255,6 +255,20 @@ class TestOutcomes:
         writer.path.write_bytes(content)
         watched.look()
         assert {0: "VALUE", 1: "VALUE"} == watched.statuses
+
+    def test_an_effect_after_one_that_failed(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where files cannot be read, what else is to be done is done all the same: it may be said only once."""
+        ends = [SchedulerEnd(0, 0, "NODE_FAIL", None, None, "")]
+        monkeypatch.setattr(watched.run, "handle", lambda _: [ReadTasks((0,)), RecordEnds(0, tuple(ends))])
+
+        def refuse(_: object) -> NoReturn:
+            raise OSError("stale")
+
+        monkeypatch.setattr(watched.watch.collector, "read_tasks", refuse)
+        with pytest.raises(OSError, match="stale"):
+            watched.watch.handle(Tick())
+
+        assert ends == list(watched.run.rounds[0].ends())
 
     def test_the_last_look_is_counted(self, watched: Watched) -> None:
         """The files of a task that ended without its outcomes are read once more, within the rate limit."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.retries import Cause
-from slurmlaunch.client.state import AttemptSeen, OutcomesSeen, RunLost, Settle
+from slurmlaunch.client.state import AttemptSeen, EndsRead, OutcomesSeen, ReadEnds, RunLost, Settle, Tick
 from slurmlaunch.errors import ItemError, NodeStartError, OutOfMemory, ResultLost, SubmissionError, WorkerDied
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import Recorded
@@ -344,6 +344,14 @@ class TestErrors:
         found = played(at(0, lambda _: [RunLost(fault)], settles=items("RuntimeError", *range(6))), retries=1)
 
         assert fault is found.ledger.error_of(3)
+
+    def test_recorded_ends_that_cannot_be_read(self) -> None:
+        """They are requested again after each tick, and no more once they were read."""
+        state = new_state()
+        found = [state.handle(Tick(), second) for second in (0.0, 29.0, 30.0, 31.0)]
+        state.handle(EndsRead(()), 31.0)
+
+        assert [[], [], [ReadEnds()], [ReadEnds()], []] == [*found, state.handle(Tick(), 32.0)]
 
     def test_a_fault_in_between(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Items that settled before a fault are reported with the next event: their futures wait for that."""
