@@ -617,7 +617,7 @@ def said(process: subprocess.Popen[str]) -> tuple[str, str, int]:
 
 def pythons() -> list[str]:
     """Return the supported Pythons that can be started here."""
-    found = [shutil.which(f"python3.{minor}") for minor in range(10, 14)]
+    found = [shutil.which(f"python3.{minor}") for minor in range(11, 15)]
     works = [p for p in found if p and subprocess.run([p, "-V"], capture_output=True, check=False).returncode == 0]
     return [*works, sys.executable]
 

@@ -19,6 +19,7 @@ from slurmlaunch.runfolder.records import Header, Kind
 from tests.support import scripts
 from tests.support.cluster import ClusterSpec
 from tests.support.tasks import REPOSITORY, OneRun, rows
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,4 +177,4 @@ def test_long_arrays(
     assert [(item, item * item) for item in range(10_000)] == array.results(timeout=240)
     # A limit that was hit half-way may have sent one array again, but never twice into the queue.
     assert 4 == len(array.job_ids) == len(set(array.job_ids))
-    assert 40 == len(list((array.folder / "ended").iterdir()))
+    wait_until(lambda: len(list((array.folder / "ended").iterdir())) == 40)  # a task leaves its mark after its results
