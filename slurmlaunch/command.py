@@ -128,11 +128,7 @@ class Command:
         return done
 
     def fill(self, /, *args: Any, **kwargs: Any) -> str | list[str]:
-        """Return the command with these arguments in place of its placeholders.
-
-        Raises:
-            TypeError: an argument has no placeholder, or a placeholder has no argument.
-        """
+        """Return the command with these arguments in place of its placeholders; raise as a call does."""
         arguments = _Arguments([_word(arg) for arg in args], {name: _word(value) for name, value in kwargs.items()})
         if isinstance(self._words, str):
             filled: str | list[str] = _fill_text(self._words, arguments)

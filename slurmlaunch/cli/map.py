@@ -59,7 +59,11 @@ def main(arguments: Sequence[str]) -> int:
     given, words = parser.parse(arguments)
     if not words:
         parser.error("give a command, as in: slurmlaunch map 'python process.py {}' data_*.nc")
-    command = _command(parser, words[0], given.timeout)
+    try:
+        command = Command(words[0], timeout=given.timeout)
+        command.fill("")  # a placeholder without an argument is an error before anything is submitted
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
     items = _items(parser, words[1:], given)
     executor = Executor(given.folder, cluster=given.cluster, **_run_options(given))
     if given.dry_run:
@@ -95,6 +99,7 @@ def _parser() -> RunOptionParser:
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--file", metavar="FILE", help="read the items from a file, one a line; - is standard input")
     parser.add_argument("-0", "--null", action="store_true", help="each item ends with a NUL instead of a line break")
@@ -108,15 +113,6 @@ def _parser() -> RunOptionParser:
     parser.add_argument("--quiet", action="store_true", help="print only the output of the items and failures")
     parser.add_run_options()
     return parser
-
-
-def _command(parser: RunOptionParser, text: str, timeout: float | None) -> Command:
-    try:
-        command = Command(text, timeout=timeout)
-        command.fill("")  # a placeholder without an argument is an error before anything is submitted
-    except (TypeError, ValueError) as error:
-        parser.error(str(error))
-    return command
 
 
 def _items(parser: RunOptionParser, words: list[str], given: argparse.Namespace) -> list[str]:
@@ -184,9 +180,6 @@ def _print(out: str, err: str) -> None:
 class RunOptionParser(argparse.ArgumentParser):
     """A parser that, like that of ``sbatch`` and ``xargs``, reads no option after the first word."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(allow_abbrev=False, **given)
-
     def error(self, message: str) -> NoReturn:
         """Print the error without the usage, and exit."""
         self.exit(2, f"{self.prog}: error: {message}\nTry {self.prog} --help.\n")
@@ -237,16 +230,12 @@ def _run_options(given: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `Executor` for the parsed options."""
     values = {name: getattr(given, name, None) for name in (*NAMES, *OURS)}
     options = {name: value for name, value in values.items() if value is not None and value is not False}
+    for text in options.get("env", ()):
+        if "=" not in text:
+            raise OptionError(f"--env {text}: write --env {text}=VALUE", option="env")
     if "env" in options:
-        options["env"] = dict(_variable(text) for text in options["env"])
+        options["env"] = dict(text.split("=", 1) for text in options["env"])
     return options
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise OptionError(f"--env {text}: write --env {text}=VALUE", option="env")
-    return name, value
 
 
 def _flag(name: str) -> str:

@@ -378,11 +378,7 @@ class _Runs:
 
     @contextlib.contextmanager
     def submission(self, run: Run) -> Iterator[None]:
-        """Add a run if the block succeeds; a shutdown waits for the block.
-
-        Raises:
-            RuntimeError: the executor was shut down meanwhile.
-        """
+        """Add a run if the block succeeds; a shutdown waits for the block."""
         with self._changed:
             self.check_open()
             self._submitting += 1

@@ -61,9 +61,6 @@ class Shape:
         Any two determine the third. With *cpus_per_task* alone, the items of a map have one thread each and as
         many run side by side as there are CPUs; a single item has all CPUs. With *processes* or *threads* alone,
         the task asks for that many CPUs.
-
-        Raises:
-            OptionError: the processes with their threads need more CPUs than the task has.
         """
         if cpus_per_task is None:
             processes, threads = processes or 1, threads or 1
@@ -334,11 +331,7 @@ class Options:
 
     @property
     def ranks(self) -> int:
-        """How many processes srun starts with these options; they call the function of a task together.
-
-        Raises:
-            OptionError: the number depends on how many nodes Slurm chooses.
-        """
+        """How many processes srun starts with these options; they call the function of a task together."""
         if "ntasks" in self.slurm:
             return int(self.slurm["ntasks"])
         least, _, most = str(self.slurm.get("nodes", 1)).partition("-")
@@ -353,10 +346,7 @@ class Options:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Options:
-        """Read the form of `to_json`; unknown keys are ignored, missing ones have their default.
-
-        Nothing is checked again: the options may come from a newer Slurm.
-        """
+        """Read the form of `to_json`, also of another version; values are not checked again."""
         known = ((each.name, data[each.name]) for each in fields(cls) if each.name in data)
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in known}
         if values.get("container") is not None:
@@ -379,11 +369,7 @@ _DEFAULTS = Options()
 
 
 def refuse_fixed(changes: Iterable[str]) -> None:
-    """Check the names of the options that a retry changes.
-
-    Raises:
-        OptionError: one of them belongs to the run for good.
-    """
+    """Raise `OptionError` if a retry changes an option that belongs to the run for good."""
     for name in changes:
         if name in OURS and OURS[name].fixed:
             raise refused(name, OURS[name].fixed)
@@ -409,11 +395,7 @@ def with_options_listed(executor: type[T]) -> type[T]:
 
 
 def check_cluster(cluster: str) -> str:
-    """Return the name of a kind of backend as it is.
-
-    Raises:
-        OptionError: there is no such kind; perhaps one of Slurm's own clusters was meant.
-    """
+    """Return the name of a kind of backend; raise `OptionError` if there is none of this name."""
     if cluster in CLUSTERS:
         return cluster
     raise OptionError(
@@ -427,10 +409,7 @@ def job_name(name: str | None, token: str) -> str:
     """Return the name of a Slurm job: the readable part of *name*, and the token that makes it unique.
 
     Of the name, the characters that sbatch, squeue and sacct all accept are kept: ``[A-Za-z0-9._-]``, at most
-    `JOB_NAME_LENGTH` with the token.
-
-    Raises:
-        ValueError: the token is no such name itself, or leaves no room.
+    `JOB_NAME_LENGTH` with the token, which must consist of such characters itself.
     """
     room = JOB_NAME_LENGTH - len(token) - 1
     if room < 1 or not re.fullmatch(r"[A-Za-z0-9._-]+", token):

@@ -54,11 +54,7 @@ class How(NamedTuple):
     name: str | None = None
 
     def check(self, options: Options) -> None:
-        """Refuse wrong numbers and combinations before an iterable is consumed.
-
-        Raises:
-            OptionError: as for `plan`, or *cost* or ranks with another schedule than static.
-        """
+        """Raise `OptionError` for wrong numbers and combinations, before an iterable is consumed."""
         plan(1, limits=Limits(), tasks=self.tasks, chunksize=self.chunksize, schedule=self.schedule)
         if self.schedule != STATIC:
             if self.cost is not None:
@@ -86,11 +82,7 @@ class Call:
         return self.options.name or name_of(self.function).rpartition(".")[2].strip("<>")
 
     def plan(self, items: int, limits: Limits, shape: Shape) -> tuple[Plan, array[int] | None]:
-        """Return the plan for so many items, and the order of the items if they are packed by cost.
-
-        Raises:
-            OptionError: the costs are not as many as the items.
-        """
+        """Return the plan for so many items, and the order of the items if they are packed by cost."""
         # One machine needs fewer tasks, unless each has a time limit for all of its items.
         timed = self._how.schedule == STATIC and "time" in self.options.slurm
         planned = plan(
@@ -244,11 +236,7 @@ def _arrays(first_task: int, tasks: int, limits: Limits) -> tuple[range, ...]:
 
 
 class Costs:
-    """The costs of the items in any unit, given as numbers or as a function.
-
-    Raises:
-        OptionError: *cost* is neither, or a number is negative or not finite.
-    """
+    """The costs of the items in any unit, given as numbers or as a function; `OptionError` if they are wrong."""
 
     def __init__(self, cost: Cost) -> None:
         self._function = cost if callable(cost) else None
@@ -262,23 +250,14 @@ class Costs:
                 raise refused("cost", f"must be a function of an item, or numbers, one for each: {error}") from error
 
     def watching(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        """Yield the items, and record the function's cost of each.
-
-        Raises:
-            OptionError: a cost is no number, negative, or not finite.
-            Exception: the function raised it.
-        """
+        """Yield the items, and record the function's cost of each."""
         for row in rows:
             if self._function is not None:
                 self._numbers.append(_checked(self._function(*row)))
             yield row
 
     def of(self, items: int) -> array[float]:
-        """Return the costs of so many items.
-
-        Raises:
-            OptionError: the number of costs is another.
-        """
+        """Return the costs of so many items."""
         if len(self._numbers) != items:
             raise refused("cost", f"gives {len(self._numbers)} numbers for {items} items")
         return self._numbers
@@ -295,16 +274,10 @@ def _checked(cost: Any) -> float:
 
 
 def pack(costs: array[float], tasks: int, *, longest_first: bool) -> tuple[PackedSlices, array[int]]:
-    """Pack all items into so many slices of about equal cost.
+    """Pack all items into as many slices of about equal cost as there are tasks, at most one per item.
 
-    Args:
-        costs: the cost of each item.
-        tasks: the number of slices, at most the number of items.
-        longest_first: order the items of a slice by cost, which helps several processes to finish together;
-            otherwise by number, in which they are read and recorded faster.
-
-    Returns:
-        The slices, and the order of the items that they divide.
+    The items of a slice are ordered *longest_first*, which helps several processes to finish together, or by
+    number, in which they are read and recorded faster. Return the slices, and the order that they divide.
     """
     pieces = _pieces(costs, tasks)
     weights = [sum(costs[piece.start : piece.stop]) for piece in pieces]

@@ -65,60 +65,43 @@ _OUTPUT = "slurmlaunch reads the output of sbatch: ask for this in a shell"
 
 OURS_TO_SET: Mapping[str, _Advice] = {
     "array": ("the array follows from the call: map_array(..., tasks=..., throttle=...)", ("tasks", "throttle")),
-    "autocomplete": (_OUTPUT, ()),
     "chdir": ("tasks run in the client's working directory: start the client there", ()),
-    "error": (_LOGS, ()),
-    "export": (_ENVIRONMENT, ("env",)),
-    "export_file": (_ENVIRONMENT, ("env",)),
-    "help": (_OUTPUT, ()),
+    **dict.fromkeys(("error", "output"), (_LOGS, ())),
+    **dict.fromkeys(("export", "export_file"), (_ENVIRONMENT, ("env",))),
     "ignore_pbs": (_SCRIPT, ()),
     "input": ("tasks have no standard input: pass the data to the function", ()),
     "job_name": ("give name=...; a unique token is added to it", ("name",)),
     "open_mode": (_LOGS + " (a requeued task appends)", ()),
-    "output": (_LOGS, ()),
     "parsable": ("the job id is read for you: future.job_id", ()),
-    "quiet": (_OUTPUT, ()),
     "signal": ("the signal before the time limit is slurmlaunch's own", ()),
     "test_only": ("ex.script(...) shows what would be submitted, without submitting", ()),
-    "usage": (_OUTPUT, ()),
-    "verbose": (_OUTPUT, ()),
-    "version": (_OUTPUT, ()),
     "wait": ("calls return once sbatch has accepted; wait with .results() or future.result()", ()),
     "wrap": (_SCRIPT, ("setup",)),
+    **dict.fromkeys(("autocomplete", "help", "quiet", "usage", "verbose", "version"), (_OUTPUT, ())),
 }
 
 _CALL = "this belongs to the call, as in ex.map_array(fn, items, {}=...)"
 _EXECUTOR = "a new Executor takes this as a parameter; ex.options(...) keeps it"
 _ELSEWHERE: Mapping[str, _Advice] = {
-    "chunksize": (_CALL.format("chunksize"), ()),
+    **{name: (_CALL.format(name), ()) for name in ("chunksize", "schedule", "tasks")},
     "cluster": (_EXECUTOR + "; Slurm's own clusters are given as clusters=", ("clusters",)),
     "folder": (_EXECUTOR, ()),
-    "schedule": (_CALL.format("schedule"), ()),
-    "tasks": (_CALL.format("tasks"), ()),
     "timeout": ("a timeout belongs to the wait: .results(timeout=...), future.result(timeout=...)", ()),
 }
 
 # Names of other launchers that difflib finds too far from ours.
 _HABITS = {
-    "additional_parameters": "sbatch",
-    "array_parallelism": "throttle",
-    "cores": "cpus_per_task",
-    "cpu": "cpus_per_task",
-    "cpus": "cpus_per_task",
-    "environment": "env",
-    "max_workers": "processes",
-    "mem_gb": "mem",
-    "memory": "mem",
-    "modules_to_load": "modules",
-    "n_cpus": "cpus_per_task",
-    "n_jobs": "processes",
-    "n_workers": "processes",
-    "project": "account",
-    "queue": "partition",
-    "tasks_per_node": "ntasks_per_node",
-    "timeout_min": "time",
-    "walltime": "time",
-    "workers": "processes",
+    "account": ("project",),
+    "cpus_per_task": ("cores", "cpu", "cpus", "n_cpus"),
+    "env": ("environment",),
+    "mem": ("mem_gb", "memory"),
+    "modules": ("modules_to_load",),
+    "ntasks_per_node": ("tasks_per_node",),
+    "partition": ("queue",),
+    "processes": ("max_workers", "n_jobs", "n_workers", "workers"),
+    "sbatch": ("additional_parameters",),
+    "throttle": ("array_parallelism",),
+    "time": ("timeout_min", "walltime"),
 }
 
 # Options that sbatch=[...] must not contain, because slurmlaunch needs their values: the caps follow from the CPUs,
@@ -220,9 +203,6 @@ def read_option(name: str, value: object) -> str | bool | None:
     """Return the value that sbatch gets for an option: text, True for a bare flag, or None if it gets none.
 
     *name* is one of `NAMES`. None, False and an empty list leave the option out.
-
-    Raises:
-        OptionError: the value is wrong.
     """
     if value is None or value is False or (isinstance(value, (list, tuple)) and not value):
         return None
@@ -262,12 +242,7 @@ _READERS: Mapping[str, Callable[[str, object], str]] = {
 
 
 def read_flag(flag: str) -> str:
-    """Return a flag for sbatch unchanged.
-
-    Raises:
-        OptionError: it holds a line break, is no flag, or is an option whose value slurmlaunch needs.
-        UnknownOption: it is an option that slurmlaunch sets itself.
-    """
+    """Return a flag for sbatch unchanged; refuse an option that slurmlaunch sets, or whose value it needs."""
     one_line("sbatch", flag)
     if not re.match(r"--?[A-Za-z]", flag):
         raise refused("sbatch", f"every entry is one flag, as '--flag=value', not {flag!r}")
@@ -301,10 +276,7 @@ def _short_options(letters: str) -> list[str]:
 
 
 def unknown_option(name: str, ours: Collection[str]) -> UnknownOption:
-    """Return the error for a name that is no option, with suggestions.
-
-    *ours* are the names of slurmlaunch's own options.
-    """
+    """Return the error for a name that is no option, with suggestions from sbatch's options and *ours*."""
     word = _snake_case(name)
     advice = OURS_TO_SET.get(word) or _ELSEWHERE.get(word)
     if advice:
@@ -332,7 +304,7 @@ def _snake_case(name: str) -> str:
 def _nearest(word: str, names: Collection[str]) -> tuple[str, ...]:
     if word in names:
         return (word,)
-    exact = [_HABITS[word]] if word in _HABITS else []
+    exact = [name for name, habits in _HABITS.items() if word in habits]
     close = difflib.get_close_matches(word, names)
     part_of = [name for name in names if word in name.split("_")]
     return tuple(dict.fromkeys(exact + close + part_of))[:3]
