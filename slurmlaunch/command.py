@@ -34,7 +34,7 @@ import subprocess
 import threading
 import time
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -258,7 +258,7 @@ def _name(words: str | Sequence[str]) -> str:
 def _run(command: str | Sequence[str], timeout: float | None, *, capture: bool) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, and kill the processes that it leaves running."""
     output = subprocess.PIPE if capture else None
-    with _Termination() as termination, _process_group() as group:
+    with _termination() as wait_for_own_end, _process_group() as group:
         program = subprocess.Popen(
             command,
             shell=isinstance(command, str),
@@ -273,7 +273,7 @@ def _run(command: str | Sequence[str], timeout: float | None, *, capture: bool) 
             except BaseException:
                 os.killpg(group, signal.SIGKILL)  # else leaving the block would wait for it
                 raise
-        termination.wait_for_own_end(program.returncode)
+        wait_for_own_end(program.returncode)
     return subprocess.CompletedProcess(command, program.returncode, _decoded(out), _decoded(err))
 
 
@@ -311,37 +311,34 @@ def _process_group() -> Iterator[int]:
         yield guard.pid
 
 
-class _Termination:
-    """Tells a failure of the program from the end of the whole task, whose SIGTERM reaches all processes in it.
+@contextlib.contextmanager
+def _termination() -> Iterator[Callable[[int], None]]:
+    """Tell a failure of the program from the end of the whole task, whose SIGTERM reaches all processes in it.
 
     A pool process survives SIGTERM, because its supervisor decides when to end. A program that died of the
-    same signal has no outcome: its item must stay without one, to be run again. So this process waits to be killed.
+    same signal has no outcome: its item must stay without one, to be run again. So the function that this
+    yields waits to be killed, if the program failed because of a SIGTERM to the whole task.
     """
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda _: None
+        return
+    received: list[int] = []
 
-    def __init__(self) -> None:
-        self._received = False
-        self._before: Any = None
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        before(number, frame)
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGTERM)):
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        self._received = True
-        self._before(number, frame)
-
-    def wait_for_own_end(self, status: int) -> None:
-        """Wait to be killed, if the program failed because of a SIGTERM to the whole task."""
-        if self._before is None or not status:
-            return
+    def wait_for_own_end(status: int) -> None:
         if status in {-signal.SIGTERM, _SHELL_SIGNAL_STATUS + signal.SIGTERM}:
             until = time.monotonic() + _SIGTERM_GRACE_SECONDS
-            while not self._received and time.monotonic() < until:
+            while not received and time.monotonic() < until:
                 time.sleep(_SIGTERM_GRACE_SECONDS / 20)
-        if self._received:
+        if status and received:
             time.sleep(_SUPERVISOR_END_SECONDS)
 
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield wait_for_own_end
+    finally:
+        signal.signal(signal.SIGTERM, before)

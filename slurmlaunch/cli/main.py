@@ -19,9 +19,7 @@ from slurmlaunch.errors import SlurmlaunchError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SUBCOMMANDS = {
-    "map": "run a shell command on each of many items, as one job array",
-}
+SUBCOMMANDS = {"map": "run a shell command on each of many items, as one job array"}
 
 USAGE_STATUS = 2
 _SIGNALLED = 128

@@ -39,11 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SlurmlaunchExecutor", "SlurmlaunchJob", "SlurmlaunchJobEnvironment"]
 
-_RENAMED = {
-    "array_parallelism": "throttle",
-    "job_name": "name",
-    "num_gpus": "gpus_per_node",
-}
+_RENAMED = {"array_parallelism": "throttle", "job_name": "name", "num_gpus": "gpus_per_node"}
 """submitit's names for options of slurmlaunch or sbatch."""
 
 _IGNORED = {
