@@ -49,17 +49,14 @@ _NOTED_LINES = 10
 
 _GUARD = "trap '' HUP INT TERM USR1 USR2; read -r _; kill -KILL 0"
 
+# A death by SIGTERM stays unreported for so long: the same signal may be about to reach this process.
 _SIGTERM_GRACE_SECONDS = 1.0
-"""How long a death by SIGTERM stays unreported: the same signal may be about to reach this process."""
-
+# More than enough for a supervisor that received SIGTERM to kill its processes.
 _SUPERVISOR_END_SECONDS = 10.0
-"""More than enough for a supervisor that received SIGTERM to kill its processes."""
-
+# After so long a program that has ended counts as ended, even if a child of it holds its output open.
 _DRAIN_SECONDS = 1.0
-"""After so long a program that has ended counts as ended, even if a child of it holds its output open."""
-
+# A shell's exit status for a command ended by a signal is this plus the signal's number.
 _SHELL_SIGNAL_STATUS = 128
-"""A shell's exit status for a command ended by a signal is this plus the signal's number."""
 
 
 class Command:

@@ -15,7 +15,7 @@ import pickle
 import threading
 import types
 from collections import Counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
@@ -27,7 +27,7 @@ from slurmlaunch.runfolder.buffers import SHARED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-T = TypeVar("T")
+    _Part = tuple[str, object]
 
 _DEPTH = 6
 """The depth of the search for the part that does not pickle; the message names the part where it stopped."""
@@ -39,7 +39,7 @@ def pickle_function(function: Callable[..., Any]) -> bytes | Bundle:
     Raises:
         NotPicklable: it does not pickle; the error names the variable or attribute.
     """
-    return _dumps(function, f"the function {name_of(function)}", _parts, at_least=SHARED)
+    return _dumps(function, f"the function {name_of(function)}", _parts(function), at_least=SHARED)
 
 
 def pickle_arguments(arguments: tuple[Any, ...]) -> bytes | Bundle:
@@ -49,7 +49,7 @@ def pickle_arguments(arguments: tuple[Any, ...]) -> bytes | Bundle:
         NotPicklable: they do not pickle; the error names the argument.
     """
     pickled = _pickled_data(arguments)
-    return _dumps(arguments, "an item", lambda row: _arguments(row, {})) if pickled is None else pickled
+    return _dumps(arguments, "an item", _arguments(arguments, {})) if pickled is None else pickled
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -118,21 +118,19 @@ def _pickled_data(value: object) -> bytes | None:
         pickler.file.truncate()
 
 
-def _dumps(
-    value: T, what: str, parts: Callable[[T], Iterator[tuple[str, object]]], *, at_least: int = APART
-) -> bytes | Bundle:
+def _dumps(value: object, what: str, parts: Iterator[_Part], *, at_least: int = APART) -> bytes | Bundle:
     try:
         return pickle_apart(value, byvalue.dumps, at_least=at_least)
     except SlurmlaunchError:
         raise
     except Exception as error:
-        path = " → ".join(_culprit(value, parts(value), _DEPTH))
+        path = " → ".join(_culprit(value, parts, _DEPTH))
         where = f": {path}" if path else ""
         advice = "Create it inside the function, or leave it out by __getstate__."
         raise NotPicklable(f"{what} does not pickle{where} ({error}). {advice}", path=path) from error
 
 
-def _culprit(value: object, parts: Iterator[tuple[str, object]], depth: int) -> list[str]:
+def _culprit(value: object, parts: Iterator[_Part], depth: int) -> list[str]:
     """Return the path from a value to the innermost part that does not pickle."""
     if depth:
         for name, part in parts:
@@ -149,7 +147,7 @@ def _pickles(value: object) -> bool:
     return True
 
 
-def _parts(value: object) -> Iterator[tuple[str, object]]:
+def _parts(value: object) -> Iterator[_Part]:
     """Yield the parts of a value, each with a name that the user knows."""
     if isinstance(value, functools.partial):
         yield "partial's function", value.func
@@ -166,12 +164,12 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
         yield from _attributes(value)
 
 
-def _arguments(args: tuple[Any, ...], keywords: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def _arguments(args: tuple[Any, ...], keywords: dict[str, Any]) -> Iterator[_Part]:
     yield from ((f"argument {i}", part) for i, part in enumerate(args))
     yield from ((f"argument {name!r}", part) for name, part in keywords.items())
 
 
-def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+def _function_parts(function: types.FunctionType) -> Iterator[_Part]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # the variable has no value yet
             yield f"closure variable {name!r}", cell.cell_contents
@@ -189,7 +187,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _attributes(value: object) -> Iterator[tuple[str, object]]:
+def _attributes(value: object) -> Iterator[_Part]:
     if isinstance(value, type):
         members = {k: v for k, v in vars(value).items() if not k.startswith("__")}
         yield from ((f"class attribute {n!r}", v) for n, v in members.items())

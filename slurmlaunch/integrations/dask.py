@@ -49,18 +49,11 @@ if TYPE_CHECKING:
 _ADDRESS = "dask-scheduler"
 """The file in the run folder that holds the scheduler's address."""
 
-_GRACE = 10.0
-"""Seconds that the parts of a cluster get to shut down."""
-
-_SCHEDULER_WITHIN = 600.0
-"""Seconds that a worker waits for the scheduler to start."""
-
-_ANSWER_WITHIN = 120.0
-"""Seconds that a worker tries to reach a scheduler that has started and may have ended."""
-
-_FIRST_CLIENT_WITHIN = 120.0
-"""Seconds that a new cluster waits for its client."""
-
+# In seconds.
+_GRACE = 10.0  # for the parts of a cluster to shut down
+_SCHEDULER_WITHIN = 600.0  # a worker waits for the scheduler to start
+_ANSWER_WITHIN = 120.0  # a worker tries to reach a scheduler that has started and may have ended
+_FIRST_CLIENT_WITHIN = 120.0  # a new cluster waits for its client
 _POLL_EVERY = 0.5
 
 _HERE_ONLY = "127.0.0.1:0"
@@ -133,9 +126,8 @@ def _address_or_failure(members: FutureArray[None]) -> str | None:
     address = _address_in(members.folder)
     if address is None and members[0].done():
         members[0].result()
-        raise SlurmlaunchError(
-            f"the Dask cluster ended before its scheduler started; its logs are in {members.folder / 'logs'}"
-        )
+        logs = members.folder / "logs"
+        raise SlurmlaunchError(f"the Dask cluster ended before its scheduler started; its logs are in {logs}")
     return address
 
 
@@ -152,7 +144,7 @@ def _await(poll: Callable[[], str | None], seconds: float | None) -> str:
     pause = 0.05
     while (found := poll()) is None:
         if until is not None and time.monotonic() > until:
-            raise concurrent.futures.TimeoutError(f"no Dask scheduler has started within {seconds:g} s")
+            raise TimeoutError(f"no Dask scheduler has started within {seconds:g} s")
         time.sleep(pause)
         pause = min(_POLL_EVERY, pause * 1.5)
     return found
@@ -165,7 +157,7 @@ def _shut_down(client: distributed.Client) -> Collection[int]:
     # Bounded, because the client would try for a minute to reach a scheduler that has just ended.
     bounded = functools.partial(client.sync, callback_timeout=_GRACE)
     there: Collection[int] = ()
-    with contextlib.suppress(OSError, asyncio.TimeoutError):  # members that are left are cancelled
+    with contextlib.suppress(OSError):  # a timeout, too; members that are left are cancelled
         there = {0, *bounded(client._run_on_scheduler, _names_of_workers)}  # noqa: SLF001  (the public one has no timeout)
         bounded(client.shutdown)
     return there
@@ -197,7 +189,7 @@ async def _serve_scheduler(client_timeout: float, **options: Any) -> None:
         await _await_last_client(scheduler, client_timeout)
         await scheduler.close(reason="the client is gone")
         # A worker that has not reached the scheduler yet would try for long.
-        with contextlib.suppress(asyncio.TimeoutError):
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(worker, _GRACE)
 
 

@@ -54,17 +54,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SlurmlaunchBackend", "register_parallel_backend"]
 
+# How many tasks are assumed to run at once on a cluster without a throttle, for callers that cut their work by it.
 _CONCURRENT_TASKS = 100
-"""How many tasks are assumed to run at once on a cluster without a throttle, for callers that cut their work by it."""
-
+# The most calls of one run, and how many joblib dispatches ahead.
 _WINDOW = 10_000
-"""The most calls of one run, and how many joblib dispatches ahead."""
-
+# Seconds without another call after which a window may close.
 _SILENCE = 0.1
-"""Seconds without another call after which a window may close."""
-
+# Seconds after which a window closes even if most of the earlier calls still run.
 _LONGEST_WINDOW = 30.0
-"""Seconds after which a window closes even if most of the earlier calls still run."""
 
 _JOBLIB_KEYWORDS = frozenset({
     "max_nbytes", "temp_folder", "mmap_mode", "prefer", "require", "verbose", "context", "timeout",
