@@ -91,9 +91,10 @@ class Command:
         capture: bool = True,
     ) -> None:
         self._words = command if isinstance(command, str) else [_word(word) for word in command]
-        if not self._words or not "".join(self._words).strip():
+        text = self._words if isinstance(self._words, str) else "\n".join(self._words)
+        if not text.strip():
             raise ValueError("the command is empty: give a text for the shell, or a list of words")
-        for found in _PLACEHOLDER.finditer("\n".join([self._words] if isinstance(self._words, str) else self._words)):
+        for found in _PLACEHOLDER.finditer(text):
             if found["number"] == "0":
                 raise ValueError(f"{found[0]} stands for no argument, they are counted from 1: write {{}} or {{1}}")
         if timeout is not None and not timeout > 0:

@@ -126,15 +126,10 @@ def _items(parser: RunOptionParser, words: list[str], given: argparse.Namespace)
         return words
     if words:
         parser.error("give the items either after the command or with --file")
-    return _read(source, "\0" if given.null else "\n")
-
-
-def _read(source: str, separator: str) -> list[str]:
     # Decoded like file names, which may contain any bytes.
-    descriptor: str | int = sys.stdin.fileno() if source == "-" else source
-    with open(descriptor, "rb", closefd=source != "-") as file:
-        items = os.fsdecode(file.read()).split(separator)
-    return items[:-1] if not items[-1] else items
+    with open(sys.stdin.fileno() if source == "-" else source, "rb", closefd=source != "-") as file:
+        items = os.fsdecode(file.read()).split("\0" if given.null else "\n")
+    return items if items[-1] else items[:-1]
 
 
 def _follow(futures: FutureArray[subprocess.CompletedProcess[str]], items: list[str]) -> int:

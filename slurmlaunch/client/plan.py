@@ -153,9 +153,12 @@ def plan(
     """
     notice = blocks = None
     if schedule != STATIC:
-        most = min(-(-items // processes), _most_by_default(limits)[0])
-        default = _default_claimants(most, processes, limits, throttle)
-        blocks = _blocks(items, tasks, chunksize, schedule, default)
+        if schedule not in SCHEDULES:
+            known = ", ".join(f'"{each}"' for each in (STATIC, *SCHEDULES))
+            raise OptionError(f"schedule={schedule!r} is none of {known}", option="schedule")
+        wanted = _claimants(items, processes, limits, throttle) if tasks is None else as_count("tasks", tasks)
+        chunksize = None if chunksize is None else as_count("chunksize", chunksize)
+        blocks = Blocks(items, min(wanted, -(-items // (chunksize or 1))), schedule, chunksize)
         slices = Slices(items, blocks.tasks)
     elif tasks is not None or chunksize is not None:
         slices = _given_slices(items, tasks, chunksize)
@@ -165,19 +168,9 @@ def plan(
     return Plan(slices, arrays, first_task, notice, blocks)
 
 
-def _blocks(items: int, tasks: int | None, chunksize: int | None, schedule: str, default: int) -> Blocks:
-    if schedule not in SCHEDULES:
-        known = ", ".join(f'"{each}"' for each in (STATIC, *SCHEDULES))
-        raise OptionError(f"schedule={schedule!r} is none of {known}", option="schedule")
-    wanted = default if tasks is None else as_count("tasks", tasks)
-    if chunksize is not None:
-        chunksize = as_count("chunksize", chunksize)
-    most = -(-items // (chunksize or 1))
-    return Blocks(items, min(wanted, most), schedule, chunksize)
-
-
-def _default_claimants(slices: int, processes: int, limits: Limits, throttle: int | None) -> int:
+def _claimants(items: int, processes: int, limits: Limits, throttle: int | None) -> int:
     """Return how many tasks claim blocks by default: so few that each claims many, even if few run at once."""
+    slices = min(-(-items // processes), _most_by_default(limits)[0])
     at_once = [slices, throttle or slices, max(1, (limits.cpus or slices * processes) // processes)]
     return min(*at_once, math.isqrt(max(0, slices - 1)) + 1)
 

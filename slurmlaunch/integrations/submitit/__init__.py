@@ -48,8 +48,7 @@ _IGNORED = {
     "use_srun": "calls start without srun",
 }
 _CALL = ("tasks", "chunksize")
-_OWN = ("stderr_to_stdout", "additional_parameters", "teardown", *_CALL, *_RENAMED, *_IGNORED)
-_NOT_OPTIONS = {*_OWN} - {*_RENAMED}
+_NOT_OPTIONS = ("stderr_to_stdout", "additional_parameters", "teardown", *_CALL, *_IGNORED)
 
 
 class _Parameters(set[str]):
@@ -121,7 +120,7 @@ class SlurmlaunchExecutor(core.Executor):
         from slurmlaunch.client.options import OURS
         from slurmlaunch.client.sbatch_options import NAMES
 
-        return _Parameters([*NAMES, *OURS, *_OWN])
+        return _Parameters([*NAMES, *OURS, *_NOT_OPTIONS, *_RENAMED])
 
     def _convert_parameters(self, params: dict[str, Any]) -> dict[str, Any]:
         converted = super()._convert_parameters(params)
