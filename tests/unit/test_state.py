@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,19 @@ from hypothesis import strategies as st
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.retries import Cause
-from slurmlaunch.client.state import AttemptSeen, EndsRead, OutcomesSeen, ReadEnds, RunLost, Settle, Tick
+from slurmlaunch.client.state import (
+    AttemptSeen,
+    CancellationsRecorded,
+    EndsRead,
+    JobsSeen,
+    OutcomesSeen,
+    ReadEnds,
+    RecordCancellations,
+    RunLost,
+    Settle,
+    SubmitRound,
+    Tick,
+)
 from slurmlaunch.errors import ItemError, NodeStartError, OutOfMemory, ResultLost, SubmissionError, WorkerDied
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import Recorded
@@ -34,6 +46,7 @@ from tests.support.state_tables import (
     damaged,
     items,
     law,
+    made,
     mark,
     new_state,
     notes,
@@ -49,6 +62,7 @@ from tests.support.state_tables import (
 )
 
 if TYPE_CHECKING:
+    from slurmlaunch.client.state import Event, RunState
     from tests.support.state_tables import Happening
 
 KILLED = 128 + 9
@@ -413,4 +427,77 @@ def test_any_order(steps: list[tuple[float, list[Happening]]], *, retries: int, 
         now += 100.0
         tasks = [task for each in state.tasks.rounds for task in each.plan.tasks]
         player.play(at(now, *(mark(task, KILLED, start=9) for task in tasks)))
+    assert not state.ledger.open
+
+
+class Slow(Player):
+    """Answers what the state requests only when it is told to, and in any way."""
+
+    def __init__(self, state: RunState) -> None:
+        super().__init__(state, slow=True)
+        self.unwritten: list[Any] = []
+        self.retry: SubmitRound | None = None
+        self.made = False
+
+    def send(self, event: Event) -> None:
+        """Send an event, and keep what the state requests."""
+        super().send(event)
+        self.unwritten += [each.ranges for each in self.effects if isinstance(each, RecordCancellations)]
+        for each in self.effects:
+            if isinstance(each, SubmitRound):
+                assert self.retry is None
+                self.retry = each
+        self.effects = []
+
+    def answer(self, word: str) -> None:
+        """Do what a word says, if there is something to do it with."""
+        first, last = self.state.tasks.rounds[0], self.state.tasks.rounds[-1]
+        if word == "refused" and 0 in first.missing_arrays:
+            self._happen(refused(0))
+        elif word == "accepted":
+            self.send(JobsSeen(0, {number: f"9{number}" for number in first.missing_arrays}))
+        elif word in {"written", "unwritten"} and self.unwritten:
+            ranges = self.unwritten.pop(0)
+            self.send(CancellationsRecorded(*((ranges, ()) if word == "written" else ((), ranges))))
+        elif word == "made" and self.retry and not self.made:
+            self._happen(made(*self.retry.items))
+            self.made = True
+        elif (word == "submitted" and self.made) or (word == "not submitted" and self.retry):
+            if word == "submitted":
+                self._happen(submitted(last.number))
+            self.retry, self.made = None, False
+            self._happen(retry_ended(None if word == "submitted" else OSError("disk full")))
+
+
+WORDS = ("refused", "accepted", "written", "unwritten", "made", "submitted", "not submitted")
+
+
+@settings(max_examples=300)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from([0.1, 70.0]),
+            st.one_of(st.builds(cancel, numbers, numbers), st.builds(mark, tasks, st.just(KILLED))),
+            st.lists(st.sampled_from(WORDS), max_size=2),
+        ),
+        max_size=12,
+    ),
+    retries=st.integers(0, 2),
+)
+def test_any_answers(steps: list[tuple[float, Happening, list[str]]], *, retries: int) -> None:
+    """However late, and in whatever order, writes and submissions succeed or fail: everything settles."""
+    state = new_state(arrays=[1, 2], retries=retries)
+    player, now = Slow(state), 0.0
+    for pause, happening, words in steps:
+        now += pause
+        player.play(at(now, happening))
+        for word in words:
+            player.answer(word)
+
+    for _ in range(3 * (retries + 2)):
+        now += 100.0
+        for word in ("accepted", *["written"] * len(player.unwritten), "made", "submitted"):
+            player.answer(word)
+        ran = [task for each in state.tasks.rounds for number in each.jobs for task in each.tasks_of(number)]
+        player.play(at(now, *(mark(task, KILLED, start=9) for task in ran)))
     assert not state.ledger.open
