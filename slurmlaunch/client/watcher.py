@@ -62,6 +62,9 @@ operations, so that a process that waits causes fewer than 40 per second. The ki
 the others: folders that show what starts and ends, files of running tasks, files of ended tasks, each of which is read
 once, and the same when no task of the run is left."""
 
+LONGEST_DEBT = 60.0
+"""Seconds after which visits of a kind are allowed again, however many one poll has made of tasks that died at once."""
+
 
 class RateLimit:
     """The bound on reading from network file systems, for the polls of all runs."""
@@ -81,7 +84,7 @@ class RateLimit:
     def spend(self, visits: Mapping[str, float]) -> None:
         """Count visits that were made, by kind."""
         for kind, number in visits.items():
-            self._saved[kind] -= number
+            self._saved[kind] = max(self._saved[kind] - number, -LONGEST_DEBT * VISITS_PER_SECOND[kind])
 
     def seconds_owed(self, kind: str) -> float:
         """Return the seconds until visits of a kind may be made again."""

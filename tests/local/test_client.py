@@ -218,6 +218,17 @@ def test_the_registry_while_it_is_swept() -> None:
     assert registry.find(0) is None
 
 
+def test_a_debt_ends() -> None:
+    """However many tasks died at once, the files of those that end later are read after a minute."""
+    clock = [100.0]
+    limit = RateLimit(lambda: clock[0])
+    limit.spend({"ended": 100_000})
+    assert limit.left("ended") < 0
+
+    clock[0] += 61
+    assert limit.left("ended") > 0
+
+
 def test_a_local_disk_is_polled_often(tmp_path: Path) -> None:
     """However much other runs have read, a result on a local disk is seen within 20 ms, also after a quiet minute."""
     folder = OneRun(tmp_path / "run", len, rows(range(400))).folder
