@@ -116,10 +116,7 @@ class Executor(concurrent.futures.Executor):
         return self._options.ranks
 
     def options(self, **changes: Any) -> Executor:
-        """Return an executor with some options changed: same folder, same shutdown.
-
-        Args:
-            changes: options as for `Executor`; None restores a default.
+        """Return an executor with some options changed; None restores a default. Same folder, same shutdown.
 
         Raises:
             UnknownOption, OptionError: as for `Executor`.

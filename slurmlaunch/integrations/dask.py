@@ -1,20 +1,11 @@
 """A Dask cluster inside one job, for work whose parts depend on each other.
 
-::
-
-    with slurmlaunch.dask_cluster(Executor(cpus_per_task=8, time="01:00:00"), workers=4) as client:
-        client.submit(simulate, 7).result()
-
 The job is one array with a worker in each item, and the scheduler in the process of the first. All parts end
 together: with the ``with`` block, with the job, and some time after a client that was killed.
 
 Security: a Dask scheduler runs any code that it receives, and other users of the cluster reach its port. So all
 connections are TLS with a key of the cluster's own, which both sides must show; it is stored in the run folder,
-which only its user can read. The first item writes the scheduler's address there; the others and the client
-wait for it.
-
-    run folder ── scheduler's address ──▶ client, workers
-
+which only its user can read. The first item writes the scheduler's address there, for the others and the client.
 A node imports this file, so imports of the client stand in functions.
 """
 

@@ -1,23 +1,11 @@
 """joblib's backend ``"slurmlaunch"``, with which `joblib.Parallel` and scikit-learn run on job arrays.
 
-::
+joblib hands over one call at a time. The calls of a window become one run; a window closes when no call has come
+for a moment and as many calls wait as still run, or after half a minute. joblib is called back by our thread
+rather than by the watcher's, because it then takes new calls from the user's iterator, however long that takes.
 
-    with joblib.parallel_config(backend=Executor(partition="small").joblib_backend()):
-        search.fit(X, y)
-
-joblib hands over one call at a time, and a job for each would make a thousand submissions. So the calls of a
-window become one run. A window closes when no call has come for a moment and as many calls wait as still run,
-or after half a minute.
-
-    joblib ──batch──▶ queue ──▶ our thread ──one map_array per window──▶ Slurm
-    joblib ◀─callback── our thread ◀── queue ◀──done── the watcher
-
-joblib is called back by our thread rather than by the watcher's, because joblib then takes new calls from
-the user's iterator, which may take as long as it likes.
-
-Values that several calls of a window refer to are stored once per run, pickled by themselves in the run's
-function; a call refers to them by number. Each call unpickles a copy of its own, as if nothing were shared.
-A node imports this file for that, so imports of the client stand in functions.
+Values that several calls of a window refer to are stored once per run; a call refers to them by number, and
+unpickles a copy of its own. A node imports this file for that, so imports of the client stand in functions.
 """
 
 from __future__ import annotations

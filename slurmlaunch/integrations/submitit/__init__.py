@@ -1,13 +1,9 @@
 """submitit's interface on slurmlaunch: ``submitit.AutoExecutor(folder, cluster="slurmlaunch")``.
 
-submitit finds `SlurmlaunchExecutor` and `SlurmlaunchJobEnvironment` by the entry points of this package, and
-imports it whenever it lists its clusters; so imports of the client stand in functions. This file turns submitit's
-parameters into an `Executor` and its submissions into a run; `job` is its job, and `calls` runs in tasks.
-
-A submission becomes an item of a run: its arguments, and its function if the submissions have different ones.
-As with submitit, each item has a task of its own, unless ``slurmlaunch_tasks`` or ``slurmlaunch_chunksize`` is set.
-
-Sources: submitit's docs/plugins.md, docs/structure.md and docs/checkpointing.md.
+submitit finds `SlurmlaunchExecutor` and `SlurmlaunchJobEnvironment` by entry points, and imports this file whenever
+it lists its clusters; so imports of the client stand in functions. Here submitit's parameters become an `Executor`,
+and its submissions the items of a run: each has a task of its own, unless ``slurmlaunch_tasks`` or
+``slurmlaunch_chunksize`` is set. `job` is its job, and `calls` runs in tasks. Source: submitit's docs/plugins.md.
 """
 
 from __future__ import annotations
