@@ -35,7 +35,7 @@ PROCESSES = 50
 
 
 class Sleeper:
-    """An item that says who runs it, and sleeps."""
+    """An item that records its process id, and sleeps."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class Sleeper:
 
 
 def kill_processes(_: FutureArray[None], pids: list[tuple[int, int]]) -> None:
-    """Kill what runs the items."""
+    """Kill the processes that run the items."""
     for process, _supervisor in pids:
         os.kill(process, signal.SIGKILL)
 
@@ -73,7 +73,7 @@ def cancel(array: FutureArray[None], _: list[tuple[int, int]]) -> None:
 
 
 def seconds(kill: Callable[[FutureArray[None], list[tuple[int, int]]], None], number: int, expected: type) -> float:
-    """Return how long after the last death the client has seen all of them."""
+    """Return the seconds from the last death until the client has noticed all of them."""
     with tempfile.TemporaryDirectory() as name:
         (work := Path(name, "items")).mkdir()
         sleeper = Sleeper(work)

@@ -1,4 +1,4 @@
-"""Eight processes of one machine that read one large array: how much memory that takes.
+"""Eight processes of one machine that read one large array: the memory that this takes.
 
     python benchmarks/shared_array.py                     # 1 GB, slurmlaunch alone
     python benchmarks/shared_array.py --full --size 0.5   # the others, too; the pool needs 18 times as much
@@ -98,9 +98,9 @@ class Weight(NamedTuple):
     """What one contender took.
 
     Attributes:
-        name: whose.
+        name: the contender.
         held: bytes, once all processes had read the array.
-        highest: bytes, the most of all looks.
+        highest: bytes, the largest of all measurements.
         seconds: until all had read it.
     """
 
@@ -111,7 +111,7 @@ class Weight(NamedTuple):
 
 
 def _memory(process: Path) -> dict[str, int]:
-    """Return what the system says of a process's memory, in bytes; nothing where it has ended."""
+    """Return the system's figures for a process's memory, in bytes; nothing if it has ended."""
     try:
         text = (process / "smaps_rollup").read_text(encoding="ascii")
     except OSError:
@@ -144,7 +144,7 @@ class Scales:
         self._thread.start()
 
     def weigh(self) -> int:
-        """Return what they hold now."""
+        """Return the memory of the processes now."""
         found = [memory for memory in map(_memory, _marked(self._mark)) if memory]
         shared = max((memory["Rss"] - memory["Anonymous"] for memory in found), default=0)
         self.highest = max(self.highest, shared + sum(memory["Pss_Anon"] for memory in found))
@@ -161,7 +161,7 @@ class Scales:
 
 
 def weigh(name: str, gigabytes: float, processes: int, folder: Path) -> Weight:
-    """Run one contender, and weigh its processes."""
+    """Run one contender, and measure the memory of its processes."""
     mark = secrets.token_hex(8)
     # slurmlaunch's client is not on the node: there the tasks alone carry the mark.
     env = os.environ if name == _OURS else {**os.environ, _MARK: mark}

@@ -11,7 +11,7 @@ what the real client would have done:
 - its file operations, on average and in the busiest minute,
 - its memory, and the time that it computes.
 
-The items are not written: what that costs does not depend on how many there are.
+The items are not written: the cost per item does not depend on their number.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class Clock:
 
 @dataclass(frozen=True)
 class Size:
-    """What is simulated.
+    """The size of a simulated run.
 
     Attributes:
-        items: how many items there are.
-        tasks: into how many tasks they go.
-        array: how long an array may be (``MaxArraySize``).
-        slots: how many tasks run at once.
-        seconds: how long a task runs.
+        items: the number of items.
+        tasks: the number of tasks that they go into.
+        array: the longest array allowed (``MaxArraySize``).
+        slots: the number of tasks that run at once.
+        seconds: the duration of a task.
     """
 
     items: int = 10**7
@@ -102,7 +102,7 @@ FULL = Size(items=10**8, tasks=10**5)
 
 
 class Node:
-    """One running task: what it leaves in the run folder, at the start, on the way and at the end."""
+    """One running task: it writes a node's files at its start, during its run and at its end."""
 
     def __init__(self, folder: RunFolder, task: int, items: range) -> None:
         self._folder, self._task = folder, task
@@ -148,7 +148,7 @@ class Cluster:
     """A Slurm: it answers the commands of the client, and runs the tasks, first come, first served.
 
     Attributes:
-        calls: how often each command was called.
+        calls: the number of calls of each command.
     """
 
     def __init__(self, size: Size, clock: Clock, folder: RunFolder) -> None:
@@ -219,7 +219,7 @@ class Cluster:
             heapq.heappush(self._events, (now + seconds * part / _RECORDS_PER_TASK, part, task, job))
 
     def advance(self) -> None:
-        """Have happen what is due."""
+        """Run the events that are due."""
         while self._events and self._events[0][0] <= self._clock():
             _, part, task, job = heapq.heappop(self._events)
             if part < _RECORDS_PER_TASK:
@@ -232,17 +232,17 @@ class Cluster:
 
 @dataclass
 class Figures:
-    """What it came to.
+    """The measurements of a simulation.
 
     Attributes:
-        arrays: how many arrays were submitted.
+        arrays: the number of arrays submitted.
         simulated: seconds from the submission to the last outcome.
         late: seconds from the last end of a task to the last outcome.
         computed: seconds of CPU time that the client took, the nodes' left out.
-        polls: how often it polled.
+        polls: the number of polls.
         visits: folders looked at and files read, by kind; each is about four file operations.
         busiest: file operations a second, in the minute that had the most.
-        calls: how often each command of the scheduler was called.
+        calls: the number of calls of each command of the scheduler.
         memory: bytes by which the process has grown.
     """
 
@@ -277,7 +277,7 @@ class Simulation:
     """One run, from its plan to its last outcome.
 
     Attributes:
-        figures: what it has come to so far.
+        figures: its measurements so far.
         run: the run.
     """
 
@@ -315,7 +315,7 @@ class Simulation:
         return run
 
     def watch(self) -> Figures:
-        """Watch it until all has settled; return what that came to."""
+        """Watch the run until all items have settled; return the measurements."""
         figures, run = self.figures, self.run
         limit, watch = RateLimit(self.clock), Watch(run, network=True)
         last_end = self.clock()
@@ -338,7 +338,7 @@ class Simulation:
         return figures
 
     def _inquire(self, watch: Watch) -> None:
-        """Do what the watcher's queries do."""
+        """Query as the watcher does."""
         self._inquire_at = self.clock() + self._backend.query_every
         snapshot = self._backend.query(dict.fromkeys(self.run.job_ids, self._since))
         if snapshot is not None and snapshot.taken != self._taken:
@@ -390,7 +390,7 @@ def _resident() -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Simulate what the command line asks for, and print what it came to."""
+    """Run the simulations that the command line names, and print their measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="10^8 items in 10^5 tasks and 100 arrays: minutes")
     for each in dataclasses.fields(Size):

@@ -1,4 +1,4 @@
-"""Uneven items in numbers: how well each schedule balances them, and what that costs items that are even.
+"""Uneven items in numbers: how each schedule balances them, and its cost for even items.
 
     python benchmarks/skewed.py                      # one round, a good minute
     python benchmarks/skewed.py --rounds 5           # medians
@@ -43,7 +43,7 @@ class Uneven:
     """Items that sleep.
 
     Attributes:
-        seconds: for how long each.
+        seconds: the duration of each.
     """
 
     seconds: list[float]
@@ -69,10 +69,10 @@ class Way:
     """One way to cut the items.
 
     Attributes:
-        name: what it is called in the table.
+        name: its name in the table.
         how: the arguments of `map_array`.
-        makespans: what was measured, in seconds.
-        files: how many files the last run left, links counted once.
+        makespans: the measured durations, in seconds.
+        files: the number of files that the last run left, links counted once.
     """
 
     name: str
@@ -93,11 +93,11 @@ class Way:
 
     @property
     def median(self) -> float:
-        """The median of what was measured."""
+        """The median of the makespans."""
         return statistics.median(self.makespans)
 
     def over(self, ideals: list[float], floors: list[float]) -> float:
-        """Return the median of what was measured over the least that each round could take."""
+        """Return the median of the makespans, each divided by its round's lower bound."""
         least = [ideal + floor for ideal, floor in zip(ideals, floors, strict=True)]
         return statistics.median(taken / few for taken, few in zip(self.makespans, least, strict=True))
 

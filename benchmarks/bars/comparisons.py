@@ -33,7 +33,7 @@ def at_most(key: str, work: str, figure: float, bar: float, unit: str, *, ours: 
     """Compare with a number.
 
     Args:
-        unit: what follows both, as ``" ×"``.
+        unit: the text after both numbers, as ``" ×"``.
         ours: slurmlaunch's part of it, as text; by default the figure.
     """
     said = f"{figure:.2f}{unit}"

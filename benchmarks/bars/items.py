@@ -98,7 +98,7 @@ def _further(smaller: Series, larger: Series) -> float:
 
 
 def memory(measures: Measures) -> list[Row]:
-    """Weigh what an item costs the client while it waits."""
+    """Measure the client's memory per item while it waits."""
     most, few = measures.unresolved
     each = (most.measure("grown") - few.measure("grown")) / (MILLION - MANY)
     return [at_most("memory", "the client's memory per unresolved item at 10^6", each, _BYTES_PER_ITEM, " bytes")]
@@ -115,7 +115,7 @@ def first(measures: Measures) -> list[Row]:
 
 
 def watching(measures: Measures) -> list[Row]:
-    """Count what a waiting client asks of the file system, each system call in the run folder as one."""
+    """Count a waiting client's file operations: the system calls in the run folder."""
     _need_strace()
     work = "file operations a second of a client that watches"
     whats = f"{MANY} running tasks, whose nodes are played", f"{MANY} tasks, {SLOTS} running at a time"
@@ -130,7 +130,7 @@ def _calls(work: str, ours: Series) -> Row:
 
 
 def start_up(measures: Measures) -> list[Row]:
-    """Count what the start of a task asks of the file system: its supervisor, and the process of its pool."""
+    """Count the file operations of a task's start: of its supervisor and of its pool process."""
     _need_strace()
     (ours,) = measures.starting
     work = {

@@ -26,7 +26,7 @@ _IMPORTS = 1.5
 
 
 def floor(measures: Measures) -> list[Row]:
-    """Show what nobody can be faster than."""
+    """Show the lower bound on every system's time."""
     one, (least, _, _, python) = measures.alone[0], measures.sliced
     work = f"the floor: an array of {SLOTS} tasks that only create a file"
     more = f"{python.beyond(least):+.2f} s"
@@ -64,7 +64,7 @@ def by_hand(measures: Measures) -> list[Row]:
 
 
 def killed(measures: Measures) -> list[Row]:
-    """Compare what one killed item costs."""
+    """Compare the cost of one killed item."""
     ours, peer = measures.killed
     ratio = ours.ratio(peer)
     lost = ours.median(_lost)
@@ -105,7 +105,7 @@ def files(measures: Measures) -> list[Row]:
 
 
 def closure(measures: Measures) -> list[Row]:
-    """Weigh what a large closure leaves on disk."""
+    """Measure the disk space of a large closure."""
     ours, peer = measures.closure
     size = ours.median(_bytes) / 1e6
     copies = peer.entry.work.items
@@ -146,7 +146,7 @@ def calls(measures: Measures) -> list[Row]:
 
 
 def imports(measures: Measures) -> list[Row]:
-    """Compare what the node imports with cloudpickle alone."""
+    """Compare the node's imports with cloudpickle alone."""
     node, cloudpickle = measures.startups
     ratio = min(node.seconds) / min(cloudpickle.seconds)
     said = f"{ratio:.2f} × (of the minima; of the medians of CPU time {_cpu(node) / _cpu(cloudpickle):.2f}"

@@ -39,16 +39,16 @@ class Size:
     """How much is measured.
 
     Attributes:
-        rounds: how often each system runs.
+        rounds: the number of runs of each system.
         few_rounds: the same, where a round takes half a minute.
         slow_rounds: the same, where it takes minutes.
-        one_by_one: how many items each get a task of their own.
-        copied: how many items each get a copy of the large closure, with submitit.
+        one_by_one: the number of items with a task each.
+        copied: the number of items that each get a copy of the large closure, with submitit.
         long: the workload of the run whose calls to the scheduler are counted.
-        starts: how often Python is started.
-        watched: for how many seconds a client is watched.
-        slow_items: how many items a peer gets that has a task, a job or a process for each.
-        timeout: after how many seconds a peer is killed.
+        starts: the number of starts of Python.
+        watched: the seconds for which a client is traced.
+        slow_items: the number of items for a peer that has a task, a job or a process for each.
+        timeout: the seconds after which a peer is killed.
     """
 
     rounds: int = 3
@@ -82,7 +82,7 @@ _FEWER = {"submitit", "clusterfutures", "executorlib, by sbatch", "HyperQueue"}
 
 
 class Measures:
-    """The contests, as lists of series; what a list holds stands in its docstring, in order."""
+    """The contests, as lists of series; each docstring names the series of its list, in order."""
 
     def __init__(self, site: Site, size: Size) -> None:
         self.size = size

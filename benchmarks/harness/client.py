@@ -2,7 +2,7 @@
 
 Each run has a process of its own, so that its memory and imports are its own, and so that a system that hangs can be
 killed. What is timed is a client that is there already: its imports are done before, and, where the request says so,
-one item has made the trip (as in a notebook, where the first call has told it what the cluster allows).
+one item has made the trip (as in a notebook, whose first call has read the cluster's limits).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be run.
+    """A run to make.
 
     Attributes:
         folder: where it may write; it is empty.
@@ -53,14 +53,14 @@ class Answer:
     Attributes:
         seconds: from the call to the last outcome.
         accepted: when Slurm had accepted the job (`time.time`); None if unknown.
-        submitting: how many seconds after the call that was; None if unknown.
-        cpu: how many seconds of CPU time the client took.
-        lost: how many items came to nothing.
-        wrong: what is wrong with the results, or what was raised; empty if nothing.
-        error: the first of the exceptions that items came to; empty if none did.
+        submitting: the seconds from the call to that moment; None if unknown.
+        cpu: the client's CPU time in seconds.
+        lost: the number of items without a result.
+        wrong: the fault in the results, or the exception raised; empty if neither.
+        error: the first exception of an item; empty if there is none.
         memory: the most bytes that the client had in memory at once.
-        calls_before: how many bytes the file of calls had before.
-        measures: what the system measured itself.
+        calls_before: the length of the file of calls before the run, in bytes.
+        measures: the system's own measurements.
     """
 
     seconds: float = 0.0
@@ -76,7 +76,7 @@ class Answer:
 
 
 def answer(request: Request) -> Answer:
-    """Do a run, and check what came of it."""
+    """Make a run, and check its results."""
     if request.warm:
         with tempfile.TemporaryDirectory(dir=request.folder.parent, ignore_cleanup_errors=True) as folder:
             _call(request.system, WORKLOADS["no-op"].of(1, 1), Path(folder))
@@ -101,7 +101,7 @@ def answer(request: Request) -> Answer:
 
 
 def _check(work: Workload, trial: Trial) -> tuple[int, str, str]:
-    """Return how many items were lost, the first exception that one came to, and what is wrong with the results."""
+    """Return the number of lost items, the first exception of an item, and the fault in the results."""
     if trial.outcomes is None:
         return 0, "", ""
     outcomes = list(trial.outcomes)

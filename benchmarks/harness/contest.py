@@ -1,8 +1,8 @@
-"""Who did it how well: several systems in turns, several times, so that a slow minute hits all alike.
+"""A contest: several systems in turns, several times, so that a slow minute hits all alike.
 
-Slurm starts nothing at once: it looks at its queue about once a second, and a job
-waits for the next look. That wait is Slurm's own, the same for all, and larger than
-what is compared here. So it is measured (from sbatch's answer to the birth of the
+Slurm starts nothing at once: it checks its queue about once a second, and a job
+waits for the next check. That wait is Slurm's own, the same for all, and larger than
+the differences here. So it is measured (from sbatch's answer to the birth of the
 first task's log) and left out where a system is compared with the floor; the
 start of each run is random, so that nobody gets into step with it.
 """
@@ -37,14 +37,14 @@ class Contest:
     """Runs entries, in turns.
 
     Attributes:
-        faults: what went wrong with slurmlaunch or a floor: results that are not right, items that should not be lost.
+        faults: errors of slurmlaunch or of a floor: wrong results, and items lost without reason.
     """
 
     site: Site
     faults: list[str] = field(default_factory=list)
 
     def hold(self, entries: Sequence[Entry], rounds: int) -> list[Series]:
-        """Run each entry once a round, in an order that changes from round to round; what failed is not run again."""
+        """Run each entry once a round, in an order that changes each round; a failed entry is not run again."""
         series = [Series(entry, failure=missing(entry.system)) for entry in entries]
         for number in range(rounds):
             turn = number % len(series)
@@ -115,7 +115,7 @@ class Contest:
 
 
 def _lost_all(answer: Answer, entry: Entry) -> str:
-    """Say what happened where a system lost items that nobody killed: its time then says nothing."""
+    """Describe the loss of items that nobody killed: such a system's time means nothing."""
     if answer.lost and entry.work.killed is None:
         return f"lost {answer.lost} of {entry.work.items} items: {answer.error}"
     return ""

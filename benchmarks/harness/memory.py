@@ -16,7 +16,7 @@ def resident() -> int:
 def peak() -> int:
     """Return the most bytes that were in memory at once.
 
-    Not getrusage's ``ru_maxrss``: that is kept when a program is started, and so is at least what the parent had.
+    Not getrusage's ``ru_maxrss``: a new program keeps it, so it is at least the parent's memory.
     """
     return _status("VmHWM")
 

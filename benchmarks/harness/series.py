@@ -1,4 +1,4 @@
-"""The runs of one system, and what is computed from them."""
+"""The runs of one system, and figures computed from them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Entry:
 
     Attributes:
         warm: whether one item makes the trip before the clock starts.
-        timeout: after how many seconds it is killed.
-        most: in how many rounds it runs at most; None for all.
+        timeout: the seconds after which it is killed.
+        most: the largest number of rounds in which it runs; None for all.
     """
 
     system: System
@@ -45,15 +45,15 @@ class Sample:
 
     Attributes:
         seconds: from the call to the last outcome.
-        waited: how many of them passed between Slurm's acceptance and the first task's start; None if unknown.
-        submitting: how many of them had passed when Slurm had accepted; None if unknown.
-        cpu: how many seconds of CPU time the client took, after its last result included.
-        lost: how many items came to nothing.
-        files: how many files it left.
+        waited: those between Slurm's acceptance and the first task's start; None if unknown.
+        submitting: those before Slurm's acceptance; None if unknown.
+        cpu: the client's CPU time in seconds, including that after its last result.
+        lost: the number of items without a result.
+        files: the number of files that it left.
         bytes: how large they are together.
         memory: the most bytes that the client had in memory.
-        calls: how often each command of Slurm was called.
-        measures: what else the system measured.
+        calls: the number of calls of each command of Slurm.
+        measures: the system's other measurements.
     """
 
     seconds: float
@@ -86,7 +86,7 @@ class Series:
     failure: str = ""
 
     def median(self, value: Callable[[Sample], float] = lambda sample: sample.seconds) -> float:
-        """Return the median of what is asked of each sample.
+        """Return the median of a figure over the samples.
 
         Raises:
             NoSamples: there are none.
@@ -101,18 +101,18 @@ class Series:
         return self.median(lambda sample: sample.own)
 
     def measure(self, name: str) -> float:
-        """Return the median of what the system measured under a name."""
+        """Return the median of the system's own measurement of this name."""
         return self.median(lambda sample: sample.measures[name])
 
     @property
     def spread(self) -> str:
-        """Median, minimum and maximum of the seconds, as text; or what failed."""
+        """Median, minimum and maximum of the seconds, as text; or the failure."""
         if not self.samples:
             return self.failure or "not run"
         return spread([sample.seconds for sample in self.samples])
 
     def beyond(self, floor: Series) -> float:
-        """Return by how many seconds it takes longer than the floor: the median over the rounds, Slurm's wait apart."""
+        """Return the seconds beyond the floor: the median over the rounds, without Slurm's wait."""
         pairs = list(zip(self.samples, floor.samples, strict=False))
         if not pairs:
             raise NoSamples(self.failure or floor.failure or f"{self.entry.name}: not run")

@@ -41,7 +41,7 @@ class Site:
 
     Attributes:
         folder: where each measured run gets a folder of its own.
-        slurm: what Slurm it is, for the reader of the table.
+        slurm: Slurm's version and kind, for the reader of the table.
         squeue, scancel: the programs themselves, so that our own calls are never counted.
     """
 
@@ -52,7 +52,7 @@ class Site:
 
     @contextlib.contextmanager
     def fresh_folder(self) -> Iterator[Path]:
-        """Make an empty folder, and remove it and what was put there."""
+        """Make an empty folder, and remove it with its content."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             yield folder
@@ -134,7 +134,7 @@ def _write_wrapper(path: Path, program: str, log: Path) -> None:
 
 
 def _end_marked(folder: Path) -> None:
-    """Kill what a client has left behind, in whatever session it is."""
+    """Kill the processes that a client has left, in any session."""
     mark = f"{_MARK}={folder}".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
@@ -189,7 +189,7 @@ def _default_partition() -> str:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let clients, and nodes that inherit their environment, import what lies in a folder.
+    """Let clients, and nodes that inherit their environment, import the modules of a folder.
 
     They find the programs that peers install beside this Python, too, be its environment activated or not.
     """
@@ -202,7 +202,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Undo at the end what was done to the environment."""
+    """Restore the environment at the end."""
     before = dict(os.environ)
     try:
         yield

@@ -23,10 +23,10 @@ class Startup:
     """The starts of ``python -c CODE``.
 
     Attributes:
-        code: what was run.
-        seconds: how long each took.
-        cpu: how much CPU time each took.
-        instructions: how many instructions one takes, which no other load on the machine changes; None where
+        code: the program.
+        seconds: the duration of each start.
+        cpu: the CPU time of each, in seconds.
+        instructions: the instructions of one, which other load on the machine does not change; None where
             valgrind is not installed.
     """
 

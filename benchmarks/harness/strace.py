@@ -1,6 +1,6 @@
 """What a program asks of file systems, counted by strace.
 
-A line of a trace is ``PID name(arguments) = result``, where a file descriptor shows what it is open for:
+A line of a trace is ``PID name(arguments) = result``, where a file descriptor shows its file:
 ``17 read(3</etc/hosts>, ""..., 4096) = 221``. Calls that another thread interrupts come in two lines, which are joined.
 """
 
@@ -34,9 +34,9 @@ class FileCosts:
     """What a program asked for.
 
     Attributes:
-        opened: how many times it opened a file or a folder.
-        missed: how many times it looked for what is not there, which storage is asked for all the same.
-        read: how many bytes it read (not what it mapped: of shared libraries only the headers).
+        opened: the number of files and folders opened.
+        missed: the number of lookups of missing files, each of which costs the storage a request, too.
+        read: the bytes read (mapped ones excluded: of shared libraries only the headers count).
     """
 
     opened: int
@@ -87,14 +87,14 @@ def between(lines: Sequence[str], mark: str) -> list[str]:
 
 
 def calls_in(lines: Iterable[str], folder: Path) -> list[str]:
-    """Return the names of the calls that are about what lies in a folder, or the folder itself."""
+    """Return the names of the calls that concern a folder or its content."""
     about = f"{folder}/", f'"{folder}"', f"<{folder}>"
     found = [_NAME.match(line) for line in lines if any(each in line for each in about)]
     return [match[1] for match in found if match]
 
 
 def file_costs(lines: Iterable[str]) -> FileCosts:
-    """Add up what a trace says, the kernel's own files left out."""
+    """Add up the file operations of a trace, without the kernel's own files."""
     opened = missed = read = 0
     for line in lines:
         if any(f'"{folder}' in line or f"<{folder}" in line for folder in _NO_FILES):

@@ -33,12 +33,12 @@ class Row:
     """One line of the table of bars.
 
     Attributes:
-        key: what it is chosen by.
-        work: what was done.
+        key: its name on the command line.
+        work: the work, in words.
         ours: slurmlaunch's figure, with median, minimum and maximum where there are several.
-        theirs: who it is compared with, and their figure.
+        theirs: the peer, and its figure.
         comparison: the ratio or difference.
-        bar: what it has to be.
+        bar: the required figure.
         met: whether it is; None where there is no bar, or nobody to compare with.
     """
 
@@ -63,7 +63,7 @@ def bars(rows: Iterable[Row]) -> str:
 
 
 def measured(series: Iterable[Series]) -> str:
-    """Return the table of all that was measured, also of those who did not run, with why."""
+    """Return the table of all measurements, and of the systems that did not run, with the reason."""
     return _markdown(_MEASURED, map(_cells, series))
 
 
@@ -88,7 +88,7 @@ def _cells(series: Series) -> tuple[str, ...]:
 
 
 def calls_as_text(calls: dict[str, int]) -> str:
-    """Return how often each command was called, as text."""
+    """Return the number of calls of each command, as text."""
     return ", ".join(f"{count} {name}" for name, count in calls.items()) or "none"
 
 
@@ -99,7 +99,7 @@ def _seconds(each: list[float | None]) -> str:
 
 
 def plain(text: str) -> str:
-    """Make one short line of what a peer said, that no table stumbles over."""
+    """Make one short line of a peer's message, which fits into a table."""
     return " ".join(text.replace("|", "/").split())[:200]
 
 

@@ -21,9 +21,9 @@ class Call:
     """What a system is asked for.
 
     Attributes:
-        function: what is called with each item.
-        items: what it is called with.
-        tasks: into how many tasks the items go, where the system has tasks; all may run at once.
+        function: it is called with each item.
+        items: its arguments.
+        tasks: the number of tasks that the items go into, if the system has tasks; all may run at once.
     """
 
     function: Callable[[Any], Any]
@@ -36,9 +36,9 @@ class Trial:
     """What came of one run. It ends when this is made, so that no tidying up is timed.
 
     Attributes:
-        outcomes: each item's value, or the exception that it came to; None where no items were run.
+        outcomes: each item's value or exception; None if no items were run.
         accepted: when Slurm had accepted the job (`time.time`); None if the client cannot tell.
-        measures: what else was measured, by name.
+        measures: other measurements, by name.
         ended: when the last outcome was known (`time.monotonic`).
     """
 
@@ -72,13 +72,13 @@ class System(Protocol):
 
 
 def missing(system: System) -> str:
-    """Say what is not installed that the system needs; empty if nothing is missing."""
+    """Return the missing requirements of the system as text; empty if there are none."""
     absent = [name for name in system.requires if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
 def version(system: System) -> str:
-    """Return the name and, where it is known, the version of what was installed for a system, as text."""
+    """Return the name and, if known, the installed version of a system, as text."""
     if not system.requires:
         return ""
     module = system.requires[0]
@@ -91,7 +91,7 @@ def version(system: System) -> str:
 
 
 def outcome(result: Callable[[], Any]) -> Any:
-    """Return what a future's result is, or the exception that it raises."""
+    """Return a future's result, or the exception that it raises."""
     try:
         return result()
     except Exception as error:  # noqa: BLE001  (peers have many ways to say that an item is lost)

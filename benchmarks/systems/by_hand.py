@@ -22,7 +22,7 @@ class ByHand:
     """A system whose user cuts the items into slices, and joins their results.
 
     Attributes:
-        system: what runs the slices; it sees each of them as one item.
+        system: it runs the slices, each as one item.
         pool: there is a task per node, and each runs its slice in a pool of loky's; else a task per slot, and no pool.
     """
 
@@ -31,7 +31,7 @@ class ByHand:
 
     @property
     def name(self) -> str:
-        """The system's, and what was added."""
+        """The system's name, and the addition."""
         return f"{self.system.name}, {'with loky' if self.pool else 'sliced'} by hand"
 
     @property

@@ -35,7 +35,7 @@ class EmptyArray:
     launcher: tuple[str, ...] = ()
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit the array, and look for the files until the last is there."""
+        """Submit the array, and list the files until the last is there."""
         files = folder / "files"
         files.mkdir()
         options = [f"--array=0-{call.tasks - 1}%{call.tasks}", f"--output={folder}/%a.log", "--parsable"]

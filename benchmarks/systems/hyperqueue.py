@@ -42,7 +42,7 @@ class HyperQueue:
     launcher: tuple[str, ...] = ()
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit the job, wait for its server, submit the tasks and wait for them, and read what they wrote."""
+        """Submit the job, wait for its server, submit the tasks and wait for them, and read their files."""
         from hyperqueue import Job
         from hyperqueue.client import Client, PythonEnv
 

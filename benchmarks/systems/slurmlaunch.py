@@ -51,8 +51,8 @@ class Slurmlaunch:
     """`map_array`, and `results`.
 
     Attributes:
-        tasks: how many slices; None for as many as the call says.
-        cpus: how many CPUs, and so processes, a task has.
+        tasks: the number of slices; None for that of the call.
+        cpus: the CPUs, and so processes, of a task.
     """
 
     tasks: int | None = None
@@ -139,12 +139,12 @@ class FirstOutcome(Slurmlaunch):
 
 @dataclass(frozen=True)
 class Unresolved(Slurmlaunch):
-    """`map_array` of what does not start: it measures by how much the client's memory grew."""
+    """`map_array` of tasks that do not start: it measures the growth of the client's memory."""
 
     name: str = "slurmlaunch, unresolved"
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit an array that Slurm holds back, look at the memory, and cancel it."""
+        """Submit a held array, measure the memory, and cancel the array."""
         from slurmlaunch import Executor
 
         Executor(folder / "runs", cluster="slurm").script(call.function, call.items[:1])  # so that all is imported
@@ -163,14 +163,14 @@ class Watched(Slurmlaunch):
     """`attach` and `wait`, by a second client that is traced while the tasks run: it measures file operations.
 
     Attributes:
-        seconds: how long that client waits.
+        seconds: the time that the client waits.
     """
 
     seconds: float = 20.0
     name: str = "slurmlaunch, watched"
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit an array, wait until tasks run, and count what a client does that waits for them."""
+        """Submit an array, wait until tasks run, and count the operations of a client that waits for them."""
         from slurmlaunch import Executor
 
         executor = Executor(folder / "runs", cluster="slurm")
@@ -182,7 +182,7 @@ class Watched(Slurmlaunch):
         return trial
 
     def _watch(self, run_folder: Path, folder: Path) -> dict[str, float]:
-        """Trace a client that waits; return how many calls it makes a second, of each kind and in all."""
+        """Trace a client that waits; return its calls per second, of each kind and in all."""
         mark = folder / "mark"
         watch = [sys.executable, "-c", _WATCH, str(run_folder), str(self.seconds), str(mark)]
         calls = calls_in(between(traced(watch, folder), str(mark)), run_folder)
@@ -193,17 +193,17 @@ class Watched(Slurmlaunch):
 class WatchedAtOnce(Watched):
     """The same, while all tasks run, which are more than the test machine can run: their nodes are played.
 
-    What is played is what a client sees of a node: the real file of outcomes, which grows by an item now and then.
+    The simulated part is a node as a client sees it: its real file of outcomes, which grows item by item.
 
     Attributes:
-        item_seconds: how long a node takes for an item.
+        item_seconds: a node's time for an item.
     """
 
     item_seconds: float = 10.0
     name: str = "slurmlaunch, watched at once"
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit an array that Slurm holds back, play its nodes, and count what a client does that waits for them."""
+        """Submit a held array, simulate its nodes, and count the operations of a client that waits."""
         array = _submit(call, folder, begin="now+1hour")
         with _played(array.folder, self.item_seconds):
             trial = Trial(None, measures=self._watch(array.folder, folder))
@@ -247,7 +247,7 @@ def _played(path: Path, item_seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TaskStart(Slurmlaunch):
-    """The start of a node, and of a Python that only imports cloudpickle: it measures what they read."""
+    """The start of a node, and of a Python that only imports cloudpickle: it measures the bytes that they read."""
 
     name: str = "slurmlaunch, start of a task"
 

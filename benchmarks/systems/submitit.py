@@ -21,7 +21,7 @@ class Submitit:
 
     Attributes:
         srun: whether tasks start with srun, which is the default; an expert's start without, which is faster.
-        cpus: how many CPUs a task has.
+        cpus: the CPUs of a task.
     """
 
     srun: bool = True
@@ -32,7 +32,7 @@ class Submitit:
     launcher: tuple[str, ...] = ()
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit an array (a job, for one item); wait for what it comes to, one after the other."""
+        """Submit an array (a job, for one item); wait for its results, one after the other."""
         import submitit
 
         executor = submitit.SlurmExecutor(folder)

@@ -20,13 +20,13 @@ _CLOSURE = 200_000
 
 @dataclass(frozen=True)
 class Workload:
-    """A function, its items ``0..items-1``, and into how many tasks they go.
+    """A function, its items ``0..items-1``, and the number of tasks for them.
 
     Attributes:
-        name: what it is called in the registry.
-        function: what is called; it returns the item itself, so that a wrong result is seen.
-        items: how many items there are.
-        tasks: how many slices whoever slices cuts them into, all of which may run at once.
+        name: its name in the registry.
+        function: it returns the item itself, so that a wrong result is noticed.
+        items: the number of items.
+        tasks: the number of slices, all of which may run at once.
         killed: the item that takes its process with it, or None.
     """
 
@@ -41,10 +41,10 @@ class Workload:
         return dataclasses.replace(self, items=items, tasks=tasks)
 
     def lost(self, outcomes: Iterable[Any]) -> int:
-        """Return how many items came to nothing.
+        """Return the number of items without a result.
 
         Raises:
-            AssertionError: one came to a wrong value, or the outcomes are fewer or more than the items.
+            AssertionError: a value is wrong, or the outcomes are fewer or more than the items.
         """
         count, lost = 0, 0
         wrong: list[tuple[int, Any]] = []
