@@ -127,10 +127,7 @@ class Executor(concurrent.futures.Executor):
         return other
 
     def joblib_backend(self, **options: Any) -> Any:
-        """Return a backend for ``joblib.parallel_config(backend=ex.joblib_backend())``.
-
-        Args:
-            options: ``tasks``, ``chunksize`` and ``schedule``, as for `map_array`.
+        """Return a backend for ``joblib.parallel_config``; *options*: tasks, chunksize, schedule as for `map_array`.
 
         Raises:
             MissingPackage: joblib is not installed.

@@ -206,9 +206,7 @@ def _listed(value: Any) -> Any:
 ALL, TASKS, SLURM = "all", "slurm, allocation, local", "slurm"
 """The backends that use an option: every one; those that start a Python per task; Slurm alone."""
 
-
 _WORDS = "str or list of str"
-_SEED_IS_FIXED = "a run keeps its seed, so that an item that is run again has the stream that it had"
 
 
 class Option(NamedTuple):
@@ -263,7 +261,7 @@ class Options:
     name: str | None = _row(None, "str", "The name of the run and of its jobs.",
         _as_name, flag="--name NAME", default="the function's name")
     seed: int | None = _row(None, "int", "The seed of current_task().rng().",
-        _as_number, default="0", fixed=_SEED_IS_FIXED)
+        _as_number, default="0", fixed="a run keeps its seed, so that an item that is run again has its stream again")
     launcher: tuple[str, ...] | None = _row(None, _WORDS, "The command that starts the ranks of a task: mpirun, say.",
         as_words, backends=TASKS, default="srun on Slurm, else mpiexec")
     retries: int = _row(0, "int", "How often an item is run again if something other than its function ended it.",

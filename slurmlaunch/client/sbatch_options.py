@@ -54,7 +54,7 @@ SHORT = {
     "m": "distribution", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "s": "oversubscribe",
     "t": "time", "v": "verbose", "w": "nodelist", "x": "exclude",
 }  # fmt: skip
-_SHORT_FLAGS = frozenset("HOQVWhsv")
+_SHORT_FLAGS = "HOQVWhsv"
 
 # The sentence of an error for a name that is no option, and the options to suggest.
 _Advice = tuple[str, tuple[str, ...]]
@@ -256,7 +256,9 @@ def read_flag(flag: str) -> str:
 
 def _options_of(flag: str) -> list[str]:
     if not flag.startswith("--"):
-        return _short_options(flag[1:])
+        # "-HW" is two flags; any other letter is followed by its value.
+        value = flag[1:].lstrip(_SHORT_FLAGS)[1:]
+        return [SHORT.get(letter, letter) for letter in flag[1:].removesuffix(value)]
     name = flag[2:].partition("=")[0].replace("-", "_")
     if name == "cluster":  # an undocumented synonym
         name = "clusters"
@@ -264,15 +266,6 @@ def _options_of(flag: str) -> list[str]:
     # getopt accepts a unique beginning of a name.
     meant = [name] if name in known else [full for full in known if full.startswith(name)]
     return meant if len(meant) == 1 else []
-
-
-def _short_options(letters: str) -> list[str]:
-    names = []
-    for letter in letters:  # "-HW" is two flags; any other letter is followed by its value
-        names.append(SHORT.get(letter, letter))
-        if letter not in _SHORT_FLAGS:
-            break
-    return names
 
 
 def unknown_option(name: str, ours: Collection[str]) -> UnknownOption:

@@ -51,14 +51,11 @@ _SILENCE = 0.1
 # Seconds after which a window closes even if most of the earlier calls still run.
 _LONGEST_WINDOW = 30.0
 
-_JOBLIB_KEYWORDS = frozenset({
-    "max_nbytes", "temp_folder", "mmap_mode", "prefer", "require", "verbose", "context", "timeout",
-})  # fmt: skip
-"""Keywords that joblib passes to every backend."""
-
+# Keywords that joblib passes to every backend.
+_JOBLIB_KEYWORDS = {"max_nbytes", "temp_folder", "mmap_mode", "prefer", "require", "verbose", "context", "timeout"}
+# Values of these types, and texts of at most so many characters, are stored with each call.
 _ATOMS = (type(None), bool, int, float, complex)
 _SHORT = 1000
-"""A text of at most so many characters is stored with each call."""
 
 _log = logging.getLogger("slurmlaunch")
 

@@ -144,8 +144,7 @@ class SlurmlaunchExecutor(core.Executor):
             )
         options = {_RENAMED.get(name, name): value for name, value in parameters.items() if name not in _NOT_OPTIONS}
         options |= _additional(parameters.get("additional_parameters") or {})
-        ranks = _ranks(parameters)
-        if ranks > 1:
+        if (ranks := _ranks(parameters)) > 1:
             options["ntasks"] = ranks
         options["env"] = {**(options.get("env") or {}), "SUBMITIT_EXECUTOR": NAME}
         options.setdefault("requeues", self.max_num_timeout)

@@ -101,8 +101,7 @@ class SlurmlaunchJob(core.Job[core.R]):
             submitit.core.utils.FailedJobError: the function raised; its exception is the cause.
             submitit.core.utils.UncompletedJobError: the function did not finish.
         """
-        error = self.exception()
-        if error is not None:
+        if (error := self.exception()) is not None:
             raise error
         if not self._sub_jobs and self.task_id == 0:
             return [self._future.result()]
