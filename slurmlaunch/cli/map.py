@@ -70,9 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         print(executor.script(command, items, tasks=given.tasks, chunksize=given.chunksize))
         return 0
     if given.detach and executor.cluster != "slurm":
-        raise OptionError(
-            "--detach: tasks on this machine end with the command that started them; only Slurm's continue"
-        )
+        raise OptionError("--detach: tasks on this machine end with the command that starts them; Slurm's continue")
     if not items:
         print("slurmlaunch: there are no items", file=sys.stderr)
         return 0

@@ -124,9 +124,8 @@ def _address_or_failure(members: FutureArray[None]) -> str | None:
 
 def _address_in(folder: Path) -> str | None:
     # Opening a missing file would make a network file system cache its absence; listing the folder does not.
-    if _ADDRESS not in os.listdir(folder):  # noqa: PTH208  (only names are needed)
-        return None
-    return read_owned(folder / _ADDRESS).decode()
+    there = _ADDRESS in os.listdir(folder)  # noqa: PTH208  (only names are needed)
+    return read_owned(folder / _ADDRESS).decode() if there else None
 
 
 def _await(poll: Callable[[], str | None], seconds: float | None) -> str:

@@ -18,8 +18,7 @@ try:
     from submitit.core import core
     from submitit.slurm.slurm import SlurmExecutor
 except ImportError as error:
-    message = "submitit is not installed here: pip install 'slurmlaunch[submitit]'"
-    raise ImportError(message, name=error.name) from error
+    raise ImportError("submitit is not installed here: pip install 'slurmlaunch[submitit]'", name=error.name) from error
 
 from slurmlaunch.integrations.submitit.calls import NAME, SlurmlaunchJobEnvironment, as_items
 from slurmlaunch.integrations.submitit.job import SlurmlaunchJob, fixed_part
@@ -132,8 +131,7 @@ class SlurmlaunchExecutor(core.Executor):
         """
         for name in _IGNORED.keys() & kwargs.keys():
             warnings.warn(f"slurmlaunch_{name} is ignored: {_IGNORED[name]}", stacklevel=4)
-        parameters = {**self.parameters, **kwargs}
-        self._configured(parameters)  # raises errors here rather than at the first submission
+        self._configured({**self.parameters, **kwargs})  # raises errors here rather than at the first submission
         super()._internal_update_parameters(**kwargs)
 
     def _configured(self, parameters: Mapping[str, Any], default_name: str | None = None) -> Executor:
