@@ -1,4 +1,4 @@
-"""What several test modules share: a cluster for the whole session, and one behaviour suite for every backend."""
+"""Fixtures that several test modules share: a cluster for the whole session, and one test suite for every backend."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ several_cpus = pytest.mark.skipif(usable_cpus() < 2, reason="needs two CPUs")
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as long what Slurm need not repeat; share out the slow tests among the processes, and start with those.
+    """Mark tests that need no second run on Slurm as long, and spread the slow tests over the processes, first.
 
     pytest-xdist gives each process one part of the list, and idle processes take from the end of another's part. In the
     order of the files one process would have most of the slow tests, and end minutes after the others.

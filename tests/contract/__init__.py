@@ -1,1 +1,1 @@
-"""What the calls promise, on every backend: inline, local and Slurm."""
+"""Tests of the public calls on every backend: inline, local and Slurm."""

@@ -1,4 +1,4 @@
-"""Coming back to a run, on every backend: from any process, at any time, also to run again what is missing."""
+"""Attaching to a run, on every backend, from any process and at any time, and retrying its missing items."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestAttach:
     """From a folder to futures."""
 
     def test_finished(self, finished: FutureArray[int]) -> None:
-        """A run that has ended is found with all that it came to."""
+        """Attaching to a finished run gives all of its outcomes."""
         again = attach(str(finished.folder))
 
         assert [0, 1, "ValueError(2)", 9, "ValueError(4)", 25] == shown(again.results(return_exceptions=True))
@@ -69,7 +69,7 @@ class TestAttach:
 
     @elsewhere
     def test_running(self, executor: Executor, gate: Gate, tmp_path: Path) -> None:
-        """A run that goes on is found by any number of clients, in this process and others; all see the same."""
+        """Any number of clients, in this process and others, can attach to a running run; all see the same."""
         array = executor.map_array(gate.enter, "ab", tasks=1)
         gate.open("a")
         array[0].result()
@@ -96,7 +96,7 @@ class TestAttach:
 
     @elsewhere
     def test_again_and_again(self, executor: Executor, backend: str, gate: Gate) -> None:
-        """What was attached to and let go of is watched no longer; what anything is held of is told all the same."""
+        """A view that was attached and dropped is no longer watched; views with a live reference are still notified."""
         array = executor.map_array(gate.enter, "ab", tasks=1)
         told: list[Any] = []
         future, part = attach(array.folder)[1], attach(array.folder)[:1]
@@ -123,7 +123,7 @@ class TestAttach:
 
     @elsewhere
     def test_cancelled_there(self, executor: Executor, gate: Gate, tmp_path: Path) -> None:
-        """What one client cancels is cancelled for all, and its process is ended."""
+        """A cancellation by one client cancels the items for all clients, and ends their process."""
         array = executor.map_array(gate.enter, "ab", tasks=1)
         gate.await_arrival("a")
         script = """
@@ -167,7 +167,7 @@ class TestAttach:
 
     @elsewhere
     def test_client_killed(self, backend: str, tmp_path: Path) -> None:
-        """When its client is killed, a local run ends, and says so; Slurm's goes on. Either can be taken up again."""
+        """A local run ends and reports it when its client is killed; a Slurm run continues. Both can be resumed."""
         gate = Gate(tmp_path / "gate")
         folder = self.killed_client(backend, tmp_path, gate)
         array: FutureArray[str] = attach(folder)
@@ -182,7 +182,7 @@ class TestAttach:
 
     @pytest.mark.parametrize("backend", ["local"], indirect=True)
     def test_retried_as_soon_as_its_end_is_known(self, backend: str, tmp_path: Path) -> None:
-        """What has ended, but may have outcomes that are not yet seen, is waited for, and then run again."""
+        """A retry of ended tasks waits for outcomes that may not be visible yet, then runs the missing items."""
         gate = Gate(tmp_path / "gate")
         array: FutureArray[str] = attach(self.killed_client(backend, tmp_path, gate))
         wait_until(lambda: array[0].state == TaskState.NODE_FAIL)
@@ -191,7 +191,7 @@ class TestAttach:
 
 
 class TestRefused:
-    """What is no run folder, or not one to be trusted; nothing runs."""
+    """Folders that are no run folder, or that others may write to, are refused; nothing runs."""
 
     @pytest.fixture
     def folder(self, finished: FutureArray[int], tmp_path: Path) -> Path:
@@ -200,13 +200,13 @@ class TestRefused:
 
     @pytest.fixture(params=["inline"])
     def backend(self, request: pytest.FixtureRequest) -> str:
-        """Run on one backend: what is read is the same."""
+        """Run on one backend only: reading a folder is the same on all."""
         name: str = request.param
         return name
 
     @pytest.mark.parametrize("name", ["nothing", "empty", "file"])
     def test_no_run_folder(self, tmp_path: Path, name: str) -> None:
-        """What is no run folder is refused, and named."""
+        """A folder that is no run folder is refused, and the error names it."""
         (tmp_path / "empty").mkdir(0o700)
         (tmp_path / "file").touch()
 
@@ -217,7 +217,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("part", [".", "outcomes", "rounds", "manifest.json", "rounds/0/plan.json"])
     def test_writable_by_others(self, folder: Path, part: str) -> None:
-        """What others may write to is refused before anything is unpickled."""
+        """A folder that others may write to is refused before anything is unpickled."""
         (folder / part).chmod(0o777)
 
         with pytest.raises(UnsafeRunFolder, match="may be written by others"):
@@ -252,10 +252,10 @@ class TestRefused:
 
 
 class TestRetry:
-    """Running again what has failed."""
+    """Manual retries of failed items."""
 
     def test_failures(self, executor: Executor, story: Story, tmp_path: Path) -> None:
-        """Only what failed runs again; the order is kept, and the array that there was stays what it was."""
+        """Only failed items run again, in the same order, and the original array does not change."""
 
         def work(number: int) -> int:
             story.tell(number)
@@ -278,7 +278,7 @@ class TestRetry:
         assert [0, -1, -2, -3, -4] == attach(array.folder).results()
 
     def test_states_and_places(self, executor: Executor) -> None:
-        """What ran again has the job and the state of its last task."""
+        """A retried item has the job and the state of its last task."""
         array = executor.map_array(lambda x: 1 // x, [1, 0], tasks=2)
         array.wait()
         again = array.retry()
@@ -288,7 +288,7 @@ class TestRetry:
         assert ["COMPLETED", "FAILED"] == [future.state for future in again]
 
     def test_again_and_again(self, executor: Executor, story: Story) -> None:
-        """It can be repeated, from the last array or from the first: each time what has failed so far is run."""
+        """A retry can be repeated, from the last array or the first: each time it runs the items that failed so far."""
 
         def work(number: int) -> int:
             story.tell(number)
@@ -307,7 +307,7 @@ class TestRetry:
         assert [1, 2, 3] == [each.counts()["done"] for each in (array, second, third)]
 
     def test_asked_for_later(self, executor: Executor, story: Story) -> None:
-        """Who runs it again may also ask for further retries by themselves."""
+        """A manual retry may also ask for further automatic retries."""
 
         def work(number: int) -> int:
             story.tell(number)
@@ -367,7 +367,7 @@ class TestRetry:
 
     @elsewhere
     def test_changes(self, executor: Executor) -> None:
-        """Options may be changed for what runs again; those that are not stay."""
+        """A retry may change options; the others keep their values."""
         executor = executor.options(env={"A": "1", "B": "1"}, threads=1)
         array = executor.map_array(lambda _: os.environ["C"] + os.environ["B"], [0])
         assert isinstance(array[0].exception(), KeyError)
@@ -378,7 +378,7 @@ class TestRetry:
 
     @elsewhere
     def test_ended_from_outside(self, executor: Executor, gate: Gate, tmp_path: Path) -> None:
-        """What was cancelled, and what died, runs again."""
+        """Cancelled items, and items whose process died, run again."""
 
         def work(name: str) -> str:
             if name == "c" and not (tmp_path / "repaired").exists():
@@ -399,7 +399,7 @@ class TestRetry:
 
     @elsewhere
     def test_while_others_run(self, executor: Executor, gate: Gate, tmp_path: Path) -> None:
-        """What still runs goes on, and is part of what comes back."""
+        """Items that are still running continue, and are part of the retried array."""
 
         def work(name: str) -> str:
             if name == "a" and not (tmp_path / "repaired").exists():
@@ -498,14 +498,14 @@ class TestThrottle:
 
 
 def job_of(array: FutureArray[Any]) -> str:
-    """Return what scontrol says of the job of an array."""
+    """Return the output of scontrol for the job of an array."""
     command = ["scontrol", "--oneliner", "show", "job", array.job_ids[0]]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("backend", ["local"], indirect=True)
 def test_throttle_from_elsewhere(executor: Executor, gate: Gate, tmp_path: Path) -> None:
-    """Of a local run only the client that runs it can change the throttle; another is told so."""
+    """Only the client that runs a local run can change its throttle; another client gets an error."""
     array = executor.map_array(gate.enter, range(2), throttle=1)
     gate.await_arrival(0)
     script = """

@@ -1,4 +1,4 @@
-"""Cancelling, on every backend where there is time for it: what has not started, what runs, and what was too late."""
+"""Cancelling pending, running and finished items, on every backend that is not immediate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def words(future: Future[Any]) -> tuple[bool, bool, bool]:
 
 
 class TestTooLate:
-    """What is done stays what it is."""
+    """Cancelling does not change finished items."""
 
     def test_done(self, finished: FutureArray[int]) -> None:
         """Neither a future that is done nor an array whose items are can be cancelled."""
@@ -34,7 +34,7 @@ class TestTooLate:
         assert (before, 0) == (finished.counts(), finished[0].result())
 
     def test_empty(self, executor: Executor) -> None:
-        """Of nothing, nothing has come to anything else."""
+        """Cancelling an empty array succeeds and changes nothing."""
         assert executor.map_array(int, []).cancel()
 
 
@@ -43,7 +43,7 @@ class TestFuture:
     """One item."""
 
     def test_pending(self, executor: Executor, gate: Gate) -> None:
-        """What waits for its turn is cancelled at once, and never runs; the rest goes on."""
+        """A pending item is cancelled at once and never runs; the other items continue."""
         array = executor.map_array(gate.enter, "abc", throttle=1)
         gate.await_arrival("a")
 
@@ -56,7 +56,7 @@ class TestFuture:
         assert ["COMPLETED", "CANCELLED", "COMPLETED"] == [future.state for future in array]
 
     def test_running(self, executor: Executor, gate: Gate) -> None:
-        """What runs is cancelled too: its process is ended, and the rest of its slice is run by another."""
+        """Cancelling a running item ends its process; another process runs the rest of its slice."""
         array = executor.map_array(gate.enter, "abc", tasks=1)
         gate.open("a", "c")
         gate.await_arrival("b")
@@ -70,7 +70,7 @@ class TestFuture:
         assert {"pending": 0, "running": 0, "done": 2, "failed": 0, "cancelled": 1} == array.counts()
 
     def test_waiters(self, executor: Executor, gate: Gate) -> None:
-        """Whoever waits hears of it: results, exceptions, callbacks and the standard library's functions."""
+        """A cancellation notifies all waiters: results, exceptions, callbacks and the standard library's functions."""
         future = executor.submit(gate.enter)
         called: list[Future[str]] = []
         future.add_done_callback(called.append)
@@ -94,7 +94,7 @@ class TestFuture:
         assert [future] == called
 
     def test_twice(self, executor: Executor, gate: Gate) -> None:
-        """What is cancelled stays so: a second cancel says so too, and its outcome is not taken."""
+        """A cancelled item stays cancelled: a second cancel returns True, and a late outcome is ignored."""
         array = executor.map_array(gate.enter, "ab", tasks=1)
         future = array[0]
         gate.await_arrival("a")
@@ -136,7 +136,7 @@ class TestArray:
         assert {"CANCELLED"} == {future.state for future in array}
 
     def test_some_done(self, executor: Executor, gate: Gate) -> None:
-        """What was done stays done, and the answer is that not all were cancelled."""
+        """Finished items keep their outcomes, and cancel returns that not all items were cancelled."""
         array = executor.map_array(gate.enter, "abc", tasks=1)
         gate.open("a")
         array[0].result()

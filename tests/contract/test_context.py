@@ -1,4 +1,4 @@
-"""Inside a task: what the user's function may ask of it, and the pool that it may open."""
+"""Inside a task: the context that the user's function can query, and the pool that it can open."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_outside_a_task_the_mask_counts(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_in_a_task_the_share_counts(tmp_path: Path) -> None:
-    """In a task, and in what it starts, the CPUs are the process's share of the grant, whatever the machine has."""
+    """A task and its child processes see the CPUs of the process's share of the grant, whatever the machine has."""
 
     def count(_: int) -> tuple[int, int]:
         program = "import slurmlaunch; print(slurmlaunch.cpu_count())"
@@ -178,7 +178,7 @@ def test_a_pool_fills_its_process(tmp_path: Path) -> None:
 
 
 def test_a_pools_processes_are_capped(tmp_path: Path) -> None:
-    """In a pool, cpu_count and the thread variables are those of one process; what the user set stays."""
+    """In a pool, cpu_count and the thread variables are those of one process; variables set by the user are kept."""
 
     def ask(_: int) -> list[Any]:
         with task_pool(threads=2) as pool:
@@ -205,7 +205,7 @@ def raise_two_arguments() -> None:
 
 
 def test_a_pool_survives_awkward_outcomes(tmp_path: Path) -> None:
-    """What does not pickle, value, argument or exception, is an error of its call alone."""
+    """An argument, value or exception that does not pickle is an error of its call alone."""
 
     def use(_: int) -> list[Any]:
         found: list[Any] = []
@@ -341,7 +341,7 @@ def test_streams_are_the_same_on_every_backend(make_executor: ExecutorFactory) -
 
 
 def test_a_retry_and_an_attach_keep_the_streams(tmp_path: Path) -> None:
-    """An item that is run again, in whatever company, draws what it would have drawn; another seed is refused."""
+    """A retried item draws the same random numbers, whichever items run with it; another seed is refused."""
     marker = tmp_path / "may succeed"
 
     def draw_or_fail(item: int) -> list[int]:

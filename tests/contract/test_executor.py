@@ -1,4 +1,4 @@
-"""The executor, on every backend: what its calls take, what they return and what they refuse."""
+"""The executor, on every backend: the arguments that its calls accept, their results, and the errors they raise."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class TestMapArray:
         assert [] == list(executor.folder.iterdir())
 
     def test_failing_iterable(self, executor: Executor) -> None:
-        """What an iterable raises is raised by the call, and nothing is left behind."""
+        """The call raises the exception of a failing iterable, and leaves nothing behind."""
         with pytest.raises(ZeroDivisionError):
             executor.map_array(lambda x: x, (1 / x for x in (1, 0)))
 
@@ -208,7 +208,7 @@ class TestMap:
 
     @elsewhere
     def test_close(self, executor: Executor, gate: Gate) -> None:
-        """Closing the iterator cancels what is left, and keeps what was done."""
+        """Closing the iterator cancels the remaining items and keeps the finished ones."""
         gate.open(0)
         results = executor.map(gate.enter, range(3), chunksize=3)
         assert "0" == next(results)
@@ -219,7 +219,7 @@ class TestMap:
 
 
 class TestScript:
-    """What would be submitted."""
+    """`script` returns the batch script of a call without submitting it."""
 
     def test_writes_nothing(self, executor: Executor) -> None:
         """The script is returned, and neither submitted nor written anywhere."""
@@ -238,7 +238,7 @@ class TestScript:
         assert "--job-name=it-" in script
 
     def test_refused(self, executor: Executor) -> None:
-        """What the call refuses, the script refuses."""
+        """`script` refuses the same arguments as the call."""
         with pytest.raises(ValueError, match="not equally long"):
             executor.script(divmod, [1], [])
 
@@ -273,7 +273,7 @@ class TestOptions:
 
     @elsewhere
     def test_shared_wait(self, executor: Executor, gate: Gate) -> None:
-        """Shutting down one waits for what the other has submitted."""
+        """Shutting down one executor waits for the arrays that the other one submitted."""
         future = executor.options(name="other").submit(gate.enter)
         gate.open()
 
@@ -304,7 +304,7 @@ class TestShutdown:
         assert not executor.folder.exists()
 
     def test_with(self, make_executor: ExecutorFactory) -> None:
-        """A with block ends when all futures are done, those of slow results too; what it raised goes on."""
+        """A with block ends when all futures are done, also those of slow results; its exception propagates."""
         futures: list[Future[SlowToLoad]] = []
 
         def submit_and_fail() -> None:
@@ -319,7 +319,7 @@ class TestShutdown:
 
     @elsewhere
     def test_no_wait(self, executor: Executor, gate: Gate) -> None:
-        """Without waiting the shutdown returns at once, and what was submitted goes on."""
+        """Without waiting, shutdown returns at once and submitted items continue."""
         future = executor.submit(gate.enter, "it")
 
         executor.shutdown(wait=False)
@@ -330,7 +330,7 @@ class TestShutdown:
 
     @elsewhere
     def test_cancel_futures(self, executor: Executor, gate: Gate) -> None:
-        """What has not started is cancelled; what runs goes on and is waited for."""
+        """Pending items are cancelled; shutdown waits for the running ones."""
         running, waiting = executor.map_array(gate.enter, ["a", "b"], throttle=1)
         wait_until(running.running)
 
@@ -343,7 +343,7 @@ class TestShutdown:
 
     @elsewhere
     def test_refused_submission(self, executor: Executor) -> None:
-        """What the scheduler refuses is a SubmissionError, leaves no folder, and is not waited for."""
+        """A refused submission raises SubmissionError and leaves no folder, and shutdown does not wait for it."""
         bad: dict[str, Any] = {"python": ["no-such-python"]} if executor.cluster == "local" else {"partition": "none"}
 
         with pytest.raises(SubmissionError) as caught:
@@ -356,7 +356,7 @@ class TestShutdown:
 
 
 class TestConstruction:
-    """What an executor is made from; nothing runs."""
+    """The arguments of an executor's constructor; nothing runs."""
 
     def test_defaults(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """The folder is one in the working directory of the moment, and the cluster follows from the PATH."""
@@ -376,7 +376,7 @@ class TestConstruction:
         assert not without.folder.exists()
 
     def test_environment(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Variables say what the call does not."""
+        """Environment variables give the options that the call leaves out."""
         monkeypatch.setenv("SLURMLAUNCH_FOLDER", str(tmp_path / "there"))
         monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "inline")
         executors = [Executor(), Executor(tmp_path / "here", cluster="local")]
@@ -414,7 +414,7 @@ class TestConstruction:
         assert expected == repr(executor)
 
     def test_is_an_executor(self, tmp_path: Path) -> None:
-        """It is what the standard library calls an executor."""
+        """An Executor is an instance of concurrent.futures.Executor."""
         assert isinstance(Executor(tmp_path, cluster="inline"), concurrent.futures.Executor)
 
 

@@ -94,7 +94,7 @@ class TestInterrupt:
     @pytest.mark.parametrize("backend", [SLURM], indirect=True)
     @pytest.mark.parametrize("wait", ["array.results()", "array[0].result()"])
     def test_slurm(self, backend: str, gate: Gate, tmp_path: Path, wait: str) -> None:
-        """Slurm's jobs go on, and what is printed says how to come back to them and how to end them."""
+        """Slurm jobs continue after the client's exit; a message says how to attach to them or cancel them."""
         script = scripts.start(tmp_path, SUBMIT + self.WAIT.format(wait=wait), backend, gate.folder)
         assert script.stdout
         folder = script.stdout.readline().strip()

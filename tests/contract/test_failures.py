@@ -1,4 +1,4 @@
-"""What goes wrong in the user's function, on every backend: it reaches the client as what it is."""
+"""Failures in the user's function, on every backend: they reach the client unchanged."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def failure(future: Future[Any], expected: type[BaseException]) -> Any:
 
 
 class TestExceptions:
-    """What the function raises."""
+    """Exceptions that the function raises."""
 
     def test_others(self, deeds: Deeds) -> None:
         """Whatever goes wrong in some items, those before and behind have their values."""
@@ -94,7 +94,7 @@ class TestExceptions:
         assert expected[1:] == tuple(getattr(error, name) for name in names[deed])
 
     def test_unpicklable_attribute(self, deeds: Deeds) -> None:
-        """What does not pickle in an exception becomes its repr; the rest of it arrives."""
+        """An attribute of an exception that does not pickle becomes its repr; the others arrive unchanged."""
         error = failure(deeds["lock"], HoldsLockError)
 
         assert (("locked",), 1) == (error.args, error.kept)
@@ -106,7 +106,7 @@ class TestExceptions:
         assert () == failure(deeds["mute"], MuteError).args
 
     def test_chain(self, deeds: Deeds) -> None:
-        """What an exception was raised from stands in its traceback, and its notes are kept."""
+        """The traceback shows the exception's cause, and its notes are kept."""
         text = str(failure(deeds["chain"], ValueError).__cause__)
         assert "KeyError: 'missing'" in text
         assert "direct cause" in text
@@ -125,7 +125,7 @@ class TestExceptions:
         ],
     )
     def test_odd_classes(self, deeds: Deeds, deed: str, expected: type[BaseException], arguments: tuple[Any]) -> None:
-        """Also what ends a program, or means something to whoever waits, is an outcome, and ends nothing else."""
+        """Exceptions such as SystemExit or CancelledError are outcomes too, and end nothing else."""
         assert arguments == failure(deeds[deed], expected).args
         assert (True, False) == (deeds[deed].done(), deeds[deed].cancelled())
 
@@ -161,13 +161,13 @@ class TestExceptions:
 
 
 class TestResults:
-    """What the function returns."""
+    """Values that the function returns."""
 
     @pytest.mark.parametrize(
         ("deed", "type_name"), [("unpicklable result", "builtins.list"), ("generator", "builtins.generator")]
     )
     def test_unpicklable(self, deeds: Deeds, deed: str, type_name: str) -> None:
-        """A result that does not pickle is an error that names its type, and says what to do."""
+        """A result that does not pickle is an error that names its type and the remedy."""
         error = failure(deeds[deed], UnpicklableResult)
 
         assert (type_name, deeds[deed].index, deeds[deed].job_id) == (error.type_name, error.item, error.job_id)
@@ -200,7 +200,7 @@ def test_errors_pickle(deeds: Deeds) -> None:
 
 @elsewhere
 class TestDeaths:
-    """What ends the process that runs an item."""
+    """Signals, crashes and exits that end the process of an item."""
 
     def test_deaths(self, executor: Executor) -> None:
         """A death costs the item that ran, and no other; the error names the signal or the exit status."""
@@ -234,7 +234,7 @@ class TestDeaths:
         assert "alive\nalive\n" == array[0].stderr()
 
     def test_processes_beside(self, make_executor: ExecutorFactory) -> None:
-        """What runs beside it in other processes of the same task goes on."""
+        """Items in other processes of the same task continue."""
         executor = make_executor(cpus_per_task=2, processes=2)
         array = executor.map_array(lambda i: os._exit(1) if i == 0 else i, range(6), tasks=1)
 
@@ -251,7 +251,7 @@ class TestDeaths:
 
 @elsewhere
 def test_folder_is_gone(executor: Executor, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
-    """When somebody removes the run folder, what had not come in yet is lost, and nobody waits for ever."""
+    """When somebody removes the run folder, unread outcomes are lost, and no waiter blocks for ever."""
     array = executor.map_array(gate.enter, "ab", tasks=1)
     gate.await_arrival("a")
     shutil.rmtree(array.folder)
@@ -288,7 +288,7 @@ def test_arguments_that_do_not_load(executor: Executor) -> None:
 
 
 def test_attempts(executor: Executor) -> None:
-    """What each start came to is told on every backend, over retries, and from another process's view too."""
+    """Every backend reports how each attempt ended, over retries, and to another process too."""
     array = executor.map_array(lambda i: 1 // i, range(2), tasks=2)
     array.wait()
     failed, fine = array

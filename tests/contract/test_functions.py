@@ -1,4 +1,4 @@
-"""What arrives in a task, on every backend: any function, wherever it was written, and any argument."""
+"""Functions and arguments reach a task on every backend, wherever the function was defined."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FACTOR = 3
 
 
 def times_factor(number: int) -> int:
-    """Multiply by what stands in this module."""
+    """Multiply by a variable of this module."""
     return number * FACTOR
 
 
@@ -43,7 +43,7 @@ class Multiplier:
 
     @classmethod
     def of_class(cls, number: int) -> int:
-        """Multiply by what stands here."""
+        """Multiply by an attribute of this class."""
         return cls(FACTOR).method(number)
 
     @staticmethod
@@ -103,7 +103,7 @@ class TestFunctions:
     """Functions of all kinds."""
 
     def test_as_argument(self, executor: Executor) -> None:
-        """Functions arrive as arguments, and give in the task what they give here."""
+        """Functions passed as arguments return the same in the task as here."""
         array = executor.map_array(lambda function: function(4), FUNCTIONS.values(), tasks=1)
 
         assert dict.fromkeys(FUNCTIONS, 12) == dict(zip(FUNCTIONS, array.results(), strict=True))
@@ -151,7 +151,7 @@ class TestClasses:
         assert (Pair, (1, 2)) == (type(pair), pair)
 
     def test_changed_variables(self, executor: Executor) -> None:
-        """A function that travels by value takes along what its variables are at that moment."""
+        """A function pickled by value carries the current values of its variables."""
         seen: list[int] = [FACTOR]
 
         def remember(number: int) -> list[int]:
@@ -261,7 +261,7 @@ class TestScripts:
 
 
 class TestRefused:
-    """What does not pickle."""
+    """Functions and arguments that do not pickle."""
 
     def test_names_the_culprit(self, executor: Executor) -> None:
         """It is refused when it is submitted, the culprit is named, and nothing is left behind."""

@@ -82,7 +82,7 @@ class TestSequence:
 
 
 class TestRun:
-    """What an array knows of its run."""
+    """The run's properties that an array exposes."""
 
     def test_folder(self, finished: FutureArray[int]) -> None:
         """The run folder is an absolute path, and there."""
@@ -107,7 +107,7 @@ class TestRun:
 
     @elsewhere
     def test_counts_of_open_items(self, executor: Executor, gate: Gate) -> None:
-        """What is open is running from the start of its task on, and pending before."""
+        """An open item counts as running once its task has started, and as pending before."""
         array = executor.map_array(gate.enter, range(5), tasks=2, throttle=1)
         gate.open(0)
         wait_until(lambda: array.counts() == {"pending": 2, "running": 2, "done": 1, "failed": 0, "cancelled": 0})
@@ -117,7 +117,7 @@ class TestRun:
         ]
 
     def test_throttle(self, executor: Executor) -> None:
-        """The throttle is what the call said, else the executor, else none."""
+        """The throttle comes from the call, else from the executor, else there is none."""
         throttled = executor.options(throttle=3)
         arrays = [
             executor.map_array(int, [1]),
@@ -168,7 +168,7 @@ class TestResults:
 
     @elsewhere
     def test_failure_before_the_end(self, executor: Executor, gate: Gate) -> None:
-        """A failure is raised as soon as everything before it is there, and the note says what is not done yet."""
+        """A failure is raised as soon as all earlier items are done, and its note names the items that are not."""
         array = executor.map_array(lambda i: 1 // int(gate.enter(i)), range(2), tasks=1)
         gate.open(0)
 
@@ -243,7 +243,7 @@ class TestWaiting:
 
     @elsewhere
     def test_open(self, executor: Executor, gate: Gate) -> None:
-        """An array waits for all of its items, a slice for its own, for as long as it was told."""
+        """An array waits for all of its items, a slice for its own, up to the timeout."""
         array = executor.map_array(gate.enter, "ab", tasks=1)
         gate.open("a")
 
@@ -283,7 +283,7 @@ class TestWaiting:
 
     @elsewhere
     def test_as_completed_timeout(self, executor: Executor, gate: Gate) -> None:
-        """When the time is up, what was done has been yielded, and the rest is a TimeoutError."""
+        """At the timeout, finished items have been yielded, and TimeoutError is raised for the rest."""
         array = executor.map_array(gate.enter, "ab", tasks=1)
         gate.open("a")
         array[0].result()
@@ -339,7 +339,7 @@ class TestPickle:
 
     @elsewhere
     def test_open_array(self, executor: Executor, gate: Gate) -> None:
-        """An array that is not done can be pickled; both then come to the same."""
+        """An unfinished array can be pickled; both copies get the same outcomes."""
         array = executor.map_array(gate.enter, "ab", tasks=1)
         again = pickle.loads(pickle.dumps(array))
 

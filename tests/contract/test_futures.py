@@ -1,4 +1,4 @@
-"""The future, on every backend: the standard library's contract, and what ours adds to it."""
+"""The future, on every backend: the standard library's contract and our additions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TestDone:
         )
 
     def test_exception(self, finished: FutureArray[int]) -> None:
-        """What the function raised is the exception, and raised by the result, each time."""
+        """`exception` returns the function's exception, and `result` raises it, each time."""
         future = finished[4]
 
         for _ in range(2):
@@ -59,7 +59,7 @@ class TestDone:
             assert (True, False, False) == (future.done(), future.running(), future.cancelled())
 
     def test_is_a_future(self, finished: FutureArray[int]) -> None:
-        """It is what the standard library calls a future, and can be a key."""
+        """A Future is an instance of concurrent.futures.Future, and can be a key."""
         assert isinstance(finished[0], concurrent.futures.Future)
         assert {finished[0]: 0, finished[1]: 1}[finished[1]] == 1
 
@@ -89,7 +89,7 @@ class TestPlace:
 
     @elsewhere
     def test_logs(self, finished: FutureArray[int]) -> None:
-        """What the items of the task wrote to standard output and error can be read."""
+        """The standard output and error of a task's items can be read."""
         wait_until(lambda: finished[5].stdout().count("\n") == 2)  # written by the process, whose end nobody awaits
         assert "out 4\nout 5\n" == finished[5].stdout()
         assert ("out 4\nout 5\n", "err 4\nerr 5\n") == tuple(
@@ -166,7 +166,7 @@ class TestCallbacks:
         assert [threading.current_thread()] == threads
 
     def test_exception(self, executor: Executor, caplog: pytest.LogCaptureFixture) -> None:
-        """What a callback raises is logged, as the standard library does, and stops nothing else."""
+        """An exception in a callback is logged, as in the standard library, and stops no other callback."""
         ended = threading.Event()
         future = executor.submit(int)
         with caplog.at_level(logging.ERROR, "concurrent.futures"):

@@ -60,7 +60,7 @@ def test_backslash(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_names_of_runs(make_executor: ExecutorFactory) -> None:
-    """A run may be called anything; what can be read of it is part of the folder's name."""
+    """A run may have any name; its readable characters are part of the folder's name."""
     array = make_executor(name="it's Größe/%j\n#SBATCH; 日本").map_array(int, [1])
 
     assert [1] == array.results()

@@ -74,7 +74,7 @@ def test_map(mpi: None, ranked: Executor) -> None:
 
 @elsewhere
 def test_large_arrays(ranked: Executor) -> None:
-    """What goes to disk beside its pickle comes back too, of every rank."""
+    """Values stored beside their pickle come back too, from every rank."""
 
     def fill(size: int) -> Any:
         import numpy as np
@@ -109,7 +109,7 @@ def test_places(ranked: Executor, backend: str) -> None:
 
 @elsewhere
 def test_rendezvous(ranked: Executor) -> None:
-    """Rank 0 can listen where all are told to meet, and the others reach it there: twice in one task."""
+    """Rank 0 can listen at the rendezvous address and the others reach it, twice in one task."""
     futures = ranked.map_array(together.sum_by_sockets, [10, 20], tasks=1)
 
     assert [future.ranks(PATIENCE) for future in futures] == [[46] * 4, [86] * 4]
@@ -185,7 +185,7 @@ def test_inline_is_one_rank(tmp_path: Path) -> None:
     ("deed", "said"), [("kill", "was killed by SIGKILL (9)"), ("exit", "ended with exit status 5")]
 )
 def test_a_rank_dies(mpi: None, ranked: Executor, backend: str, deed: str, said: str) -> None:
-    """A rank that dies ends the others, which wait for it; the error names rank, end and node; other items go on."""
+    """A dead rank ends the ranks that wait for it; the error names rank, signal and node; other items continue."""
     futures = ranked.map_array(together.fall, range(3), [{(1, 3): deed}] * 3, tasks=1)
 
     first, error, last = futures.results(PATIENCE, return_exceptions=True)
@@ -200,7 +200,7 @@ def test_a_rank_dies(mpi: None, ranked: Executor, backend: str, deed: str, said:
 
 @elsewhere
 def test_a_rank_dies_while_it_writes(ranked: Executor) -> None:
-    """What it has half written is cut off: its death is told, and what its file takes later is found."""
+    """A rank's torn record is cut off, its death is reported, and later records in its file are read."""
     ranked = ranked.options(launcher=[])
 
     def work(item: int) -> bytes:
@@ -220,7 +220,7 @@ def test_a_rank_dies_while_it_writes(ranked: Executor) -> None:
 
 @elsewhere
 def test_a_death_comes_first(ranked: Executor) -> None:
-    """What the others raise when a rank has died is not what failed the item."""
+    """When a rank has died, errors of the other ranks do not replace its death as the item's failure."""
     error = ranked.submit(together.lose_caller).exception(PATIENCE)
 
     assert isinstance(error, WorkerDied)
@@ -230,7 +230,7 @@ def test_a_death_comes_first(ranked: Executor) -> None:
 @elsewhere
 @pytest.mark.parametrize(("deed", "kind"), [("raise", ValueError), ("sys.exit", SystemExit)])
 def test_a_rank_raises(mpi: None, ranked: Executor, deed: str, kind: type[BaseException]) -> None:
-    """What a rank raised comes back as itself and says whose it is, though the others wait for that rank for ever."""
+    """A rank's exception arrives with its type and its rank, even if the other ranks wait for that rank for ever."""
     futures = ranked.map_array(together.fall, range(3), [{(1, 2): deed}] * 3, tasks=1)
 
     first, error, last = futures.results(PATIENCE, return_exceptions=True)
@@ -267,7 +267,7 @@ class _Absent:
 
 
 def test_without_mpi4py(tmp_path: Path) -> None:
-    """Where mpi4py is not installed, ranks start as ever, and the one that asks for it is told what to install."""
+    """Without mpi4py ranks start as usual, and a function that imports it gets an error with the package to install."""
     with Executor(tmp_path, cluster="local", ntasks=2, launcher=[]) as executor:
         error = executor.submit(together.start_mpi_without_its_package).exception(PATIENCE)
 
@@ -288,7 +288,7 @@ def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) ->
 
 @elsewhere
 def test_what_the_launcher_said(make_executor: ExecutorFactory, tmp_path: Path) -> None:
-    """What a launcher says of why it starts nothing stands in the error, and what was said before does not."""
+    """The launcher's reason for starting nothing is part of the error; its earlier output is not."""
     launcher = tmp_path / "launcher"
     launcher.write_text("#!/bin/sh\necho no such dialect >&2\nexit 5\n", encoding="utf-8")
     launcher.chmod(0o700)
@@ -303,7 +303,7 @@ def test_what_the_launcher_said(make_executor: ExecutorFactory, tmp_path: Path) 
 
 @elsewhere
 def test_cancel(ranked: Executor, gate: Gate, story: Story) -> None:
-    """A cancelled item is ended on all ranks; the others of its task go on."""
+    """A cancelled item ends on all ranks; the other items of its task continue."""
     futures = ranked.map_array(together.Walk(gate, story, (1, 0), (1, 2)), range(3), tasks=1)
     gate.await_arrival("1-0", "1-2")
     process = gate.process_of("1-2")
@@ -319,7 +319,7 @@ def test_cancel(ranked: Executor, gate: Gate, story: Story) -> None:
 
 @pytest.mark.parametrize("backend", [SLURM], indirect=True)
 def test_requeue(cluster: Cluster, ranked: Executor, gate: Gate, story: Story) -> None:
-    """A task that starts again runs what not all ranks have finished, on all of them, and no more."""
+    """A requeued task runs only the items that not all ranks have finished, on all ranks."""
     walk = together.Walk(gate, story, (1, 2))
     futures = ranked.map_array(walk, range(3), tasks=1)
     gate.await_arrival("1-2")
@@ -336,7 +336,7 @@ def test_requeue(cluster: Cluster, ranked: Executor, gate: Gate, story: Story) -
 
 @elsewhere
 def test_retry(mpi: None, ranked: Executor) -> None:
-    """A retry runs what failed again, on all ranks."""
+    """A retry runs the failed items again, on all ranks."""
     again = ranked.map_array(together.fall, range(2), [{(0, 3): "kill"}] * 2, tasks=1)
     assert again.wait(PATIENCE)
 
@@ -400,7 +400,7 @@ def test_number_of_ranks(options: dict[str, Any], ranks: int, tmp_path: Path) ->
     [{"nodes": "2-4"}, {"ntasks": 2, "processes": 2}, {"ntasks": 0}, {"ntasks": 2, "container": "docker://debian"}],
 )
 def test_options_that_cannot_be(options: dict[str, Any], tmp_path: Path) -> None:
-    """What leaves the number of ranks open, or has no meaning with them, is refused."""
+    """Options that leave the number of ranks open, or have no meaning with ranks, are refused."""
     with pytest.raises(OptionError):
         Executor(tmp_path, cluster="local", cpus_per_task=4, **options)
 
@@ -455,12 +455,12 @@ OPEN_MPI = {
     ],
 )
 def test_launchers(environ: dict[str, str], world: RankEnvironment) -> None:
-    """A rank finds itself by what its launcher says, the innermost where there are several."""
+    """A rank gets its number from its launcher's variables, from the innermost launcher if there are several."""
     assert RankEnvironment.of(environ) == world
 
 
 def test_no_launcher_known() -> None:
-    """Where nothing is said, the error says what to do."""
+    """Without a known launcher's variables, the error names the remedy."""
     with pytest.raises(NodeStartError, match="launcher="):
         RankEnvironment.of({})
 

@@ -1,4 +1,4 @@
-"""Dynamic schedules and packed slices: each item comes to one outcome, whoever takes it, and however tasks end."""
+"""Dynamic schedules and packed slices: each item gets one outcome, whichever task claims it and however tasks end."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TestNode:
         assert run.values() == {item: item * item for item in range(50)}
 
     def test_side_by_side(self, tmp_path: Path, gate: Gate) -> None:
-        """Each takes what the other has not, and none waits for the one that is slow."""
+        """Each task claims blocks that the other has not claimed, and none waits for the slow one."""
         run = self.shared(tmp_path / "run", WaitsFor(gate, 0), 40, chunksize=1)
         slow = run.start(0)
         gate.await_arrival(0)
@@ -79,7 +79,7 @@ class TestNode:
         assert claimed(run) == {block: int(block > 0) for block in range(40)}
 
     def test_next_attempt(self, tmp_path: Path, gate: Gate) -> None:
-        """A killed task's blocks are its next attempt's, less what is recorded; what is free is anybody's."""
+        """A killed task's next attempt runs its claimed blocks, less recorded items; any task claims the rest."""
         story = Story(tmp_path / "story")
         run = self.shared(tmp_path / "run", WaitsFor(gate, 5, story), 20, chunksize=4)
         first = run.start(0)
@@ -135,7 +135,7 @@ class TestNode:
         assert claimed(run) == {0: 0}
 
     def test_a_list_of_items(self, tmp_path: Path) -> None:
-        """In a later round blocks are of the list of what is missing."""
+        """In a later round, blocks consist of the missing items."""
         from array import array
 
         missing = array("Q", range(0, 60, 3))
@@ -146,7 +146,7 @@ class TestNode:
         assert run.recorded() == list(missing)
 
     def test_cancelled_before_it_is_taken(self, tmp_path: Path, gate: Gate) -> None:
-        """What was cancelled while nobody had it is run by nobody."""
+        """No task runs an item that was cancelled while unclaimed."""
         from slurmlaunch.runfolder.cancellations import CancellationWriter
 
         run = self.shared(tmp_path / "run", WaitsFor(gate, 0), 20, chunksize=2)
@@ -178,7 +178,7 @@ class WaitsFor:
 
 
 class TestCalls:
-    """What a user gets, on every backend."""
+    """Results of dynamic schedules, on every backend."""
 
     @each_schedule
     @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ class TestCalls:
         assert [] == make_executor().map_array(square, [], **how).results(PATIENCE)
 
     def test_failures(self, make_executor: ExecutorFactory) -> None:
-        """What an item raises is its own; a retry keeps the schedule, and runs what failed."""
+        """A failing item fails alone; a retry keeps the schedule and runs the failed items."""
         executor = make_executor()
         futures = executor.map_array(reciprocal, [2, 0, 4, 0, 8], tasks=2, schedule="dynamic", chunksize=2)
         found = futures.results(PATIENCE, return_exceptions=True)
@@ -279,7 +279,7 @@ class TestCalls:
         ],
     )
     def test_refused(self, tmp_path: Path, given: dict[str, Any], option: str) -> None:
-        """What cannot be is refused by name, and leaves nothing behind."""
+        """Impossible options are refused by name, and leave nothing behind."""
         executor = Executor(tmp_path / "runs", cluster="inline")
         with pytest.raises(OptionError) as caught:
             executor.map_array(square, range(2), **given)
@@ -331,7 +331,7 @@ class TestCalls:
 
     @elsewhere
     def test_a_supervisor_that_dies(self, make_executor: ExecutorFactory, gate: Gate) -> None:
-        """What it had taken fails and names it, once, for everybody; what it had not is not lost by it."""
+        """Each item claimed by a dead supervisor fails once, for every client; unclaimed items are not lost."""
         executor = make_executor()
         futures = executor.map_array(gate.enter, range(8), tasks=1, schedule="dynamic", chunksize=2)
         gate.await_arrival(0)
@@ -351,7 +351,7 @@ class TestCalls:
 
     @elsewhere
     def test_retries(self, make_executor: ExecutorFactory, gate: Gate) -> None:
-        """With retries the next round runs what the dead had taken, and what nobody had."""
+        """With retries, the next round runs the dead tasks' claimed items and the unclaimed ones."""
         executor = make_executor(retries=1)
         futures = executor.map_array(gate.enter, range(8), tasks=1, schedule="dynamic", chunksize=2)
         gate.await_arrival(0)

@@ -1,4 +1,4 @@
-"""Large arrays, on every backend: what the function shares, what items are given, and what they return."""
+"""Large arrays, on every backend: shared with the function, passed to items, and returned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NUMBERS = 1 << 18
 
 
 def look_up(field: Any, item: int) -> tuple[float, bool]:
-    """Return what stands there, and whether it could be changed."""
+    """Return the array's element, and whether the array is writable."""
     return float(field[item]), field.flags.writeable
 
 
@@ -45,7 +45,7 @@ def change(field: Any, item: int) -> Any:
 
 
 class TestFunction:
-    """What the function refers to is one file, mapped by all processes."""
+    """The arrays that the function refers to are one file, mapped by all processes."""
 
     def test_partial(self, executor: Executor) -> None:
         """An array that is bound to the function is read-only, and lies apart on disk."""
@@ -68,7 +68,7 @@ class TestFunction:
         assert [(float(i), NUMBERS - 1 - i, 1.0) for i in range(6)] == executor.map_array(look, range(6)).results()
 
     def test_what_may_not_be_written(self, executor: Executor) -> None:
-        """A function that writes to a shared array fails, and the error says what to do."""
+        """A function that writes to a shared array fails, and the error names the remedy."""
         futures = executor.map_array(partial(change, np.zeros(NUMBERS)), range(2))
 
         error = futures[0].exception()
@@ -78,7 +78,7 @@ class TestFunction:
         assert "array.copy()" in str(error.__cause__)
 
     def test_other_errors_have_no_hint(self, executor: Executor) -> None:
-        """What has nothing to do with it is left as it is."""
+        """Unrelated errors get no hint."""
         (error,) = executor.map_array(partial(look_up, np.zeros(NUMBERS)), [NUMBERS]).results(return_exceptions=True)
 
         assert isinstance(error, IndexError)
@@ -128,7 +128,7 @@ class TestFunction:
         assert all(str(path) in str(each) for each in errors.values())
 
     def test_an_end_from_outside_meanwhile(self, tmp_path: Path) -> None:
-        """A task that is ended while it checks its arrays does not go on to their end, and records nothing."""
+        """A task that is ended while it checks its arrays stops checking, and records nothing."""
         field = np.zeros(NUMBERS)
         run = OneRun(tmp_path / "run", lambda item: look_up(field, item), rows(range(3)))
         pickled, _ = read_function(run.folder)
@@ -207,7 +207,7 @@ class TestResults:
         assert (result["array"] == 2_000_000).all()
 
     def test_each_time_anew(self, executor: Executor) -> None:
-        """What is done to a result is not seen by who asks for it again."""
+        """Changing a result does not change the next `result()`."""
         futures = executor.map_array(make, [2_000_000])
         (first,) = futures.results()
         first["array"][:] = 0
@@ -215,14 +215,14 @@ class TestResults:
         assert (futures.results()[0]["array"] == 2_000_000).all()
 
     def test_large_bytes(self, executor: Executor) -> None:
-        """Bytes and bytearrays come back as what they were."""
+        """Bytes and bytearrays come back with their type."""
         results = executor.map_array(lambda kind: kind(b"y" * 1_000_000), [bytes, bytearray]).results()
 
         assert [b"y" * 1_000_000, bytearray(b"y" * 1_000_000)] == results
         assert [bytes, bytearray] == list(map(type, results))
 
     def test_from_another_process(self, make_executor: ExecutorFactory, tmp_path: Path) -> None:
-        """They are read by whoever attaches to the run, without NumPy as long as they are bytes."""
+        """Any process that attaches to the run can read them, without NumPy if they are bytes."""
         futures = make_executor().map_array(lambda n: pickle.PickleBuffer(b"z" * n), [10, 1_000_000])
         futures.wait()
 
@@ -236,7 +236,7 @@ class TestResults:
         assert "[(<class 'bytes'>, 10, {122}), (<class 'bytes'>, 1000000, {122})]" == printed.strip()
 
     def test_a_retry_keeps_them(self, executor: Executor) -> None:
-        """A large value is as good a value as any: only what failed is run again."""
+        """A large value needs no retry: only failed items run again."""
         futures = executor.map_array(lambda n: np.ones(NUMBERS // n), [1, 0, 2])
         futures.wait()
 

@@ -77,7 +77,7 @@ def _quick_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.fixture
 def launch(_quick_answers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch]:
-    """Return a function that makes executors; what they have left is cancelled after the test."""
+    """Return a function that makes executors; their remaining items are cancelled after the test."""
     with contextlib.ExitStack() as executors:
 
         def make(cluster: Cluster, **options: Any) -> Executor:

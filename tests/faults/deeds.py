@@ -1,4 +1,4 @@
-"""What items do in the fault suite. Nodes import this file; so it imports next to nothing."""
+"""The functions of the fault suite's items. Nodes import this file, so it imports very little."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MEGABYTE = 1 << 20
 
 
 class Deed:
-    """An item that is told of in a story, may wait at a gate, and returns its square.
+    """An item that logs its start, may wait at a gate, and returns its square.
 
     Attributes:
-        story: where it is told that an item began: as often as it did.
-        gate: where those wait that are to wait.
+        story: the file that gets a line for each start of an item.
+        gate: the folder of the gate.
         waits: the items that wait.
     """
 

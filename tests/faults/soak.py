@@ -87,8 +87,8 @@ class Soak:
 
     Attributes:
         faults: how often each fault was done.
-        counts: what the clients have told.
-        problems: what must not be.
+        counts: the sum of the clients' reports.
+        problems: the violations that were found.
     """
 
     def __init__(self, cluster: Cluster, folder: Path, seed: int) -> None:
@@ -103,7 +103,7 @@ class Soak:
         self._script.write_text(CLIENT, encoding="utf-8")
 
     def run(self, seconds: float) -> None:
-        """Do faults for so many seconds, then let all runs come to their end."""
+        """Do faults for so many seconds, then wait until all runs have ended."""
         threads = [threading.Thread(target=self._make_runs, args=(number,)) for number in range(CLIENTS)]
         for each in threads:
             each.start()
@@ -235,7 +235,7 @@ class Soak:
 
 
 def _processes(folder: Path) -> dict[str, list[int]]:
-    """Return the processes of this soak's tasks, by what they are."""
+    """Return the processes of this soak's tasks, by kind."""
     nodes: dict[int, int] = {}
     found: dict[str, list[int]] = {"pool": [], "supervisor": [], "step": []}
     for entry in Path("/proc").iterdir():
@@ -273,7 +273,7 @@ def main() -> int:
 
 
 def report(soak: Soak) -> None:
-    """Print what was counted."""
+    """Print the counts."""
     items = sum(number for what, number in soak.counts.items() if what.startswith("first "))
     kinds = Counter(problem.partition(" ")[0] for problem in soak.problems)
     lines = [

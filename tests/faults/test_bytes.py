@@ -31,10 +31,10 @@ class Deed(NamedTuple):
     """One thing done to a run's outcome files.
 
     Attributes:
-        kind: what.
-        task: whose file.
-        position: where in it, as a share of its length.
-        bit: which bit there, or which other task.
+        kind: its name.
+        task: the task whose file it is.
+        position: the place in the file, as a share of its length.
+        bit: the bit at that place, or the other task.
     """
 
     kind: str
@@ -83,7 +83,7 @@ def work(number: int) -> Any:
 
 
 def shown(array: FutureArray[Any]) -> list[object]:
-    """Return what the items have come to, in a form that compares."""
+    """Return the items' outcomes in a form that compares."""
     found = array.results(timeout=NEVER, return_exceptions=True)
     return [repr(each) if isinstance(each, ValueError) else each for each in found]
 
@@ -132,7 +132,7 @@ def test_whatever_is_done_to_outcomes(
 
 
 def test_a_retry_runs_what_was_lost(whole: FutureArray[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was lost is run again, and only that."""
+    """A retry runs the lost items, and only those."""
     monkeypatch.setenv("SLURMLAUNCH_LATENCY", "0.05")
     copy = shutil.copytree(whole.folder, tmp_path / "copy")
     Deed("flip", 2, 0.9, 3).do(copy / "outcomes")

@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def squares(count: int) -> list[int]:
-    """Return what the items of these tests come to."""
+    """Return the expected results of these tests' items."""
     return [item * item for item in range(count)]
 
 
@@ -54,7 +54,7 @@ def told_square(story: Story) -> Callable[[int], int]:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what slurmlaunch has warned of."""
+    """Return the warnings that slurmlaunch has logged."""
     return [r.getMessage() for r in caplog.records if r.name == "slurmlaunch" and r.levelno >= logging.WARNING]
 
 
@@ -74,7 +74,7 @@ def client(folder: Path, text: str, *arguments: object) -> subprocess.Popen[str]
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """Wait for a client that is to end well; return what it printed."""
+    """Wait for a client that should succeed; return its output."""
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out
@@ -135,7 +135,7 @@ class TestKilledClient:
         return [int(line) for line in Story(folder / "story").lines]
 
     def test_while_another_watches(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Who had come before the client was killed learns that nobody will submit it, and may do so."""
+        """A client that attached before the submitter was killed is told that nobody will submit, and may submit."""
         monkeypatch.setattr(submission, "_FOLLOW_EVERY", 1.0)
         monkeypatch.setattr(submission, "_SBATCH_OUTLIVES", 1.0)
         folder = tmp_path / "runs"
@@ -154,7 +154,7 @@ class TestKilledClient:
 
     @pytest.mark.usefixtures("wrapped")
     def test_while_making_a_retry(self, tmp_path: Path) -> None:
-        """What a client leaves of a round that it did not live to make is in nobody's way."""
+        """The files of a retry that a killed client did not finish disturb no other client."""
         with Executor(tmp_path / "runs", cluster="slurm") as executor:
             array = executor.map_array(lambda x: 1 // x, [0, 1], tasks=1)
         (array.folder / "rounds" / "1.half.new").mkdir(mode=0o700)
@@ -205,7 +205,7 @@ class TestKilledClient:
     def test_a_copy_knows_what_slurm_said(
         self, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """So is one in which something was ended from outside, which its client was told."""
+        """A copy of a run has the recorded end of a task that was ended from outside."""
         gate = Gate(tmp_path / "gate")
         array = Executor(tmp_path / "runs", cluster="slurm").map_array(gate.enter, "ab", tasks=2)
         gate.await_arrival("a", "b")
@@ -267,7 +267,7 @@ class TestSchedulerAway:
     def test_controller_stopped_for_a_minute(
         self, own_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What is recorded comes at once, what is cancelled is not begun, and a retry waits until it is back."""
+        """Outcomes arrive at once, cancelled items do not start, and a retry waits until the controller is back."""
         cluster = own_cluster(ClusterSpec(nodes=1, cpus_per_node=2))
         gate = Gate(tmp_path / "gate")
         array = Executor(tmp_path / "runs", cluster="slurm", retries=1).map_array(gate.enter, "abc", tasks=3)
@@ -350,7 +350,7 @@ class TestSubmission:
     def test_away_for_a_moment(
         self, wrapped: Wrapped, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What passes by itself is tried again, and said once."""
+        """A short outage is retried, and logged once."""
         pauses: list[float] = []
         monkeypatch.setattr(Client, "backend", lambda *_: SlurmBackend(sleep=pauses.append))
         counter = tmp_path / "tries"
@@ -372,7 +372,7 @@ class TestSubmission:
         assert [] == list((tmp_path / "runs").iterdir())
 
     def test_no_answer_at_all(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where it stays unknown whether there is a job, who comes back finds none, and may submit it."""
+        """If it stays unknown whether sbatch made a job, an attaching client finds none, and may submit the array."""
         monkeypatch.setattr(Client, "backend", lambda *_: SlurmBackend(sleep=lambda _: None))
         wrapped.behave("sbatch", lines=f'[ -e {tmp_path}/there ] || {{ {TIMES_OUT} ; }}; exec "$real" "$@"')
         executor = Executor(tmp_path / "runs", cluster="slurm")
@@ -387,7 +387,7 @@ class TestSubmission:
     def test_wait_for_room(
         self, own_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Later arrays wait for room; when the client that waits is killed, whoever comes back goes on with it."""
+        """Later arrays wait for capacity; if the waiting client is killed, an attaching client submits them."""
         cluster = own_cluster(ClusterSpec(lines=("AccountingStorageEnforce=limits", "MaxArraySize=4")))
         cluster.run(
             "sacctmgr",
@@ -438,7 +438,7 @@ class TestCancelling:
     """One word to Slurm, whatever is cancelled when."""
 
     def test_while_it_is_submitted(self, wrapped: Wrapped, tmp_path: Path) -> None:
-        """What another client cancels while sbatch is at work neither runs nor stays in the queue."""
+        """Items that another client cancels during sbatch neither run nor stay in the queue."""
         story = Story(tmp_path / "story")
         wrapped.behave("sbatch", lines='sleep 2; exec "$real" --hold "$@"')
         with ThreadPoolExecutor(1) as thread:

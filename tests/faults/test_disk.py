@@ -52,7 +52,7 @@ def small(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 def test_full_in_the_middle_of_a_result(
     backend: str, small: Callable[[int], Path], request: pytest.FixtureRequest
 ) -> None:
-    """What was whole stays whole; what did not fit is an error that names the reason; with room a retry has it all."""
+    """Whole records stay; a result that did not fit is an error with the reason; a retry with free space succeeds."""
     if backend == "slurm":
         request.getfixturevalue("cluster")
     folder = small(1024)
@@ -89,7 +89,7 @@ def test_full_on_the_client(small: Callable[[int], Path]) -> None:
 
 @needs_root
 def test_a_read_only_folder(small: Callable[[int], Path]) -> None:
-    """Where nothing may be written the error says so, and what was written before is read all the same."""
+    """If the folder is read-only the error says so, and outcomes written before can still be read."""
     folder = small(4096)
     executor = Executor(folder, cluster="local")
     array = executor.map_array(lambda x: 1 // x, [1, 0])
@@ -131,7 +131,7 @@ def test_a_file_size_limit(tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 def test_a_run_folder_that_is_removed(cluster: Cluster, tmp_path: Path) -> None:
-    """A client that waits for it is told, and another run of the process is not touched."""
+    """A client that waits for the run gets an error, and another run of the process is not touched."""
     gate = Gate(tmp_path / "gate")
     executor = Executor(tmp_path / "runs", cluster="slurm")
     removed, other = executor.map_array(gate.enter, "ab"), executor.map_array(gate.enter, "cd")

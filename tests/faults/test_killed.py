@@ -33,7 +33,7 @@ def outcomes(futures: FutureArray[Any]) -> list[Any]:
 
 
 def squares(*failed: int, kind: type[BaseException] = WorkerDied, items: int = 6) -> list[Any]:
-    """Return what the items come to when some of them end in an error."""
+    """Return the items' outcomes when some of them raise."""
     return [kind if item in failed else item * item for item in range(items)]
 
 
@@ -67,7 +67,7 @@ def test_an_item_that_leaves(faulty: Cluster, launch: Launch, deed: Callable[...
 
 
 def test_the_supervisor(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """What it had recorded stays, what is missing names the supervisor, and nothing outlives it."""
+    """Recorded outcomes stay, missing ones name the supervisor, and no process outlives it."""
     work = deed(Deed, 1, 3)
     futures = launch(faulty).map_array(work, range(6), tasks=2)
     work.gate.await_arrival(1, 3)
@@ -106,7 +106,7 @@ def test_the_batch_shell(faulty: Cluster, launch: Launch, deed: Callable[..., An
 def test_the_step_daemon(
     start_cluster: Callable[[ClusterSpec], Cluster], launch: Launch, deed: Callable[..., Any]
 ) -> None:
-    """Slurm's own process for the step is killed: the node goes on and loses nothing."""
+    """When slurmstepd is killed, the node continues and loses nothing."""
     work = deed(Deed, 1, 3)
     # On a cluster of its own, since to that the job runs for ever.
     futures = launch(start_cluster(ClusterSpec(nodes=1, accounting=False))).map_array(work, range(6), tasks=2)

@@ -71,7 +71,7 @@ def test_whatever_is_done_to_large_values(
 
 
 def test_a_value_that_is_changed_after_it_was_seen(whole: FutureArray[Any], tmp_path: Path) -> None:
-    """What changed between the look that found it and the one that read it is lost, not wrong."""
+    """A value changed between its discovery and its read is reported as lost; it is never wrong."""
     array = attach(shutil.copytree(whole.folder, tmp_path / "copy"))
     array.wait()
     Deed("flip", 0, 0.9, 3).do(array.folder / "outcomes")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slurm
 
 
 def warn(cluster: Cluster, job_id: str | None) -> None:
-    """Send what Slurm sends before the time limit."""
+    """Send the signal that Slurm sends before the time limit."""
     cluster.run("scancel", "--signal=USR1", "--batch", str(job_id))
 
 
@@ -32,7 +32,7 @@ def await_close(future: Future[Any]) -> None:
 
 
 def test_between_items(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """From the warning on no item is begun; what runs may finish, and the task starts again for the rest."""
+    """After the warning no item starts; running ones may finish, and the task is requeued for the rest."""
     work = deed(Deed, 1)
     futures = launch(faulty).map_array(work, range(6), tasks=2)
     work.gate.await_arrival(1)
@@ -106,7 +106,7 @@ class TestCheckpoints:
         work.gate.await_arrival(number + 1)
 
     def test_at_the_limit(self, faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-        """At the warning it hands in how it is gone on with, and goes on there."""
+        """At the warning the function returns a checkpoint, and the next attempt resumes from it."""
         work = deed(Counts)
         future = launch(faulty).submit(work, 4)
         work.gate.await_arrival(0)
@@ -120,7 +120,7 @@ class TestCheckpoints:
         assert work.story.lines == ["from 0", "from 2"]
 
     def test_at_a_retry(self, faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-        """A further round goes on where a task of the round before was taken away, also from another process."""
+        """A further round resumes from the checkpoint of a preempted task, also from another process."""
         work = deed(Counts)
         futures = launch(faulty).map_array(work, [4, 0])
         work.gate.await_arrival(0)

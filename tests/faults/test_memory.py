@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slurm
 
 
 def test_a_process_of_the_pool(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """The item that took too much is OutOfMemory and says of what; the others of its task finish."""
+    """The item that used too much memory is OutOfMemory with the amount; the other items of its task finish."""
     work = deed(Hungry, 1)
     futures = launch(strict, mem="200M", cpus_per_task=2, processes=2).map_array(work, range(6), tasks=2)
     assert outcomes(futures) == squares(1, kind=OutOfMemory)
@@ -31,7 +31,7 @@ def test_a_process_of_the_pool(strict: Cluster, launch: Launch, deed: Callable[.
 
 
 def test_the_supervisor(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A supervisor that the kernel ends for want of memory is told apart from one that a person kills, and at once."""
+    """A supervisor killed by the kernel for lack of memory is told apart from one killed by a person, at once."""
     work = deed(Offers, 1)
     futures = launch(strict, mem="200M").map_array(work, range(6), tasks=2)
     assert outcomes(futures) == squares(1, 2, kind=OutOfMemory)
@@ -42,7 +42,7 @@ def test_the_supervisor(strict: Cluster, launch: Launch, deed: Callable[..., Any
 
 
 def test_before_the_node(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """What takes the whole task, the shell of its script, is told by the scheduler."""
+    """The scheduler reports a task whose batch shell runs out of memory."""
     work = deed(Hungry)
     setup = "x=$(head -c 400M /dev/zero | tr '\\0' a)"
     futures = launch(strict, mem="100M", setup=[setup]).map_array(work, range(2), tasks=1)
@@ -53,7 +53,7 @@ def test_before_the_node(strict: Cluster, launch: Launch, deed: Callable[..., An
 
 
 def test_more_the_next_time(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A retry asks for more, up to max_mem, and runs only what is missing."""
+    """A retry requests more memory, up to max_mem, and runs only the missing items."""
     work = deed(Hungry, 1)
     executor = launch(strict, mem="150M", retries=3, grow={"mem": 2.0}, max_mem="500M")
     futures = executor.map_array(work, range(6), tasks=2)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slurm
 
 
 def begin(launch: Launch, cluster: Cluster, work: Deed, **options: Any) -> FutureArray[int]:
-    """Run six items in two tasks, and wait until those that wait do, and what came before them is known."""
+    """Run six items in two tasks; wait until the waiting ones have started and the earlier ones are done."""
     futures = launch(cluster, **options).map_array(work, range(6), tasks=2)
     work.gate.await_arrival(*work.waits)
     assert futures[0].result(PATIENCE) == 0
@@ -32,7 +32,7 @@ def begin(launch: Launch, cluster: Cluster, work: Deed, **options: Any) -> Futur
 
 
 def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A requeued task goes on where it was: what is recorded is not run again."""
+    """A requeued task continues: recorded items do not run again."""
     work = deed(Deed, 1)
     futures = begin(launch, faulty, work)
     first = work.gate.process_of(1)
@@ -58,7 +58,7 @@ def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> 
 def test_requeued_and_held(
     faulty: Cluster, launch: Launch, deed: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A held task waits, is no end, says so once, and goes on when it is released."""
+    """A held task has not ended: it waits, this is logged once, and it continues when it is released."""
     work = deed(Deed, 1)
     futures = begin(launch, faulty, work)
     work.forget(1)
@@ -75,12 +75,12 @@ def test_requeued_and_held(
 
 
 def preempt(launch: Launch, cluster: Cluster) -> Future[int]:
-    """Submit what takes all of the cluster at once."""
+    """Submit a job that preempts all nodes of the cluster at once."""
     return launch(cluster, partition="debug", nodes=2, exclusive=True).submit(nap, 1)
 
 
 def test_preempted_and_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A preempted task that is requeued goes on after the other; nothing recorded is run again."""
+    """A preempted and requeued task continues after the other job; recorded items do not run again."""
     work = deed(Deed, 1, 3)
     futures = begin(launch, faulty, work, partition="requeued")
     work.forget(1)
@@ -92,7 +92,7 @@ def test_preempted_and_requeued(faulty: Cluster, launch: Launch, deed: Callable[
 
 
 def test_preempted_and_cancelled(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A preempted task that is cancelled ends what it had not finished as Preempted."""
+    """The unfinished items of a preempted and cancelled task end as Preempted."""
     work = deed(Deed, 1, 3)
     futures = begin(launch, faulty, work, partition="cancelled")
     assert preempt(launch, faulty).result(PATIENCE) == 1
@@ -124,7 +124,7 @@ def test_cancelled_by_someone_else(faulty: Cluster, launch: Launch, deed: Callab
 
 
 def test_suspended(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A suspended task is no end: it goes on when it is resumed."""
+    """A suspended task has not ended: it continues when it is resumed."""
     work = deed(Deed, 1)
     futures = begin(launch, faulty, work)
     faulty.run("scontrol", "suspend", futures[1].job_id or "")

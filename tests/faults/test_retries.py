@@ -1,4 +1,4 @@
-"""What is run again by itself, and what ends a run where nothing can start."""
+"""Automatic retries, and the end of a run where nothing can start."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_process_that_died(faulty: Cluster, launch: Launch, deed: Callable[...
 
 
 def test_as_often_as_asked(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """What always dies ends as what it died of, after so many retries, for a client that comes later too."""
+    """An item that always dies ends with its cause after so many retries, for a client that attaches later too."""
     work = deed(Exits, 1)
     futures = launch(faulty, retries=2).map_array(work, range(6), tasks=3)
     assert outcomes(futures) == squares(1)
@@ -59,7 +59,7 @@ def test_as_often_as_asked(faulty: Cluster, launch: Launch, deed: Callable[..., 
 
 
 def test_from_a_retry_on(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """What a retry by hand says of further ones holds from there on, whatever the run began with."""
+    """The retries set by a manual retry hold from there on, whatever the run began with."""
     work = deed(Exits, 1)
     futures = launch(faulty).map_array(work, range(6), tasks=3)
     assert outcomes(futures) == squares(1)
@@ -93,7 +93,7 @@ WATCHES = """
 
 
 def test_two_clients(faulty: Cluster, launch: Launch, deed: Callable[..., Any], tmp_path: Path) -> None:
-    """Both see what is missing, one submits it, and both get it; also one that slept through it all."""
+    """Both clients see the missing items, one retries them, and both get the results; also one that was stopped."""
     work = deed(Deed, 1)
     futures = launch(faulty, retries=3).map_array(work, range(6), tasks=2)
     work.gate.await_arrival(1)
@@ -130,7 +130,7 @@ class TestNode:
 
     @pytest.mark.slow
     def test_fails(self, fragile: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-        """Without a requeue it is a NodeFailure; a retry goes elsewhere, and runs what is missing."""
+        """Without a requeue the error is NodeFailure; a retry runs the missing items on other nodes."""
         work = deed(Deed, 1, 3)
         executor = launch(fragile, no_requeue=True, requeues=0, retries=1, exclusive=True)
         futures = executor.map_array(work, range(6), tasks=2)
@@ -153,7 +153,7 @@ class TestNode:
 
     @pytest.mark.slow
     def test_requeued(self, fragile: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-        """With requeues the task starts again by itself, and one without a retry says what happened."""
+        """With requeues the task restarts by itself; without a retry the error says what happened."""
         work = deed(Deed, 1, 3)
         again = launch(fragile, exclusive=True).map_array(work, range(3), tasks=1)
         work.gate.await_arrival(1)

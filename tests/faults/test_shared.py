@@ -1,4 +1,4 @@
-"""Dynamic schedules under faults: what a task had taken is its own to finish, what nobody had is anybody's."""
+"""Dynamic schedules under faults: a task finishes its claimed blocks, and any task may claim the others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def owners(futures: FutureArray[int], number: int = 0) -> dict[int, int]:
 
 
 def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A requeued task goes on with what it had taken, and takes what is left."""
+    """A requeued task continues its claimed blocks, and claims remaining ones."""
     work = deed(Deed, 1)
     futures = begin(launch(faulty), work, tasks=1)
     work.forget(1)
@@ -93,7 +93,7 @@ def test_others_do_the_rest(faulty: Cluster, launch: Launch, deed: Callable[...,
 
 
 def test_retries(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """With retries the next round has what was taken and not done, and what nobody took."""
+    """With retries, the next round has the claimed but unfinished items, and the unclaimed ones."""
     work = deed(Deed, 1)
     futures = begin(launch(faulty, retries=1), work, tasks=1)
     supervisor = work.supervisor(1)
@@ -109,7 +109,7 @@ def test_retries(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> N
 
 
 def test_late(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """What has not started when nothing is left is taken from the queue; what starts all the same ends well at once."""
+    """When no block is left, pending tasks are cancelled; a task that starts all the same succeeds at once."""
     work = deed(Deed)
     futures = share(launch(faulty, throttle=1), work, tasks=4)
 
@@ -124,7 +124,7 @@ def test_late(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None
 
 
 def test_near_the_time_limit(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """From the warning on nothing more is taken; the task starts again for what nobody has."""
+    """After the warning a task claims nothing more; it is requeued for the unclaimed blocks."""
     work = deed(Deed, 1)
     futures = begin(launch(faulty), work, tasks=1)
     os.kill(work.supervisor(1), signal.SIGUSR1)  # as the batch script does, some time after Slurm
@@ -139,7 +139,7 @@ def test_near_the_time_limit(faulty: Cluster, launch: Launch, deed: Callable[...
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_time_limit(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """Without a requeue what was taken and what was not end as the time limit."""
+    """Without a requeue claimed and unclaimed items end as TimeLimitExceeded."""
     work = deed(Deed, 1)
     futures = begin(launch(faulty, time="00:01:00", requeues=0), work, tasks=1)
     assert futures.wait(2.5 * PATIENCE)  # Slurm looks at limits twice a minute
@@ -195,7 +195,7 @@ ATTACHES = """
 
 
 def test_another_process(faulty: Cluster, launch: Launch, deed: Callable[..., Any], tmp_path: Path) -> None:
-    """Who attaches while it runs sees who has what, and gets all."""
+    """A client that attaches during the run sees which task has which item, and gets all results."""
     work = deed(Deed, 1)
     futures = begin(launch(faulty), work)
     command = [sys.executable, "-c", textwrap.dedent(ATTACHES), str(futures.folder)]
@@ -242,7 +242,7 @@ def test_nobody_waits(faulty: Cluster, launch: Launch, tmp_path: Path) -> None:
 def test_a_node_that_fails(
     start_cluster: Callable[[ClusterSpec], Cluster], launch: Launch, deed: Callable[..., Any]
 ) -> None:
-    """What its task had taken ends as NodeFailure, or is run elsewhere by a retry; the other task goes on."""
+    """The items claimed by its task end as NodeFailure, or a retry runs them elsewhere; the other task continues."""
     fragile = start_cluster(ClusterSpec(lines=("SlurmdTimeout=5", "TreeWidth=2")))
     work = deed(Deed, 1, 3)
     executor = launch(fragile, no_requeue=True, requeues=0, exclusive=True, retries=1)

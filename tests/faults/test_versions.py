@@ -1,4 +1,4 @@
-"""Nodes that cannot run what the client pickled: another Python, or one that lacks a module. Said once, and soon."""
+"""Nodes that cannot run the client's pickle (another Python, or a missing module): reported once, and soon."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_without_the_users_module(cluster: Cluster, tmp_path: Path, beside: Call
 
 
 def test_set_up_that_fails(cluster: Cluster, tmp_path: Path) -> None:
-    """What fails before Python starts is shown with the log's end."""
+    """A failure before Python starts is reported with the end of the log."""
     executor = Executor(tmp_path / "runs", cluster="slurm", setup=["echo a quota is exceeded >&2", "false"])
     errors = refused(executor.map_array(abs, range(ITEMS), tasks=ITEMS))
 

@@ -23,7 +23,7 @@ class Wrapped:
     """The wrappers of one test.
 
     Attributes:
-        path: what PATH has to be for them to be found first.
+        path: the value of PATH with which they are found first.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -45,9 +45,9 @@ def job(container: Container, **changes: Any) -> ArrayJob:
 
 @pytest.mark.parametrize("runtime", ["apptainer", "singularity", "podman", "charliecloud", None])
 def test_command_line(runtime: str | None) -> None:
-    """Each runtime binds what the node and the user need, goes to the folder, shows the GPUs, and starts the node.
+    """Each runtime binds the node's and the user's folders, changes folder, shows the GPUs, and starts the node.
 
-    What the user binds at its own place is not bound twice.
+    A folder that the user binds at its own path is not bound twice.
     """
     image = "docker.io/library/python:3.11" if runtime == "podman" else "/images/python.sif"
     container = Container(image, binds=["/scratch", "/data/sets:/mnt"], runtime=runtime, flags=["--verbose"])
@@ -59,7 +59,7 @@ def test_command_line(runtime: str | None) -> None:
 
 
 def test_script_has_the_command_line(tmp_path: Path) -> None:
-    """The batch script shows the same words, and takes away what the client's Python set for itself."""
+    """The batch script has the same command line, and unsets the variables of the client's Python."""
     container = Container("docker://python:3.11", runtime="apptainer")
 
     script = Executor(tmp_path / "runs", cluster="slurm", container=container).script(len, ["a"])
@@ -105,7 +105,7 @@ def test_who_asks_for_gpus(options: dict[str, str | bool], flags: tuple[str, ...
 
 
 def test_neither_is_there(tmp_path: Path) -> None:
-    """Where a node has none of the programs, it says so, and what to do."""
+    """A node that has none of the programs says so, and names the remedy."""
     command = job(Container("docker://python")).command("0")
 
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
@@ -142,7 +142,7 @@ def test_own_folders() -> None:
 
 
 def test_folders_inside(tmp_path: Path) -> None:
-    """What lies in another is bound with it; what is not there is not bound; the root never is."""
+    """A folder inside another is bound with it; a missing one is not bound; the root never is."""
     code, runs = tmp_path / "code", tmp_path / "runs"
     (code / "modules").mkdir(parents=True)
     found = folders_inside(runs / "1", code, [str(code / "modules"), str(tmp_path / "absent"), str(tmp_path / "code")])
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_bound(runtime: str) -> None:
 
 
 def test_places_in_an_image(tmp_path: Path) -> None:
-    """For charliecloud the places of what is bound are made in the image, and nowhere else."""
+    """For charliecloud, mount points are made in the image, and nowhere else."""
     (tmp_path / "data").mkdir()
     (tmp_path / "file").touch()
     image = tmp_path / "image"
@@ -228,7 +228,7 @@ def test_an_image_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_python_inside() -> None:
-    """In a container the default is its python3; what the user names stays, in whatever order it comes."""
+    """The default in a container is its python3; a Python named by the user is kept, in whatever order options come."""
     container = Container("docker://python")
     assert Options().changed(container=container).python == ("python3",)
     assert Options().changed(container=container, python="py").python == ("py",)
@@ -244,7 +244,7 @@ def test_json() -> None:
 
 
 def test_no_program_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On this machine a runtime that is missing is told at once."""
+    """A runtime that is missing on this machine is reported at once."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with (
         Executor(tmp_path / "runs", cluster="local", container="docker://python") as executor,
@@ -280,7 +280,7 @@ def of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def look_around(item: int) -> dict[str, Any]:
-    """Return what an item finds out about where it is."""
+    """Return an item's view of its surroundings."""
     return {
         "item": item,
         "system": Path("/etc/os-release").read_text(encoding="utf-8"),
@@ -364,7 +364,7 @@ def test_the_example(backend: str, image: Container, tmp_path: Path, monkeypatch
 def test_a_package_is_missing_in_the_image(
     make_executor: ExecutorFactory, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image without what a node needs is named at once, with what to install; no time is waited out."""
+    """An image without a required package is reported at once, with the package to install."""
     monkeypatch.setenv("SLURMLAUNCH_LATENCY", "100000")
     container = container_of(tmp_path, without=missing)
 
@@ -378,7 +378,7 @@ def test_a_package_is_missing_in_the_image(
 def test_the_container_does_not_start(
     make_executor: ExecutorFactory, image: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the runtime says is shown, without a wait."""
+    """The runtime's message is shown, without a wait."""
     monkeypatch.setenv("SLURMLAUNCH_LATENCY", "100000")
     executor = make_executor(container=image, python="no-such-python")
 
@@ -412,7 +412,7 @@ class WaitsForAnotherStart:
 def test_a_warning_reaches_the_node(
     make_executor: ExecutorFactory, image: Container, gate: Gate, cluster: Cluster
 ) -> None:
-    """USR1 passes the script and the container: the item is asked for a checkpoint, and goes on in another start."""
+    """USR1 reaches the node through script and container: the item gives a checkpoint and resumes in a new attempt."""
     future = make_executor(container=image, by_value=__name__).submit(WaitsForAnotherStart(gate))
     gate.await_arrival(0)
 
@@ -427,7 +427,7 @@ def test_a_warning_reaches_the_node(
 def test_the_end_reaches_the_node(
     make_executor: ExecutorFactory, image: Container, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """A job that is cancelled takes what runs in its container with it."""
+    """Cancelling a job ends all processes in its container."""
     note = tmp_path / "pid"
 
     def wait(note: Path) -> None:
