@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -23,7 +24,7 @@ from slurmlaunch.node.events import Signals
 from slurmlaunch.node.pool import Pool
 from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.node.worker import Worker
-from slurmlaunch.runfolder.function import check_shared, needs_cloudpickle
+from slurmlaunch.runfolder.function import Work, read_function
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -78,16 +79,16 @@ class Supervisor(TaskSupervisor):
         self._peak = self._pool.peak
 
     def _prepare_fork(self) -> None:
-        """Check, import and freeze once, rather than in each worker."""
-        if self._manifest.shared:
-            try:
-                for _ in check_shared(self._folder):
-                    if self._signals.terminated:
-                        return
-            except NodeStartError as error:
-                self._give_up(self._dump(error))
-                return
-        if needs_cloudpickle(self._folder):
+        """Read, check, import and freeze once, rather than in each worker."""
+        try:
+            self._function = read_function(self._folder)
+            for _ in self._function.check():
+                if self._signals.terminated:
+                    return
+        except NodeStartError as error:
+            self._give_up(self._dump(error))
+            return
+        if self._function.needs_cloudpickle:
             import cloudpickle  # noqa: F401
         gc.freeze()  # else each worker's first collection visits, and so copies, every page of what is imported
 
@@ -166,7 +167,8 @@ class Supervisor(TaskSupervisor):
         )
         Signals.ignore()
         mask = self._masks[slot] if self._masks else None
-        Worker(connection, channel, self._writer, task).main(self._folder, self._manifest, mask, self._checkpoints)
+        load = partial(Work, self._folder, self._manifest, self._checkpoints, function=self._function)
+        Worker(connection, channel, self._writer, task).main(mask, load)
 
     def _handle_death(self, death: Death) -> None:
         """Fail the item of a dead worker, or return it to the queue; `Pool.fill` replaces the worker if needed."""

@@ -43,16 +43,15 @@ from slurmlaunch.errors import NodeStartError
 from slurmlaunch.node import system
 from slurmlaunch.node.channel import LARGE
 from slurmlaunch.outcome import Bundle, Failure, failure_of, in_series
-from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.outcomes import outcome_entry
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     from slurmlaunch.node.channel import Channel, Connection
-    from slurmlaunch.runfolder.layout import Manifest, RunFolder
-    from slurmlaunch.runfolder.outcomes import OutcomeWriter, Recorded
+    from slurmlaunch.runfolder.function import Work
+    from slurmlaunch.runfolder.outcomes import OutcomeWriter
 
 LENGTH = struct.Struct("<I")
 
@@ -80,25 +79,12 @@ class Worker:
         self._is_copy = False
         self._not_appended = b""
 
-    def main(
-        self,
-        folder: RunFolder,
-        manifest: Manifest,
-        mask: frozenset[int] | None,
-        checkpoints: Mapping[int, Recorded],
-    ) -> NoReturn:
-        """Run to the end of the process; never return into the supervisor's code.
-
-        Args:
-            folder: the run folder.
-            manifest: its manifest.
-            mask: the CPUs of this worker, or None for all of the task's.
-            checkpoints: the checkpoints of items that earlier attempts began.
-        """
+    def main(self, mask: frozenset[int] | None, load: Callable[[], Work]) -> NoReturn:
+        """Run to the end of the process on these CPUs (None: on all of the task's); never return to the caller."""
         status = 70
         try:
             self._set_up(mask)
-            status = self._serve(folder, manifest, checkpoints)
+            status = self._serve(load)
         except ConnectionError:  # the supervisor has ended, and reported why
             status = 0
         except BaseException:  # noqa: BLE001  (nothing may pass: above is the supervisor's stack)
@@ -122,10 +108,9 @@ class Worker:
     def _mark_copy(self) -> None:
         self._is_copy = True
 
-    def _serve(self, folder: RunFolder, manifest: Manifest, checkpoints: Mapping[int, Recorded]) -> int:
+    def _serve(self, load: Callable[[], Work]) -> int:
         try:
-            # The supervisor has checked the function's large arrays once for all workers.
-            work = Work(folder, manifest, checkpoints, checked=bool(manifest.shared))
+            work = load()
         except NodeStartError as error:
             data = Failure(error, failure_of(error.__cause__ or error).traceback).dump()
             self._connection.send(b"X" + LENGTH.pack(len(data)) + data)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 from types import MappingProxyType
@@ -20,7 +19,7 @@ from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Va
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
 from slurmlaunch.runfolder.items import ItemReader
-from slurmlaunch.runfolder.records import Kind, Record, open_owned, read_records, write_whole
+from slurmlaunch.runfolder.records import Kind, Record, read_records, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -44,67 +43,66 @@ def write_function(folder: RunFolder, pickled: bytes | Bundle) -> int:
     return sum(map(len, pickled.buffers))
 
 
-def read_function(folder: RunFolder) -> tuple[memoryview, SharedBuffers]:
-    """Return the pickled function of a run and the buffers that it refers to.
+class PickledFunction(NamedTuple):
+    """The pickle of a run's function, and the large buffers that it refers to."""
 
-    Raises:
-        NodeStartError: the file is damaged.
-        OSError, UnsafeRunFolder: it cannot be read, or others may have changed it.
-    """
-    found = list(read_records(folder.function))
-    payloads = {each.header.kind: each.payload for each in found if isinstance(each, Record)}
-    if Kind.FUNCTION not in payloads or len(payloads) < len(found):
-        raise NodeStartError(f"the function on disk is damaged: {folder.function}")
-    return payloads[Kind.FUNCTION], SharedBuffers(folder.function_buffers, payloads.get(Kind.SHARED, b""))
+    pickled: memoryview
+    shared: SharedBuffers
 
+    @property
+    def needs_cloudpickle(self) -> bool:
+        """True if the pickle refers to cloudpickle, as far as its beginning tells."""
+        return b"cloudpickle" in bytes(self.pickled[:_BEGINNING])
 
-def needs_cloudpickle(folder: RunFolder) -> bool:
-    """Return True if the function's pickle refers to cloudpickle, as far as its beginning tells."""
-    with suppress(OSError, UnsafeRunFolder):  # reported when the function is read
-        descriptor = open_owned(folder.function)
-        try:
-            return b"cloudpickle" in os.pread(descriptor, _BEGINNING, 0)
-        finally:
-            os.close(descriptor)
-    return False
+    def check(self) -> Iterator[None]:
+        """Verify the buffers piece by piece, once for all processes of the machine.
+
+        Raises:
+            NodeStartError: they are damaged, or cannot be read.
+        """
+        if self.shared.extents:
+            yield from self.shared.check()
+
+    def load(self, *, writable: bool = False) -> Callable[..., Any]:
+        """Unpickle the function, after `check`; what its unpickling raises passes through.
+
+        Args:
+            writable: whether the process may write to its own copy of the function's large arrays.
+
+        Raises:
+            NodeStartError: the buffers cannot be read.
+        """
+        buffers = self.shared.map(writable=writable) if self.shared.extents else ()
+        function: Callable[..., Any] = pickle.loads(self.pickled, buffers=buffers)
+        return function
 
 
 _BEGINNING = 1 << 16
 
 
-def check_shared(folder: RunFolder) -> Iterator[None]:
-    """Verify the buffers of the function piece by piece, once for all processes of the machine.
+def read_function(folder: RunFolder) -> PickledFunction:
+    """Read the pickled function of a run.
 
     Raises:
-        NodeStartError: they are damaged, or cannot be read.
+        NodeStartError: the file is damaged or cannot be read, or others may have changed it.
     """
     try:
-        _, shared = read_function(folder)
+        found = list(read_records(folder.function))
     except (OSError, UnsafeRunFolder) as error:
         raise NodeStartError(f"the function cannot be read: {error}") from error
-    yield from shared.check()
+    payloads = {each.header.kind: each.payload for each in found if isinstance(each, Record)}
+    if Kind.FUNCTION not in payloads or len(payloads) < len(found):
+        raise NodeStartError(f"the function on disk is damaged: {folder.function}")
+    buffers = SharedBuffers(folder.function_buffers, payloads.get(Kind.SHARED, b""))
+    return PickledFunction(payloads[Kind.FUNCTION], buffers)
 
 
-def load_function(folder: RunFolder, *, writable: bool = False, checked: bool = False) -> Callable[..., Any]:
-    """Unpickle the function of a run.
-
-    Args:
-        folder: the run folder.
-        writable: whether the process may write to its own copy of the function's large arrays.
-        checked: whether `check_shared` has verified them on this machine.
-
-    Raises:
-        NodeStartError: the function or an array is damaged.
-        OSError, UnsafeRunFolder: it cannot be read, or others may have changed it.
-        Exception: its unpickling raised this.
-    """
-    pickled, shared = read_function(folder)
-    if shared.extents and not checked:
-        for _ in shared.check():
-            pass
-    buffers = shared.map(writable=writable) if shared.extents else ()
-    function: Callable[..., Any] = pickle.loads(pickled, buffers=buffers)
-    return function
+def load_function(folder: RunFolder, *, writable: bool = False) -> Callable[..., Any]:
+    """Read, check and unpickle the function of a run, as `read_function` and `PickledFunction` do."""
+    function = read_function(folder)
+    for _ in function.check():
+        pass
+    return function.load(writable=writable)
 
 
 class Work:
@@ -121,7 +119,7 @@ class Work:
         manifest: Manifest,
         checkpoints: Mapping[int, Recorded] = MappingProxyType({}),
         *,
-        checked: bool = False,
+        function: PickledFunction | None = None,
     ) -> None:
         """Load the function.
 
@@ -129,7 +127,7 @@ class Work:
             folder: the run folder.
             manifest: its manifest.
             checkpoints: the calls that resume items which an earlier attempt began.
-            checked: whether `check_shared` has verified the function's arrays on this machine.
+            function: the function, if it has been read and checked on this machine.
 
         Raises:
             NodeStartError: it cannot be loaded here; the message says why.
@@ -140,7 +138,8 @@ class Work:
         self._shares = bool(manifest.shared) and not manifest.single
         take_search_path(manifest.sys_path)
         try:
-            self._function = load_function(folder, writable=manifest.single, checked=checked)
+            load = function.load if function else partial(load_function, folder)
+            self._function = load(writable=manifest.single)
             self._items = ItemReader(folder)
             _define_in_main(self._function)
             self.can_checkpoint = hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")

@@ -131,7 +131,7 @@ class TestFunction:
         """A task that is ended while it checks its arrays stops checking, and records nothing."""
         field = np.zeros(NUMBERS)
         run = OneRun(tmp_path / "run", lambda item: look_up(field, item), rows(range(3)))
-        pickled, _ = read_function(run.folder)
+        pickled = read_function(run.folder).pickled
         with run.folder.function_buffers.open("r+b") as file:
             file.truncate(1 << 40)  # a file with a hole: to read it takes a quarter of an hour
         table = records.encode(Kind.SHARED, struct.pack("<QQI", 0, 1 << 40, 0))
