@@ -72,8 +72,7 @@ class ExecutorFactory(Protocol):
 def cluster() -> Iterator[Cluster]:
     """Start a throwaway Slurm when the first test asks for it, and make the whole session its client.
 
-    Where Slurm is not installed, its tests are skipped, unless SLURMLAUNCH_REQUIRE_SLURM=1: what a run must have tested
-    does not pass by being left out.
+    Where Slurm is not installed, its tests are skipped; with SLURMLAUNCH_REQUIRE_SLURM=1 they fail.
     """
     with _started(ClusterSpec()) as started, _client_of(started):
         yield started

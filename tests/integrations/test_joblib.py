@@ -102,7 +102,7 @@ print("slurmlaunch" in joblib.parallel.BACKENDS, [name for name in sys.modules i
         "use", ["slurmlaunch.register_joblib()", "slurmlaunch.Executor(cluster='inline').joblib_backend()"]
     )
     def test_without_joblib(self, use: str) -> None:
-        """Without joblib, slurmlaunch can be imported, and its backend's error says what to install."""
+        """Without joblib, slurmlaunch can be imported, and its backend's error names the package to install."""
         program = f"""
 import sys
 sys.modules["joblib"] = None

@@ -446,7 +446,7 @@ def test_cancelled_at_deletion(executor: submitit.AutoExecutor, tmp_path: Path) 
 
 
 def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of the guide runs as it stands, and prints what its comments say."""
+    """The code of the guide runs unchanged, and prints the output in its comments."""
     monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
     guide = (ROOT / "docs" / "from-submitit.md").read_text(encoding="utf-8")
     for block in re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL):

@@ -96,7 +96,7 @@ def marks(folder: Path) -> list[str]:
 
 
 def story(folder: Path) -> list[str]:
-    """Return what logged tasks wrote: ``+1`` as task 1 began, ``-1`` as it ended."""
+    """Return the log of the tasks: ``+1`` when task 1 began, ``-1`` when it ended."""
     return (folder / "story").read_text().split()
 
 
@@ -131,7 +131,7 @@ def test_logs_are_named_by_element_and_private(folder: Path) -> None:
 
 
 def test_the_exit_status_becomes_state_and_end_mark(folder: Path) -> None:
-    """Each task's end is told by its state and by an end mark with its exit status, 128 + n for signal n."""
+    """Each task's end is reported by its state and by an end mark with its exit status, 128 + n for signal n."""
     job = array(folder, "case $4 in 10) exit 0;; 11) exit 7;; 12) kill -KILL $$;; esac", 3, first_task=10)
     job_id = backend.submit(job)
     assert states(job_id, 3) == [TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED]
@@ -174,7 +174,7 @@ def test_python_counts_the_threads_unless_the_user_said_otherwise(
 
 
 def test_an_outer_tasks_variables_are_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an outer task of ours was told of itself, and of its place in an array, stays with it."""
+    """A task does not inherit an outer task's variables, such as its place in an array."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv(caps.OURS, "OMP_NUM_THREADS")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
@@ -185,7 +185,7 @@ def test_an_outer_tasks_variables_are_dropped(folder: Path, monkeypatch: pytest.
 
 @needs_bash
 def test_setup_lines_run_in_the_tasks_shell(folder: Path) -> None:
-    """What the set-up lines export, the task has."""
+    """A task has the variables that the set-up lines export."""
     job = array(folder, 'echo "$GREETING"', setup=("if true; then", "  export GREETING=hello", "fi"))
     assert run(job) == [TaskState.COMPLETED]
     assert (folder / "logs" / "0-0-0.out").read_text() == "hello\n"
@@ -233,7 +233,7 @@ def test_modules_are_loaded_where_there_are_modules(
 
 
 def test_the_script_runs_the_same_tasks(folder: Path, tmp_path: Path) -> None:
-    """The commands that are shown do what would be submitted, whatever folders and values are called."""
+    """The commands that `script` shows run the same tasks, whatever the names of folders and the values."""
     job = array(folder, 'echo "$PWD" "$ODD" "$4"', 3, first_task=5, cwd=tmp_path, env={"ODD": "a'b\nc $d"})
     subprocess.run(["/bin/sh", "-c", backend.script(job)], check=True)
     shown = [(folder / "logs" / f"0-0-{i}.out").read_text() for i in range(3)]
@@ -259,7 +259,7 @@ def test_the_script_runs_the_same_tasks(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_run_is_refused(folder: Path, changes: dict[str, Any], named: str) -> None:
-    """A job that could only fail is refused at submission, and the error names what is wrong."""
+    """A job that can only fail is refused at submission, and the error names the cause."""
     with pytest.raises(SubmissionError, match=re.escape(named)):
         backend.submit(array(folder, "true", **changes))
 
@@ -276,7 +276,7 @@ def test_python_is_looked_for_where_the_task_runs(folder: Path, tmp_path: Path) 
 
 
 def test_a_task_that_cannot_start_fails_alone(folder: Path) -> None:
-    """A task whose process cannot be started has failed, the reason is told, and the queue goes on."""
+    """A task whose process cannot be started fails with the reason, and the queue continues."""
     (folder / "logs" / "0-0-1.err").mkdir()
     job_id = backend.submit(array(folder, "true", 3))
     assert [s.value for s in states(job_id, 3)] == ["COMPLETED", "FAILED", "COMPLETED"]
@@ -310,7 +310,7 @@ def test_a_task_wider_than_the_machine_takes_all_of_it(folder: Path) -> None:
 
 
 def test_arrays_and_elements_go_in_order(folder: Path) -> None:
-    """What was submitted first starts first, element by element."""
+    """Tasks start in the order of submission, element by element."""
     ids = [backend.submit(array(folder, LOGGED, 3, array=i, first_task=3 * i, cpus_per_task=CPUS)) for i in range(3)]
     for job_id in ids:
         states(job_id, 3)
@@ -392,7 +392,7 @@ def test_a_cancelled_job_drops_what_waits_and_ends_what_runs(folder: Path) -> No
 
 
 def test_some_elements_can_be_cancelled(folder: Path) -> None:
-    """Elements that are not named go on."""
+    """Cancelling some elements leaves the others running."""
     job_id = backend.submit(array(folder, GATED, 4, cpus_per_task=CPUS))
     until(lambda: state(job_id, 0) is TaskState.RUNNING)
     backend.cancel(job_id, [1, 3])
@@ -409,7 +409,7 @@ def test_cancelling_what_has_ended_changes_nothing(folder: Path) -> None:
 
 
 def test_a_task_that_ignores_sigterm_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL follows SIGTERM, and reaches what the task has started."""
+    """SIGKILL follows SIGTERM, and reaches the task's child processes."""
     monkeypatch.setattr(scheduler, "KILL_WAIT", 0.1)
     script = 'trap "" TERM; sleep 1000 & echo $! >"$3/pid"; mv "$3/pid" "$3/child"; wait'
     job_id = backend.submit(array(folder, script))
@@ -432,7 +432,7 @@ def test_to_cancel_again_gains_no_time(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_nothing_of_a_task_outlives_it(folder: Path) -> None:
-    """What a task left running in its process group is killed as it ends."""
+    """Processes that a task left in its process group are killed when it ends."""
     run(array(folder, 'sleep 1000 & echo $! >"$3/child"'))
     until(lambda: not alive(int((folder / "child").read_text())))
 
@@ -610,7 +610,7 @@ def client(folder: Path, program: str, python: str = sys.executable) -> subproce
 
 
 def said(process: subprocess.Popen[str]) -> tuple[str, str, int]:
-    """Wait for a client; return what it wrote, what it complained of, and its status."""
+    """Wait for a client; return its standard output, standard error and exit status."""
     out, err = process.communicate()
     return out, err, process.returncode
 
@@ -631,7 +631,7 @@ def test_the_interpreter_waits_for_the_queue(folder: Path, python: str) -> None:
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_an_interrupt_at_exit_ends_the_tasks(folder: Path, *, ignored: bool) -> None:
-    """Ctrl-C while the interpreter waits ends what runs and drops what waits; a second one insists."""
+    """Ctrl-C during the wait at exit ends running tasks and drops pending ones; a second one kills."""
     trap = "trap '' TERM;" if ignored else ""
     process = client(folder, f"submit({trap!r} + 'touch \"$3/started\"; while :; do sleep 0.1; done', 3)")
     until((folder / "started").exists)

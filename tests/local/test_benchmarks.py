@@ -1,6 +1,6 @@
-"""The harness of the benchmarks: what it computes and prints, and that its systems, workloads and lines fit together.
+"""The harness of the benchmarks: its statistics and output, and that its systems, workloads and lines fit together.
 
-No figure is looked at here: those are measured by `benchmarks/suite.py`.
+These tests look at no figure: `benchmarks/suite.py` measures those.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def test_no_samples_is_an_error_that_says_why() -> None:
 
 
 def test_the_fastest_is_a_systems_best_configuration() -> None:
-    """What failed is no candidate."""
+    """A failed configuration is no candidate."""
     slow, quick, failed = series(2.0), series(1.0), Series(Entry(Here(), NO_OP), failure="hung")
     assert fastest([slow, failed, quick]) is quick
     with pytest.raises(NoSamples, match="here: hung"):
@@ -141,7 +141,7 @@ def test_the_table_has_a_line_per_row_and_equally_many_cells() -> None:
 
 @pytest.mark.slow
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    """What ran alone, or not at all, is left out; nothing at all is a picture, too."""
+    """Failed systems, and contests with a single system, are left out; the plot of no contest is a picture, too."""
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
     failed = Series(Entry(Here(), NO_OP), failure="hung")
     for number, drawn in enumerate(([[series(1.0, 2.0), series(3.0, system=Here(), items=2), failed], [failed]], [])):
@@ -184,7 +184,7 @@ def test_outcomes_are_checked() -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_is_well_formed(name: str) -> None:
-    """It has its name, says what it needs, runs a call in a folder, and goes to another process."""
+    """Every system has its name and requirements, runs a call in a folder, and can be pickled."""
     system = SYSTEMS[name]
     assert system.name == name
     for words in (system.requires, system.launcher):
@@ -250,7 +250,7 @@ def rehearsed(sample: Sample | None) -> Measures:
 
 @pytest.mark.parametrize("key", LINES)
 def test_every_line_can_be_drawn(key: str) -> None:
-    """Every system and workload that a line names is registered, and what it computes can be computed."""
+    """Every system and workload that a line names is registered, and its value can be computed."""
     kinds = {f"{what} {how}": 5.0 for what in ("node", "cloudpickle") for how in ("opened", "missed", "read")}
     measures = {"all": 51.0, "stat": 51.0, "grown": 1.0, "resident, unread": 1.0, **kinds}
     seconds = iter(range(1, 1000))
@@ -267,7 +267,7 @@ def test_every_line_can_be_drawn(key: str) -> None:
 
 @pytest.mark.parametrize("key", [key for key in LINES if key != "imports"])
 def test_a_line_without_samples_meets_no_bar(key: str) -> None:
-    """What could not be measured is said, and never counts as met."""
+    """A line without measurements says so, and never meets its bar."""
     made = rows(key, rehearsed(None))
     assert made
     assert not any(row.met for row in made)
@@ -360,7 +360,7 @@ def test_systems_take_turns_on_slurm(site: Site) -> None:
 
 @pytest.mark.slurm
 def test_who_hangs_is_killed_with_its_jobs(site: Site) -> None:
-    """It is reported, a fault of ours is a fault, and nothing is left for whoever comes next."""
+    """A run that hangs is reported, a fault of the harness is a fault, and nothing is left for the next run."""
     contest = Contest(site)
     (hung,) = contest.hold([Entry(SYSTEMS["slurmlaunch"], WORKLOADS["60 s"].of(1, 1), timeout=3.0)], 2)
     assert (hung.samples, hung.failure) == ([], "killed after 3 s")

@@ -42,12 +42,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def owners(folder: Path) -> dict[int, Claimant]:
-    """Return who has what, to one who looks for the first time."""
+    """Return the owner of each block, as a new reader sees it."""
     return dict(ClaimReader(folder).new())
 
 
 def test_a_race(folder: Path) -> None:
-    """Of many processes that take what they can, each block is one's, and none is left."""
+    """When many processes claim blocks at once, each block has one owner, and none is left."""
     number, racers = 300, 12
     command = [sys.executable, "-c", textwrap.dedent(RACES), str(folder)]
     processes = [
@@ -73,7 +73,7 @@ def test_a_race(folder: Path) -> None:
 
 
 def test_late(folder: Path) -> None:
-    """Who comes when all is taken finds nothing, and leaves nothing behind."""
+    """A claim after the last block finds nothing, and leaves nothing behind."""
     first = Claimer(folder, 0, 0, 5)
     assert [first.claim() for _ in range(6)] == [0, 1, 2, 3, 4, None]
     before = set(folder.iterdir())
@@ -122,7 +122,7 @@ def test_an_answer_that_was_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_cache_that_hides_claims(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a network's cache shows nothing of what others made, nothing is taken twice, and no number left out."""
+    """If a network file system's cache hides the claims of others, no block is claimed twice, and none is skipped."""
     monkeypatch.setattr(os.path, "lexists", lambda _: False)
     claimers = [Claimer(folder, task, 0, 40) for task in range(3)]
     taken = [claimers[i % 3].claim() for i in range(42)]
@@ -131,7 +131,7 @@ def test_a_cache_that_hides_claims(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_file_system_without_hard_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there can be no claims, that is said, with what to do."""
+    """On a file system without hard links, the error says so and names the remedy."""
 
     def refuse(_source: Path, _target: Path) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -143,7 +143,7 @@ def test_a_file_system_without_hard_links(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_a_folder_that_cannot_be_written(folder: Path) -> None:
-    """An error other than being second is told, not taken for one."""
+    """An error other than "file exists" is reported, and does not count as a lost race."""
     claimer = Claimer(folder, 0, 0, 3)
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError):
@@ -175,7 +175,7 @@ def test_a_copy(folder: Path, tmp_path: Path) -> None:
 
 
 def test_news(folder: Path) -> None:
-    """A reader is told of each claim once, whenever it comes."""
+    """A reader reports each claim once, whenever it becomes visible."""
     claimer, listing = Claimer(folder, 7, 2, 9), ClaimReader(folder)
     seen = [list(listing.new())]
     for _ in range(2):

@@ -37,7 +37,7 @@ def gate(tmp_path: Path) -> Gate:
 
 
 def in_a_forked_child(work: Callable[[], object]) -> Any:
-    """Return what a function returned in a forked child, or the text of what it raised."""
+    """Return a function's result in a forked child, or the text of its exception."""
     here, there = multiprocessing.Pipe(duplex=False)
 
     def run(answer: Connection) -> None:
@@ -70,7 +70,7 @@ WAITS: dict[str, Callable[[FutureArray[str]], object]] = {
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_inherited_futures(tmp_path: Path, gate: Gate, wait: str) -> None:
-    """A forked child has no thread that settles what it inherits: whoever waits there is told so, and how to go on."""
+    """A forked child has no thread that settles inherited futures: waiting raises an error that names the remedy."""
     array = Executor(tmp_path / "runs", cluster="local").map_array(gate.enter, "ab", tasks=1)
     held = array[0]
     error = in_a_forked_child(lambda: WAITS[wait](array))

@@ -1,4 +1,4 @@
-"""The README and the pages of docs/ say what is so: their code runs, and their links lead somewhere."""
+"""The README and the pages of docs/ are correct: their code runs, and their links work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pages_with(*, tests: bool) -> list[str]:
 
 
 def run_python(folder: Path, *arguments: str) -> str:
-    """Run Python in a folder; return what it printed."""
+    """Run Python in a folder; return its output."""
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, encoding="utf-8", check=False, timeout=240
     )
@@ -57,7 +57,7 @@ def run_python(folder: Path, *arguments: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with(tests=False))
 def test_code(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page's code runs from its first block to its last, and prints what its comments say, in that order."""
+    """A page's code runs from its first block to its last, and prints the output in its comments, in that order."""
     monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
     code = [block for block in blocks(ROOT / page, "python") if not is_test_module(block)]
     (tmp_path / "page.py").write_text("\n".join([STAND_INS, *code]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The examples do what they say, run as their readers would run them."""
+"""The examples run as their readers would run them, and give the described results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow  # what they use is tested elsewhere, on each Pyth
 
 @pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Choose the backend as a user does who changes no line of an example: by a variable."""
+    """Choose the backend with a variable, as a user does who changes no line of an example."""
     name: str = request.param
     if name == "slurm":
         request.getfixturevalue("cluster")
@@ -52,7 +52,7 @@ def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that runs Python in a folder of its own, and returns what it printed."""
+    """Return a function that runs Python in a folder of its own, and returns its output."""
 
     def run(*arguments: str) -> str:
         done = subprocess.run(
@@ -102,7 +102,7 @@ def check_monte_carlo_pi(printed: str, where: str) -> None:
 
 
 def check_matrix_product(printed: str, where: str) -> None:
-    """Read what each task got: the two CPUs that it asked for, and as many threads."""
+    """Read each task's grant: the two CPUs that it requested, and as many threads."""
     heading, *rows = [line.split() for line in printed.splitlines()]
 
     assert heading == ["size", "GFLOP/s", "CPUs", "threads"]
@@ -172,7 +172,7 @@ def check_container(printed: str, where: str) -> None:
 
 
 def check_site(printed: str, where: str) -> None:
-    """Without options it is the cluster's default that is told."""
+    """Without options the cluster's default is shown."""
     job, *rows = printed.splitlines()
 
     assert job.startswith("job ")
@@ -269,7 +269,7 @@ def test_script(script: str, where: str, run_python: Callable[..., str]) -> None
 
 
 def check_main_job(shown: dict[str, str], where: str) -> None:
-    """Go through what a newcomer sees, cell by cell."""
+    """Check the output of each cell."""
     counts = {"pending": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0}
     words = list(range(8))
 
@@ -297,13 +297,13 @@ def read_notebook(name: str) -> Any:
 
 
 def text_of(output: Any) -> str:
-    """Return what a cell's output shows."""
+    """Return the text of a cell's output."""
     return output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook(name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A notebook that is run from its first cell to its last shows what its text says."""
+    """A notebook that runs from its first cell to its last shows the output that its text describes."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = read_notebook(name)
 

@@ -27,7 +27,7 @@ LITTLE = 60_000_000
 
 
 def share_of(processes: Iterable[int]) -> int:
-    """Return what processes take together, in bytes: a page that several map counts once (proc_pid_smaps(5))."""
+    """Return the memory of processes together, in bytes; shared pages count once (Pss in proc_pid_smaps(5))."""
     texts = [Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii") for process in processes]
     return sum(int(kilobytes) * 1024 for text in texts for kilobytes in re.findall(r"^Pss: +(\d+)", text, re.MULTILINE))
 
@@ -110,7 +110,7 @@ def test_a_client_holds_what_it_submits_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(20, SIZE // 10), (2, SIZE)])
 def test_a_client_holds_results_once(tmp_path: Path, count: int, size: int) -> None:
-    """Results take what they are together, and little more at any moment."""
+    """A client holds each result once, and little more at any moment."""
     run = OneRun(tmp_path / "run", lambda item: np.full(size // 8, item), rows(range(count)))
     assert run.run().status == 0
     (run.folder.ended / "0.0.0").touch(0o600)

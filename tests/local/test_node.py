@@ -97,7 +97,7 @@ def test_a_node_that_cannot_record_says_so(tmp_path: Path, story: Story) -> None
 
 
 def test_a_python_without_cloudpickle_says_so(tmp_path: Path) -> None:
-    """A Python that lacks cloudpickle does not end as if all were well, and names what is missing."""
+    """A Python without cloudpickle exits with an error that names the missing package."""
     run = OneRun(tmp_path / "run", abs, rows([1]))
 
     done = subprocess.run(
@@ -193,7 +193,7 @@ def test_a_module_that_is_missing_is_named_once(tmp_path: Path, beside: Callable
 
 
 def test_a_module_that_fails_says_where(tmp_path: Path, beside: Callable[[str], Any]) -> None:
-    """Where the function's module raises as it is imported, the error says what, and the traceback where."""
+    """If the import of the function's module raises, the error has the exception and its traceback."""
     module = beside("def double(x): return 2 * x")
     path = tmp_path / "beside"
     run = by_reference(tmp_path / "run", module.double, sys_path=[str(REPOSITORY), str(path)])
@@ -288,7 +288,7 @@ def test_a_requeued_task_goes_on(tmp_path: Path, story: Story, gate: Gate) -> No
 
 
 def test_a_supervisor_that_was_killed_leaves_what_it_had(tmp_path: Path, story: Story, gate: Gate) -> None:
-    """After a SIGKILL too, the next start runs only what is missing; a record that it tore is not counted."""
+    """After a SIGKILL the next attempt runs only the missing items; a torn record does not count."""
 
     def work(item: int) -> int:
         story.tell(item)
@@ -431,7 +431,7 @@ def test_what_fails_of_the_end_is_no_failure(tmp_path: Path, gate: Gate, size: i
 
 
 def test_an_item_may_take_sigterm_itself(tmp_path: Path, gate: Gate, story: Story) -> None:
-    """A handler of the function's own is called, and what the item then returns counts."""
+    """A SIGTERM handler set by the function is called, and the item's result counts."""
 
     def work(item: int) -> str:
         signal.signal(signal.SIGTERM, lambda *_: gate.open())
@@ -525,7 +525,7 @@ def end_somehow(item: int) -> None:
 
 
 def test_every_end_is_what_it_is(tmp_path: Path) -> None:
-    """sys.exit and KeyboardInterrupt are outcomes of their items; only what ends the process is a WorkerDied."""
+    """sys.exit and KeyboardInterrupt are outcomes of their items; only the end of a process is a WorkerDied."""
     run = OneRun(tmp_path / "run", end_somehow, rows(range(4)))
 
     assert run.run().status == 1

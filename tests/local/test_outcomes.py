@@ -64,7 +64,7 @@ def cloudpickle_apart(function: Callable[[], Any]) -> Any:
 
 
 def test_arguments_that_do_not_unpickle_say_where(tmp_path: Path) -> None:
-    """What unpickling an item's arguments raises is the item's failure, with the user's frames alone."""
+    """An error while an item's arguments are unpickled is the item's failure, with the user's frames alone."""
     run = OneRun(tmp_path / "run", lambda _: None, rows([0, Trap(), 2]))
 
     ended = run.run()
@@ -86,7 +86,7 @@ def test_an_unpicklable_result_says_where_in_the_users_terms(tmp_path: Path) -> 
 
 
 def behave_badly(item: int) -> object:
-    """Raise or return what is hard to hand on; some items return the process instead."""
+    """Raise or return objects that are hard to pickle; some items return the process id instead."""
     if item == 1:
         raise Mute(Unspeakable())
     if item == 2:
@@ -97,7 +97,7 @@ def behave_badly(item: int) -> object:
 
 
 def test_no_outcome_takes_its_process_along(tmp_path: Path) -> None:
-    """However awkward what an item raises or returns, the process that ran it goes on with the next."""
+    """However awkward an item's exception or result is, its process continues with the next item."""
     run = OneRun(tmp_path / "run", behave_badly, rows(range(5)))
 
     assert run.run().status == 1

@@ -1,4 +1,4 @@
-"""The pool of a task: what becomes of items where processes die, outcomes are large, or one item is slow."""
+"""The pool of a task: outcomes of items when processes die, outcomes are large, or one item is slow."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def deeper(_: object) -> list[Any]:
 
 
 def overflow() -> None:
-    """Recurse where Python was told not to count."""
+    """Recurse until the stack overflows, with Python's recursion limit switched off."""
     sys.setrecursionlimit(10**9)
     deeper(0)
 
@@ -474,7 +474,7 @@ def test_a_death_while_appending_spoils_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["limit", pytest.param("disk", marks=needs_root)])
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Return a folder for a run, and what goes before a command, so that there is room for 3 MB of outcomes."""
+    """Return a run's folder with space for 3 MB of outcomes, and the words that go before a command."""
     if request.param == "limit":
         yield tmp_path, ["bash", "-c", 'ulimit -f 3000; exec "$@"', "_"]
         return
@@ -532,7 +532,7 @@ def test_a_task_that_finds_no_room_says_so(small: tuple[Path, list[str]], proces
 
 
 def test_prints_are_in_the_log_at_once(tmp_path: Path, gate: Gate) -> None:
-    """A line that an item prints is in the log while the item runs, and what ends without a line soon after."""
+    """A line that an item prints is in the log while the item runs, and an unfinished line soon after."""
 
     def say(item: int) -> None:
         print("line", item)  # noqa: T201
@@ -550,7 +550,7 @@ def test_prints_are_in_the_log_at_once(tmp_path: Path, gate: Gate) -> None:
 
 
 def close_stdout() -> None:
-    """Close the stream, and what is below it."""
+    """Close the stream, and its file descriptor."""
     sys.stdout.close()
     with contextlib.suppress(OSError):  # the second time
         os.close(2)
@@ -563,7 +563,7 @@ def replace_stdout() -> None:
 
 
 def close_everything() -> None:
-    """Do what daemons do."""
+    """Close all file descriptors, as daemons do."""
     os.closerange(0, 1000)
 
 
@@ -576,7 +576,7 @@ def leave() -> None:
 
 
 def take_signals() -> None:
-    """Ignore what can be ignored."""
+    """Ignore all signals that can be ignored."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
 
@@ -710,7 +710,7 @@ def test_programs_that_an_item_starts_have_no_signals_ignored(tmp_path: Path) ->
 
 
 def test_an_items_own_handlers_are_its_childrens_too(tmp_path: Path) -> None:
-    """A handler that the function sets itself holds in what it forks, as it would anywhere else."""
+    """A handler set by the function also holds in the processes that it forks, as it would anywhere else."""
 
     def ask(_: int) -> int:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(9))

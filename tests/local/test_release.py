@@ -1,4 +1,4 @@
-"""What release 0.1.0 wrote stays readable, and what it submitted is submitted still."""
+"""Run folders of release 0.1.0 stay readable, and its batch scripts do not change."""
 
 from __future__ import annotations
 

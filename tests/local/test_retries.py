@@ -1,4 +1,4 @@
-"""Retries: items that fail late, submissions that the scheduler refuses, and what a manual retry reads."""
+"""Retries: items that fail late, submissions that the scheduler refuses, and the reads of a manual retry."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ NO_ANSWER = SubmissionError("no", stderr="Socket timed out", ambiguous=True)
 
 
 class Scheduler(InlineBackend):
-    """Answers each submission as it is told to, once it may; runs nothing.
+    """Answers each submission with a prepared answer, when allowed; runs nothing.
 
     Attributes:
-        answers: what the next submissions come to: an error, or all others a job id.
-        may_answer: whether it may.
-        asked: the names of the arrays that were handed in.
-        looked_for: the names of the jobs that were looked for.
-        found: the jobs that it knows of by name.
+        answers: the errors of the next submissions; later ones get a job id.
+        may_answer: whether it answers.
+        asked: the names of the submitted arrays.
+        looked_for: the names of the jobs that were searched.
+        found: the known jobs, by name.
     """
 
     def __init__(self, *answers: Exception) -> None:
@@ -75,7 +75,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Retried:
-    """A run with retries, of one task of which nothing is known, and a clock that moves when it is told to."""
+    """A run with retries, of one task without any report, and a clock that the test sets."""
 
     def __init__(self, path: Path, scheduler: Scheduler, items: int = 4) -> None:
         self.now = 0.0
@@ -212,7 +212,7 @@ def test_a_retry_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_round_that_the_view_has_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manual retry goes on if the round that was quicker is an automatic retry of its own view."""
+    """A manual retry proceeds if the competing round is an automatic retry of its own view."""
     really = submission.add_round
 
     def late(run: Run, *args: Any) -> Round:

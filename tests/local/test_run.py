@@ -1,4 +1,4 @@
-"""A run as one process sees it: which task has which item, over several rounds, and what journals tell."""
+"""A run as one process sees it: the items of each task over several rounds, and the records of journals."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def view(folder: RunFolder, rounds: int | None = None, jobs: dict[str, str] | No
 
 
 def status_of(run: Run, item: int) -> ItemStatus:
-    """Return what an item has come to, once what is on disk was looked at."""
+    """Return an item's status after a poll."""
     poll(Watch(run))
     return run.ledger.status(item)
 
@@ -155,7 +155,7 @@ def test_lost_job(folder: RunFolder) -> None:
     [(range(8), [("3", None), ("12", None), ("13", None)]), ((0, 1, 2, 3, 4), [("3", (0, 1)), ("12", None)])],
 )
 def test_a_cancel_that_fails(folder: RunFolder, items: Sequence[int], told: list[tuple[str, Any]]) -> None:
-    """The scheduler is told of each job, whatever it answered of the one before, and the items are cancelled."""
+    """Each job is cancelled even if cancelling an earlier one fails, and the items are cancelled."""
     run = view(folder)
     run.handle(JobsSeen(0, {0: "3"}))
     run.handle(JobsSeen(1, {0: "12", 1: "13"}))
@@ -169,7 +169,7 @@ def test_a_cancel_that_fails(folder: RunFolder, items: Sequence[int], told: list
 
 
 def test_a_file_that_cannot_be_read_now(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several cancellations those that can be read are told of, and the others are read the next time."""
+    """A poll reports the cancellations that can be read, and reads the others the next time."""
     run = view(folder)
     watch = Watch(run)
     futures: list[Future[Any]] = [run.future(item, Future) for item in (0, 2)]
@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_read_now(folder: RunFolder, monkeypatch: pytest.M
 
 
 def test_an_array_that_was_accepted_is_not_refused(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be looked at after a submission is looked at later."""
+    """An error in the poll after an accepted submission is no refusal; the next poll reads the rest."""
     latest = list(read_rounds(folder))[1]
     latest.plan = latest.plan._replace(options={"python": ["python"]})
     run = Run(folder, Manifest.read(folder), Backend({}), [*list(read_rounds(folder))[:1], latest])
@@ -210,7 +210,7 @@ def refuse(*_: object) -> int:
 
 
 def test_refused_array(folder: RunFolder) -> None:
-    """The items of an array that was refused for good have failed, for whoever looks."""
+    """The items of an array that was refused for good have failed, for every client."""
     list(read_rounds(folder))[1].refused(1, "no such partition")
     run = view(folder)
     Submission(run).read_refusals()
@@ -221,7 +221,7 @@ def test_refused_array(folder: RunFolder) -> None:
 
 
 class TestLeft:
-    """What the clients that were to submit it have left, seen by one that had come before."""
+    """Arrays left unsubmitted by clients that ended, seen by a client that attached before."""
 
     @pytest.fixture(autouse=True)
     def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ class TestLeft:
         return view(folder)
 
     def ended(self, run: Run) -> set[int]:
-        """Return the items that have come to an error."""
+        """Return the items that ended with an error."""
         return {item for item in range(8) if run.ledger.status(item) == ItemStatus.ENDED}
 
     def test_refused(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
@@ -302,7 +302,7 @@ class TestLeft:
     def test_taken_over(
         self, folder: RunFolder, client: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What another one submits in its place is waited for too, and each journal is read a few times only."""
+        """A client also waits for an array that another client takes over, and reads each journal a few times only."""
         run = self.attached(folder, client.pid)
         client.kill()
         client.wait()
@@ -318,7 +318,7 @@ class TestLeft:
         "error", [SubmissionError("no answer", ambiguous=True), KeyboardInterrupt(), OSError("full")]
     )
     def test_abandoned(self, folder: RunFolder, error: BaseException) -> None:
-        """What a client that lives could not submit, and does not try again, is not waited for."""
+        """Nobody waits for an array that a living client failed to submit and does not submit again."""
         run = self.attached(folder, os.getpid())
         run.backend.error = error  # type: ignore[attr-defined]
         with pytest.raises(type(error)):

@@ -1,4 +1,4 @@
-"""Whose file it is: nothing is unpickled that others may have written, and what is written appears whole."""
+"""Safe files: nothing is unpickled from files that others may have written, and files appear whole."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_what_another_user_owns_is_refused(file: Path) -> None:
 
 
 def test_symbolic_links_are_refused(file: Path) -> None:
-    """A link is refused, also where it points to what could be read, or to nothing."""
+    """A symbolic link is refused, also if its target is readable or missing."""
     for name, target in (("to file", file), ("to folder", file.parent), ("to nothing", file / "none")):
         link = file.parent / name
         link.symlink_to(target)
@@ -87,7 +87,7 @@ def test_what_is_not_there_is_not_unsafe(tmp_path: Path, file: Path) -> None:
 
 
 def test_no_descriptor_is_left_of_what_was_refused(file: Path) -> None:
-    """What is refused is closed."""
+    """A refused file is closed."""
     file.chmod(0o666)
     before = os.listdir("/proc/self/fd")  # noqa: PTH208 - a list of numbers, not of paths
 
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_what_was_there(file: Path) -> None:
 
 
 def test_a_link_in_its_place_is_replaced(file: Path, tmp_path: Path) -> None:
-    """What is written takes the place of a link, and does not follow it."""
+    """A written file replaces a link and does not follow it."""
     link = tmp_path / "link"
     link.symlink_to(file)
 

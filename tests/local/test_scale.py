@@ -1,4 +1,4 @@
-"""Many items: what grows with them and what does not. Bounds are on bytes, files and calls, never on seconds."""
+"""The costs that grow with the number of items. Bounds are on bytes, files and calls, never on seconds."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_generator_is_not_held(tmp_path: Path) -> None:
 
 
 def test_an_unresolved_item_costs_a_byte() -> None:
-    """The client knows of each item what it has come to, and of each record where it lies."""
+    """The client keeps one byte of status for each item, and a position for each record."""
     tracemalloc.start()
     try:
         ledger = Ledger(MILLION)
@@ -108,7 +108,7 @@ def test_the_rate_limit_keeps_the_promise() -> None:
 
 
 def test_the_rate_limit() -> None:
-    """What was saved may be spent at once; from then on no more than the rate, for each kind on its own."""
+    """Saved tokens may be spent at once; after that no more than the rate, for each kind separately."""
     now = [0.0]
     limit = RateLimit(lambda: now[0])
     limit.spend({"folders": SAVED_VISITS["folders"] + VISITS_PER_SECOND["folders"]})

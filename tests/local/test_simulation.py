@@ -1,6 +1,6 @@
-"""The simulation: what the real client does of a run that no test machine could run, call by call.
+"""The simulation: the calls of a real client in a run that is too large for a test machine.
 
-What is bounded here is what it asks of the scheduler and of the file system, never what it takes in seconds.
+The bounds are on the client's calls of the scheduler and of the file system, never on seconds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def simulation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def counted_calls() -> Iterator[Counter[str]]:
-    """Count the calls of this thread that work on files, whoever makes them."""
+    """Count the calls of this thread that work on files, by any caller."""
     calls: Counter[str] = collections.Counter()
 
     def note(_frame: object, event: str, function: Any) -> None:
@@ -59,7 +59,7 @@ def counted_calls() -> Iterator[Counter[str]]:
 
 
 def test_a_run(simulation: ModuleType, tmp_path: Path) -> None:
-    """Everything settles soon after its end; scheduler and file system are asked little, however much goes on."""
+    """Everything settles soon after its end, with few calls of scheduler and file system, however many items run."""
     simulated = simulation.Simulation(simulation.Size(**SIZE), tmp_path / "run")
     figures = simulated.watch()
 
@@ -77,7 +77,7 @@ def test_a_run(simulation: ModuleType, tmp_path: Path) -> None:
 
 
 def test_what_is_counted(simulation: ModuleType, tmp_path: Path) -> None:
-    """The polls of a waiting client are charged what they do: no call to the file system is left out."""
+    """A waiting client is charged for all of its polls' file system calls."""
     simulated = simulation.Simulation(simulation.Size(**SIZE), tmp_path / "run")
     clock, cluster = simulated.clock, simulated.cluster
     limit, watch = RateLimit(clock), Watch(simulated.run, network=True)

@@ -1,1 +1,1 @@
-"""What is particular to Slurm: its commands, states and batch scripts."""
+"""Tests of Slurm's specifics: its commands, states and batch scripts."""

@@ -88,7 +88,7 @@ print(futures.results(PATIENCE))
 
 @pytest.mark.slurm
 def test_what_a_task_gets(cluster: Cluster, tmp_path: Path) -> None:
-    """A step has the CPUs that it asked for and the options' variables, and nothing of what salloc was asked for."""
+    """A step has its requested CPUs and the options' variables, and no variables of salloc's options."""
     printed = scripts.run(
         tmp_path,
         BEGIN
@@ -107,7 +107,7 @@ print(found == ([os.environ["SLURM_JOB_ID"], "1", "3", None, "darkgreen"], 3, os
 
 @pytest.mark.slurm
 def test_ends(cluster: Cluster, tmp_path: Path) -> None:
-    """A failure, a death, a time limit and a cancel come to what they come to everywhere."""
+    """A failure, a death, a time limit and a cancellation have the same outcomes as elsewhere."""
     printed = scripts.run(
         tmp_path,
         BEGIN
@@ -144,7 +144,7 @@ except slurmlaunch.SubmissionError as error:
 
 
 def arrived(folder: Path) -> dict[str, int]:
-    """Return who has come to the gate of a script, and their processes."""
+    """Return the items at the gate of a script, and their processes."""
     return {path.stem: int(path.read_text(encoding="utf-8")) for path in (folder / "gate").glob("*.here")}
 
 
@@ -170,7 +170,7 @@ print(futures.folder)
 
 @pytest.mark.slurm
 def test_the_client_is_killed(cluster: Cluster, tmp_path: Path) -> None:
-    """Steps end with their client, though the allocation goes on."""
+    """Steps end with their client, though the allocation continues."""
     shell = (*SALLOC, "sh", "-c", '"$@"; read _ < wait', "sh")
     os.mkfifo(tmp_path / "wait")
     script = scripts.start(

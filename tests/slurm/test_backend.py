@@ -1,4 +1,4 @@
-"""The Slurm backend: what it hands to Slurm's commands, and what it makes of their answers."""
+"""The Slurm backend: the command lines for Slurm, and the reading of Slurm's answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUICK = Intervals(shortest=0.2, longest=0.4, gone=1.0)
 
 
 class FakeSlurm:
-    """A runner that gives prepared answers, and remembers what it was asked."""
+    """A runner that gives prepared answers, and records its calls."""
 
     def __init__(self, **answers: Finished) -> None:
         """Answer each program as given, all others with nothing."""
@@ -92,7 +92,7 @@ def test_the_printed_id_is_read(job: ArrayJob, clusters: str | None, printed: st
 
 
 def test_every_command_goes_to_the_jobs_cluster(runtime: Path) -> None:
-    """What is done with a job is done on the cluster where it is."""
+    """Commands about a job go to the job's cluster."""
     slurm = FakeSlurm()
     backend = SlurmBackend("alpha", run=slurm, intervals=QUICK)
     backend.cancel("1")
@@ -112,7 +112,7 @@ def test_every_command_goes_to_the_jobs_cluster(runtime: Path) -> None:
 
 
 def test_jobs_of_the_same_number_are_kept_apart(runtime: Path) -> None:
-    """A snapshot of two clusters says of each job what its own cluster said."""
+    """A snapshot of two clusters has the state of each job from its own cluster."""
 
     def run(given: Command, /) -> Finished:
         return Finished(0, f"7_0|{'RUNNING' if '--clusters=alpha' in given.words else 'PENDING'}|n1|None")
@@ -152,7 +152,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_refusal_says_what_to_do(job: ArrayJob, stderr: str, advice: str) -> None:
-    """What sbatch said comes with the option to change, and with its data."""
+    """The message of sbatch comes with the option to change, and with its data."""
     with pytest.raises(SubmissionError) as caught:
         SlurmBackend(run=FakeSlurm(sbatch=failed(stderr))).submit(job)
     assert stderr in str(caught.value)
@@ -177,7 +177,7 @@ def test_a_job_that_may_be_there_is_named(job: ArrayJob, end: Finished) -> None:
 
 
 def test_a_doubt_outlives_a_refusal(job: ArrayJob) -> None:
-    """What a lost answer may speak of is looked for though the next try was refused, and stays in doubt."""
+    """A job that a lost answer may refer to is searched even if the next try was refused, and stays in doubt."""
     said = iter([failed("Socket timed out on send/recv operation"), failed("QOSMaxSubmitJobPerUserLimit")])
     found = iter(["", "", "77\n", ""])
 
@@ -193,7 +193,7 @@ def test_a_doubt_outlives_a_refusal(job: ArrayJob) -> None:
 
 
 def test_without_sbatch_the_local_backend_is_named(job: ArrayJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine without Slurm the error says so, and what works there."""
+    """On a machine without Slurm the error says so, and names the local backend."""
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SubmissionError, match=r"(?s)no sbatch on PATH.*cluster='local'"):
         SlurmBackend().submit(job)
@@ -206,7 +206,7 @@ def test_a_folder_that_is_gone_is_not_called_a_missing_program(job: ArrayJob, tm
 
 
 def test_a_command_that_hangs_is_ended() -> None:
-    """A command has bounded time, with all that it started, and what it printed till then is told."""
+    """A command that hangs is ended with its child processes, and the error has its output so far."""
     hangs = Command(("sh", "-c", "echo trouble >&2; sleep 600 & wait"), dict(os.environ), timeout=0.2)
     done = commands.run(hangs)
     assert (done.returncode, done.ok, done.timed_out) == (None, False, True)
@@ -246,7 +246,7 @@ def test_cancelling_names_elements_shortly() -> None:
     ],
 )
 def test_what_has_ended_needs_no_end(stderr: str) -> None:
-    """Cancelling or throttling what is over already is no error."""
+    """Cancelling or throttling an ended job is no error."""
     backend = SlurmBackend(run=FakeSlurm(scancel=failed(stderr), scontrol=failed(stderr)))
     backend.cancel("5", [1])
     backend.set_throttle("5", None)
@@ -280,7 +280,7 @@ def test_an_absence_is_not_made_up(program: str) -> None:
 
 
 def test_limits_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the cluster allows is asked once per process and cluster."""
+    """The cluster's limits are read once per process and cluster."""
     monkeypatch.setenv("SLURM_CONF", "/of/this/test")
     config = "MaxArraySize            = 5001\nSchedulerParameters     = bf_interval=2,max_array_tasks=400\n"
     slurm = FakeSlurm(scontrol=Finished(0, config))
@@ -295,7 +295,7 @@ def test_limits_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_outer_job_is_not_inherited() -> None:
-    """What describes the job we are in stays behind; where Slurm is, and the user's defaults, go along."""
+    """Variables of the outer job are dropped; Slurm's configuration and the user's defaults are inherited."""
     outer = {
         "SLURM_JOB_ID": "1",
         "SLURM_ARRAY_TASK_ID": "2",
@@ -348,7 +348,7 @@ def test_an_outer_job_is_not_inherited() -> None:
     ],
 )
 def test_the_executors_options_outrank_variables(word: str, variables: list[str]) -> None:
-    """A variable that would override what was asked for is left out; without the option it is the user's default."""
+    """A variable that would override a given option is left out; without the option it is the user's default."""
     environ = {**dict.fromkeys(variables, "theirs"), "SBATCH_QOS": "mine"}
     assert commands.for_submission(environ, [word]) == {"SBATCH_QOS": "mine"}
     assert commands.for_submission(environ, ["--comment=x"]) == environ
@@ -361,7 +361,7 @@ def test_cuda_devices_outside_a_job_are_the_users() -> None:
 
 
 def test_queries_print_what_is_read() -> None:
-    """No variable of the user's changes what a query prints."""
+    """No variable of the user's changes a query's output."""
     environ = {
         "SQUEUE_FORMAT": "%A", "SACCT_FORMAT": "User", "SCANCEL_STATE": "RUNNING", "SLURM_TIME_FORMAT": "relative",
         "SLURM_JOB_ID": "1", "SLURM_CLUSTERS": "x", "LC_ALL": "de_DE.UTF-8", "TZ": "CET", "SLURM_CONF": "/x",
@@ -427,7 +427,7 @@ def test_a_clusters_own_limits_are_read(
 
 @pytest.mark.slurm
 def test_states_of_a_real_array(backend: SlurmBackend, array: Callable[..., ArrayJob]) -> None:
-    """Each element's end is told: done, failed, cancelled while running, and cancelled before it started."""
+    """Each element's end is reported: done, failed, cancelled while running, and cancelled before it started."""
     stay = 'case "$4" in 0) exit 0;; 1) exit 1;; esac; exec sleep 600'
     job_id = backend.submit(array(stay, length=5, throttle=3))
     done, fails, runs, waits = TaskState.COMPLETED, TaskState.FAILED, TaskState.RUNNING, TaskState.PENDING
@@ -524,7 +524,7 @@ def test_a_requeued_task_is_alive(backend: SlurmBackend, array: Callable[..., Ar
 
 @pytest.mark.slurm
 def test_a_real_refusal_is_explained(cluster: Cluster, array: Callable[..., ArrayJob]) -> None:
-    """What this Slurm says to a wrong partition and to too much memory is met with advice."""
+    """Slurm's messages about a wrong partition and about too much memory come with advice."""
     with pytest.raises(SubmissionError, match=r"partition=\.\.\."):
         SlurmBackend().submit(array("true", options={"partition": "nope"}))
     with pytest.raises(SubmissionError, match="mem="):
@@ -566,7 +566,7 @@ def test_a_job_submitted_from_inside_a_job(cluster: Cluster, array: Callable[...
 def test_without_accounts_the_queue_is_enough(
     start_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a site that keeps no accounts, ends and cancellations are told all the same."""
+    """On a site that keeps no accounts, ends and cancellations are reported all the same."""
     for name, value in start_cluster(ClusterSpec(nodes=1, accounting=False)).env.items():
         monkeypatch.setenv(name, value)
     for part in ("ended", "logs"):
@@ -588,7 +588,7 @@ def test_without_accounts_the_queue_is_enough(
 def test_a_controller_that_comes_back_is_asked_again(
     start_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While slurmctld is away the last answer stands, and what happened meanwhile is known after its return."""
+    """While slurmctld is away the last answer stands, and later answers include the events of the outage."""
     site = start_cluster(ClusterSpec(nodes=1))
     for name, value in site.env.items():
         monkeypatch.setenv(name, value)
@@ -615,7 +615,7 @@ def test_a_controller_that_comes_back_is_asked_again(
 def test_a_cluster_of_the_environment_stays_the_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Which cluster the environment names is written down: who attaches may have another there, or none."""
+    """The environment's cluster is recorded in the run: an attaching client may have another one there, or none."""
     monkeypatch.setenv(name, "beta")
     executor = Executor(tmp_path, cluster="slurm")
     monkeypatch.delenv(name)

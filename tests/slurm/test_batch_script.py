@@ -1,4 +1,4 @@
-"""The batch script: what is asked of Slurm, and what a task does, with whatever the user's values hold."""
+"""The batch script: its requests to Slurm, and the commands of a task, for any values from the user."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ export MODE='a b'
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """Return a run folder whose name holds what shells and Slurm could trip over."""
+    """Return a run folder whose name holds characters that shells and Slurm treat specially."""
     folder = tmp_path / HOSTILE
     for part in ("ended", "logs"):
         (folder / part).mkdir(parents=True)
@@ -100,7 +100,7 @@ def start(job: ArrayJob, **variables: str) -> subprocess.Popen[str]:
 
 
 def outcome(job: ArrayJob, process: subprocess.Popen[str]) -> tuple[int, list[EndMark | None], str, str]:
-    """Return the exit status of a script, its end marks, and what it said."""
+    """Return a script's exit status, its end marks, and its output."""
     stdout, stderr = process.communicate(timeout=60)
     return process.returncode, end_marks(job), stdout, stderr
 
@@ -111,7 +111,7 @@ def end_marks(job: ArrayJob) -> list[EndMark | None]:
 
 
 def options(script: str) -> list[str]:
-    """Return what the script asks of sbatch, line by line."""
+    """Return the script's sbatch options, line by line."""
     return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
 
 
@@ -148,7 +148,7 @@ def test_a_single_call_is_an_array_of_length_one(job: ArrayJob) -> None:
 
 
 def test_nothing_of_ours_is_the_users_to_override(job: ArrayJob) -> None:
-    """What slurmlaunch sets is set once, whatever the options hold."""
+    """Each setting of slurmlaunch appears once, whatever the options hold."""
     lines = options(
         render(replace(job, options={"cpus_per_task": "9", "array": "0-99", "output": "x"}, cpus_per_task=2))
     )
@@ -252,7 +252,7 @@ def test_a_python_that_is_not_there_is_a_status_of_its_own(job: ArrayJob) -> Non
     ],
 )
 def test_a_failing_set_up_line_ends_the_task(job: ArrayJob, setup: tuple[str, ...]) -> None:
-    """What fails in the set-up lines keeps the node from starting, and is named."""
+    """A failing set-up line keeps the node from starting, and is named."""
     job = replace(job, setup=setup, python=node(job.run_folder, "print('started')"))
     status, marks, stdout, stderr = outcome(job, start(job))
     assert (status, marks, stdout) == (Status.SETUP, [EndMark(0, 0, Status.SETUP)], "")
@@ -291,7 +291,7 @@ def test_a_set_up_that_ends_the_shell_still_leaves_a_mark(job: ArrayJob, setup: 
     ],
 )
 def test_set_up_lines_are_the_users_own(job: ArrayJob, setup: tuple[str, ...]) -> None:
-    """Whatever options, traps or unfinished lines the set-up leaves behind, the node runs and its end is told."""
+    """Whatever options, traps or unfinished lines the set-up leaves behind, the node runs and its end is reported."""
     job = replace(job, setup=setup, python=node(job.run_folder, "raise SystemExit(1)"))
     assert outcome(job, start(job))[:2] == (1, [EndMark(0, 0, 1)])
 
@@ -316,14 +316,14 @@ def test_a_missing_working_directory_ends_the_task(job: ArrayJob) -> None:
 
 @pytest.mark.parametrize(("body", "status"), [("true", 0), ("return 1", Status.SETUP)])
 def test_modules_are_loaded_with_the_command_that_is_there(job: ArrayJob, body: str, status: int) -> None:
-    """A module function that came with the environment is used, and what it cannot load ends the task."""
+    """An inherited module function is used, and a module that it cannot load ends the task."""
     job = replace(job, modules=("python/3.11",))
     process = start(job, **{"BASH_FUNC_module%%": f"() {{ echo module $*; {body}; }}"})
     assert outcome(job, process)[:3] == (status, [EndMark(0, 0, status)], "module load python/3.11\n")
 
 
 def test_values_reach_the_node_as_they_are(job: ArrayJob) -> None:
-    """The env option wins over what was inherited, and its values arrive unchanged."""
+    """The env option overrides inherited variables, and its values arrive unchanged."""
     job = replace(job, env={"X": f"{HOSTILE}\nsecond"}, python=node(job.run_folder, "print(os.environ['X'], end='')"))
     assert outcome(job, start(job, X="inherited"))[2] == f"{HOSTILE}\nsecond"
 
@@ -396,6 +396,6 @@ def test_a_task_runs_in_any_folder(cluster: Cluster, job: ArrayJob) -> None:
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
-    """Wait for what will happen; pytest's time-out ends a wait in vain."""
+    """Wait until a condition holds; pytest's time-out ends a wait in vain."""
     while not happened():
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The throwaway Slurm itself: what runs on it really runs, and nothing of it stays."""
+"""The throwaway Slurm itself: jobs really run on it, and nothing of it stays."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_array_runs_and_is_accounted_for(cluster: Cluster, tmp_path: Path) ->
 
 @pytest.mark.slurm
 def test_the_session_is_a_client(cluster: Cluster) -> None:
-    """What the fixture sets is all that a plain scontrol needs."""
+    """The fixture sets everything that a plain scontrol needs."""
     shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=True).stdout
 
     assert f"= {cluster.name}\n" in shown
@@ -75,7 +75,7 @@ def test_the_session_is_a_client(cluster: Cluster) -> None:
 
 @pytest.mark.slurm
 def test_stop_leaves_nothing(start_cluster: StartCluster, tmp_path: Path) -> None:
-    """Daemons, job steps and what they started are gone after stop, also what ignores SIGTERM; and so is the folder."""
+    """After stop, all daemons, job steps and their children are gone, even if they ignore SIGTERM; so is the folder."""
     cluster = start_cluster(ClusterSpec())
     script = "trap '' TERM; sleep 600 & echo $! $$ $PPID > started.new; mv started.new started; wait"
     submit(cluster, tmp_path, "--wrap", script)
@@ -167,7 +167,7 @@ def test_lines_replace_ours(start_cluster: StartCluster) -> None:
 
 @pytest.mark.slurm
 def test_what_does_not_come_up_says_why(cluster: Cluster) -> None:
-    """A daemon that ends at once is no time-out: the error carries what it said, and nothing of the cluster stays."""
+    """A daemon that ends at once is no time-out: the error has its message, and nothing of the cluster stays."""
     broken = Cluster(ClusterSpec(accounting=False, lines=("SelectType=select/none_such",)))
 
     with pytest.raises(ClusterError, match="none_such"):
@@ -178,7 +178,7 @@ def test_what_does_not_come_up_says_why(cluster: Cluster) -> None:
 
 
 def test_missing_programs_name_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Slurm is not installed, the error says what to install."""
+    """Where Slurm is not installed, the error names the packages to install."""
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
 
     with pytest.raises(ProgramsMissing, match="apt-get install mariadb-server munge slurm-client slurmctld slurmd"):

@@ -1,4 +1,4 @@
-"""The recipes of a site's pages, each run as its user would, and what the processes really got read back."""
+"""The recipes of a site's pages, each run as its user would, with the processes' actual resources read back."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def pool_sizes() -> dict[str, int]:
 def test_pools_are_as_large_as_the_task(on_slurm: Callable[..., Executor], cpus: int) -> None:
     """Pools that are not told a size have the task's: the standard library's on Python 3.13, joblib's on all.
 
-    Before 3.13 the standard library asks for the machine's CPUs, and no setting of Python changes its answer. joblib
+    Before 3.13 the standard library uses the machine's CPUs, and no setting of Python changes that. joblib
     takes the least of what it is told and what the machine has.
     """
     sizes = on_slurm(cpus_per_task=cpus).submit(pool_sizes).result()
@@ -132,7 +132,7 @@ def squares_of(count: int) -> list[int]:
 
 @pytest.mark.usefixtures("cluster")
 def test_joblib_inside_a_task(on_slurm: Callable[..., Executor]) -> None:
-    """Its own processes run inside a task, and what they return comes back."""
+    """The processes of joblib run inside a task, and their results come back."""
     assert on_slurm(cpus_per_task=2).submit(squares_of, 10).result() == [i * i for i in range(10)]
 
 
@@ -154,7 +154,7 @@ def test_arrays_of_pools(site: Callable[[ClusterSpec], Cluster], tmp_path: Path)
 
 
 def meet(others: int) -> dict[str, Any]:
-    """Wait until so many items of the task run side by side; return what this one has."""
+    """Wait until so many items of the task run side by side; return this item's resources."""
     task = slurmlaunch.current_task()
     (task.run_folder / f"here-{task.item}").touch()
     wait_until(lambda: len(list(task.run_folder.glob("here-*"))) == others)
@@ -186,7 +186,7 @@ def test_a_whole_node(site: Callable[[ClusterSpec], Cluster], on_slurm: Callable
 
 
 def describe_smt(story: Story) -> dict[str, Any]:
-    """Return what Slurm granted in a world of two hardware threads per core, and what that comes to here."""
+    """Return Slurm's grant on a node with two hardware threads per core, and the CPUs of this machine for it."""
     story.tell("begins")
     wait_until((slurmlaunch.current_task().run_folder / "go").exists)
     story.tell("ends")
@@ -222,7 +222,7 @@ def test_hardware_threads(
 
 @pytest.mark.usefixtures("cluster")
 def test_variables_of_a_machine(on_slurm: Callable[..., Executor]) -> None:
-    """What a Cray's or Intel's runtime wants to be told goes through env=."""
+    """Variables for the runtime of a Cray or of Intel go through env=."""
     env = {"KMP_AFFINITY": "disabled", "MPICH_GNI_FORK_MODE": "FULLCOPY"}
 
     (found,) = on_slurm(env=env).map_array(meet, [1]).results()
@@ -261,7 +261,7 @@ def test_throttle(on_slurm: Callable[..., Executor], story: Story) -> None:
 
 @pytest.mark.slow
 def test_every_flag_reaches_slurm(site: Callable[[ClusterSpec], Cluster], tmp_path: Path) -> None:
-    """Account, partition, QOS, constraint, mail and comment are what Slurm says that the job had; the mail comes."""
+    """Slurm reports the job's account, partition, QOS, constraint, mail and comment; the mail arrives."""
     mails = tmp_path / "mails"
     mailer = tmp_path / "mailer"
     mailer.write_text(f'#!/bin/sh\necho "$@" >> {mails}\n', encoding="utf-8")
@@ -293,7 +293,7 @@ def test_every_flag_reaches_slurm(site: Callable[[ClusterSpec], Cluster], tmp_pa
 
 
 def user_of(cluster: Cluster) -> str:
-    """Return who the cluster takes us for."""
+    """Return our user name on the cluster."""
     return cluster.run("sacctmgr", "--noheader", "--parsable2", "show", "user", "format=user").split()[0]
 
 
@@ -305,7 +305,7 @@ exec {program} "$@"
 
 @pytest.mark.slow
 def test_another_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run on a named cluster is submitted there, and whatever is asked or told later goes there too."""
+    """A run on a named cluster is submitted there, and all later commands go there too."""
     log = tmp_path / "log"
     for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
         shim = tmp_path / name
@@ -335,7 +335,7 @@ def test_another_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.M
 
 
 def make_environment(folder: Path) -> Path:
-    """Make a virtual environment that has what this one has; return its Python's folder."""
+    """Make a virtual environment with the packages of this one; return its Python's folder."""
     venv.create(folder, with_pip=False, symlinks=True)
     packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     needed = {Path(str(importlib.util.find_spec(name).origin)).parents[1] for name in ("slurmlaunch", "cloudpickle")}  # type: ignore[union-attr]
@@ -400,7 +400,7 @@ def test_each_process_has_a_gpu(
 
 
 def meet_with_gpus(others: int) -> dict[str, str | None]:
-    """Wait until so many items run side by side, and return what GPUs this one sees."""
+    """Wait until so many items run side by side, and return the GPUs that this one sees."""
     meet(others)
     return {name: os.environ.get(name) for name in caps.GPU_VARIABLES}
 
@@ -435,7 +435,7 @@ def count_gpus(_: int) -> tuple[int, int]:
 
 @several_cpus
 def test_a_real_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is a GPU of NVIDIA's, its driver shows a process what it was given and no more."""
+    """The driver of a real NVIDIA GPU shows a process its own GPUs and no others."""
     devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if not devices:
         pytest.skip("needs a GPU of NVIDIA's")

@@ -1,4 +1,4 @@
-"""The states of tasks: what squeue and sacct print, what is made of it, and how seldom they are asked."""
+"""The states of tasks: the output of squeue and sacct, its interpretation, and the number of queries."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_rows_of_squeue() -> None:
 
 
 def test_rows_of_sacct() -> None:
-    """Each line of sacct is a task, a step of one, or a bracket; who cancelled is kept as the reason."""
+    """Each line of sacct is a task, a step of one, or a bracket; the user who cancelled is kept as the reason."""
     rows = list(sacct_rows(SACCT))
     assert [row.step for row in rows[-4:]] == [None, "batch", "extern", None]
     assert rows[-4].record == TaskRecord(TaskState.CANCELLED, "0:15", "n1", "CANCELLED by 1001")
@@ -145,7 +145,7 @@ def test_a_list_that_was_cut_says_so(text: str) -> None:
     assert set(row.elements) <= {1, 3, 5}
 
 
-# What is made of them.
+# Their interpretation.
 
 
 def states_of(states: JobStates, length: int = 10) -> list[str | None]:
@@ -160,7 +160,7 @@ def with_accounts(states: JobStates, rows: Iterable[Row]) -> JobStates:
 
 
 def test_an_element_is_what_squeue_says() -> None:
-    """Own rows and the bracket give each element's state; what is in neither is not known."""
+    """Own rows and the bracket give each element's state; any other element is unknown."""
     states = JobStates().after_squeue(squeue_rows(SQUEUE), START)
     assert states_of(states) == ["COMP", "FAIL", "COMP", "RUNN", "PEND", "UNKN", "PEND", "UNKN", "UNKN", "PEND"]
     assert states.needs_sacct()
@@ -193,7 +193,7 @@ def test_an_element_that_starts_again_is_alive() -> None:
 
 
 def test_the_queues_end_is_newer_than_the_accounts() -> None:
-    """What squeue called failed, the accounts' end of an earlier attempt does not change."""
+    """An earlier attempt's end in sacct does not change a failure that squeue reported."""
     states = JobStates().after_squeue(squeue_rows("9_0|FAILED|n1|x"), START)
     assert states_of(with_accounts(states, sacct_rows("9_0|PREEMPTED|0:0|n1")), 1) == ["FAIL"]
 
@@ -265,7 +265,7 @@ def test_a_job_that_nobody_knows_is_over() -> None:
 
 
 def test_a_list_that_was_cut_makes_nothing_lost() -> None:
-    """What may stand in the part that was not printed is not missed."""
+    """Elements that may be in the cut part of a list are not reported as lost."""
     states = look(JobStates(), START, "9_[0-9]|PENDING|n/a|x")
     for later in (0, 100, 200):
         states = look(states, START + later, "9_[0,3,...]|PENDING|n/a|x")
@@ -284,7 +284,7 @@ def test_the_queue_alone_may_be_silent() -> None:
 def test_states_are_read_as_they_are_written(
     parts: list[tuple[frozenset[int], TaskState]], seen: frozenset[int]
 ) -> None:
-    """What is known of a job survives the shared file."""
+    """The states of a job are the same after writing and reading the shared file."""
     groups = tuple(Group(Elements.of(members), TaskRecord(state, "1:0", None, "é|"), 1.5) for members, state in parts)
     states = JobStates(groups, groups, groups, Elements.of(seen), 2.5, gone=True)
     assert JobStates.from_json(json.loads(json.dumps(states.to_json()))) == states
@@ -294,7 +294,7 @@ def test_states_are_read_as_they_are_written(
 
 
 class FakeSlurm:
-    """A runner that answers what it is told to, and counts; and a clock."""
+    """A runner that gives the test's answers, and counts; and a clock."""
 
     def __init__(self) -> None:
         """Answer nothing, at the start."""
@@ -311,7 +311,7 @@ class FakeSlurm:
         return answer if isinstance(answer, Finished) else Finished(0, answer)
 
     def process(self, cluster: str | None = None) -> SharedStates:
-        """Return what one more process would have."""
+        """Return the states as a second process sees them."""
         return SharedStates(Cluster(self, cluster), Intervals(), clock=lambda: self.now)
 
 
@@ -359,7 +359,7 @@ def test_a_job_just_submitted_is_not_asked_for(slurm: FakeSlurm) -> None:
 
 
 def test_a_job_of_old_is_asked_for_at_once(slurm: FakeSlurm) -> None:
-    """What another process submitted is looked up when it is first watched."""
+    """A job that another process submitted is queried when it is first watched."""
     slurm.squeue = "9_0|RUNNING|n1|None"
     assert state(slurm.process().query({"9": 0.0})) == "RUNNING"
 

@@ -1,4 +1,4 @@
-"""What a task finds on a real Slurm, read back from inside the user's function."""
+"""A task's environment on a real Slurm, read back from inside the user's function."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_processes_share_what_was_granted(on_slurm: Callable[..., Executor], pro
 
 
 def test_a_single_call_has_all_of_its_task(on_slurm: Callable[..., Executor]) -> None:
-    """What is submitted alone may use every CPU that was granted, and a pool in it has a process for each."""
+    """A single call may use every CPU of its grant, and a pool in it has a process for each."""
 
     def count() -> list[Any]:
         with slurmlaunch.task_pool() as pool:
@@ -122,7 +122,7 @@ def test_what_the_user_set_is_left_alone(on_slurm: Callable[..., Executor], monk
 def test_processes_have_cpus_of_their_own(
     start_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the task's mask holds what was granted, the masks of its processes do not overlap, and leave no CPU out."""
+    """If the task's mask holds the granted CPUs, the masks of its processes do not overlap, and leave no CPU out."""
     cluster = start_cluster(ClusterSpec(nodes=1, cpus_per_node=MACHINE, accounting=False))
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
@@ -173,7 +173,7 @@ def test_what_an_item_starts_has_no_signals_ignored(on_slurm: Callable[..., Exec
 
 
 def describe_job(_: object = None) -> dict[str, str | None]:
-    """Return what tells one job from another, and what the user set."""
+    """Return the data that distinguish one job from another, and the variables that the user set."""
     names = ["SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_CPUS_PER_TASK", "SLURM_JOB_ACCOUNT"]
     return {name: os.environ.get(name) for name in [*names, "SBATCH_ACCOUNT", "OMP_NUM_THREADS", "MINE"]}
 
@@ -186,7 +186,7 @@ def describe_both(_: int) -> list[dict[str, str | None]]:
 
 
 def test_a_task_may_submit(on_slurm: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is submitted from inside a task has its own array, CPUs and caps, and keeps what the user set."""
+    """A run submitted from inside a task has its own array, CPUs and caps, and keeps the user's variables."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("SBATCH_ACCOUNT", "test")
     monkeypatch.setenv("MINE", "mine")

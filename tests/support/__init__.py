@@ -1,1 +1,1 @@
-"""What the tests share: a throwaway cluster, gates, scripts, functions that fail."""
+"""Helpers of the tests: a throwaway cluster, gates, scripts, functions that fail."""

@@ -1,6 +1,6 @@
 """A complete, private, throwaway Slurm in one temporary folder.
 
-The tests run against the real thing, because what breaks a launcher is what a mock leaves out: states that lag,
+The tests run against the real thing, because a mock leaves out the things that break a launcher: states that lag,
 rows that vanish, jobs that start again. A cluster starts in three seconds, needs no root and nothing under /etc,
 and several of them live side by side on one machine::
 
@@ -10,7 +10,7 @@ and several of them live side by side on one machine::
 From a shell, ``python -m tests.support.cluster`` gives the developer a shell inside such a cluster, and
 ``python -m tests.support.cluster -- command`` runs one command there.
 
-Who is who::
+The processes::
 
     this process ──starts──► munged, mariadbd, slurmdbd, slurmctld, slurmd-n1, … (each in a session of its own)
          │                                                              └──► slurmstepd ──► the jobs
@@ -73,7 +73,7 @@ _LONGEST_TEMPORARY = 50
 
 
 class ClusterError(Exception):
-    """The throwaway cluster, or a command that ran in it, did not do what it should."""
+    """The throwaway cluster, or a command that ran in it, failed."""
 
 
 class ProgramsMissing(ClusterError):
@@ -82,7 +82,7 @@ class ProgramsMissing(ClusterError):
 
 @dataclasses.dataclass(frozen=True)
 class ClusterSpec:
-    """What kind of cluster to start.
+    """The size and the settings of a cluster.
 
     Attributes:
         nodes: how many nodes there are: n1, n2, … All are this one machine, and may claim more than it has.
@@ -92,7 +92,7 @@ class ClusterSpec:
         accounting: with slurmdbd and its database, where the user belongs to the account ``test``. Limits are set
             with sacctmgr, and hold where a line says so: ``AccountingStorageEnforce=limits``.
         cgroup: jobs are really held to their ``--mem``. Needs root.
-        node: more of what each node is said to have, as in slurm.conf: ``Features=fast ThreadsPerCore=2``.
+        node: more properties of each node, as in slurm.conf: ``Features=fast ThreadsPerCore=2``.
         lines: more lines for slurm.conf, settings and partitions; each replaces ours of the same name.
     """
 
@@ -112,13 +112,13 @@ class ClusterSpec:
 
 
 def missing_programs(spec: ClusterSpec | None = None) -> dict[str, str]:
-    """Find what such a cluster needs and this machine lacks: each program, with the Debian package that brings it."""
+    """Find the programs that this machine lacks for a cluster, each with its Debian package."""
     needed = _PACKAGES | (_ACCOUNTING_PACKAGES if spec is None or spec.accounting else {})
     return {program: package for program, package in needed.items() if not shutil.which(program, path=_search_path())}
 
 
 def clean_environment() -> dict[str, str]:
-    """Copy our environment, without what an outer job or settings for Slurm's commands left in it."""
+    """Copy our environment without the variables of an outer job and the settings of Slurm's commands."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     return kept | {"PATH": _search_path()}
 
@@ -126,8 +126,7 @@ def clean_environment() -> dict[str, str]:
 class Cluster:
     """A Slurm of one's own, from ``start`` to ``stop`` or inside a ``with``.
 
-    Its clients need nothing but the variables in ``env``. Its daemons have names, for tests of what happens without
-    them: ``munged``, ``mariadbd``, ``slurmdbd``, ``slurmctld``, and ``slurmd-n1`` and so on.
+    Its clients need nothing but the variables in ``env``. Its daemons have names, for tests that stop them: ``munged``, ``mariadbd``, ``slurmdbd``, ``slurmctld``, and ``slurmd-n1`` and so on.
     """
 
     def __init__(self, spec: ClusterSpec | None = None) -> None:
@@ -152,12 +151,12 @@ class Cluster:
 
     @property
     def name(self) -> str:
-        """Slurm's ClusterName, another for every cluster: what is remembered of one must not be taken for the next."""
+        """Slurm's ClusterName, different for every cluster, so that no cached answer of one is used for the next."""
         return self._running.name
 
     @property
     def env(self) -> dict[str, str]:
-        """What makes Slurm's commands, and so slurmlaunch, clients of this cluster."""
+        """The environment that makes Slurm's commands, and so slurmlaunch, clients of this cluster."""
         return {"SLURM_CONF": str(self._running.slurm_conf)}
 
     @property
@@ -166,7 +165,7 @@ class Cluster:
         return tuple(self._daemons)
 
     def start(self) -> None:
-        """Start every daemon, and return when all nodes are idle. What fails to start says why."""
+        """Start every daemon, and return when all nodes are idle. The error of a failing start gives the reason."""
         if self._site is not None:
             raise ClusterError("This cluster is running already.")
         _check_possible(self.spec)
@@ -188,7 +187,7 @@ class Cluster:
         self._life.close()
 
     def run(self, *command: str) -> str:
-        """Run a command as a client of the cluster, and return what it printed."""
+        """Run a command as a client of the cluster, and return its output."""
         done = subprocess.run(
             command,
             env=clean_environment() | self.env,
@@ -203,7 +202,7 @@ class Cluster:
         return done.stdout
 
     def stop_daemon(self, name: str, sig: int = signal.SIGKILL) -> None:
-        """End one daemon, and return when it is gone. The jobs of a slurmd go on without it, as on a real node."""
+        """End one daemon, and return when it is gone. The jobs of a slurmd continue without it, as on a real node."""
         self._daemons[name].stop(sig)
 
     def start_daemon(self, name: str) -> None:
@@ -346,7 +345,7 @@ def _slurm_conf(site: _Site) -> str:
 
 
 def _subject(line: str) -> str:
-    """Find what a line of slurm.conf is about: a setting, or one node or partition."""
+    """Find the subject of a line of slurm.conf: a setting, or one node or partition."""
     first = line.split(maxsplit=1)[0]
     return first if first.startswith(("NodeName=", "PartitionName=")) else first.partition("=")[0]
 
@@ -491,7 +490,7 @@ class _Daemon:
         self.wait_until(self._listens, "listened")
 
     def wait_until(self, happened: Callable[[], bool], what: str) -> None:
-        """Wait for what needs this daemon; if it ends before, raise with the last that it said."""
+        """Wait for a condition that needs this daemon; if the daemon ends before, raise with its last output."""
         deadline = time.monotonic() + _PATIENCE
         while not happened():
             status = self._running.poll()
@@ -609,7 +608,7 @@ def _guard(folder: Path) -> None:
 
 
 def _daemons_and_jobs(folder: Path) -> Iterator[int]:
-    """Find daemons by their mark, and what jobs have started by the variables that Slurm gave it."""
+    """Find daemons by their mark, and the jobs' processes by the variables that Slurm gave them."""
     mark = f"{_MARK}={folder}".encode()
     client = f"SLURM_CONF={folder}/slurm.conf".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):

@@ -1,6 +1,6 @@
-"""What can go wrong in a user's function, by name: a function for each, to be run elsewhere.
+"""Failures of a user's function, by name: a function for each, to be run elsewhere.
 
-Nodes import this file; so it imports next to nothing.
+Nodes import this file, so it imports very little.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Mute:
 
 
 class HoldsLockError(Exception):
-    """Does not pickle, for what it holds."""
+    """An exception that does not pickle, because it holds a lock."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -15,7 +15,7 @@ def own_frames(traceback: str) -> list[str]:
     """Return the files of the package that a traceback shows, as paths that begin with ``slurmlaunch/``.
 
     Another copy of the package counts, too: a node may import it from elsewhere than this process. A repository's
-    folder of the same name does not: what lies in it is the user's.
+    folder of the same name does not: its files are the user's.
     """
     shown = re.findall(r'^\s*File "(.+?)", line \d+', traceback, re.MULTILINE)
     return [file for path in shown for file in _FILES if path.endswith(f"/{file}")]

@@ -1,6 +1,6 @@
 """A container image without a download: empty folders, a Python of its own, and this machine's libraries bound in.
 
-The Python has what a node needs and nothing else: this package and cloudpickle.
+The Python has only a node's requirements: this package and cloudpickle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NEEDED = (slurmlaunch, cloudpickle)
 
 
 def make_image(folder: Path, *, without: str = "") -> tuple[Path, list[str]]:
-    """Make an image, without one of the packages if so asked; return where it lies, and what must be bound."""
+    """Make an image, without one of the packages if asked; return its path, and the folders to bind."""
     image = folder / "image"
     for name in _FOLDERS:
         (image / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What release 0.1.0 wrote, kept in ``tests/data/0.1.0``: run folders of every kind, and batch scripts.
+"""The files of release 0.1.0, kept in ``tests/data/0.1.0``: run folders of every kind, and batch scripts.
 
 0.1.0 itself made them, with a copy of this file as its script, a clean environment, and folders that no machine needs::
 
@@ -58,7 +58,7 @@ SCRIPTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def script(case: str) -> str:
-    """Return what would be submitted for a case, from the folder ``/``, whatever the time and the search path."""
+    """Return the batch script of a case, from the folder ``/``, whatever the time and the search path."""
     options, call = SCRIPTS[case]
     folder = Path("/runs")
     before, found = os.getcwd(), sys.path[:]  # noqa: PTH109 - and back with os.chdir
@@ -154,7 +154,7 @@ def single(make: Callable[..., Executor], folder: Path) -> FutureArray[Any]:
 
 
 def retried(make: Callable[..., Executor], folder: Path) -> FutureArray[Any]:
-    """Retry what failed in the first round; one item still fails."""
+    """Retry the items that failed in the first round; one item still fails."""
     mended = folder / "mended"
     first = make().map_array(functools.partial(reciprocal_unless, str(mended)), range(6), tasks=2)
     first.wait()
@@ -247,7 +247,7 @@ ON_SLURM = (*RUNS, requeued, cancelled_by_another)
 
 
 def outcome(future: Future[Any]) -> list[Any]:
-    """Say what a future has, in words that no release may change: a value, or the class and data of an error."""
+    """Describe a future's outcome in words that no release may change: a value, or the class and data of an error."""
     if future.cancelled():
         return ["cancelled"]
     error = future.exception()
@@ -266,7 +266,7 @@ def outcome(future: Future[Any]) -> list[Any]:
 
 
 def summary(run: FutureArray[Any]) -> dict[str, Any]:
-    """Return what a client reads from a run."""
+    """Return a client's view of a run."""
     return {
         "items": [outcome(future) for future in run],
         "counts": run.counts(),
@@ -276,7 +276,7 @@ def summary(run: FutureArray[Any]) -> dict[str, Any]:
 
 
 def record(data: Path, cluster: str) -> None:
-    """Make every run on a cluster, and keep its folder and what this release reads from it."""
+    """Make every run on a cluster, and keep its folder and this release's view of it."""
     found = {}
     for kind in ON_SLURM if cluster == "slurm" else RUNS:
         folder = Path(f"/tmp/runs/{cluster}/{kind.__name__}")  # noqa: S108 - no machine needs it

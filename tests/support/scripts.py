@@ -45,14 +45,14 @@ def start(
 
 
 def finish(script: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Wait for a script; return its exit status and what it printed to both streams."""
+    """Wait for a script; return its exit status and its output on both streams."""
     with script:
         out, err = script.communicate(timeout=PATIENCE)
     return script.returncode, out, err
 
 
 def run(folder: Path, text: str, *arguments: object, cwd: Path | None = None, within: Sequence[str] = ()) -> str:
-    """Run a script that is to end well; return what it printed."""
+    """Run a script that should succeed; return its output."""
     status, out, err = finish(start(folder, text, *arguments, cwd=cwd, within=within))
     assert status == 0, err
     return out

@@ -1,8 +1,7 @@
 """A vocabulary for tables about `RunState`, and the player that runs them; used by test_state*.py.
 
 A table is a list of laws. A law is a sentence and its steps: at which second which events come, and which
-effects follow. The player stands for the collector, the watcher and the executor of effects: it answers what
-`RunState` requests, sends ticks, and compares the effects of each step with those of the table.
+effects follow. The player stands for the collector, the watcher and the executor of effects: it answers the requests of `RunState`, sends ticks, and compares the effects of each step with those of the table.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def notes(task: int, attempt: int = 0, **said: Any) -> Happening:
 
 
 def mark(task: int, status: int, start: int = 0) -> Happening:
-    """Have a start of a task leave its end mark, when what it recorded before was reported."""
+    """Have a start of a task leave its end mark, after the client has read its earlier records."""
     return lambda _: [EndMarkSeen(EndMark(task, start, int(status)))]
 
 
@@ -174,7 +173,7 @@ def added(*items: int, tasks: int = 1, automatic: bool = True, retries: int | No
 
 
 def reopened(*items: int, tasks: int = 1) -> Happening:
-    """Have the user retry items that have settled, in a view that goes on from this one."""
+    """Have the user retry items that have settled, in a view that continues from this one."""
 
     def events(state: RunState) -> list[Event]:
         number = state.tasks.rounds[-1].number + 1
@@ -235,16 +234,16 @@ def _next_plan(
 
 
 class Step(NamedTuple):
-    """What happens at one second, and what follows.
+    """The events of one second, and their effects.
 
     Attributes:
-        second: when.
-        happenings: what makes the events.
-        late: what the last read of tasks that have ended finds.
+        second: the time.
+        happenings: the makers of the events.
+        late: the findings of the last read of ended tasks.
         settles: how items settle in this step: a status, or the name of the class of an error.
         submits: the items of the round that is submitted, if one is.
         cancels: the jobs that are cancelled: ids, and elements or None for all.
-        records: the ends that are written down: states, by task.
+        records: the ends that are recorded: states, by task.
         warns: words of the warning, if there is one.
     """
 
@@ -312,7 +311,7 @@ def new_state(
 
 
 class Player:
-    """Plays laws: sends the events of each step and ticks, and answers what the state requests.
+    """Plays laws: sends the events of each step and ticks, and answers the state's requests.
 
     Attributes:
         state: the state.
@@ -325,7 +324,7 @@ class Player:
         Args:
             state: the state.
             slow: whether rounds are made and cancellations written only when a table says so.
-            ends: what earlier clients have recorded of ends.
+            ends: the ends that earlier clients have recorded.
         """
         self.state = state
         self.effects: list[Effect] = []
@@ -380,7 +379,7 @@ class Player:
         return words if words and len(warnings) == 1 and words in warnings[0] else "; ".join(warnings) or None
 
     def send(self, event: Event) -> None:
-        """Send an event, and answer what the state requests then."""
+        """Send an event, and then answer the state's requests."""
         if isinstance(event, RoundAdded) and event.reopen:
             self._ever_settled.difference_update(event.plan.items or ())
         for effect in self.state.handle(event, self._now):

@@ -1,7 +1,6 @@
-"""Runs without a client, nodes without a scheduler: a folder is written, a node started on it, its outcomes are read.
+"""Runs without a client, nodes without a scheduler: a folder is written, a node started on it, its outcomes read.
 
-Functions travel by value, with all that they use of the module they stand in: what a test's module imports for itself,
-no node has to import.
+Functions travel by value, with everything they use of their module, so no node has to import a test module's imports.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ class Ended(NamedTuple):
 
     Attributes:
         status: its exit status, negative for a signal.
-        out: what it printed.
-        err: what it printed to standard error.
+        out: its standard output.
+        err: its standard error.
     """
 
     status: int
@@ -57,11 +56,11 @@ class OneRun:
     def __init__(
         self, path: Path, function: Callable[..., Any], rows: Iterable[tuple[Any, ...]], **changes: Any
     ) -> None:
-        """Write it.
+        """Write the run folder.
 
         Args:
-            path: where the folder is made.
-            function: what is run.
+            path: the path of the new folder.
+            function: the function to run.
             rows: the arguments of each item.
             changes: fields of the plan (``processes``, ...) or of the manifest (``python``, ...), and ``tasks``.
         """

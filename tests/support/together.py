@@ -1,4 +1,4 @@
-"""What ranks do in tests. Nodes import this file; so it imports next to nothing."""
+"""The functions of ranks in tests. Nodes import this file, so it imports very little."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def mpi_world(number: int) -> tuple[int, int, int, str | None]:
 
 
 def place(_: object = None) -> tuple[int, int, dict[str, str | None]]:
-    """Return what the task says, and what the variables do."""
+    """Return the rank's place according to the context, and according to the variables."""
     task = slurmlaunch.current_task()
     return task.rank, task.ranks, {name: os.environ.get(name) for name in TOLD}
 
 
 def sum_by_sockets(number: int) -> int:
-    """Sum over the ranks as PyTorch's rendezvous begins: rank 0 listens where all were told, the others call."""
+    """Sum over the ranks as PyTorch's rendezvous begins: rank 0 listens at the common address, the others connect."""
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if rank == 0:
@@ -88,7 +88,7 @@ def start_mpi_without_its_package() -> None:
 
 
 def fall(item: int, deeds: dict[tuple[int, int], str]) -> tuple[int, int]:
-    """Do what is to be done at an item by a rank; then wait for all others."""
+    """Fail in the given way at one item of one rank; then wait for all others."""
     rank = slurmlaunch.current_task().rank
     deed = deeds.get((item, rank))
     if deed == "kill":
@@ -104,7 +104,7 @@ def fall(item: int, deeds: dict[tuple[int, int], str]) -> tuple[int, int]:
 
 
 class Walk:
-    """Tells its story, and waits at a gate where it is told to."""
+    """Logs its starts, and waits at a gate for some items."""
 
     def __init__(self, gate: Gate, story: Story, *waits: tuple[int, int]) -> None:
         self.gate, self.story, self.waits = gate, story, waits

@@ -1,6 +1,6 @@
-"""What decides when, in tests: not the clock, but files that one side makes and the other waits for.
+"""The order of events in tests: set not by the clock, but by files that one side makes and the other waits for.
 
-Items that run elsewhere import this file; so it imports next to nothing.
+Items that run elsewhere import this file, so it imports very little.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Gate:
     # The item's side.
 
     def enter(self, item: object = 0) -> str:
-        """Tell that an item is here, and wait until it may go on; return its name."""
+        """Report that an item is here, and wait until it may continue; return its name."""
         name = str(item)
         beside = self.folder / f"{name}.{os.getpid()}"
         beside.write_text(str(os.getpid()), encoding="utf-8")
@@ -98,5 +98,5 @@ class Story:
 
     @property
     def lines(self) -> list[str]:
-        """What has been told so far."""
+        """The lines that have been logged so far."""
         return self.path.read_text(encoding="utf-8").splitlines()
