@@ -95,7 +95,7 @@ _CONTENDERS = {
 
 
 class Weight(NamedTuple):
-    """What one contender took.
+    """The measurements of one contender.
 
     Attributes:
         name: the contender.

@@ -1,4 +1,4 @@
-"""What a run costs its client at a size that no test machine has: ``python benchmarks/simulation.py --full``.
+"""The cost of a run for its client, at a size that no test machine has: ``python benchmarks/simulation.py --full``.
 
 The code is the real one: a run is planned, its rounds are journaled, its arrays go
 through the backend to commands, and it is watched until its last item has settled.

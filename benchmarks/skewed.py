@@ -60,7 +60,7 @@ class Uneven:
 
     @property
     def ideal(self) -> float:
-        """What no schedule can do better than, in seconds."""
+        """The lower bound of every schedule, in seconds."""
         return max(*self.seconds, sum(self.seconds) / _SLOTS)
 
 

@@ -1,4 +1,4 @@
-"""What has to come of it: the lines of the table, each with its bar.
+"""The lines of the table, each with its bar.
 
 ==============  ======================================================================
 `measures`      the contests that the lines are made from, each held once

@@ -90,7 +90,7 @@ class Measures:
 
     @property
     def faults(self) -> list[str]:
-        """What was not merely slow but wrong."""
+        """Faults that are wrong results, not merely slow runs."""
         return self._contest.faults
 
     @property
@@ -138,7 +138,7 @@ class Measures:
 
     @functools.cached_property
     def startups(self) -> list[Startup]:
-        """What the node imports before it reads the function, and cloudpickle alone."""
+        """The node's imports before it reads the function, and cloudpickle alone."""
         return compare([_NODE, CLOUDPICKLE], self.size.starts)
 
     # Many items.

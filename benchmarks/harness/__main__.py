@@ -1,4 +1,4 @@
-"""What `harness.contest` starts for each run; see `harness.client`."""
+"""The command that `harness.contest` starts for each run; see `harness.client`."""
 
 from harness.client import main
 

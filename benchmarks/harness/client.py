@@ -48,7 +48,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of it.
+    """The result of a run.
 
     Attributes:
         seconds: from the call to the last outcome.

@@ -1,4 +1,4 @@
-"""What is shown as a picture: for each contest the time of each system."""
+"""The plot: for each contest the time of each system."""
 
 from __future__ import annotations
 

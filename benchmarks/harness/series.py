@@ -35,7 +35,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """What it is called in the table."""
+        """The name in the table."""
         return self.system.name
 
 

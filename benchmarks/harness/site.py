@@ -60,7 +60,7 @@ class Site:
             shutil.rmtree(folder, ignore_errors=True)
 
     def settle(self) -> None:
-        """Wait until no job is left: whoever comes next has the cluster for itself.
+        """Wait until no job is left, so that the next run has the cluster for itself.
 
         Raises:
             TimeoutError: there still are some after two minutes.
@@ -72,10 +72,10 @@ class Site:
             time.sleep(_SETTLING_TICK)
 
     def bounded(self, command: list[str], folder: Path, environment: dict[str, str], timeout: float) -> str:
-        """Run a client in a folder, for so many seconds at most; then end its jobs, and all that it has started.
+        """Run a client in a folder, for so many seconds at most; then end its jobs and all of its processes.
 
         Returns:
-            What it printed; the last line says so if it was killed.
+            Its output; the last line says so if it was killed.
         """
         mark, killed = {_MARK: str(folder)}, ""
         with tempfile.TemporaryFile(dir=self.folder) as printed:

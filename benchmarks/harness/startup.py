@@ -1,4 +1,4 @@
-"""What it costs to start Python and import something, against importing something else."""
+"""The time to start Python and import one module, compared with another."""
 
 from __future__ import annotations
 

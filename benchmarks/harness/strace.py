@@ -1,4 +1,4 @@
-"""What a program asks of file systems, counted by strace.
+"""A program's requests to file systems, counted by strace.
 
 A line of a trace is ``PID name(arguments) = result``, where a file descriptor shows its file:
 ``17 read(3</etc/hosts>, ""..., 4096) = 221``. Calls that another thread interrupts come in two lines, which are joined.
@@ -31,7 +31,7 @@ _NO_FILES = ("/proc/", "/dev/", "/sys/")  # the kernel's own, which no storage i
 
 @dataclass(frozen=True)
 class FileCosts:
-    """What a program asked for.
+    """A program's requests.
 
     Attributes:
         opened: the number of files and folders opened.

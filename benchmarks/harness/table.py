@@ -1,4 +1,4 @@
-"""What is shown as text: a line per bar, and a line per system and workload."""
+"""The text output: a line per bar, and a line per system and workload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who does the work: one file for each system, each as its own manual would have it.
+"""The systems, one file each, used as their own manuals recommend.
 
 ==================  ==================================================================
 `base`              a system: its name, its requirements, and `run`

@@ -1,4 +1,4 @@
-"""What a system is, to the harness."""
+"""The harness's interface to a system."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NODES, CPUS = 2, 8
 
 @dataclass(frozen=True)
 class Call:
-    """What a system is asked for.
+    """A call that a system runs.
 
     Attributes:
         function: it is called with each item.
@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one run. It ends when this is made, so that no tidying up is timed.
+    """The result of one run. The run ends when this is made, so that no tidying up is timed.
 
     Attributes:
         outcomes: each item's value or exception; None if no items were run.
@@ -53,11 +53,11 @@ class System(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called, in the registry and in the table."""
+        """The name in the registry and in the table."""
 
     @property
     def requires(self) -> tuple[str, ...]:
-        """The modules that it needs, beyond what slurmlaunch needs itself."""
+        """The modules that the system needs, beyond slurmlaunch's own."""
 
     @property
     def logs(self) -> str:
@@ -65,7 +65,7 @@ class System(Protocol):
 
     @property
     def launcher(self) -> tuple[str, ...]:
-        """What starts the client, such as ``salloc``; empty if nothing does."""
+        """The command that starts the client, such as ``salloc``; empty if there is none."""
 
     def run(self, call: Call, folder: Path) -> Trial:
         """Do the work, with an empty folder to write to, which is the current one."""

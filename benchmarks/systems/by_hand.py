@@ -1,4 +1,4 @@
-"""What a user of a system can add by hand: slices, and a pool inside a task."""
+"""Additions to a system that a user can write by hand: slices, and a pool inside a task."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ByHand:
 
     @property
     def requires(self) -> tuple[str, ...]:
-        """What the system needs, and the pool."""
+        """The system's modules, and the pool's."""
         return (*self.system.requires, "loky") if self.pool else self.system.requires
 
     @property

@@ -1,4 +1,4 @@
-"""What nobody can be faster than: an array that does nothing, and a pool that needs no Slurm."""
+"""The floor that nobody can beat: an array that does nothing, and a pool that needs no Slurm."""
 
 from __future__ import annotations
 

@@ -126,7 +126,8 @@ def clean_environment() -> dict[str, str]:
 class Cluster:
     """A Slurm of one's own, from ``start`` to ``stop`` or inside a ``with``.
 
-    Its clients need nothing but the variables in ``env``. Its daemons have names, for tests that stop them: ``munged``, ``mariadbd``, ``slurmdbd``, ``slurmctld``, and ``slurmd-n1`` and so on.
+    Its clients need nothing but the variables in ``env``. Its daemons have names, for tests that stop them: ``munged``,
+    ``mariadbd``, ``slurmdbd``, ``slurmctld``, and ``slurmd-n1`` and so on.
     """
 
     def __init__(self, spec: ClusterSpec | None = None) -> None:

@@ -1,7 +1,8 @@
 """A vocabulary for tables about `RunState`, and the player that runs them; used by test_state*.py.
 
 A table is a list of laws. A law is a sentence and its steps: at which second which events come, and which
-effects follow. The player stands for the collector, the watcher and the executor of effects: it answers the requests of `RunState`, sends ticks, and compares the effects of each step with those of the table.
+effects follow. The player stands for the collector, the watcher and the executor of effects: it answers the requests of
+`RunState`, sends ticks, and compares the effects of each step with those of the table.
 """
 
 from __future__ import annotations

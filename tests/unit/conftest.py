@@ -1,4 +1,4 @@
-"""What unit tests may not do: start a process."""
+"""A guard of the unit tests: they start no process."""
 
 from __future__ import annotations
 

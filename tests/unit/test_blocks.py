@@ -42,7 +42,7 @@ def test_the_block_of_a_position_holds_it(blocks: Blocks) -> None:
 
 @given(any_blocks)
 def test_blocks_never_grow(blocks: Blocks) -> None:
-    """What is taken late is no longer than what was taken early."""
+    """A later claimed block is no longer than an earlier one."""
     found = lengths(blocks)
 
     assert sorted(found, reverse=True) == found
@@ -59,7 +59,7 @@ def test_there_are_few(items: int, tasks: int, schedule: str) -> None:
 
 
 def test_shapes() -> None:
-    """By default as many blocks of one length as there are tasks, each a third of a fair share of what is left."""
+    """By default as many blocks of one length as there are tasks, each a third of a fair share of the rest."""
     assert lengths(Blocks(40, 2, "dynamic")) == [7, 7, 5, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1]
     assert lengths(Blocks(40, 2, "guided")) == [7, 6, 5, 4, 3, 3, 2, 2, 2, 1, 1, 1, 1, 1, 1]
     assert lengths(Blocks(10, 2, "dynamic", 4)) == [4, 4, 2]
@@ -87,7 +87,7 @@ def test_no_blocks(items: int, tasks: int, schedule: str, chunksize: int | None)
 
 @given(any_blocks)
 def test_json(blocks: Blocks) -> None:
-    """What is written is read again, and unknown keys are ignored."""
+    """Writing and reading gives the same plan, and unknown keys are ignored."""
     data = json.loads(json.dumps(blocks.to_json())) | {"later": 1}
 
     assert Blocks.from_json(data) == blocks

@@ -60,7 +60,7 @@ def read_back(payload: bytes, crc: int, *, length: int | None = None, before: by
 
 @pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps])
 def test_a_large_array_is_not_copied(dumps: Any) -> None:
-    """What stands apart is the array's own memory, and what is loaded from it is the array."""
+    """A buffer outside the pickle is the array's own memory, and loading gives an array on that memory."""
     array = np.arange(LARGE, dtype="f8")
 
     bundle = pickle_apart({"array": array, "small": np.ones(3)}, dumps)
@@ -88,7 +88,7 @@ def test_a_large_array_is_not_copied(dumps: Any) -> None:
     ids=["small", "not contiguous", "objects", "subclass", "times", "list", "text", "None"],
 )
 def test_what_stays_in_the_pickle(value: Any) -> None:
-    """What is small, not contiguous, no plain memory or no buffer at all is pickled as ever."""
+    """Small or non-contiguous arrays, odd memory and objects without buffers are pickled as usual."""
     pickled = pickle_apart(value)
 
     assert isinstance(pickled, bytes)
@@ -174,7 +174,7 @@ def test_a_damaged_bundle_is_never_read(bundle: Bundle, data: st.DataObject) -> 
 
 @pytest.mark.parametrize("table", [(0, 2**61), (2**63, 0), (5, 1, 2**62), (5, 1, 2**64 - 1), (0, 1), (0, 0)])
 def test_lengths_that_cannot_be(table: tuple[int, ...]) -> None:
-    """Lengths that do not come to the payload's are found before memory is asked for."""
+    """Lengths that do not add up to the payload's are found before memory is allocated."""
     payload = struct.pack(f"<{len(table)}Q", *table) + b"pickl"
 
     assert read_back(payload, zlib.crc32(payload)) is None
@@ -245,7 +245,7 @@ def test_a_flipped_bit_of_a_shared_buffer(tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("act", [check, SharedBuffers.map])
 @pytest.mark.parametrize("spoil", ["cut", "remove", "writable", "link"])
 def test_shared_buffers_that_are_not_to_be_mapped(tmp_path: Path, act: Any, spoil: str) -> None:
-    """What is shorter, gone, or may be another's, is refused by name before anything of it is touched."""
+    """A shared file that is too short, missing, or perhaps another's is refused by name before its bytes are read."""
     shared = shared_in(tmp_path, bytes(5000))
     if spoil == "cut":
         os.truncate(shared.path, 4999)
@@ -370,7 +370,7 @@ def test_large_values_are_read_where_they_stay(
 
 
 def test_a_large_value_is_damaged_or_being_written(writer: OutcomeWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record larger than what is read at once is awaited while it grows, and damage where it ends or was changed."""
+    """A reader waits for a long record while it grows, and reports damage where it ends or was changed."""
     monkeypatch.setattr(outcomes, "_PIECE", 1000)
     for item in range(2):
         writer.value(item, Value(np.zeros(LARGE)).dump_apart())

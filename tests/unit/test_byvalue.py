@@ -1,4 +1,4 @@
-"""What travels by value still says where it comes from."""
+"""Objects pickled by value still name their module."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_traceback_shows_the_line() -> None:
 
 
 def test_other_things_travel_as_ever() -> None:
-    """Whatever is no code is pickled just as cloudpickle does it, large buffers left to who asks for them."""
+    """Objects that are not code are pickled as by cloudpickle, and large buffers go to the given callback."""
     buffer = pickle.PickleBuffer(b"large")
     value = {"numbers": [1, 2.0], "class": KeyError}
     seen: list[pickle.PickleBuffer] = []

@@ -23,7 +23,7 @@ environments = st.dictionaries(names, st.sampled_from(["1", "5", "", "x"]))
 
 @given(environments, st.integers(1, 300))
 def test_every_variable_is_set_once(environ: dict[str, str], threads: int) -> None:
-    """Each variable has the user's value, or else the cap; what is ours is noted as ours."""
+    """Each variable has the user's value, or else the cap; the caps are noted as ours."""
     capped = {**environ, **caps.variables(threads, environ)}
 
     assert {name: capped[name] for name in environ} == environ
@@ -42,7 +42,7 @@ def test_what_is_ours_is_no_users_own(environ: dict[str, str], outer: int, inner
 
 
 def test_a_user_who_overrides_us_in_a_task_is_obeyed() -> None:
-    """What the set-up lines of a task set, before we do, stays."""
+    """Variables that a task's set-up lines set before us keep their values."""
     # The batch script has set one variable itself, before Python started.
     environ = {"PYTHON_CPU_COUNT": "4", caps.OURS: "PYTHON_CPU_COUNT", "OMP_NUM_THREADS": "2"}
 
@@ -128,7 +128,7 @@ def test_the_kernels_lists_are_read(text: str, expected: list[int]) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
 def test_this_machine_is_shared_out() -> None:
-    """What this machine says of its own cores makes masks that a process can be given."""
+    """The cores that this machine reports make masks that a process can be given."""
     mask = os.sched_getaffinity(0)
 
     shares = caps.masks(mask, len(mask), 1)

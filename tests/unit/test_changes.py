@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 class Watched:
-    """A folder, and a clock that goes on when it is told to."""
+    """A folder, and a clock that the test moves."""
 
     def __init__(self, path: Path, *, network: bool) -> None:
         self.path, self.now = path, 100.0
         self.names = NewNames(path, lambda: self.now, network=network, first_gap=0.02)
 
     def after(self, seconds: float) -> set[str]:
-        """Return what is new so many seconds later."""
+        """Return the new files after so many seconds."""
         self.now += seconds
         return self.names.new()
 
     def add(self, name: str, *, modified: int | None = None) -> None:
-        """Add a file; *modified* is what a coarse clock says of the folder then."""
+        """Add a file; *modified* is the folder's time as a coarse clock shows it afterwards."""
         (self.path / name).touch()
         if modified is not None:
             os.utime(self.path, ns=(modified, modified))
@@ -50,7 +50,7 @@ def test_new_names(watched: Watched) -> None:
 
 
 def test_coarse_time_of_modification(watched: Watched) -> None:
-    """What comes just after a listing, within one tick of the folder's time, is found all the same."""
+    """A file that appears just after a listing, within one tick of the folder's time, is found all the same."""
     watched.add("a", modified=10**18)
     assert {"a"} == watched.after(0)
     watched.add("b", modified=10**18)

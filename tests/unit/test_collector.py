@@ -1,7 +1,7 @@
-"""Looking at a run: what is taken in from its folder, and when an absence means an end.
+"""The collector: the events that it reads from a run folder, and when a missing outcome means an end.
 
-Nothing runs here: the tests write what nodes would have written, and say what a scheduler would have said. A latency of
-nothing means that an absence is believed at the next look, one without end that it never is.
+Nothing runs here: the tests write the files of nodes, and give the answers of a scheduler. With a latency of zero a
+missing outcome counts at the next poll, with an infinite one it never does.
 """
 
 from __future__ import annotations
@@ -52,26 +52,26 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """What a scheduler says: the states of the elements of the one job."""
+    """A scheduler's answer: the states of the elements of the one job."""
 
     states: dict[int, TaskRecord]
     taken: float = 0.0
 
     def get(self, job_id: str, element: int) -> TaskRecord | None:
-        """Return what it says of an element."""
+        """Return the state of an element."""
         assert job_id == "7"
         return self.states.get(element)
 
 
 class Watched:
-    """A run of six items in three tasks, and somebody who looks at it."""
+    """A run of six items in three tasks, and a client that watches it."""
 
     def __init__(self, path: Path, backend: Backend | None = None) -> None:
         self._begin(OneRun(path, len, rows(range(6)), tasks=3).folder, backend)
 
     @classmethod
     def of(cls, folder: RunFolder) -> Watched:
-        """Return somebody else who looks at the same."""
+        """Return another client that watches the same run."""
         other = object.__new__(cls)
         other._begin(folder, None)
         return other
@@ -114,19 +114,19 @@ class Watched:
 
     @property
     def statuses(self) -> dict[int, str]:
-        """What the items that have settled have come to."""
+        """The status of each settled item."""
         statuses = {item: self.run.ledger.status(item) for item in range(6)}
         return {item: status.name for item, status in statuses.items() if status != ItemStatus.OPEN}
 
     def error(self, item: int) -> Any:
-        """Return what an item failed with."""
+        """Return an item's error."""
         outcome = self.run.outcome(item)
         assert not isinstance(outcome, Value)
         return outcome.error
 
 
 def poll(watch: Watch, **most: float) -> None:
-    """Handle what is new, as far as a limit allows."""
+    """Handle new events, up to a limit."""
     for event in watch.collector.poll(**most):
         watch.handle(event)
 
@@ -150,12 +150,12 @@ def counted_events() -> Iterator[list[str]]:
 
 
 def write_value(writer: OutcomeWriter, item: int, value: object) -> None:
-    """Record what an item returned."""
+    """Record an item's value."""
     writer.value(item, pickle.dumps(value))
 
 
 class TestOutcomes:
-    """What nodes have written."""
+    """Outcomes that nodes have written."""
 
     def test_as_they_come(self, watched: Watched) -> None:
         """Outcomes are taken in as they are appended, and their tasks have started."""
@@ -178,7 +178,7 @@ class TestOutcomes:
 
     @pytest.mark.parametrize("retries", [0, 1])
     def test_failures_are_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: int) -> None:
-        """What many items raised costs as little as what they return: no file is opened, nothing held for each."""
+        """Many exceptions cost as little as many values: no file is opened and no object kept for each."""
         options = {"retries": retries, "retry_exceptions": ["builtins.OSError"]}
         folder = OneRun(tmp_path / "run", len, rows(range(200)), options=options).folder
         run = Run(folder, Manifest.read(folder), None, list(read_rounds(folder)))  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ class TestOutcomes:
         assert len(events) < 1000
 
     def test_what_is_held_has_one_cause(self, tmp_path: Path) -> None:
-        """A task that dies leaves many items to be run again: what is known of its end is known once."""
+        """All pending retries of a dead task share one object with their cause."""
         folder = OneRun(tmp_path / "run", len, rows(range(200)), tasks=2, options={"retries": 1}).folder
         run = Run(folder, Manifest.read(folder), None, list(read_rounds(folder)))  # type: ignore[arg-type]
         watch = Watch(run)
@@ -257,7 +257,7 @@ class TestOutcomes:
         assert {0: "VALUE", 1: "VALUE"} == watched.statuses
 
     def test_an_effect_after_one_that_failed(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where files cannot be read, what else is to be done is done all the same: it may be said only once."""
+        """If files cannot be read, the other effects are executed all the same, because they may come only once."""
         ends = [SchedulerEnd(0, 0, "NODE_FAIL", None, None, "")]
         monkeypatch.setattr(watched.run, "handle", lambda _: [ReadTasks((0,)), RecordEnds(0, tuple(ends))])
 
@@ -309,7 +309,7 @@ class TestOutcomes:
         assert ["first", "second"] == [watched.run.outcome(item).unwrap() for item in (0, 1)]
 
     def test_unsafe(self, watched: Watched) -> None:
-        """What others may write to is not read: the items of that task fail with the reason."""
+        """Files that others may write to are not read: the items of that task fail with the reason."""
         writer = OutcomeWriter(watched.folder, 0)
         write_value(writer, 0, "a")
         writer.path.chmod(0o622)
@@ -333,7 +333,7 @@ class TestOutcomes:
         assert [False, True, True] == [future.cancelled() for future in futures]
 
     def test_budget(self, tmp_path: Path) -> None:
-        """A look costs no more than it may, and many looks come to every file."""
+        """A poll stays within its budget, and repeated polls read every file."""
         watched = Watched(tmp_path / "run")
         poll(watched.watch, growing=0)
         for task in range(3):
@@ -348,7 +348,7 @@ class TestOutcomes:
         assert {0, 2, 4} == set(watched.statuses)
 
     def test_collecting(self, tmp_path: Path) -> None:
-        """What has ended is read within a budget of its own, and judged when it has been read."""
+        """The files of ended tasks have a read budget of their own; missing outcomes are decided after the read."""
         watched = Watched(tmp_path / "run")
         for task in range(3):
             write_value(OutcomeWriter(watched.folder, task), 2 * task, task)
@@ -364,7 +364,7 @@ class TestOutcomes:
 
 
 class TestStates:
-    """What the scheduler says."""
+    """The states that the scheduler reports."""
 
     @pytest.mark.parametrize(
         ("state", "expected"),
@@ -466,11 +466,11 @@ class TestStates:
 
 
 class TestWrittenDown:
-    """What a client was told of an end, for those who come when there is nobody left to ask."""
+    """Recorded ends, for clients that attach after the scheduler has forgotten the job."""
 
     @pytest.fixture(autouse=True)
     def told(self, watched: Watched) -> None:
-        """Have a client be told of the ends of two tasks, of which one had been started before."""
+        """Report the ends of two tasks to a client; one of the tasks had started before."""
         OutcomeWriter(watched.folder, 0)
         watched.report(TaskState.NODE_FAIL, 0, node="n3", exit_code="1:0")
         watched.look_late()
@@ -478,7 +478,7 @@ class TestWrittenDown:
         watched.look_late()
 
     def come(self, watched: Watched, *, heard: bool = False) -> Watched:
-        """Return a client that comes later, and has waited for long for what the scheduler says."""
+        """Return a client that attaches later, and has waited for the scheduler for a long time."""
         later = Watched.of(watched.folder)
         if heard:
             later.watch.handle(SchedulerReported(Answer({})))
@@ -488,7 +488,7 @@ class TestWrittenDown:
 
     @pytest.mark.parametrize("heard", [False, True])
     def test_without_a_scheduler(self, watched: Watched, *, heard: bool) -> None:
-        """Where the scheduler is silent, or has forgotten, the ends are what it once said."""
+        """If the scheduler is silent or has forgotten the job, the recorded ends count."""
         later = self.come(watched, heard=heard)
 
         assert dict.fromkeys((0, 1, 4, 5), "ENDED") == later.statuses
@@ -513,13 +513,13 @@ class TestWrittenDown:
         assert dict.fromkeys((4, 5), "ENDED") == self.come(watched).statuses
 
     def test_outcomes_first(self, watched: Watched) -> None:
-        """What was recorded counts, whatever was said."""
+        """Recorded outcomes count, whatever the scheduler reported."""
         write_value(OutcomeWriter(watched.folder, 2), 5, "late")
 
         assert {0: "ENDED", 1: "ENDED", 5: "VALUE"} == self.come(watched).statuses
 
     def test_a_folder_that_may_only_be_read(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where nothing can be written down, those who are there are told all the same."""
+        """In a folder that is read-only, the present client uses the ends all the same."""
 
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError
@@ -532,7 +532,7 @@ class TestWrittenDown:
 
 
 class TestEndMarks:
-    """What tasks say of their own end."""
+    """The end marks of tasks."""
 
     @pytest.mark.parametrize(
         ("status", "expected"),
@@ -549,7 +549,7 @@ class TestEndMarks:
 
     @pytest.mark.parametrize(("status", "expected"), [(Status.VALUES, ResultLost), (Status.FAILURES, NodeStartError)])
     def test_in_the_end(self, watched: Watched, status: int, expected: type[ItemError]) -> None:
-        """One that ended well has recorded everything before: what is missing is only not visible yet."""
+        """A task that ended well has recorded everything: missing outcomes are only not visible yet."""
         watched.end(1, status)
         watched.look()
         assert {} == watched.statuses
@@ -559,7 +559,7 @@ class TestEndMarks:
 
     @pytest.mark.parametrize("status", [Status.STOPPED, Status.REQUEUE])
     def test_from_outside(self, watched: Watched, status: int) -> None:
-        """Of one that was stopped from outside the scheduler says what it was."""
+        """For a task that was ended from outside, the scheduler gives the cause."""
         watched.end(1, status)
         watched.look_late()
         assert {} == watched.statuses
@@ -594,7 +594,7 @@ class TestEndMarks:
         assert {2: "VALUE", 3: "VALUE"} == watched.statuses
 
     def test_outcomes_first(self, watched: Watched) -> None:
-        """What was recorded before the end counts, however the task ended."""
+        """Outcomes recorded before the end count, however the task ended."""
         writer = OutcomeWriter(watched.folder, 0)
         write_value(writer, 0, "a")
         watched.end(0, 128 + 9)
@@ -613,7 +613,7 @@ class TestLatency:
         assert 12.5 == latency_of(tmp_path)
 
     def test_unknown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What is no disk of this machine is taken for a network's."""
+        """A file system of unknown type counts as a network file system."""
         monkeypatch.delenv("SLURMLAUNCH_LATENCY", raising=False)
         monkeypatch.setattr("slurmlaunch.runfolder.changes._LOCAL_FILE_SYSTEMS", frozenset())
 

@@ -51,7 +51,7 @@ def made(watched: Watched, *items: int) -> Round:
 
 
 def test_files_of_a_round_that_is_not_known_yet(watched: Watched) -> None:
-    """What a task left before its round is known to this client is read when it is: the round may be over by then."""
+    """The files of a task whose round this client does not know are read once it does, also if the round is over."""
     writer = OutcomeWriter(watched.folder, 3)
     write_value(writer, 0, "again")
     watched.end(3, Status.VALUES)

@@ -1,6 +1,6 @@
-"""What a client makes of a dynamic round: who has what, and what is left when all tasks are over.
+"""A client's view of a dynamic round: the owners of blocks, and the remaining items after the last task.
 
-Nothing runs here, as in the tests of the lookout.
+Nothing runs here, as in the tests of the collector.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Shared(Watched):
 
     @property
     def errors(self) -> list[type]:
-        """What the items have failed with; NoneType for those that are open."""
+        """The types of the items' errors; NoneType for open items."""
         return [
             type(self.error(item) if self.statuses.get(item) in {"FAILURE", "ENDED"} else None) for item in range(6)
         ]
@@ -93,7 +93,7 @@ def test_who_has_what(shared: Shared) -> None:
 
 
 def test_an_outcome_tells_who_has_it(shared: Shared) -> None:
-    """A listing may be behind: what a task recorded it had taken."""
+    """A listing may be out of date: recorded items count as claimed by their task."""
     writer = OutcomeWriter(shared.folder, 1)
     write_value(writer, 2, "x")
     shared.look()
@@ -106,7 +106,7 @@ def test_an_outcome_tells_who_has_it(shared: Shared) -> None:
 
 
 def test_one_task_is_over(shared: Shared) -> None:
-    """What it had taken ends with it; what nobody has taken waits for the other."""
+    """The claimed items of an ended task end with it; unclaimed items wait for the other task."""
     shared.take(0)
     shared.take(1)
     shared.end(0, 137)
@@ -125,7 +125,7 @@ def test_one_task_is_over(shared: Shared) -> None:
     ],
 )
 def test_all_are_over(shared: Shared, state: TaskState, expected: type) -> None:
-    """What nobody has taken ends as the tasks have, and names no task; each item once."""
+    """Unclaimed items end with the cause of the tasks, and name no task; each item ends once."""
     shared.take(0)
     shared.take(1)
     shared.report(state)
@@ -158,7 +158,7 @@ def test_the_worst_is_told(shared: Shared) -> None:
 
 
 def test_why_tasks_gave_up(shared: Shared) -> None:
-    """Tasks that could load nothing recorded it for what they had taken: that is why nobody took the rest."""
+    """If tasks record that they cannot load the function, their unclaimed items get that error."""
     for task in range(2):
         shared.take(task)
         shared.writers[task].failure(task, Failure(NodeStartError("cannot be loaded")).dump())
@@ -170,7 +170,7 @@ def test_why_tasks_gave_up(shared: Shared) -> None:
 
 
 def test_a_claim_that_is_seen_late(shared: Shared) -> None:
-    """What a dead task had taken ends with it, also where that is seen only later."""
+    """Claims of a dead task that become visible late end with it too."""
     shared.take(0)
     shared.end(0, 137)
     shared.look_late()
@@ -190,7 +190,7 @@ def test_nobody_ever_started(shared: Shared) -> None:
 
 
 def test_alive_again(shared: Shared) -> None:
-    """A task that the scheduler calls alive after all may go on taking."""
+    """A task that the scheduler later reports as running may continue to claim."""
     shared.take(0)
     for task in range(2):
         shared.report(TaskState.NODE_FAIL, task)

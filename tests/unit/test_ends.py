@@ -1,4 +1,4 @@
-"""From the end of a task to an exception: what end marks and scheduler states say about missing outcomes."""
+"""From the end of a task to an exception: the meaning of end marks and scheduler states for missing outcomes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_states(state: TaskState) -> None:
 
 
 def test_what_slurm_said() -> None:
-    """What Slurm says of the end is kept, and a reason is passed on."""
+    """The exception keeps Slurm's state of the end, and passes its reason on."""
     record = TaskRecord(TaskState.OUT_OF_MEMORY, exit_code="0:125", reason="OutOfMemory")
     error = ends.error_of_state(record, PLACE)
 
@@ -74,7 +74,7 @@ def test_what_slurm_said() -> None:
     ],
 )
 def test_failed(exit_code: str | None, kind: type[ItemError], expected: str) -> None:
-    """FAILED is told apart by its exit code."""
+    """The exit code tells the causes of FAILED apart."""
     error = ends.error_of_state(TaskRecord(TaskState.FAILED, exit_code=exit_code), PLACE)
 
     assert kind is type(error)
@@ -103,7 +103,7 @@ def test_statuses(status: int, kind: type[ItemError], expected: str) -> None:
 
 
 def test_log() -> None:
-    """If the node did not start, the end of its log is shown, with advice on what it says."""
+    """If the node did not start, the error shows the end of its log, with advice on known messages."""
     log_tail = "line\n/usr/bin/python3: No module named slurmlaunch"
     error = ends.error_of_status(Status.FAILURES, PLACE, log_tail)
 
@@ -113,7 +113,7 @@ def test_log() -> None:
 
 
 def test_a_program_that_is_not_there() -> None:
-    """Where a node did not find what was to be started, the error says which options name it."""
+    """If a node did not find the command to start, the error names the options that give it."""
     assert "python=[...]" in str(ends.error_of_status(127, Place()))
     assert "Container(..., runtime=...)" in str(ends.error_of_status(127, Place(image="/images/python.sif")))
 

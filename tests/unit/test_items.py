@@ -1,4 +1,4 @@
-"""The items of a run: what is written once, and read by each task in part."""
+"""The items of a run: written once, and read by each task in part."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_generator_is_not_held(folder: RunFolder) -> None:
 
 
 def test_a_generator_that_fails_leaves_no_items(folder: RunFolder) -> None:
-    """What the user's iterable raises goes to the caller, and no file is left."""
+    """The caller gets the exception of the user's iterable, and no file is left."""
 
     def generate() -> Iterator[int]:
         yield from range(5000)
@@ -238,7 +238,7 @@ def test_a_generator_that_fails_leaves_no_items(folder: RunFolder) -> None:
 
 
 def test_an_item_that_does_not_pickle_leaves_no_items(folder: RunFolder) -> None:
-    """What the pickling raises goes to the caller, and no file is left."""
+    """The caller gets the exception of the pickling, and no file is left."""
     with pytest.raises(pickle.PicklingError):
         write(folder, [[1], [2], iter(range(2)), threading.Lock()])
 
@@ -281,7 +281,7 @@ class Untrue:
 
 
 def test_one_item_that_does_not_unpickle_costs_no_other(folder: RunFolder) -> None:
-    """What unpickling an item raises is raised for that item alone."""
+    """An error while an item is unpickled is raised for that item alone."""
     reader = write(folder, [[0], Untrue(), [2]])
 
     with pytest.raises(ValueError, match="no number"):
@@ -292,7 +292,7 @@ def test_one_item_that_does_not_unpickle_costs_no_other(folder: RunFolder) -> No
 
 @pytest.mark.parametrize("taken", [False, True], ids=["closed", "taken over"])
 def test_a_reader_bears_that_its_files_are_closed(folder: RunFolder, *, taken: bool) -> None:
-    """Where a function closes what it finds open, or opens files in its place, items are read on all the same."""
+    """If a function closes the reader's files, or opens others in their place, items can still be read."""
     reader = write(folder, range(20_000))
     assert reader[0] == (0,)
     (folder.path / "other").write_bytes(bytes(10**6))

@@ -52,7 +52,7 @@ def layer_of(module: str) -> str:
 
 
 def absolute_name(node: ast.ImportFrom, package: str) -> str:
-    """Return what stands between ``from`` and ``import``, its leading dots resolved in ``package``."""
+    """Return the module between ``from`` and ``import``, its leading dots resolved in ``package``."""
     return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
 
 
@@ -86,7 +86,7 @@ def imports(nodes: Iterable[ast.AST], package: str) -> Iterator[tuple[int, str]]
 
 
 def run_at_once(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the syntax nodes that importing a file runs: not what functions hold, not what is for the type checker."""
+    """Yield the syntax nodes that run when a file is imported: no function bodies, no imports for the type checker."""
     children = ast.iter_child_nodes(node)
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
@@ -177,7 +177,7 @@ def test_the_top_imports_nothing_of_the_package_at_once() -> None:
 
 
 def test_only_what_runs_at_once_counts_at_the_top() -> None:
-    """What a class body, a ``try`` or the ``else`` of a TYPE_CHECKING imports runs at once, a function's body not."""
+    """Imports in a class body, a ``try`` or the ``else`` of a TYPE_CHECKING run at once, those in a function do not."""
     source = """
 if TYPE_CHECKING:
     from .client.executor import Executor
@@ -198,7 +198,7 @@ def __getattr__(name):
 
 @pytest.mark.parametrize(("one", "other"), [("client", "node"), ("backends", "node"), ("cli", "integrations")])
 def test_neighbours_stay_apart(one: str, other: str) -> None:
-    """The table itself lets neither of two neighbours see the other: they meet in what lies below both."""
+    """The table itself lets neither of two neighbours import the other, only the modules below both."""
     assert other not in below(one)
     assert one not in below(other)
 

@@ -134,7 +134,7 @@ def test_reopened(
 
 @given(st.lists(ranges), ranges)
 def test_questions(cancelled: list[range], asked: range) -> None:
-    """Of a part of the items the ledger says what it says of each."""
+    """Queries about some of the items agree with the status of each item."""
     ledger = Ledger(ITEMS)
     for items in cancelled:
         ledger.cancel(items)
@@ -154,7 +154,7 @@ def test_record_beyond_the_end() -> None:
 
 
 def test_outcomes(tmp_path: Path) -> None:
-    """Outcomes are read from their records when they are asked for, and what ended an item is kept."""
+    """Outcomes are read from their records on request, and the cause of an ended item is kept."""
     ledger, error = Ledger(6), ValueError("ended")
     for first, values in ((0, ["a", "b"]), (3, [None])):
         ledger.record(write(tmp_path / "0.0", first, values))
@@ -169,7 +169,7 @@ def test_outcomes(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(ranges, st.integers())))
 def test_what_ended_an_item_is_made_when_it_is_asked_for(ends: list[tuple[range, int]]) -> None:
-    """One cause may end very many items: each is told its own, by whoever ended it first, and none is held."""
+    """Errors are made on request: many items may share one cause, each gets its own error, and none is stored."""
     ledger, expected = Ledger(ITEMS), dict[int, int]()
     for items, cause in ends:
         ledger.end(items, lambda item, cause=cause: ValueError(item, cause))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What comes of a call: it is caught whole, travels as bytes, and is itself again at the other end."""
+"""The outcome of a call: it is caught whole, travels as bytes, and is restored at the other end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def raised(error: BaseException) -> BaseException:
 
 
 def remote_traceback(function: Callable[..., Any], *args: Any) -> str:
-    """Call a function that raises; return what the other end is shown of where it did."""
+    """Call a function that raises; return the traceback that the other end shows."""
     outcome = travel(function, *args)
     assert isinstance(outcome, Failure)
     return outcome.traceback
@@ -72,7 +72,7 @@ class Point:
 
 @pytest.mark.parametrize("value", [None, 0, "text", b"\x93SLR", [1, [2]], {"a": Point(3)}, NotImplemented, ValueError])
 def test_values_arrive(value: object) -> None:
-    """What a function returns arrives as it was, whatever it is."""
+    """A function's value arrives unchanged, whatever its type."""
     outcome = travel(lambda: value)
 
     assert isinstance(outcome, Value)
@@ -125,7 +125,7 @@ def deep(levels: int) -> list[Any]:
     ],
 )
 def test_a_value_that_does_not_pickle_is_named(function: Callable[[], Any], name: str) -> None:
-    """What does not pickle is an error that names the type and says what to do."""
+    """A value that does not pickle is an error that names its type and the remedy."""
     value = capture(function)
     assert isinstance(value, Value)
 
@@ -261,7 +261,7 @@ def test_an_exception_that_cannot_be_shown_arrives(error: BaseException) -> None
 
 
 def test_fields_that_were_added_arrive() -> None:
-    """What the function put on an exception arrives with it."""
+    """Attributes that the function adds to an exception arrive with it."""
     error = KeyError("k")
     error.sample = [1, 2]  # type: ignore[attr-defined]
 
@@ -341,7 +341,7 @@ def test_builtin_exceptions_keep_their_fields(error: BaseException, names: list[
 
 
 def test_a_class_that_is_not_here_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception of a class that this side cannot import says which it was and what it said."""
+    """An exception of a class that this side cannot import arrives with the class's name and the message."""
     pickled = Failure(TwoArguments(7, "text"), "where").dump()
     monkeypatch.delattr(sys.modules[__name__], "TwoArguments")
 
@@ -355,7 +355,7 @@ def test_a_class_that_is_not_here_is_described(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("base")])
 def test_what_is_no_exception_is_caught_too(error: BaseException) -> None:
-    """What a bare ``except Exception`` lets through is an outcome like any other."""
+    """Exceptions that a bare ``except Exception`` lets through are outcomes like any other."""
     arrived = raised(error)
 
     assert (type(arrived), arrived.args) == (type(error), error.args)
@@ -396,7 +396,7 @@ def test_a_group_of_awkward_exceptions_arrives() -> None:
 
 
 def test_the_remote_traceback_is_the_cause() -> None:
-    """The text of where it was raised is the cause of what is raised here, and is shown with it."""
+    """The remote traceback is the cause of the raised exception, and is shown with it."""
     outcome = travel(lambda: 1 // 0)
 
     with pytest.raises(ZeroDivisionError) as caught:
@@ -429,7 +429,7 @@ def fails_twice() -> None:
 
 
 def test_the_traceback_tells_of_causes() -> None:
-    """What an exception was raised from, or while, stands in the remote traceback."""
+    """The remote traceback shows the exception's cause or context."""
     text = remote_traceback(fails_twice)
 
     assert text.index("Invalid isoformat string") < text.index("direct cause") < text.index("LookupError: second")

@@ -1,4 +1,4 @@
-"""Outcome files: what one attempt of a task appends, and others read while it does."""
+"""Outcome files: one attempt of a task appends to them while others read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def values_in(file: OutcomeFile, *, final: bool = False) -> dict[int, Any]:
 
 
 def shape_of(file: OutcomeFile, *, final: bool = False) -> list[tuple[str, int, int]]:
-    """Read on in a file; return what was found, with the first item and one past the last."""
+    """Read on in a file; return the findings, each with the first item and one past the last."""
     return [
         (type(found).__name__, found.header.first if found.header else -1, found.header.stop if found.header else -1)
         for found in file.read(final=final)
@@ -112,7 +112,7 @@ def test_failures_are_counted(folder: RunFolder) -> None:
 
 
 def test_what_another_process_did_not_finish_is_cut_off(folder: RunFolder) -> None:
-    """After a process of the attempt died while it appended, its part is cut off, and recording goes on behind."""
+    """If a process of the attempt dies while it appends, its part is cut off, and recording continues after it."""
     writer = OutcomeWriter(folder, 0)
     record_values(writer, 0, "before")
     with writer.path.open("ab") as other:
@@ -158,7 +158,7 @@ def test_a_reader_goes_on_where_it_stopped(folder: RunFolder) -> None:
 
 
 def test_a_tail_that_was_cut_off_is_forgotten(folder: RunFolder) -> None:
-    """A reader that saw a torn tail reads what took its place."""
+    """A reader that saw a torn tail reads the record that replaced it."""
     writer = OutcomeWriter(folder, 0)
     file = OutcomeFile(writer.path)
     with writer.path.open("ab") as other:
@@ -173,7 +173,7 @@ def test_a_tail_that_was_cut_off_is_forgotten(folder: RunFolder) -> None:
 
 
 def test_notes_are_kept_apart(folder: RunFolder) -> None:
-    """What an attempt records about itself is no outcome."""
+    """An attempt's records about itself are not outcomes."""
     writer = OutcomeWriter(folder, 0)
     writer.note(node="n1")
     record_values(writer, 0, "value")
@@ -206,7 +206,7 @@ def test_records_of_a_later_version_are_passed_over(folder: RunFolder) -> None:
 def test_pieces_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], piece: int, hit: int | None
 ) -> None:
-    """However little is read at once, all records beside a damage are found, and what is damaged is called so."""
+    """However little is read at once, all records beside a damage are found, and the damage is reported."""
     whole = [records.encode(Kind.VALUES, bytes(size), first=i) for i, size in enumerate(sizes)]
     content = bytearray(b"".join(whole))
     lost = -1
@@ -233,7 +233,7 @@ def test_pieces_change_nothing(
 
 
 def test_a_record_may_be_larger_than_what_is_read_at_once(folder: RunFolder) -> None:
-    """A record of many megabytes is read, and so is what follows it."""
+    """A record of many megabytes is read, and so is the next record."""
     large = os.urandom(9 << 20)
     writer = OutcomeWriter(folder, 0)
     record_values(writer, 0, "before")
@@ -248,7 +248,7 @@ def test_a_record_may_be_larger_than_what_is_read_at_once(folder: RunFolder) -> 
 
 
 def test_only_the_end_tells_damage_from_a_tail(folder: RunFolder) -> None:
-    """What is no whole record may still be one while the attempt runs; once it is over it is damage, and is named."""
+    """A partial record may become whole while the attempt runs; after the attempt it is damage, and is reported."""
     writer = OutcomeWriter(folder, 0)
     for i in range(4):
         record_values(writer, i, "value")
@@ -341,7 +341,7 @@ def test_an_attempt_learns_what_the_earlier_ones_recorded(folder: RunFolder) -> 
 
 
 def test_what_is_cut_off_again_hides_nothing(folder: RunFolder) -> None:
-    """Where a record was read that is cut off later, what is appended in its place is read too."""
+    """If a record is read and later cut off, the records in its place are read too."""
     writer = OutcomeWriter(folder, 0)
     record_values(writer, 0, "whole")
     file = OutcomeFile(writer.path)

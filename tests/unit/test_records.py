@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """What is written as one record."""
+    """The fields of one record."""
 
     kind: Kind
     payload: bytes
@@ -150,7 +150,7 @@ def test_an_overwritten_stretch_costs_what_it_touches(written: list[Entry], data
 
 @given(files, files, st.data())
 def test_nothing_is_made_up(written: list[Entry], others: list[Entry], data: st.DataObject) -> None:
-    """Whatever is cut out or put between, records of other files included, only what was once written is read."""
+    """After any cut or insertion, also of records from other files, only written records are read."""
     content = joined(written)
     start = data.draw(st.integers(0, len(content)))
     stop = data.draw(st.integers(start, len(content)))
@@ -176,7 +176,7 @@ def test_the_items_of_a_lost_payload_are_named() -> None:
 
 
 def test_a_file_of_zeros_is_one_damage() -> None:
-    """What a file system leaves of blocks that were never written holds no record, and is passed over at once."""
+    """Zeros from blocks that were never written hold no record, and the reader skips them at once."""
     data = bytes(100_000) + records.encode(Kind.NOTE, b"{}")
 
     damage, record = records.scan(memoryview(data))

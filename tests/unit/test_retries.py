@@ -1,4 +1,4 @@
-"""What a further round asks for, given what its items came to."""
+"""A further round's requests, given the outcomes of its items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIGABYTE = float(1 << 30)
 
 
 def asked(error: ItemError, *, memory: float | None = None, seconds: float | None = None, **options: Any) -> object:
-    """Return what the next round asks Slurm for after that error, on node n1."""
+    """Return the next round's request to Slurm after that error, on node n1."""
     return next_options(Options().changed(retries=1, **options), [Cause(error, "n1", memory, seconds)]).slurm
 
 
@@ -42,7 +42,7 @@ def asked(error: ItemError, *, memory: float | None = None, seconds: float | Non
     ],
 )
 def test_memory(options: dict[str, Any], expected: dict[str, str]) -> None:
-    """It grows from what was asked for or used, whichever is more, in the same words; all there is stays so."""
+    """Memory grows from the request or the usage, the larger of the two, in the same units; "all" stays "all"."""
     assert expected == asked(OutOfMemory(), memory=GIGABYTE, **options)
 
 
@@ -83,5 +83,5 @@ def test_nodes() -> None:
     ],
 )
 def test_what_is_run_again(error: BaseException, *, again: bool) -> None:
-    """What was ended from outside, save by a person, and what the function raised where a base of it was named."""
+    """A retry runs items ended from outside (except by a person), and exceptions of the named classes."""
     assert again == wants_retry(Options().changed(retries=1, retry_exceptions=(OSError,)), error)

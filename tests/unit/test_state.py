@@ -146,12 +146,12 @@ EVERYDAY = [
 
 @pytest.mark.parametrize("each", EVERYDAY)
 def test_everyday(each: Law) -> None:
-    """Outcomes settle items; marks and states say what became of the rest."""
+    """Outcomes settle items; marks and states settle the rest."""
     play(each)
 
 
 class TestTasks:
-    """What the state says about tasks."""
+    """The state's report on tasks."""
 
     @pytest.mark.parametrize(
         ("state", "started"),
@@ -183,7 +183,7 @@ class TestTasks:
         ],
     )
     def test_states(self, happenings: list[Happening], state: str) -> None:
-        """Items that have settled say what became of a task, unless the scheduler has said it."""
+        """Settled items give the state of a task, unless the scheduler has reported it."""
         found = new_state()
         for happening in happenings:
             for event in happening(found):
@@ -202,7 +202,7 @@ class TestTasks:
         assert TaskState.COMPLETED is found.tasks.state_of(0)
 
     def test_one_cause_for_each_task(self) -> None:
-        """What is known of the last attempt is the cause of all items of a task that wait for a retry."""
+        """All items of a task that wait for a retry have the known end of its last attempt as their cause."""
         found = played(
             at(0, attempt(0), notes(0, 0, started=100.0, node="n1", peak=5)),
             at(1, attempt(0, 1), notes(0, 1, started=200.0, node="n2", peak=7)),
@@ -217,7 +217,7 @@ class TestTasks:
         assert isinstance(causes[0].error, OutOfMemory)
 
     def test_the_first_cause_counts(self) -> None:
-        """What an item fails with while it waits for its retry does not change what it is retried for."""
+        """A later failure of an item that waits for its retry does not change the retry's cause."""
         found = played(at(0, mark(0, Status.OUT_OF_MEMORY)), at(10, raised(0, 0, WorkerDied())), retries=1)
 
         assert [OutOfMemory, OutOfMemory] == [type(each.error) for each in found.pending.causes().values()]
@@ -232,7 +232,7 @@ class TestTasks:
         assert [True, *[False] * 5] == [after.tasks.is_claimed(item) for item in range(6)]
 
     def test_recorded_items_are_claimed(self) -> None:
-        """A task had claimed what it has recorded, although the claim may become visible later."""
+        """A task's recorded items are claimed, although the claim may become visible later."""
         found = played(at(0, values(1, 2), claims(0, 2), settles={2: "VALUE"}), tasks=2, dynamic=True)
 
         assert (1, True, False) == (found.tasks.task_of(2), found.tasks.is_claimed(2), found.tasks.is_claimed(1))
@@ -279,7 +279,7 @@ class TestTasks:
 
 
 class TestErrors:
-    """What the errors say of items without outcomes."""
+    """The errors of items without outcomes."""
 
     @staticmethod
     def error(state: object, item: int) -> ItemError:
@@ -297,7 +297,7 @@ class TestErrors:
         assert all(str(each.log).endswith("0-0-1.err") for each in errors)
 
     def test_unclaimed(self) -> None:
-        """No task has had an unclaimed item; what the tasks ended with is its error."""
+        """No task has claimed an unclaimed item; its error is the tasks' end."""
         found = played(
             at(0, attempt(0), attempt(1), mark(0, KILLED), mark(1, KILLED)),
             at(70, settles=items("WorkerDied", *range(6))),
@@ -431,7 +431,7 @@ def test_any_order(steps: list[tuple[float, list[Happening]]], *, retries: int, 
 
 
 class Slow(Player):
-    """Answers what the state requests only when it is told to, and in any way."""
+    """Answers the state's requests only when the test says so, in any order."""
 
     def __init__(self, state: RunState) -> None:
         super().__init__(state, slow=True)
@@ -440,7 +440,7 @@ class Slow(Player):
         self.made = False
 
     def send(self, event: Event) -> None:
-        """Send an event, and keep what the state requests."""
+        """Send an event, and keep the state's requests."""
         super().send(event)
         self.unwritten += [each.ranges for each in self.effects if isinstance(each, RecordCancellations)]
         for each in self.effects:
@@ -450,7 +450,7 @@ class Slow(Player):
         self.effects = []
 
     def answer(self, word: str) -> None:
-        """Do what a word says, if there is something to do it with."""
+        """Execute one word's answer, if a request is waiting for it."""
         first, last = self.state.tasks.rounds[0], self.state.tasks.rounds[-1]
         if word == "refused" and 0 in first.missing_arrays:
             self._happen(refused(0))

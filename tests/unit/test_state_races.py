@@ -116,7 +116,7 @@ OUTCOMES = [
 
 @pytest.mark.parametrize("each", OUTCOMES)
 def test_outcomes(each: Law) -> None:
-    """What was recorded counts, whenever it becomes visible."""
+    """A recorded outcome counts, whenever it becomes visible."""
     play(each)
 
 
@@ -468,7 +468,7 @@ RECORDED_ENDS = [
 
 @pytest.mark.parametrize("each", RECORDED_ENDS)
 def test_recorded_ends(each: Law) -> None:
-    """What an earlier client recorded of ends counts where the scheduler has forgotten them."""
+    """The ends recorded by an earlier client count where the scheduler has forgotten them."""
     play(each)
 
 
@@ -731,7 +731,7 @@ MANUAL_RETRIES = [
 
 @pytest.mark.parametrize("each", MANUAL_RETRIES)
 def test_manual_retries(each: Law) -> None:
-    """A manual retry is a new beginning for its items, and for what is counted of failures."""
+    """A manual retry resets its items, and the counts of failures."""
     play(each)
 
 
@@ -1105,7 +1105,7 @@ SAME_DEATHS = [
 
 @pytest.mark.parametrize("each", SAME_DEATHS)
 def test_same_deaths(each: Law) -> None:
-    """What keeps three tasks from calling the function keeps all others, too."""
+    """If three tasks cannot call the function for one cause, no task can."""
     play(each)
 
 
