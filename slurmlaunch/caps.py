@@ -95,15 +95,9 @@ def apply(threads: int) -> None:
 def share_of_gpus(
     environ: Mapping[str, str], process: int, processes: int, *, amd: bool | None = None
 ) -> dict[str, str]:
-    """Return the variables that restrict a process to its share of the task's GPUs.
+    """Return the variables that restrict a process of a task to its share of the GPUs; a few GPUs are shared.
 
-    With fewer GPUs than processes, several share one.
-
-    Args:
-        environ: the environment of the task.
-        process: the number of the process.
-        processes: the number of processes.
-        amd: True if the node's GPUs are AMD's; detected by default.
+    *amd* says whether the node's GPUs are AMD's; it is detected by default.
     """
     if processes == 1:
         return {}

@@ -39,20 +39,10 @@ class Task:
 
     __slots__ = ("attempt", "index", "item", "process", "processes", "rank", "ranks", "run_folder", "seed", "threads")
 
-    def __init__(
-        self,
-        run_folder: Path,
-        index: int,
-        attempt: int,
-        *,
-        process: int = 0,
-        processes: int = 1,
-        threads: int = 1,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, run_folder: Path, index: int, attempt: int, *, threads: int = 1, seed: int = 0) -> None:
         self.run_folder, self.index, self.attempt, self.item = run_folder, index, attempt, -1
-        self.process, self.processes, self.threads, self.seed = process, processes, threads, seed
-        self.rank, self.ranks = 0, 1
+        self.threads, self.seed = threads, seed
+        self.process, self.processes, self.rank, self.ranks = 0, 1, 0, 1
 
     def __repr__(self) -> str:
         return f"<Task {self.index} of {self.run_folder}, item {self.item}>"

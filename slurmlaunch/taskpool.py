@@ -14,13 +14,11 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slurmlaunch import byvalue, caps
-from slurmlaunch.outcome import Failure, capture
+from slurmlaunch.outcome import Failure, Value, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
-
-    from slurmlaunch.outcome import Outcome
 
 T = TypeVar("T")
 
@@ -45,8 +43,7 @@ def _start_worker(threads: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         # The death of the parent gives no end of file: the workers hold each other's pipes.
-        sentinel = parent.sentinel
-        Thread(target=_end_with, args=(sentinel,), daemon=True).start()
+        Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def _end_with(sentinel: int) -> None:
@@ -55,21 +52,11 @@ def _end_with(sentinel: int) -> None:
 
 
 def _call(pickled: bytes) -> Any:
-    outcome = _unpicklable_failed(capture(_load_and_call, pickled))
-    if isinstance(outcome, Failure):
-        raise _Raised(outcome.dump()) from outcome.error
-    return outcome.value
-
-
-def _load_and_call(pickled: bytes) -> Any:
-    function, args, kwargs = pickle.loads(pickled)
-    return function(*args, **kwargs)
-
-
-def _unpicklable_failed(outcome: Outcome[Any]) -> Outcome[_Shipped]:
-    if isinstance(outcome, Failure):
-        return outcome
-    return capture(lambda: _Shipped(outcome.dump()))
+    try:
+        function, args, kwargs = pickle.loads(pickled)
+        return _Shipped(Value(function(*args, **kwargs)).dump())
+    except BaseException as error:
+        raise _Raised(failure_of(error).dump()) from error
 
 
 class _Shipped:

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_WORDS = 8
 _CURRENT, _COUNT, _LIMIT = range(3)
-_WORD = _NUMBER = 8
-_LENGTH = 4
+_NUMBERS_AT = 64
+_NUMBER, _LENGTH = 8, 4
 
 MAX_ITEMS = 4096
 """The most items of one assignment, and so of one record."""
@@ -49,13 +48,11 @@ class Channel:
     """
 
     def __init__(self) -> None:
-        numbers_at = _WORDS * _WORD
-        lengths_at = numbers_at + MAX_ITEMS * _NUMBER
+        lengths_at = _NUMBERS_AT + MAX_ITEMS * _NUMBER
         data_at = lengths_at + MAX_ITEMS * _LENGTH
-        self._memory = mmap.mmap(-1, data_at + DATA_BYTES)
-        view = memoryview(self._memory)
-        self._words = view[:numbers_at].cast("Q")
-        self._numbers = view[numbers_at:lengths_at]
+        view = memoryview(mmap.mmap(-1, data_at + DATA_BYTES))
+        self._words = view[:_NUMBERS_AT].cast("Q")
+        self._numbers = view[_NUMBERS_AT:lengths_at]
         self._integers, self._floats = self._numbers.cast("q"), self._numbers.cast("d")
         self._lengths = view[lengths_at:data_at].cast("I")
         self._data = view[data_at:]

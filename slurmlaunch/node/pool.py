@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from slurmlaunch.node.queue import Queue
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
 
+    _Child = Callable[[int, Connection, Channel], NoReturn]
+
 ASSIGNMENT_SECONDS = 0.1
 """The work of one assignment, by measured duration: enough to make the hand-over negligible,
 and little enough to balance and to take back."""
@@ -41,12 +43,11 @@ _CLOSING_TICK = 0.001
 
 
 class Death(NamedTuple):
-    """The end of a worker: the item that it was running, and the signal that killed it or its exit status."""
+    """The end of a worker: the item that it was running, and its exit status, or minus the signal that killed it."""
 
     worker: WorkerHandle
     item: int | None
-    signal: int | None
-    status: int | None
+    code: int
 
 
 class WorkerHandle:
@@ -132,8 +133,7 @@ class WorkerHandle:
         new = count - self._drained
         if new <= 0:
             return 0
-        lengths = self._channel.lengths(self._drained, count)
-        items = self.items[self.recorded : self.recorded + new]
+        lengths, items = self._channel.lengths(self._drained, count), self.items[self.recorded : self.recorded + new]
         for start, stop in _records(items, lengths):
             self._record(items[start], lengths[start:stop], writer)
         self.recorded += new
@@ -184,10 +184,6 @@ class WorkerHandle:
         self.items = array("Q")
         return rest
 
-    def measure_shared(self) -> None:
-        """Measure the memory that it may share: the kernel counts it in the peak of each worker."""
-        self.shared_bytes = max(self.shared_bytes, mapped_file_bytes(self.pid))
-
     def kill(self) -> None:
         """Kill it; `Pool.reap` notices its death."""
         self.killed = True
@@ -221,15 +217,7 @@ class Pool:
         progress: how many outcomes and checkpoints have been recorded.
     """
 
-    def __init__(
-        self,
-        events: Events,
-        writer: OutcomeWriter,
-        queue: Queue,
-        child: Callable[[int, Connection, Channel], NoReturn],
-        *,
-        shares: bool = False,
-    ) -> None:
+    def __init__(self, events: Events, writer: OutcomeWriter, queue: Queue, child: _Child, *, shares: bool) -> None:
         """Create an empty pool.
 
         Args:
@@ -343,8 +331,7 @@ class Pool:
                 worker.resume()
 
     def _end_assignment(self, worker: WorkerHandle) -> None:
-        if self._shares:
-            worker.measure_shared()
+        self._measure_shared(worker)
         self._last_size = max(1, len(worker.items))
         self._seconds_per_item = max((monotonic() - worker.since) / self._last_size, 1e-7)
         self._queue.put_back(worker.end_assignment())
@@ -370,9 +357,13 @@ class Pool:
 
     def measure_shared(self) -> None:
         """Measure the memory that the workers share, from time to time."""
+        for worker in self.workers.values():
+            self._measure_shared(worker)
+
+    def _measure_shared(self, worker: WorkerHandle) -> None:
+        """Measure the memory that a worker may share: the kernel counts it in the peak of each."""
         if self._shares:
-            for worker in self.workers.values():
-                worker.measure_shared()
+            worker.shared_bytes = max(worker.shared_bytes, mapped_file_bytes(worker.pid))
 
     def kill(self, items: Collection[int] | None = None) -> None:
         """Kill the workers that run one of these items; without *items*, all workers."""
@@ -410,15 +401,13 @@ class Pool:
         self._disconnect(worker)
         if self.appending is worker:
             self._release()  # only now are all of its outcomes in the file: there is one writer at a time
-        killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-        code = None if killed else os.WEXITSTATUS(status)
-        return Death(worker, item, killed, code)
+        return Death(worker, item, os.waitstatus_to_exitcode(status))
 
     def _read_rest(self, worker: WorkerHandle) -> bool:
         """Read the last messages of a dead worker; return True if it had appended a large outcome completely."""
         appended = False
         if worker.connection.reading < 0:
-            return appended
+            return False
         os.set_blocking(worker.connection.reading, False)  # a child of its own may hold the other end open
         with suppress(BlockingIOError):
             while message := worker.connection.receive(1):

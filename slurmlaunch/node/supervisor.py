@@ -156,15 +156,8 @@ class Supervisor(TaskSupervisor):
     def _run_worker(self, slot: int, connection: Connection, channel: Channel) -> NoReturn:
         """Run a worker in a forked child."""
         plan = self._plan
-        task = Task(
-            run_folder=self._folder.path,
-            index=self._task,
-            attempt=self._writer.attempt,
-            process=slot,
-            processes=plan.processes,
-            threads=plan.threads,
-            seed=self._manifest.seed,
-        )
+        task = Task(self._folder.path, self._task, self._writer.attempt, threads=plan.threads, seed=self._manifest.seed)
+        task.process, task.processes = slot, plan.processes
         Signals.ignore()
         mask = self._masks[slot] if self._masks else None
         load = partial(Work, self._folder, self._manifest, self._checkpoints, function=self._function)
@@ -187,7 +180,7 @@ class Supervisor(TaskSupervisor):
             self._queue.put_back([death.item])  # it had just begun when a cancelled item was to be killed
             self._slots = self._slots or [death.worker.slot]  # a worker could load the function here: another can
         else:
-            due = monotonic() + (CONFIRM_SECONDS if death.signal else 0.0)
+            due = monotonic() + (CONFIRM_SECONDS if death.code < 0 else 0.0)
             self._unconfirmed.append(_Unconfirmed(due, death.item, error))
 
     def _continue_with_fewer(self, error: ItemError) -> None:
@@ -199,10 +192,10 @@ class Supervisor(TaskSupervisor):
             self._give_up(self._dump(error))
 
     def _error_of(self, death: Death) -> ItemError:
-        if death.signal == signal.SIGKILL and system.oom_kills() > self._oom_kills:
+        if death.code == -signal.SIGKILL and system.oom_kills() > self._oom_kills:
             self._oom_kills += 1
             return OutOfMemory(f"the process that ran the item hit the memory limit{system.memory_limit_text()}")
-        return WorkerDied.of(death.signal, death.status)
+        return WorkerDied.of(-death.code, None) if death.code < 0 else WorkerDied.of(None, death.code)
 
     def _record_deaths(self, now: float) -> None:
         if self._pool.appending:

@@ -63,6 +63,7 @@ _ANNOUNCE_AFTER, _ANNOUNCE_ONE_IN = 0.1, 16
 clock: the supervisor finds them anyway, a tick later."""
 
 _FAILURE = Kind.FAILURE
+_ITEM_BYTES = 8
 
 _NUMBERS = frozenset({int, float})
 """The types that `Channel.put_number` takes; bool is not among them."""
@@ -72,12 +73,8 @@ class Worker:
     """Runs its assignments until the supervisor closes the connection."""
 
     def __init__(self, connection: Connection, channel: Channel, writer: OutcomeWriter, task: context.Task) -> None:
-        self._connection = connection
-        self._channel = channel
-        self._writer = writer
-        self._task = task
+        self._connection, self._channel, self._writer, self._task = connection, channel, writer, task
         self._is_copy = False
-        self._not_appended = b""
 
     def main(self, mask: frozenset[int] | None, load: Callable[[], Work]) -> NoReturn:
         """Run to the end of the process on these CPUs (None: on all of the task's); never return to the caller."""
@@ -119,9 +116,7 @@ class Worker:
         system.end_with_parent()  # before, the end of the connection was enough
         if work.can_checkpoint:
             signal.signal(signal.SIGUSR2, lambda *_: self._checkpoint(work))
-            self._connection.send(b"C")
-        else:
-            self._connection.send(b"R")
+        self._connection.send(b"C" if work.can_checkpoint else b"R")
         while (items := self._assignment()) is not None:
             self._run(work, items)
             system.flush_streams()
@@ -138,15 +133,11 @@ class Worker:
 
     def _assignment(self) -> array[int] | None:
         header = self._connection.receive(LENGTH.size)
-        if header is None:
-            return None
-        items = array("Q")
-        data = self._connection.receive(LENGTH.unpack(header)[0] * items.itemsize)
+        data = self._connection.receive(LENGTH.unpack(header)[0] * _ITEM_BYTES) if header else None
         if data is None:
             return None
-        items.frombytes(data)
         self._channel.restart()
-        return items
+        return array("Q", data)
 
     def _run(self, work: Work, items: array[int]) -> None:
         call, task, channel = work.call, self._task, self._channel
@@ -167,18 +158,21 @@ class Worker:
 
     def _deliver(self, item: int, kind: Kind, data: bytes | Bundle) -> None:
         if self._is_copy:
-            _end_copy(succeeded=kind is not _FAILURE)
+            # The function forked, and returned in the copy as well: only the worker's own outcome counts.
+            system.flush_streams()
+            os._exit(kind is _FAILURE)
         if isinstance(data, Bundle) or len(data) >= LARGE:
-            if self._append(item, kind, data):
+            failure = self._append(item, kind, data)
+            if failure is None:
                 return
-            kind, data = _FAILURE, self._not_appended
+            kind, data = _FAILURE, failure
         elif kind is Kind.VALUES:
             data = in_series(data)
         while not self._channel.put(data, failed=kind is _FAILURE):
             self._ask(b"F")
 
-    def _append(self, item: int, kind: Kind, data: bytes | Bundle) -> bool:
-        """Append a large outcome to the file; return False if that fails, and keep the error as the outcome."""
+    def _append(self, item: int, kind: Kind, data: bytes | Bundle) -> bytes | None:
+        """Append a large outcome to the file; return the failure if that fails."""
         entry = outcome_entry(item, data, succeeded=kind is not _FAILURE)
         self._ask(b"W")  # from now on the other workers wait
         try:
@@ -186,19 +180,12 @@ class Worker:
             self._writer.append(entry)
         except OSError as error:
             self._connection.send(b"N")
-            self._not_appended = failure_of(error).dump()
-            return False
+            return failure_of(error).dump()
         self._connection.send(b"L" if kind is _FAILURE else b"D")
-        return True
+        return None
 
     def _ask(self, message: bytes) -> None:
         self._connection.send(message)
         if self._connection.receive(1) is None:
             raise ConnectionError
         self._channel.restart()
-
-
-def _end_copy(*, succeeded: bool) -> NoReturn:
-    """End a process that the function forked and returned in as well: only the worker's own outcome counts."""
-    system.flush_streams()
-    os._exit(not succeeded)
