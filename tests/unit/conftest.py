@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail a test that starts a process: its place is another folder."""
+    """Fail a test that starts a process: such tests belong in another folder."""
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         pytest.fail("a unit test starts a process")

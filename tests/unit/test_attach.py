@@ -25,7 +25,7 @@ AT_MOST = LATENCY + 40.0
 def seconds_waited(
     monkeypatch: pytest.MonkeyPatch, before: list[Happening], later: list[Happening], *, ours: bool = False
 ) -> float:
-    """Return how long a retry waits for states if these things happen before it, and one each second later."""
+    """Return how long a retry waits for states if the first events come before it, and one more each second."""
     state, now = new_state(), [0.0]
 
     def happen(happening: Happening) -> None:
@@ -97,10 +97,10 @@ def seconds_waited(
 def test_waits(
     monkeypatch: pytest.MonkeyPatch, before: list[Happening], later: list[Happening], seconds: float
 ) -> None:
-    """A retry waits until it is known which of the tasks run, and which have ended without outcomes."""
+    """A retry waits until each task is known to run, or to have ended without outcomes."""
     assert seconds == seconds_waited(monkeypatch, list(before), list(later))
 
 
 def test_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of this process is watched already, and not waited for."""
+    """A retry does not wait for states if this process watches the run already."""
     assert 0 == seconds_waited(monkeypatch, [], [], ours=True)

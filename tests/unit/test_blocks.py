@@ -36,7 +36,7 @@ def test_each_position_is_in_one_block(blocks: Blocks) -> None:
 
 @given(any_blocks)
 def test_the_block_of_a_position_holds_it(blocks: Blocks) -> None:
-    """Both ways of asking agree."""
+    """The block that `block_of` returns for a position holds that position."""
     assert all(position in blocks.positions_of(blocks.block_of(position)) for position in range(blocks.items))
 
 
@@ -51,7 +51,7 @@ def test_blocks_never_grow(blocks: Blocks) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("items", "tasks"), [(100, 1), (1000, 16), (10**6, 16), (10**6, 1000), (10**8, 10**5)])
 def test_there_are_few(items: int, tasks: int, schedule: str) -> None:
-    """Their number is bounded by the tasks and the logarithm of the items, and the last ones are single items."""
+    """The tasks and the logarithm of the items bound the number of blocks, and the last blocks are single items."""
     blocks = Blocks(items, tasks, schedule)
 
     assert blocks.number <= tasks * (3 * math.log2(items / tasks + 1) + 3)
@@ -67,7 +67,7 @@ def test_shapes() -> None:
 
 
 def test_beyond_the_ends() -> None:
-    """There is no block and no position but those that there are."""
+    """A position or a block out of range is an IndexError."""
     blocks = Blocks(10, 2, "dynamic", 4)
     for ask in (blocks.positions_of, blocks.block_of):
         for number in (-1, 10):
@@ -80,7 +80,7 @@ def test_beyond_the_ends() -> None:
     [(-1, 1, "dynamic", None), (1, 0, "dynamic", None), (1, 1, "static", None), (1, 1, "guided", 0)],
 )
 def test_no_blocks(items: int, tasks: int, schedule: str, chunksize: int | None) -> None:
-    """Numbers that make no blocks, as a damaged plan would hold, are refused."""
+    """Numbers that describe no valid blocks, such as those of a damaged plan, are refused."""
     with pytest.raises(ValueError, match="make no"):
         Blocks(items, tasks, schedule, chunksize)
 

@@ -1,4 +1,4 @@
-"""Large buffers: out of the pickle, on disk, and back, with nothing copied on the way and nothing wrong let through."""
+"""Large buffers go to disk outside the pickle and come back uncopied, and damage is always detected."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_what_stays_in_the_pickle(value: Any) -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_both_orders_of_an_array(order: Any) -> None:
-    """An array that is contiguous in Fortran's order is so where it comes back."""
+    """An array in Fortran order is still in Fortran order when it is read back."""
     array = np.asarray(np.arange(2.0 * LARGE).reshape(2, -1), order=order)
 
     bundle = pickle_apart(array)
@@ -108,7 +108,7 @@ def test_both_orders_of_an_array(order: Any) -> None:
 
 
 def test_a_buffer_with_gaps_is_refused_as_pickle_refuses_it() -> None:
-    """Pickle itself says that such a buffer does not pickle."""
+    """A buffer with gaps raises the same error as in pickle itself."""
     gaps = pickle.PickleBuffer(memoryview(bytes(2 * APART))[::2])
 
     with pytest.raises(pickle.PicklingError, match="contiguous"):
@@ -121,7 +121,7 @@ def test_a_buffer_with_gaps_is_refused_as_pickle_refuses_it() -> None:
     ids=["bytes", "bytearray", "buffer of bytes", "buffer of bytearray"],
 )
 def test_bytes_are_bytes_again(value: Any) -> None:
-    """Large bytes are not copied into a pickle either, and come back as the type that pickle makes of them."""
+    """Large bytes are not copied into the pickle either, and come back with the type that pickle gives them."""
     pickled = Value(value).dump_apart()
 
     assert isinstance(pickled, Bundle)
@@ -134,7 +134,7 @@ def test_bytes_are_bytes_again(value: Any) -> None:
 
 
 def test_a_failed_pickle_leaves_no_buffers_behind() -> None:
-    """Where pickle fails after an array, and cloudpickle does not, the array stands apart once."""
+    """If pickle fails after an array and cloudpickle then succeeds, the array is stored once."""
     array = np.ones(LARGE)
 
     pickled = Value([array, lambda: None]).dump_apart()
@@ -160,7 +160,7 @@ def test_a_bundle_is_read_as_it_was_written(bundle: Bundle, before: bytes) -> No
 
 @given(bundles, st.data())
 def test_a_damaged_bundle_is_never_read(bundle: Bundle, data: st.DataObject) -> None:
-    """Wherever a bit flips, or the file ends, there is no bundle, rather than a wrong one."""
+    """A flipped bit or a cut anywhere makes the bundle unreadable, never wrong."""
     payload = joined(bundle)
     crc = zlib.crc32(payload)
     bit = data.draw(st.integers(0, 8 * len(payload) - 1))
@@ -181,7 +181,7 @@ def test_lengths_that_cannot_be(table: tuple[int, ...]) -> None:
 
 
 def test_an_empty_payload_is_no_bundle() -> None:
-    """There is no bundle in nothing."""
+    """An empty payload is refused as a bundle."""
     assert read_back(b"", 0) is None
 
 
@@ -189,20 +189,20 @@ def test_an_empty_payload_is_no_bundle() -> None:
 
 
 def shared_in(folder: Path, *buffers: bytes) -> SharedBuffers:
-    """Write buffers as those of a function."""
+    """Write the buffers of a function."""
     path = folder / "function.buffers"
     return SharedBuffers(path, write_shared(path, buffers))
 
 
 def check(shared: SharedBuffers) -> None:
-    """Check to the end."""
+    """Run the checks until all are done."""
     for _ in shared.check():
         pass
 
 
 @pytest.mark.parametrize("writable", [False, True])
 def test_shared_buffers_are_mapped(tmp_path: Path, *, writable: bool) -> None:
-    """Each is found at a page of its own, and is written to by nobody, or by this process for itself."""
+    """Each buffer starts on a page of its own, and is read-only or private to this process."""
     written = [b"a" * 10, b"", bytes(range(256)) * 64, b"z"]
 
     shared = shared_in(tmp_path, *written)
@@ -219,7 +219,7 @@ def test_shared_buffers_are_mapped(tmp_path: Path, *, writable: bool) -> None:
 
 
 def test_what_is_mapped_outlives_the_file(tmp_path: Path) -> None:
-    """The file may be removed while it is mapped."""
+    """A mapped buffer stays readable after its file is removed."""
     shared = shared_in(tmp_path, b"kept" * 10_000)
     (mapped,) = shared.map()
 
@@ -230,7 +230,7 @@ def test_what_is_mapped_outlives_the_file(tmp_path: Path) -> None:
 
 @given(bit=st.integers(0, 8 * 9000 - 1))
 def test_a_flipped_bit_of_a_shared_buffer(tmp_path_factory: pytest.TempPathFactory, bit: int) -> None:
-    """It is found, and the error says in which file and buffer."""
+    """A flipped bit in a shared buffer is detected, and the error names the file and the buffer."""
     shared = shared_in(tmp_path_factory.mktemp("shared"), bytes(5000), bytes(4000))
     at = bit // 8 if bit // 8 < 5000 else bit // 8 - 5000 + 8192
     content = bytearray(shared.path.read_bytes())
@@ -264,7 +264,7 @@ def test_shared_buffers_that_are_not_to_be_mapped(tmp_path: Path, act: Any, spoi
 
 @pytest.mark.parametrize("writable", [False, True])
 def test_a_file_system_that_cannot_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, writable: bool) -> None:
-    """There each process has the buffers for itself, and everything else is the same."""
+    """On a file system without mmap each process reads the buffers into its own memory, with the same results."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENODEV, "No such device")
@@ -281,7 +281,7 @@ def test_a_file_system_that_cannot_map(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_large_items_among_small_ones(tmp_path: Path) -> None:
-    """Each item comes back in its place, however large those beside it are."""
+    """Each item comes back at its position, however large its neighbours are."""
     folder = RunFolder(tmp_path)
     sizes = [3, LARGE, 5, 7, LARGE, LARGE, 11, 0]
     rows = [(i, np.full(size, i, "f8")) for i, size in enumerate(sizes)]
@@ -296,7 +296,7 @@ def test_large_items_among_small_ones(tmp_path: Path) -> None:
 
 
 def test_no_item_sees_what_was_done_to_its_arguments(tmp_path: Path) -> None:
-    """A large array is the item's own: it may be written to, and comes back unchanged where it is read again."""
+    """An item may write to its large array without changing the array that a second reading gives."""
     folder = RunFolder(tmp_path)
     write_items(folder, [(np.zeros(LARGE),)], pickle_arguments)
     reader = ItemReader(folder)
@@ -310,7 +310,7 @@ def test_no_item_sees_what_was_done_to_its_arguments(tmp_path: Path) -> None:
 
 
 def test_a_damaged_item_says_where(tmp_path: Path) -> None:
-    """Arguments of which a bit has flipped are lost, not wrong."""
+    """Arguments with a flipped bit are reported as lost, never returned wrong."""
     folder = RunFolder(tmp_path)
     write_items(folder, [(np.zeros(LARGE),)], pickle_arguments)
     content = bytearray(folder.items.read_bytes())
@@ -326,7 +326,7 @@ def test_a_damaged_item_says_where(tmp_path: Path) -> None:
 
 
 def test_a_large_array_is_not_copied_into_the_items(tmp_path: Path) -> None:
-    """While a generator's arrays are written, no two of them are there."""
+    """While the arrays of a generator are written, only one of them is in memory."""
     made: list[weakref.ref[Any]] = []
 
     def arrays() -> Iterator[tuple[Any]]:
@@ -353,7 +353,7 @@ def writer(tmp_path: Path) -> OutcomeWriter:
 def test_large_values_are_read_where_they_stay(
     writer: OutcomeWriter, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    """A value is writable, and has memory of its own each time it is read, also where its record is read in pieces."""
+    """Each reading of a value gives writable memory of its own, also if its record is read in pieces."""
     monkeypatch.setattr(outcomes, "_PIECE", piece)
     writer.value(0, Value("before").dump_apart())
     writer.value(1, Value([np.full(LARGE, 1.0), np.full(LARGE, 2.0)]).dump_apart())
@@ -389,7 +389,7 @@ def test_a_large_value_is_damaged_or_being_written(writer: OutcomeWriter, monkey
 
 
 def test_a_large_value_that_was_lost_since(writer: OutcomeWriter) -> None:
-    """A value that was seen, and changed before it was asked for, is lost; the error names the place."""
+    """A value that is damaged after it was indexed is reported as lost; the error names the file and the offset."""
     writer.value(0, Value(np.zeros(LARGE)).dump_apart())
     writer.close()
     (recorded,) = OutcomeFile(writer.path).read()

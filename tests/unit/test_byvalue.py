@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def travelled(function: Callable[..., Any]) -> Any:
-    """Return a function after it has travelled."""
+    """Pickle a function by value and return its copy."""
     return pickle.loads(byvalue.dumps(function))
 
 
 def test_code_keeps_its_file() -> None:
-    """A function by value, and the one inside it, come from the file that they are written in."""
+    """A function pickled by value, and the one inside it, keep the name of their source file."""
 
     def outer() -> Callable[[], None]:
         def inner() -> None:
@@ -33,7 +33,7 @@ def test_code_keeps_its_file() -> None:
 
 
 def test_a_traceback_shows_the_line() -> None:
-    """So a traceback from afar can show the line that raised."""
+    """The traceback of an unpickled function shows the source line that raised."""
 
     def fails() -> None:
         raise KeyError("here")

@@ -1,4 +1,4 @@
-"""Thread caps: the variables, the masks, the GPUs of a process."""
+"""Thread caps: the variables, the CPU masks and the GPUs of a process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_variable_is_set_once(environ: dict[str, str], threads: int) -> No
 
 @given(environments, st.integers(1, 300), st.integers(1, 300))
 def test_what_is_ours_is_no_users_own(environ: dict[str, str], outer: int, inner: int) -> None:
-    """A task inside a task is capped as if there were no outer one, and its submission inherits none of ours."""
+    """A task inside a task is capped as if there were no outer one, and its submission inherits no cap."""
     in_task = {**environ, **caps.variables(outer, environ)}
 
     assert caps.without_ours(in_task) == environ
@@ -57,7 +57,7 @@ def test_a_user_who_overrides_us_in_a_task_is_obeyed() -> None:
 
 @st.composite
 def machines(draw: st.DrawFn) -> dict[int, frozenset[int]]:
-    """Make a machine: its CPUs, each with those of its core."""
+    """Draw a machine: its CPUs, each with the CPUs of its core."""
     cores, per_core = draw(st.integers(1, 16)), draw(st.integers(1, 4))
     cpus = list(range(cores * per_core))
     if draw(st.booleans()):  # hardware threads numbered side by side, or core after core
@@ -69,7 +69,7 @@ def machines(draw: st.DrawFn) -> dict[int, frozenset[int]]:
 
 @given(machines(), st.data())
 def test_masks_share_out_what_was_granted(machine: dict[int, frozenset[int]], data: st.DataObject) -> None:
-    """Each process has CPUs of its own, none is left over, and no core is split while there is one for each."""
+    """Each process has its own CPUs, every CPU is used, and no core is split while there is a core for each process."""
     mask = data.draw(st.sets(st.sampled_from(sorted(machine)), min_size=1))
     processes = data.draw(st.integers(1, len(mask)))
 
@@ -85,7 +85,7 @@ def test_masks_share_out_what_was_granted(machine: dict[int, frozenset[int]], da
 
 @given(machines(), st.integers(1, 20))
 def test_shares_differ_by_little(machine: dict[int, frozenset[int]], processes: int) -> None:
-    """On a whole machine no process has more than one core above another, or one CPU where cores are split."""
+    """On a whole machine the shares differ by at most one core, or by one CPU if cores are split."""
     shares = caps.masks(machine.keys(), len(machine), processes, machine.__getitem__)
 
     if processes > len(machine):
@@ -100,7 +100,7 @@ def test_shares_differ_by_little(machine: dict[int, frozenset[int]], processes: 
 def test_a_mask_that_is_not_the_tasks_is_left_alone(
     machine: dict[int, frozenset[int]], granted: int, processes: int
 ) -> None:
-    """Where the mask holds neither the CPUs that were granted nor their cores' threads, it is the node's: no shares."""
+    """A mask of neither the granted CPUs nor their cores' threads is the node's, so there are no shares."""
     per_core = len(next(iter(machine.values())))
 
     shares = caps.masks(machine.keys(), granted, processes, machine.__getitem__)
@@ -110,7 +110,7 @@ def test_a_mask_that_is_not_the_tasks_is_left_alone(
 
 
 def test_threads_of_granted_cores_belong_to_the_task() -> None:
-    """Where the scheduler counts cores, each process has all hardware threads of its own."""
+    """If the scheduler counts cores, each process gets all hardware threads of its cores."""
     machine = {cpu: frozenset({cpu % 4, cpu % 4 + 4}) for cpu in range(8)}
 
     shares = caps.masks({1, 2, 5, 6}, 2, 2, machine.__getitem__)
@@ -160,13 +160,13 @@ def test_this_machine_is_shared_out() -> None:
     ],
 )
 def test_gpus_are_shared_out(environ: Mapping[str, str], processes: int, expected: list[dict[str, Any]]) -> None:
-    """Each process sees its own GPUs, or shares one where there are fewer than processes; one process sees all."""
+    """Each process sees its own GPUs, or shares one if there are fewer than processes; a single process sees all."""
     assert [caps.share_of_gpus(environ, i, processes, amd=False) for i in range(processes)] == expected
 
 
 @pytest.mark.parametrize(("amd", "cuda"), [(False, "3"), (True, "0")])
 def test_gpus_are_numbered_as_their_vendor_does(*, amd: bool, cuda: str) -> None:
-    """Slurm sets every vendor's variable: where AMD's runtime shows one device, all else of AMD's counts from there."""
+    """Slurm sets every vendor's variable; AMD's other variables count within ROCR_VISIBLE_DEVICES."""
     environ = dict.fromkeys(caps.GPU_VARIABLES, "0,1,2,3")
 
     assert caps.share_of_gpus(environ, 3, 4, amd=amd) == {

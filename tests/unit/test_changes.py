@@ -1,4 +1,4 @@
-"""New names in a folder: none is missed, and a folder that does not change costs little."""
+"""New names in a folder: none is missed, and an unchanged folder costs little."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Watched:
 
 @pytest.fixture(params=[False, True], ids=["disk", "network"])
 def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Watched:
-    """Return an empty folder that is watched."""
+    """Return an empty folder and its reader of new names."""
     return Watched(tmp_path, network=request.param)
 
 
 def test_new_names(watched: Watched) -> None:
-    """Each name is new once."""
+    """Each name is reported as new once."""
     assert set() == watched.after(0)
     watched.add("a")
     watched.add("b")
@@ -62,7 +62,7 @@ def test_coarse_time_of_modification(watched: Watched) -> None:
 
 
 def test_quiet(watched: Watched) -> None:
-    """A folder in which nothing happens is listed once a minute, and looked at otherwise."""
+    """An unchanged folder is listed once a minute; in between only its time of modification is read."""
     watched.add("a")
     watched.after(0)
     for _ in range(10):
@@ -76,7 +76,7 @@ def test_quiet(watched: Watched) -> None:
 
 
 def test_forgotten(watched: Watched) -> None:
-    """Names that are forgotten are new once more, at the next look."""
+    """A forgotten name is reported as new again by the next poll."""
     watched.add("a")
     watched.add("b")
     watched.after(0)

@@ -85,7 +85,7 @@ class Watched:
         self.watch = Watch(self.run)
 
     def end(self, task: int, status: int, start: int = 0) -> None:
-        """Have a task end."""
+        """Write the end mark of a task."""
         (self.folder.ended / EndMark(task, start, status).filename).touch(0o600)
 
     def report(self, state: TaskState, task: int = 0, **said: Any) -> None:
@@ -97,19 +97,19 @@ class Watched:
         self.now += 3600.0
 
     def look(self) -> None:
-        """Look, and look again, a second later: some things take two looks."""
+        """Poll twice, a second apart: some changes take two polls."""
         for _ in range(2):
             poll(self.watch)
             self.now += 1.0
 
     def look_late(self) -> None:
-        """Look when everything must have become visible."""
+        """Poll after the latency, when every file must be visible."""
         self.run.state.latency = 0
         self.look()
 
     @property
     def started(self) -> set[int]:
-        """The tasks that are known to have started."""
+        """Return the tasks that are known to have started."""
         return {task for task, view in self.run.tasks.views.items() if view.started}
 
     @property
@@ -133,13 +133,13 @@ def poll(watch: Watch, **most: float) -> None:
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Watched:
-    """Return a run that nothing has happened to yet."""
+    """Return a run without any events so far."""
     return Watched(tmp_path / "run")
 
 
 @contextlib.contextmanager
 def counted_events() -> Iterator[list[str]]:
-    """Note each call, and each step of a generator."""
+    """Count each call, and each step of a generator."""
     events: list[str] = []
     before = sys.getprofile()
     sys.setprofile(lambda _frame, event, _arg: events.append(event))
@@ -158,7 +158,7 @@ class TestOutcomes:
     """Outcomes that nodes have written."""
 
     def test_as_they_come(self, watched: Watched) -> None:
-        """Outcomes are taken in as they are appended, and their tasks have started."""
+        """Outcomes are collected as they are appended, and mark their tasks as started."""
         watched.look()
         assert (set(), {}) == (watched.started, watched.statuses)
 
@@ -196,7 +196,7 @@ class TestOutcomes:
 
     @pytest.mark.parametrize("way", ["static", "packed", "retried"])
     def test_a_look_costs_nothing_for_each_item(self, tmp_path: Path, way: str) -> None:
-        """While nothing has come, it costs as much to look at many items as at few, however they are cut."""
+        """A poll without news costs the same for many items as for few, however they are sliced."""
         plan: dict[str, Any] = {"items": array("Q", range(0, 20_000, 2))} if way == "retried" else {}
         folder = OneRun(tmp_path / "run", len, rows(range(20_000)), **plan).folder
         (first,) = read_rounds(folder)
@@ -228,11 +228,11 @@ class TestOutcomes:
         poll(watch)
 
         causes = run.state.pending.causes()
-        assert list(range(100)) == list(causes)  # the other task goes on
+        assert list(range(100)) == list(causes)  # the other task continues
         assert 1 == len({id(cause) for cause in causes.values()})
 
     def test_foreign_files(self, watched: Watched) -> None:
-        """Files of other names, and of tasks that the run does not have, are nothing."""
+        """Files with foreign names, and files of tasks that the run does not have, are ignored."""
         for name in ("9.0", "x.0", "0", "0.0.new", ".0", "0.x"):
             (watched.folder.outcomes / name).touch(0o600)
         for name in ("9.0.0", "0.0", "0.0.137.new", "x.0.1"):
@@ -243,7 +243,7 @@ class TestOutcomes:
         assert (set(), {}, {}) == (watched.started, watched.statuses, watched.run.tasks.views)
 
     def test_torn_tail(self, watched: Watched) -> None:
-        """A record that is not whole is one that is being written, and read when it is."""
+        """An incomplete record is still being written; it is read once it is complete."""
         writer = OutcomeWriter(watched.folder, 0)
         write_value(writer, 0, "a")
         write_value(writer, 1, "b")
@@ -271,7 +271,7 @@ class TestOutcomes:
         assert ends == list(watched.run.rounds[0].ends())
 
     def test_the_last_look_is_counted(self, watched: Watched) -> None:
-        """The files of a task that ended without its outcomes are read once more, within the rate limit."""
+        """The final reading of a task that ended without its outcomes counts towards the rate limit."""
         OutcomeWriter(watched.folder, 0).close()
         watched.look()
         watched.report(TaskState.NODE_FAIL)
@@ -280,7 +280,7 @@ class TestOutcomes:
         assert 1 == watched.watch.collector.visits["ended"]
 
     def test_damage(self, watched: Watched) -> None:
-        """A damaged record costs its own items, which learn where it lies, and no others; once the task has ended."""
+        """A damaged record fails only its own items, with its file and offset in the error, once the task has ended."""
         writer = OutcomeWriter(watched.folder, 0)
         write_value(writer, 0, "a" * 50)
         length = writer.path.stat().st_size
@@ -299,7 +299,7 @@ class TestOutcomes:
         assert (ResultLost, str(writer.path), 0) == (type(error), error.file, error.offset)
 
     def test_two_attempts(self, watched: Watched) -> None:
-        """Where two attempts recorded one item, the lowest one's record stands."""
+        """If two attempts recorded one item, the record of the lower attempt counts."""
         first, second = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 0)
         write_value(second, 0, "second")
         write_value(first, 0, "first")
@@ -320,7 +320,7 @@ class TestOutcomes:
         assert "may be written by others" in str(watched.error(0))
 
     def test_cancelled(self, watched: Watched) -> None:
-        """A cancellation is a word that stands, also where there is an outcome."""
+        """A cancellation that was read first stands, also if there is an outcome."""
         writer = OutcomeWriter(watched.folder, 0)
         write_value(writer, 0, "a")
         write_value(writer, 1, "b")
@@ -377,7 +377,7 @@ class TestStates:
         ],
     )
     def test_final(self, watched: Watched, state: TaskState, expected: type[ItemError]) -> None:
-        """A task that ended costs the items that have no outcome, once these must be visible, and no other task's."""
+        """When a task has ended, its items without an outcome fail after the latency; items of other tasks do not."""
         write_value(OutcomeWriter(watched.folder, 0), 0, "a")
         watched.report(state)
         watched.look()
@@ -391,7 +391,7 @@ class TestStates:
         assert str(watched.folder.log(0, 0, 0, "err")) == error.log
 
     def test_seen_at_last(self, watched: Watched) -> None:
-        """An outcome that becomes visible after the end is taken."""
+        """An outcome that becomes visible after the end of its task counts."""
         watched.report(TaskState.COMPLETED)
         watched.look()
         writer = OutcomeWriter(watched.folder, 0)
@@ -404,7 +404,7 @@ class TestStates:
 
     @pytest.mark.parametrize("state", [TaskState.RUNNING, TaskState.PENDING, TaskState.REQUEUED, TaskState.UNKNOWN])
     def test_alive_again(self, watched: Watched, state: TaskState) -> None:
-        """A task that the scheduler calls alive again was not lost."""
+        """A task that the scheduler reports as running again loses no items."""
         watched.report(TaskState.PREEMPTED)
         watched.look()
         watched.report(state)
@@ -423,14 +423,14 @@ class TestStates:
         ],
     )
     def test_started(self, watched: Watched, state: TaskState, started: set[int]) -> None:
-        """A task has started when it is past the queue."""
+        """A task has started once its state is no longer a queued one."""
         watched.report(state)
 
         assert started == watched.started
         assert state == watched.run.tasks.view(0).state
 
     def test_a_hold_is_told_to_handlers_that_look(self, watched: Watched) -> None:
-        """A job that is held is warned of, once, while nothing of the run is locked: a handler may wait for it."""
+        """A held job causes one warning, issued while no lock is held, so a logging handler may use the run."""
         messages, free = [], []
 
         def can_look() -> bool:
@@ -458,7 +458,7 @@ class TestStates:
         assert ["scontrol release 7" in message for message in messages] == [True]
 
     def test_not_known(self, watched: Watched) -> None:
-        """A task that the scheduler says nothing of is not lost."""
+        """A task that is missing from the scheduler's answer loses no items."""
         watched.watch.handle(SchedulerReported(Answer({})))
         watched.look_late()
 
@@ -496,7 +496,7 @@ class TestWrittenDown:
         assert ("n3", "NODE_FAIL", "1:0") == (later.error(0).node, later.error(0).state, later.error(0).exit_code)
 
     def test_not_at_once(self, watched: Watched) -> None:
-        """The scheduler has some time to answer, and knows better."""
+        """A recorded end counts only after the scheduler had time to answer."""
         later = Watched.of(watched.folder)
         later.look_late()
         assert {} == later.statuses
@@ -507,7 +507,7 @@ class TestWrittenDown:
         assert dict.fromkeys((4, 5), "ENDED") == later.statuses
 
     def test_started_again(self, watched: Watched) -> None:
-        """A task that was started again since has not ended."""
+        """A recorded end does not count if the task was started again since."""
         OutcomeWriter(watched.folder, 0)
 
         assert dict.fromkeys((4, 5), "ENDED") == self.come(watched).statuses
@@ -539,7 +539,7 @@ class TestEndMarks:
         [(128 + 9, WorkerDied), (Status.SETUP, NodeStartError), (Status.NODE, NodeStartError), (127, NodeStartError)],
     )
     def test_at_once(self, watched: Watched, status: int, expected: type[ItemError]) -> None:
-        """A task that ended badly has no outcomes to come: that is known without a scheduler, and without a wait."""
+        """The mark of a failed start ends its items at once, without a scheduler and without the latency."""
         watched.end(1, status)
         watched.look()
 
@@ -570,7 +570,7 @@ class TestEndMarks:
 
     @pytest.mark.parametrize("attempts", [1, 2])
     def test_nothing_of_a_later_start(self, watched: Watched, attempts: int) -> None:
-        """The mark of a start that was followed by another does not say how that one ended."""
+        """The end mark of an earlier start does not explain the end of a later one."""
         for _ in range(attempts):
             OutcomeWriter(watched.folder, 1)
         watched.end(1, Status.REQUEUE)
@@ -581,7 +581,7 @@ class TestEndMarks:
         assert {WorkerDied} == {type(watched.error(item)) for item in (2, 3)}
 
     def test_started_again(self, watched: Watched) -> None:
-        """The end of an earlier start means nothing for a later one."""
+        """The end of an earlier start does not end the items of a later one."""
         first, second = OutcomeWriter(watched.folder, 1), OutcomeWriter(watched.folder, 1)
         watched.end(1, 128 + 9)
         write_value(first, 2, "first")
@@ -604,10 +604,10 @@ class TestEndMarks:
 
 
 class TestLatency:
-    """For how long a file may be unseen."""
+    """The latency: how long a file may exist and not be visible."""
 
     def test_variable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The user may know better."""
+        """The environment variable overrides the latency that is found."""
         monkeypatch.setenv("SLURMLAUNCH_LATENCY", "12.5")
 
         assert 12.5 == latency_of(tmp_path)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Watched:
-    """Return a run that nothing has happened to yet."""
+    """Return a run without any events so far."""
     return Watched(tmp_path / "run")
 
 
@@ -41,7 +41,7 @@ def events(watched: Watched) -> list[Event]:
 
 
 def made(watched: Watched, *items: int) -> Round:
-    """Have another client make a round of one task."""
+    """Add a round of one task, as another client would."""
     number, plan = len(watched.run.rounds), watched.run.rounds[-1].plan
     first = plan.tasks.stop
     later = plan._replace(
@@ -80,7 +80,7 @@ def test_a_mark_that_is_listed_before_the_outcome_file(watched: Watched, monkeyp
 
 
 def test_cancellations_are_read_before_outcomes(watched: Watched) -> None:
-    """An item with both a cancellation and an outcome is cancelled, for each client that comes later."""
+    """An item with both a cancellation and an outcome is cancelled for each client that attaches later."""
     writer = OutcomeWriter(watched.folder, 0)
     write_value(writer, 0, "a")
     write_value(writer, 1, "b")
@@ -110,7 +110,7 @@ def test_an_earlier_attempt_that_is_not_listed(watched: Watched) -> None:
 
 
 def test_the_mark_of_the_last_start_is_reported_last(watched: Watched) -> None:
-    """Of several end marks of a task that are listed together that of the last start counts."""
+    """If several end marks of a task are listed together, the mark of the last start counts."""
     for _ in range(2):
         OutcomeWriter(watched.folder, 0)
     watched.end(0, 128 + 9, start=1)

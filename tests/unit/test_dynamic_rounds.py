@@ -49,14 +49,14 @@ class Shared(Watched):
         self.writers: dict[int, OutcomeWriter] = {}
 
     def take(self, task: int, blocks: int = 1) -> None:
-        """Have a task start, and take some blocks."""
+        """Start a task, and have it claim some blocks."""
         self.writers.setdefault(task, OutcomeWriter(self.folder, task))
         claimer = Claimer(self.folder.claims(0), task, 0, 6)
         for _ in range(blocks):
             claimer.claim()
 
     def look(self) -> None:
-        """Look, and look for claims as well."""
+        """Poll, including the claims."""
         for _ in range(2):
             self.watch.collector._claims_at = 0.0  # noqa: SLF001 - or the clock would decide
             poll(self.watch)
@@ -74,12 +74,12 @@ OPEN = type(None)
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Shared:
-    """Return a run that nothing has happened to yet."""
+    """Return a run without any events so far."""
     return Shared(tmp_path / "run")
 
 
 def test_who_has_what(shared: Shared) -> None:
-    """Before an item is taken it stands where it would in a static round, and waits; then it has its task."""
+    """An unclaimed item is pending, in the task that it would have in a static round; a claim gives it its task."""
     assert [shared.run.tasks.task_of(item) for item in range(6)] == [0, 0, 0, 1, 1, 1]
     assert {shared.run.tasks.state_of_item(item) for item in range(6)} == {TaskState.PENDING}
     shared.take(1, 2)
@@ -143,7 +143,7 @@ def test_all_are_over(shared: Shared, state: TaskState, expected: type) -> None:
 
 
 def test_the_worst_is_told(shared: Shared) -> None:
-    """Where one task ended well and the other did not, the other is why something is left."""
+    """If one task completed and another failed, the error of the unclaimed items names the failure."""
     shared.take(0)
     shared.end(0, Status.VALUES)
     shared.end(1, Status.SETUP)
@@ -181,7 +181,7 @@ def test_a_claim_that_is_seen_late(shared: Shared) -> None:
 
 
 def test_nobody_ever_started(shared: Shared) -> None:
-    """Tasks that were cancelled before they started leave nothing to wait for, once that is sure."""
+    """If all tasks were cancelled before they started, the items end as soon as that is certain."""
     shared.report(TaskState.CANCELLED)
     shared.report(TaskState.CANCELLED, 1)
     shared.look_late()
@@ -204,7 +204,7 @@ def test_alive_again(shared: Shared) -> None:
 
 
 def test_refused(shared: Shared) -> None:
-    """An array that is refused takes nothing with it while others may come, and all where none does."""
+    """A refused array ends no items while other tasks may claim them, and all items if there are none."""
     shared.run.handle(ArrayRefused(0, 0, SubmissionError("no")))
     shared.look()
 
@@ -212,7 +212,7 @@ def test_refused(shared: Shared) -> None:
 
 
 def test_what_is_known_costs_little(tmp_path: Path) -> None:
-    """A million open items cost the client at most sixteen bytes each, whatever their schedule."""
+    """A million open items take at most sixteen bytes each in the client, with every schedule."""
     items = 1_000_000
     folder = OneRun(tmp_path / "run", len, rows([1])).folder
     plan = RoundPlan(Slices(items, 1000), 1, (ArrayPlan("test", 1, 1000),), 1, 1, 1)
