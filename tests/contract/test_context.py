@@ -134,7 +134,7 @@ def test_in_a_task_the_share_counts(tmp_path: Path) -> None:
 # The pool.
 
 
-def test_a_pool_takes_what_cloudpickle_takes(tmp_path: Path) -> None:
+def test_a_pool_accepts_everything_that_cloudpickle_accepts(tmp_path: Path) -> None:
     """Lambdas, closures and local classes go in and out, through submit and map."""
 
     def use(item: int) -> list[Any]:
@@ -307,7 +307,7 @@ def test_a_stream_is_the_same_whatever_the_slicing(tmp_path: Path) -> None:
     assert not {*map(tuple, expected.values())} & {*map(tuple, draws(tmp_path / "other", 4, 1, seed=8).values())}
 
 
-def test_plain_pools_find_what_the_script_defined(tmp_path: Path) -> None:
+def test_plain_pools_find_definitions_of_the_script(tmp_path: Path) -> None:
     """A pool of the standard library, which hands over names, takes a function of the client's script."""
     script = """
         from concurrent.futures import ProcessPoolExecutor
@@ -384,7 +384,7 @@ def test_a_stream_belongs_to_an_item(tmp_path: Path) -> None:
         Task(tmp_path, 0, 0).rng()
 
 
-def test_without_numpy_a_stream_says_what_to_install(tmp_path: Path) -> None:
+def test_without_numpy_a_stream_names_the_package_to_install(tmp_path: Path) -> None:
     """On a node without NumPy, asking for a stream names the package and the Python that lacks it."""
 
     def ask(_: int) -> str:

@@ -219,7 +219,7 @@ def test_a_rank_dies_while_it_writes(ranked: Executor) -> None:
 
 
 @elsewhere
-def test_a_death_comes_first(ranked: Executor) -> None:
+def test_a_death_outranks_other_errors(ranked: Executor) -> None:
     """When a rank has died, errors of the other ranks do not replace its death as the item's failure."""
     error = ranked.submit(together.lose_caller).exception(PATIENCE)
 
@@ -250,7 +250,7 @@ def test_all_ranks_raise(mpi: None, ranked: Executor) -> None:
 
 
 @elsewhere
-def test_what_does_not_load(ranked: Executor) -> None:
+def test_a_function_that_does_not_load(ranked: Executor) -> None:
     """A function that no rank can load fails all items, and says why."""
     absent = _Absent()
     futures = ranked.map_array(lambda _: absent, range(2), tasks=1)
@@ -287,7 +287,7 @@ def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) ->
 
 
 @elsewhere
-def test_what_the_launcher_said(make_executor: ExecutorFactory, tmp_path: Path) -> None:
+def test_the_message_of_the_launcher(make_executor: ExecutorFactory, tmp_path: Path) -> None:
     """The launcher's reason for starting nothing is part of the error; its earlier output is not."""
     launcher = tmp_path / "launcher"
     launcher.write_text("#!/bin/sh\necho no such dialect >&2\nexit 5\n", encoding="utf-8")
@@ -418,7 +418,7 @@ def test_flags_that_must_be_known(flag: str, tmp_path: Path) -> None:
         Executor(tmp_path, cluster="local", sbatch=[flag])
 
 
-def test_sbatch_is_told_of_all_ranks() -> None:
+def test_sbatch_gets_the_number_of_ranks() -> None:
     """Where sbatch wants to know the number of tasks, it is that of the ranks."""
     job = ArrayJob(Path("/run"), "name", ranks=6, options={"gpus_per_task": "1", "nodes": "2", "ntasks_per_node": "3"})
 

@@ -145,7 +145,7 @@ class TestNode:
 
         assert run.recorded() == list(missing)
 
-    def test_cancelled_before_it_is_taken(self, tmp_path: Path, gate: Gate) -> None:
+    def test_cancelled_before_its_claim(self, tmp_path: Path, gate: Gate) -> None:
         """No task runs an item that was cancelled while unclaimed."""
         from slurmlaunch.runfolder.cancellations import CancellationWriter
 

@@ -67,7 +67,7 @@ class TestFunction:
 
         assert [(float(i), NUMBERS - 1 - i, 1.0) for i in range(6)] == executor.map_array(look, range(6)).results()
 
-    def test_what_may_not_be_written(self, executor: Executor) -> None:
+    def test_read_only_arrays(self, executor: Executor) -> None:
         """A function that writes to a shared array fails, and the error names the remedy."""
         futures = executor.map_array(partial(change, np.zeros(NUMBERS)), range(2))
 

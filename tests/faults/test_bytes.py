@@ -131,7 +131,7 @@ def test_whatever_is_done_to_outcomes(
             assert is_.file in str(is_)
 
 
-def test_a_retry_runs_what_was_lost(whole: FutureArray[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_runs_lost_items(whole: FutureArray[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A retry runs the lost items, and only those."""
     monkeypatch.setenv("SLURMLAUNCH_LATENCY", "0.05")
     copy = shutil.copytree(whole.folder, tmp_path / "copy")

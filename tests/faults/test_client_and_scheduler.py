@@ -202,7 +202,7 @@ class TestKilledClient:
         assert calls == len(wrapped.calls())
 
     @pytest.mark.usefixtures("wrapped")
-    def test_a_copy_knows_what_slurm_said(
+    def test_a_copied_run_keeps_recorded_ends(
         self, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A copy of a run has the recorded end of a task that was ended from outside."""

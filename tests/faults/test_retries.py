@@ -70,7 +70,7 @@ def test_from_a_retry_on(faulty: Cluster, launch: Launch, deed: Callable[..., An
     assert work.runs == {**ONCE, 1: 4}
 
 
-def test_what_the_function_raises(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+def test_errors_of_the_function(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
     """Is run again only where its class, or a base of it, was named."""
     work = deed(Fails, 1, 4)
     executor = launch(faulty, retries=1)

@@ -224,7 +224,7 @@ SUBMITS = """
 """
 
 
-def test_nobody_waits(faulty: Cluster, launch: Launch, tmp_path: Path) -> None:
+def test_no_waiting_for_the_claims_of_a_failed_task(faulty: Cluster, launch: Launch, tmp_path: Path) -> None:
     """The tasks need no client to share the items: it may be gone from the submission on."""
     folder = launch(faulty).folder
     command = [sys.executable, "-c", textwrap.dedent(SUBMITS), str(folder)]

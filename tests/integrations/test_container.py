@@ -69,7 +69,7 @@ def test_script_has_the_command_line(tmp_path: Path) -> None:
     assert f"docker://python:3.11 python3 -m slurmlaunch.node {tmp_path}/runs/" in script
 
 
-def test_what_is_bound_read_only() -> None:
+def test_read_only_binds() -> None:
     """A bind may be for reading only, where the runtime knows that."""
     container = Container("image.sif", binds=[("/data:/mnt:ro")])
     assert "--bind=/data:/mnt:ro" in job(container).command("0")
@@ -99,7 +99,7 @@ def test_another_vendors_gpus(flag: str) -> None:
         ({}, ("--nice", "-xgpu1"), False),
     ],
 )
-def test_who_asks_for_gpus(options: dict[str, str | bool], flags: tuple[str, ...], *, expected: bool) -> None:
+def test_tasks_with_gpus(options: dict[str, str | bool], flags: tuple[str, ...], *, expected: bool) -> None:
     """A task that asks Slurm for GPUs, in whatever way, sees them in its container."""
     assert asks_for_gpus(options, flags) == expected
 
@@ -279,7 +279,7 @@ def of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def look_around(item: int) -> dict[str, Any]:
+def surroundings(item: int) -> dict[str, Any]:
     """Return an item's view of its surroundings."""
     return {
         "item": item,
@@ -306,7 +306,7 @@ def test_items_run_inside(
     container = Container(image.image, binds=[*image.binds, "data:/mnt"], runtime=image.runtime)
     executor = make_executor(container=container, cpus_per_task=2, env={"GIVEN": "given"}, by_value=__name__)
 
-    found = executor.map_array(look_around, range(4), tasks=2).results()
+    found = executor.map_array(surroundings, range(4), tasks=2).results()
 
     assert [each.pop("item") for each in found] == [0, 1, 2, 3]
     assert found == [found[0]] * 4

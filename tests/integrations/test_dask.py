@@ -80,7 +80,7 @@ class TestCluster:
         (folder,) = executor.folder.iterdir()
         assert attach(folder).done()
 
-    def test_a_start_that_fails_is_told(self, make_executor: ExecutorFactory) -> None:
+    def test_a_failed_start_is_reported(self, make_executor: ExecutorFactory) -> None:
         """An error before the cluster has started is raised as itself."""
         with (
             pytest.raises(ValueError, match="no-such-network"),
@@ -139,7 +139,9 @@ if __name__ == "__main__":
         wait_until(lambda: not is_alive(int(printed)))
 
     @pytest.mark.parametrize("worker", ["comes", "never comes"])
-    def test_a_client_that_is_gone_at_once(self, make_executor: ExecutorFactory, tmp_path: Path, worker: str) -> None:
+    def test_a_client_that_disconnects_at_once(
+        self, make_executor: ExecutorFactory, tmp_path: Path, worker: str
+    ) -> None:
         """A client that was there for no more than a moment has been there: the cluster ends, whatever has not come."""
         folder = make_executor().folder
         (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n", encoding="utf-8")
@@ -169,7 +171,7 @@ if __name__ == "__main__":
 
         assert attach(folder).wait(90)
 
-    def test_who_comes_too_late_is_not_waited_for(
+    def test_late_workers_are_not_waited_for(
         self, make_executor: ExecutorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """At the end nobody waits for a worker that runs, but has not found the scheduler yet."""
@@ -187,7 +189,7 @@ if __name__ == "__main__":
         (folder,) = executor.folder.iterdir()
         assert [False, True] == [future.cancelled() for future in attach(folder)]
 
-    def test_what_waits_in_the_queue_is_given_up(self, make_executor: ExecutorFactory) -> None:
+    def test_a_cluster_that_stays_in_the_queue_is_cancelled(self, make_executor: ExecutorFactory) -> None:
         """Where the cluster has not started in time, it is cancelled."""
         executor = make_executor(hold=True)
 
@@ -199,7 +201,7 @@ if __name__ == "__main__":
 
 
 @locally
-def test_nobody_else_gets_in(make_executor: ExecutorFactory) -> None:
+def test_clients_without_the_key_are_refused(make_executor: ExecutorFactory) -> None:
     """A client without the cluster's key is refused, one with another key too; the key is its user's alone."""
     executor = make_executor()
     # In processes of their own, as those of others would be: a client that is refused leaves its process in disorder.
@@ -229,7 +231,7 @@ def test_a_cluster_has_workers(tmp_path: Path) -> None:
         pass
 
 
-def test_inline_has_no_room(tmp_path: Path) -> None:
+def test_inline_is_refused(tmp_path: Path) -> None:
     """In the calling thread no cluster can run beside it."""
     with pytest.raises(OptionError, match="inline"), dask_cluster(Executor(tmp_path, cluster="inline")):
         pass

@@ -146,7 +146,7 @@ class TestHowMany:
         assert self.effective(executor, -1) == max(2, usable_cpus())
         assert self.effective(executor.options(cpus_per_task=2), -1) == max(2, usable_cpus() // 2 * 2)
 
-    def test_what_cannot_be(self, tmp_path: Path) -> None:
+    def test_invalid_numbers_and_executors(self, tmp_path: Path) -> None:
         """None at all, and something that is no executor, are refused."""
         with pytest.raises(ValueError, match="n_jobs=0"):
             self.effective(Executor(tmp_path), 0)
@@ -237,7 +237,7 @@ class TestCalls:
         assert (2, 1) == (run_.counts()["cancelled"], run_.counts()["failed"])
         wait_until(lambda: not is_alive(gate.process_of("a")))
 
-    def test_a_death_is_told(self, executor: Executor) -> None:
+    def test_a_death_is_reported(self, executor: Executor) -> None:
         """A call whose process dies has our error, which names it."""
         with (
             joblib.parallel_config(backend="slurmlaunch", executor=executor),
@@ -338,7 +338,7 @@ class TestWindows:
 class TestWhatTravels:
     """Functions and arguments, on their way."""
 
-    def test_what_is_shared_is_stored_once(self, executor: Executor) -> None:
+    def test_shared_data_is_stored_once(self, executor: Executor) -> None:
         """Data that many calls share is in the run folder once."""
         data = bytes(200_000)
         closure = [data[1:]]
@@ -383,7 +383,7 @@ class TestWhatTravels:
         assert {"slurmlaunch.client", "slurmlaunch.backends", "distributed"} & {*found} == set()
         assert "slurmlaunch.integrations.joblib" in found
 
-    def test_what_does_not_pickle_is_named(self, executor: Executor) -> None:
+    def test_unpicklable_parts_are_named(self, executor: Executor) -> None:
         """Nothing is submitted, and the error names the culprit."""
         with (
             joblib.parallel_config(backend="slurmlaunch", executor=executor),
@@ -392,7 +392,7 @@ class TestWhatTravels:
             joblib.Parallel()(joblib.delayed(print)(number, threading.Lock()) for number in range(3))
         assert runs_of(executor) == []
 
-    def test_what_is_refused_is_raised(self, executor: Executor) -> None:
+    def test_refusals_are_raised(self, executor: Executor) -> None:
         """An executor that takes no more says so through joblib."""
         executor.shutdown()
         with (

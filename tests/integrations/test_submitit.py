@@ -495,7 +495,7 @@ def test_parameters(scripted: Callable[..., str]) -> None:
     assert "export SUBMITIT_EXECUTOR=slurmlaunch\n" in text
 
 
-def test_what_is_set_for_the_cluster_wins(scripted: Callable[..., str]) -> None:
+def test_parameters_of_the_cluster_win(scripted: Callable[..., str]) -> None:
     """As submitit has it: a parameter with the prefix stands over the shared one."""
     text = scripted(timeout_min=90, slurmlaunch_time="2:00:00", mem_gb=4, slurmlaunch_mem_gb=8)
     assert "#SBATCH --time=2:00:00\n" in text

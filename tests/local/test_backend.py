@@ -201,7 +201,7 @@ def test_a_failing_setup_ends_the_task_with_status_3(folder: Path, lines: tuple[
 
 
 @needs_bash
-def test_a_set_up_may_source_what_fails_inside(folder: Path) -> None:
+def test_a_failure_inside_a_sourced_file_is_ignored(folder: Path) -> None:
     """A command that fails inside a sourced file is that file's affair, its last status is the set-up's."""
     (folder / "good").write_text("false; true")
     (folder / "bad").write_text("true; false")
@@ -258,13 +258,13 @@ def test_the_script_runs_the_same_tasks(folder: Path, tmp_path: Path) -> None:
         ({"after": "12345"}, "12345"),
     ],
 )
-def test_what_cannot_run_is_refused(folder: Path, changes: dict[str, Any], named: str) -> None:
+def test_impossible_jobs_are_refused(folder: Path, changes: dict[str, Any], named: str) -> None:
     """A job that can only fail is refused at submission, and the error names the cause."""
     with pytest.raises(SubmissionError, match=re.escape(named)):
         backend.submit(array(folder, "true", **changes))
 
 
-def test_python_is_looked_for_where_the_task_runs(folder: Path, tmp_path: Path) -> None:
+def test_python_is_searched_where_the_task_runs(folder: Path, tmp_path: Path) -> None:
     """A relative path to Python starts at the working directory, a name is looked for in the task's PATH."""
     program = tmp_path / "bin" / "py"
     program.parent.mkdir()
@@ -336,7 +336,7 @@ def test_the_throttle_can_be_changed_while_tasks_run(folder: Path) -> None:
 
 
 @several_cpus
-def test_a_throttled_array_holds_nobody_up(folder: Path) -> None:
+def test_a_throttled_array_delays_no_other(folder: Path) -> None:
     """CPUs that a throttled array may not use go to the next array."""
     throttled = backend.submit(array(folder, GATED, 2, throttle=1))
     assert run(array(folder, "true", array=1, first_task=2)) == [TaskState.COMPLETED]
@@ -382,7 +382,7 @@ def test_a_job_is_found_by_its_name(folder: Path) -> None:
 # Ends from outside.
 
 
-def test_a_cancelled_job_drops_what_waits_and_ends_what_runs(folder: Path) -> None:
+def test_cancelling_drops_pending_tasks_and_ends_running_ones(folder: Path) -> None:
     """Cancelled elements that had not started leave no end mark; running ones end by SIGTERM."""
     job_id = backend.submit(array(folder, GATED, 3, cpus_per_task=CPUS))
     until(lambda: state(job_id, 0) is TaskState.RUNNING)
@@ -400,7 +400,7 @@ def test_some_elements_can_be_cancelled(folder: Path) -> None:
     assert [s.value for s in states(job_id, 4)] == ["COMPLETED", "CANCELLED", "COMPLETED", "CANCELLED"]
 
 
-def test_cancelling_what_has_ended_changes_nothing(folder: Path) -> None:
+def test_cancelling_ended_tasks_changes_nothing(folder: Path) -> None:
     """An end is final."""
     job_id = backend.submit(array(folder, "exit 4"))
     states(job_id, 1)
@@ -514,7 +514,7 @@ def test_sizes_are_read_as_sbatch_reads_them(text: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["x", "1:2:3:4", "1-", "-5", "1.5", "1-2-3"])
-def test_what_sbatch_refuses_is_refused(text: str) -> None:
+def test_times_and_sizes_that_sbatch_refuses_are_refused(text: str) -> None:
     """Neither a time nor a size is guessed."""
     with pytest.raises(ValueError, match=re.escape(text)):
         parse_time(text)
@@ -542,7 +542,7 @@ def test_a_job_id_names_its_owner() -> None:
     assert not me.has_ended
 
 
-def test_the_jobs_of_a_client_that_is_gone_failed_with_it() -> None:
+def test_the_jobs_of_an_ended_client_have_failed() -> None:
     """Jobs of an ended process are NODE_FAIL; to cancel or throttle them is to do nothing."""
     job_id = f"local-{ClientId.current()._replace(started='1')}-1"
     record = backend.query([job_id]).get(job_id, 0)
@@ -565,7 +565,7 @@ def test_the_jobs_of_another_client_are_left_to_it(folder: Path) -> None:
         other.kill()
 
 
-def test_of_another_machines_jobs_nothing_is_known() -> None:
+def test_jobs_of_another_machine_are_unknown() -> None:
     """A process of another machine cannot be seen from here, so its end is not made up."""
     job_id = f"local-{ClientId('another-machine.org', 1, '1')}-1"
     assert backend.query([job_id]).get(job_id, 0) is None
@@ -652,7 +652,7 @@ os.read(int(os.environ["SLURMLAUNCH_LIFELINE"]), 1)
 
 
 @pytest.mark.parametrize("forked", [False, True])
-def test_a_killed_client_is_noticed_by_its_tasks(folder: Path, *, forked: bool) -> None:
+def test_tasks_end_with_their_killed_client(folder: Path, *, forked: bool) -> None:
     """The lifeline of a task ends with the client, though a forked child of the client lives on."""
     process = client(
         folder,
@@ -730,7 +730,7 @@ def test_without_pidfds_all_is_the_same(folder: Path) -> None:
     assert marks(folder) == ["0.0.5", "1.0.143", "2.0.6"]
 
 
-def test_a_scheduler_that_fails_leaves_nobody_waiting(folder: Path) -> None:
+def test_a_failed_scheduler_thread_ends_its_tasks(folder: Path) -> None:
     """Should the scheduler's thread fail, its tasks are NODE_FAIL, and the next submission starts another."""
     program = """
     import threading

@@ -77,7 +77,7 @@ def test_a_series_is_its_median_and_its_extremes() -> None:
     assert series(2.0, 4.0).ratio(series(6.0)) == 0.5
 
 
-def test_slurms_wait_is_taken_off_both_sides_or_none() -> None:
+def test_slurms_wait_is_subtracted_on_both_sides_or_none() -> None:
     """The floor is compared round by round, without Slurm's wait where that is known of both."""
     assert series(2.0, 3.0, waited=0.5).beyond(series(1.0, 1.0, waited=0.75)) == pytest.approx(1.75)
     assert series(2.0, waited=0.5).beyond(series(1.0, waited=None)) == 1.0
@@ -201,7 +201,7 @@ def test_the_systems_have_names_of_their_own() -> None:
     assert not any(system.requires for system in (*FLOORS, *OURS))
 
 
-def test_what_is_not_installed_is_said() -> None:
+def test_missing_modules_are_named() -> None:
     """A peer that cannot run says which module it lacks."""
     assert missing(Here()) == "not installed: a_module_that_nobody_has"
     assert missing(Here(requires=("cloudpickle",))) == ""
@@ -309,7 +309,7 @@ def test_a_trace_is_counted() -> None:
 
 
 @pytest.mark.skipif(not strace.installed(), reason="strace is not installed")
-def test_a_real_trace_finds_what_a_program_reads(tmp_path: Path) -> None:
+def test_a_real_trace_counts_reads(tmp_path: Path) -> None:
     """A file of known length is opened once, read whole, and its missing neighbour is missed."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_bytes(bytes(1234))
@@ -322,7 +322,7 @@ def test_a_real_trace_finds_what_a_program_reads(tmp_path: Path) -> None:
 # Clients.
 
 
-def test_a_client_reports_what_it_did(tmp_path: Path) -> None:
+def test_a_client_reports_its_work(tmp_path: Path) -> None:
     """It is a process of its own, which checks its results and weighs itself."""
     for name in ("talk", "run"):
         (tmp_path / name).mkdir()
@@ -359,7 +359,7 @@ def test_systems_take_turns_on_slurm(site: Site) -> None:
 
 
 @pytest.mark.slurm
-def test_who_hangs_is_killed_with_its_jobs(site: Site) -> None:
+def test_a_hanging_run_is_killed_with_its_jobs(site: Site) -> None:
     """A run that hangs is reported, a fault of the harness is a fault, and nothing is left for the next run."""
     contest = Contest(site)
     (hung,) = contest.hold([Entry(SYSTEMS["slurmlaunch"], WORKLOADS["60 s"].of(1, 1), timeout=3.0)], 2)

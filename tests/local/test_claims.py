@@ -72,7 +72,7 @@ def test_a_race(folder: Path) -> None:
     assert len({path.stat().st_ino for path in folder.iterdir()}) <= racers
 
 
-def test_late(folder: Path) -> None:
+def test_a_late_claim(folder: Path) -> None:
     """A claim after the last block finds nothing, and leaves nothing behind."""
     first = Claimer(folder, 0, 0, 5)
     assert [first.claim() for _ in range(6)] == [0, 1, 2, 3, 4, None]
@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_written(folder: Path) -> None:
         claimer.claim()
 
 
-def test_what_is_no_claim(folder: Path) -> None:
+def test_names_that_are_no_claims(folder: Path) -> None:
     """Other files and folders, numbers written otherwise and torn claims are nobody's; nobody takes over a torn one."""
     for name in ("x", "1.2", "007", "²", "5.new", ".nfs0001"):
         (folder / name).touch()

@@ -250,7 +250,7 @@ def test_the_reader_has_enough(start: Callable[..., subprocess.Popen[str]]) -> N
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-def test_what_nobody_reads_is_not_run(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_items_end_with_the_reader(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     """If the reader of the output ends, local tasks end and are not waited for."""
     reading, writing = os.pipe()
     command = "echo {}; [ {} = first ] || sleep 600"

@@ -192,7 +192,7 @@ def members(group: int) -> list[int]:
     return found
 
 
-def test_what_is_left_running_holds_nothing_up() -> None:
+def test_background_processes_delay_nothing() -> None:
     """A command ends when it ends, also where something in its background has its output still; that is killed."""
     done = Command("sleep 600 & echo $!")()
 

@@ -155,7 +155,7 @@ def test_the_architecture_lists_every_file() -> None:
     assert sorted(listed) == sorted(str(path.relative_to(package)) for path in package.rglob("*.py"))
 
 
-def test_the_architecture_names_what_is_in_its_files() -> None:
+def test_the_architecture_names_definitions_of_its_files() -> None:
     """Each name that a row of the table of changes gives for a file is in that file."""
     text = ARCHITECTURE.read_text(encoding="utf-8")
     rows = [line for line in text.partition("\n## To change X")[2].splitlines() if line.startswith("| ")]

@@ -91,7 +91,7 @@ def test_a_process_holds_an_argument_once(tmp_path: Path) -> None:
     assert SIZE < values[2][1] < SIZE + 2 * LITTLE
 
 
-def test_a_client_holds_what_it_submits_once(tmp_path: Path) -> None:
+def test_a_client_holds_submitted_arrays_once(tmp_path: Path) -> None:
     """Arrays that are submitted, in the function or among the items, are written from where they are."""
     text = f"""
         import sys, functools, numpy as np, slurmlaunch

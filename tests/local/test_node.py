@@ -74,7 +74,7 @@ def test_other_arguments_are_refused(tmp_path: Path, arguments: list[str]) -> No
     assert done.stderr == "usage: python -m slurmlaunch.node RUN_FOLDER TASK_INDEX\n"
 
 
-def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
+def test_folders_and_tasks_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     """A folder that is no run, and a task that the run does not have, end with status 4 and one line that says so."""
     run = OneRun(tmp_path / "run", abs, rows([1]))
     no_task = run.run(7)
@@ -261,7 +261,7 @@ def test_a_finished_task_has_nothing_left_to_do(tmp_path: Path, story: Story, nu
     assert run.recorded() == [0, 1, 2]
 
 
-def test_a_requeued_task_goes_on(tmp_path: Path, story: Story, gate: Gate) -> None:
+def test_a_requeued_task_resumes(tmp_path: Path, story: Story, gate: Gate) -> None:
     """A task that is started again after its end runs the items without an outcome, and no others."""
 
     def work(item: int) -> int:
@@ -287,7 +287,7 @@ def test_a_requeued_task_goes_on(tmp_path: Path, story: Story, gate: Gate) -> No
     assert sorted(path.name for path in run.folder.outcomes.iterdir()) == ["0.0", "0.1"]
 
 
-def test_a_supervisor_that_was_killed_leaves_what_it_had(tmp_path: Path, story: Story, gate: Gate) -> None:
+def test_outcomes_survive_a_killed_supervisor(tmp_path: Path, story: Story, gate: Gate) -> None:
     """After a SIGKILL the next attempt runs only the missing items; a torn record does not count."""
 
     def work(item: int) -> int:
@@ -387,7 +387,7 @@ def ignore_all() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
 
 
-def test_what_does_not_end_is_ended(tmp_path: Path, gate: Gate) -> None:
+def test_items_that_ignore_sigterm_are_killed(tmp_path: Path, gate: Gate) -> None:
     """An item that ignores SIGTERM does not keep the node from ending, and is gone when it has."""
 
     def work(item: int) -> None:
@@ -409,7 +409,7 @@ def test_what_does_not_end_is_ended(tmp_path: Path, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 10**7])
-def test_what_fails_of_the_end_is_no_failure(tmp_path: Path, gate: Gate, size: int) -> None:
+def test_a_failure_caused_by_the_end_is_none(tmp_path: Path, gate: Gate, size: int) -> None:
     """An item whose program is ended by the SIGTERM to the whole task has no outcome, and runs again."""
 
     def work(item: int) -> int:
@@ -524,7 +524,7 @@ def end_somehow(item: int) -> None:
     os._exit(9)
 
 
-def test_every_end_is_what_it_is(tmp_path: Path) -> None:
+def test_each_exit_is_reported_as_itself(tmp_path: Path) -> None:
     """sys.exit and KeyboardInterrupt are outcomes of their items; only the end of a process is a WorkerDied."""
     run = OneRun(tmp_path / "run", end_somehow, rows(range(4)))
 

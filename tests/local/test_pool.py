@@ -217,7 +217,7 @@ class LoadsOnlyOnce:
         return item
 
 
-def test_a_process_that_has_loaded_does_what_others_cannot(tmp_path: Path, story: Story) -> None:
+def test_workers_that_loaded_run_all_items(tmp_path: Path, story: Story) -> None:
     """If only some workers can load the function, as when memory is short, these run all items."""
     run = OneRun(tmp_path / "run", LoadsOnlyOnce(story), rows(range(20)), processes=4)
 
@@ -225,7 +225,7 @@ def test_a_process_that_has_loaded_does_what_others_cannot(tmp_path: Path, story
     assert len(story.lines) < 10
 
 
-def test_what_a_dead_process_printed_stays(tmp_path: Path) -> None:
+def test_the_output_of_a_dead_process_stays(tmp_path: Path) -> None:
     """A line that was printed before the process was killed is in the log."""
 
     def say(_: int) -> None:
@@ -390,7 +390,7 @@ class Count(int):
     """A number of its own kind."""
 
 
-def test_numbers_arrive_as_what_they_are(tmp_path: Path) -> None:
+def test_numbers_keep_their_types(tmp_path: Path) -> None:
     """Numbers among other values, in any order, keep their type and all of their bits, however many there are."""
     kinds = [1, 2.5, True, -(2**63), 2**63, None, -0.0, math.inf, Count(3), "4", [5]]
 
@@ -628,7 +628,7 @@ def test_a_function_that_forks_and_returns_twice_counts_once(tmp_path: Path) -> 
     assert run.recorded() == list(range(20))
 
 
-def test_what_an_item_leaves_behind_holds_nothing_up(tmp_path: Path, story: Story) -> None:
+def test_leftovers_of_an_item_delay_nothing(tmp_path: Path, story: Story) -> None:
     """Processes and threads that outlive their item neither delay the end of the task nor cost other items."""
 
     def leave_behind(item: int) -> int:
@@ -677,7 +677,7 @@ def ends_by_sigterm(start: str) -> str:
     return str(process.exitcode)
 
 
-def test_what_an_item_starts_has_default_signals(tmp_path: Path) -> None:
+def test_an_items_processes_have_default_signals(tmp_path: Path) -> None:
     """SIGTERM ends a process that an item started, however, from whichever thread and however soon."""
 
     def ask(start: str) -> list[str]:

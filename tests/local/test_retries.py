@@ -129,7 +129,7 @@ def test_items_that_fail_late_are_not_forgotten(tmp_path: Path) -> None:
     assert [[0], [1]] == [list(each.plan.items or ()) for each in run.rounds[1:]]
 
 
-def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+def test_a_removed_folder(tmp_path: Path) -> None:
     """If nothing can be retried, no item waits for it."""
     retried = Retried(tmp_path / "run", Scheduler())
     shutil.rmtree(retried.run.folder.path)

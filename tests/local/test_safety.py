@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o644, 0o755])
-def test_what_only_the_user_may_write_is_read(file: Path, mode: int) -> None:
+def test_the_users_own_files_are_read(file: Path, mode: int) -> None:
     """A file that is the user's own, and that nobody else may write to, is read."""
     file.chmod(mode)
 
@@ -43,7 +43,7 @@ def test_what_only_the_user_may_write_is_read(file: Path, mode: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o777])
-def test_what_others_may_write_is_refused(file: Path, mode: int) -> None:
+def test_files_writable_by_others_are_refused(file: Path, mode: int) -> None:
     """A file or folder that group or others may write to is refused; the error names it and how to mend it."""
     file.chmod(mode)
     file.parent.chmod(mode | 0o100)
@@ -56,7 +56,7 @@ def test_what_others_may_write_is_refused(file: Path, mode: int) -> None:
 
 
 @needs_root
-def test_what_another_user_owns_is_refused(file: Path) -> None:
+def test_files_of_other_users_are_refused(file: Path) -> None:
     """A file or folder of another user is refused, whatever its mode; the error names the owner."""
     os.chown(file, NOBODY, -1)
     os.chown(file.parent, NOBODY, -1)
@@ -76,7 +76,7 @@ def test_symbolic_links_are_refused(file: Path) -> None:
                 read(link)
 
 
-def test_what_is_not_there_is_not_unsafe(tmp_path: Path, file: Path) -> None:
+def test_missing_files_are_not_unsafe(tmp_path: Path, file: Path) -> None:
     """A missing file is a missing file; a missing folder, or a file in its place, is no run folder."""
     with pytest.raises(FileNotFoundError):
         open_owned(tmp_path / "none")
@@ -86,7 +86,7 @@ def test_what_is_not_there_is_not_unsafe(tmp_path: Path, file: Path) -> None:
         assert not isinstance(refused.value, UnsafeRunFolder)
 
 
-def test_no_descriptor_is_left_of_what_was_refused(file: Path) -> None:
+def test_refused_files_are_closed(file: Path) -> None:
     """A refused file is closed."""
     file.chmod(0o666)
     before = os.listdir("/proc/self/fd")  # noqa: PTH208 - a list of numbers, not of paths
@@ -125,7 +125,7 @@ def test_a_node_refuses_a_run_folder_that_others_may_write(tmp_path: Path) -> No
 # Writing.
 
 
-def test_what_is_written_is_the_users_alone(tmp_path: Path) -> None:
+def test_written_files_are_private(tmp_path: Path) -> None:
     """Folders are made 0700 and files 0600, whatever the umask."""
     before = os.umask(0)
     try:
@@ -147,7 +147,7 @@ def test_a_run_is_the_users_alone(tmp_path: Path) -> None:
     assert modes == {0o700, 0o600}
 
 
-def test_who_makes_a_folder_is_one(tmp_path: Path) -> None:
+def test_one_process_makes_a_folder(tmp_path: Path) -> None:
     """A folder that is there already is not made again."""
     make_folder(tmp_path / "folder")
 
@@ -155,7 +155,7 @@ def test_who_makes_a_folder_is_one(tmp_path: Path) -> None:
         make_folder(tmp_path / "folder")
 
 
-def test_what_fails_to_be_written_leaves_what_was_there(file: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(file: Path) -> None:
     """Whatever ends the writing, the old file stays as it was, and nothing lies beside it."""
 
     def parts(error: BaseException) -> Iterator[bytes]:
@@ -169,7 +169,7 @@ def test_what_fails_to_be_written_leaves_what_was_there(file: Path) -> None:
     assert (read_owned(file), list(file.parent.iterdir())) == (b"content", [file])
 
 
-def test_a_full_disk_leaves_what_was_there(file: Path) -> None:
+def test_a_full_disk_leaves_the_old_file(file: Path) -> None:
     """Where the file system takes only a part, the old file stays as it was, and nothing lies beside it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))

@@ -30,7 +30,7 @@ MILLION = 10**6
 
 
 @pytest.mark.slow
-def test_a_generator_is_not_held(tmp_path: Path) -> None:
+def test_items_of_a_generator_are_freed(tmp_path: Path) -> None:
     """Items from a generator are written as they come: of millions, a few blocks are in memory, and a byte of each."""
     script = """
         import resource, sys
@@ -68,7 +68,7 @@ def test_an_unresolved_item_costs_a_byte() -> None:
     assert resolved - unresolved < 0.2 * MILLION
 
 
-def test_what_one_cause_ended_costs_a_byte() -> None:
+def test_items_with_one_cause_take_a_byte() -> None:
     """A task that dies takes all of its items with it: that is one error, not one for each of them."""
     tracemalloc.start()
     try:
@@ -134,7 +134,7 @@ sys.addaudithook(note)
 """
 
 
-def test_what_a_node_opens(tmp_path: Path) -> None:
+def test_files_opened_by_a_node(tmp_path: Path) -> None:
     """A task opens a handful of files in the run folder, and each of its processes two, however many its items."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(NOTE_WHAT_IS_OPENED, encoding="utf-8")

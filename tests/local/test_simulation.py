@@ -76,7 +76,7 @@ def test_a_run(simulation: ModuleType, tmp_path: Path) -> None:
     assert len(ledger.records) <= 3 * 600
 
 
-def test_what_is_counted(simulation: ModuleType, tmp_path: Path) -> None:
+def test_counted_operations(simulation: ModuleType, tmp_path: Path) -> None:
     """A waiting client is charged for all of its polls' file system calls."""
     simulated = simulation.Simulation(simulation.Size(**SIZE), tmp_path / "run")
     clock, cluster = simulated.clock, simulated.cluster

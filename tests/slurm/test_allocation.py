@@ -61,7 +61,7 @@ print(futures.results(PATIENCE), "disabled" in "".join(future.stderr() for futur
 
 
 @pytest.mark.slurm
-def test_memory_that_nobody_limits(cluster: Cluster, tmp_path: Path) -> None:
+def test_memory_without_a_limit(cluster: Cluster, tmp_path: Path) -> None:
     """Where an allocation names no memory, that of its nodes is shared; a task that wants more is refused."""
     printed = scripts.run(
         tmp_path,
@@ -87,7 +87,7 @@ print(futures.results(PATIENCE))
 
 
 @pytest.mark.slurm
-def test_what_a_task_gets(cluster: Cluster, tmp_path: Path) -> None:
+def test_cpus_and_variables_of_a_step(cluster: Cluster, tmp_path: Path) -> None:
     """A step has its requested CPUs and the options' variables, and no variables of salloc's options."""
     printed = scripts.run(
         tmp_path,

@@ -151,7 +151,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("sbatch: unrecognized option '--nope'", "sbatch="),
     ],
 )
-def test_a_refusal_says_what_to_do(job: ArrayJob, stderr: str, advice: str) -> None:
+def test_a_refusal_comes_with_advice(job: ArrayJob, stderr: str, advice: str) -> None:
     """The message of sbatch comes with the option to change, and with its data."""
     with pytest.raises(SubmissionError) as caught:
         SlurmBackend(run=FakeSlurm(sbatch=failed(stderr))).submit(job)
@@ -199,7 +199,7 @@ def test_without_sbatch_the_local_backend_is_named(job: ArrayJob, monkeypatch: p
         SlurmBackend().submit(job)
 
 
-def test_a_folder_that_is_gone_is_not_called_a_missing_program(job: ArrayJob, tmp_path: Path) -> None:
+def test_a_removed_folder_is_not_reported_as_a_missing_program(job: ArrayJob, tmp_path: Path) -> None:
     """A working directory that was removed is named itself."""
     with pytest.raises(SubmissionError, match="gone"):
         SlurmBackend().submit(replace(job, cwd=tmp_path / "gone"))
@@ -245,7 +245,7 @@ def test_cancelling_names_elements_shortly() -> None:
         "81_0,2-9: No error\n81_1: Job has already finished",
     ],
 )
-def test_what_has_ended_needs_no_end(stderr: str) -> None:
+def test_cancelling_an_ended_job_is_no_error(stderr: str) -> None:
     """Cancelling or throttling an ended job is no error."""
     backend = SlurmBackend(run=FakeSlurm(scancel=failed(stderr), scontrol=failed(stderr)))
     backend.cancel("5", [1])
@@ -272,7 +272,7 @@ def test_a_job_is_found_in_the_queue_or_in_the_accounts() -> None:
 
 
 @pytest.mark.parametrize("program", ["squeue", "sacct"])
-def test_an_absence_is_not_made_up(program: str) -> None:
+def test_a_failed_query_reports_no_job_as_missing(program: str) -> None:
     """A job that one of the two could not be asked for is not called absent."""
     slurm = FakeSlurm(**{program: failed("Unable to contact slurm controller (connect failure)")})
     with pytest.raises(SchedulerError, match=program):
@@ -360,7 +360,7 @@ def test_cuda_devices_outside_a_job_are_the_users() -> None:
     assert commands.for_submission(environ, []) == environ
 
 
-def test_queries_print_what_is_read() -> None:
+def test_variables_do_not_change_queries() -> None:
     """No variable of the user's changes a query's output."""
     environ = {
         "SQUEUE_FORMAT": "%A", "SACCT_FORMAT": "User", "SCANCEL_STATE": "RUNNING", "SLURM_TIME_FORMAT": "relative",
@@ -498,7 +498,7 @@ def test_a_second_job_of_a_name_waits_for_the_first(backend: SlurmBackend, array
 
 
 @pytest.mark.slurm
-def test_a_job_waits_for_the_one_it_comes_after(backend: SlurmBackend, array: Callable[..., ArrayJob]) -> None:
+def test_a_job_starts_after_its_dependency(backend: SlurmBackend, array: Callable[..., ArrayJob]) -> None:
     """A job after another starts however that one ended."""
     first = backend.submit(array("exec sleep 600"))
     second = backend.submit(array("exit 0", after=first))
@@ -585,7 +585,7 @@ def test_without_accounts_the_queue_is_enough(
 
 @pytest.mark.slurm
 @pytest.mark.slow
-def test_a_controller_that_comes_back_is_asked_again(
+def test_a_restarted_controller_is_queried_again(
     start_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While slurmctld is away the last answer stands, and later answers include the events of the outage."""

@@ -147,7 +147,7 @@ def test_a_single_call_is_an_array_of_length_one(job: ArrayJob) -> None:
     assert "--array=0-0" in options(render(job))
 
 
-def test_nothing_of_ours_is_the_users_to_override(job: ArrayJob) -> None:
+def test_our_settings_appear_once(job: ArrayJob) -> None:
     """Each setting of slurmlaunch appears once, whatever the options hold."""
     lines = options(
         render(replace(job, options={"cpus_per_task": "9", "array": "0-99", "output": "x"}, cpus_per_task=2))
@@ -176,7 +176,7 @@ def test_cpus_per_gpu_replaces_cpus_per_task(job: ArrayJob) -> None:
         {"options": {"dependency": "afterok:1?afterok:2"}},
     ],
 )
-def test_what_cannot_stand_in_a_script_is_refused(job: ArrayJob, change: dict[str, Any]) -> None:
+def test_values_that_break_a_script_are_refused(job: ArrayJob, change: dict[str, Any]) -> None:
     """A value that could add a line, or that Slurm would misread, raises OptionError."""
     with pytest.raises(OptionError):
         render(replace(job, **change))
@@ -190,7 +190,7 @@ def test_no_value_begins_a_line(job: ArrayJob) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a b", "it's", "a\nb", "\r\n'\\'\t", HOSTILE, "-n", "$(id)", "!!", "\\n", "~"])
-def test_bash_reads_what_was_quoted(text: str) -> None:
+def test_quoted_values_reach_bash(text: str) -> None:
     """A quoted value is one word of bash's, and the value itself."""
     done = subprocess.run(["bash", "-c", f"printf '<%s>' {shell_quote(text)}"], capture_output=True, check=True)
     assert done.stdout.decode() == f"<{text}>"
@@ -296,7 +296,7 @@ def test_set_up_lines_are_the_users_own(job: ArrayJob, setup: tuple[str, ...]) -
     assert outcome(job, start(job))[:2] == (1, [EndMark(0, 0, 1)])
 
 
-def test_what_a_sourced_file_does_inside_is_its_own_affair(job: ArrayJob) -> None:
+def test_a_failure_inside_a_sourced_file_is_ignored(job: ArrayJob) -> None:
     """A command that fails inside a sourced file ends nothing as long as the file itself ends well."""
     file = job.run_folder / "activate"
     file.write_text("false\nexport FOUND=1\n")
@@ -332,14 +332,14 @@ def test_values_reach_the_node_as_they_are(job: ArrayJob) -> None:
     ("given", "seen"),
     [({}, "3 PYTHON_CPU_COUNT"), ({"SLURMLAUNCH_SET": "A"}, "3 A:PYTHON_CPU_COUNT"), ({"PYTHON_CPU_COUNT": "7"}, "7 ")],
 )
-def test_python_is_told_its_cpus_before_it_starts(job: ArrayJob, given: dict[str, str], seen: str) -> None:
+def test_python_cpu_count_is_set_before_the_start(job: ArrayJob, given: dict[str, str], seen: str) -> None:
     """PYTHON_CPU_COUNT is the user's, or else ours and named as ours."""
     code = "print(os.environ['PYTHON_CPU_COUNT'], os.environ.get('SLURMLAUNCH_SET', ''))"
     job = replace(job, threads=3, python=node(job.run_folder, code))
     assert outcome(job, start(job, **given))[2] == f"{seen}\n"
 
 
-def test_signals_before_the_node_are_outlived(job: ArrayJob) -> None:
+def test_signals_during_set_up_are_ignored(job: ArrayJob) -> None:
     """A USR1 or TERM during set-up ends nothing."""
     job = replace(job, setup=("kill -USR1 $$", "kill -TERM $$"), python=node(job.run_folder, "raise SystemExit(4)"))
     assert outcome(job, start(job))[:2] == (4, [EndMark(0, 0, 4)])
@@ -368,7 +368,7 @@ raise SystemExit(7)
 
 
 @pytest.mark.slurm
-def test_sbatch_reads_what_was_meant(cluster: Cluster, job: ArrayJob) -> None:
+def test_sbatch_reads_the_given_values(cluster: Cluster, job: ArrayJob) -> None:
     """Option values reach Slurm as they are, whatever they hold."""
     comment = 'he said "hi" \\ it\'s # 50% é\t \\\\ end \\ ! $HOME'
     job = replace(

@@ -107,7 +107,7 @@ def test_a_killed_session_leaves_nothing(cluster: Cluster, tmp_path: Path) -> No
 
 
 @pytest.mark.slurm
-def test_the_command_ends_as_what_it_ran(cluster: Cluster) -> None:
+def test_the_command_has_the_status_of_its_program(cluster: Cluster) -> None:
     """The developer's command ends with the status of the command that it was given."""
     command = run_command("--no-accounting", "--nodes=1", "--", "sh", "-c", "exit 7")
 
@@ -117,7 +117,7 @@ def test_the_command_ends_as_what_it_ran(cluster: Cluster) -> None:
 
 
 @pytest.mark.slurm
-def test_daemons_come_back(start_cluster: StartCluster, tmp_path: Path) -> None:
+def test_daemons_restart(start_cluster: StartCluster, tmp_path: Path) -> None:
     """Each daemon can be killed and started again, and Slurm then works as before."""
     cluster = start_cluster(ClusterSpec(nodes=1))
     cluster.stop_daemon("slurmdbd")
@@ -166,7 +166,7 @@ def test_lines_replace_ours(start_cluster: StartCluster) -> None:
 
 
 @pytest.mark.slurm
-def test_what_does_not_come_up_says_why(cluster: Cluster) -> None:
+def test_a_failed_start_gives_the_reason(cluster: Cluster) -> None:
     """A daemon that ends at once is no time-out: the error has its message, and nothing of the cluster stays."""
     broken = Cluster(ClusterSpec(accounting=False, lines=("SelectType=select/none_such",)))
 
@@ -185,7 +185,7 @@ def test_missing_programs_name_their_packages(monkeypatch: pytest.MonkeyPatch) -
         Cluster().start()
 
 
-def test_an_outer_job_does_not_shine_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outer_jobs_variables_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables of the Slurm job in which the tests may run are kept from the cluster, ours are not."""
     for name in ("SLURM_CONF", "SLURM_JOB_ID", "SBATCH_ACCOUNT", "SQUEUE_FORMAT", "SLURMLAUNCH_FOLDER"):
         monkeypatch.setenv(name, "outer")

@@ -93,7 +93,7 @@ def test_elements_may_have_a_step(first: int, length: int, step: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "1,,2", "1-2-3", "-1", "1-9:0", "0-99999999999999", "1;2", "1 2"])
-def test_what_is_no_element_list_is_none(text: str) -> None:
+def test_other_text_is_no_element_list(text: str) -> None:
     """Text that Slurm would not print is not guessed at."""
     assert Elements.parse(text) is None
 
@@ -159,7 +159,7 @@ def with_accounts(states: JobStates, rows: Iterable[Row]) -> JobStates:
     return states.after_sacct(rows, START, GONE, failed=False)
 
 
-def test_an_element_is_what_squeue_says() -> None:
+def test_squeue_gives_the_states_of_elements() -> None:
     """Own rows and the bracket give each element's state; any other element is unknown."""
     states = JobStates().after_squeue(squeue_rows(SQUEUE), START)
     assert states_of(states) == ["COMP", "FAIL", "COMP", "RUNN", "PEND", "UNKN", "PEND", "UNKN", "UNKN", "PEND"]
@@ -213,7 +213,7 @@ def look(states: JobStates, now: float, queue: str = "", accounts: str | None = 
     return states.after_sacct(sacct_rows(accounts or ""), now, GONE, failed=accounts is None)
 
 
-def test_what_vanished_while_pending_was_cancelled() -> None:
+def test_an_element_that_vanished_while_pending_was_cancelled() -> None:
     """An element that left the bracket without a row is cancelled after two looks, 70 s apart, and not before."""
     states = look(JobStates(), START, "9_[0-4%2]|PENDING|n/a|x")
     rest = "9_[0-1,3-4%2]|PENDING|n/a|x"
@@ -224,13 +224,13 @@ def test_what_vanished_while_pending_was_cancelled() -> None:
     assert states_of(states, 5) == ["PEND", "PEND", "CANC", "PEND", "PEND"]
 
 
-def test_one_look_calls_nothing_cancelled() -> None:
+def test_one_query_reports_no_cancellation() -> None:
     """However long ago the last look was, a first absence is not an end."""
     states = look(JobStates(), START, "9_[0-1]|PENDING|n/a|x")
     assert states_of(look(states, START + 9999, "9_[0]|PENDING|n/a|x"), 2) == ["PEND", "PEND"]
 
 
-def test_what_comes_back_was_not_lost() -> None:
+def test_an_element_listed_again_is_not_lost() -> None:
     """An element that is seen again starts its absence anew."""
     full, less = "9_[0-1]|PENDING|n/a|x", "9_[0]|PENDING|n/a|x"
     states = JobStates()
@@ -239,7 +239,7 @@ def test_what_comes_back_was_not_lost() -> None:
     assert states_of(states, 2) == ["PEND", "PEND"]
 
 
-def test_what_vanished_while_running_is_for_the_accounts_to_say() -> None:
+def test_sacct_explains_elements_that_vanished_while_running() -> None:
     """The accounts' word counts when it comes; where they never tell, the element failed."""
     running = look(JobStates(), START, "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None")
     lagging = look(running, START + 30, "9_1|RUNNING|n1|None", "9_0|RUNNING|0:0|n1")
@@ -257,7 +257,7 @@ def test_accounts_that_fail_are_waited_for_longer_but_not_for_ever() -> None:
     assert states_of(look(states, START + 20 * GONE, "", None), 1) == ["CANC"]
 
 
-def test_a_job_that_nobody_knows_is_over() -> None:
+def test_an_unknown_job_is_over() -> None:
     """All elements of a job that left queue and accounts without a row were cancelled."""
     states = look(JobStates(), START)
     assert states.get(3) is None
@@ -373,7 +373,7 @@ def test_a_run_of_a_minute_costs_three_queries_at_most(slurm: FakeSlurm) -> None
     assert len(slurm.asked) <= 3
 
 
-def test_ten_processes_cost_what_one_costs(slurm: FakeSlurm) -> None:
+def test_ten_processes_query_as_often_as_one(slurm: FakeSlurm) -> None:
     """In two minutes ten processes with jobs of their own make no more queries than one."""
     slurm.squeue = "9_0|RUNNING|n1|None"
     watch(slurm, [slurm.process()], {"9": START}, 120)
@@ -477,7 +477,7 @@ def test_clusters_share_nothing(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatc
     assert slurm.asked == ["squeue"] * 3
 
 
-def test_sacct_is_asked_for_what_squeue_forgot(slurm: FakeSlurm) -> None:
+def test_sacct_is_queried_for_ends_that_squeue_no_longer_lists(slurm: FakeSlurm) -> None:
     """An end that squeue no longer shows is looked up, and then not again."""
     slurm.squeue = "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None"
     process = slurm.process()

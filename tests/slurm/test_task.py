@@ -70,7 +70,7 @@ def read_back(others: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(2, 4), (8, 1)])
-def test_processes_share_what_was_granted(on_slurm: Callable[..., Executor], processes: int, threads: int) -> None:
+def test_processes_share_the_granted_cpus(on_slurm: Callable[..., Executor], processes: int, threads: int) -> None:
     """In each process of a task of 8 CPUs the variables, NumPy and cpu_count have its share, whatever the machine."""
     executor = on_slurm(cpus_per_task=8, threads=threads)
 
@@ -100,7 +100,7 @@ def test_a_single_call_has_all_of_its_task(on_slurm: Callable[..., Executor]) ->
     assert on_slurm(cpus_per_task=4).submit(count).result() == [4, "4", 4, (1, "1")]
 
 
-def test_what_the_user_set_is_left_alone(on_slurm: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_variables_stay(on_slurm: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables that come from the user's environment, from env= or from the set-up lines stay; others are capped."""
     for name in caps.VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -159,7 +159,7 @@ def test_a_death_names_its_place(on_slurm: Callable[..., Executor]) -> None:
     assert Path(error.log or "").read_text() == "the last words\n"
 
 
-def test_what_an_item_starts_has_no_signals_ignored(on_slurm: Callable[..., Executor]) -> None:
+def test_an_items_programs_ignore_no_signals(on_slurm: Callable[..., Executor]) -> None:
     """A program that an item starts has every signal's default, whatever the batch script had to ignore."""
 
     def ask() -> list[str]:

@@ -87,7 +87,7 @@ def test_a_large_array_is_not_copied(dumps: Any) -> None:
     ],
     ids=["small", "not contiguous", "objects", "subclass", "times", "list", "text", "None"],
 )
-def test_what_stays_in_the_pickle(value: Any) -> None:
+def test_small_and_other_buffers_stay_in_the_pickle(value: Any) -> None:
     """Small or non-contiguous arrays, odd memory and objects without buffers are pickled as usual."""
     pickled = pickle_apart(value)
 
@@ -173,7 +173,7 @@ def test_a_damaged_bundle_is_never_read(bundle: Bundle, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize("table", [(0, 2**61), (2**63, 0), (5, 1, 2**62), (5, 1, 2**64 - 1), (0, 1), (0, 0)])
-def test_lengths_that_cannot_be(table: tuple[int, ...]) -> None:
+def test_impossible_lengths(table: tuple[int, ...]) -> None:
     """Lengths that do not add up to the payload's are found before memory is allocated."""
     payload = struct.pack(f"<{len(table)}Q", *table) + b"pickl"
 
@@ -218,7 +218,7 @@ def test_shared_buffers_are_mapped(tmp_path: Path, *, writable: bool) -> None:
     assert shared.path.stat().st_mode & 0o777 == 0o600
 
 
-def test_what_is_mapped_outlives_the_file(tmp_path: Path) -> None:
+def test_a_mapping_outlives_its_file(tmp_path: Path) -> None:
     """A mapped buffer stays readable after its file is removed."""
     shared = shared_in(tmp_path, b"kept" * 10_000)
     (mapped,) = shared.map()
@@ -295,7 +295,7 @@ def test_large_items_among_small_ones(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_no_item_sees_what_was_done_to_its_arguments(tmp_path: Path) -> None:
+def test_changes_to_arguments_stay_in_the_item(tmp_path: Path) -> None:
     """An item may write to its large array without changing the array that a second reading gives."""
     folder = RunFolder(tmp_path)
     write_items(folder, [(np.zeros(LARGE),)], pickle_arguments)

@@ -33,7 +33,7 @@ def test_every_variable_is_set_once(environ: dict[str, str], threads: int) -> No
 
 
 @given(environments, st.integers(1, 300), st.integers(1, 300))
-def test_what_is_ours_is_no_users_own(environ: dict[str, str], outer: int, inner: int) -> None:
+def test_our_variables_are_not_taken_for_the_users(environ: dict[str, str], outer: int, inner: int) -> None:
     """A task inside a task is capped as if there were no outer one, and its submission inherits no cap."""
     in_task = {**environ, **caps.variables(outer, environ)}
 
@@ -41,7 +41,7 @@ def test_what_is_ours_is_no_users_own(environ: dict[str, str], outer: int, inner
     assert caps.variables(inner, in_task) == caps.variables(inner, environ)
 
 
-def test_a_user_who_overrides_us_in_a_task_is_obeyed() -> None:
+def test_variables_set_in_a_task_stay() -> None:
     """Variables that a task's set-up lines set before us keep their values."""
     # The batch script has set one variable itself, before Python started.
     environ = {"PYTHON_CPU_COUNT": "4", caps.OURS: "PYTHON_CPU_COUNT", "OMP_NUM_THREADS": "2"}
@@ -68,7 +68,7 @@ def machines(draw: st.DrawFn) -> dict[int, frozenset[int]]:
 
 
 @given(machines(), st.data())
-def test_masks_share_out_what_was_granted(machine: dict[int, frozenset[int]], data: st.DataObject) -> None:
+def test_masks_divide_the_granted_cpus(machine: dict[int, frozenset[int]], data: st.DataObject) -> None:
     """Each process has its own CPUs, every CPU is used, and no core is split while there is a core for each process."""
     mask = data.draw(st.sets(st.sampled_from(sorted(machine)), min_size=1))
     processes = data.draw(st.integers(1, len(mask)))
@@ -127,7 +127,7 @@ def test_the_kernels_lists_are_read(text: str, expected: list[int]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-def test_this_machine_is_shared_out() -> None:
+def test_this_machine_is_divided() -> None:
     """The cores that this machine reports make masks that a process can be given."""
     mask = os.sched_getaffinity(0)
 
@@ -159,7 +159,7 @@ def test_this_machine_is_shared_out() -> None:
         ),
     ],
 )
-def test_gpus_are_shared_out(environ: Mapping[str, str], processes: int, expected: list[dict[str, Any]]) -> None:
+def test_gpus_are_divided(environ: Mapping[str, str], processes: int, expected: list[dict[str, Any]]) -> None:
     """Each process sees its own GPUs, or shares one if there are fewer than processes; a single process sees all."""
     assert [caps.share_of_gpus(environ, i, processes, amd=False) for i in range(processes)] == expected
 

@@ -96,16 +96,16 @@ class Watched:
         """Let an hour pass."""
         self.now += 3600.0
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Poll twice, a second apart: some changes take two polls."""
         for _ in range(2):
             poll(self.watch)
             self.now += 1.0
 
-    def look_late(self) -> None:
+    def poll_late(self) -> None:
         """Poll after the latency, when every file must be visible."""
         self.run.state.latency = 0
-        self.look()
+        self.poll()
 
     @property
     def started(self) -> set[int]:
@@ -157,20 +157,20 @@ def write_value(writer: OutcomeWriter, item: int, value: object) -> None:
 class TestOutcomes:
     """Outcomes that nodes have written."""
 
-    def test_as_they_come(self, watched: Watched) -> None:
+    def test_appended_outcomes_are_collected(self, watched: Watched) -> None:
         """Outcomes are collected as they are appended, and mark their tasks as started."""
-        watched.look()
+        watched.poll()
         assert (set(), {}) == (watched.started, watched.statuses)
 
         first, third = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 2)
-        watched.look()
+        watched.poll()
         assert ({0, 2}, {}) == (watched.started, watched.statuses)
         write_value(first, 1, "b")
-        watched.look()
+        watched.poll()
         assert {1: "VALUE"} == watched.statuses
         third.values(4, array("I", [len(pickle.dumps(1))] * 2), pickle.dumps(1) + pickle.dumps(2))
         first.failure(0, Failure(ValueError("a")).dump())
-        watched.look()
+        watched.poll()
 
         assert {0: "FAILURE", 1: "VALUE", 4: "VALUE", 5: "VALUE"} == watched.statuses
         assert ["b", 1, 2] == [watched.run.outcome(item).unwrap() for item in (1, 4, 5)]
@@ -195,7 +195,7 @@ class TestOutcomes:
         assert [(item,) for item in range(200)] == [run.outcome(item).error.args for item in range(200)]  # type: ignore[union-attr]
 
     @pytest.mark.parametrize("way", ["static", "packed", "retried"])
-    def test_a_look_costs_nothing_for_each_item(self, tmp_path: Path, way: str) -> None:
+    def test_a_poll_costs_nothing_for_each_item(self, tmp_path: Path, way: str) -> None:
         """A poll without news costs the same for many items as for few, however they are sliced."""
         plan: dict[str, Any] = {"items": array("Q", range(0, 20_000, 2))} if way == "retried" else {}
         folder = OneRun(tmp_path / "run", len, rows(range(20_000)), **plan).folder
@@ -218,7 +218,7 @@ class TestOutcomes:
         assert run.tasks.has_open(0)
         assert len(events) < 1000
 
-    def test_what_is_held_has_one_cause(self, tmp_path: Path) -> None:
+    def test_pending_retries_have_one_cause(self, tmp_path: Path) -> None:
         """All pending retries of a dead task share one object with their cause."""
         folder = OneRun(tmp_path / "run", len, rows(range(200)), tasks=2, options={"retries": 1}).folder
         run = Run(folder, Manifest.read(folder), None, list(read_rounds(folder)))  # type: ignore[arg-type]
@@ -238,7 +238,7 @@ class TestOutcomes:
         for name in ("9.0.0", "0.0", "0.0.137.new", "x.0.1"):
             (watched.folder.ended / name).touch(0o600)
 
-        watched.look_late()
+        watched.poll_late()
 
         assert (set(), {}, {}) == (watched.started, watched.statuses, watched.run.tasks.views)
 
@@ -249,11 +249,11 @@ class TestOutcomes:
         write_value(writer, 1, "b")
         content = writer.path.read_bytes()
         writer.path.write_bytes(content[:-1])
-        watched.look_late()
+        watched.poll_late()
         assert {0: "VALUE"} == watched.statuses
 
         writer.path.write_bytes(content)
-        watched.look()
+        watched.poll()
         assert {0: "VALUE", 1: "VALUE"} == watched.statuses
 
     def test_an_effect_after_one_that_failed(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,12 +270,12 @@ class TestOutcomes:
 
         assert ends == list(watched.run.rounds[0].ends())
 
-    def test_the_last_look_is_counted(self, watched: Watched) -> None:
+    def test_the_last_reading_is_counted(self, watched: Watched) -> None:
         """The final reading of a task that ended without its outcomes counts towards the rate limit."""
         OutcomeWriter(watched.folder, 0).close()
-        watched.look()
+        watched.poll()
         watched.report(TaskState.NODE_FAIL)
-        watched.look_late()
+        watched.poll_late()
 
         assert 1 == watched.watch.collector.visits["ended"]
 
@@ -288,11 +288,11 @@ class TestOutcomes:
         content = bytearray(writer.path.read_bytes())
         content[length - 3] ^= 1
         writer.path.write_bytes(content)
-        watched.look()
+        watched.poll()
         assert {} == {item: fate for item, fate in watched.statuses.items() if item == 0}
 
         watched.end(0, Status.VALUES)
-        watched.look_late()
+        watched.poll_late()
 
         assert {0: "ENDED", 1: "VALUE"} == watched.statuses
         error = watched.error(0)
@@ -304,7 +304,7 @@ class TestOutcomes:
         write_value(second, 0, "second")
         write_value(first, 0, "first")
         write_value(second, 1, "second")
-        watched.look()
+        watched.poll()
 
         assert ["first", "second"] == [watched.run.outcome(item).unwrap() for item in (0, 1)]
 
@@ -314,7 +314,7 @@ class TestOutcomes:
         write_value(writer, 0, "a")
         writer.path.chmod(0o622)
 
-        watched.look()
+        watched.poll()
 
         assert {0: "ENDED", 1: "ENDED"} == watched.statuses
         assert "may be written by others" in str(watched.error(0))
@@ -327,7 +327,7 @@ class TestOutcomes:
         CancellationWriter(watched.folder, 0, "another client").add([range(1, 3)])
         futures: list[Future[Any]] = [watched.run.future(item, Future) for item in range(3)]
 
-        watched.look()
+        watched.poll()
 
         assert {0: "VALUE", 1: "CANCELLED", 2: "CANCELLED"} == watched.statuses
         assert [False, True, True] == [future.cancelled() for future in futures]
@@ -380,25 +380,25 @@ class TestStates:
         """When a task has ended, its items without an outcome fail after the latency; items of other tasks do not."""
         write_value(OutcomeWriter(watched.folder, 0), 0, "a")
         watched.report(state)
-        watched.look()
+        watched.poll()
         assert {0: "VALUE"} == watched.statuses
 
-        watched.look_late()
+        watched.poll_late()
 
         assert {0: "VALUE", 1: "ENDED"} == watched.statuses
         error = watched.error(1)
         assert (expected, 1, 0, "7_0") == (type(error), error.item, error.task, error.job_id)
         assert str(watched.folder.log(0, 0, 0, "err")) == error.log
 
-    def test_seen_at_last(self, watched: Watched) -> None:
+    def test_an_outcome_that_becomes_visible_late(self, watched: Watched) -> None:
         """An outcome that becomes visible after the end of its task counts."""
         watched.report(TaskState.COMPLETED)
-        watched.look()
+        watched.poll()
         writer = OutcomeWriter(watched.folder, 0)
         write_value(writer, 0, "a")
         write_value(writer, 1, "b")
 
-        watched.look_late()
+        watched.poll_late()
 
         assert {0: "VALUE", 1: "VALUE"} == watched.statuses
 
@@ -406,10 +406,10 @@ class TestStates:
     def test_alive_again(self, watched: Watched, state: TaskState) -> None:
         """A task that the scheduler reports as running again loses no items."""
         watched.report(TaskState.PREEMPTED)
-        watched.look()
+        watched.poll()
         watched.report(state)
 
-        watched.look_late()
+        watched.poll_late()
 
         assert {} == watched.statuses
 
@@ -429,23 +429,23 @@ class TestStates:
         assert started == watched.started
         assert state == watched.run.tasks.view(0).state
 
-    def test_a_hold_is_told_to_handlers_that_look(self, watched: Watched) -> None:
+    def test_a_held_job_causes_one_warning(self, watched: Watched) -> None:
         """A held job causes one warning, issued while no lock is held, so a logging handler may use the run."""
         messages, free = [], []
 
-        def can_look() -> bool:
+        def reads_run() -> bool:
             if not watched.run.changed.acquire(timeout=1.0):
                 return False
             watched.run.changed.release()
             return True
 
-        class Looking(logging.Handler):
+        class Reading(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
                 messages.append(record.getMessage())
                 with ThreadPoolExecutor(1) as thread:
-                    free.append(thread.submit(can_look).result())
+                    free.append(thread.submit(reads_run).result())
 
-        handler = Looking()
+        handler = Reading()
         logging.getLogger("slurmlaunch").addHandler(handler)
         try:
             for _ in range(2):
@@ -457,39 +457,39 @@ class TestStates:
         assert [True] == free
         assert ["scontrol release 7" in message for message in messages] == [True]
 
-    def test_not_known(self, watched: Watched) -> None:
+    def test_missing_from_the_answer(self, watched: Watched) -> None:
         """A task that is missing from the scheduler's answer loses no items."""
         watched.watch.handle(SchedulerReported(Answer({})))
-        watched.look_late()
+        watched.poll_late()
 
         assert ({}, {}) == (watched.statuses, {})
 
 
-class TestWrittenDown:
+class TestRecordedEnds:
     """Recorded ends, for clients that attach after the scheduler has forgotten the job."""
 
     @pytest.fixture(autouse=True)
-    def told(self, watched: Watched) -> None:
+    def recorded(self, watched: Watched) -> None:
         """Report the ends of two tasks to a client; one of the tasks had started before."""
         OutcomeWriter(watched.folder, 0)
         watched.report(TaskState.NODE_FAIL, 0, node="n3", exit_code="1:0")
-        watched.look_late()
+        watched.poll_late()
         watched.report(TaskState.CANCELLED, 2)
-        watched.look_late()
+        watched.poll_late()
 
-    def come(self, watched: Watched, *, heard: bool = False) -> Watched:
+    def attach_later(self, watched: Watched, *, answered: bool = False) -> Watched:
         """Return a client that attaches later, and has waited for the scheduler for a long time."""
         later = Watched.of(watched.folder)
-        if heard:
+        if answered:
             later.watch.handle(SchedulerReported(Answer({})))
         later.wait()
-        later.look_late()
+        later.poll_late()
         return later
 
-    @pytest.mark.parametrize("heard", [False, True])
-    def test_without_a_scheduler(self, watched: Watched, *, heard: bool) -> None:
+    @pytest.mark.parametrize("answered", [False, True])
+    def test_without_a_scheduler(self, watched: Watched, *, answered: bool) -> None:
         """If the scheduler is silent or has forgotten the job, the recorded ends count."""
-        later = self.come(watched, heard=heard)
+        later = self.attach_later(watched, answered=answered)
 
         assert dict.fromkeys((0, 1, 4, 5), "ENDED") == later.statuses
         assert [NodeFailure, TaskCancelled] == [type(later.error(item)) for item in (0, 4)]
@@ -498,25 +498,25 @@ class TestWrittenDown:
     def test_not_at_once(self, watched: Watched) -> None:
         """A recorded end counts only after the scheduler had time to answer."""
         later = Watched.of(watched.folder)
-        later.look_late()
+        later.poll_late()
         assert {} == later.statuses
 
         later.report(TaskState.RUNNING, 0)
         later.wait()
-        later.look()
+        later.poll()
         assert dict.fromkeys((4, 5), "ENDED") == later.statuses
 
     def test_started_again(self, watched: Watched) -> None:
         """A recorded end does not count if the task was started again since."""
         OutcomeWriter(watched.folder, 0)
 
-        assert dict.fromkeys((4, 5), "ENDED") == self.come(watched).statuses
+        assert dict.fromkeys((4, 5), "ENDED") == self.attach_later(watched).statuses
 
     def test_outcomes_first(self, watched: Watched) -> None:
         """Recorded outcomes count, whatever the scheduler reported."""
         write_value(OutcomeWriter(watched.folder, 2), 5, "late")
 
-        assert {0: "ENDED", 1: "ENDED", 5: "VALUE"} == self.come(watched).statuses
+        assert {0: "ENDED", 1: "ENDED", 5: "VALUE"} == self.attach_later(watched).statuses
 
     def test_a_folder_that_may_only_be_read(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
         """In a folder that is read-only, the present client uses the ends all the same."""
@@ -526,7 +526,7 @@ class TestWrittenDown:
 
         monkeypatch.setattr(Round, "record_ends", refuse)
         watched.report(TaskState.TIMEOUT, 1)
-        watched.look_late()
+        watched.poll_late()
 
         assert {TimeLimitExceeded} == {type(watched.error(item)) for item in (2, 3)}
 
@@ -541,7 +541,7 @@ class TestEndMarks:
     def test_at_once(self, watched: Watched, status: int, expected: type[ItemError]) -> None:
         """The mark of a failed start ends its items at once, without a scheduler and without the latency."""
         watched.end(1, status)
-        watched.look()
+        watched.poll()
 
         assert {2: "ENDED", 3: "ENDED"} == watched.statuses
         assert {expected} == {type(watched.error(item)) for item in (2, 3)}
@@ -551,32 +551,32 @@ class TestEndMarks:
     def test_in_the_end(self, watched: Watched, status: int, expected: type[ItemError]) -> None:
         """A task that ended well has recorded everything: missing outcomes are only not visible yet."""
         watched.end(1, status)
-        watched.look()
+        watched.poll()
         assert {} == watched.statuses
 
-        watched.look_late()
+        watched.poll_late()
         assert {expected} == {type(watched.error(item)) for item in (2, 3)}
 
     @pytest.mark.parametrize("status", [Status.STOPPED, Status.REQUEUE])
     def test_from_outside(self, watched: Watched, status: int) -> None:
         """For a task that was ended from outside, the scheduler gives the cause."""
         watched.end(1, status)
-        watched.look_late()
+        watched.poll_late()
         assert {} == watched.statuses
 
         watched.report(TaskState.TIMEOUT, 1)
-        watched.look()
+        watched.poll()
         assert {TimeLimitExceeded} == {type(watched.error(item)) for item in (2, 3)}
 
     @pytest.mark.parametrize("attempts", [1, 2])
-    def test_nothing_of_a_later_start(self, watched: Watched, attempts: int) -> None:
+    def test_the_mark_of_an_earlier_start(self, watched: Watched, attempts: int) -> None:
         """The end mark of an earlier start does not explain the end of a later one."""
         for _ in range(attempts):
             OutcomeWriter(watched.folder, 1)
         watched.end(1, Status.REQUEUE)
-        watched.look()
+        watched.poll()
         watched.report(TaskState.FAILED, 1, exit_code="0:9")
-        watched.look_late()
+        watched.poll_late()
 
         assert {WorkerDied} == {type(watched.error(item)) for item in (2, 3)}
 
@@ -585,12 +585,12 @@ class TestEndMarks:
         first, second = OutcomeWriter(watched.folder, 1), OutcomeWriter(watched.folder, 1)
         watched.end(1, 128 + 9)
         write_value(first, 2, "first")
-        watched.look_late()
+        watched.poll_late()
         assert {2: "VALUE"} == watched.statuses
 
         write_value(second, 3, "second")
         watched.end(1, Status.VALUES, start=1)
-        watched.look()
+        watched.poll()
         assert {2: "VALUE", 3: "VALUE"} == watched.statuses
 
     def test_outcomes_first(self, watched: Watched) -> None:
@@ -598,7 +598,7 @@ class TestEndMarks:
         writer = OutcomeWriter(watched.folder, 0)
         write_value(writer, 0, "a")
         watched.end(0, 128 + 9)
-        watched.look()
+        watched.poll()
 
         assert {0: "VALUE", 1: "ENDED"} == watched.statuses
 

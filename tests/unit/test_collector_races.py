@@ -55,7 +55,7 @@ def test_files_of_a_round_that_is_not_known_yet(watched: Watched) -> None:
     writer = OutcomeWriter(watched.folder, 3)
     write_value(writer, 0, "again")
     watched.end(3, Status.VALUES)
-    watched.look()
+    watched.poll()
     assert {} == watched.statuses
     added = made(watched, 0)
     watched.watch.handle(RoundAdded(added.number, added.plan))
@@ -98,13 +98,13 @@ def test_an_earlier_attempt_that_is_not_listed(watched: Watched) -> None:
     first.path.unlink()
     write_value(second, 1, "second")
     watched.end(0, Status.STOPPED)
-    watched.look()
+    watched.poll()
     assert {1: "VALUE"} == watched.statuses
 
     first.path.touch(0o600)
     first.path.write_bytes(content)
     OutcomeWriter(watched.folder, 0)
-    watched.look()
+    watched.poll()
     assert {1: "VALUE"} == watched.statuses
     assert 3 == watched.run.tasks.view(0).attempts
 

@@ -48,14 +48,14 @@ class Shared(Watched):
         self.watch = Watch(self.run)
         self.writers: dict[int, OutcomeWriter] = {}
 
-    def take(self, task: int, blocks: int = 1) -> None:
+    def claim(self, task: int, blocks: int = 1) -> None:
         """Start a task, and have it claim some blocks."""
         self.writers.setdefault(task, OutcomeWriter(self.folder, task))
         claimer = Claimer(self.folder.claims(0), task, 0, 6)
         for _ in range(blocks):
             claimer.claim()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Poll, including the claims."""
         for _ in range(2):
             self.watch.collector._claims_at = 0.0  # noqa: SLF001 - or the clock would decide
@@ -78,12 +78,12 @@ def shared(tmp_path: Path) -> Shared:
     return Shared(tmp_path / "run")
 
 
-def test_who_has_what(shared: Shared) -> None:
+def test_the_task_of_an_item(shared: Shared) -> None:
     """An unclaimed item is pending, in the task that it would have in a static round; a claim gives it its task."""
     assert [shared.run.tasks.task_of(item) for item in range(6)] == [0, 0, 0, 1, 1, 1]
     assert {shared.run.tasks.state_of_item(item) for item in range(6)} == {TaskState.PENDING}
-    shared.take(1, 2)
-    shared.look()
+    shared.claim(1, 2)
+    shared.poll()
 
     assert [shared.run.tasks.task_of(item) for item in range(6)] == [1, 1, 0, 1, 1, 1]
     assert [shared.run.tasks.is_started(item) for item in range(6)] == [True, True, False, False, False, False]
@@ -92,11 +92,11 @@ def test_who_has_what(shared: Shared) -> None:
     assert [shared.run.tasks.state_of_item(item).value for item in (0, 5)] == ["RUNNING", "PENDING"]
 
 
-def test_an_outcome_tells_who_has_it(shared: Shared) -> None:
+def test_an_outcome_implies_a_claim(shared: Shared) -> None:
     """A listing may be out of date: recorded items count as claimed by their task."""
     writer = OutcomeWriter(shared.folder, 1)
     write_value(writer, 2, "x")
-    shared.look()
+    shared.poll()
 
     assert (shared.run.tasks.task_of(2), shared.run.tasks.is_claimed(2), shared.run.tasks.is_claimed(1)) == (
         1,
@@ -107,10 +107,10 @@ def test_an_outcome_tells_who_has_it(shared: Shared) -> None:
 
 def test_one_task_is_over(shared: Shared) -> None:
     """The claimed items of an ended task end with it; unclaimed items wait for the other task."""
-    shared.take(0)
-    shared.take(1)
+    shared.claim(0)
+    shared.claim(1)
     shared.end(0, 137)
-    shared.look_late()
+    shared.poll_late()
 
     assert shared.errors == [WorkerDied, OPEN, OPEN, OPEN, OPEN, OPEN]
 
@@ -126,31 +126,31 @@ def test_one_task_is_over(shared: Shared) -> None:
 )
 def test_all_are_over(shared: Shared, state: TaskState, expected: type) -> None:
     """Unclaimed items end with the cause of the tasks, and name no task; each item ends once."""
-    shared.take(0)
-    shared.take(1)
+    shared.claim(0)
+    shared.claim(1)
     shared.report(state)
     shared.report(state, 1)
-    shared.look()
+    shared.poll()
     assert shared.errors == [OPEN] * 6
-    shared.look_late()
+    shared.poll_late()
 
     assert shared.errors == [expected] * 6
     assert [shared.error(item).task for item in range(6)] == [0, 1, None, None, None, None]
     assert [shared.error(item).item for item in range(6)] == list(range(6))
     first = [str(shared.error(item)) for item in range(6)]
-    shared.look_late()
+    shared.poll_late()
     assert first == [str(shared.error(item)) for item in range(6)]
 
 
-def test_the_worst_is_told(shared: Shared) -> None:
+def test_the_worst_end_is_reported(shared: Shared) -> None:
     """If one task completed and another failed, the error of the unclaimed items names the failure."""
-    shared.take(0)
+    shared.claim(0)
     shared.end(0, Status.VALUES)
     shared.end(1, Status.SETUP)
     write_value(shared.writers[0], 0, "x")
-    shared.look()
+    shared.poll()
     assert shared.errors[5] is OPEN
-    shared.look_late()
+    shared.poll_late()
 
     assert shared.statuses[0] == "VALUE"
     assert isinstance(shared.error(5), NodeStartError)
@@ -160,38 +160,38 @@ def test_the_worst_is_told(shared: Shared) -> None:
 def test_why_tasks_gave_up(shared: Shared) -> None:
     """If tasks record that they cannot load the function, their unclaimed items get that error."""
     for task in range(2):
-        shared.take(task)
+        shared.claim(task)
         shared.writers[task].failure(task, Failure(NodeStartError("cannot be loaded")).dump())
         shared.end(task, Status.FAILURES)
-    shared.look_late()
+    shared.poll_late()
 
     assert shared.errors == [NodeStartError] * 6
     assert "no task was left to take the item: cannot be loaded" in str(shared.error(5))
 
 
-def test_a_claim_that_is_seen_late(shared: Shared) -> None:
+def test_a_claim_that_becomes_visible_late(shared: Shared) -> None:
     """Claims of a dead task that become visible late end with it too."""
-    shared.take(0)
+    shared.claim(0)
     shared.end(0, 137)
-    shared.look_late()
-    shared.take(0, 1)
-    shared.look_late()
+    shared.poll_late()
+    shared.claim(0, 1)
+    shared.poll_late()
 
     assert shared.errors == [WorkerDied, WorkerDied, OPEN, OPEN, OPEN, OPEN]
 
 
-def test_nobody_ever_started(shared: Shared) -> None:
+def test_cancelled_before_any_task_started(shared: Shared) -> None:
     """If all tasks were cancelled before they started, the items end as soon as that is certain."""
     shared.report(TaskState.CANCELLED)
     shared.report(TaskState.CANCELLED, 1)
-    shared.look_late()
+    shared.poll_late()
 
     assert shared.errors == [TaskCancelled] * 6
 
 
 def test_alive_again(shared: Shared) -> None:
     """A task that the scheduler later reports as running may continue to claim."""
-    shared.take(0)
+    shared.claim(0)
     for task in range(2):
         shared.report(TaskState.NODE_FAIL, task)
     shared.run.state.latency = 0
@@ -199,19 +199,19 @@ def test_alive_again(shared: Shared) -> None:
     assert shared.errors[0] is NodeFailure
     shared.run.state.latency = math.inf
     shared.report(TaskState.RUNNING, 1)
-    shared.look_late()
+    shared.poll_late()
     assert shared.run.tasks.has_open(1)
 
 
 def test_refused(shared: Shared) -> None:
     """A refused array ends no items while other tasks may claim them, and all items if there are none."""
     shared.run.handle(ArrayRefused(0, 0, SubmissionError("no")))
-    shared.look()
+    shared.poll()
 
     assert shared.errors == [SubmissionError] * 6
 
 
-def test_what_is_known_costs_little(tmp_path: Path) -> None:
+def test_memory_of_open_items(tmp_path: Path) -> None:
     """A million open items take at most sixteen bytes each in the client, with every schedule."""
     items = 1_000_000
     folder = OneRun(tmp_path / "run", len, rows([1])).folder

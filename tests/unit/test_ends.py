@@ -52,7 +52,7 @@ def test_states(state: TaskState) -> None:
     assert (type(error), str(error), PLACE) == (type(again), str(again), again.place)
 
 
-def test_what_slurm_said() -> None:
+def test_the_error_quotes_slurm() -> None:
     """The exception keeps Slurm's state of the end, and passes its reason on."""
     record = TaskRecord(TaskState.OUT_OF_MEMORY, exit_code="0:125", reason="OutOfMemory")
     error = ends.error_of_state(record, PLACE)

@@ -132,7 +132,7 @@ def test_a_slice_reads_little_beside_its_own(folder: RunFolder, monkeypatch: pyt
 # What an item may do to its arguments.
 
 
-def test_no_item_sees_what_another_did_to_its_argument(folder: RunFolder) -> None:
+def test_changes_to_arguments_stay_in_their_item(folder: RunFolder) -> None:
     """Where items share an object, each has a copy of its own, in one block as in several."""
     shared = {"list": [1]}
     reader = write(folder, [shared] * 5)
@@ -145,7 +145,7 @@ def test_no_item_sees_what_another_did_to_its_argument(folder: RunFolder) -> Non
     reader.close()
 
 
-def test_what_one_item_shares_stays_shared(folder: RunFolder) -> None:
+def test_objects_shared_within_an_item_stay_shared(folder: RunFolder) -> None:
     """Two arguments of one item that are one object are one object where it runs."""
     shared = [1]
     write_items(folder, [(shared, {"key": shared})], pickle_arguments)
@@ -174,7 +174,7 @@ class Number(int):
         (bytearray(b"x"), Kind.ITEMS),
     ],
 )
-def test_only_what_cannot_be_changed_shares_a_pickle(folder: RunFolder, item: object, expected: Kind) -> None:
+def test_only_immutable_arguments_share_a_pickle(folder: RunFolder, item: object, expected: Kind) -> None:
     """Arguments of the immutable types themselves are pickled together, all others item by item."""
     write(folder, [item] * 3).close()
 
@@ -217,7 +217,7 @@ class Big:
         Big.most = max(Big.most, len(self.alive))
 
 
-def test_a_generator_is_not_held(folder: RunFolder) -> None:
+def test_items_of_a_generator_are_freed(folder: RunFolder) -> None:
     """Of large items that a generator makes only a few are alive at once, however many there are."""
     write(folder, (Big() for _ in range(300))).close()
 
@@ -249,7 +249,7 @@ def test_an_item_that_does_not_pickle_leaves_no_items(folder: RunFolder) -> None
 
 
 @given(items=st.sampled_from([list(range(300)), rows(range(300))]), random=st.randoms(), data=st.data())
-def test_damaged_arguments_are_never_taken_for_others(
+def test_damaged_arguments_are_never_mistaken_for_others(
     tmp_path_factory: pytest.TempPathFactory, items: list[Any], random: Any, data: st.DataObject
 ) -> None:
     """Wherever a bit of either file flips, or either is cut short, an item has its own arguments or is lost."""
@@ -291,7 +291,7 @@ def test_one_item_that_does_not_unpickle_costs_no_other(folder: RunFolder) -> No
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["closed", "taken over"])
-def test_a_reader_bears_that_its_files_are_closed(folder: RunFolder, *, taken: bool) -> None:
+def test_a_reader_survives_the_closing_of_its_files(folder: RunFolder, *, taken: bool) -> None:
     """If a function closes the reader's files, or opens others in their place, items can still be read."""
     reader = write(folder, range(20_000))
     assert reader[0] == (0,)

@@ -160,12 +160,12 @@ def modules_imported(path: Path) -> set[str]:
     return found - {module}
 
 
-def test_no_circles() -> None:
+def test_no_import_cycles() -> None:
     """No module stands on one that stands on it, not even for a type: each can be read after those below it."""
     assert circle({module_name(path): modules_imported(path) for path in FILES}) == []
 
 
-def test_a_circle_is_found() -> None:
+def test_a_cycle_is_found() -> None:
     """A way back is shown, however long it is."""
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": {"b"}})[0] in {"b", "c", "d"}
 
@@ -176,7 +176,7 @@ def test_the_top_imports_nothing_of_the_package_at_once() -> None:
     assert list(imports(run_at_once(ast.parse(TOP.read_text())), PACKAGE)) == []
 
 
-def test_only_what_runs_at_once_counts_at_the_top() -> None:
+def test_only_imports_that_run_at_once_count_at_the_top() -> None:
     """Imports in a class body, a ``try`` or the ``else`` of a TYPE_CHECKING run at once, those in a function do not."""
     source = """
 if TYPE_CHECKING:

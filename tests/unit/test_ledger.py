@@ -58,7 +58,7 @@ def settle(ledger: Ledger, status: ItemStatus, items: range) -> list[int]:
 
 
 @given(st.lists(events))
-def test_first_come(happened: list[tuple[ItemStatus, range]]) -> None:
+def test_the_first_status_stays(happened: list[tuple[ItemStatus, range]]) -> None:
     """The first status of an item stays; each call, and the index, says once which items have settled."""
     ledger, expected = Ledger(ITEMS), dict.fromkeys(range(ITEMS), OPEN)
 
@@ -133,7 +133,7 @@ def test_reopened(
 
 
 @given(st.lists(ranges), ranges)
-def test_questions(cancelled: list[range], asked: range) -> None:
+def test_queries(cancelled: list[range], asked: range) -> None:
     """Queries about some of the items agree with the status of each item."""
     ledger = Ledger(ITEMS)
     for items in cancelled:
@@ -168,7 +168,7 @@ def test_outcomes(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(ranges, st.integers())))
-def test_what_ended_an_item_is_made_when_it_is_asked_for(ends: list[tuple[range, int]]) -> None:
+def test_errors_are_made_on_demand(ends: list[tuple[range, int]]) -> None:
     """Errors are made on request: many items may share one cause, each gets its own error, and none is stored."""
     ledger, expected = Ledger(ITEMS), dict[int, int]()
     for items, cause in ends:

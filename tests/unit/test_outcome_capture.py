@@ -87,7 +87,7 @@ def test_a_returned_exception_is_a_value() -> None:
     assert repr(outcome.value) == "KeyError('k')"
 
 
-def test_what_only_cloudpickle_takes_arrives() -> None:
+def test_values_for_cloudpickle_alone_arrive() -> None:
     """Lambdas, closures and classes that were defined where the function ran arrive."""
 
     class Local:
@@ -239,7 +239,7 @@ def test_awkward_exceptions_arrive_as_themselves(error: BaseException, args: tup
     assert (type(arrived), arrived.args, getattr(arrived, "code", None)) == (type(error), args, 7)
 
 
-def test_what_does_not_pickle_in_an_exception_is_described() -> None:
+def test_unpicklable_parts_of_an_exception_become_their_repr() -> None:
     """An argument or a field that does not pickle becomes its repr, and all others stay."""
     lock = threading.Lock()
     error = Holds("text", 7)
@@ -269,7 +269,7 @@ def test_fields_that_were_added_arrive() -> None:
 
 
 @pytest.mark.parametrize("holds_lock", [False, True])
-def test_errors_of_the_system_keep_what_they_know(*, holds_lock: bool) -> None:
+def test_os_errors_keep_their_fields(*, holds_lock: bool) -> None:
     """An OSError keeps number, text and file names; the class still follows from the number."""
     error = FileNotFoundError(errno.ENOENT, "No such file", "/a", None, "/b")
     if holds_lock:
@@ -290,7 +290,7 @@ class FetchError(OSError):
         self.path = path
 
 
-def test_errors_of_the_system_with_classes_of_their_own_keep_what_they_know() -> None:
+def test_subclasses_of_os_error_keep_their_fields() -> None:
     """An OSError whose class takes other arguments keeps number, text, file name and fields."""
     arrived = raised(FetchError("/data"))
 
@@ -354,7 +354,7 @@ def test_a_class_that_is_not_here_is_described(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("base")])
-def test_what_is_no_exception_is_caught_too(error: BaseException) -> None:
+def test_base_exceptions_are_caught_too(error: BaseException) -> None:
     """Exceptions that a bare ``except Exception`` lets through are outcomes like any other."""
     arrived = raised(error)
 
@@ -428,7 +428,7 @@ def fails_twice() -> None:
         raise LookupError("second") from error
 
 
-def test_the_traceback_tells_of_causes() -> None:
+def test_the_traceback_shows_causes() -> None:
     """The remote traceback shows the exception's cause or context."""
     text = remote_traceback(fails_twice)
 

@@ -63,7 +63,7 @@ def shape_of(file: OutcomeFile, *, final: bool = False) -> list[tuple[str, int, 
 # Writing.
 
 
-def test_what_is_recorded_is_read(folder: RunFolder) -> None:
+def test_recorded_outcomes_are_read(folder: RunFolder) -> None:
     """Values in one record, values of their own and failures come back as the outcomes of their items."""
     writer = OutcomeWriter(folder, 3)
     record_values(writer, 5, "five", None, [7])
@@ -111,7 +111,7 @@ def test_failures_are_counted(folder: RunFolder) -> None:
     writer.close()
 
 
-def test_what_another_process_did_not_finish_is_cut_off(folder: RunFolder) -> None:
+def test_another_processs_unfinished_record_is_cut_off(folder: RunFolder) -> None:
     """If a process of the attempt dies while it appends, its part is cut off, and recording continues after it."""
     writer = OutcomeWriter(folder, 0)
     record_values(writer, 0, "before")
@@ -125,7 +125,7 @@ def test_what_another_process_did_not_finish_is_cut_off(folder: RunFolder) -> No
     assert values_in(OutcomeFile(writer.path), final=True) == {0: "before", 1: "behind"}
 
 
-def test_what_another_process_appended_is_kept(folder: RunFolder) -> None:
+def test_another_processs_records_are_kept(folder: RunFolder) -> None:
     """A record that another process of the attempt appended stays where it is, once it is adopted."""
     writer = OutcomeWriter(folder, 0)
     with writer.path.open("ab") as other:
@@ -141,7 +141,7 @@ def test_what_another_process_appended_is_kept(folder: RunFolder) -> None:
 # Reading while it grows.
 
 
-def test_a_reader_goes_on_where_it_stopped(folder: RunFolder) -> None:
+def test_a_reader_continues_where_it_stopped(folder: RunFolder) -> None:
     """Each record is read once, when it is whole; a tail that is still being written is waited for."""
     writer, whole = OutcomeWriter(folder, 0), records.encode(Kind.VALUES, Value("torn").dump(), first=1)
     file = OutcomeFile(writer.path)
@@ -232,7 +232,7 @@ def test_pieces_change_nothing(
         assert damaged[-1][1] == sum(map(len, whole[: lost + 1]))
 
 
-def test_a_record_may_be_larger_than_what_is_read_at_once(folder: RunFolder) -> None:
+def test_a_record_may_be_larger_than_one_read(folder: RunFolder) -> None:
     """A record of many megabytes is read, and so is the next record."""
     large = os.urandom(9 << 20)
     writer = OutcomeWriter(folder, 0)
@@ -325,7 +325,7 @@ def test_outcomes_that_others_may_write_are_not_read(folder: RunFolder) -> None:
 # Earlier attempts.
 
 
-def test_an_attempt_learns_what_the_earlier_ones_recorded(folder: RunFolder) -> None:
+def test_earlier_attempts_are_read(folder: RunFolder) -> None:
     """Whole records of earlier attempts count, damaged ones and those of later attempts do not."""
     for attempt in range(4):
         writer = OutcomeWriter(folder, 5)
@@ -340,7 +340,7 @@ def test_an_attempt_learns_what_the_earlier_ones_recorded(folder: RunFolder) -> 
     assert earlier_attempts(folder, 5, 3).done == {0, 1, 5, 25}
 
 
-def test_what_is_cut_off_again_hides_nothing(folder: RunFolder) -> None:
+def test_a_tail_that_is_cut_off_again_hides_nothing(folder: RunFolder) -> None:
     """If a record is read and later cut off, the records in its place are read too."""
     writer = OutcomeWriter(folder, 0)
     record_values(writer, 0, "whole")

@@ -82,7 +82,7 @@ def joined(written: list[Entry]) -> bytes:
 
 
 @given(files)
-def test_what_is_encoded_is_read(written: list[Entry]) -> None:
+def test_encoded_records_are_read(written: list[Entry]) -> None:
     """Records come back as they were written, in order, each at its offset, and nothing between them is damage."""
     data = joined(written)
 
@@ -132,7 +132,7 @@ def test_a_flipped_bit_costs_its_record_alone(written: list[Entry], data: st.Dat
 
 
 @given(files, st.data())
-def test_an_overwritten_stretch_costs_what_it_touches(written: list[Entry], data: st.DataObject) -> None:
+def test_overwritten_bytes_damage_only_their_records(written: list[Entry], data: st.DataObject) -> None:
     """Wherever bytes are replaced by others or by zeros, every record beside them is read."""
     content = joined(written)
     start = data.draw(st.integers(0, len(content)))
@@ -149,7 +149,7 @@ def test_an_overwritten_stretch_costs_what_it_touches(written: list[Entry], data
 
 
 @given(files, files, st.data())
-def test_nothing_is_made_up(written: list[Entry], others: list[Entry], data: st.DataObject) -> None:
+def test_no_record_is_invented(written: list[Entry], others: list[Entry], data: st.DataObject) -> None:
     """After any cut or insertion, also of records from other files, only written records are read."""
     content = joined(written)
     start = data.draw(st.integers(0, len(content)))
@@ -189,7 +189,7 @@ def test_a_file_of_zeros_is_one_damage() -> None:
 
 
 @given(st.lists(st.binary(max_size=50), min_size=1, max_size=20))
-def test_packed_parts_come_apart(parts: list[bytes]) -> None:
+def test_packed_parts_are_unpacked(parts: list[bytes]) -> None:
     """The parts of a payload come back as they were packed; a single one is the payload."""
     payload = records.pack(parts)
 

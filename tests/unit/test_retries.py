@@ -23,7 +23,9 @@ from slurmlaunch.errors import (
 GIGABYTE = float(1 << 30)
 
 
-def asked(error: ItemError, *, memory: float | None = None, seconds: float | None = None, **options: Any) -> object:
+def changed_options(
+    error: ItemError, *, memory: float | None = None, seconds: float | None = None, **options: Any
+) -> object:
     """Return the next round's request to Slurm after that error, on node n1."""
     return next_options(Options().changed(retries=1, **options), [Cause(error, "n1", memory, seconds)]).slurm
 
@@ -43,7 +45,7 @@ def asked(error: ItemError, *, memory: float | None = None, seconds: float | Non
 )
 def test_memory(options: dict[str, Any], expected: dict[str, str]) -> None:
     """Memory grows from the request or the usage, the larger of the two, in the same units; "all" stays "all"."""
-    assert expected == asked(OutOfMemory(), memory=GIGABYTE, **options)
+    assert expected == changed_options(OutOfMemory(), memory=GIGABYTE, **options)
 
 
 @pytest.mark.parametrize(
@@ -57,14 +59,14 @@ def test_memory(options: dict[str, Any], expected: dict[str, str]) -> None:
 )
 def test_time(options: dict[str, Any], expected: dict[str, str]) -> None:
     """So does the time."""
-    assert expected == asked(TimeLimitExceeded(), seconds=600.0, **options)
+    assert expected == changed_options(TimeLimitExceeded(), seconds=600.0, **options)
 
 
 def test_nodes() -> None:
     """A node that failed is left out, beside those that the user left out; one on which a process died is not."""
-    assert {"exclude": "n1"} == asked(NodeFailure())
-    assert {"exclude": "n7,n1"} == asked(NodeFailure(), exclude="n7")
-    assert {} == asked(WorkerDied())
+    assert {"exclude": "n1"} == changed_options(NodeFailure())
+    assert {"exclude": "n7,n1"} == changed_options(NodeFailure(), exclude="n7")
+    assert {} == changed_options(WorkerDied())
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,6 @@ def test_nodes() -> None:
         (ValueError(), False),
     ],
 )
-def test_what_is_run_again(error: BaseException, *, again: bool) -> None:
+def test_retried_ends(error: BaseException, *, again: bool) -> None:
     """A retry runs items ended from outside (except by a person), and exceptions of the named classes."""
     assert again == wants_retry(Options().changed(retries=1, retry_exceptions=(OSError,)), error)
