@@ -68,7 +68,7 @@ def kill_supervisors(_: FutureArray[None], pids: list[tuple[int, int]]) -> None:
 
 
 def cancel(array: FutureArray[None], _: list[tuple[int, int]]) -> None:
-    """Have somebody else cancel the job."""
+    """Cancel the job as another user would."""
     subprocess.run(["scancel", *array.job_ids], check=True)
 
 

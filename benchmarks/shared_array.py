@@ -43,7 +43,7 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def read_all(array: np.ndarray[Any, Any], folder: Path, item: int) -> float:
-    """Read the whole array, say so, and hold it until all have been weighed."""
+    """Read the whole array, report it, and keep it until all processes have been measured."""
     total = float(array.sum())
     (folder / f"{item}.here").touch()
     _await((folder / "go").exists)
@@ -183,7 +183,7 @@ def weigh(name: str, gigabytes: float, processes: int, folder: Path) -> Weight:
 
 
 def _has_room(name: str, gigabytes: float, processes: int) -> bool:
-    """Whether the machine has room: each process of the pool holds the array, and at first its pickle as well."""
+    """Return whether the machine has memory for the pool: each process has the array, and at first its pickle."""
     copies = 2 * processes + 2 if name == "ProcessPoolExecutor" else 4
     found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
     return not found or int(found[1]) * 1024 > copies * gigabytes * 1e9

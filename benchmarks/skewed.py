@@ -81,7 +81,7 @@ class Way:
     files: int = 0
 
     def run(self, site: Site, function: Callable[[Any], Any], rows: list[Any], expected: list[Any]) -> None:
-        """Submit, and take the results."""
+        """Submit, and collect the results."""
         site.settle()
         with site.fresh_folder() as folder:
             start = time.monotonic()
@@ -168,7 +168,7 @@ def skewed(site: Site, draw: Callable[[int], Uneven], rounds: int) -> list[str]:
 
 
 def no_ops(site: Site, number: int, rounds: int) -> list[str]:
-    """Measure all ways on items that take no time, in turns; return the lines of the table."""
+    """Measure all ways on items that do nothing, in turns; return the lines of the table."""
     function = _by_value(no_op)
     ways = _ways(lambda _: 1.0)
     for _ in range(rounds):
@@ -204,7 +204,7 @@ def _main() -> int:
         return Uneven.draw(arguments.items, arguments.mean, arguments.seed + number)
 
     with open_site(arguments.folder) as site:
-        _ways(lambda _: 1.0)[0].run(site, _by_value(no_op), [1], [1])  # what is loaded once is loaded now
+        _ways(lambda _: 1.0)[0].run(site, _by_value(no_op), [1], [1])  # modules are loaded by now
         lines = skewed(site, draw, rounds)
         if arguments.no_ops:
             lines += no_ops(site, arguments.no_ops, rounds)

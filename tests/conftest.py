@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from slurmlaunch import Executor, FutureArray
 
-# A shell that starts tests in the background has Ctrl-C ignored, and so would be whatever they start.
+# A shell ignores Ctrl-C in tests that it starts in the background, and their child processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -106,7 +106,7 @@ def make_executor(backend: str, tmp_path: Path) -> Iterator[ExecutorFactory]:
 
         def make(**options: Any) -> Executor:
             executor = Executor(tmp_path / "runs", cluster=backend, **options)
-            # Cancelling, since what a failed test has left pending nobody waits for.
+            # Cancelled, because nobody waits for the pending items of a failed test.
             executors.callback(executor.shutdown, cancel_futures=True)
             return executor
 

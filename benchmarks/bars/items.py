@@ -33,7 +33,7 @@ def million(measures: Measures) -> list[Row]:
 
 
 def ten_million(measures: Measures) -> list[Row]:
-    """Compare 10^7 items with a pool on this machine, and look at the client's memory."""
+    """Compare 10^7 items with a pool on this machine, and measure the client's memory."""
     least, pool, ours = measures.ten_million
     bar = _OF_POOL_FOR_TEN_MILLION
     unread = ours.measure("resident, unread") / 1e6

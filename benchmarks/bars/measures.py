@@ -95,7 +95,7 @@ class Measures:
 
     @property
     def held(self) -> dict[str, list[Series]]:
-        """All contests that have been held."""
+        """All finished contests."""
         return {name: value for name, value in vars(self).items() if isinstance(value, list) and name != "startups"}
 
     # The main job.
@@ -131,7 +131,7 @@ class Measures:
 
     @functools.cached_property
     def long(self) -> list[Series]:
-        """A run of one array that takes long, by a client that knows nothing yet: slurmlaunch, submitit by hand."""
+        """A long run of one array, by a client without cached answers: slurmlaunch, submitit by hand."""
         systems = SYSTEMS["slurmlaunch"], SYSTEMS["submitit, sliced by hand"]
         work = WORKLOADS[self.size.long]
         return self._contest.hold([Entry(each, work, timeout=self.size.timeout) for each in systems], 1)

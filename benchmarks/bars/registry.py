@@ -40,7 +40,7 @@ ONLY_FULL = frozenset({"ten-million"})
 
 
 def rows(key: str, measures: Measures) -> list[Row]:
-    """Return the lines of a key; where something could not be measured, one that says why, and is not met."""
+    """Return the rows of a key; if a measurement failed, a row with the reason that does not meet its bar."""
     try:
         return LINES[key](measures)
     except NoSamples as missing:

@@ -107,7 +107,7 @@ class Contest:
 
     def _judge(self, entry: Entry, answer: Answer, failure: str) -> None:
         if entry.system.requires:
-            return  # a peer's loss is its own, and stands in the table
+            return  # a peer's loss is its own, and is in the table
         if failure:
             self.faults.append(f"{entry.name}: {failure}")
         elif answer.lost > (entry.work.killed is not None):
@@ -115,7 +115,7 @@ class Contest:
 
 
 def _lost_all(answer: Answer, entry: Entry) -> str:
-    """Describe the loss of items that nobody killed: such a system's time means nothing."""
+    """Describe the loss of all items, which makes the system's time meaningless."""
     if answer.lost and entry.work.killed is None:
         return f"lost {answer.lost} of {entry.work.items} items: {answer.error}"
     return ""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class NoSamples(Exception):
-    """A figure was asked for that nothing was measured for; the message says why."""
+    """A figure has no measurements; the message gives the reason."""
 
 
 @dataclass(frozen=True)

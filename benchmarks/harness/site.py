@@ -102,7 +102,7 @@ class Site:
             return printed.read().decode(errors="replace").strip() + killed
 
     def _end_jobs(self, patience: float) -> None:
-        """Give the jobs that a client has left so many seconds, then cancel them, and wait until they are gone."""
+        """Let a client's remaining jobs run for so many seconds, then cancel them, and wait until they are gone."""
         deadline = time.monotonic() + patience
         while jobs := self._jobs():
             if time.monotonic() > deadline:

@@ -53,7 +53,7 @@ class Startup:
 
 
 def compare(codes: list[str], starts: int) -> list[Startup]:
-    """Start each so often, in turns, from the folder that holds the package as a node's would."""
+    """Start each so often, in turns, from the folder that contains the package, as a node does."""
     before = Path.cwd()
     os.chdir(CHECKOUT)
     try:

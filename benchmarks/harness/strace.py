@@ -26,7 +26,7 @@ _NAME = re.compile(r"\d+ +(\w+)\(")
 _OPENED = re.compile(r"\b(?:open|openat|openat2)\(.* = \d+<(/[^>]*)>")
 _READ = re.compile(r"\b(?:read|pread64|readv)\(\d+<(/[^>]*)>.* = (\d+)$")
 _MISSED = re.compile(r" = -1 ENOENT ")
-_NO_FILES = ("/proc/", "/dev/", "/sys/")  # the kernel's own, which no storage is asked for
+_NO_FILES = ("/proc/", "/dev/", "/sys/")  # the kernel's own, without requests to the storage
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def calls_as_text(calls: dict[str, int]) -> str:
 
 
 def _seconds(each: list[float | None]) -> str:
-    """Return the median as text, where all are known."""
+    """Return the median as text, if all values are known."""
     known = [seconds for seconds in each if seconds is not None]
     return f"{statistics.median(known):.2f}" if known and len(known) == len(each) else ""
 

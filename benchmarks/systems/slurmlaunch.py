@@ -63,7 +63,7 @@ class Slurmlaunch:
     launcher: tuple[str, ...] = ()
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit an array, and take the results."""
+        """Submit an array, and collect the results."""
         array = _submit(call, folder, tasks=self.tasks, cpus_per_task=self.cpus)
         accepted = time.time()
         return Trial(list(array.results(return_exceptions=True)), accepted)
@@ -76,7 +76,7 @@ class OneItemPerTask(Slurmlaunch):
     name: str = "slurmlaunch, chunksize=1"
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit an array as long as the items, and take the results."""
+        """Submit an array as long as the items, and collect the results."""
         from slurmlaunch import Executor
 
         executor = Executor(folder / "runs", cluster="slurm")
@@ -92,7 +92,7 @@ class Submit(Slurmlaunch):
     name: str = "slurmlaunch, submit"
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit a job, and take its result."""
+        """Submit a job, and collect its result."""
         from slurmlaunch import Executor
 
         future = Executor(folder / "runs", cluster="slurm").submit(call.function, call.items[0])
@@ -102,7 +102,7 @@ class Submit(Slurmlaunch):
 
 @dataclass(frozen=True)
 class Streamed(Slurmlaunch):
-    """`map_array` and `iter_results`, for results that are too many to be held.
+    """`map_array` and `iter_results`, for more results than fit into memory.
 
     It measures the client's memory while all results are there and none has been read.
     """
@@ -127,7 +127,7 @@ class FirstOutcome(Slurmlaunch):
     name: str = "slurmlaunch, first outcome"
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit an array, and take the first that completes; the others end before the next run."""
+        """Submit an array, and read the first that completes; the others end before the next run."""
         array = _submit(call, folder)
         accepted = time.time()
         first = next(iter(array.as_completed()))
@@ -252,7 +252,7 @@ class TaskStart(Slurmlaunch):
     name: str = "slurmlaunch, start of a task"
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit an array that Slurm holds back, and run its first task ourselves."""
+        """Submit a held array, and run its first task ourselves."""
         array = _submit(call, folder, begin="now+1hour")
         starts = {
             "node": [sys.executable, "-m", "slurmlaunch.node", str(array.folder), "0"],

@@ -23,7 +23,7 @@ def _sleep(seconds: float, item: int) -> int:
 
 
 def sleeping(seconds: float) -> Callable[[int], int]:
-    """Return a function that takes so long."""
+    """Return a function that sleeps so long."""
     return functools.partial(_sleep, seconds)
 
 
@@ -47,7 +47,7 @@ def closing_over(size: int) -> Callable[[int], int]:
     return functools.partial(_look_at, os.urandom(size))
 
 
-# For those who slice by hand.
+# For systems with slices written by hand.
 
 
 def _run_slice(function: Callable[[int], int], items: Sequence[int]) -> list[int]:
@@ -55,7 +55,7 @@ def _run_slice(function: Callable[[int], int], items: Sequence[int]) -> list[int
 
 
 def over_slices(function: Callable[[int], int]) -> Callable[[Sequence[int]], list[int]]:
-    """Return a function of several items, which takes them one after the other."""
+    """Return a function of several items, which runs them one after the other."""
     return functools.partial(_run_slice, function)
 
 
@@ -82,5 +82,5 @@ def _write_result(function: Callable[[int], int], folder: str, number: int, item
 
 
 def writing_results(function: Callable[[int], int], folder: str) -> Callable[[int, int], None]:
-    """Return a function of a number and an item, which leaves the result in a file: where nothing can be returned."""
+    """Return a function of a number and an item that writes its result to a file, for systems without return values."""
     return functools.partial(_write_result, function, folder)

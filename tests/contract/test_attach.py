@@ -173,7 +173,7 @@ class TestAttach:
         array: FutureArray[str] = attach(folder)
         if backend == "local":
             wait_until(lambda: not is_alive(gate.process_of("a")))
-            again = attach(folder).retry()  # at once: what nobody has been told of is missing, too
+            again = attach(folder).retry()  # at once: items without any report are missing, too
             errors = array.results(timeout=90, return_exceptions=True)
             assert [NodeFailure, NodeFailure] == [type(error) for error in errors]
             array = again
@@ -231,7 +231,7 @@ class TestRefused:
             attach(folder).results(timeout=90)
 
     def test_outcomes_changed_later(self, folder: Path) -> None:
-        """The same holds where that came about after the outcomes were seen: no future waits for ever."""
+        """The same holds if the damage comes after the outcomes were read: no future waits for ever."""
         array = attach(folder)
         assert array.done()
         (folder / "outcomes" / "0.0").chmod(0o666)
@@ -241,7 +241,7 @@ class TestRefused:
         assert "cannot be read" in str(array[2].exception(timeout=90))
 
     def test_newer_protocol(self, folder: Path) -> None:
-        """A folder of a newer slurmlaunch is refused, keys that are not known are not."""
+        """A folder of a newer protocol is refused; unknown keys are ignored."""
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps({**manifest, "flavour": "vanilla"}))
         assert attach(folder).done()
@@ -340,7 +340,7 @@ class TestRetry:
         assert isinstance(future.exception(), FileNotFoundError)
 
     def test_slice(self, executor: Executor, story: Story) -> None:
-        """A slice runs its own failures again, and no others."""
+        """Retrying a slice runs its own failures again, and no others."""
 
         def work(number: int) -> None:
             story.tell(number)
@@ -425,7 +425,7 @@ class TestRetry:
 
     @elsewhere
     def test_refused(self, executor: Executor) -> None:
-        """A retry that the scheduler refuses leaves the array as it was, and can be repeated."""
+        """A retry that the scheduler refuses does not change the array, and can be repeated."""
         array = executor.map_array(lambda x: 1 // x, [0, 1], tasks=1)
         array.wait()
         bad: dict[str, Any] = {"python": ["no-such-python"]} if executor.cluster == "local" else {"partition": "none"}
@@ -445,7 +445,7 @@ class TestThrottle:
     @pytest.mark.parametrize("backend", ["local"], indirect=True)
     @pytest.mark.parametrize("throttle", [1, None])
     def test_on_this_machine(self, executor: Executor, story: Story, throttle: int | None) -> None:
-        """Never more than the throttle says, nor than the machine has CPUs."""
+        """The number of running tasks never exceeds the throttle or the machine's CPUs."""
 
         def work(_: int) -> None:
             story.tell("+")
@@ -463,7 +463,7 @@ class TestThrottle:
     @several_cpus
     @elsewhere
     def test_raised(self, executor: Executor, gate: Gate) -> None:
-        """A throttle that is raised while tasks run lets more of them run, and every client knows it."""
+        """Raising a throttle while tasks run lets more of them run, and every client sees it."""
         array = executor.map_array(gate.enter, range(2), throttle=1)
         gate.await_arrival(0)
         if executor.cluster == "slurm":

@@ -26,7 +26,7 @@ class TestTooLate:
     """Cancelling does not change finished items."""
 
     def test_done(self, finished: FutureArray[int]) -> None:
-        """Neither a future that is done nor an array whose items are can be cancelled."""
+        """A finished future cannot be cancelled, nor can an array whose items are all done."""
         before = finished.counts()
 
         assert [False, False] == [finished[0].cancel(), finished[2].cancel()]
@@ -157,7 +157,7 @@ class TestArray:
         assert {"a", "d"} == gate.arrived
 
     def test_race(self, executor: Executor) -> None:
-        """Whatever comes first, the outcome or the cancel, an item settles once, and its callbacks are called once."""
+        """In a race of outcome and cancellation, an item settles once, and its callbacks are called once."""
         calls: list[int] = []
         array = executor.map_array(lambda x: x, range(400), tasks=2)
         for future in array:

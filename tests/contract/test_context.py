@@ -51,13 +51,13 @@ def in_task(path: Path, function: Callable[..., Any], items: Any = (0,), **plan:
 
 
 def test_there_is_no_task_outside_one() -> None:
-    """Outside a task there is none to ask about, and the error says where there is."""
+    """Outside a task there is no current task, and the error explains this."""
     with pytest.raises(SlurmlaunchError, match="in the function that you submit"):
         current_task()
 
 
 def describe(_: int) -> tuple[Any, ...]:
-    """Return all that a task knows of itself."""
+    """Return all fields of the current task."""
     task = current_task()
     return (
         task.run_folder,
@@ -71,7 +71,7 @@ def describe(_: int) -> tuple[Any, ...]:
 
 
 def test_a_task_knows_itself(tmp_path: Path) -> None:
-    """The function can ask for its run folder, its task, the attempt, the item, and its place in the pool."""
+    """The function can read its run folder, task, attempt, item, and its index in the pool."""
     run = OneRun(tmp_path / "run", describe, rows(range(5)), tasks=2, cpus_per_task=6, processes=2, threads=3)
 
     for task in (0, 1):
@@ -86,7 +86,7 @@ def test_a_task_knows_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["inline", "local"], indirect=True)
 def test_a_run_of_a_client_knows_itself_too(make_executor: ExecutorFactory) -> None:
-    """The same holds for the tasks that an executor starts, in the calling thread too, where it is undone after it."""
+    """The same holds for an executor's tasks, also in the calling thread, where the context is reset afterwards."""
     array = make_executor().map_array(describe, range(3), tasks=2)
 
     assert [found[:4] for found in array.results()] == [
@@ -98,7 +98,7 @@ def test_a_run_of_a_client_knows_itself_too(make_executor: ExecutorFactory) -> N
 
 @pytest.mark.parametrize("backend", ["inline"], indirect=True)
 def test_a_task_inside_a_task_is_the_inner_one(make_executor: ExecutorFactory) -> None:
-    """Where a function runs another run inline, each knows its own task."""
+    """If a function runs another run inline, each has its own current task."""
 
     def outer(item: int) -> tuple[int, int, int]:
         before = current_task().item
@@ -165,7 +165,7 @@ def processes_of(pool: Any) -> int:
 
 
 def test_a_pool_fills_its_process(tmp_path: Path) -> None:
-    """A pool has a process for each CPU of its task's process, fewer where each has several threads, or as asked."""
+    """A pool has one process for each CPU of its task's process, fewer with several threads each, or as requested."""
 
     def sizes(_: int) -> list[int]:
         found = []
@@ -308,7 +308,7 @@ def test_a_stream_is_the_same_whatever_the_slicing(tmp_path: Path) -> None:
 
 
 def test_plain_pools_find_definitions_of_the_script(tmp_path: Path) -> None:
-    """A pool of the standard library, which hands over names, takes a function of the client's script."""
+    """A pool of the standard library, which pickles by name, accepts a function of the client's script."""
     script = """
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
@@ -379,7 +379,7 @@ def test_a_stream_starts_anew_at_each_call_and_a_key_names_another(tmp_path: Pat
 
 
 def test_a_stream_belongs_to_an_item(tmp_path: Path) -> None:
-    """Where no item runs yet there is no stream, and the error says where to ask."""
+    """Outside an item there is no random stream, and the error says where there is one."""
     with pytest.raises(SlurmlaunchError, match="before an item began"):
         Task(tmp_path, 0, 0).rng()
 

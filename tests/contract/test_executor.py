@@ -33,7 +33,7 @@ class TestSubmit:
     """One call."""
 
     def test_arguments(self, executor: Executor) -> None:
-        """The function is called with the arguments as they were given, whatever their names are to us."""
+        """The function gets its arguments unchanged, also if their names are those of our own parameters."""
         names = {"time": 1, "name": "n", "tasks": 2, "self": 3, "fn": 4, "folder": 5, "cluster": 6, "throttle": 7}
         call: Callable[..., Any] = lambda *args, **kwargs: (args, kwargs)  # noqa: E731
         futures = [executor.submit(call, 1, [2], **names), executor.submit(call)]
@@ -101,7 +101,7 @@ class TestMapArray:
         ],
     )
     def test_slices(self, executor: Executor, options: dict[str, Any], expected: list[int]) -> None:
-        """Each task has consecutive items: as many tasks as were asked for, or items per task, and none idle."""
+        """Each task has consecutive items: the requested number of tasks, or of items per task, and no empty task."""
         array = executor.map_array(lambda item: (item, current_task().index), range(7), **options)
 
         assert list(enumerate(expected)) == array.results()
@@ -139,7 +139,7 @@ class TestMapArray:
         "options", [{"tasks": 2, "chunksize": 2}, {"tasks": 0}, {"chunksize": 0}, {"tasks": -1}, {"throttle": 0}]
     )
     def test_refused(self, executor: Executor, options: dict[str, Any]) -> None:
-        """Numbers that contradict each other, or are below 1, are a ValueError before an item is taken."""
+        """Contradicting numbers, or numbers below 1, raise ValueError before an item is consumed."""
         items = iter([1, 2, 3])
 
         with pytest.raises(ValueError, match=r"tasks|chunksize|throttle"):
@@ -173,7 +173,7 @@ class TestMap:
         assert [[20, 33, 48], [], ["0", "1", "2", "3", "4"]] == [list(each) for each in maps]
 
     def test_submits_at_the_call(self, executor: Executor, story: Story) -> None:
-        """The calls are made before the first result is asked for, and each once."""
+        """The calls are made before the first result is requested, and each once."""
         results = executor.map(story.tell, [1, 2], chunksize=2)
         the_run(executor).wait()
 
@@ -247,7 +247,7 @@ class TestOptions:
     """Executors made from executors."""
 
     def test_changes(self, executor: Executor) -> None:
-        """Changed options hold for the new executor alone; the folder and the backend are the same."""
+        """Changed options apply to the new executor alone; the folder and the backend are the same."""
         other = executor.options(partition="small")
 
         assert ("partition='small'" in repr(executor), "partition='small'" in repr(other)) == (False, True)
@@ -286,7 +286,7 @@ class TestShutdown:
     """The end of an executor."""
 
     def test_no_more_calls(self, executor: Executor) -> None:
-        """After the shutdown every call is a RuntimeError, takes no item and writes nothing; a second one is none."""
+        """After shutdown every call raises RuntimeError, consumes no item and writes nothing; another is allowed."""
         items = iter([1])
         executor.shutdown()
         executor.shutdown(wait=False, cancel_futures=True)
@@ -419,7 +419,7 @@ class TestConstruction:
 
 
 def test_folders_are_private(executor: Executor) -> None:
-    """Run folders are the user's alone, whatever the umask, and so are its files, but the logs that Slurm makes."""
+    """Run folders and their files are private for any umask, except the logs that Slurm makes."""
     before = os.umask(0)
     try:
         array = executor.map_array(lambda x: x, [1])

@@ -63,7 +63,7 @@ class TestExceptions:
     """Exceptions that the function raises."""
 
     def test_others(self, deeds: Deeds) -> None:
-        """Whatever goes wrong in some items, those before and behind have their values."""
+        """Failing items do not affect the values of earlier and later items."""
         assert [1, 2] == [deeds["value"].result(), deeds["last value"].result()]
 
     def test_plain(self, deeds: Deeds) -> None:
@@ -87,7 +87,7 @@ class TestExceptions:
         ],
     )
     def test_attributes(self, deeds: Deeds, deed: str, expected: tuple[Any, ...]) -> None:
-        """An exception keeps its class and attributes, whatever arguments its class takes."""
+        """An exception keeps its class and attributes, also if its class takes unusual arguments."""
         error = failure(deeds[deed], expected[0])
         names = {"os": ("errno", "filename"), "unicode": ("encoding", "start"), "two arguments": ("number", "word")}
 
@@ -149,7 +149,7 @@ class TestExceptions:
         assert (TwoArgumentsError, "in it") == (type(two_arguments), two_arguments.word)
 
     def test_local_class(self, executor: Executor) -> None:
-        """An exception whose class travelled with the function is of that very class where it came from."""
+        """An exception whose class was pickled with the function has that very class at the client."""
 
         class LocalError(Exception):
             pass
@@ -175,7 +175,7 @@ class TestResults:
         assert "Return plain data" in str(error)
 
     def test_unloadable(self, deeds: Deeds) -> None:
-        """A result that does not unpickle at the client is an error of its own, with its cause."""
+        """A result that does not unpickle at the client is an error with its own type, and a cause."""
         error = failure(deeds["unloadable result"], UnpicklableResult)
 
         assert isinstance(error.__cause__, ValueError)
@@ -186,7 +186,7 @@ class TestResults:
         assert b"x" * 50_000_000 == deeds["huge result"].result()
 
     def test_class_of_there(self, deeds: Deeds) -> None:
-        """An object whose class was made in the task arrives with its class."""
+        """An object whose class was created in the task arrives with its class."""
         assert "made there" == deeds["class of there"].result().word
 
 
@@ -223,7 +223,7 @@ class TestDeaths:
         assert all(word in str(errors[i]) for i, word in zip(deaths, words, strict=True))
 
     def test_place(self, executor: Executor) -> None:
-        """The error says which item and task it was, which job, and where its log is."""
+        """The error names the item, the task, the job and the log."""
         array = executor.map_array(lambda i: os._exit(1) if i == 2 else os.write(2, b"alive\n"), range(3), tasks=2)
         error: Any = array[2].exception()
 
@@ -242,7 +242,7 @@ class TestDeaths:
         assert isinstance(array[0].exception(), WorkerDied)
 
     def test_every_item(self, executor: Executor) -> None:
-        """Where every item kills its process, each has its own error, and the task ends."""
+        """If every item kills its process, each has its own error, and the task ends."""
         array = executor.map_array(os._exit, range(4), tasks=1)
         errors: Iterator[Any] = (future.exception() for future in array)
 
@@ -263,7 +263,7 @@ def test_folder_is_gone(executor: Executor, gate: Gate, caplog: pytest.LogCaptur
 
 
 def test_function_that_does_not_load(executor: Executor) -> None:
-    """A function that cannot be unpickled on the node fails its items with the reason, and not its calls elsewhere."""
+    """A function that does not unpickle on the node fails its items with the reason."""
 
     class Unwelcome:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -165,7 +165,7 @@ class TestClasses:
 
 
 class TestByValue:
-    """Modules whose code travels."""
+    """Modules that are pickled by value."""
 
     def test_functions_arguments_and_results(
         self, make_executor: ExecutorFactory, beside: Callable[[str], Any]
@@ -197,7 +197,7 @@ class TestByValue:
 
 
 class TestScripts:
-    """Functions of scripts, which nobody can import."""
+    """Functions of scripts, which cannot be imported."""
 
     def test_main(self, backend: str, tmp_path: Path) -> None:
         """Functions and classes of __main__ arrive, and results are of the class from here; so does their recursion."""
@@ -239,7 +239,7 @@ class TestScripts:
         assert "[1, 2, 6]\nempty RemoteTraceback\n" == printed
 
     def test_module_beside(self, backend: str, tmp_path: Path) -> None:
-        """A module that lies beside the script and is not installed is found, wherever the script is started."""
+        """A module in the script's folder is found without installation, wherever the script is started."""
         (tmp_path / "scripts").mkdir()
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "scripts" / "beside.py").write_text("def work(x):\n    import os\n    return x + 1, os.getcwd()\n")
@@ -286,7 +286,7 @@ class TestRefused:
         assert [] == list(executor.folder.iterdir())
 
     def test_then_go_on(self, executor: Executor) -> None:
-        """After a refusal the executor takes other calls."""
+        """After a refused call the executor accepts others."""
         with pytest.raises(NotPicklable):
             executor.submit(threading.Lock().acquire)
 

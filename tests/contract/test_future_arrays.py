@@ -61,7 +61,7 @@ class TestSequence:
         assert (finished.folder, finished.job_ids) == (chosen.folder, chosen.job_ids)
 
     def test_identity(self, finished: FutureArray[int]) -> None:
-        """An item has one future, however it is come by, for as long as somebody holds it."""
+        """An item has one future, however it is reached, as long as a reference to it exists."""
         assert all(future is again for future, again in zip(list(finished), finished, strict=True))
         assert finished[3] is finished[1:][2] is finished[3].run[3]
 
@@ -77,7 +77,7 @@ class TestSequence:
         assert all(future is again for future, again in zip(before, array, strict=True))
 
     def test_repr(self, finished: FutureArray[int]) -> None:
-        """Printed, it names its run, says how its items stand, and where they are."""
+        """The repr names the run, the counts of its items, and the folder."""
         assert f"<FutureArray square: 4 done, 2 failed; {finished.folder}>" == repr(finished)
 
 
@@ -143,7 +143,7 @@ class TestResults:
     """All results of an array."""
 
     def test_failure(self, finished: FutureArray[int]) -> None:
-        """The failure of the lowest index is raised, with a note that says which it is and how many there are."""
+        """The failure with the lowest index is raised, with a note that gives the index and the number of failures."""
         with pytest.raises(ValueError, match="2") as caught:
             finished.results()
 
@@ -151,7 +151,7 @@ class TestResults:
         assert ["item 2 of square; 2 of 6 items failed"] == notes(caught.value)
 
     def test_failure_of_a_slice(self, finished: FutureArray[int]) -> None:
-        """A slice speaks of its own items only, in their own order."""
+        """A slice reports only its own items, in their own order."""
         with pytest.raises(ValueError, match="4") as caught:
             finished[:1:-1].results()
 
@@ -159,7 +159,7 @@ class TestResults:
         assert [9, 25] == finished[3::2].results()
 
     def test_return_exceptions(self, finished: FutureArray[int]) -> None:
-        """Exceptions are returned in their places, where that is asked for."""
+        """With return_exceptions, exceptions are in their items' places."""
         results = finished.results(return_exceptions=True)
 
         assert [0, 1, "ValueError(2)", 9, "ValueError(4)", 25] == [
@@ -179,7 +179,7 @@ class TestResults:
 
     @elsewhere
     def test_timeout(self, executor: Executor, gate: Gate) -> None:
-        """When the time is up, it is the standard library's TimeoutError, which says how many were done."""
+        """A timeout raises the standard library's TimeoutError, which gives the number of finished items."""
         array = executor.map_array(gate.enter, range(2), tasks=1)
         gate.open(0)
         assert "0" == array[0].result()
@@ -236,7 +236,7 @@ class TestWaiting:
     """How an array is waited for."""
 
     def test_done(self, finished: FutureArray[int]) -> None:
-        """An array whose items have all settled is done, failures included."""
+        """An array is done once all of its items have settled, failures included."""
         assert finished.done()
         assert finished.wait()
         assert finished.wait(timeout=0)
@@ -254,7 +254,7 @@ class TestWaiting:
         assert (True, True) == (array[::-1].wait(), array.done())
 
     def test_futures_are_done(self, executor: Executor) -> None:
-        """When an array is done its futures are, though their results take their time to load."""
+        """When an array is done its futures are done, even if their results are slow to load."""
         array = executor.map_array(SlowToLoad, range(2), tasks=1)
         futures = list(array)
 
@@ -277,7 +277,7 @@ class TestWaiting:
         assert [1, 0] == [future.index for future in array.as_completed()]
 
     def test_as_completed_when_done(self, finished: FutureArray[int]) -> None:
-        """Of an array that is done all are yielded, failures included; of a slice its own."""
+        """as_completed of a finished array yields all futures, failures included; of a slice its own."""
         assert set(finished) == set(finished.as_completed(timeout=0))
         assert {finished[1], finished[4]} == set(finished[1::3].as_completed())
 
@@ -312,7 +312,7 @@ class TestPickle:
 
     @pytest.mark.parametrize("part", [slice(None), slice(1, 5), slice(None, None, -2)])
     def test_same_process(self, finished: FutureArray[int], part: slice) -> None:
-        """An array that was pickled has the same items and outcomes, a slice its own, whatever was sliced."""
+        """A pickled array has the same items and outcomes, and a pickled slice its own."""
         array = finished[part]
         again = pickle.loads(pickle.dumps(array, pickle.HIGHEST_PROTOCOL))
 

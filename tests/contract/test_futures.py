@@ -68,7 +68,7 @@ class TestPlace:
     """Where the item ran."""
 
     def test_index_and_run(self, finished: FutureArray[int]) -> None:
-        """A future knows its index and the array that it is of."""
+        """A future has its index and its array."""
         future = finished[3]
 
         assert (3, 6, finished.folder) == (future.index, len(future.run), future.run.folder)
@@ -90,7 +90,7 @@ class TestPlace:
     @elsewhere
     def test_logs(self, finished: FutureArray[int]) -> None:
         """The standard output and error of a task's items can be read."""
-        wait_until(lambda: finished[5].stdout().count("\n") == 2)  # written by the process, whose end nobody awaits
+        wait_until(lambda: finished[5].stdout().count("\n") == 2)  # written by the process, whose end is not awaited
         assert "out 4\nout 5\n" == finished[5].stdout()
         assert ("out 4\nout 5\n", "err 4\nerr 5\n") == tuple(
             finished[5].log(stream).read_text(encoding="utf-8") for stream in ("out", "err")
@@ -195,7 +195,7 @@ class TestCallbacks:
 
     @elsewhere
     def test_dropped(self, executor: Executor, gate: Gate) -> None:
-        """A callback is called though nobody holds the future, its array or its executor's run any more."""
+        """A callback is called even if nothing refers to the future, its array or its executor any more."""
         called = threading.Event()
         executor.submit(gate.enter).add_done_callback(lambda _: called.set())
         gc.collect()

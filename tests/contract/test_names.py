@@ -43,7 +43,7 @@ def test_folders(backend: str, tmp_path: Path, name: str, monkeypatch: pytest.Mo
 
 @elsewhere
 def test_backslash(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backslash may stand in a working directory; below a folder with one Slurm writes no logs: it is refused."""
+    """A backslash in the working directory works; in a run folder's path it is refused, as Slurm loses the logs."""
     folder = tmp_path / "back\\slash \\n"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -77,7 +77,7 @@ def test_values(make_executor: ExecutorFactory) -> None:
 
 @elsewhere
 def test_environment_of_the_client(make_executor: ExecutorFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task has the client's variables, and its module search path behind its own."""
+    """A task has the client's variables, and its module search path after its own."""
     monkeypatch.setenv("FROM_THE_CLIENT", "it's $HOME\nhere")
     monkeypatch.syspath_prepend("/no/such/folder")
 

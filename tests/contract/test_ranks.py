@@ -48,12 +48,12 @@ def ranked(make_executor: ExecutorFactory) -> Executor:
     return make_executor(ntasks=4, nodes=2, mem_per_cpu="100M")
 
 
-# One world.
+# One communicator.
 
 
 @elsewhere
 def test_mpi(mpi: None, ranked: Executor, backend: str) -> None:
-    """Every rank calls the function, in one world of MPI: the result is rank 0's, and ranks() are all."""
+    """Every rank calls the function in one MPI communicator: the result is rank 0's, and ranks() has all."""
     future = ranked.submit(together.mpi_world, 10)
 
     assert future.result(PATIENCE)[:3] == (0, 4, 46)
@@ -90,7 +90,7 @@ def test_large_arrays(ranked: Executor) -> None:
 
 @elsewhere
 def test_places(ranked: Executor, backend: str) -> None:
-    """Each rank knows which it is, by its task and by the variables that PyTorch reads."""
+    """Each rank has its number in its task's context and in the variables that PyTorch reads."""
     values = ranked.submit(together.place).ranks(PATIENCE)
 
     assert [value[:2] for value in values] == [(rank, 4) for rank in ALL]
@@ -117,7 +117,7 @@ def test_rendezvous(ranked: Executor) -> None:
 
 @elsewhere
 def test_streams(ranked: Executor) -> None:
-    """Each rank draws from a stream of its own, which a seed makes the same again."""
+    """Each rank draws from its own random stream, which a seed reproduces."""
 
     def draw() -> int:
         return int(current_task().rng().integers(1 << 62))
@@ -154,7 +154,7 @@ def test_without_launcher(tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 def test_mpiexec_on_slurm(mpi: None, cluster: Cluster, tmp_path: Path) -> None:
-    """A launcher of the site's own takes srun's place."""
+    """A launcher of the site replaces srun."""
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     executor = Executor(
         tmp_path, cluster="slurm", ntasks=4, nodes=2, launcher=[mpiexec, "-n", "4", "-launcher", "fork"]
@@ -251,7 +251,7 @@ def test_all_ranks_raise(mpi: None, ranked: Executor) -> None:
 
 @elsewhere
 def test_a_function_that_does_not_load(ranked: Executor) -> None:
-    """A function that no rank can load fails all items, and says why."""
+    """A function that no rank can load fails all items with the reason."""
     absent = _Absent()
     futures = ranked.map_array(lambda _: absent, range(2), tasks=1)
 
@@ -278,7 +278,7 @@ def test_without_mpi4py(tmp_path: Path) -> None:
 @elsewhere
 @pytest.mark.parametrize("launcher", ["false", "no-such-launcher"])
 def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) -> None:
-    """Where the ranks cannot be started, the error says so, and names the option."""
+    """If the ranks cannot be started, the error says so and names the option."""
     error = make_executor(ntasks=2, launcher=launcher).submit(together.place).exception(PATIENCE)
 
     assert isinstance(error, NodeStartError)
@@ -406,7 +406,7 @@ def test_options_that_cannot_be(options: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_ranks_have_static_slices(tmp_path: Path) -> None:
-    """Tasks with ranks do not take items from each other: all ranks of one would have to know."""
+    """Dynamic schedules are refused for ranks, because all ranks of a task would have to agree on each claim."""
     with pytest.raises(OptionError, match="schedule"):
         Executor(tmp_path, cluster="local", ntasks=2).map_array(together.place, range(2), schedule="dynamic")
 
@@ -419,13 +419,13 @@ def test_flags_that_must_be_known(flag: str, tmp_path: Path) -> None:
 
 
 def test_sbatch_gets_the_number_of_ranks() -> None:
-    """Where sbatch wants to know the number of tasks, it is that of the ranks."""
+    """If sbatch needs the number of tasks, it gets the number of ranks."""
     job = ArrayJob(Path("/run"), "name", ranks=6, options={"gpus_per_task": "1", "nodes": "2", "ntasks_per_node": "3"})
 
     assert "--ntasks=6" in sbatch_words(job)
 
 
-# What launchers say.
+# Launchers' variables.
 
 SRUN = {
     "SLURM_PROCID": "5",
@@ -466,7 +466,7 @@ def test_no_launcher_known() -> None:
 
 
 def test_master() -> None:
-    """The ranks meet on the first machine: by its name, or by its number where nobody knows the name."""
+    """The ranks meet on the first machine, by its name, or by its address if the name does not resolve."""
     known = SRUN | {"SLURM_STEP_NODELIST": "localhost,nowhere.invalid"}
 
     assert RankEnvironment.of(known).variables(known, "head", 1)["MASTER_ADDR"] == "localhost"

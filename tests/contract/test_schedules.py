@@ -35,7 +35,7 @@ def square(number: int) -> int:
 
 
 def claimed(run: OneRun) -> dict[int, int]:
-    """Return the task of each block that is taken."""
+    """Return the owner of each claimed block."""
     return {block: owner.task for block, owner in ClaimReader(run.folder.claims(0)).new()}
 
 
@@ -97,7 +97,7 @@ class TestNode:
         assert claimed(run) == {0: 0, 1: 0, 2: 1, 3: 1, 4: 1}
 
     def test_ended_from_outside(self, tmp_path: Path, gate: Gate) -> None:
-        """From SIGTERM on nothing is taken any more."""
+        """After SIGTERM a task claims nothing more."""
         run = self.shared(tmp_path / "run", WaitsFor(gate, 1), 20, chunksize=2)
         node = run.start(0)
         gate.await_arrival(1)
@@ -108,7 +108,7 @@ class TestNode:
 
     @pytest.mark.parametrize(("others", "status"), [(0, Status.REQUEUE), (9, Status.VALUES)])
     def test_time_limit(self, tmp_path: Path, gate: Gate, others: int, status: Status) -> None:
-        """At its limit a task asks to be started again where anything is left for it, and only there."""
+        """At its time limit a task requests a requeue only if blocks are left for it."""
 
         def warned(number: int) -> None:
             if number == 1:
@@ -127,7 +127,7 @@ class TestNode:
         assert run.recorded() == [0, 1]
 
     def test_a_function_that_cannot_be_loaded(self, tmp_path: Path) -> None:
-        """The task takes one block to say so, and leaves the others to those that can."""
+        """The task claims one block to record the error, and leaves the others to other tasks."""
         run = self.shared(tmp_path / "run", square, 20, chunksize=4, python="3.9")
 
         assert run.run(0).status == Status.FAILURES
@@ -160,7 +160,7 @@ class TestNode:
 
 
 class WaitsFor:
-    """A function one of whose items waits at a gate, and which may tell of each."""
+    """A function that waits at a gate for one of its items, and may log each."""
 
     def __init__(self, gate: Gate, item: int, story: Story | None = None) -> None:
         self.gate, self.item, self.story = gate, item, story
@@ -197,7 +197,7 @@ class TestCalls:
 
     @pytest.mark.parametrize("backend", ["local"], indirect=True)
     def test_nothing_is_started_for_nothing(self, make_executor: ExecutorFactory) -> None:
-        """When all items are done, tasks that have not begun are taken from the scheduler."""
+        """When all items are done, pending tasks are cancelled."""
         array = make_executor().map_array(square, range(300), schedule="dynamic", tasks=150)
         assert [number * number for number in range(300)] == array.results(timeout=PATIENCE)
         backend = array._run.backend  # noqa: SLF001
@@ -217,7 +217,7 @@ class TestCalls:
         array.wait()
 
     def test_arguments(self, make_executor: ExecutorFactory) -> None:
-        """Both are said of a call, and of starmap_array and script as well."""
+        """The call, starmap_array and script accept both options."""
         executor = make_executor()
         futures = executor.starmap_array(pow, [(2, n) for n in range(9)], tasks=2, schedule="guided")
         packed = executor.starmap_array(pow, [(2, n) for n in range(9)], tasks=2, cost=lambda _, n: n)
@@ -235,7 +235,7 @@ class TestCalls:
         ],
     )
     def test_packed(self, make_executor: ExecutorFactory, cost: Any) -> None:
-        """Slices hold about the same cost each, the results stand in order, and a retry finds its items."""
+        """Slices have about the same cost, results are in order, and a retry finds its items."""
         executor = make_executor()
         futures = executor.map_array(square, range(30), tasks=3, cost=cost)
 
@@ -288,7 +288,7 @@ class TestCalls:
         assert not list((tmp_path / "runs").glob("*"))
 
     def test_interrupted(self, tmp_path: Path) -> None:
-        """Ctrl-C while the items are taken leaves nothing behind, which with a million of them would be much."""
+        """Ctrl-C while the items are read leaves no files behind."""
 
         def items() -> Iterator[int]:
             yield 1
@@ -300,7 +300,7 @@ class TestCalls:
 
     @elsewhere
     def test_while_it_runs(self, make_executor: ExecutorFactory, gate: Gate) -> None:
-        """An item that no task has taken waits, and is nobody's; one that is taken has its task and its log."""
+        """An unclaimed item is pending and has no task; a claimed one has its task and its log."""
         executor = make_executor()
         futures = executor.map_array(gate.enter, range(6), tasks=1, schedule="dynamic", chunksize=1)
         gate.await_arrival(0)
@@ -321,7 +321,7 @@ class TestCalls:
 
     @elsewhere
     def test_cancelled(self, make_executor: ExecutorFactory, gate: Gate) -> None:
-        """All are, whether they run, are taken or wait."""
+        """All items are cancelled: running, claimed and unclaimed ones."""
         futures = make_executor().map_array(gate.enter, range(9), tasks=2, schedule="dynamic", chunksize=2)
         gate.await_arrival(0)
 
@@ -363,7 +363,7 @@ class TestCalls:
 
     @elsewhere
     def test_nothing_can_be_loaded(self, make_executor: ExecutorFactory) -> None:
-        """Where no task can load the function all items say why, also those that none has taken."""
+        """If no task can load the function, all items have the reason, also unclaimed ones."""
         executor = make_executor()
         futures = executor.map_array(Unloadable(), range(40), tasks=2, schedule="dynamic", chunksize=2)
         found = futures.results(PATIENCE, return_exceptions=True)

@@ -48,7 +48,7 @@ class TestFunction:
     """The arrays that the function refers to are one file, mapped by all processes."""
 
     def test_partial(self, executor: Executor) -> None:
-        """An array that is bound to the function is read-only, and lies apart on disk."""
+        """An array bound by functools.partial is read-only, and has a file of its own."""
         futures = executor.map_array(partial(look_up, np.arange(float(NUMBERS))), range(6), tasks=2)
 
         assert [(float(i), False) for i in range(6)] == futures.results()
@@ -106,7 +106,7 @@ class TestFunction:
     @pytest.mark.parametrize("blocks", [None, Blocks(3, 1, "dynamic", 3)])
     @pytest.mark.parametrize("spoil", ["flip", "cut", "remove", "writable"])
     def test_damage(self, tmp_path: Path, spoil: str, blocks: Blocks | None) -> None:
-        """A task whose function's arrays are damaged runs nothing, and says which file it is."""
+        """A task whose shared arrays are damaged runs nothing, and the error names the file."""
         field = np.zeros(NUMBERS)
         run = OneRun(tmp_path / "run", lambda item: look_up(field, item), rows(range(3)), processes=2, blocks=blocks)
         path = run.folder.function_buffers
@@ -133,7 +133,7 @@ class TestFunction:
         run = OneRun(tmp_path / "run", lambda item: look_up(field, item), rows(range(3)))
         pickled = read_function(run.folder).pickled
         with run.folder.function_buffers.open("r+b") as file:
-            file.truncate(1 << 40)  # a file with a hole: to read it takes a quarter of an hour
+            file.truncate(1 << 40)  # a sparse file: reading it takes a quarter of an hour
         table = records.encode(Kind.SHARED, struct.pack("<QQI", 0, 1 << 40, 0))
         run.folder.function.write_bytes(records.encode(Kind.FUNCTION, bytes(pickled)) + table)
 
@@ -147,7 +147,7 @@ class TestFunction:
 
 
 class TestCalls:
-    """The arguments of one call are its own."""
+    """Arguments that belong to a single call."""
 
     def test_submit(self, executor: Executor) -> None:
         """A large argument of submit may be written to, and the caller's own is not touched."""
@@ -187,7 +187,7 @@ class TestResults:
     """Large results are the caller's own."""
 
     def test_all_sizes(self, executor: Executor) -> None:
-        """Whatever their size, results are in their places, and may be written to."""
+        """Results of any size are in order, and writable."""
         sizes = [1, 300_000, 2, 3_000_000, 1_500_000, 3]
 
         results = executor.map_array(make, sizes, tasks=2).results()

@@ -1,4 +1,4 @@
-"""The clusters of the fault suite, and clients that ask them every second."""
+"""The clusters of the fault suite, and clients that query them every second."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def faulty() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="package")
 def strict() -> Iterator[Cluster]:
-    """Start a cluster that holds jobs to their memory, which takes root."""
+    """Start a cluster that enforces the jobs' memory limits, which takes root."""
     if os.getuid() != 0:
         pytest.skip("only root can start a cluster that holds jobs to their memory")
     with _started(ClusterSpec(nodes=1, cgroup=True)) as cluster:
@@ -65,7 +65,7 @@ def strict() -> Iterator[Cluster]:
 
 @pytest.fixture
 def _quick_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ask for states every second; no answers are shared with other tests, and no backend."""
+    """Query states every second, and share neither answers nor backends with other tests."""
     (tmp_path / "runtime").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("SLURMLAUNCH_QUERY_INTERVAL", "1")
@@ -92,7 +92,7 @@ def launch(_quick_answers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def deed(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Return a function that makes deeds of a class, which wait no longer once the test is over."""
+    """Return a function that makes the work of a class; its items stop waiting after the test."""
     made: list[Deed] = []
 
     def make(kind: type[D], *waits: int) -> D:

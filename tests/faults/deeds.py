@@ -65,20 +65,20 @@ class Exits(Deed):
 
 
 class Hungry(Deed):
-    """Some of its items take memory until they are stopped, or have 400 MB."""
+    """Some of its items use memory until they are killed, or have 400 MB."""
 
     def act(self, number: int) -> None:
-        """Take memory."""
+        """Use memory."""
         if number in self.waits:
             taken = [bytes(os.urandom(1)) * (10 * MEGABYTE) for _ in range(40)]
             del taken
 
 
 class Offers(Deed):
-    """Some of its items take memory so that the kernel ends their supervisor, and not them."""
+    """Some of its items use memory so that the kernel kills their supervisor, and not them."""
 
     def act(self, number: int) -> None:
-        """Offer the supervisor, and take memory."""
+        """Mark the supervisor as the first process to kill, and use memory."""
         if number in self.waits:
             Path(f"/proc/{os.getppid()}/oom_score_adj").write_text("1000", encoding="utf-8")
             file = os.memfd_create("memory")  # what is written is the task's, and no process's
@@ -96,14 +96,14 @@ class Fails(Deed):
 
 
 class Counts(Deed):
-    """Counts to a number, and can be gone on with: submitit's protocol, as its users write it."""
+    """Counts to a number, and can resume: submitit's protocol, as its users write it."""
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         super().__init__(folder)
         self.start = self.reached = start
 
     def __call__(self, number: int) -> int:
-        """Count from where it is, waiting at each step for the step to be allowed."""
+        """Count on, and wait at each step until the test allows it."""
         self.story.tell(f"from {self.start}")
         for step in range(self.start, number):
             self.reached = step
@@ -112,7 +112,7 @@ class Counts(Deed):
         return number
 
     def checkpoint(self, number: int) -> object:
-        """Return how it is gone on with."""
+        """Return the callable and the arguments for the next attempt."""
         import submitit.helpers
 
         return submitit.helpers.DelayedSubmission(Counts(self.story.path.parent, self.reached), number)

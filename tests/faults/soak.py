@@ -164,7 +164,7 @@ class Soak:
                 self.problems.append(f"{kind} {folder}: {out[-500:]} {err[-3000:]}")
 
     def _count_repeated(self, folder: Path) -> None:
-        """Count the items whose value was recorded more than once: they ran again though they were done."""
+        """Count the items with more than one recorded value: they ran again although they were done."""
         for path in folder.iterdir():
             run = RunFolder(path)
             try:
@@ -255,7 +255,7 @@ def _processes(folder: Path) -> dict[str, list[int]]:
 
 
 def main() -> int:
-    """Soak for as long as the command line says; return 1 where something was wrong."""
+    """Soak for the time on the command line; return 1 if there were problems."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 240.0
     seed = int(os.environ.get("SLURMLAUNCH_SOAK_SEED") or random.SystemRandom().randrange(1 << 32))
     print(f"seed {seed}, {seconds:.0f} s", flush=True)  # noqa: T201

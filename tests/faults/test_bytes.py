@@ -1,4 +1,4 @@
-"""Outcome files that are torn, flipped, doubled or gone, and files that are not the user's: never a wrong value."""
+"""Outcome files that are torn, flipped, doubled or missing, and files of other users: never a wrong value."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> FutureArray[Any]:
 def test_whatever_is_done_to_outcomes(
     whole: FutureArray[Any], monkeypatch: pytest.MonkeyPatch, done: list[Deed]
 ) -> None:
-    """Each item has its true outcome, or is lost and says in which file and where; that does not wait for ever."""
+    """Each item has its true outcome, or is lost with its file and position; nothing waits for ever."""
     monkeypatch.setenv("SLURMLAUNCH_LATENCY", "0.05")
     expected = shown(whole)
     with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +149,7 @@ def test_a_retry_runs_lost_items(whole: FutureArray[Any], tmp_path: Path, monkey
 
 
 def spoil(path: Path, how: str) -> None:
-    """Make a file or folder one that is not to be trusted."""
+    """Make a file or folder unsafe."""
     if how == "writable":
         path.chmod(0o666 if path.is_file() else 0o777)
     elif how == "link":
@@ -202,7 +202,7 @@ def test_attach_refuses_outcomes(whole: FutureArray[Any], tmp_path: Path, how: s
     ],
 )
 def test_the_node_refuses(tmp_path: Path, part: str, how: str) -> None:
-    """A node runs nothing that others may have changed, and says which file it is."""
+    """A node runs nothing if others may have changed a file, and its error names the file."""
     witness = tmp_path / "witness"
     run = OneRun(tmp_path / "run", witness.write_text, rows(["was here"]))
     spoil(run.folder.path / part, how)

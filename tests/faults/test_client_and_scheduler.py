@@ -44,7 +44,7 @@ def squares(count: int) -> list[int]:
 
 
 def told_square(story: Story) -> Callable[[int], int]:
-    """Return a function that squares a number, and tells that it was called."""
+    """Return a function that squares a number, and logs its calls."""
 
     def square(number: int) -> int:
         story.tell(number)
@@ -314,7 +314,7 @@ class TestSchedulerAway:
         caplog: pytest.LogCaptureFixture,
         cluster: Cluster,
     ) -> None:
-        """While every command hangs or fails results come in, one warning says so, and states are known again after."""
+        """While every command hangs or fails, results arrive with one warning; later, states are known again."""
         monkeypatch.setattr(commands, "TIMEOUT", 1.0)
         gate = Gate(tmp_path / "gate")
         array = Executor(tmp_path / "runs", cluster="slurm").map_array(gate.enter, "ab", tasks=2)
@@ -335,7 +335,7 @@ class TestSchedulerAway:
 
 
 class TestSubmission:
-    """An sbatch that fails for a moment, has no answer, or is refused for want of room."""
+    """sbatch calls that fail for a moment, give no answer, or are refused by a limit."""
 
     def test_timed_out_afterwards(self, wrapped: Wrapped, tmp_path: Path) -> None:
         """The job of an sbatch that lost the answer is found by its name: one job, each item called once."""
@@ -362,7 +362,7 @@ class TestSubmission:
         assert 1 == len(warnings_of(caplog))
 
     def test_away_for_long(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """In the end the error says so, and nothing is left behind."""
+        """After a long outage submission raises an error, and leaves nothing behind."""
         pauses: list[float] = []
         monkeypatch.setattr(Client, "backend", lambda *_: SlurmBackend(sleep=pauses.append))
         wrapped.behave("sbatch", lines=IS_AWAY)
@@ -435,7 +435,7 @@ class TestSubmission:
 
 
 class TestCancelling:
-    """One word to Slurm, whatever is cancelled when."""
+    """Cancellations around a submission."""
 
     def test_while_it_is_submitted(self, wrapped: Wrapped, tmp_path: Path) -> None:
         """Items that another client cancels during sbatch neither run nor stay in the queue."""
@@ -464,7 +464,7 @@ class TestCancelling:
         array = Executor(tmp_path / "runs", cluster="slurm").map_array(enter, "abc", tasks=1)
         gate.await_arrival("a")
         assert array[1].cancel()
-        time.sleep(3)  # a node looks for cancellations once in a while
+        time.sleep(3)  # a node polls for cancellations once in a while
         gate.open()
 
         assert ("a", "c") == (array[0].result(timeout=60), array[2].result(timeout=60))
@@ -483,7 +483,7 @@ class TestCancelling:
 
     @pytest.mark.usefixtures("wrapped")
     def test_ctrl_c(self, tmp_path: Path) -> None:
-        """Ctrl-C leaves the jobs running, and says how to come back."""
+        """Ctrl-C leaves the jobs running, and a message says how to attach."""
         gate = Gate(tmp_path / "gate")
         script = """
             import sys
@@ -535,7 +535,7 @@ class TestMany:
             assert f"{expected}\n" == ended(process)
 
     def test_queries_are_shared(self, wrapped: Wrapped, tmp_path: Path) -> None:
-        """Ten processes that watch ask no more than one does."""
+        """Ten watching processes cause no more queries than one."""
         gate = Gate(tmp_path / "gate")
         script = """
             import sys, slurmlaunch

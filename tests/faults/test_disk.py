@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone, on either side."""
+"""Disks that are full, read-only or missing, on either side."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 
 
 def test_a_file_size_limit(tmp_path: Path) -> None:
-    """A quota stops a run from being written, and the error says so."""
+    """A quota keeps a run from being written, and the error says so."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     executor = Executor(tmp_path / "runs", cluster="local")
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))

@@ -87,7 +87,7 @@ def test_the_supervisor(faulty: Cluster, launch: Launch, deed: Callable[..., Any
 
 
 def test_the_batch_shell(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """Without the shell there is no end mark: the scheduler says how it ended."""
+    """Without the batch shell there is no end mark: the scheduler gives the cause."""
     work = deed(Deed, 1, 3)
     futures = launch(faulty).map_array(work, range(6), tasks=2)
     work.gate.await_arrival(1, 3)

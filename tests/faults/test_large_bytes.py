@@ -1,4 +1,4 @@
-"""Outcome files with large arrays that are torn, flipped, doubled or gone: never a wrong value."""
+"""Outcome files with large arrays that are torn, flipped, doubled or missing: never a wrong value."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> FutureArray[Any]:
 def test_whatever_is_done_to_large_values(
     whole: FutureArray[Any], monkeypatch: pytest.MonkeyPatch, done: list[Deed]
 ) -> None:
-    """Each item has its true value, or is lost and says in which file and where."""
+    """Each item has its true value, or is lost with its file and position."""
     monkeypatch.setenv("SLURMLAUNCH_LATENCY", "0.05")
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(whole.folder, Path(folder, "copy"))

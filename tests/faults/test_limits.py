@@ -27,7 +27,7 @@ def warn(cluster: Cluster, job_id: str | None) -> None:
 
 
 def await_close(future: Future[Any]) -> None:
-    """Wait until the future's task has heard the warning, and hands out no more."""
+    """Wait until the future's task has received the warning and starts no more items."""
     wait_until(lambda: "the time limit is near, no further items are begun" in future.stderr())
 
 

@@ -1,4 +1,4 @@
-"""Tasks that Slurm starts again, or takes away: requeue, preemption, suspension, someone else's cancel."""
+"""Tasks that Slurm restarts or ends: requeue, preemption, suspension, another user's scancel."""
 
 from __future__ import annotations
 

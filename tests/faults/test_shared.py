@@ -36,12 +36,12 @@ ALL = squares(items=ITEMS)
 
 
 def share(executor: Executor, work: Deed, *, tasks: int = 2, **how: Any) -> FutureArray[int]:
-    """Have tasks take the items in twos."""
+    """Have tasks claim blocks of two items."""
     return executor.map_array(work, range(ITEMS), tasks=tasks, schedule="dynamic", chunksize=2, **how)
 
 
 def begin(executor: Executor, work: Deed, *, tasks: int = 2) -> FutureArray[int]:
-    """Do so, and wait until one task waits in its first block, whose first item is known, and the other is done."""
+    """Start the run; wait until one task hangs in its first block, with its first item known, and the other is done."""
     futures = share(executor, work, tasks=tasks)
     work.gate.await_arrival(1)
     wait_until(lambda: futures.counts()["done"] == (1 if tasks == 1 else ITEMS - 1))
@@ -70,7 +70,7 @@ def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> 
 
 
 def test_others_do_the_rest(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """While one task hangs the other does all that it has not taken; killed, it loses that alone."""
+    """While one task hangs, the other runs all unclaimed items; killing it loses only its own."""
     work = deed(Deed, 1)
     futures = begin(launch(faulty), work)
     other = attach(futures.folder)
@@ -153,7 +153,7 @@ def test_the_time_limit(faulty: Cluster, launch: Launch, deed: Callable[..., Any
 
 
 def test_cancelled_by_someone_else(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """One task that is cancelled takes its own items with it; when all are, so are those that nobody had."""
+    """Cancelling one task cancels its claimed items; cancelling all cancels the unclaimed ones too."""
     work = deed(Deed, 1, 3)
     futures = share(launch(faulty), work)
     work.gate.await_arrival(1, 3)
@@ -171,7 +171,7 @@ def test_cancelled_by_someone_else(faulty: Cluster, launch: Launch, deed: Callab
 
 
 def test_cancelled_by_us(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """Items that nobody has taken are cancelled without any task noticing more than that."""
+    """Unclaimed items are cancelled, and running tasks continue."""
     work = deed(Deed, 1, 3)
     futures = share(launch(faulty), work)
     work.gate.await_arrival(1, 3)
@@ -225,7 +225,7 @@ SUBMITS = """
 
 
 def test_no_waiting_for_the_claims_of_a_failed_task(faulty: Cluster, launch: Launch, tmp_path: Path) -> None:
-    """The tasks need no client to share the items: it may be gone from the submission on."""
+    """The tasks share the items without a client: it may end after the submission."""
     folder = launch(faulty).folder
     command = [sys.executable, "-c", textwrap.dedent(SUBMITS), str(folder)]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, check=True).stdout

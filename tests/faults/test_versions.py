@@ -76,8 +76,8 @@ def test_another_python(cluster: Cluster, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["slurmlaunch", "cloudpickle"])
 def test_without(cluster: Cluster, tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Python without slurmlaunch, or without cloudpickle: the error says which, with the advice to install it."""
-    monkeypatch.chdir(tmp_path)  # what lies in the working directory is found, too
+    """A Python without slurmlaunch or cloudpickle: the error names the package, with the advice to install it."""
+    monkeypatch.chdir(tmp_path)  # modules in the working directory are found, too
     if missing == "cloudpickle":
         (tmp_path / "packages").mkdir()
         (tmp_path / "packages" / "slurmlaunch").symlink_to(REPOSITORY / "slurmlaunch")

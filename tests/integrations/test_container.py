@@ -70,7 +70,7 @@ def test_script_has_the_command_line(tmp_path: Path) -> None:
 
 
 def test_read_only_binds() -> None:
-    """A bind may be for reading only, where the runtime knows that."""
+    """A bind can be read-only if the runtime supports it."""
     container = Container("image.sif", binds=[("/data:/mnt:ro")])
     assert "--bind=/data:/mnt:ro" in job(container).command("0")
     with pytest.raises(OptionError, match="only read"):
@@ -79,7 +79,7 @@ def test_read_only_binds() -> None:
 
 @pytest.mark.parametrize("flag", ["--nv", "--rocm"])
 def test_another_vendors_gpus(flag: str) -> None:
-    """Where a flag says how GPUs are shown, no other is added."""
+    """If the user's options give a GPU flag, no other is added."""
     command = job(Container("image.sif", flags=[flag]), options={"gpus": "1"}).command("0")
     assert [word for word in command if word in {"--nv", "--rocm"}] == [flag]
 
@@ -100,7 +100,7 @@ def test_another_vendors_gpus(flag: str) -> None:
     ],
 )
 def test_tasks_with_gpus(options: dict[str, str | bool], flags: tuple[str, ...], *, expected: bool) -> None:
-    """A task that asks Slurm for GPUs, in whatever way, sees them in its container."""
+    """A task that requests GPUs from Slurm, by any option, sees them in its container."""
     assert asks_for_gpus(options, flags) == expected
 
 
@@ -116,7 +116,7 @@ def test_neither_is_there(tmp_path: Path) -> None:
 
 
 def test_the_first_that_is_there(tmp_path: Path) -> None:
-    """Of the two programs that read the same images the node's own is taken, and it becomes the node's command."""
+    """Of the two programs that read the same images the node's own is used, and it becomes the node's command."""
     program = tmp_path / "singularity"
     program.write_text('#!/bin/sh\necho singularity $$ "$@"\n', encoding="utf-8")
     program.chmod(0o700)
@@ -129,7 +129,7 @@ def test_the_first_that_is_there(tmp_path: Path) -> None:
     assert said.endswith("docker://python python3 -m slurmlaunch.node /project/me/runs/1 0\n")
 
 
-# What is bound.
+# Bound folders.
 
 
 def test_own_folders() -> None:
@@ -180,7 +180,7 @@ def test_places_in_an_image(tmp_path: Path) -> None:
         Container(image, runtime="charliecloud").prepare([Path("/project/file/run")])
 
 
-# What the user gives.
+# The user's options.
 
 
 def test_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_refused(arguments: dict[str, Any], named: str) -> None:
 
 
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:
-    """An image is looked for when something is submitted, and only where it is a path; nothing is left behind."""
+    """An image is checked at submission, if it is a path; a missing one leaves nothing behind."""
     executor = Executor(tmp_path / "runs", cluster="local", container=Container(tmp_path / "image.sif"))
     with pytest.raises(OptionError, match=rf"there is no image {tmp_path}/image\.sif"):
         executor.submit(abs, 1)
@@ -274,7 +274,7 @@ def container_of(folder: Path, **options: Any) -> Container:
 
 @pytest.fixture(autouse=True)
 def of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Be a user with a name, as ch-run wants it, in a folder that has nothing of the host's Python."""
+    """Act as a user with a name, as ch-run requires, in a folder without the host's Python."""
     monkeypatch.setenv("USER", "tester")
     monkeypatch.chdir(tmp_path)
 
@@ -337,7 +337,7 @@ SCRIPT = """
 
 @elsewhere
 def test_modules_beside_the_script(backend: str, image: Container, tmp_path: Path) -> None:
-    """A script that is started from another folder finds its own modules in the container as well."""
+    """A script that is started from another folder finds its own modules in the container, too."""
     (tmp_path / "code").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "code/beside.py").write_text("import sys\ndef where(): return __file__, sys.prefix\n", encoding="utf-8")
@@ -390,7 +390,7 @@ def test_the_container_does_not_start(
 
 
 class WaitsForAnotherStart:
-    """A function that comes to no end in the first start of its task, and returns the number of the next."""
+    """A function that never ends in the first attempt of its task, and returns the number of the next attempt."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
@@ -403,7 +403,7 @@ class WaitsForAnotherStart:
         return attempt
 
     def checkpoint(self) -> types.SimpleNamespace:
-        """Go on in the same way."""
+        """Run the same call again."""
         return types.SimpleNamespace(function=self, args=(), kwargs={})
 
 

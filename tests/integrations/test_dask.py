@@ -1,4 +1,4 @@
-"""A Dask cluster inside one job: it works, nobody else gets in, and nothing of it is left."""
+"""A Dask cluster inside one job: it works, refuses strangers, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TestCluster:
 
     @several_cpus
     def test_work_that_depends_on_work(self, make_executor: ExecutorFactory) -> None:
-        """Workers are as many and as large as asked, results feed calls, and with the end all processes end."""
+        """Number and size of workers are as requested, results feed calls, and all processes end with the cluster."""
         executor = make_executor(mem="1G")
 
         with dask_cluster(executor, workers=2) as client:
@@ -110,7 +110,7 @@ class TestOnSlurm:
         assert {0, 1} == {int(future.job_id.partition("_")[2]) for future in attach(folder) if future.job_id}
 
     def test_all_cpus_by_default(self, make_executor: ExecutorFactory) -> None:
-        """A worker has all of its task's CPUs where nothing else is said, and the memory that Slurm grants."""
+        """By default a worker has all of its task's CPUs, and the memory that Slurm grants."""
         with dask_cluster(make_executor(cpus_per_task=3)) as client:
             client.wait_for_workers(1)
             (worker,) = client.scheduler_info()["workers"].values()
@@ -142,7 +142,7 @@ if __name__ == "__main__":
     def test_a_client_that_disconnects_at_once(
         self, make_executor: ExecutorFactory, tmp_path: Path, worker: str
     ) -> None:
-        """A client that was there for no more than a moment has been there: the cluster ends, whatever has not come."""
+        """A client that connects for a moment counts: the cluster ends afterwards, even if workers are missing."""
         folder = make_executor().folder
         (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n", encoding="utf-8")
         preload = {} if worker == "comes" else {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "slow.py")}
@@ -174,8 +174,8 @@ if __name__ == "__main__":
     def test_late_workers_are_not_waited_for(
         self, make_executor: ExecutorFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """At the end nobody waits for a worker that runs, but has not found the scheduler yet."""
-        here, slow = tmp_path / "here", tmp_path / "slow.py"  # what Dask loads before it seeks the scheduler
+        """At the end the cluster does not wait for a running worker that has not found the scheduler yet."""
+        here, slow = tmp_path / "here", tmp_path / "slow.py"  # loaded before Dask connects
         text = f"import pathlib, time\npathlib.Path({str(here)!r}).touch()\ntime.sleep(600)\n"
         slow.write_text(text, encoding="utf-8")
         preload = f"export DASK_DISTRIBUTED__NANNY__PRELOAD={slow}"

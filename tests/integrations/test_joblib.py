@@ -121,7 +121,7 @@ except slurmlaunch.MissingPackage as error:
 
 
 class TestHowMany:
-    """How many calls run at once, as joblib and its callers ask before."""
+    """The number of calls that run at once, as joblib and its callers query it."""
 
     def effective(self, executor: Executor, n_jobs: int | None, **options: Any) -> int:
         """Return joblib's own answer below a parallel_config."""
@@ -176,7 +176,7 @@ class TestCalls:
             assert [0, 1, 2] == joblib.Parallel(verbose=1)(joblib.delayed(abs)(number) for number in range(3))
 
     def test_one_array(self, executor: Executor) -> None:
-        """All that is dispatched together is one array, whose items are the calls; results are in order."""
+        """A batch of dispatched calls is one array, whose items are the calls; results are in order."""
         with joblib.parallel_config(backend="slurmlaunch", executor=executor, tasks=3):
             found = joblib.Parallel()(joblib.delayed(divmod)(number, 7) for number in range(100))
 
@@ -193,7 +193,7 @@ class TestCalls:
             joblib.Parallel(backend="slurmlaunch", task=1)(joblib.delayed(abs)(number) for number in range(3))
 
     def test_jobs_are_processes(self, make_executor: ExecutorFactory) -> None:
-        """``n_jobs`` is the number of processes: so many work, in as few tasks as hold them."""
+        """``n_jobs`` is the number of processes, in as few tasks as possible."""
         executor = make_executor(processes=2)
         with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=3):
             found = joblib.Parallel()(
@@ -238,7 +238,7 @@ class TestCalls:
         wait_until(lambda: not is_alive(gate.process_of("a")))
 
     def test_a_death_is_reported(self, executor: Executor) -> None:
-        """A call whose process dies has our error, which names it."""
+        """A call whose process dies has our error, which names the call."""
         with (
             joblib.parallel_config(backend="slurmlaunch", executor=executor),
             pytest.raises(WorkerDied, match="status 3"),
@@ -321,7 +321,7 @@ class TestWindows:
             assert [1, 2, 3, 5] == joblib.Parallel(pre_dispatch=3, batch_size=1)(supply())
 
     def test_one_object_for_many_calls(self, executor: Executor) -> None:
-        """A `Parallel` that is kept open takes one set of calls after the other, also after an error."""
+        """An open `Parallel` runs one set of calls after the other, also after an error."""
         with (
             joblib.parallel_config(backend="slurmlaunch", executor=executor),
             joblib.Parallel(n_jobs=2) as parallel,
@@ -393,7 +393,7 @@ class TestWhatTravels:
         assert runs_of(executor) == []
 
     def test_refusals_are_raised(self, executor: Executor) -> None:
-        """An executor that takes no more says so through joblib."""
+        """The error of an executor that is shut down reaches the caller through joblib."""
         executor.shutdown()
         with (
             joblib.parallel_config(backend="slurmlaunch", executor=executor),

@@ -128,7 +128,7 @@ def test_batch(run: Callable[[str], str]) -> None:
 
 
 def test_concurrent_jobs(run: Callable[[str], str]) -> None:
-    """Several jobs, whose ends are looked for with done() and waited for with result()."""
+    """Several jobs, polled with done() and awaited with result()."""
     printed = run("""
         import time
         EXECUTOR
@@ -206,7 +206,7 @@ def test_commands(run: Callable[[str], str]) -> None:
 
 @several_cpus
 def test_several_tasks(run: Callable[[str], str], where: str) -> None:
-    """Several tasks call the same function, each knows its rank, and all results come back."""
+    """Several tasks call the same function, each has its rank, and all results come back."""
     nodes, per_node = (2, 3) if where == "slurm" else (1, 2)
     printed = run(f"""
         from math import ceil
@@ -327,7 +327,7 @@ def test_checkpointing(run: Callable[[str], str], where: str) -> None:
 
 
 def test_environment(run: Callable[[str], str]) -> None:
-    """A task knows its job and its log, also one that slurmlaunch itself has submitted."""
+    """A task has its job and its log in the environment, also if slurmlaunch itself submitted it."""
     printed = run("""
         import slurmlaunch
 
@@ -350,7 +350,7 @@ def test_environment(run: Callable[[str], str]) -> None:
 
 
 def test_error_to_output(run: Callable[[str], str]) -> None:
-    """The two streams go into one log where that is asked for."""
+    """Both streams go into one log if requested."""
     printed = run("""
         import sys
 
@@ -379,7 +379,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[submit
 
 
 def test_common_function_is_pickled_once(executor: submitit.AutoExecutor) -> None:
-    """Data that all jobs of an array share is written once; a callable with a state of its own is not shared."""
+    """Data that all jobs of an array share is written once; a callable with a state is not shared."""
     data = bytes(100_000)
     jobs = executor.map_array(lambda number: len(data) + number, range(20))
     assert [job.result() for job in jobs] == [100_000 + number for number in range(20)]
@@ -464,7 +464,7 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
         text: str = inner._configured(executor.parameters).script(len, ["a"])  # noqa: SLF001
         return text
 
-    monkeypatch.setenv("PATH", "/nonexistent")  # there is no Slurm to be asked
+    monkeypatch.setenv("PATH", "/nonexistent")  # there is no Slurm to query
     return script
 
 
@@ -496,7 +496,7 @@ def test_parameters(scripted: Callable[..., str]) -> None:
 
 
 def test_parameters_of_the_cluster_win(scripted: Callable[..., str]) -> None:
-    """As submitit has it: a parameter with the prefix stands over the shared one."""
+    """As in submitit, a parameter with the cluster's prefix overrides the shared one."""
     text = scripted(timeout_min=90, slurmlaunch_time="2:00:00", mem_gb=4, slurmlaunch_mem_gb=8)
     assert "#SBATCH --time=2:00:00\n" in text
     assert "#SBATCH --mem=8192M\n" in text
@@ -514,11 +514,11 @@ def test_refused_parameters(scripted: Callable[..., str]) -> None:
         scripted(slurmlaunch_signal_delay_s=30)
 
 
-# What submitit's other users see of it.
+# submitit's other users.
 
 
 def test_other_clusters_are_left_alone(tmp_path: Path) -> None:
-    """The plugin is never chosen by itself, and takes no name from submitit's own executors."""
+    """The plugin is never chosen automatically, and takes no name from submitit's own executors."""
     assert plugins.get_executors()["slurmlaunch"].affinity() == 0
     assert submitit.AutoExecutor.which() in {"slurm", "local"}
     executor = submitit.AutoExecutor(tmp_path, cluster="local")

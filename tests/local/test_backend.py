@@ -49,7 +49,7 @@ GATED = 'while [ ! -e "$3/gate" ]; do sleep 0.01; done'
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Return an empty run folder, of whose jobs nothing is left after the test."""
+    """Return an empty run folder; its jobs are cancelled after the test."""
     path = tmp_path / "a run's $(folder) %j"
     for name in ("logs", "ended"):
         (path / name).mkdir(parents=True)
@@ -67,7 +67,7 @@ def array(folder: Path, script: str, length: int = 1, **changes: Any) -> ArrayJo
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait for something that is bound to come; the test's own time-out says when it does not."""
+    """Wait for a condition that must come true; the test's own time-out ends a wait in vain."""
     while not condition():
         time.sleep(0.005)
 
@@ -106,7 +106,7 @@ def most_at_once(folder: Path) -> int:
 
 
 def alive(pid: int) -> bool:
-    """Tell whether a process runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return shown.stdout.strip()[:1] not in {"", "Z"}
 
@@ -243,7 +243,7 @@ def test_the_script_runs_the_same_tasks(folder: Path, tmp_path: Path) -> None:
     assert [(folder / "logs" / f"0-0-{i}.out").read_text() for i in range(3)] == shown
 
 
-# What cannot be started.
+# Tasks that cannot be started.
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_the_limit_is_the_cpus_that_can_be_used() -> None:
 
 
 def test_all_backends_share_the_machine(folder: Path) -> None:
-    """Never do more tasks run than there are CPUs, whatever backend object they came from."""
+    """The number of running tasks never exceeds the CPUs, over all backend objects."""
     first, second = LocalBackend(), LocalBackend()
     ids = [first.submit(array(folder, LOGGED, 3 * CPUS)), second.submit(array(folder, LOGGED, 3 * CPUS, array=1))]
     for job_id in ids:
@@ -304,7 +304,7 @@ def test_all_backends_share_the_machine(folder: Path) -> None:
 
 
 def test_a_task_wider_than_the_machine_takes_all_of_it(folder: Path) -> None:
-    """A task that asks for more CPUs than there are runs, and runs alone."""
+    """A task that requests more CPUs than there are runs, and runs alone."""
     run(array(folder, LOGGED, 4, cpus_per_task=1000 * CPUS))
     assert story(folder) == ["+0", "-0", "+1", "-1", "+2", "-2", "+3", "-3"]
 
@@ -318,7 +318,7 @@ def test_arrays_and_elements_go_in_order(folder: Path) -> None:
 
 
 def test_the_throttle_is_obeyed(folder: Path) -> None:
-    """No more elements of an array run at once than its throttle says."""
+    """No more elements of an array run at once than its throttle allows."""
     run(array(folder, LOGGED, 5, throttle=1))
     assert most_at_once(folder) == 1
 
@@ -452,20 +452,20 @@ def test_a_group_of_its_own_is_no_refuge(folder: Path) -> None:
 
 
 def test_the_time_limit_ends_a_task(folder: Path) -> None:
-    """A task that reaches its time limit gets SIGTERM, and its state says so."""
+    """A task that reaches its time limit gets SIGTERM, and its state is TIMEOUT."""
     job = array(folder, 'trap "exit 9" TERM; while :; do sleep 0.01; done', options={"time": "0:01"})
     assert run(job) == [TaskState.TIMEOUT]
     assert marks(folder) == ["0.0.9"]
 
 
 def test_a_long_time_limit_is_no_short_one(folder: Path) -> None:
-    """A limit of months can be waited for."""
+    """A limit of months works."""
     assert run(array(folder, "true", options={"time": "100-0"})) == [TaskState.COMPLETED]
 
 
 @needs_proc
 def test_the_memory_limit_ends_a_task(folder: Path) -> None:
-    """A task whose processes hold more than ``mem`` is killed, and its state says so."""
+    """A task whose processes use more than ``mem`` is killed, and its state shows it."""
     code = "data = b'x' * (300 << 20); import time; time.sleep(1000)"
     job = array(folder, "", python=(sys.executable, "-c", code), options={"mem": "200"})
     assert run(job) == [TaskState.OUT_OF_MEMORY]
@@ -500,7 +500,7 @@ time.sleep(1)
     ],
 )
 def test_times_are_read_as_sbatch_reads_them(text: str, seconds: float) -> None:
-    """Every format of sbatch's ``--time`` is known."""
+    """Every format of sbatch's ``--time`` is accepted."""
     assert parse_time(text) == seconds
 
 
@@ -532,7 +532,7 @@ def test_memory_per_cpu_counts_the_cpus_that_were_asked_for(folder: Path) -> Non
 
 
 def test_a_job_id_names_its_owner() -> None:
-    """Any process can tell from a job id whose job it is; ids never repeat."""
+    """Any process can read the owner of a job from its id; ids never repeat."""
     me = ClientId.current()
     ids = [new_job_id() for _ in range(2)]
     assert ids[0] != ids[1]
@@ -553,7 +553,7 @@ def test_the_jobs_of_an_ended_client_have_failed() -> None:
 
 
 def test_the_jobs_of_another_client_are_left_to_it(folder: Path) -> None:
-    """Of a living process's jobs nothing is known, and nothing is done to them without it."""
+    """The jobs of another living process have no known state, and only that process can act on them."""
     with subprocess.Popen(["sleep", "1000"]) as other:
         job_id = f"local-{ClientId.of_process(other.pid)}-1"
         assert backend.query([job_id]).get(job_id, 0) is None
@@ -571,7 +571,7 @@ def test_jobs_of_another_machine_are_unknown() -> None:
     assert backend.query([job_id]).get(job_id, 0) is None
 
 
-# The client's own end. Each is a program of its own.
+# The client's own end, each test with a separate program.
 
 PRELUDE = """\
 import os, signal, sys, time
@@ -616,7 +616,7 @@ def said(process: subprocess.Popen[str]) -> tuple[str, str, int]:
 
 
 def pythons() -> list[str]:
-    """Return the supported Pythons that can be started here."""
+    """Return the supported Pythons that are installed here."""
     found = [shutil.which(f"python3.{minor}") for minor in range(11, 15)]
     works = [p for p in found if p and subprocess.run([p, "-V"], capture_output=True, check=False).returncode == 0]
     return [*works, sys.executable]
@@ -642,7 +642,7 @@ def test_an_interrupt_at_exit_ends_the_tasks(folder: Path, *, ignored: bool) -> 
     assert marks(folder) == ["0.0.143"]
 
 
-# Plays the node: ends when its lifeline does.
+# Plays the node: ends when its parent does.
 WATCHER = """\
 import os, pathlib, sys
 folder = pathlib.Path(sys.argv[3])
@@ -653,7 +653,7 @@ os.read(int(os.environ["SLURMLAUNCH_LIFELINE"]), 1)
 
 @pytest.mark.parametrize("forked", [False, True])
 def test_tasks_end_with_their_killed_client(folder: Path, *, forked: bool) -> None:
-    """The lifeline of a task ends with the client, though a forked child of the client lives on."""
+    """A task is notified when its client dies, even if a forked child of the client lives on."""
     process = client(
         folder,
         f"""
@@ -680,7 +680,7 @@ def test_tasks_end_with_their_killed_client(folder: Path, *, forked: bool) -> No
 
 
 def test_a_forked_child_has_no_jobs(folder: Path) -> None:
-    """A forked child neither knows nor waits for its parent's jobs, and can run its own."""
+    """A forked child does not see or wait for its parent's jobs, and can run its own."""
     process = client(
         folder,
         """
@@ -701,7 +701,7 @@ def test_a_forked_child_has_no_jobs(folder: Path) -> None:
 
 
 def test_a_client_that_reaps_all_children_is_survived(folder: Path) -> None:
-    """Where SIGCHLD is ignored, a task's end is seen, and its status said to be unknown."""
+    """If SIGCHLD is ignored, a task's end is noticed, and its status is reported as unknown."""
     process = client(
         folder,
         """

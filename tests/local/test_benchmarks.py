@@ -61,7 +61,7 @@ class Here:
 
 
 def series(*seconds: float, waited: float | None = None, system: System | None = None, items: int = 10) -> Series:
-    """Return the series of a system that took so long."""
+    """Return the series of a system with these times."""
     samples = [Sample(each, waited) for each in seconds]
     return Series(Entry(system or SYSTEMS["slurmlaunch"], NO_OP.of(items)), samples)
 
@@ -78,7 +78,7 @@ def test_a_series_is_its_median_and_its_extremes() -> None:
 
 
 def test_slurms_wait_is_subtracted_on_both_sides_or_none() -> None:
-    """The floor is compared round by round, without Slurm's wait where that is known of both."""
+    """The floor is compared round by round, without Slurm's wait if that is known for both."""
     assert series(2.0, 3.0, waited=0.5).beyond(series(1.0, 1.0, waited=0.75)) == pytest.approx(1.75)
     assert series(2.0, waited=0.5).beyond(series(1.0, waited=None)) == 1.0
 
@@ -107,7 +107,7 @@ def test_the_fastest_is_a_systems_best_configuration() -> None:
 
 
 def test_a_bar_that_is_missed_is_shown_as_missed() -> None:
-    """Each comparison holds at the bar itself, and not beyond it."""
+    """Each comparison is met at the bar itself, and missed beyond it."""
     assert [at_most("k", "w", figure, 1.5, " ×").met for figure in (1.5, 1.51)] == [True, False]
     assert [beyond("k", "w", series(each), series(1.0), 0.5).met for each in (1.5, 1.51)] == [True, False]
     assert [faster("k", "w", series(each), series(1.0)).met for each in (0.9, 1.0)] == [True, False]
@@ -202,7 +202,7 @@ def test_the_systems_have_names_of_their_own() -> None:
 
 
 def test_missing_modules_are_named() -> None:
-    """A peer that cannot run says which module it lacks."""
+    """A peer that cannot run names its missing module."""
     assert missing(Here()) == "not installed: a_module_that_nobody_has"
     assert missing(Here(requires=("cloudpickle",))) == ""
     assert version(Here(requires=("cloudpickle",))).startswith("cloudpickle 3")
@@ -310,7 +310,7 @@ def test_a_trace_is_counted() -> None:
 
 @pytest.mark.skipif(not strace.installed(), reason="strace is not installed")
 def test_a_real_trace_counts_reads(tmp_path: Path) -> None:
-    """A file of known length is opened once, read whole, and its missing neighbour is missed."""
+    """A file of known length is opened once and read whole, and one lookup of a missing file is counted."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_bytes(bytes(1234))
     code = "import os, sys; open(sys.argv[1], 'rb').read(); os.path.exists(sys.argv[1] + '.new')"
@@ -323,7 +323,7 @@ def test_a_real_trace_counts_reads(tmp_path: Path) -> None:
 
 
 def test_a_client_reports_its_work(tmp_path: Path) -> None:
-    """It is a process of its own, which checks its results and weighs itself."""
+    """The client is a separate process, which checks its results and measures its memory."""
     for name in ("talk", "run"):
         (tmp_path / name).mkdir()
     (tmp_path / "calls").write_text("sbatch\n", encoding="ascii")

@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written(folder: Path) -> None:
 
 
 def test_names_that_are_no_claims(folder: Path) -> None:
-    """Other files and folders, numbers written otherwise and torn claims are nobody's; nobody takes over a torn one."""
+    """Other files and folders, odd numbers and torn claims have no owner, and nobody takes over a torn one."""
     for name in ("x", "1.2", "007", "²", "5.new", ".nfs0001"):
         (folder / name).touch()
     (folder / "0").write_text("torn", encoding="ascii")
@@ -163,7 +163,7 @@ def test_names_that_are_no_claims(folder: Path) -> None:
 
 
 def test_a_copy(folder: Path, tmp_path: Path) -> None:
-    """A copied run folder tells the same, though its links are files of their own."""
+    """A copied run folder has the same claims, though its links are separate files."""
     claimers = [Claimer(folder, task, 0, 6) for task in range(2)]
     for _ in range(3):
         for claimer in claimers:

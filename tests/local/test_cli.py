@@ -64,7 +64,7 @@ def on_any(test: Any) -> Any:
     return pytest.mark.parametrize("where", ["local", pytest.param("slurm", marks=pytest.mark.slurm)])(test)
 
 
-# What comes out.
+# Output.
 
 
 @on_any
@@ -132,7 +132,7 @@ def test_items_that_are_read(run: Callable[..., tuple[int, str, str]], tmp_path:
 
 @several_cpus
 def test_options(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    """Options say how it runs, as the executor's do."""
+    """Options configure the run, as the executor's do."""
     show = "echo $ONE $TWO $OMP_NUM_THREADS"
     options = ["--env", "ONE=1 2", "--setup", "export TWO=3", "--cpus-per-task=2", "--threads", "2", "--exclusive"]
     status, out, err = run("map", *options, "--tasks=1", "--folder", "mine", "--name", "called", show, "4", "5")
@@ -188,7 +188,7 @@ def test_refused(run: Callable[..., tuple[int, str, str]], arguments: list[str],
 @pytest.mark.slurm
 @pytest.mark.usefixtures("on_slurm")
 def test_detach(run: Callable[..., tuple[int, str, str]]) -> None:
-    """A detached run prints its folder alone, and its results can be fetched from there."""
+    """A detached run prints only its folder, and its results can be fetched from there."""
     status, out, err = run("map", "--detach", "echo {}", "a", "b")
     assert (status, err) == (0, "")
     results = slurmlaunch.attach(out.removesuffix("\n")).results(PATIENCE)
@@ -199,7 +199,7 @@ def test_detach(run: Callable[..., tuple[int, str, str]]) -> None:
 def test_interrupted(
     start: Callable[..., subprocess.Popen[str]], where: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """After Ctrl-C, jobs on Slurm continue and a message says how to come back; local tasks end."""
+    """After Ctrl-C, jobs on Slurm continue and a message says how to attach; local tasks end."""
     if where == "slurm":
         request.getfixturevalue("on_slurm")
     waits = "touch here; while ! [ -e {} ]; do sleep 0.05; done; echo end"

@@ -84,7 +84,7 @@ def test_inherited_futures(tmp_path: Path, gate: Gate, wait: str) -> None:
 
 
 def test_a_forked_child_is_a_client(tmp_path: Path, gate: Gate) -> None:
-    """It submits runs of its own, gets those of its parent by their folders, and keeps the results that it inherits."""
+    """A forked child submits its own runs, attaches to its parent's runs, and keeps inherited results."""
     executor = Executor(tmp_path / "runs", cluster="local")
     array, done = executor.map_array(gate.enter, "ab", tasks=1), executor.map_array(abs, [-1, -2])
     done.wait()
@@ -100,7 +100,7 @@ def test_a_forked_child_is_a_client(tmp_path: Path, gate: Gate) -> None:
 
 
 def test_a_child_of_a_forked_child(tmp_path: Path, gate: Gate) -> None:
-    """It waits for no lock of its parent: the child that forked it had a thread that held one."""
+    """The child of a forked child waits for no lock that a thread of its parent held."""
     array = Executor(tmp_path / "runs", cluster="local").map_array(gate.enter, "ab", tasks=1)
 
     def work() -> object:
@@ -166,7 +166,7 @@ def test_no_thread_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_fault_in_one_run(tmp_path: Path) -> None:
-    """Whatever is wrong with a run, another run is watched."""
+    """A fault in one run does not stop the watching of another run."""
     watcher, faulty, sound = Watcher(), watch_of(tmp_path / "faulty"), watch_of(tmp_path / "sound")
     failed = threading.Event()
 
@@ -187,7 +187,7 @@ def test_a_fault_in_one_run(tmp_path: Path) -> None:
 
 
 def test_a_retry_without_work_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If nothing is to be retried, the watch ends no sooner than somebody has the array that it is for."""
+    """If a retry has nothing to run, the run is still watched while its array is referenced."""
     watch = watch_of(tmp_path / "run")
     wanted = []
     keep = current_client().watcher.keep_watching
@@ -206,7 +206,7 @@ def test_a_retry_without_work_is_watched(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_registry_while_it_is_swept() -> None:
-    """A future is looked for without the lock, while another thread replaces the dictionary."""
+    """A future can be looked up without the lock while another thread replaces the dictionary."""
     registry = FuturesRegistry()
 
     class Swept(dict[int, Any]):

@@ -103,7 +103,7 @@ QUOTED = ("{}", "'{}'", '"{}"', "'{}'x", '"a{}"', '"$(printf %s "{}")"', "\\'{}"
 @settings(max_examples=25)
 @given(argument=ANYTHING, other=st.sampled_from(["it's", "$(false)", "`false`", 'a "b" \\', "*", "; false"]))
 def test_arguments_are_one_word_for_the_shell(argument: str, other: str) -> None:
-    """Whatever a name holds, and whatever quotes stand around its place, the shell reads the name and nothing else."""
+    """The shell reads any name as one word, with any quotes around its place."""
     for text in (argument, other, argument + other):
         template = "printf '%s\\0' " + " ".join(QUOTED[:5])
         done = Command(template)(text)
@@ -119,7 +119,7 @@ def test_nothing_in_a_name_is_run(place: str, tmp_path: Path) -> None:
     assert not bad.exists()
 
 
-# What comes back.
+# Returned values.
 
 
 def test_completed() -> None:
@@ -174,7 +174,7 @@ def test_shown() -> None:
     assert repr(Command(["a", "{}"], check=False, timeout=3)) == "Command(['a', '{}'], check=False, timeout=3)"
 
 
-# What is left behind: nothing.
+# Nothing is left behind.
 
 LINGERING = "echo $$ >pid.new; mv pid.new {}; trap '' TERM; (sleep 600) & sleep 600 | cat"
 
@@ -258,7 +258,7 @@ def test_task_ended(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_requeue_is_slurms(tmp_path: Path) -> None:
-    """Elsewhere than on Slurm there is nobody to start a task again, and that is said."""
+    """Only Slurm can requeue a task; elsewhere the option is refused."""
     from slurmlaunch import Executor, SchedulerError
 
     for cluster in ("local", "inline"):
@@ -311,7 +311,7 @@ def test_in_tasks(make_executor: ExecutorFactory, monkeypatch: pytest.MonkeyPatc
 
 
 def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of the guide runs as it stands, and its table of placeholders is true."""
+    """The code of the guide runs unchanged, and its table of placeholders is correct."""
     monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
     guide = (Path(__file__).parents[2] / "docs" / "shell-commands.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)

@@ -35,7 +35,7 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 def is_test_module(block: str) -> bool:
-    """Tell whether a block is a module for pytest."""
+    """Return whether a block is a module for pytest."""
     return "import pytest" in block
 
 
@@ -103,7 +103,7 @@ def test_links(document: str) -> None:
 
 
 def leads_somewhere(document: Path, target: str) -> bool:
-    """Tell whether a link of a document has a file, and, where it names one, a heading."""
+    """Return whether a link of a document has a file and, if it names one, a heading."""
     path, _, anchor = unquote(target).partition("#")
     file = document.parent / path if path else document
     return file.exists() and (not anchor or anchor in anchors(file))
@@ -137,7 +137,7 @@ def named_paths(text: str) -> list[str]:
 
 
 def is_path(name: str) -> bool:
-    """Tell whether a path of the architecture page exists: in the repository, or in the package."""
+    """Return whether a path of the architecture page exists, in the repository or in the package."""
     return (ROOT / name).exists() or (ROOT / "slurmlaunch" / name).exists()
 
 

@@ -45,7 +45,7 @@ def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     if name == "slurm":
         request.getfixturevalue("cluster")
     for variable in caps.VARIABLES:
-        monkeypatch.delenv(variable, raising=False)  # what a user sets is left alone, and these tests read what we set
+        monkeypatch.delenv(variable, raising=False)  # the user's settings are left alone, and these tests read ours
     monkeypatch.setenv("SLURMLAUNCH_CLUSTER", name)
     return name
 
@@ -94,7 +94,7 @@ def count(file: Path) -> tuple[int, int] | None:
 
 
 def check_monte_carlo_pi(printed: str, where: str) -> None:
-    """Hold the estimate against π: a random one of so many darts is off by 0.0008, with a seed always the same one."""
+    """Compare the estimate with π: a random one of so many darts is off by 0.0008; a seed fixes it."""
     estimate, darts = re.fullmatch(r"pi is about ([\d.]+), from (\d+) darts; off by [\d.]+\n", printed).groups()  # type: ignore[union-attr]
 
     assert float(estimate) == pytest.approx(math.pi, abs=0.003)
@@ -145,7 +145,7 @@ def check_shell_command(printed: str, where: str) -> None:
 
 
 def check_from_submitit(printed: str, where: str) -> None:
-    """Compute the areas; each job is the one that its task says it is, and the failure is submitit's own."""
+    """Compute the areas; each job is the one that its task reports, and the failure is submitit's own."""
     assert printed.splitlines() == [
         "[10, 40, 90] True",
         "1 3 FailedJobError",
@@ -202,7 +202,7 @@ def check_ray_cluster(printed: str, where: str) -> None:
 
 
 def check_mpi_integral(printed: str, where: str) -> None:
-    """Hold the integral against π, and see that each rank had its share."""
+    """Compare the integral with π, and check each rank's share."""
     assert printed == f"pi is about {math.pi:.10f}, from 4 ranks with {[250_000] * 4} steps\n"
 
 
@@ -252,7 +252,7 @@ MARKS = {
     ],
     "torch_all_reduce.py": [pytest.mark.long],
 }
-# What an example needs that is too large to be installed for a test.
+# Examples whose requirements are too large to install for a test.
 NEEDS = {"torch_all_reduce.py": "torch"}
 
 
@@ -326,7 +326,7 @@ def test_notebooks_hold_no_outputs(name: str) -> None:
 
 @pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_requirements(script: str) -> None:
-    """An example that finds a package missing prints the sentence about requirements that its docstring holds."""
+    """An example whose package is missing prints the sentence about requirements from its docstring."""
     source = (EXAMPLES / script).read_text(encoding="utf-8")
     (stated,) = [line for line in ast.get_docstring(ast.parse(source)).splitlines() if line.startswith("Requires ")]  # type: ignore[union-attr]
 

@@ -94,7 +94,7 @@ def foreign_to_a_node(modules: Iterable[str]) -> set[str]:
 
 
 def test_importing_the_package_is_lazy() -> None:
-    """``import slurmlaunch`` loads one file of the package, and nothing that takes its time."""
+    """``import slurmlaunch`` loads one file of the package, and nothing slow."""
     status, modules = start_python("-c", "import slurmlaunch")
     added = modules - bare_python()
     assert status == 0
@@ -120,7 +120,7 @@ def test_type_checkers_read_the_modules_of_the_table() -> None:
 
 
 def test_a_node_without_its_run_folder_has_imported_little(tmp_path: Path) -> None:
-    """A node that finds no run folder says so in its exit status, and has imported nothing foreign until then."""
+    """A node without its run folder reports this by its exit status, before it imports anything foreign."""
     status, modules = start_python("-m", "slurmlaunch.node", str(tmp_path / "absent"), "0")
     assert status not in {0, 1}
     assert foreign_to_a_node(modules) == set()

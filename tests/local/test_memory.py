@@ -1,4 +1,4 @@
-"""How much memory large arrays take: on the node once for all its processes, and nowhere twice."""
+"""The memory of large arrays: on the node once for all its processes, and nowhere twice."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def share_of(processes: Iterable[int]) -> int:
 
 
 def highest() -> int:
-    """Return the most memory that this process has held, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
     return int(kilobytes) * 1024
 
 
 def test_processes_share_an_array(tmp_path: Path) -> None:
-    """Four processes that have read an array of the function hold it once, and the peak that is recorded says so."""
+    """Four processes that have read an array of the function share one copy, and the recorded peak shows it."""
     gate, processes = Gate(tmp_path / "gate"), 4
     field = np.ones(SIZE // 8)
 
@@ -64,7 +64,7 @@ def test_processes_share_an_array(tmp_path: Path) -> None:
 
 
 def test_a_process_holds_a_result_once(tmp_path: Path) -> None:
-    """A large result is written from where it is, and gone before the next is made."""
+    """A large result is written from its own memory, which is freed before the next result."""
 
     def make(item: int) -> Any:
         return np.full(SIZE // 8, item) if item < 3 else highest()
@@ -78,7 +78,7 @@ def test_a_process_holds_a_result_once(tmp_path: Path) -> None:
 
 
 def test_a_process_holds_an_argument_once(tmp_path: Path) -> None:
-    """A large argument is read to where it stays, and gone before the next is read."""
+    """A large argument is read into its final memory, which is freed before the next argument."""
 
     def look(field: Any) -> tuple[int, int]:
         return int(field[-1]), highest()

@@ -51,7 +51,7 @@ def reciprocal(number: int) -> float:
 
 @pytest.mark.parametrize(("numbers", "status"), [([1, 2], 0), ([1, 0], 1), ([0], 1)])
 def test_the_status_tells_of_the_outcomes(tmp_path: Path, numbers: list[int], status: int) -> None:
-    """A task ends with 0 if all items have values, with 1 if one failed, and prints nothing of its own."""
+    """A task exits with 0 if all items have values, with 1 if one failed, and prints nothing of its own."""
     run = OneRun(tmp_path / "run", reciprocal, rows(numbers))
 
     assert run.run() == (status, "", "")
@@ -75,7 +75,7 @@ def test_other_arguments_are_refused(tmp_path: Path, arguments: list[str]) -> No
 
 
 def test_folders_and_tasks_that_do_not_exist_are_refused(tmp_path: Path) -> None:
-    """A folder that is no run, and a task that the run does not have, end with status 4 and one line that says so."""
+    """A folder that is no run, or a task that the run does not have, gives exit status 4 and a one-line message."""
     run = OneRun(tmp_path / "run", abs, rows([1]))
     no_task = run.run(7)
     run.folder.manifest.unlink()
@@ -87,7 +87,7 @@ def test_folders_and_tasks_that_do_not_exist_are_refused(tmp_path: Path) -> None
 
 
 def test_a_node_that_cannot_record_says_so(tmp_path: Path, story: Story) -> None:
-    """If no outcome can be recorded, no item runs, and the node ends with status 4 and the reason."""
+    """If outcomes cannot be recorded, no item runs, and the node exits with status 4 and the reason."""
     run = OneRun(tmp_path / "run", story.tell, rows([1]))
     run.folder.outcomes.rmdir()
 
@@ -158,7 +158,7 @@ def test_another_cloudpickles_pickle_is_not_read(tmp_path: Path, story: Story) -
 
 
 class DescribesItself:
-    """Tells when it is unpickled."""
+    """Logs its unpickling."""
 
     def __init__(self, story: Story) -> None:
         self.story = story
@@ -173,7 +173,7 @@ class DescribesItself:
 
 
 def by_reference(path: Path, function: Any, **changes: Any) -> OneRun:
-    """Return a run whose function is found by its module's name."""
+    """Return a run whose function is pickled by reference to its module."""
     run = OneRun(path, abs, rows(range(20)), processes=2, **changes)
     from slurmlaunch.client.pickling import pickle_function
     from slurmlaunch.runfolder.function import write_function
@@ -388,7 +388,7 @@ def ignore_all() -> None:
 
 
 def test_items_that_ignore_sigterm_are_killed(tmp_path: Path, gate: Gate) -> None:
-    """An item that ignores SIGTERM does not keep the node from ending, and is gone when it has."""
+    """An item that ignores SIGTERM does not keep the node from ending, and its process is killed."""
 
     def work(item: int) -> None:
         ignore_all()
@@ -510,7 +510,7 @@ def test_ctrl_c_is_no_end(tmp_path: Path, gate: Gate) -> None:
     assert run.values() == {1: "1"}
 
 
-# What reaches the outcome of an item.
+# Traces in an item's outcome.
 
 
 def end_somehow(item: int) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """Return a run folder with room for outcomes."""
+    """Return a run folder with a folder for outcomes."""
     (tmp_path / "outcomes").mkdir(mode=0o700)
     return RunFolder(tmp_path)
 
@@ -52,7 +52,7 @@ def test_classes_that_were_made_where_it_ran_arrive() -> None:
 
 
 def cloudpickle_apart(function: Callable[[], Any]) -> Any:
-    """Return the outcome of a function that ran in a process of its own."""
+    """Return the outcome of a function that ran in a separate process."""
     program = (
         "import sys, pickle\nfrom slurmlaunch.outcome import capture\n"
         "sys.stdout.buffer.write(capture(pickle.load(sys.stdin.buffer)).dump())"
@@ -75,7 +75,7 @@ def test_arguments_that_do_not_unpickle_say_where(tmp_path: Path) -> None:
 
 
 def test_an_unpicklable_result_says_where_in_the_users_terms(tmp_path: Path) -> None:
-    """An item whose value does not pickle fails by that, and no frame of ours is shown."""
+    """An item whose value does not pickle fails, and its traceback shows none of our frames."""
     run = OneRun(tmp_path / "run", lambda _: threading.Lock(), rows([0]))
 
     assert run.run().status == 1

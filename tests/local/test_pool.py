@@ -184,7 +184,7 @@ def test_a_death_while_loading_is_tried_again(tmp_path: Path, story: Story) -> N
 
 
 def test_deaths_while_loading_are_not_tried_for_ever(tmp_path: Path, story: Story) -> None:
-    """If every worker dies before the function is loaded, all items fail, and the error says so."""
+    """If every worker dies before the function is loaded, all items fail, and the error gives the reason."""
     run = OneRun(tmp_path / "run", DiesWhereItIsLoaded(story, 10**6), rows(range(5)))
 
     assert run.run().status == 1
@@ -320,7 +320,7 @@ def test_cancellations_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_cancellation_of_another_round_is_none(tmp_path: Path, gate: Gate) -> None:
-    """A cancellation holds for its own round; later rounds run the item."""
+    """A cancellation applies to its own round; later rounds run the item."""
     run = OneRun(tmp_path / "run", gate.enter, rows(range(2)))
     CancellationWriter(run.folder, 1, "client").add([range(2)])
     gate.open()
@@ -528,7 +528,7 @@ def test_a_task_that_finds_no_room_says_so(small: tuple[Path, list[str]], proces
     wait_until(lambda: not any(is_alive(int(process)) for process in set(story.lines)))
 
 
-# What user code does to its process.
+# User code that changes its process.
 
 
 def test_prints_are_in_the_log_at_once(tmp_path: Path, gate: Gate) -> None:
@@ -764,7 +764,7 @@ def test_a_task_runs_its_own_items(tmp_path: Path) -> None:
 
 
 def test_a_queue_hands_out_each_item_once() -> None:
-    """Items are taken in order, returned ones first, cancelled ones never."""
+    """Workers get items in order, returned ones first, cancelled ones never."""
     queue = Queue(range(10))
     assert (len(queue), list(queue.take(3))) == (10, [0, 1, 2])
 
@@ -776,7 +776,7 @@ def test_a_queue_hands_out_each_item_once() -> None:
 
 
 def test_a_closed_queue_hands_out_nothing() -> None:
-    """A closed queue hands out nothing, neither its own items nor those that are put back."""
+    """A closed queue gives no items, neither its own nor those that are put back."""
     queue = Queue(range(10))
     queue.closed = True
     queue.put_back([3])

@@ -25,7 +25,7 @@ READ: dict[str, dict[str, Any]] = {
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a run folder, owned by this process's user and closed to others, whatever the archive and umask say."""
+    """Unpack a run folder, owned by this process's user and private, for any modes in the archive and any umask."""
     with tarfile.open(archive) as members:
         for member in members:
             path = folder / member.name
@@ -56,7 +56,7 @@ def test_a_run_folder_reads_as_it_did(name: str, tmp_path: Path) -> None:
 
 
 def test_every_folder_is_read() -> None:
-    """No archive lies there without a test."""
+    """Every archive has a test."""
     assert sorted(READ) == sorted(path.name.removesuffix(".tar.xz") for path in DATA.glob("*.tar.xz"))
 
 
@@ -87,5 +87,5 @@ def test_a_batch_script_is_the_same(case: str) -> None:
 
 
 def test_every_script_is_compared() -> None:
-    """No script lies there without a test."""
+    """Every script has a test."""
     assert sorted(SCRIPTS) == sorted(path.stem for path in DATA.glob("*.sh"))

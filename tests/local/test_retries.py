@@ -130,7 +130,7 @@ def test_items_that_fail_late_are_not_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_removed_folder(tmp_path: Path) -> None:
-    """If nothing can be retried, no item waits for it."""
+    """If no retry can be made, no item waits for it."""
     retried = Retried(tmp_path / "run", Scheduler())
     shutil.rmtree(retried.run.folder.path)
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_a_removed_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answer", [NO_ROOM, AWAY])
 def test_a_retry_waits(tmp_path: Path, answer: SubmissionError) -> None:
-    """While the queue has no room for a retry, or the scheduler is away, it waits as later arrays do."""
+    """While the queue is full or the scheduler is away, a retry waits, like later arrays."""
     scheduler = Scheduler(answer, answer)
     retried = Retried(tmp_path / "run", scheduler)
     retried.die()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Backend(InlineBackend):
-    """Knows of jobs that nobody wrote down."""
+    """A backend with jobs that no journal records."""
 
     def __init__(self, jobs: dict[str, str]) -> None:
         self.jobs = jobs
@@ -52,13 +52,13 @@ class Backend(InlineBackend):
         self.cancelled: list[tuple[str, Any]] = []
 
     def cancel(self, job_id: str, elements: Any = None) -> None:
-        """Take note of it, and raise the error that there is."""
+        """Record the cancellation, and raise the prepared error."""
         self.cancelled.append((job_id, elements))
         if self.error is not None:
             raise self.error
 
     def submit(self, job: ArrayJob) -> str:
-        """Take the job, or raise the error that there is."""
+        """Record the job, or raise the prepared error."""
         if self.error is not None:
             raise self.error
         self.submitted.append(job.name)
@@ -100,7 +100,7 @@ def status_of(run: Run, item: int) -> ItemStatus:
     ],
 )
 def test_items_of_tasks(folder: RunFolder, rounds: int, expected: dict[int, list[int]]) -> None:
-    """An item belongs to the last task that it was given to, in each view up to its own rounds."""
+    """An item belongs to its latest task, in each view up to the view's own rounds."""
     run = view(folder, rounds)
 
     assert expected == {task: list(run.tasks.items_of(task)) for task in expected}
@@ -108,7 +108,7 @@ def test_items_of_tasks(folder: RunFolder, rounds: int, expected: dict[int, list
 
 
 def test_places(folder: RunFolder) -> None:
-    """A task has its place in an array of its round, and the array's job where that is known."""
+    """A task has its place in an array of its round, and the array's job if it is known."""
     latest = list(read_rounds(folder))[1]
     latest.submitted(1, "9")
     run = view(folder)
@@ -230,7 +230,7 @@ class TestLeft:
 
     @pytest.fixture
     def client(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Start a process that stands for the client that makes a round."""
+        """Start a process that poses as the client that makes a round."""
         with subprocess.Popen(["sleep", "600"]) as process:
             yield process
             process.kill()
@@ -258,7 +258,7 @@ class TestLeft:
         assert ({3, 6}, []) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
 
     def test_gone(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
-        """While its client lives it is waited for; then it is looked for, once, and called never submitted."""
+        """Others wait while its client lives; after one search for the job, the array counts as never submitted."""
         run = self.attached(folder, client.pid)
         Submission(run).follow()
         assert (set(), []) == (self.ended(run), run.backend.asked)  # type: ignore[attr-defined]
@@ -283,7 +283,7 @@ class TestLeft:
         assert ({3, 6}, ("12",)) == (self.ended(run), run.job_ids)
 
     def test_retried_by_itself(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
-        """A round that nobody had asked for is submitted in its place, by one of those that are there."""
+        """An unsubmitted automatic retry is submitted by one of the other clients."""
         runs = [self.attached(folder, client.pid, automatic=True), view(folder)]
         client.kill()
         client.wait()
@@ -333,7 +333,7 @@ class TestLeft:
 
 
 def test_one_future_for_all_threads(folder: RunFolder) -> None:
-    """However many threads ask for it at once, an item has one future."""
+    """Any number of threads that request an item at once get one future."""
     run = view(folder)
     ready = threading.Barrier(8)
     found: list[list[Future[Any]]] = []

@@ -36,7 +36,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o644, 0o755])
 def test_the_users_own_files_are_read(file: Path, mode: int) -> None:
-    """A file that is the user's own, and that nobody else may write to, is read."""
+    """A file that belongs to the user, and that nobody else may write to, is read."""
     file.chmod(mode)
 
     assert read_owned(file) == b"content"
@@ -57,7 +57,7 @@ def test_files_writable_by_others_are_refused(file: Path, mode: int) -> None:
 
 @needs_root
 def test_files_of_other_users_are_refused(file: Path) -> None:
-    """A file or folder of another user is refused, whatever its mode; the error names the owner."""
+    """A file or folder of another user is refused for any mode; the error names the owner."""
     os.chown(file, NOBODY, -1)
     os.chown(file.parent, NOBODY, -1)
 
@@ -100,7 +100,7 @@ def test_refused_files_are_closed(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["manifest.json", "function", "items", "items.index", "rounds/0/plan.json"])
 def test_a_node_unpickles_nothing_that_others_may_write(tmp_path: Path, name: str) -> None:
-    """Whichever file of a run others may write to, the node runs nothing, and says which file it is."""
+    """If others may write to any file of a run, the node runs nothing, and its error names the file."""
     witness = tmp_path / "witness"
     run = OneRun(tmp_path / "run", witness.touch, [()])
     (run.folder.path / name).chmod(0o666)
@@ -126,7 +126,7 @@ def test_a_node_refuses_a_run_folder_that_others_may_write(tmp_path: Path) -> No
 
 
 def test_written_files_are_private(tmp_path: Path) -> None:
-    """Folders are made 0700 and files 0600, whatever the umask."""
+    """Folders are made 0700 and files 0600, for any umask."""
     before = os.umask(0)
     try:
         make_folder(tmp_path / "folder")
@@ -156,7 +156,7 @@ def test_one_process_makes_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(file: Path) -> None:
-    """Whatever ends the writing, the old file stays as it was, and nothing lies beside it."""
+    """If a write fails, the old file stays unchanged, and no temporary file remains."""
 
     def parts(error: BaseException) -> Iterator[bytes]:
         yield b"x" * 100_000
@@ -170,7 +170,7 @@ def test_a_failed_write_leaves_the_old_file(file: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_old_file(file: Path) -> None:
-    """Where the file system takes only a part, the old file stays as it was, and nothing lies beside it."""
+    """If the disk is full, the old file stays unchanged, and no temporary file remains."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -197,7 +197,7 @@ def test_a_link_in_its_place_is_replaced(file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'{"protocol": 1}'])
 def test_a_manifest_that_cannot_be_read_is_no_run(tmp_path: Path, content: bytes) -> None:
-    """Whatever stands in place of a manifest, the error says that the folder is no run folder."""
+    """Any other content of a manifest gives the error that the folder is no run folder."""
     tmp_path.chmod(0o700)
     folder = RunFolder(tmp_path)
     write_whole(folder.manifest, [content])
@@ -207,7 +207,7 @@ def test_a_manifest_that_cannot_be_read_is_no_run(tmp_path: Path, content: bytes
 
 
 def test_a_manifest_says_which_protocol_it_follows(tmp_path: Path) -> None:
-    """Keys that are not known are ignored; another protocol is refused, and the error names both."""
+    """Unknown keys are ignored; another protocol is refused, and the error names both."""
     run = OneRun(tmp_path / "run", abs, rows([-1]))
     content = json.loads(run.folder.manifest.read_text())
 

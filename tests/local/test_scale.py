@@ -69,7 +69,7 @@ def test_an_unresolved_item_costs_a_byte() -> None:
 
 
 def test_items_with_one_cause_take_a_byte() -> None:
-    """A task that dies takes all of its items with it: that is one error, not one for each of them."""
+    """All items of a dead task share one error object."""
     tracemalloc.start()
     try:
         ledger = Ledger(MILLION)
@@ -84,7 +84,7 @@ def test_items_with_one_cause_take_a_byte() -> None:
 
 
 def test_a_record_for_each_item_costs_little() -> None:
-    """Where items are long, each has a record of its own: that costs some forty bytes."""
+    """Long items have a record each, which costs some forty bytes."""
     tracemalloc.start()
     try:
         ledger, file = Ledger(MILLION // 100), Path("0.0")
@@ -149,7 +149,7 @@ def test_files_opened_by_a_node(tmp_path: Path) -> None:
         if Path(name).is_relative_to(run.folder.path):
             opened.setdefault(pid, []).append(str(Path(name).relative_to(run.folder.path)))
     supervisor, *processes = opened.values()
-    # One look at the cancellations at the start, and one a second after it.
+    # One poll of the cancellations at the start, and one a second after it.
     read_once = {"manifest.json", "function", "rounds/0/plan.json", "outcomes/0.0"}
     assert read_once == set(supervisor) - {"cancelled", "rounds"}
     assert len(set(supervisor)) <= 6
@@ -162,7 +162,7 @@ def test_files_opened_by_a_node(tmp_path: Path) -> None:
 def test_long_arrays(
     start_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More tasks than an array may have, and more than may be queued, are stepped through without anybody's help."""
+    """A run with more tasks than an array or the queue may have is submitted step by step."""
     cluster = start_cluster(ClusterSpec(lines=("AccountingStorageEnforce=limits", "MaxArraySize=11")))
     user = f"user={os.environ.get('USER', 'root')}"
     cluster.run("sacctmgr", "-i", "modify", "user", "where", user, "set", "MaxSubmitJobs=25")

@@ -33,7 +33,7 @@ SIZE = {"items": 2_000_000, "tasks": 600, "array": 60, "slots": 200, "seconds": 
 
 @pytest.fixture
 def simulation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """Return the module, whose Slurm shares its answers with nobody."""
+    """Return the module, whose Slurm shares its answers with no other process."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     import simulation as module
@@ -66,7 +66,7 @@ def test_a_run(simulation: ModuleType, tmp_path: Path) -> None:
     ledger = simulated.run.ledger
     assert (0, 2_000_000) == (ledger.open, ledger.count(ItemStatus.VALUE))
     assert 10 == figures.arrays == figures.calls["sbatch"]
-    # An answer is good for 30 s; what it leaves open may be one further question.
+    # An answer is good for 30 s; unknown states may need one further query.
     assert figures.calls["squeue"] <= figures.simulated / 30 + 2
     assert figures.calls["sacct"] <= figures.calls["squeue"]
     assert figures.operations < 50

@@ -40,7 +40,7 @@ ex = Executor("runs", cluster="allocation")
 @pytest.mark.slurm
 @pytest.mark.parametrize("memory", [(), ("--mem=2000",), ("--mem-per-cpu=200",)])
 def test_as_many_as_fit(cluster: Cluster, tmp_path: Path, memory: tuple[str, ...]) -> None:
-    """As many steps run at once as there is room for on the nodes; srun is never made to wait."""
+    """As many steps run at once as the nodes have capacity for; no srun has to wait."""
     printed = scripts.run(
         tmp_path,
         BEGIN
@@ -62,7 +62,7 @@ print(futures.results(PATIENCE), "disabled" in "".join(future.stderr() for futur
 
 @pytest.mark.slurm
 def test_memory_without_a_limit(cluster: Cluster, tmp_path: Path) -> None:
-    """Where an allocation names no memory, that of its nodes is shared; a task that wants more is refused."""
+    """If an allocation has no memory limit, the nodes' memory is shared; a task that wants more is refused."""
     printed = scripts.run(
         tmp_path,
         BEGIN
@@ -193,7 +193,7 @@ os.kill(os.getpid(), 9)
 
 @pytest.mark.slurm
 def test_gpus(start_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step has the GPUs that it asked for, and one that asked for none keeps nobody waiting."""
+    """A step has its requested GPUs, and steps without GPUs delay nobody."""
     cluster = start_cluster(ClusterSpec(nodes=1, gpus=2, accounting=False))
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
@@ -218,7 +218,7 @@ print(seen[0], sorted(seen[1:]))
 
 
 def test_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside an allocation the error says how to get one."""
+    """Outside an allocation the error explains how to get one."""
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
     with pytest.raises(OptionError, match="salloc --nodes"):

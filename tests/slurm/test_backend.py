@@ -64,11 +64,11 @@ def failed(stderr: str) -> Finished:
     return Finished(1, stderr=stderr)
 
 
-# What is handed over, and what comes back.
+# Command lines and answers.
 
 
 def test_the_script_is_all_that_sbatch_is_given(job: ArrayJob) -> None:
-    """Sbatch reads the script in the task's folder, and its command line holds none of the job's options."""
+    """Sbatch reads the script in the task's folder, and its command line has none of the job's options."""
     slurm = FakeSlurm(sbatch=Finished(0, "123\n"))
     backend = SlurmBackend(run=slurm)
     assert backend.submit(job) == "123"
@@ -170,7 +170,7 @@ def test_a_refusal_comes_with_advice(job: ArrayJob, stderr: str, advice: str) ->
 )
 @pytest.mark.slow
 def test_a_job_that_may_be_there_is_named(job: ArrayJob, end: Finished) -> None:
-    """Where sbatch did not say whether it submitted, the error says how to look for the job."""
+    """If sbatch did not report whether it submitted, the error explains how to find the job."""
     with pytest.raises(SubmissionError, match="squeue --name=law") as caught:
         SlurmBackend(run=FakeSlurm(sbatch=end)).submit(job)
     assert vars(caught.value)["ambiguous"]
@@ -253,7 +253,7 @@ def test_cancelling_an_ended_job_is_no_error(stderr: str) -> None:
 
 
 def test_a_command_that_fails_raises_with_its_data() -> None:
-    """Another failure is a SchedulerError that says which command and why."""
+    """Another failure is a SchedulerError with the command and the reason."""
     backend = SlurmBackend(run=FakeSlurm(scancel=failed("scancel: error: Access/permission denied")))
     with pytest.raises(SchedulerError, match="permission denied") as caught:
         backend.cancel("5")
@@ -261,7 +261,7 @@ def test_a_command_that_fails_raises_with_its_data() -> None:
 
 
 def test_a_job_is_found_in_the_queue_or_in_the_accounts() -> None:
-    """The first job of a name counts; where neither knows it there is none."""
+    """The first job of a name counts; if neither the queue nor the accounts have it, there is none."""
     found = SlurmBackend(run=FakeSlurm(squeue=Finished(0, "12\n9\n")))
     assert found.find("law", time.time()) == "9"
     ended = SlurmBackend(run=FakeSlurm(sacct=Finished(0, "12_0\n12_[1-3]\n")))
@@ -273,7 +273,7 @@ def test_a_job_is_found_in_the_queue_or_in_the_accounts() -> None:
 
 @pytest.mark.parametrize("program", ["squeue", "sacct"])
 def test_a_failed_query_reports_no_job_as_missing(program: str) -> None:
-    """A job that one of the two could not be asked for is not called absent."""
+    """If one of the two queries fails, a job is not reported as missing."""
     slurm = FakeSlurm(**{program: failed("Unable to contact slurm controller (connect failure)")})
     with pytest.raises(SchedulerError, match=program):
         SlurmBackend(run=slurm).find("law", time.time())
@@ -393,7 +393,7 @@ def array(cluster: Cluster, tmp_path: Path, runtime: Path) -> Callable[..., Arra
 
 @pytest.fixture
 def backend() -> Iterator[SlurmBackend]:
-    """Return a backend that asks often, and whose jobs do not outlive the test."""
+    """Return a backend that queries often, and whose jobs do not outlive the test."""
     backend = SlurmBackend(intervals=QUICK)
     submitted: list[str] = []
     submit = backend.submit
@@ -404,7 +404,7 @@ def backend() -> Iterator[SlurmBackend]:
 
 
 def await_states(backend: SlurmBackend, job_id: str, *expected: TaskState | None) -> None:
-    """Wait until a job's elements have these states, as the backend tells them."""
+    """Wait until the backend reports these states for a job's elements."""
     while True:
         snapshot = backend.query([job_id])
         records = [snapshot.get(job_id, element) if snapshot else None for element in range(len(expected))]
@@ -510,7 +510,7 @@ def test_a_job_starts_after_its_dependency(backend: SlurmBackend, array: Callabl
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_requeued_task_is_alive(backend: SlurmBackend, array: Callable[..., ArrayJob], cluster: Cluster) -> None:
-    """A task that Slurm starts again is alive, whatever its first end was, and its mark counts the starts."""
+    """A task that Slurm requeues is alive, however its first attempt ended, and its mark counts the starts."""
     job = array('[ -e "$0.go" ] || { touch "$0.go"; exec sleep 600; }')
     job = replace(job, python=(*job.python[:3], str(job.run_folder / "first")))
     job_id = backend.submit(job)
@@ -600,7 +600,7 @@ def test_a_restarted_controller_is_queried_again(
     job = ArrayJob(tmp_path, f"law-{time.time_ns()}", cwd=tmp_path, python=("/bin/sh", "-c", wait, "sh"))
     job_id = backend.submit(job)
     await_states(backend, job_id, TaskState.RUNNING)
-    site.stop_daemon("slurmctld", signal.SIGTERM)  # killed, it would forget what it has not saved yet
+    site.stop_daemon("slurmctld", signal.SIGTERM)  # killed, it would lose its unsaved state
     go.touch()
     while not (tmp_path / "ended" / "0.0.0").exists():
         time.sleep(0.05)

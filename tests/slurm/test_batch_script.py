@@ -73,7 +73,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def job(run_folder: Path) -> ArrayJob:
-    """Return an array of one task whose node ends well at once."""
+    """Return an array of one task whose node succeeds at once."""
     return ArrayJob(run_folder, "law", cwd=run_folder, python=node(run_folder, "raise SystemExit(0)"))
 
 
@@ -234,7 +234,7 @@ def test_the_mark_is_the_users_alone(job: ArrayJob) -> None:
 
 
 def test_a_python_that_is_not_there_is_a_status_of_its_own(job: ArrayJob) -> None:
-    """A wrong interpreter leaves a mark and says which command was not found."""
+    """A wrong interpreter leaves a mark, and the log names the missing command."""
     job = replace(job, python=("/no/such/python",))
     status, marks, _, stderr = outcome(job, start(job))
     assert (status, marks, "/no/such/python" in stderr) == (127, [EndMark(0, 0, 127)], True)
@@ -261,7 +261,7 @@ def test_a_failing_set_up_line_ends_the_task(job: ArrayJob, setup: tuple[str, ..
 
 @pytest.mark.parametrize("number", [0, 1, 9])
 def test_set_up_lines_that_exit(job: ArrayJob, number: int) -> None:
-    """Set-up lines that leave the script have failed, whatever they say of themselves: the node is not started."""
+    """Set-up lines that leave the script fail the task for any exit status: the node is not started."""
     job = replace(job, setup=(f"exit {number}",), python=node(job.run_folder, "print('started')"))
     status, marks, stdout, stderr = outcome(job, start(job))
     assert (status, marks, stdout) == (Status.SETUP, [EndMark(0, 0, Status.SETUP)], "")
@@ -369,7 +369,7 @@ raise SystemExit(7)
 
 @pytest.mark.slurm
 def test_sbatch_reads_the_given_values(cluster: Cluster, job: ArrayJob) -> None:
-    """Option values reach Slurm as they are, whatever they hold."""
+    """Option values reach Slurm unchanged."""
     comment = 'he said "hi" \\ it\'s # 50% é\t \\\\ end \\ ! $HOME'
     job = replace(
         job, name=f"law-{time.time_ns()}", options={"comment": comment, "hold": True}, flags=("--nice=7", "-t", "9")

@@ -32,7 +32,7 @@ def wait_until(happened: Callable[[], bool], patience: float = 30) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Tell whether a process runs; one that is dead, but that nobody has waited for yet, does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
@@ -41,7 +41,7 @@ def is_alive(process: int) -> bool:
 
 
 def states(cluster: Cluster, job: str) -> list[str]:
-    """Ask sacct for the states of all elements of a job."""
+    """Return sacct's states of all elements of a job."""
     return cluster.run("sacct", "-X", "--noheader", "--format=State", "--jobs", job).split()
 
 
@@ -57,7 +57,7 @@ def run_command(*arguments: str) -> list[str]:
 
 @pytest.mark.slurm
 def test_an_array_runs_and_is_accounted_for(cluster: Cluster, tmp_path: Path) -> None:
-    """Every element of an array leaves its trace on disk, and sacct comes to call it COMPLETED."""
+    """Every element of an array leaves its file, and sacct eventually reports it as COMPLETED."""
     job = submit(cluster, tmp_path, "--array=0-3", "--account=test", "--wrap", "touch ran.$SLURM_ARRAY_TASK_ID")
 
     wait_until(lambda: states(cluster, job) == ["COMPLETED"] * 4)
@@ -93,7 +93,7 @@ def test_stop_leaves_nothing(start_cluster: StartCluster, tmp_path: Path) -> Non
 
 @pytest.mark.slurm
 def test_a_killed_session_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    """A cluster ends with the process that started it, whatever ended that."""
+    """A cluster ends with the process that started it, even if that is killed."""
     report = f"echo $SLURM_CONF > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/started; exec cat"
     command = run_command("--no-accounting", "--", "sh", "-c", report)
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE) as session:
@@ -145,7 +145,7 @@ def test_jobs_see_the_gpus_they_asked_for(start_cluster: StartCluster, tmp_path:
 @pytest.mark.slurm
 @pytest.mark.skipif(not os.access("/sys/fs/cgroup", os.W_OK), reason="may not make control groups")
 def test_memory_limits_hold(start_cluster: StartCluster, tmp_path: Path) -> None:
-    """With control groups, a job that takes more than its --mem is killed for it."""
+    """With control groups, a job that uses more than its --mem is killed."""
     cluster = start_cluster(ClusterSpec(cgroup=True))
     greedy = "exec " + shlex.join([sys.executable, "-c", "bytearray(300 << 20)"])
 
@@ -156,7 +156,7 @@ def test_memory_limits_hold(start_cluster: StartCluster, tmp_path: Path) -> None
 
 @pytest.mark.slurm
 def test_lines_replace_ours(start_cluster: StartCluster) -> None:
-    """A setting or a partition among the spec's lines holds, and stands in the file once."""
+    """A setting or a partition among the spec's lines replaces ours, and is in the file once."""
     partitions = ("PartitionName=debug Nodes=n1 Default=YES", "PartitionName=low Nodes=ALL PriorityTier=0")
     cluster = start_cluster(ClusterSpec(accounting=False, lines=("MaxArraySize=11", *partitions)))
 

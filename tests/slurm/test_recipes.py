@@ -74,7 +74,7 @@ def on_slurm(tmp_path: Path) -> Iterator[Callable[..., Executor]]:
 
 
 def run_example(folder: Path, name: str, *arguments: str) -> list[str]:
-    """Run an example as its user does, in a folder of its own; return the lines that it printed."""
+    """Run an example as its user does, in a folder of its own; return the lines of its output."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments],
         cwd=folder,
@@ -123,7 +123,7 @@ def test_pools_are_as_large_as_the_task(on_slurm: Callable[..., Executor], cpus:
 
 
 def squares_of(count: int) -> list[int]:
-    """Compute in a pool of joblib's that takes all CPUs that it sees."""
+    """Compute in a joblib pool with as many processes as it sees CPUs."""
     import joblib
 
     found: list[int] = joblib.Parallel(n_jobs=-1)(joblib.delayed(pow)(i, 2) for i in range(count))
@@ -234,7 +234,7 @@ def test_variables_of_a_machine(on_slurm: Callable[..., Executor]) -> None:
 
 
 def pass_through(story: Story) -> None:
-    """Tell of the begin and the end of an item."""
+    """Log the begin and the end of an item."""
     import time
 
     story.tell("+1")
@@ -244,7 +244,7 @@ def pass_through(story: Story) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_throttle(on_slurm: Callable[..., Executor], story: Story) -> None:
-    """Of ten tasks that would all fit, no more run at once than the throttle says."""
+    """Of ten tasks that would all fit, no more run at once than the throttle allows."""
     array = on_slurm(throttle=3).map_array(pass_through, [story] * 10, tasks=10)
     array.results()
 
@@ -316,7 +316,7 @@ def test_another_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.M
 
     with Executor(tmp_path / "runs", clusters=cluster.name, throttle=1) as executor:
         assert f"#SBATCH --clusters={cluster.name}\n" in executor.script(len, ["a"])
-        array = executor.map_array(os.kill, [0], [9])  # the supervisor is gone with its group, so that Slurm is asked
+        array = executor.map_array(os.kill, [0], [9])  # the supervisor is gone with its group
         executor.map_array(len, ["a", "b"], tasks=2).results()
         running = executor.map_array(__import__("time").sleep, [600, 600], tasks=2)
         running.throttle = 2
@@ -325,7 +325,7 @@ def test_another_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.M
         again = slurmlaunch.attach(array.folder)
         assert again.job_ids == array.job_ids
 
-    assert not any(";" in job for job in array.job_ids)  # the cluster is the run's own, and need not stand in each id
+    assert not any(";" in job for job in array.job_ids)  # the cluster is the run's own, and need not be in each id
     later = [line for line in log.read_text(encoding="utf-8").splitlines() if not line.startswith("sbatch ")]
     assert {line.split()[0] for line in later} >= {"squeue", "scancel", "scontrol"}
     assert [line for line in later if f"--clusters={cluster.name}" not in line.split()] == []
@@ -374,7 +374,7 @@ def test_an_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["slurm"], indirect=True)
 def test_a_module_that_is_not_there(make_executor: ExecutorFactory) -> None:
-    """A module that does not load ends the task at once, and the error says which."""
+    """A module that does not load ends the task at once, and the error names it."""
     error = make_executor(modules="no-such-module").submit(len, "a").exception(timeout=60)
 
     assert isinstance(error, NodeStartError)
@@ -387,7 +387,7 @@ def test_a_module_that_is_not_there(make_executor: ExecutorFactory) -> None:
 def test_each_process_has_a_gpu(
     site: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The example computes on four GPUs, and every process keeps to its own."""
+    """The example computes on four GPUs, one for each process."""
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
     site(ClusterSpec(nodes=1, gpus=4, accounting=False))
 
@@ -409,7 +409,7 @@ def meet_with_gpus(others: int) -> dict[str, str | None]:
 def test_gpus_by_any_option(
     site: Callable[[ClusterSpec], Cluster], on_slurm: Callable[..., Executor], option: str
 ) -> None:
-    """However they were asked for, each of four processes sees one of four GPUs, whichever vendor's."""
+    """With any option for GPUs, and any vendor, each of four processes sees one of four GPUs."""
     site(ClusterSpec(nodes=1, gpus=4, accounting=False))
     number = "gpu:4" if option == "gres" else 4
 

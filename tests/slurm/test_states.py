@@ -101,7 +101,7 @@ def test_other_text_is_no_element_list(text: str) -> None:
 @settings(deadline=None)
 @given(st.text("0123456789-,:%[]_.|", max_size=30))
 def test_no_row_breaks_the_reader(text: str) -> None:
-    """Whatever stands where an id should, reading rows raises nothing."""
+    """Reading rows raises nothing for any text in place of an id."""
     assert len([*squeue_rows(f"{text}|RUNNING|n1|None"), *sacct_rows(f"12_{text}|RUNNING|0:0|n1")]) <= 2
 
 
@@ -139,7 +139,7 @@ def test_rows_of_sacct() -> None:
 
 @pytest.mark.parametrize("text", ["7_[1,3,5...%3]", "7_[1,3,5,...]", "7_[1,3,51"])
 def test_a_list_that_was_cut_says_so(text: str) -> None:
-    """Of a list that ends too early only the whole numbers are taken, and it is known to hold more."""
+    """Only the whole numbers of a cut list count, and the list is marked as incomplete."""
     (row,) = squeue_rows(f"{text}|PENDING|n/a|None")
     assert row.elided
     assert set(row.elements) <= {1, 3, 5}
@@ -167,7 +167,7 @@ def test_squeue_gives_the_states_of_elements() -> None:
 
 
 def test_an_own_row_outranks_the_bracket() -> None:
-    """While an element starts, both rows have it, and its own is the newer one."""
+    """While an element starts, both rows contain it, and its own row is newer."""
     for text in ("9_3|RUNNING|n1|None\n9_[3-5]|PENDING|n/a|x", "9_[3-5]|PENDING|n/a|x\n9_3|RUNNING|n1|None"):
         assert states_of(JobStates().after_squeue(squeue_rows(text), START), 6)[3:] == ["RUNN", "PEND", "PEND"]
 
@@ -180,7 +180,7 @@ def test_a_bracket_may_be_final() -> None:
 
 
 def test_a_final_state_counts_only_when_squeue_agrees() -> None:
-    """An element that the accounts call preempted is alive as long as squeue says so."""
+    """An element that sacct reports as preempted is alive as long as squeue reports it."""
     states = JobStates().after_squeue(squeue_rows("9_0|PENDING|n/a|BeginTime"), START)
     states = with_accounts(states, sacct_rows("9_0|PREEMPTED|0:0|n1"))
     assert states_of(states, 1) == ["PEND"]
@@ -200,7 +200,7 @@ def test_the_queues_end_is_newer_than_the_accounts() -> None:
 
 @pytest.mark.parametrize(("task", "state"), [("COMPLETED", "OUT_"), ("FAILED", "OUT_"), ("TIMEOUT", "TIME")])
 def test_out_of_memory_is_found_in_the_steps(task: str, state: str) -> None:
-    """A task that ended while a step of it was out of memory is called that, unless it says more itself."""
+    """A task that ended while one of its steps was out of memory is OUT_OF_MEMORY, unless its state says more."""
     text = f"9_0|{task}|0:0|n1\n9_0.batch|COMPLETED|0:0|n1\n9_0.0|OUT_OF_MEMORY|0:125|n1"
     assert states_of(with_accounts(JobStates(), sacct_rows(text)), 1) == [state]
     seen = JobStates().after_squeue(squeue_rows(f"9_0|{task}|n1|None"), START)
@@ -214,7 +214,7 @@ def look(states: JobStates, now: float, queue: str = "", accounts: str | None = 
 
 
 def test_an_element_that_vanished_while_pending_was_cancelled() -> None:
-    """An element that left the bracket without a row is cancelled after two looks, 70 s apart, and not before."""
+    """An element that left the bracket without a row is cancelled after two polls, 70 s apart, and not before."""
     states = look(JobStates(), START, "9_[0-4%2]|PENDING|n/a|x")
     rest = "9_[0-1,3-4%2]|PENDING|n/a|x"
     for later in (10, 20, 10 + GONE - 1):
@@ -225,13 +225,13 @@ def test_an_element_that_vanished_while_pending_was_cancelled() -> None:
 
 
 def test_one_query_reports_no_cancellation() -> None:
-    """However long ago the last look was, a first absence is not an end."""
+    """A first missing row is not an end, however long ago the last poll was."""
     states = look(JobStates(), START, "9_[0-1]|PENDING|n/a|x")
     assert states_of(look(states, START + 9999, "9_[0]|PENDING|n/a|x"), 2) == ["PEND", "PEND"]
 
 
 def test_an_element_listed_again_is_not_lost() -> None:
-    """An element that is seen again starts its absence anew."""
+    """If an element is seen again, the wait for its end starts over."""
     full, less = "9_[0-1]|PENDING|n/a|x", "9_[0]|PENDING|n/a|x"
     states = JobStates()
     for later, queue in enumerate((full, less, full, less)):
@@ -240,7 +240,7 @@ def test_an_element_listed_again_is_not_lost() -> None:
 
 
 def test_sacct_explains_elements_that_vanished_while_running() -> None:
-    """The accounts' word counts when it comes; where they never tell, the element failed."""
+    """The state from sacct counts when it arrives; if it never does, the element failed."""
     running = look(JobStates(), START, "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None")
     lagging = look(running, START + 30, "9_1|RUNNING|n1|None", "9_0|RUNNING|0:0|n1")
     assert states_of(lagging, 2) == ["RUNN", "RUNN"]
@@ -250,7 +250,7 @@ def test_sacct_explains_elements_that_vanished_while_running() -> None:
 
 
 def test_accounts_that_fail_are_waited_for_longer_but_not_for_ever() -> None:
-    """With sacct failing, an absence is an end only after several times as long."""
+    """With sacct failing, a missing element ends only after several times as long."""
     states = look(JobStates(), START, "9_[0]|PENDING|n/a|x")
     states = look(states, START, "", None)
     assert states_of(look(states, START + GONE, "", None), 1) == ["PEND"]
@@ -290,7 +290,7 @@ def test_states_are_read_as_they_are_written(
     assert JobStates.from_json(json.loads(json.dumps(states.to_json()))) == states
 
 
-# How often Slurm is asked.
+# The number of queries to Slurm.
 
 
 class FakeSlurm:
@@ -341,7 +341,7 @@ def state(snapshot: SlurmSnapshot | None, job: str = "9", element: int = 0) -> s
 
 
 def watch(slurm: FakeSlurm, processes: list[SharedStates], jobs: dict[str, float], seconds: int) -> None:
-    """Let the processes look at their jobs once a second."""
+    """Have the processes poll their jobs once a second."""
     for _ in range(seconds):
         slurm.now += 1
         for process in processes:
@@ -349,7 +349,7 @@ def watch(slurm: FakeSlurm, processes: list[SharedStates], jobs: dict[str, float
 
 
 def test_a_job_just_submitted_is_not_asked_for(slurm: FakeSlurm) -> None:
-    """Nothing is asked in a job's first 30 s, then its state is known."""
+    """No query is made in a job's first 30 s; then its state is known."""
     slurm.squeue = "9_0|RUNNING|n1|None"
     process = slurm.process()
     watch(slurm, [process], {"9": START}, 29)
@@ -388,7 +388,7 @@ def test_ten_processes_query_as_often_as_one(slurm: FakeSlurm) -> None:
 
 
 def test_real_processes_ask_once(runtime: Path, tmp_path: Path) -> None:
-    """Of processes that start at the same moment one asks, and all have the answer or know that it is under way."""
+    """Of processes that start at the same moment one queries; the others use its answer or wait for it."""
     code = f"""
 import sys
 from pathlib import Path
@@ -453,7 +453,7 @@ def test_a_new_job_forces_no_question(slurm: FakeSlurm) -> None:
 
 
 def test_the_dead_watch_nothing(slurm: FakeSlurm, runtime: Path) -> None:
-    """The jobs of a process that is no more are not asked for."""
+    """The jobs of a dead process are not queried."""
     slurm.process().query({"9": 0.0})
     (file,) = runtime.glob("slurmlaunch/*.json")
     content = json.loads(file.read_text())
@@ -468,7 +468,7 @@ def test_the_dead_watch_nothing(slurm: FakeSlurm, runtime: Path) -> None:
 
 
 def test_clusters_share_nothing(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each cluster and each configuration has answers of its own."""
+    """Each cluster and each configuration has separate answers."""
     slurm.squeue = "9_0|RUNNING|n1|None"
     slurm.process().query({"9": 0.0})
     slurm.process("other").query({"9": 0.0})
@@ -478,7 +478,7 @@ def test_clusters_share_nothing(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatc
 
 
 def test_sacct_is_queried_for_ends_that_squeue_no_longer_lists(slurm: FakeSlurm) -> None:
-    """An end that squeue no longer shows is looked up, and then not again."""
+    """An end that squeue no longer shows is looked up in sacct, once."""
     slurm.squeue = "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None"
     process = slurm.process()
     process.query({"9": 0.0})
@@ -491,7 +491,7 @@ def test_sacct_is_queried_for_ends_that_squeue_no_longer_lists(slurm: FakeSlurm)
 
 
 def test_a_site_without_accounts_is_not_asked_for_them(slurm: FakeSlurm) -> None:
-    """Where accounting is off, squeue alone tells, and sacct is tried once."""
+    """If accounting is off, squeue alone is used, and sacct is tried once."""
     slurm.squeue, slurm.sacct = "9_0|RUNNING|n1|None\n9_[1]|PENDING|n/a|x", DISABLED
     process = slurm.process()
     process.query({"9": 0.0})
@@ -504,7 +504,7 @@ def test_a_site_without_accounts_is_not_asked_for_them(slurm: FakeSlurm) -> None
 
 
 def test_a_scheduler_away_is_reported_once(slurm: FakeSlurm, caplog: pytest.LogCaptureFixture) -> None:
-    """With every command failing the last answer stands, one warning is given, and the end of it is noticed."""
+    """While every command fails the last answer stands, one warning is logged, and the recovery is noticed."""
     slurm.squeue = "9_0|RUNNING|n1|None"
     process = slurm.process()
     first = process.query({"9": 0.0})
@@ -547,7 +547,7 @@ def test_a_clock_that_was_set_back_stops_nothing(slurm: FakeSlurm) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 99}', '{"version": 1}', '{"version":1,"asked":"x"}'])
 def test_a_damaged_file_is_an_empty_one(slurm: FakeSlurm, runtime: Path, content: str) -> None:
-    """Whatever stands in the shared file, Slurm is asked instead."""
+    """A damaged shared file is ignored, and Slurm is queried."""
     slurm.squeue = "9_0|RUNNING|n1|None"
     slurm.process().query({"9": 0.0})
     (file,) = runtime.glob("slurmlaunch/*.json")
@@ -573,7 +573,7 @@ def link_elsewhere(folder: Path) -> None:
 def test_a_folder_that_is_not_ours_alone_is_not_used(
     slurm: FakeSlurm, runtime: Path, make: Callable[[Path], None]
 ) -> None:
-    """Where somebody else may write, nothing is read or written; the process then asks for itself."""
+    """In a folder where others may write, nothing is read or written; the process queries Slurm itself."""
     make(runtime / "slurmlaunch")
     slurm.squeue = "9_0|RUNNING|n1|None"
     process = slurm.process()

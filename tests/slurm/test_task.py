@@ -71,7 +71,7 @@ def read_back(others: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("processes", "threads"), [(2, 4), (8, 1)])
 def test_processes_share_the_granted_cpus(on_slurm: Callable[..., Executor], processes: int, threads: int) -> None:
-    """In each process of a task of 8 CPUs the variables, NumPy and cpu_count have its share, whatever the machine."""
+    """In each process of a task of 8 CPUs the variables, NumPy and cpu_count have its share, on any machine."""
     executor = on_slurm(cpus_per_task=8, threads=threads)
 
     found = executor.map_array(read_back, [processes] * processes).results()
@@ -141,7 +141,7 @@ def test_processes_have_cpus_of_their_own(
 
 
 def test_a_death_names_its_place(on_slurm: Callable[..., Executor]) -> None:
-    """An item whose process dies names job, node and log; the other items of its task have values."""
+    """The error of an item whose process dies names job, node and log; the other items of its task have values."""
 
     def work(item: int) -> int:
         if item == 2:
@@ -160,7 +160,7 @@ def test_a_death_names_its_place(on_slurm: Callable[..., Executor]) -> None:
 
 
 def test_an_items_programs_ignore_no_signals(on_slurm: Callable[..., Executor]) -> None:
-    """A program that an item starts has every signal's default, whatever the batch script had to ignore."""
+    """A program that an item starts has every signal's default, whatever signals the batch script ignores."""
 
     def ask() -> list[str]:
         status = subprocess.check_output(["cat", "/proc/self/status"], text=True)
@@ -207,7 +207,7 @@ def test_a_task_may_submit(on_slurm: Callable[..., Executor], monkeypatch: pytes
 
 
 def test_an_interactive_allocation_may_submit(cluster: Cluster, tmp_path: Path) -> None:
-    """From salloc, with its own job's variables all around, a run is submitted as from anywhere else."""
+    """From salloc, with its job's variables set, a run is submitted as from anywhere else."""
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""

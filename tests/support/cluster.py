@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self  # part of typing from Python 3.11 on; type checkers bring it
 
-# Which Debian package brings what is started here.
+# The Debian package of each program.
 _PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 _ACCOUNTING_PACKAGES = {
     "slurmdbd": "slurmdbd",
@@ -61,7 +61,7 @@ _ACCOUNTING_PACKAGES = {
 # What an outer job, or a habit of the developer's, would otherwise change in what Slurm's commands do and print.
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "PMI")
 
-# In the environment of every daemon: what the guard knows it by.
+# In the environment of every daemon: the mark by which the guard finds it.
 _MARK = "SLURMLAUNCH_TEST_CLUSTER"
 
 # Generous, since a machine that is busy with other tests may be ten times slower. Only what hangs is waited for as
@@ -147,7 +147,7 @@ class Cluster:
 
     @property
     def folder(self) -> Path:
-        """Where all that belongs to the cluster lies; it is removed at the end."""
+        """The folder of all the cluster's files; it is removed at the end."""
         return self._running.folder
 
     @property
@@ -211,7 +211,7 @@ class Cluster:
         self._daemons[name].start()
 
     def pid(self, name: str) -> int:
-        """Return one daemon's process, to send it SIGSTOP, say: its clients then wait until their time is out."""
+        """Return the process of one daemon, for example to send it SIGSTOP: its clients then wait for a time-out."""
         return self._daemons[name].pid
 
     @property

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TwoArgumentsError(Exception):
-    """Its pickle does not load: its class takes other arguments than it hands on."""
+    """Its pickle does not load, because its class takes other arguments than it passes on."""
 
     def __init__(self, number: int, *, word: str) -> None:
         super().__init__(f"{number} {word}")
@@ -41,7 +41,7 @@ class HoldsLockError(Exception):
 
 
 class MuteError(Exception):
-    """Cannot be printed."""
+    """An exception that cannot be printed."""
 
     def __str__(self) -> str:
         raise RuntimeError("no words")
@@ -57,7 +57,7 @@ class Unloadable:
 
 
 class SlowToLoad:
-    """Takes its time where it is unpickled; takes any arguments."""
+    """Slow to unpickle; accepts any arguments."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -98,7 +98,7 @@ def recurse() -> int:
 
 
 def made_there() -> object:
-    """Return an object whose class nobody else has."""
+    """Return an object whose class exists only in the task."""
 
     class Local:
         word = "made there"

@@ -46,7 +46,7 @@ def make_image(folder: Path, *, without: str = "") -> tuple[Path, list[str]]:
 
 
 def _adopt(image: Path, library: Path) -> bool:
-    """Give the image the place of one of this machine's folders of libraries; tell whether it is to be bound there."""
+    """Add one of this machine's library folders to the image; return whether it must be bound."""
     place = image / str(library).lstrip("/")
     if library.is_symlink():
         place.symlink_to(library.readlink())

@@ -140,7 +140,7 @@ class Answer:
 
 
 def scheduler(states: Mapping[int, str], **said: Any) -> Happening:
-    """Have the scheduler answer with the states of tasks; *said* are further fields of their records."""
+    """Have the scheduler report the states of tasks; *said* are further fields of their records."""
     return lambda state: [SchedulerReported(Answer(states, state, **said))]
 
 
@@ -163,7 +163,7 @@ def recorded(*items: int, failed: Sequence[int] = (), round_: int = 0) -> Happen
 
 
 def added(*items: int, tasks: int = 1, automatic: bool = True, retries: int | None = None) -> Happening:
-    """Have another client make a round of its own, and submit it."""
+    """Have another client make a round, and submit it."""
 
     def events(state: RunState) -> list[Event]:
         number = state.tasks.rounds[-1].number + 1
@@ -190,7 +190,7 @@ def again(number: int, *items: int) -> Happening:
 
 
 def made(*items: int) -> Happening:
-    """Make the round that `SubmitRound` wants."""
+    """Make the round that `SubmitRound` requests."""
     return lambda state: [RoundAdded(state.tasks.rounds[-1].number + 1, _next_plan(state, items))]
 
 

@@ -110,7 +110,7 @@ class Walk:
         self.gate, self.story, self.waits = gate, story, waits
 
     def __call__(self, item: int) -> Any:
-        """Tell that a rank is here; wait if it is to."""
+        """Log that a rank is here, and wait if it should."""
         rank = slurmlaunch.current_task().rank
         self.story.tell(f"{item} {rank}")
         if (item, rank) in self.waits:

@@ -27,7 +27,7 @@ def wait_until(happened: Callable[[], object], patience: float = PATIENCE) -> No
 
 
 def is_alive(process: int) -> bool:
-    """Tell whether a process runs; one that is dead, but that nobody has waited for yet, does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8") as stat:  # noqa: PTH123 - pathlib is much to import
             return stat.read().rpartition(")")[2].split()[0] != "Z"

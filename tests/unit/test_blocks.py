@@ -1,4 +1,4 @@
-"""The blocks that tasks of a dynamic round take: arithmetic that client and node share."""
+"""The blocks of a dynamic round: arithmetic that client and node share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lengths(blocks: Blocks) -> list[int]:
 
 @given(any_blocks)
 def test_each_position_is_in_one_block(blocks: Blocks) -> None:
-    """The blocks hold all positions, each once and in order, and none is empty."""
+    """The blocks contain all positions, each once and in order, and none is empty."""
     parts = [blocks.positions_of(block) for block in range(blocks.number)]
 
     assert [position for part in parts for position in part] == list(range(blocks.items))

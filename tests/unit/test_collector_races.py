@@ -92,7 +92,7 @@ def test_cancellations_are_read_before_outcomes(watched: Watched) -> None:
 
 
 def test_an_earlier_attempt_that_is_not_listed(watched: Watched) -> None:
-    """The file of an earlier attempt may be gone, or listed later than that of a later one, whose outcomes count."""
+    """The file of an earlier attempt may be missing, or visible later than a later one's, whose outcomes count."""
     first, second = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 0)
     content = first.path.read_bytes()
     first.path.unlink()

@@ -43,7 +43,7 @@ BY_STATE: dict[TaskState, type[ItemError]] = {
 
 @pytest.mark.parametrize("state", [state for state in TaskState if state.is_final])
 def test_states(state: TaskState) -> None:
-    """Every final state has its own kind of error, which says where it was and pickles."""
+    """Every final state has its own error class, which names the place and pickles."""
     error = ends.error_of_state(TaskRecord(state), PLACE)
     again = pickle.loads(pickle.dumps(error))
 
@@ -120,7 +120,7 @@ def test_a_program_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("state", list(TaskState))
 def test_names_cause(state: TaskState) -> None:
-    """A state names a cause where it says more than that the task ended."""
+    """A state names a cause if it means more than the end of the task."""
     expected = issubclass(BY_STATE.get(state, ResultLost), TaskEnded)
 
     assert expected == ends.names_cause(TaskRecord(state))
@@ -141,7 +141,7 @@ def test_names_cause(state: TaskState) -> None:
     ],
 )
 def test_explains_end(status: int, start: int, attempts: int, *, expected: bool) -> None:
-    """Only the mark of the last start says how a task ended, unless it leaves that to the scheduler."""
+    """Only the mark of the last start describes a task's end, unless it refers to the scheduler."""
     assert expected == ends.explains_end(EndMark(0, start, status), attempts)
 
 
@@ -154,7 +154,7 @@ def test_batch_script_killed() -> None:
 
 
 def test_unclaimed() -> None:
-    """The error of unclaimed items names no task, and says how the tasks ended."""
+    """The error of unclaimed items names no task, and describes how the tasks ended."""
     lost = ends.error_of_unclaimed(None, task_ended=False)
     ended = ends.error_of_unclaimed(NodeFailure(place=PLACE), task_ended=True)
 

@@ -62,7 +62,7 @@ any_rows = st.lists(st.tuples(scalars), max_size=60) | st.lists(any_arguments, m
 def test_every_item_is_read_wherever_a_slice_begins(
     tmp_path_factory: pytest.TempPathFactory, arguments: list[tuple[Any, ...]], tasks: int, random: Any
 ) -> None:
-    """Whatever the arguments, each task finds those of its own items, in any order, and no others."""
+    """Each task reads its own items, in any order, and no others, for any arguments."""
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slurmlaunch.runfolder.items.BLOCK_BYTES", 500)
@@ -82,7 +82,7 @@ def test_every_item_is_read_wherever_a_slice_begins(
 
 
 def test_blocks_follow_each_other_without_gaps(folder: RunFolder) -> None:
-    """The blocks hold all items in order, and the index says where each block begins."""
+    """The blocks contain all items in order, and the index gives the start of each block."""
     write(folder, [*range(10_000), [1], *("text" * 100,) * 500, bytes(BLOCK_BYTES * 2), 1, 2]).close()
 
     index = memoryview(folder.items_index.read_bytes()).cast("Q").tolist()
@@ -129,11 +129,11 @@ def test_a_slice_reads_little_beside_its_own(folder: RunFolder, monkeypatch: pyt
     reader.close()
 
 
-# What an item may do to its arguments.
+# Items that change their arguments.
 
 
 def test_changes_to_arguments_stay_in_their_item(folder: RunFolder) -> None:
-    """Where items share an object, each has a copy of its own, in one block as in several."""
+    """If items share an object, each gets its own copy, in one block as in several."""
     shared = {"list": [1]}
     reader = write(folder, [shared] * 5)
 
@@ -158,7 +158,7 @@ def test_objects_shared_within_an_item_stay_shared(folder: RunFolder) -> None:
 
 
 class Number(int):
-    """Looks like a number, and can be changed."""
+    """Looks like a number, and is mutable."""
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_long_texts_share_pickles_too(folder: RunFolder) -> None:
 
 
 class Big:
-    """An item that knows how many of its kind there are."""
+    """An item that counts the live instances of its class."""
 
     alive: ClassVar[weakref.WeakSet[Big]] = weakref.WeakSet()
     most = 0
@@ -252,7 +252,7 @@ def test_an_item_that_does_not_pickle_leaves_no_items(folder: RunFolder) -> None
 def test_damaged_arguments_are_never_mistaken_for_others(
     tmp_path_factory: pytest.TempPathFactory, items: list[Any], random: Any, data: st.DataObject
 ) -> None:
-    """Wherever a bit of either file flips, or either is cut short, an item has its own arguments or is lost."""
+    """For any flipped bit or cut in either file, an item has its own arguments or is lost."""
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slurmlaunch.runfolder.items.BLOCK_ITEMS", 64)
@@ -317,7 +317,7 @@ def test_items_that_others_may_write_are_not_read(folder: RunFolder) -> None:
 
 
 def test_the_function_is_on_disk_once(tmp_path: Path) -> None:
-    """A run of many items over a large closure takes the room of one closure."""
+    """A run of many items over a large closure stores one closure."""
     table = os.urandom(200_000)
 
     def look_up(item: int) -> int:

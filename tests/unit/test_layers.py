@@ -41,7 +41,7 @@ IMPORTERS = {"import_module", "__import__"}
 
 
 def below(layer: str) -> set[str]:
-    """Return the layer and all that it stands on, however far down."""
+    """Return the layer and all layers below it."""
     return {layer}.union(*(below(lower) for lower in STANDS_ON[layer]))
 
 
@@ -57,7 +57,7 @@ def absolute_name(node: ast.ImportFrom, package: str) -> str:
 
 
 def is_importer(function: ast.expr) -> bool:
-    """Tell whether a called function is one of IMPORTERS, with or without the module it comes from."""
+    """Return whether a called function is one of IMPORTERS, with or without its module."""
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
     return name in IMPORTERS
 
@@ -100,7 +100,7 @@ def run_at_once(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """Say which imports of one file go anywhere but down."""
+    """Return the imports of one file that do not go down."""
     package = module if is_package else module.rpartition(".")[0]
     allowed = below(layer_of(module))
     return [
@@ -111,7 +111,7 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
 
 
 def package_folder() -> Path:
-    """Return where the package that is being tested lies."""
+    """Return the folder of the package under test."""
     spec = importlib.util.find_spec(PACKAGE)
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -161,7 +161,7 @@ def modules_imported(path: Path) -> set[str]:
 
 
 def test_no_import_cycles() -> None:
-    """No module stands on one that stands on it, not even for a type: each can be read after those below it."""
+    """No import cycle exists, not even for types: each module can be read after those below it."""
     assert circle({module_name(path): modules_imported(path) for path in FILES}) == []
 
 
@@ -172,7 +172,7 @@ def test_a_cycle_is_found() -> None:
 
 @pytest.mark.skipif(not TOP.exists(), reason="there is no top yet")
 def test_the_top_imports_nothing_of_the_package_at_once() -> None:
-    """``import slurmlaunch`` runs no import of ours: those of the top stand in functions or serve the type checker."""
+    """``import slurmlaunch`` runs no import of ours: those of the top are in functions or for the type checker."""
     assert list(imports(run_at_once(ast.parse(TOP.read_text())), PACKAGE)) == []
 
 

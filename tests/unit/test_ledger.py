@@ -1,4 +1,4 @@
-"""The ledger: every item settles once, in whatever order records, ends and cancellations come."""
+"""The ledger: every item settles once, in any order of records, ends and cancellations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def settle(ledger: Ledger, status: ItemStatus, items: range) -> list[int]:
 
 @given(st.lists(events))
 def test_the_first_status_stays(happened: list[tuple[ItemStatus, range]]) -> None:
-    """The first status of an item stays; each call, and the index, says once which items have settled."""
+    """An item's first status stays; each call, and the index, reports newly settled items once."""
     ledger, expected = Ledger(ITEMS), dict.fromkeys(range(ITEMS), OPEN)
 
     for status, items in happened:
@@ -111,7 +111,7 @@ def test_reserved(
 def test_reopened(
     before: list[tuple[ItemStatus, range]], again: set[int], after: list[tuple[ItemStatus, range]]
 ) -> None:
-    """Items that a new round runs are open, and settle anew; all others stay as they are."""
+    """The items of a new round are open, and settle again; all others do not change."""
     ledger = Ledger(ITEMS)
     for status, items in before:
         settle(ledger, status, items)
@@ -182,7 +182,7 @@ def test_errors_are_made_on_demand(ends: list[tuple[range, int]]) -> None:
 
 
 def test_outcomes_are_read_anew(tmp_path: Path) -> None:
-    """Each reading gives a value of its own, so that nobody changes another's."""
+    """Each reading gives a new value, so that no caller changes another's."""
     ledger = Ledger(2)
     ledger.record(write(tmp_path / "0.0", 0, [[], []]))
 
@@ -193,7 +193,7 @@ def test_outcomes_are_read_anew(tmp_path: Path) -> None:
 
 
 def test_lost(tmp_path: Path) -> None:
-    """A record that is damaged, gone or not to be trusted when it is read is a failure that says where it was."""
+    """A record that is damaged, missing or unsafe when it is read is a failure that names its place."""
     ledger = Ledger(3)
     before = write(tmp_path / "damaged", 9, ["before"])
     for item, name in enumerate(["damaged", "gone", "unsafe"]):

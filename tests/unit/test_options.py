@@ -92,7 +92,7 @@ class TestSbatchOptions:
         ],
     )
     def test_refused_values(self, option: str, value: object, word: str) -> None:
-        """A value that cannot be is a ValueError that names the option and says why."""
+        """An invalid value is a ValueError that names the option and the reason."""
         with pytest.raises(OptionError, match=re.escape(word)) as caught:
             Options().changed(**{option: value})
 
@@ -118,7 +118,7 @@ class TestSbatchOptions:
         assert sum(map(len, kinds)) == len(frozenset().union(*kinds))
 
     def test_short_forms(self) -> None:
-        """Every short form stands for a long name that the table knows."""
+        """Every short form has a long name that is in the table."""
         assert set() == set(SHORT.values()) - NAMES - OURS_TO_SET.keys()
 
 
@@ -168,7 +168,7 @@ class TestUnknownNames:
 
     @given(st.text(min_size=1).filter(lambda name: name not in {*NAMES, *Options().to_json()}))
     def test_suggestions_are_valid(self, name: str) -> None:
-        """Whatever the name, the suggestions are few, and options every one."""
+        """For any name, the suggestions are few, and all of them are options."""
         with pytest.raises(UnknownOption) as caught:
             Options().changed(**{name: "1"})
 
@@ -176,7 +176,7 @@ class TestUnknownNames:
         assert len(caught.value.suggestions) <= 3
 
     def test_nothing_near(self) -> None:
-        """Where nothing is near, the way for unknown flags is said all the same."""
+        """If no option is similar, the error still explains how to pass unknown flags."""
         with pytest.raises(UnknownOption, match=r"sbatch=\['--flag=value'\]") as caught:
             Options().changed(zzzzzz=1)
 
@@ -257,7 +257,7 @@ class TestRawFlags:
         ],
     )
     def test_must_be_known(self, flag: str, option: str) -> None:
-        """A flag whose value we act on is refused, and the option for it named."""
+        """A flag whose value slurmlaunch uses is refused, and the error names the option for it."""
         with pytest.raises(OptionError, match=option):
             Options().changed(sbatch=[flag])
 
@@ -348,14 +348,14 @@ class TestOurOptions:
         assert options.slurm == {"mem": "1G", "qos": "low", "hold": True}
 
     def test_namespace(self) -> None:
-        """No name is taken by Python's own parameters."""
+        """No option has the name of one of Python's own parameters."""
         with pytest.raises(UnknownOption):
             Options().changed(self=1)
         with pytest.raises(UnknownOption):
             Options().changed(cls=1)
 
     def test_json(self) -> None:
-        """Options come back from JSON as they were, whatever stands beside them."""
+        """Options are the same after JSON, and unknown keys are ignored."""
         options = Options().changed(
             time="10", hold=True, sbatch="--x=1", throttle=1, processes=2, threads=3, python=["a", "b"],
             modules="m", setup="s", env={"A": "ü"}, by_value=json, name="n",
@@ -366,7 +366,7 @@ class TestOurOptions:
         assert hash(options) == hash(Options.from_json(json.loads(text)))
 
     def test_json_of_a_newer_version(self) -> None:
-        """A manifest may name an option of Slurm's that the table does not know, and lack one of ours."""
+        """A manifest may have a Slurm option that is not in the table, and lack one of ours."""
         options = Options.from_json({"slurm": {"newest": "1"}})
 
         assert Options(slurm={"newest": "1"}) == options
@@ -408,7 +408,7 @@ class TestTable:
         assert "%N" in parser.format_help()
 
     def test_fixed(self) -> None:
-        """A run keeps its seed; every other option may be changed by a retry."""
+        """A retry may change every option but the seed."""
         refuse_fixed([name for name in OURS if name != "seed"])
         with pytest.raises(OptionError, match="a run keeps its seed"):
             refuse_fixed(["retries", "seed"])
@@ -479,7 +479,7 @@ class TestShape:
         ],
     )
     def test_clipped(self, given: tuple[int, ...], available: int | None, expected: tuple[int, ...]) -> None:
-        """A smaller machine takes away processes first, threads only where one has too many."""
+        """A smaller machine reduces processes first, and threads only if one process has too many."""
         assert Shape(*expected) == Shape(*given).clipped(available)
 
     @given(
@@ -531,7 +531,7 @@ class TestJobName:
 
     @given(st.none() | st.text(), st.from_regex(r"[A-Za-z0-9._-]{1,60}", fullmatch=True))
     def test_always_valid(self, name: str | None, token: str) -> None:
-        """Whatever the name, the job's is made of safe characters, short enough, and ends in the token."""
+        """For any name, the job's name has safe characters only, is short enough, and ends in the token."""
         made = job_name(name, token)
 
         assert re.fullmatch(r"[A-Za-z0-9._-]+", made)
@@ -541,6 +541,6 @@ class TestJobName:
 
     @pytest.mark.parametrize("token", ["", "a b", "a\n", "x" * 63])
     def test_bad_token(self, token: str) -> None:
-        """A token that is no name itself, or leaves no room for one, is refused."""
+        """A token that is no name itself, or leaves no space for one, is refused."""
         with pytest.raises(ValueError, match="job's name"):
             job_name("x", token)

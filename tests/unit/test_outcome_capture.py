@@ -136,7 +136,7 @@ def test_a_value_that_does_not_pickle_is_named(function: Callable[[], Any], name
 
 
 def test_a_value_that_does_not_unpickle_is_a_failure() -> None:
-    """A value that this side cannot read is a failure that says why, and the reason is its cause."""
+    """A value that this side cannot unpickle is a failure with the reason as its cause."""
     outcome = travel(Trap)
 
     assert isinstance(outcome, Failure)
@@ -149,7 +149,7 @@ def test_a_value_that_does_not_unpickle_is_a_failure() -> None:
 
 
 class TwoArguments(Exception):
-    """Takes two arguments and hands on one, as many exceptions do; the standard library's pickle fails on it."""
+    """Takes two arguments and passes on one, as many exceptions do; the standard library's pickle fails on it."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code}: {text}")
@@ -157,7 +157,7 @@ class TwoArguments(Exception):
 
 
 class KeywordOnly(Exception):
-    """Takes keywords alone."""
+    """Takes keyword arguments only."""
 
     def __init__(self, *, code: int) -> None:
         super().__init__()
@@ -165,10 +165,10 @@ class KeywordOnly(Exception):
 
 
 class NewArguments(Exception):
-    """Takes two arguments already where it is made."""
+    """Takes two arguments in ``__new__``."""
 
     def __new__(cls, code: int, _text: str) -> Self:
-        """Take them."""
+        """Accept both arguments."""
         error = super().__new__(cls)
         error.code = code
         return error
@@ -283,7 +283,7 @@ def test_os_errors_keep_their_fields(*, holds_lock: bool) -> None:
 
 
 class FetchError(OSError):
-    """An error of the system with arguments of its own."""
+    """An OSError with arguments of its own."""
 
     def __init__(self, path: str) -> None:
         super().__init__(errno.EIO, "Input/output error", path)
@@ -291,7 +291,7 @@ class FetchError(OSError):
 
 
 def test_subclasses_of_os_error_keep_their_fields() -> None:
-    """An OSError whose class takes other arguments keeps number, text, file name and fields."""
+    """An OSError whose class takes other arguments keeps number, text, file name and attributes."""
     arrived = raised(FetchError("/data"))
 
     assert isinstance(arrived, FetchError)
@@ -305,7 +305,7 @@ def test_subclasses_of_os_error_keep_their_fields() -> None:
 
 
 class Missing(ImportError):
-    """Another one with arguments of its own."""
+    """A FileNotFoundError with arguments of its own."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"no {what}", name=what, path="/there")
@@ -383,7 +383,7 @@ def test_groups_and_notes_arrive() -> None:
 
 
 def test_a_group_of_awkward_exceptions_arrives() -> None:
-    """An exception group whose members do not pickle arrives as a group, and its text tells of them."""
+    """An exception group whose members do not pickle arrives as a group, and its text describes them."""
     group = Group("group", [TwoArguments(7, "text"), Holds("held", 7), ValueError(1)])
 
     arrived: Any = raised(group)
@@ -451,14 +451,14 @@ def test_circular_causes_end() -> None:
 
 
 class Recursive(Exception):
-    """Never comes to an end of its text."""
+    """Its text recurses without end."""
 
     def __str__(self) -> str:
         return str(self)
 
 
 def test_endless_recursion_arrives() -> None:
-    """A function without end is a RecursionError with a short traceback; so is an exception whose text has none."""
+    """Endless recursion is a RecursionError with a short traceback; so is an exception whose text recurses."""
 
     def function() -> None:
         function()
@@ -473,7 +473,7 @@ def test_endless_recursion_arrives() -> None:
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_reading_an_outcome_ends_no_thread(error: type[BaseException]) -> None:
-    """A value or an exception whose unpickling means to end the thread, as that of a watcher, is a failure."""
+    """If unpickling a value or exception tries to end the thread, such as a watcher, the outcome is a failure."""
     value, failure = Value(Trap(error)).dump(), Failure(ValueError(Trap(error))).dump()
     with ThreadPoolExecutor(1) as thread:
         loaded = [thread.submit(Value.load, value).result(), thread.submit(Failure.load, failure).result()]
@@ -494,7 +494,7 @@ def _registered(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_registered")
 def test_an_exception_does_not_keep_its_frames() -> None:
-    """Once its outcome is bytes, nothing that a failed call held is alive."""
+    """Once its outcome is bytes, no object of a failed call is alive."""
     references = []
 
     def function() -> None:
@@ -508,7 +508,7 @@ def test_an_exception_does_not_keep_its_frames() -> None:
 
 
 def test_a_class_that_does_not_pickle_leaves_its_base() -> None:
-    """Where an exception's class does not pickle either, the nearest base that does stands for it."""
+    """If an exception's class does not pickle either, the nearest base that does replaces it."""
 
     class Strange(LookupError):
         lock = threading.Lock()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """Return a run folder with room for outcomes."""
+    """Return a run folder with a folder for outcomes."""
     (tmp_path / "outcomes").mkdir(mode=0o700)
     return RunFolder(tmp_path)
 
@@ -87,7 +87,7 @@ def test_recorded_outcomes_are_read(folder: RunFolder) -> None:
 
 
 def test_each_attempt_has_a_file_of_its_own(folder: RunFolder) -> None:
-    """An attempt is the first number of its task that no other has taken, and its file is the user's alone."""
+    """An attempt gets the first free number of its task, and its file is private."""
     (folder.outcomes / "3.1").touch()
 
     writers = [OutcomeWriter(folder, task) for task in (3, 3, 4)]
@@ -100,7 +100,7 @@ def test_each_attempt_has_a_file_of_its_own(folder: RunFolder) -> None:
 
 
 def test_failures_are_counted(folder: RunFolder) -> None:
-    """A writer knows for how many items it recorded failures, those of another process of its attempt included."""
+    """A writer counts the items with recorded failures, including those of another process of its attempt."""
     writer = OutcomeWriter(folder, 0)
     writer.failure(0, Failure(ValueError()).dump(), count=3)
     record_values(writer, 3, "value")
@@ -265,7 +265,7 @@ def test_only_the_end_tells_damage_from_a_tail(folder: RunFolder) -> None:
 
 
 def test_a_record_inside_a_value_is_none(folder: RunFolder, tmp_path: Path) -> None:
-    """A value may hold the files of another run: where its own header is damaged, nothing in it is an outcome."""
+    """A value may hold the files of another run: if its header is damaged, nothing inside is read as an outcome."""
     other = RunFolder(tmp_path / "other")
     for path in (other.path, other.outcomes):
         path.mkdir(mode=0o700)
@@ -288,7 +288,7 @@ def test_a_record_inside_a_value_is_none(folder: RunFolder, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("spoil", ["flip", "cut", "remove"])
 def test_an_outcome_that_was_lost_since_says_where(folder: RunFolder, spoil: str) -> None:
-    """An outcome that was seen, and is damaged or gone when it is asked for, is lost; the error names the place."""
+    """An outcome that is damaged or missing when it is read is lost; the error names the place."""
     writer = OutcomeWriter(folder, 0)
     record_values(writer, 0, "first")
     record_values(writer, 1, "second")
@@ -361,7 +361,7 @@ def test_a_tail_that_is_cut_off_again_hides_nothing(folder: RunFolder) -> None:
 
 
 def test_series(folder: RunFolder) -> None:
-    """A series is read whole, in part, or one by one, and each value is an object of its own."""
+    """A series is read whole, in part, or one by one, and each value is a separate object."""
     writer = OutcomeWriter(folder, 0)
     values = [1, "two", [3], None, b"five" * 100, {"six": [6.0]}]
     record_series(writer, 4, *values)

@@ -63,7 +63,7 @@ def test_neighbours_stay_together() -> None:
 
 
 def test_many_items_are_packed_in_pieces() -> None:
-    """Many items whose costs differ are packed in few stretches, which are recorded together, and slices are even."""
+    """Many items with different costs are packed into few ranges, recorded together, and slices are even."""
     costs = array("d", [number * 7919 % 101 for number in range(100_000)])
     slices = packed(costs, 16)
     stretches = sum(after != before + 1 for each in slices for before, after in pairwise(sorted(each)))
@@ -74,7 +74,7 @@ def test_many_items_are_packed_in_pieces() -> None:
 
 @given(st.lists(st.integers(min_value=0, max_value=5), max_size=20))
 def test_positions(lengths: list[int]) -> None:
-    """Slices of any lengths hold each position once, and say which."""
+    """Slices of any lengths contain each position once, and give its slice."""
     slices = PackedSlices(lengths)
 
     assert [len(slices.slice_of(task)) for task in range(slices.tasks)] == lengths

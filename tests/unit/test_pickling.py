@@ -23,7 +23,7 @@ LOCK = threading.Lock()
 
 
 class Holder:
-    """Holds something in its __dict__."""
+    """Has an object in its __dict__."""
 
     held: Any = None
 
@@ -36,7 +36,7 @@ class Holder:
 
 
 class Slotted:
-    """Holds something in a slot."""
+    """Has an object in a slot."""
 
     __slots__ = ("empty", "held")
 
@@ -75,7 +75,7 @@ def nested(depth: int) -> object:
 
 
 def in_itself() -> list[object]:
-    """Return a list that holds itself, and a lock."""
+    """Return a list that contains itself, and a lock."""
     own: list[object] = []
     own += [own, LOCK]
     return own
@@ -135,7 +135,7 @@ def test_error() -> None:
 
 
 def test_reduce_of_the_user() -> None:
-    """Whatever a __reduce__ of the user's raises means that it does not pickle."""
+    """Any exception in a user's __reduce__ means that the object does not pickle."""
     with pytest.raises(NotPicklable, match="stays here") as caught:
         pickle_arguments((1, [tests.support.deeds.Mute()]))
 
@@ -178,7 +178,7 @@ def test_by_value() -> None:
 
 
 def test_by_value_in_two_calls() -> None:
-    """Modules travel until the last of the calls that want that is through, whichever was first."""
+    """Modules are pickled by value until the last of the calls that need it has ended, in any order."""
     by_reference = pickle_function(tests.support.deeds.chain)
     with ExitStack() as later:
         with travelling(["tests.support.deeds"]):
@@ -226,7 +226,7 @@ def test_plain_arguments_from_threads() -> None:
 
 
 def test_arguments_in_a_row_without_end() -> None:
-    """A container that holds itself arrives; one that is too deep is an error that says so."""
+    """A container that contains itself arrives; one that is nested too deep is an error with the reason."""
     endless: list[Any] = []
     endless.append(endless)
     loaded = pickle.loads(pickled((endless,)))

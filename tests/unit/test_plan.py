@@ -56,7 +56,7 @@ class TestSlices:
 
     @given(any_slices())
     def test_task_of_inverts_slice_of(self, slices: Slices) -> None:
-        """The task of a position is the one whose slice holds it."""
+        """The task of a position is the one whose slice contains it."""
         owners = [task for task in range(slices.tasks) for _ in slices.slice_of(task)]
 
         assert owners == [slices.task_of(item) for item in range(slices.items)]
@@ -112,7 +112,7 @@ class TestSlices:
 
     @given(any_slices())
     def test_json(self, slices: Slices) -> None:
-        """Slices come back from JSON as they were, whatever stands beside them."""
+        """Slices are the same after JSON, and unknown keys are ignored."""
         text = json.dumps({**slices.to_json(), "a newer version's": 1})
 
         assert slices == Slices.from_json(json.loads(text))
@@ -123,7 +123,7 @@ class TestPlan:
 
     @given(any_plan())
     def test_arrays_cover_tasks(self, planned: Plan) -> None:
-        """The arrays, one after the other, hold each task of the round once."""
+        """The arrays, one after the other, contain each task of the round once."""
         tasks = [task for array in planned.arrays for task in array]
 
         assert list(range(planned.first_task, planned.first_task + planned.slices.tasks)) == tasks
@@ -194,7 +194,7 @@ class TestPlan:
 
     @given(counts, counts)
     def test_tasks_are_slices(self, items: int, tasks: int) -> None:
-        """As many tasks are made as were asked for, or as there are items."""
+        """There are as many tasks as requested, or as items if those are fewer."""
         assert Slices(items, min(items, tasks)) == plan(items, limits=FREE, tasks=tasks).slices
 
     @pytest.mark.parametrize("asked", [{}, {"tasks": 3}, {"chunksize": 3}])

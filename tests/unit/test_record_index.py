@@ -1,4 +1,4 @@
-"""The record index: every item of a record is found in it, whatever else settled; settled futures are not kept."""
+"""The record index: it has every settled item with a record, and keeps no settled futures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ cuts = st.lists(st.integers(1, ITEMS - 1), unique=True, max_size=30).map(sorted)
 
 @given(cuts, st.randoms(use_true_random=False), st.data())
 def test_find(cut: list[int], random: Random, data: st.DataObject) -> None:
-    """Stretches that settle in any order are found by each of their items; those without a record are not."""
+    """Ranges that settle in any order are found by each of their items; items without a record are not."""
     parts = [range(a, b) for a, b in zip([0, *cut], [*cut, ITEMS], strict=True)]
     random.shuffle(parts)
     index = RecordIndex()
@@ -83,7 +83,7 @@ def test_settled_futures_are_not_kept() -> None:
 
 @given(st.sets(st.integers(0, 40)).map(sorted))
 def test_consecutive(items: list[int]) -> None:
-    """Items are cut into the fewest ranges that hold them and no others."""
+    """Items are cut into the fewest ranges that contain them and no others."""
     ranges = list(consecutive(items))
 
     assert items == [item for part in ranges for item in part]

@@ -164,7 +164,7 @@ def test_no_record_is_invented(written: list[Entry], others: list[Entry], data: 
 
 
 def test_the_items_of_a_lost_payload_are_named() -> None:
-    """Where only the payload is damaged, the header says which items are lost."""
+    """If only the payload is damaged, the header gives the lost items."""
     data = bytearray(records.encode(Kind.VALUES, b"payload", first=10, count=3))
     data[-1] ^= 1
 
@@ -256,7 +256,7 @@ def test_appended_parts_lie_one_after_the_other(log: records.RecordWriter) -> No
 
 @pytest.mark.parametrize("parts", [[bytes(600)], [bytes(100)] * 6, [b"header", bytes(594)]])
 def test_a_record_that_does_not_fit_is_cut_off(log: records.RecordWriter, parts: list[bytes]) -> None:
-    """If the file system takes only part of some records, nothing of them stays, and the error says why and where."""
+    """If the file system takes only part of some records, none of it stays, and the error gives reason and place."""
     log.append(entry(b"whole" * 100))
 
     with files_end_at(1000), pytest.raises(OSError, match="File too large") as raised:
@@ -268,7 +268,7 @@ def test_a_record_that_does_not_fit_is_cut_off(log: records.RecordWriter, parts:
 
 
 def test_a_file_is_continued(log: records.RecordWriter) -> None:
-    """A file that exists is appended to; flags say whether it must exist, or must not."""
+    """An existing file is appended to; flags determine whether it must exist, or must not."""
     log.note(number=1)
     with records.RecordWriter(log.path) as other:
         other.note(number=2)

@@ -164,7 +164,7 @@ class TestTasks:
         assert (started, TaskState(state)) == (view.started, view.state)
 
     def test_started_before(self) -> None:
-        """A requeued task has started, as its outcome file says."""
+        """A requeued task has started, according to its outcome file."""
         assert played(at(0, attempt(0)), at(1, scheduler({0: "REQUEUED"}))).tasks.view(0).started
 
     @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ class TestTasks:
         assert TaskState(state) is found.tasks.state_of(0)
 
     def test_a_late_answer(self) -> None:
-        """A task that has ended with all its outcomes stays completed, whatever an answer that lags says."""
+        """A task that has ended with all its outcomes stays completed, whatever a late answer reports."""
         found = played(
             at(0, values(0, 0, 1), mark(0, Status.VALUES), settles=items("VALUE", 0, 1)),
             at(1, scheduler({0: "RUNNING"})),
@@ -267,11 +267,11 @@ class TestTasks:
         ],
     )
     def test_wants_errors(self, happenings: list[Happening], retries: int, *, wanted: bool) -> None:
-        """Failures are unpickled while the function is not known to run, and as long as they may be retried."""
+        """Failures are unpickled until the function is known to run, and as long as they may be retried."""
         assert wanted == played(at(0, *happenings, settles=ANY), retries=retries).wants_errors
 
     def test_jobs(self) -> None:
-        """Jobs are known in the order of their submission, also those of other clients."""
+        """Jobs are in the order of their submission, also those of other clients."""
         found = played(at(0, submitted(0, 0)), at(1, added(1)), at(2, submitted(0, 1)), arrays=(2, 1))
 
         assert ("7", "7", "8") == found.tasks.job_ids
@@ -322,7 +322,7 @@ class TestErrors:
         ]
 
     def test_not_started(self) -> None:
-        """Items that were not started since the first tasks failed to start say so, and name the reason."""
+        """Items not started after the first tasks failed to start have that reason in their error."""
         found = played(
             *(
                 at(task, mark(task, Status.SETUP), settles=items("NodeStartError", 2 * task, 2 * task + 1))
@@ -340,7 +340,7 @@ class TestErrors:
         assert 7 == last.item
 
     def test_a_refused_retry(self) -> None:
-        """The error of an item whose retry was refused says so, once, however often it is asked for."""
+        """The error of an item whose retry was refused mentions this once, however often it is read."""
         found = played(
             at(0, mark(0, KILLED)),
             at(61, submits=[0, 1]),
@@ -353,7 +353,7 @@ class TestErrors:
             assert ["it could not be run again: no account"] == self.error(found, item).__notes__
 
     def test_a_fault(self) -> None:
-        """A fault in slurmlaunch is the error of all open items: nobody waits forever."""
+        """A fault in slurmlaunch is the error of all open items, so no waiter blocks for ever."""
         fault = RuntimeError("a fault")
         found = played(at(0, lambda _: [RunLost(fault)], settles=items("RuntimeError", *range(6))), retries=1)
 
@@ -411,7 +411,7 @@ happenings = st.one_of(
     dynamic=st.booleans(),
 )
 def test_any_order(steps: list[tuple[float, list[Happening]]], *, retries: int, dynamic: bool) -> None:
-    """Whatever happens in whatever order, an item settles once, and settles at the latest when all tasks have ended.
+    """For any events in any order, an item settles once, and at the latest when all tasks have ended.
 
     Retries end, too: each round of an item is counted.
     """
@@ -485,7 +485,7 @@ WORDS = ("refused", "accepted", "written", "unwritten", "made", "submitted", "no
     retries=st.integers(0, 2),
 )
 def test_any_answers(steps: list[tuple[float, Happening, list[str]]], *, retries: int) -> None:
-    """However late, and in whatever order, writes and submissions succeed or fail: everything settles."""
+    """Everything settles for any order and delay of writes and submissions, successful or not."""
     state = new_state(arrays=[1, 2], retries=retries)
     player, now = Slow(state), 0.0
     for pause, happening, words in steps:

@@ -44,7 +44,7 @@ NOT_LOADED = NodeStartError("the function cannot be loaded")
 DIED = WorkerDied("the process that ran the item was killed")
 
 
-# What was recorded counts, whenever it becomes visible.
+# Recorded outcomes count, whenever they become visible.
 
 OUTCOMES = [
     law(
@@ -120,7 +120,7 @@ def test_outcomes(each: Law) -> None:
     play(each)
 
 
-# End marks say how a start ended; only the last start says how the task did.
+# End marks describe the end of one start; only the last start's mark describes the task's.
 
 END_MARKS = [
     *(
@@ -232,7 +232,7 @@ END_MARKS = [
 
 @pytest.mark.parametrize("each", END_MARKS)
 def test_end_marks(each: Law) -> None:
-    """The mark of the last start says how its task ended; that of an earlier one does not."""
+    """The end mark of the last start describes its task's end; that of an earlier start does not."""
     play(each)
 
 
@@ -386,7 +386,7 @@ def test_states(each: Law) -> None:
     play(each)
 
 
-# What an earlier client recorded of ends counts where the scheduler is silent.
+# Ends recorded by an earlier client count where the scheduler is silent.
 
 FAILED_NODE = SchedulerEnd(0, 0, "NODE_FAIL", "1:0", "n3", None)
 CANCELLED_TASK = SchedulerEnd(2, 0, "CANCELLED", None, None, None)
@@ -735,7 +735,7 @@ def test_manual_retries(each: Law) -> None:
     play(each)
 
 
-# Arrays that are refused, or that nobody submits.
+# Arrays that are refused, or never submitted.
 
 REFUSALS = [
     law(
@@ -780,7 +780,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize("each", REFUSALS)
 def test_refusals(each: Law) -> None:
-    """Items of an array that nobody will submit end at once."""
+    """The items of an array that nobody will submit end at once."""
     play(each)
 
 
@@ -1022,7 +1022,7 @@ RETRIES = [
 
 @pytest.mark.parametrize("each", RETRIES)
 def test_retries(each: Law) -> None:
-    """Each item that ended externally is in one retry, made by one client, as often as asked."""
+    """Each item that ended from outside is in one retry, made by one client, as often as requested."""
     play(each)
 
 
