@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
 from slurmlaunch.node.rank import RANK, RANKS
-from slurmlaunch.node.system import Log
+from slurmlaunch.node.system import log_size, log_tail
 from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, make_rank_files
 from slurmlaunch.runfolder.records import Damage, Kind
@@ -264,11 +264,7 @@ class RankResults:
 
 
 class RankProcesses:
-    """The processes that this node started for one launch: a launcher such as srun, or the ranks.
-
-    Attributes:
-        log: their part of the task's log.
-    """
+    """The processes that this node started for one launch: a launcher such as srun, or the ranks."""
 
     def __init__(self, plan: RanksPlan, arguments: Sequence[str]) -> None:
         """Start the launcher, or each rank if there is no launcher.
@@ -276,7 +272,7 @@ class RankProcesses:
         Raises:
             OSError: a program cannot be started.
         """
-        self.log = Log()
+        self._log_start = log_size()
         self._kill_at: float | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
         for rank in range(1 if plan.launcher else plan.number):
@@ -298,6 +294,10 @@ class RankProcesses:
             self._signal(signal.SIGTERM)
         elif monotonic() >= self._kill_at:
             self._signal(signal.SIGKILL)
+
+    def log_tail(self) -> str:
+        """Return the last lines that they wrote to the task's log."""
+        return log_tail(self._log_start)
 
     def _signal(self, number: int) -> None:
         for process in self._processes:
@@ -322,7 +322,7 @@ def _launcher_error(ranks: RanksPlan, processes: RankProcesses, *, began: bool) 
     """Return the error for ranks that ended without a report."""
     launcher, status = ranks.launcher[0] if ranks.launcher else "they", processes.status
     ended = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
-    tail = processes.log.tail()
+    tail = processes.log_tail()
     log = f"; the end of the log:\n{tail}\n" if tail else ""
     if not began:
         what = f"the ranks did not start: {launcher} {ended}{log}"

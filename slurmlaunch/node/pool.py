@@ -178,12 +178,6 @@ class WorkerHandle:
         position = self.running
         self._channel.limit(self._finished if position is None else position + 1)
 
-    def end_assignment(self) -> array[int]:
-        """Make it idle; return the items of the assignment that it did not run."""
-        rest = self.items[self.recorded :]
-        self.items = array("Q")
-        return rest
-
     def kill(self) -> None:
         """Kill it; `Pool.reap` notices its death."""
         self.killed = True
@@ -334,7 +328,8 @@ class Pool:
         self._measure_shared(worker)
         self._last_size = max(1, len(worker.items))
         self._seconds_per_item = max((monotonic() - worker.since) / self._last_size, 1e-7)
-        self._queue.put_back(worker.end_assignment())
+        self._queue.put_back(worker.items[worker.recorded :])
+        worker.items = array("Q")
 
     def _adopt(self, worker: WorkerHandle, *, failed: bool) -> None:
         self._writer.adopt(failed=failed)
@@ -398,7 +393,8 @@ class Pool:
             item = None  # it returns to the queue, to be resumed
         rest = worker.recorded if running is None else running + (item is not None)
         self._queue.put_back(worker.items[rest:])
-        self._disconnect(worker)
+        self._events.remove(worker.connection.reading)
+        worker.connection.close()
         if self.appending is worker:
             self._release()  # only now are all of its outcomes in the file: there is one writer at a time
         return Death(worker, item, os.waitstatus_to_exitcode(status))
@@ -420,16 +416,13 @@ class Pool:
                     break
         return appended
 
-    def _disconnect(self, worker: WorkerHandle) -> None:
-        self._events.remove(worker.connection.reading)
-        worker.connection.close()
-
     def close(self) -> list[Death]:
         """Let idle workers end, wait for all, and kill those that take too long; return their deaths."""
         deaths = []
         for worker in self.workers.values():
             if not worker.busy:  # busy ones were killed, and may have sent that their last outcome is in the file
-                self._disconnect(worker)
+                self._events.remove(worker.connection.reading)
+                worker.connection.close()
         deadline = monotonic() + _CLOSING_SECONDS
         while self.workers:
             deaths += self.reap()

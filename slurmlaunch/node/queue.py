@@ -25,16 +25,23 @@ class Queue:
         cancelled: items that are never handed out.
     """
 
-    def __init__(self, items: Sequence[int] = ()) -> None:
+    def __init__(self, items: Sequence[int] = (), done: Collection[int] = ()) -> None:
+        """Start with items; those that are *done* have an outcome, and are never handed out."""
         self._parts: deque[Sequence[int]] = deque()
         self._owned: list[range | frozenset[int]] = []
+        self._cancellations: list[range] = []
+        self._done = done
         self.cancelled: set[int] = set()
         self.closed = False
-        self._add(items, items)
+        self._add(items)
 
-    def _add(self, items: Sequence[int], pending: Sequence[int]) -> None:
-        """Add items that belong to this task from now on; the pending ones have no outcome yet."""
-        self._owned.append(items if isinstance(items, range) else frozenset(items))
+    def _add(self, items: Sequence[int]) -> None:
+        """Add items that belong to this task from now on."""
+        owned = items if isinstance(items, range) else frozenset(items)
+        self._owned.append(owned)
+        for cancelled in self._cancellations:
+            self.cancelled.update(_common(cancelled, owned))
+        pending = [item for item in items if item not in self._done] if self._done else items
         if pending:
             self._parts.append(pending)
 
@@ -72,14 +79,13 @@ class Queue:
             self._parts.appendleft(items)
 
     def cancel(self, items: range) -> None:
-        """Never hand out any of these items."""
+        """Never hand out any of these items, also if they are added later."""
+        self._cancellations.append(items)
         for owned in self._owned:
             self.cancelled.update(_common(items, owned))
 
     def _wanted(self, items: Sequence[int]) -> Sequence[int]:
-        if not self.cancelled:
-            return items
-        return [item for item in items if item not in self.cancelled]
+        return [item for item in items if item not in self.cancelled] if self.cancelled else items
 
 
 class SharedQueue(Queue):
@@ -93,32 +99,24 @@ class SharedQueue(Queue):
     def __init__(self, plan: RoundPlan, blocks: Blocks, claimer: Claimer, done: Collection[int] | None) -> None:
         """Start with the items that earlier attempts of the task claimed and did not finish.
 
-        Args:
-            plan: the plan of the round.
-            blocks: its blocks.
-            claimer: claims them for this attempt of the task.
-            done: the items that earlier attempts recorded; None on the first attempt.
+        *done* are the items that those attempts recorded; None on the first attempt.
         """
-        super().__init__()
+        super().__init__(done=done or ())
         self._plan, self._blocks, self._claimer = plan, blocks, claimer
-        self._done = done
+        self._resumed = done is not None
         self._claimed: set[int] = set()
-        self._cancelled_ranges: list[range] = []
         self._open = True
         self._add_own_blocks()
 
     def _add_own_blocks(self) -> None:
-        if self._done is not None:
+        if self._resumed:
             for block in self._claimer.own():
                 if block not in self._claimed:
                     self._add_block(block)
 
     def _add_block(self, block: int) -> None:
-        items = self._plan.items_at(self._blocks.positions_of(block))
         self._claimed.add(block)
-        self._add(items, [item for item in items if item not in self._done] if self._done else items)
-        for cancelled in self._cancelled_ranges:
-            self.cancelled.update(_common(cancelled, self._owned[-1]))
+        self._add(self._plan.items_at(self._blocks.positions_of(block)))
 
     def refill(self, wanted: int) -> bool:
         """Claim blocks as `Queue.refill` describes."""
@@ -144,11 +142,6 @@ class SharedQueue(Queue):
         self.refill(1)
         self._open = False
         return super().take_all()
-
-    def cancel(self, items: range) -> None:
-        """Never hand out any of these items, also of blocks that are claimed later."""
-        self._cancelled_ranges.append(items)
-        super().cancel(items)
 
 
 def _common(items: range, owned: range | frozenset[int]) -> Iterable[int]:

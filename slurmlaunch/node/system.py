@@ -114,30 +114,25 @@ def flush_streams() -> None:
 _SHOWN_LINES, _SHOWN_BYTES = 12, 4096
 
 
-class Log:
-    """The part of this task's log, the file behind standard error, that is written from now on."""
+def log_size() -> int:
+    """Return the bytes of this task's log, the file behind standard error; 0 if that is no file."""
+    status = os.fstat(2)
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
-    def __init__(self) -> None:
-        self._start = self._size()
 
-    @staticmethod
-    def _size() -> int:
-        status = os.fstat(2)
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
-
-    def tail(self) -> str:
-        """Return the last lines; nothing if standard error is no file or cannot be read."""
-        size = self._size()
-        start = max(self._start, size - _SHOWN_BYTES)
-        if size <= start:
-            return ""
-        try:
-            with Path("/proc/self/fd/2").open("rb") as file:  # in a container its own path may not exist
-                file.seek(start)
-                lines = file.read(size - start).decode("utf-8", "replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(lines[-_SHOWN_LINES:]).rstrip()
+def log_tail(start: int) -> str:
+    """Return the last lines that were written to the log after its first *start* bytes; nothing if it is unreadable."""
+    size = log_size()
+    start = max(start, size - _SHOWN_BYTES)
+    if size <= start:
+        return ""
+    try:
+        with Path("/proc/self/fd/2").open("rb") as file:  # in a container its own path may not exist
+            file.seek(start)
+            lines = file.read(size - start).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-_SHOWN_LINES:]).rstrip()
 
 
 # Memory. The OOM killer ends one process, not the task, and only the cgroup tells.
@@ -156,11 +151,7 @@ _OOM_SCORE = b"300"
 def prefer_for_oom_kill() -> None:
     """Have the OOM killer choose this process rather than the supervisor, which has to report it."""
     with contextlib.suppress(OSError):  # /proc may be read-only in a container
-        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, _OOM_SCORE)
-        finally:
-            os.close(descriptor)
+        Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
 
 
 def oom_kills() -> int:

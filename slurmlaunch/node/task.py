@@ -67,8 +67,7 @@ class TaskSupervisor:
         attempt, done = self._writer.attempt, self._earlier.done
         blocks = self._plan.blocks
         if blocks is None:
-            items = self._plan.items_of(self._task)
-            return Queue([item for item in items if item not in done] if done else items)
+            return Queue(self._plan.items_of(self._task), done)
         from slurmlaunch.runfolder.claims import Claimer  # late, since most tasks claim nothing
 
         claimer = Claimer(self._folder.claims(round_.number), self._task, attempt, blocks.number)
@@ -105,11 +104,10 @@ class TaskSupervisor:
 
     def _check_end(self) -> None:
         """React to SIGTERM, to the parent's death and to the warning of the time limit."""
-        if self._signals.terminated and self._stop_at is None:
+        if self._stop_at is None and self._signals.terminated:
             self._stop(self._grace_seconds)
-        if os.getppid() != self._parent and self._stop_at is None:
-            # The batch script is gone: for the scheduler the task is over, and it may run again elsewhere.
-            self._stop(0.0)
+        if self._stop_at is None and os.getppid() != self._parent:
+            self._stop(0.0)  # the batch script is gone: for the scheduler the task is over, and may run elsewhere
         if self._signals.warned:
             self._signals.warned = False
             self._limit.warn()
@@ -147,8 +145,7 @@ class TimeLimit:
     The warning (SIGUSR1) comes up to a minute early, which for a short limit is
     at the start. So if the limit is known, the warning only starts the clock.
 
-    Attributes:
-        may_requeue: the task may still ask to be requeued.
+    `may_requeue` tells whether the task may still ask to be requeued.
     """
 
     def __init__(self, plan: RoundPlan, attempt: int) -> None:
@@ -183,10 +180,8 @@ def cloudpickle_version() -> str:
         ModuleNotFoundError: it is not installed.
     """
     spec = find_spec("cloudpickle")
-    if spec is None:
-        raise ModuleNotFoundError("No module named 'cloudpickle'", name="cloudpickle")
     with suppress(OSError, ValueError):  # in a zip file, or without source
-        for line in Path(spec.origin or "").read_text(encoding="utf-8").splitlines():
+        for line in Path((spec and spec.origin) or "").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition("=")
             if name.strip() == "__version__":
                 return value.strip().strip("\"'")
