@@ -40,7 +40,7 @@ _MODULES = {
     "command": ("Command",),
     "context": ("Task", "cpu_count", "current_task", "task_pool"),
     "errors": (
-        "ItemError", "MissingPackage", "NodeFailure", "NodeStartError", "NotPicklable", "OptionError",
+        "FunctionExited", "ItemError", "MissingPackage", "NodeFailure", "NodeStartError", "NotPicklable", "OptionError",
         "OutOfMemory", "Preempted", "ResultLost", "RunFolderError", "SchedulerError", "SlurmlaunchError",
         "SubmissionError", "TaskCancelled", "TaskEnded", "TimeLimitExceeded", "UnknownOption",
         "UnknownProtocol", "UnpicklableResult", "UnsafeRunFolder", "WorkerDied",

@@ -15,6 +15,7 @@
     └── ItemError                      an item without a value or an exception of its function
         ├── ResultLost                 a recorded outcome cannot be read
         ├── UnpicklableResult          the result does not pickle, or not here
+        ├── FunctionExited             the function called sys.exit()
         ├── NodeStartError             the node could not start the function
         └── TaskEnded                  something from outside ended the task or the process
             ├── WorkerDied             the process that ran the item died
@@ -284,6 +285,18 @@ class UnpicklableResult(ItemError):
 
     what = "the result does not pickle"
     type_name: str = ""
+
+
+class FunctionExited(ItemError):
+    """The function called `sys.exit`: the `SystemExit` itself would end the program that asks for the result.
+
+    Attributes:
+        code: the argument of `sys.exit`: a status, a message, or None.
+    """
+
+    what = "the function called sys.exit()"
+    advice = "Return a value, or raise an exception that says what is wrong."
+    code: object = None
 
 
 class NodeStartError(ItemError):

@@ -20,7 +20,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
-from slurmlaunch.errors import UnpicklableResult
+from slurmlaunch.errors import FunctionExited, UnpicklableResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -240,6 +240,8 @@ class Failure:
                 f"the function raised {type_name}, which does not unpickle here: {message}",
                 type_name=type_name,
             )
+        if isinstance(error, SystemExit):
+            error = _function_exited(error)
         if text:
             error.__cause__ = RemoteTraceback(text)
         return cls(error, text)
@@ -251,7 +253,8 @@ Outcome = Value[T] | Failure
 def capture(function: Callable[..., T], *args: Any) -> Outcome[T]:
     """Call the function; return its outcome.
 
-    ``SystemExit`` and ``KeyboardInterrupt`` are outcomes too, as for `concurrent.futures`.
+    ``SystemExit`` and ``KeyboardInterrupt`` are outcomes too, as for `concurrent.futures`; `Failure.load` returns
+    `FunctionExited` for the former.
     """
     try:
         return Value(function(*args))
@@ -349,6 +352,13 @@ def _load_exception(data: bytes) -> BaseException:
     if not isinstance(error, BaseException):
         msg = f"a {type(error).__qualname__} is no exception"
         raise TypeError(msg)
+    return error
+
+
+def _function_exited(raised: SystemExit) -> FunctionExited:
+    error = FunctionExited(f"the function called sys.exit({_repr_of(raised.code)})", code=raised.code)
+    for note in getattr(raised, "__notes__", ()):
+        error.add_note(note)
     return error
 
 

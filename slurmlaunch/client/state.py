@@ -24,7 +24,7 @@ from slurmlaunch.client import ends
 from slurmlaunch.client.ledger import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.retries import Cause, PendingRetries, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
-from slurmlaunch.errors import ItemError, NodeStartError, ResultLost
+from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost
 from slurmlaunch.runfolder.journal import SchedulerEnd
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.records import Kind
@@ -372,7 +372,7 @@ class RunState:
                 self._settle(ItemStatus.FAILURE, self.ledger.record(recorded, each))
         if error is None or not parts:
             return
-        if not isinstance(error, ItemError):
+        if isinstance(error, FunctionExited) or not isinstance(error, ItemError):
             self.called = True
         elif round_.claims:
             round_.gave_up = error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import ResultLost, TaskState, UnpicklableResult, WorkerDied, attach
+from slurmlaunch import FunctionExited, ResultLost, TaskState, UnpicklableResult, WorkerDied, attach
 from tests.conftest import elsewhere
 from tests.support.deeds import DEEDS, HoldsLockError, MuteError, TwoArgumentsError, Unloadable
 from tests.support.frames import own_frames
@@ -115,8 +115,6 @@ class TestExceptions:
     @pytest.mark.parametrize(
         ("deed", "expected", "arguments"),
         [
-            ("exit 3", SystemExit, (3,)),
-            ("exit with words", SystemExit, ("words",)),
             ("interrupt", KeyboardInterrupt, ()),
             ("stop", StopIteration, (1,)),
             ("generator exit", GeneratorExit, ()),
@@ -128,6 +126,15 @@ class TestExceptions:
         """Exceptions such as SystemExit or CancelledError are outcomes too, and end nothing else."""
         assert arguments == failure(deeds[deed], expected).args
         assert (True, False) == (deeds[deed].done(), deeds[deed].cancelled())
+
+    @pytest.mark.parametrize(("deed", "code"), [("exit 3", 3), ("exit with words", "words")])
+    def test_exit(self, deeds: Deeds, deed: str, code: object) -> None:
+        """A function that calls sys.exit() fails with the code and the traceback, and does not end the client."""
+        error = failure(deeds[deed], FunctionExited)
+
+        assert (code, deeds[deed].index) == (error.code, error.item)
+        assert f"sys.exit({code!r})" in str(error)
+        assert "SystemExit" in str(error.__cause__)
 
     def test_recursion(self, deeds: Deeds) -> None:
         """A traceback of a thousand frames arrives, and is short enough to be read."""

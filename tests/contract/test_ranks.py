@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import Executor, NodeStartError, OptionError, WorkerDied, attach, current_task
+from slurmlaunch import Executor, FunctionExited, NodeStartError, OptionError, WorkerDied, attach, current_task
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.slurm.batch_script import sbatch_words
 from slurmlaunch.node.rank import RankEnvironment, first_host
@@ -228,7 +228,7 @@ def test_a_death_outranks_other_errors(ranked: Executor) -> None:
 
 
 @elsewhere
-@pytest.mark.parametrize(("deed", "kind"), [("raise", ValueError), ("sys.exit", SystemExit)])
+@pytest.mark.parametrize(("deed", "kind"), [("raise", ValueError), ("sys.exit", FunctionExited)])
 def test_a_rank_raises(mpi: None, ranked: Executor, deed: str, kind: type[BaseException]) -> None:
     """A rank's exception arrives with its type and its rank, even if the other ranks wait for that rank for ever."""
     futures = ranked.map_array(together.fall, range(3), [{(1, 2): deed}] * 3, tasks=1)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tblib import pickling_support
 
-from slurmlaunch.errors import UnpicklableResult, WorkerDied
+from slurmlaunch.errors import FunctionExited, UnpicklableResult, WorkerDied
 from slurmlaunch.outcome import Failure, Value, capture
 from tests.support.awkward import Mute, Trap, Unspeakable, spring
 
@@ -323,8 +323,6 @@ class Ending(SystemExit):
     [
         (Missing("module"), ["name", "path", "msg"]),
         (ImportError("no module", name="module", path="/there"), ["name", "path", "msg"]),
-        (Ending(code=3), ["code"]),
-        (SystemExit(3), ["code"]),
         (StopIteration(4), ["value"]),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), ["encoding", "object", "start", "reason"]),
         (SyntaxError("bad", ("file", 3, 4, "line")), ["filename", "lineno", "text"]),
@@ -353,7 +351,28 @@ def test_a_class_that_is_not_here_is_described(monkeypatch: pytest.MonkeyPatch) 
     assert str(failure.error.__cause__) == '\n"""\nwhere"""'
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("base")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        SystemExit,
+        functools.partial(SystemExit, 3),
+        functools.partial(SystemExit, "words"),
+        functools.partial(Ending, code=3),
+    ],
+)
+@pytest.mark.usefixtures("_registered")
+def test_a_function_that_exits(make: Callable[[], SystemExit]) -> None:
+    """A SystemExit arrives as an error that keeps its code and its notes, and ends no program that raises it."""
+    error = make()
+    error.add_note("a note")
+    arrived = raised(error)
+
+    assert isinstance(arrived, FunctionExited)
+    assert (arrived.code, arrived.__notes__) == (error.code, ["a note"])
+    assert f"sys.exit({error.code!r})" in str(arrived)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit(), BaseException("base")])
 def test_base_exceptions_are_caught_too(error: BaseException) -> None:
     """Exceptions that a bare ``except Exception`` lets through are outcomes like any other."""
     arrived = raised(error)
