@@ -3,13 +3,13 @@
     python benchmarks/shared_array.py                     # 1 GB, slurmlaunch alone
     python benchmarks/shared_array.py --full --size 0.5   # the others, too; the pool needs 18 times as much
 
-It starts a throwaway Slurm whose nodes claim eight CPUs each, and weighs all processes
-that a contender has started on the node. What they hold when each has read the whole
-array is the sum of their proportional shares (Pss in proc_pid_smaps(5): a page that n
-processes map counts as an n-th in each). The highest before is what each has for itself,
-and of files and shared memory what one process maps: shares would change while they are
-added up. slurmlaunch's client is elsewhere; with the others the process that hands out
-the work is on the node as well, and holds the array too.
+It starts a throwaway Slurm whose nodes claim eight CPUs each, and measures all processes
+that a contender has started on the node. Their memory, once each has read the whole
+array, is the sum of their proportional shares (Pss in proc_pid_smaps(5): a page that n
+processes map counts as an n-th in each). The peak before is the private memory of each
+process, plus the files and shared memory of one of them, because shares would change
+during the sum. slurmlaunch's client is elsewhere; with the other contenders the process
+that distributes the work is on the node as well, and has the array too.
 """
 
 from __future__ import annotations

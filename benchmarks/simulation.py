@@ -4,8 +4,7 @@ The code is the real one: a run is planned, its rounds are journaled, its arrays
 through the backend to commands, and it is watched until its last item has settled.
 Simulated are the clock, Slurm's commands (`Cluster`) and the nodes, which write what
 real ones write, but for the values themselves: outcome files whose records are
-empty, and end marks. So hours pass in seconds, and everything that is counted is
-what the real client would have done:
+empty, and end marks. So hours pass in seconds, and all counts are those of the real client:
 
 - its calls of the scheduler's commands,
 - its file operations, on average and in the busiest minute,

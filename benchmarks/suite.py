@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from harness.table import Row
 
 _PLOTTED = ("alone", "sliced", "one_by_one", "ten_thousand", "tenth", "million", "ten_million")
-"""The contests whose times say who is how fast; others are about memory, files or calls."""
+"""The contests that compare speed; others are about memory, files or calls."""
 
 _LEGEND = """
 Seconds are medians, with minimum and maximum. Where the floor is taken off in seconds, so is the wait between sbatch's

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No clock decides a test. What differs between Pythons shows in few examples.
+# No clock decides a test. Differences between Pythons show in few examples.
 settings.register_profile("slurmlaunch", deadline=None)
 settings.register_profile("quick", deadline=None, max_examples=20)
 settings.load_profile("slurmlaunch")
@@ -35,7 +35,7 @@ settings.load_profile("slurmlaunch")
 SLURM = pytest.param("slurm", marks=pytest.mark.slurm)
 
 elsewhere = pytest.mark.parametrize("backend", ["local", SLURM], indirect=True)
-"""For tests whose items run while the test goes on: not inline."""
+"""For tests whose items run beside the test: not inline."""
 
 several_cpus = pytest.mark.skipif(usable_cpus() < 2, reason="needs two CPUs")
 """For tests whose tasks run side by side, also on the local backend."""
@@ -82,7 +82,7 @@ def cluster() -> Iterator[Cluster]:
 def start_cluster() -> Iterator[Callable[[ClusterSpec], Cluster]]:
     """Return a function that starts further clusters, which are stopped after the test.
 
-    A test whose Slurm must be of another kind, or which breaks it, has its own. Its clients need ``cluster.env``.
+    A test that needs other settings, or that breaks its Slurm, has its own. Its clients need ``cluster.env``.
     """
     with contextlib.ExitStack() as clusters:
         yield lambda spec: clusters.enter_context(_started(spec))

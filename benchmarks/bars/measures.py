@@ -25,10 +25,10 @@ _NODE = "import slurmlaunch.node.__main__"
 _POOL = "ProcessPoolExecutor(2)"
 _NO_OP = WORKLOADS["no-op"]
 _TEN_MILLION_SECONDS = 600.0
-"""How long a run of 10^7 items may take at least, whatever the timeout of the others."""
+"""The least timeout of a run of 10^7 items, for any timeout of the others."""
 
 _ITEMS_OF_WATCHED = 100
-"""How many items each of the tasks has that run at once and are watched: more than it comes to meanwhile."""
+"""The items of each watched task: more than it can finish while it is watched."""
 
 _WARM = ("slurmlaunch", "submitit")
 """Systems that keep nothing running between two calls: they may have made one before, as in a notebook."""

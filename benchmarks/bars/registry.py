@@ -36,7 +36,7 @@ LINES: dict[str, Callable[[Measures], list[Row]]] = {
 }
 
 ONLY_FULL = frozenset({"ten-million"})
-"""What the short form leaves out, unless it is asked for."""
+"""The lines that the short form leaves out, unless they are requested."""
 
 
 def rows(key: str, measures: Measures) -> list[Row]:

@@ -1,8 +1,8 @@
 """The process that does one run: ``python -m harness FOLDER``, with ``FOLDER/request``; it leaves an ``answer``.
 
 Each run has a process of its own, so that its memory and imports are its own, and so that a system that hangs can be
-killed. What is timed is a client that is there already: its imports are done before, and, where the request says so,
-one item has made the trip (as in a notebook, whose first call has read the cluster's limits).
+killed. The timed client is running already: its imports are done, and, if the request says so, one item has been run
+before (as in a notebook, whose first call has read the cluster's limits).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _call(system: System, work: Workload, folder: Path) -> Trial:
 
 def main() -> None:
     """Read the request, and leave the answer."""
-    # As from a notebook, where the code travels with the function; who pickles by reference finds it on PYTHONPATH.
+    # As from a notebook, where the code is pickled with the function; pickling by reference finds it on PYTHONPATH.
     cloudpickle.register_pickle_by_value(workloads.functions)
     folder = Path(sys.argv[1])
     request: Request = pickle.loads((folder / "request").read_bytes())

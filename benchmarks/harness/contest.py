@@ -4,7 +4,7 @@ Slurm starts nothing at once: it checks its queue about once a second, and a job
 waits for the next check. That wait is Slurm's own, the same for all, and larger than
 the differences here. So it is measured (from sbatch's answer to the birth of the
 first task's log) and left out where a system is compared with the floor; the
-start of each run is random, so that nobody gets into step with it.
+start of each run is random, so that no system gets into step with it.
 """
 
 from __future__ import annotations

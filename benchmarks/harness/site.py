@@ -32,7 +32,7 @@ _SETTLING_TICK = 0.1
 _ENDING_SECONDS = 10.0
 """How long the jobs of a client that has all results may take to end."""
 _MARK = "SLURMLAUNCH_BENCHMARK"
-"""In the environment of a client and of all that it starts: what they are known by when they are to end."""
+"""The variable that marks a client and its child processes, so that they can be ended."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def open_site(folder: Path | None) -> Iterator[Site]:
         folder: where runs may write; the nodes must see it. By default a temporary one, which is right only
             where the nodes are this machine.
     """
-    # What pip does when it installs; a checkout would be compiled anew by each of a thousand Pythons.
+    # As pip does when it installs; a checkout would be compiled anew by each of a thousand Pythons.
     for package in (Path(slurmlaunch.__file__).parent, Path(__file__).parents[1]):
         compileall.compile_dir(str(package), quiet=2)
     with contextlib.ExitStack() as life:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_CALLS = "%file,getdents64,fstat,read,pread64,readv"
-"""What a shared file system may be asked for by a reader: names, attributes, listings, contents."""
+"""The requests of a reader to a shared file system: names, attributes, listings, contents."""
 
 _UNFINISHED = " <unfinished ...>"
 _RESUMED = re.compile(r"<\.\.\. \w+ resumed>")

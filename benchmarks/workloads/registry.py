@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 SLOTS = 16
-"""How many items may run at once, whoever runs them: what the throwaway Slurm claims to have."""
+"""The number of items that may run at once, in any system: the CPUs that the throwaway Slurm claims."""
 
 _KILLED = 37
 _CLOSURE = 200_000

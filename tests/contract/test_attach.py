@@ -141,7 +141,7 @@ class TestAttach:
 
     @staticmethod
     def killed_client(backend: str, tmp_path: Path, gate: Gate) -> str:
-        """Return the run of a client that was killed, of whose items the first waits at the gate."""
+        """Return the run of a killed client, whose first item waits at the gate."""
         client = scripts.start(
             tmp_path,
             """

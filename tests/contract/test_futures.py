@@ -53,7 +53,7 @@ class TestDone:
             assert (ValueError, (4,)) == (type(future.exception()), getattr(future.exception(0), "args", None))
 
     def test_words(self, finished: FutureArray[int]) -> None:
-        """It is done, and neither running nor cancelled; a cancel comes too late and changes nothing."""
+        """The future is done, and neither running nor cancelled; a late cancel changes nothing."""
         for future in finished[3:5]:
             assert not future.cancel()
             assert (True, False, False) == (future.done(), future.running(), future.cancelled())

@@ -1,4 +1,4 @@
 """The fault suite: kills, requeues, preemptions and restarts, on a real Slurm.
 
-Whatever happens, each item ends as its own value or as an error that names the real cause.
+After any fault, each item ends as its own value or as an error that names the real cause.
 """

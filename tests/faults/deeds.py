@@ -81,7 +81,7 @@ class Offers(Deed):
         """Mark the supervisor as the first process to kill, and use memory."""
         if number in self.waits:
             Path(f"/proc/{os.getppid()}/oom_score_adj").write_text("1000", encoding="utf-8")
-            file = os.memfd_create("memory")  # what is written is the task's, and no process's
+            file = os.memfd_create("memory")  # the files in memory count for the task, not for a process
             for _ in range(400):
                 os.write(file, bytes(MEGABYTE))
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ITEMS, TASKS = 24, 6
 HANGS_AFTER = 240.0
-"""Seconds after which a run that has not come to its end is called hanging."""
+"""Seconds after which an unfinished run counts as hanging."""
 
 CLIENTS = 3
 REPOSITORY = Path(__file__).parents[2]

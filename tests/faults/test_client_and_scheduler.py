@@ -112,7 +112,7 @@ class TestKilledClient:
             stories = list(threads.map(self._killed, [tmp_path / str(i) for i in range(20)], delays))
 
         assert [Counter(range(6))] * 20 == [Counter(set(story)) for story in stories]
-        # Only what was running, and had not been recorded, may have been called twice: no task was killed.
+        # Only running, unrecorded items may have been called twice: no task was killed.
         assert [6] * 20 == [len(story) for story in stories]
 
     def _killed(self, folder: Path, delay: float) -> list[int]:
@@ -329,7 +329,7 @@ class TestSchedulerAway:
         wrapped.behave()
         cluster.run("scancel", array[1].job_id or "")
         assert isinstance(array[1].exception(timeout=60), TaskCancelled)
-        # Each inquiry warns once; those of runs of earlier tests may not have come to their end.
+        # Each inquiry warns once; those of earlier tests' runs may not have ended.
         asking = Counter(each.thread for each in caplog.records if each.getMessage() in warnings_of(caplog))
         assert {1} == {*asking.values()}, warnings_of(caplog)
 

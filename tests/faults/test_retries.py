@@ -59,7 +59,7 @@ def test_as_often_as_asked(faulty: Cluster, launch: Launch, deed: Callable[..., 
 
 
 def test_from_a_retry_on(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """The retries set by a manual retry hold from there on, whatever the run began with."""
+    """The retries set by a manual retry hold from there on, not those of the first round."""
     work = deed(Exits, 1)
     futures = launch(faulty).map_array(work, range(6), tasks=3)
     assert outcomes(futures) == squares(1)

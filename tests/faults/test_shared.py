@@ -230,7 +230,7 @@ def test_no_waiting_for_the_claims_of_a_failed_task(faulty: Cluster, launch: Lau
     command = [sys.executable, "-c", textwrap.dedent(SUBMITS), str(folder)]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, check=True).stdout
     ended = Path(said.strip(), "ended")
-    wait_until(lambda: len(list(ended.iterdir())) == 3)  # who comes late ends well, too, and nobody took it away
+    wait_until(lambda: len(list(ended.iterdir())) == 3)  # a late task succeeds, too, and was not cancelled
     futures = attach(said.strip())
 
     assert {"0"} == {path.suffix[1:] for path in ended.iterdir()}
@@ -257,7 +257,7 @@ def test_a_node_that_fails(
     work.gate.open()
 
     assert outcomes(futures) == ALL
-    # What was not on disk, with the power gone, may run again; here all of it was.
+    # After a power failure, items that were not on disk may run again; here all were.
     assert work.runs == {**ONCE, 1: 2}
     assert futures[1].attempts[0].state is TaskState.NODE_FAIL
     assert futures[1].attempts[0].node == node

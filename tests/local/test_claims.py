@@ -1,4 +1,4 @@
-"""Claims: each block has one owner, however many reach for it, and all readers agree on whom."""
+"""Claims: each block has one owner, however many processes claim it, and all readers agree on the owner."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_folder_at_rest_is_not_listed(folder: Path, monkeypatch: pytest.Monkey
     claimer, reader = Claimer(folder, 0, 0, 9), ClaimReader(folder, lambda: now)
     claimer.claim()
     assert len(list(reader.new())) == 1
-    now = 3.0  # the coarsest step of a file system's time is over: listed once more, for what came within it
+    now = 3.0  # the coarsest step of a file system's time is over: listed once more, for files of that time
     assert list(reader.new()) == []
     scandir = os.scandir
     listed: list[Path] = []

@@ -25,7 +25,7 @@ def process(file):
 
 files = [__file__] * 12
 """
-"""What a page may use without having defined it: a function of one file, and a list of paths."""
+"""Names that a page may use without a definition: a function of one file, and a list of paths."""
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-pytestmark = pytest.mark.slow  # what they use is tested elsewhere, on each Python
+pytestmark = pytest.mark.slow  # their calls are tested elsewhere, on each Python
 
 
 @pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slurm)])
@@ -109,7 +109,7 @@ def check_matrix_product(printed: str, where: str) -> None:
     assert [row[0] for row in rows] == ["400", "800", "1200", "1600"]
     assert all(float(row[1]) > 0 for row in rows)
     granted = str(2 if where == "slurm" else min(2, usable_cpus()))
-    # A library does not start more threads than the machine has CPUs, whatever is granted.
+    # A library does not start more threads than the machine has CPUs, for any grant.
     assert [row[2:] for row in rows] == [[granted, str(min(2, usable_cpus()))]] * 4
 
 
@@ -242,7 +242,7 @@ SCRIPTS: dict[str, Callable[[str, str], None]] = {
     "torch_all_reduce.py": check_torch_all_reduce,
 }
 ELSEWHERE = {"allocation.py", "gpus.py"}
-"""What needs another place, and has a test of its own."""
+"""Examples that need another place, and have tests of their own."""
 
 MARKS = {
     "ray_cluster.py": [

@@ -51,7 +51,7 @@ class LoadedModules:
     """A function that becomes, as it is unpickled, one that returns the modules loaded at that very moment."""
 
     def __call__(self) -> list[str]:
-        """Stand for the function that is made of it."""
+        """Act as the function that it is called to make."""
         raise NotImplementedError
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -87,7 +87,7 @@ def foreign_to_a_node(modules: Iterable[str]) -> set[str]:
             return inside == "" or inside.split(".")[0] in NODE_SIDE
         if top in sys.stdlib_module_names or top in {"cloudpickle", "__main__", "__mp_main__"}:
             return True
-        # What was only tried is reported too: the standard library's copy asks for Jython's org.python.core.
+        # Failed attempts are reported too: the standard library's copy asks for Jython's org.python.core.
         return importlib.util.find_spec(top) is None
 
     return {module for module in set(modules) - bare_python() if not is_known(module)}

@@ -233,7 +233,7 @@ def test_a_damaged_run_fails_its_items(tmp_path: Path, name: str, spoil: str) ->
 
     assert run.run().status == 1
 
-    # The first block of items is whole: it is short, and ends before what was flipped.
+    # The first block of items is whole: it is short, and ends before the flipped bit.
     assert sorted(run.errors()) == ([1, 2] if (name, spoil) == ("items", "flip") else [0, 1, 2])
     assert all(str(path) in f"{error} {getattr(error, 'file', '')}" for error in run.errors().values())
 

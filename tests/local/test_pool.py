@@ -360,7 +360,7 @@ def content(item: int, size: int) -> bytes:
     return (block * (size // len(block) + 1))[:size]
 
 
-# Around what passes by shared memory, what fills it, and what is written in pieces.
+# Around the sizes that fit into shared memory, that fill it, and that are written in pieces.
 SIZES = [0, 1, 65_000, 65_500, 65_536, 66_000, 200_000, 262_144, 300_000, 1_000_000]
 
 

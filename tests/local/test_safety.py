@@ -192,7 +192,7 @@ def test_a_link_in_its_place_is_replaced(file: Path, tmp_path: Path) -> None:
     assert (link.is_symlink(), read_owned(link), read_owned(file)) == (False, b"new", b"content")
 
 
-# The manifest and end marks, which are read before anything is known to be whole.
+# The manifest and end marks, which are read without a checksum.
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'{"protocol": 1}'])

@@ -25,7 +25,7 @@ from tests.support.cluster import Cluster, ClusterSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Short, since these tests wait for what a query says, and long enough that one is not asked twice at once.
+# Short, since these tests wait for queries, and long enough that no two follow at once.
 QUICK = Intervals(shortest=0.2, longest=0.4, gone=1.0)
 
 

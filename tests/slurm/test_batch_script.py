@@ -383,7 +383,7 @@ def test_sbatch_reads_the_given_values(cluster: Cluster, job: ArrayJob) -> None:
 
 @pytest.mark.slurm
 def test_a_task_runs_in_any_folder(cluster: Cluster, job: ArrayJob) -> None:
-    """Logs and end marks lie in a run folder whose name holds quotes, patterns and a semicolon."""
+    """Logs and end marks are written to a run folder whose name has quotes, patterns and a semicolon."""
     code = "print(os.getcwd()); sys.exit(int(sys.argv[-1]) % 2)"
     job = replace(
         job, name=f"law-{time.time_ns()}", length=3, first_task=5, throttle=2, python=node(job.run_folder, code)

@@ -106,10 +106,10 @@ def pool_sizes() -> dict[str, int]:
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("cpus", [1, 3])
 def test_pools_are_as_large_as_the_task(on_slurm: Callable[..., Executor], cpus: int) -> None:
-    """Pools that are not told a size have the task's: the standard library's on Python 3.13, joblib's on all.
+    """Pools without a given size have the task's: the standard library's on Python 3.13, joblib's on all.
 
     Before 3.13 the standard library uses the machine's CPUs, and no setting of Python changes that. joblib
-    takes the least of what it is told and what the machine has.
+    uses the smallest of its settings and the machine's CPUs.
     """
     sizes = on_slurm(cpus_per_task=cpus).submit(pool_sizes).result()
 
@@ -150,7 +150,7 @@ def test_arrays_of_pools(site: Callable[[ClusterSpec], Cluster], tmp_path: Path)
     assert [[seed, task, cpus, threads] for seed, _, task, _, cpus, threads in found] == [
         [seed, seed // 4, 2, 2] for seed in range(16)
     ]
-    assert {row[3] for row in found} <= set(range(4))  # a quick one may have taken what another was to have
+    assert {row[3] for row in found} <= set(range(4))  # a quick process may have taken the item of another
 
 
 def meet(others: int) -> dict[str, Any]:

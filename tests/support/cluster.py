@@ -16,7 +16,7 @@ The processes::
          │                                                              └──► slurmstepd ──► the jobs
          └──pipe──► guard
 
-The daemons are our children and stay in the foreground, so that their end is seen at once and what they say stands in
+The daemons are our children and stay in the foreground, so that their end is seen at once and their messages are in
 ``folder/log``. *Ending* them is the work of the guard alone, a second small process: it waits for a line or for the end
 of the pipe, then kills all that belongs to the cluster and removes the folder. So a cluster ends in the same way when
 ``stop`` is called as when the test session is killed with SIGKILL.
@@ -58,7 +58,7 @@ _ACCOUNTING_PACKAGES = {
     "mariadb-install-db": "mariadb-server",
 }
 
-# What an outer job, or a habit of the developer's, would otherwise change in what Slurm's commands do and print.
+# Variables of an outer job or of the developer that would change the behaviour of Slurm's commands.
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "PMI")
 
 # In the environment of every daemon: the mark by which the guard finds it.
@@ -261,7 +261,7 @@ def _program(name: str) -> str:
 
 
 def _user() -> str:
-    # Not getpass.getuser(), which believes $USER, also after a change of user that kept it.
+    # Not getpass.getuser(), which trusts $USER, also after a change of user that kept it.
     return pwd.getpwuid(os.getuid()).pw_name
 
 
@@ -269,7 +269,7 @@ def _host() -> str:
     return socket.gethostname().partition(".")[0]
 
 
-# What lies where, and what is written before anything starts.
+# Paths, and the files that are written before the daemons start.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,7 +341,7 @@ def _write_private(path: Path, content: bytes) -> None:
 def _slurm_conf(site: _Site) -> str:
     settings = _base_settings(site) | _optional_settings(site)
     lines = ["=".join(setting) for setting in settings.items()] + _node_lines(site)
-    # Slurm complains of a setting that stands there twice, and refuses a partition that does.
+    # Slurm complains of a setting that is there twice, and refuses a partition that does.
     return "\n".join([*{_subject(line): line for line in [*lines, *site.spec.lines]}.values(), ""])
 
 
@@ -502,12 +502,12 @@ class _Daemon:
             time.sleep(0.01)
 
     def stop(self, sig: int) -> None:
-        """Send it a signal that ends it, and return when it is gone."""
+        """Send the daemon a signal that ends it, and return when it has exited."""
         self._running.send_signal(sig)
         self.reap()
 
     def reap(self) -> None:
-        """Wait until it is gone."""
+        """Wait until the daemon has exited."""
         if self._process is not None:
             self._process.wait(_PATIENCE)
 
@@ -552,7 +552,7 @@ def _tail(log: Path) -> str:
     return "\n".join([f"{log.name} ends with:", *lines])
 
 
-# What keeps clusters apart, and what ends them.
+# Separation of clusters, and their end.
 
 
 def _reserve_port() -> socket.socket:

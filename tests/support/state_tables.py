@@ -69,13 +69,13 @@ ANY: Any = object()
 _FOLDER = RunFolder(Path("/nowhere"))
 _FIRST_JOB = 7
 _TICKS = 4
-"""How many ticks a step has: what an answer to the effects of one tick leads to may become an effect of the next."""
+"""The number of ticks in a step: the answers to one tick's effects may cause effects at the next tick."""
 
 
 # Events.
 
 Happening: TypeAlias = "Callable[[RunState], Iterable[Event]]"
-"""What makes events; it sees the state to find the round and the job of a task."""
+"""A maker of events; it sees the state to find the round and the job of a task."""
 
 
 def attempt(task: int, number: int = 0) -> Happening:

@@ -22,7 +22,7 @@ def wait_until(happened: Callable[[], object], patience: float = PATIENCE) -> No
     deadline = time.monotonic() + patience
     while not happened():
         if time.monotonic() > deadline:
-            raise TimeoutError("what a test waits for did not happen")
+            raise TimeoutError("the awaited condition did not come true")
         time.sleep(0.01)
 
 

@@ -1,7 +1,7 @@
 """Races that the collector decides, by the order in which it reads a run folder; the state machine has its own tables.
 
-A poll reads cancellations first, then end marks, then which attempts there are, then claims, then outcomes, and what a
-task that has ended recorded before its end mark is reported.
+A poll reads cancellations first, then end marks, then the list of attempts, then claims, then outcomes. It reports an
+ended task's outcomes before the task's end mark.
 """
 
 from __future__ import annotations

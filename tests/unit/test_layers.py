@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "slurmlaunch"
 
-# Each layer, and those it stands on directly; it may import these, what they stand on, and itself.
+# Each layer, and the layers directly below it; it may import these, all layers below them, and itself.
 STANDS_ON = {
     "errors": (),
     "byvalue": (),
@@ -36,7 +36,7 @@ STANDS_ON = {
     "__main__": ("cli",),
 }
 
-# Functions that import what their first argument names.
+# Functions that import the module in their first argument.
 IMPORTERS = {"import_module", "__import__"}
 
 

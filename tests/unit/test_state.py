@@ -1,6 +1,6 @@
-"""The state machine of a run in everyday life, and what it says about tasks and errors beside its effects.
+"""The state machine of a run in everyday life, and its reports on tasks and errors.
 
-Races stand in test_state_races.py. Nothing runs here: no folder, no thread, no clock.
+Races are in test_state_races.py. Nothing runs here: no folder, no thread, no clock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Races between nodes, clients and the scheduler, as tables: each was a bug once, or could become one.
 
-Events of a run may come in any order, late or twice. Each law says in which order they come, at which second,
-and what the state machine makes of them. Nothing runs here: no folder, no thread, no clock.
+Events of a run may come in any order, late or twice. Each law gives their order and their seconds, and
+the effects of the state machine. Nothing runs here: no folder, no thread, no clock.
 """
 
 from __future__ import annotations
