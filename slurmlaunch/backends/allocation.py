@@ -74,32 +74,30 @@ class _Node(NamedTuple):
     memory: float
 
 
-class Nodes:
-    """The capacity of the allocation that this process is in."""
+def _nodes() -> list[_Node]:
+    """Return the nodes, from the environment that Slurm set; none outside an allocation."""
+    return [_Node(cpus, _memory(os.environ, cpus)) for cpus in _cpus_per_node(os.environ.get(_NODES, ""))]
 
-    @property
-    def nodes(self) -> list[_Node]:
-        """The nodes, from the environment that Slurm set; none outside an allocation."""
-        cpus = list(_cpus_per_node(os.environ.get(_NODES, "")))
-        return [_Node(each, _memory(os.environ, each)) for each in cpus]
 
-    def fits(self, wanted: TaskResources, running: Collection[TaskResources]) -> bool:
-        """Whether a task may start beside the running ones.
+def fits(wanted: TaskResources, running: Collection[TaskResources]) -> bool:
+    """Whether a task may start beside the running ones.
 
-        Only Slurm knows the nodes of the running ones. If it chose worse than this
-        assumes, srun waits.
-        """
-        free = self.nodes
-        for each in running:
-            _place(each, free)
-        return _place(wanted, free)
+    Only Slurm knows the nodes of the running ones. If it chose worse than this
+    assumes, srun waits.
+    """
+    free = _nodes()
+    for each in running:
+        _place(each, free)
+    return _place(wanted, free)
 
 
 class AllocationBackend(LocalBackend):
     """The `slurmlaunch.backends.base.Backend` of an allocation."""
 
     name = "allocation"
-    scheduler = LocalScheduler(Nodes())
+
+    def __init__(self) -> None:
+        self.scheduler = LocalScheduler(fits)
 
     def limits(self) -> Limits:
         """Return no limits: a task too large for the allocation is refused."""
@@ -112,7 +110,7 @@ class AllocationBackend(LocalBackend):
     def at_once(self, job: ArrayJob) -> int:
         """Return how many tasks of an array run at once if no other tasks run."""
         resources, count = self.resources(job), 0
-        while count < job.length and self.scheduler.capacity.fits(resources, [resources] * count):
+        while count < job.length and fits(resources, [resources] * count):
             count += 1
         return max(1, count)
 
@@ -153,8 +151,8 @@ class AllocationBackend(LocalBackend):
         """
         if not _is_inside(os.environ):
             raise refusal(job, _OUTSIDE)
-        if not self.scheduler.capacity.fits(self.resources(job), ()):
-            nodes = ", ".join(f"{node.cpus} CPUs" for node in Nodes().nodes)
+        if not fits(self.resources(job), ()):
+            nodes = ", ".join(f"{node.cpus} CPUs" for node in _nodes())
             what = f"{job.ranks} × {job.cpus_per_task}" if job.ranks > 1 else str(job.cpus_per_task)
             raise refusal(
                 job, f"the allocation has no room for a task of {what} CPUs and its memory: its nodes have {nodes}"

@@ -426,6 +426,9 @@ def _start_anew() -> None:
     _client.runs = inherited.runs  # a child of this process disowns them, too
     for run in list(_client.runs):
         run.disown()
+    for backend in inherited.backends.values():
+        if isinstance(backend, LocalBackend):
+            backend.disown()
 
 
 os.register_at_fork(after_in_child=_start_anew)

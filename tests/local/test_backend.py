@@ -25,7 +25,8 @@ from slurmlaunch import caps
 from slurmlaunch.backends.base import ArrayJob, Limits, TaskState, parse_memory, parse_time
 from slurmlaunch.backends.local import LocalBackend, scheduler
 from slurmlaunch.backends.local.resources import MACHINE, TaskResources
-from slurmlaunch.backends.local.scheduler import SCHEDULER, new_job_id, owner_of
+from slurmlaunch.backends.local.scheduler import new_job_id, owner_of
+from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import SchedulerError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
 
@@ -54,10 +55,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     for name in ("logs", "ended"):
         (path / name).mkdir(parents=True)
     yield path
-    for job in list(SCHEDULER._jobs.values()):  # noqa: SLF001 - whatever a failed test left running
+    for job in list(backend.scheduler._jobs.values()):  # noqa: SLF001 - whatever a failed test left running
         if not job.ended:
-            SCHEDULER.cancel(job)
-    SCHEDULER.wait()
+            backend.scheduler.cancel(job)
+    backend.scheduler.wait()
 
 
 def array(folder: Path, script: str, length: int = 1, **changes: Any) -> ArrayJob:
@@ -294,10 +295,10 @@ def test_the_limit_is_the_cpus_that_can_be_used() -> None:
     assert backend.limits() == Limits(cpus=min(CPUS, caps.usable_cpus()))
 
 
-def test_all_backends_share_the_machine(folder: Path) -> None:
-    """The number of running tasks never exceeds the CPUs, over all backend objects."""
-    first, second = LocalBackend(), LocalBackend()
-    ids = [first.submit(array(folder, LOGGED, 3 * CPUS)), second.submit(array(folder, LOGGED, 3 * CPUS, array=1))]
+def test_all_arrays_share_the_machine(folder: Path) -> None:
+    """No more tasks run than there are CPUs, whatever array they belong to; a process has one local backend."""
+    assert current_client().backend("local") is current_client().backend("local")
+    ids = [backend.submit(array(folder, LOGGED, 3 * CPUS, array=i)) for i in range(2)]
     for job_id in ids:
         assert states(job_id, 3 * CPUS) == [TaskState.COMPLETED] * 3 * CPUS
     assert most_at_once(folder) <= CPUS
@@ -657,6 +658,8 @@ def test_tasks_end_with_their_killed_client(folder: Path, *, forked: bool) -> No
     process = client(
         folder,
         f"""
+        from slurmlaunch.client.watcher import current_client
+        backend = current_client().backend("local")
         job = ArrayJob(folder, "test", python=(sys.executable, "-c", {WATCHER!r}))
         backend.submit(job)
         until(lambda: (folder / "node").exists() and (folder / "node").read_text())
@@ -684,6 +687,8 @@ def test_a_forked_child_has_no_jobs(folder: Path) -> None:
     process = client(
         folder,
         """
+        from slurmlaunch.client.watcher import current_client
+        backend = current_client().backend("local")
         job_id = submit('while [ ! -e "$3/gate" ]; do sleep 0.01; done')
         until(lambda: state(job_id) == "RUNNING")
         if not os.fork():

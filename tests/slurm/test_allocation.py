@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch import Executor, OptionError, attach
-from slurmlaunch.backends.allocation import Nodes
+from slurmlaunch.backends.allocation import fits
 from slurmlaunch.backends.local.resources import TaskResources
 from tests.support import scripts
 from tests.support.cluster import ClusterSpec
@@ -246,7 +246,7 @@ def test_capacity(
     monkeypatch.setenv("SLURM_MEM_PER_NODE", memory or "0")
 
     running: list[TaskResources] = []
-    while Nodes().fits(wanted, running):
+    while fits(wanted, running):
         running.append(wanted)
 
     assert len(running) == at_once

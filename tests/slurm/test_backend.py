@@ -279,13 +279,13 @@ def test_a_failed_query_reports_no_job_as_missing(program: str) -> None:
         SlurmBackend(run=slurm).find("law", time.time())
 
 
-def test_limits_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cluster's limits are read once per process and cluster."""
-    monkeypatch.setenv("SLURM_CONF", "/of/this/test")
+def test_limits_are_read_once() -> None:
+    """The limits of a cluster are asked for once per backend, of which a process has one."""
     config = "MaxArraySize            = 5001\nSchedulerParameters     = bf_interval=2,max_array_tasks=400\n"
     slurm = FakeSlurm(scontrol=Finished(0, config))
     expected = Limits(max_array_size=5001, max_array_tasks=400)
-    assert [SlurmBackend(run=slurm).limits(), SlurmBackend(run=slurm).limits()] == [expected] * 2
+    backend = SlurmBackend(run=slurm)
+    assert [backend.limits(), backend.limits()] == [expected] * 2
     assert slurm.words() == ["scontrol show config"]
     slurm.answers["scontrol"] = failed("Unable to contact slurm controller")
     assert SlurmBackend("other", run=slurm).limits() == Limits(max_array_size=1001)

@@ -4,8 +4,8 @@ The client creates a `LocalBackend`; the allocation backend builds on it. Functi
 and outcomes are unknown here: they lie in the run folder.
 
 A task starts as the batch script starts it on Slurm, with the same logs and
-the same end mark, and a thread of the client is the scheduler: see `scheduler`. All local
-backends of a process share the machine, and never run tasks of more CPUs than it has.
+the same end mark, and a thread of the client is the scheduler: see `scheduler`. It
+never runs tasks of more CPUs than the machine has.
 
 Of sbatch's options these count: ``cpus_per_task``, ``time``, ``mem`` and ``mem_per_cpu``.
 
@@ -28,7 +28,7 @@ from slurmlaunch import caps
 from slurmlaunch.backends.base import Backend, Limits, TaskRecord, TaskState
 from slurmlaunch.backends.container import OF_THE_HOST
 from slurmlaunch.backends.local.resources import MACHINE, TaskResources
-from slurmlaunch.backends.local.scheduler import SCHEDULER, LocalJob, new_job_id, owner_of
+from slurmlaunch.backends.local.scheduler import LocalJob, LocalScheduler, new_job_id, owner_of
 from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder, Status
 
@@ -80,7 +80,13 @@ class LocalBackend(Backend):
 
     name = "local"
     query_every = 0.25
-    scheduler = SCHEDULER
+
+    def __init__(self) -> None:
+        self.scheduler = LocalScheduler(MACHINE.fits)
+
+    def disown(self) -> None:
+        """Leave the tasks to the parent of this forked child."""
+        self.scheduler.disown()
 
     def limits(self) -> Limits:
         """Return the CPUs of this machine; arrays may have any length."""

@@ -39,8 +39,7 @@ class TaskProcess:
 
     Attributes:
         pid: its process id, which is also that of its group and its session.
-        pidfd: a descriptor that becomes readable when it ends, or None if it must be
-            polled: on an old kernel, in a sandbox, in a Python built for an old kernel.
+        pidfd: a descriptor that becomes readable when it ends, or None if it must be polled.
     """
 
     def __init__(

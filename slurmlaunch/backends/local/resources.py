@@ -1,15 +1,14 @@
 """The resources of a local task, and the capacity of this machine.
 
-The local backend reads `TaskResources` from sbatch's options; the scheduler asks a `Capacity`
-before it starts a task. The allocation backend has a capacity of its own. How tasks run is
-unknown here.
+The local backend reads `TaskResources` from sbatch's options; its scheduler asks `Machine.fits`
+before it starts a task. How tasks run is unknown here.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch import caps, context
 from slurmlaunch.backends.base import parse_memory, parse_time
@@ -62,13 +61,6 @@ def _option(job: ArrayJob, name: str, parse: Callable[[str], float]) -> float:
         return parse(str(value))
     except ValueError as error:
         raise OptionError(f"{name}={value!r} is not a value that sbatch knows", option=name) from error
-
-
-class Capacity(Protocol):
-    """The resources that the tasks of a scheduler share."""
-
-    def fits(self, wanted: TaskResources, running: Collection[TaskResources]) -> bool:
-        """Whether a task may start beside the running ones."""
 
 
 class Machine:

@@ -13,9 +13,8 @@ write the tasks' command lines. The meaning of a command is unknown here.
 
 One thread starts and reaps all tasks. Reaping and signalling happen under the
 one lock, so that no signal reaches a process that was given a reaped task's id.
-The thread sleeps until a task ends, another thread wakes it, or a limit is due. If
-the system cannot report the end of a process, it polls, at first every millisecond
-and then ever more seldom.
+The thread sleeps until a task ends, another thread wakes it, or a limit is due; without
+pidfds (a Python built for an old kernel, such as conda's, has none) it polls.
 
 An array waits for CPUs in its turn: later ones do not overtake it, or a wide
 task would never start among narrow ones. An array that waits for its throttle, or for
@@ -41,15 +40,14 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.backends.local.process import LIFELINE_FD, STATUS_UNKNOWN, Sessions, TaskProcess
-from slurmlaunch.backends.local.resources import MACHINE
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from slurmlaunch.backends.base import ArrayJob
-    from slurmlaunch.backends.local.resources import Capacity, TaskResources
+    from slurmlaunch.backends.local.resources import TaskResources
 
 KILL_WAIT = 5.0
 """Seconds between SIGTERM and SIGKILL; the name is Slurm's."""
@@ -63,7 +61,7 @@ _MEMORY_SHARE = 20
 """Memory is measured no sooner than so many times what the last measurement took."""
 
 _DAY = 86400.0
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+_POLL_PAUSE = 0.01
 
 _JOB_ID_PREFIX = "local"
 _numbers = itertools.count(1)
@@ -231,12 +229,12 @@ class _Pipes:
 
 
 class LocalScheduler:
-    """Runs the tasks of all backends of this process that share a capacity."""
+    """Runs the tasks of one backend."""
 
-    def __init__(self, capacity: Capacity) -> None:
-        self.capacity = capacity
+    def __init__(self, fits: Callable[[TaskResources, Collection[TaskResources]], bool]) -> None:
+        """Start empty; *fits* says whether a task may start beside the running ones."""
+        self.fits = fits
         self._reset()
-        os.register_at_fork(after_in_child=self.after_fork)
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -244,10 +242,9 @@ class LocalScheduler:
         self._queue: list[LocalJob] = []
         self._running: list[LocalTask] = []
         self._pipes: _Pipes | None = None
-        self._poll_pause = _SHORTEST_PAUSE
         self._memory_due = -math.inf
 
-    def after_fork(self) -> None:
+    def disown(self) -> None:
         """Close the parent's descriptors in a forked child, above all its lifeline, and start empty."""
         for task in self._running:
             task.process.close()
@@ -375,7 +372,6 @@ class LocalScheduler:
                 pipes.selector.unregister(task.process.pidfd)
             task.process.close()
             task.settle(code)
-            self._poll_pause = _SHORTEST_PAUSE
 
     def _enforce_limits(self) -> None:
         now = time.monotonic()
@@ -411,7 +407,7 @@ class LocalScheduler:
         """Yield the elements that may start; each must run before the next is asked for."""
         for job in self._queue:
             while job.pending and not job.throttled and (job.after is None or job.after.ended):
-                if not self.capacity.fits(job.resources, [task.job.resources for task in self._running]):
+                if not self.fits(job.resources, [task.job.resources for task in self._running]):
                     return
                 yield job, job.pending.popleft()
 
@@ -424,7 +420,6 @@ class LocalScheduler:
             job.settle(element, TaskRecord(TaskState.FAILED, reason=reason), _CANNOT_START)
             return
         self._running.append(LocalTask(job, element, process))
-        self._poll_pause = _SHORTEST_PAUSE
         if process.pidfd is not None:
             pipes.selector.register(process.pidfd, selectors.EVENT_READ)
 
@@ -435,8 +430,7 @@ class LocalScheduler:
         if self._measures_memory():
             pauses.append(self._memory_due - now)
         if any(task.process.pidfd is None for task in self._running):
-            pauses.append(self._poll_pause)
-            self._poll_pause = min(2 * self._poll_pause, _LONGEST_PAUSE)
+            pauses.append(_POLL_PAUSE)
         return min(pauses, default=math.inf)
 
     def _abandon(self, error: BaseException, pipes: _Pipes) -> None:
@@ -448,7 +442,3 @@ class LocalScheduler:
             self._queue, self._running, self._pipes = [], [], None
             pipes.close()  # its lifeline ends the tasks that still run
             self._changed.notify_all()
-
-
-SCHEDULER = LocalScheduler(MACHINE)
-"""The scheduler of this machine in this process; a forked child starts with an empty one."""

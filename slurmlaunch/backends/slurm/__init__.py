@@ -51,8 +51,6 @@ _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 _log = logging.getLogger("slurmlaunch")
 
 _DEFAULT_MAX_ARRAY_SIZE = 1001
-# The limits of each cluster, by its configuration and name: asked once per process.
-_LIMITS: dict[tuple[str | None, str | None], Limits] = {}
 
 
 class SlurmBackend(Backend):
@@ -91,17 +89,16 @@ class SlurmBackend(Backend):
         self._submitted: dict[str, float] = {}
         self._warned: set[str] = set()
         self._states: dict[str | None, SharedStates] = {}
+        self._limits: Limits | None = None
 
     def limits(self) -> Limits:
         """Return the limits of the cluster; Slurm's default if it does not answer."""
-        cluster = Cluster(self._run, self._cluster_names()[0])
-        key = (os.environ.get("SLURM_CONF"), cluster.name)
-        if key not in _LIMITS:
-            done = cluster.call("scontrol", "show", "config")
+        if self._limits is None:
+            done = Cluster(self._run, self._cluster_names()[0]).call("scontrol", "show", "config")
             if not done.ok:
                 return Limits(max_array_size=_DEFAULT_MAX_ARRAY_SIZE)
-            _LIMITS[key] = _limits(done.stdout)
-        return _LIMITS[key]
+            self._limits = _limits(done.stdout)
+        return self._limits
 
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
         """Return srun's command line."""
