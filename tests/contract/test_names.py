@@ -43,7 +43,7 @@ def test_folders(backend: str, tmp_path: Path, name: str, monkeypatch: pytest.Mo
 
 @elsewhere
 def test_backslash(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backslash in the working directory works; in a run folder's path it is refused, as Slurm loses the logs."""
+    """A working directory may have a backslash; on Slurm a run folder's path may not, as the logs would be lost."""
     folder = tmp_path / "back\\slash \\n"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -258,7 +258,7 @@ def test_task_ended(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_requeue_is_slurms(tmp_path: Path) -> None:
-    """Only Slurm can requeue a task; elsewhere the option is refused."""
+    """Only Slurm can requeue a task; on other backends `requeue` raises SchedulerError."""
     from slurmlaunch import Executor, SchedulerError
 
     for cluster in ("local", "inline"):

@@ -108,7 +108,7 @@ def test_the_rate_limit_keeps_the_promise() -> None:
 
 
 def test_the_rate_limit() -> None:
-    """Saved tokens may be spent at once; after that no more than the rate, for each kind separately."""
+    """Saved visits may be spent at once; after that no more than the rate, for each kind separately."""
     now = [0.0]
     limit = RateLimit(lambda: now[0])
     limit.spend({"folders": SAVED_VISITS["folders"] + VISITS_PER_SECOND["folders"]})
