@@ -21,16 +21,14 @@ from slurmlaunch.node.supervisor import Supervisor
 from slurmlaunch.runfolder.journal import round_of_task
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
 
-_ARGUMENTS = 3
-
 
 def main(arguments: list[str]) -> int:
     """Run the task that the command line names; return the exit status."""
-    if len(arguments) != _ARGUMENTS or not arguments[2].isdecimal():
-        print("usage: python -m slurmlaunch.node RUN_FOLDER TASK_INDEX", file=sys.stderr)  # noqa: T201
-        return Status.NODE
     try:
-        return _run(RunFolder(Path(arguments[1]).absolute()), int(arguments[2]))
+        match arguments:
+            case [_, path, task] if task.isdecimal():
+                return _run(RunFolder(Path(path).absolute()), int(task))
+        print("usage: python -m slurmlaunch.node RUN_FOLDER TASK_INDEX", file=sys.stderr)  # noqa: T201
     except SlurmlaunchError as error:
         print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
     except Exception:  # noqa: BLE001  (Python's own exit status could be mistaken for one of ours)

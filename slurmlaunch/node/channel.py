@@ -56,7 +56,7 @@ class Channel:
         self._integers, self._floats = self._numbers.cast("q"), self._numbers.cast("d")
         self._lengths = view[lengths_at:data_at].cast("I")
         self._data = view[data_at:]
-        self._used = 0
+        self._used = self._taken = self._taken_bytes = 0
         self.put_number = self._number_putter()
 
     # The worker's side.
@@ -121,12 +121,12 @@ class Channel:
 
     def reset(self) -> None:
         """Reset the count, while the worker waits."""
-        self._words[_COUNT] = 0
+        self._words[_COUNT] = self._taken = self._taken_bytes = 0
 
     def assign(self, items: int) -> None:
         """Prepare for an assignment of so many items, while the worker waits."""
-        self._words[_COUNT] = self._words[_CURRENT] = 0
-        self._words[_LIMIT] = items
+        self.reset()
+        self._words[_CURRENT], self._words[_LIMIT] = 0, items
 
     def limit(self, items: int) -> None:
         """Take back the items of the assignment from this position on."""
@@ -138,21 +138,23 @@ class Channel:
         return self._words[_CURRENT] - 1 if self._words[_CURRENT] else None
 
     @property
-    def count(self) -> int:
-        """The number of outcomes since the last reset."""
-        return self._words[_COUNT]
+    def new(self) -> int:
+        """The number of outcomes that were not taken yet."""
+        return self._words[_COUNT] - self._taken
 
-    def lengths(self, start: int, stop: int) -> array[int]:
-        """Return the lengths, with their marks, of outcomes since the last reset."""
-        return array("I", self._lengths[start:stop].tobytes())
+    def lengths(self) -> array[int]:
+        """Return the lengths, with their marks, of the outcomes that were not taken yet."""
+        return array("I", self._lengths[self._taken : self._words[_COUNT]].tobytes())
 
-    def data(self, start: int, stop: int) -> memoryview:
-        """Return bytes of outcomes since the last reset."""
-        return self._data[start:stop]
-
-    def numbers(self, start: int, stop: int) -> bytes:
-        """Return outcomes that are numbers of one type, by their positions since the last reset."""
-        return self._numbers[start * _NUMBER : stop * _NUMBER].tobytes()
+    def take(self, lengths: array[int]) -> memoryview:
+        """Take the next outcomes, which are of one kind and have these lengths; return their bytes."""
+        start, mark = self._taken, lengths[0] & MARKS
+        self._taken += len(lengths)
+        if mark & (INTEGER | FLOAT):
+            return self._numbers[start * _NUMBER : self._taken * _NUMBER]
+        start = self._taken_bytes
+        self._taken_bytes += sum(lengths) - mark
+        return self._data[start : self._taken_bytes]
 
 
 class Connection:

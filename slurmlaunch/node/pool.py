@@ -66,9 +66,7 @@ class WorkerHandle:
     def __init__(self, slot: int, pid: int, connection: Connection, channel: Channel) -> None:
         self.slot, self.pid, self.connection, self._channel = slot, pid, connection, channel
         self.items = array("Q")
-        self.recorded = self._drained = self._drained_bytes = 0
-        self.since = 0.0
-        self._seen = (-1, 0.0)
+        self.recorded, self.since, self._seen = 0, 0.0, (-1, 0.0)
         self._slow: int | None = None
         self.ready = self.killed = self.can_checkpoint = False
         self.failure: bytes | None = None
@@ -83,18 +81,14 @@ class WorkerHandle:
     @property
     def running(self) -> int | None:
         """The position of the running item in the assignment, as far as is known."""
-        current = self._channel.current
-        return current if current is not None and self._finished <= current < len(self.items) else None
+        current, finished = self._channel.current, self.recorded + self._channel.new
+        return current if current is not None and finished <= current < len(self.items) else None
 
     @property
     def running_item(self) -> int | None:
         """The running item, as far as is known."""
         position = self.running
         return None if position is None else self.items[position]
-
-    @property
-    def _finished(self) -> int:
-        return self.recorded + self._channel.count - self._drained
 
     def note(self, message: bytes) -> None:
         """Note a message of the worker about itself."""
@@ -110,16 +104,13 @@ class WorkerHandle:
 
     def assign(self, items: array[int]) -> None:
         """Send it items; it must be idle."""
-        self.items = items
-        self.recorded = self._drained = self._drained_bytes = 0
-        self.since = monotonic()
+        self.items, self.recorded, self.since = items, 0, monotonic()
         self._seen, self._slow = (-1, self.since), None
         self._channel.assign(len(items))
         self._send(LENGTH.pack(len(items)) + items.tobytes())
 
     def resume(self) -> None:
         """Let it continue with an empty channel, after `drain`."""
-        self._drained = self._drained_bytes = 0
         self._channel.reset()
         self._send(b"G")
 
@@ -129,30 +120,19 @@ class WorkerHandle:
 
     def drain(self, writer: OutcomeWriter) -> int:
         """Record the outcomes in the channel; return their number."""
-        count = self._channel.count
-        new = count - self._drained
-        if new <= 0:
-            return 0
-        lengths, items = self._channel.lengths(self._drained, count), self.items[self.recorded : self.recorded + new]
+        lengths = self._channel.lengths()
+        items = self.items[self.recorded : self.recorded + len(lengths)]
         for start, stop in _records(items, lengths):
-            self._record(items[start], lengths[start:stop], writer)
-        self.recorded += new
-        return new
-
-    def _record(self, first: int, lengths: array[int], writer: OutcomeWriter) -> None:
-        """Record the next outcomes: of one kind, and of consecutive items."""
-        mark, stop = lengths[0] & MARKS, self._drained + len(lengths)
-        if mark in _KINDS:
-            writer.numbers(_KINDS[mark], first, self._channel.numbers(self._drained, stop))
-        else:
-            end = self._drained_bytes + sum(lengths) - mark
-            data = self._channel.data(self._drained_bytes, end)
-            if mark:
-                writer.failure(first, data)
+            alike = lengths[start:stop]
+            mark, data = alike[0] & MARKS, self._channel.take(alike)
+            if mark in _KINDS:
+                writer.numbers(_KINDS[mark], items[start], data.tobytes())
+            elif mark:
+                writer.failure(items[start], data)
             else:
-                writer.series(first, lengths, data)
-            self._drained_bytes = end
-        self._drained = stop
+                writer.series(items[start], alike, data)
+        self.recorded += len(lengths)
+        return len(lengths)
 
     def take_back_behind_slow(self, patience: float) -> array[int]:
         """Take back the items behind one that has run for longer than *patience*; return them.
@@ -176,7 +156,7 @@ class WorkerHandle:
     def take_back(self) -> None:
         """Have it end its assignment after the running item."""
         position = self.running
-        self._channel.limit(self._finished if position is None else position + 1)
+        self._channel.limit(self.recorded + self._channel.new if position is None else position + 1)
 
     def kill(self) -> None:
         """Kill it; `Pool.reap` notices its death."""
@@ -190,6 +170,8 @@ _KINDS = {INTEGER: Kind.INTEGERS, FLOAT: Kind.FLOATS}
 def _records(items: array[int], lengths: array[int]) -> Iterator[tuple[int, int]]:
     """Cut outcomes into records: consecutive items with values of one kind; each failure is a record of its own."""
     total = len(items)
+    if not total:
+        return
     alike = lengths.count(lengths[0]) == total if lengths[0] in _KINDS else max(lengths) < FLOAT
     # The ends alone are not enough: a slice that was packed by cost has its items in any order.
     if alike and items[-1] - items[0] == total - 1 and items == array("Q", range(items[0], items[0] + total)):

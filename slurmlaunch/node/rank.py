@@ -38,9 +38,7 @@ from slurmlaunch.runfolder.records import Damage, Kind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from slurmlaunch.runfolder.journal import Round
-
-GRACE_SECONDS = 1.0
+_GRACE_SECONDS = 1.0
 """How long an item may continue after SIGTERM."""
 
 RANK, RANKS = "SLURMLAUNCH_RANK", "SLURMLAUNCH_RANKS"
@@ -76,11 +74,7 @@ class RankEnvironment(NamedTuple):
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> RankEnvironment:
-        """Read the variables of the launcher.
-
-        Raises:
-            NodeStartError: the launcher is not known.
-        """
+        """Read the variables of the launcher; a `NodeStartError` says that it is not known."""
         if RANK in environ:
             rank, ranks = int(environ[RANK]), int(environ[RANKS])
             return cls(rank, ranks, rank, ranks, 0)
@@ -99,10 +93,7 @@ class RankEnvironment(NamedTuple):
     def variables(self, environ: Mapping[str, str], host: str, port: int) -> dict[str, str]:
         """Return the variables by which PyTorch and others find themselves and each other.
 
-        Args:
-            environ: the launcher's variables.
-            host: the supervisor's machine, which has rank 0 unless the launcher says otherwise.
-            port: a port for the ranks to meet at, on the machine of rank 0.
+        The ranks meet at *port* on the machine of rank 0: *host*, unless the launcher's variables say otherwise.
         """
         return {
             "RANK": str(self.rank),
@@ -149,32 +140,20 @@ def _resolves(host: str) -> bool:
     return True
 
 
-class _Rank(NamedTuple):
-    """One rank of one launch, and its run."""
+class _Rank:
+    """One rank of one launch, and its run; made from the arguments of the command."""
 
-    folder: RunFolder
-    manifest: Manifest
-    round: Round
-    task: int
-    attempt: int
-    launch: Launch
-    environment: RankEnvironment
-
-    @classmethod
-    def of(cls, arguments: list[str]) -> _Rank:
-        folder = RunFolder(Path(arguments[1]).absolute())
-        task, attempt, number = map(int, arguments[2:])
-        manifest, round_ = Manifest.read(folder), round_of_task(folder, task)
-        environment = RankEnvironment.of(os.environ)
-        wanted = round_.plan.ranks.number if round_.plan.ranks else 1
-        if environment.ranks != wanted:
-            raise NodeStartError(f"the launcher started {environment.ranks} ranks, and the task has {wanted}")
-        launch = _read_launch(OutcomeFile(folder.outcome_file(task, attempt), folder.salt), number)
-        return cls(folder, manifest, round_, task, attempt, launch, environment)
-
-    @property
-    def file(self) -> Path:
-        return self.folder.rank_file(self.round.number, self.task, self.attempt, self.environment.rank)
+    def __init__(self, path: str, task: int, attempt: int, launch: int) -> None:
+        self.folder, self.task = RunFolder(Path(path).absolute()), task
+        self.manifest, self.round = Manifest.read(self.folder), round_of_task(self.folder, task)
+        self.environment = RankEnvironment.of(os.environ)
+        number, ranks = self.environment.rank, self.environment.ranks
+        wanted = self.round.plan.ranks.number if self.round.plan.ranks else 1
+        if ranks != wanted:
+            raise NodeStartError(f"the launcher started {ranks} ranks, and the task has {wanted}")
+        self.launch = _read_launch(OutcomeFile(self.folder.outcome_file(task, attempt), self.folder.salt), launch)
+        file = self.folder.rank_file(self.round.number, task, attempt, number)
+        self.writer = AttemptWriter(file, attempt, self.folder.salt)
 
 
 def _read_launch(file: OutcomeFile, number: int) -> Launch:
@@ -189,10 +168,10 @@ def _read_launch(file: OutcomeFile, number: int) -> Launch:
 class _Caller:
     """The child: calls the function."""
 
-    def __init__(self, rank: _Rank, writer: AttemptWriter) -> None:
-        self._rank, self._writer = rank, writer
+    def __init__(self, rank: _Rank) -> None:
+        self._rank, self._writer = rank, rank.writer
         threads, seed = rank.round.plan.threads, rank.manifest.seed
-        self._task = context.Task(rank.folder.path, rank.task, rank.attempt, threads=threads, seed=seed)
+        self._task = context.Task(rank.folder.path, rank.task, rank.writer.attempt, threads=threads, seed=seed)
         self._task.rank, self._task.ranks = rank.environment.rank, rank.environment.ranks
 
     def run(self) -> int:
@@ -254,14 +233,14 @@ class _Caller:
 class _Monitor:
     """The parent: waits for the child, and reports how it died."""
 
-    def __init__(self, rank: _Rank, writer: AttemptWriter) -> None:
+    def __init__(self, rank: _Rank) -> None:
         """Start before the child does: the records in the file now are those of earlier launches."""
-        self._rank, self._writer = rank, writer
+        self._rank, self._writer = rank, rank.writer
         self._events = Events()
         self._signals = Signals(self._events)
         self._signals.listen()
         self._oom_kills = system.oom_kills()
-        self._start = writer.path.stat().st_size
+        self._start = self._writer.path.stat().st_size
 
     def run(self, child: int) -> int:
         """Wait for the end of the child; return the exit status of the rank."""
@@ -274,7 +253,7 @@ class _Monitor:
             self._writer.adopt(failed=False)
             self._writer.flush()
             if self._signals.terminated and kill_at is None:
-                kill_at = monotonic() + GRACE_SECONDS
+                kill_at = monotonic() + _GRACE_SECONDS
             if kill_at is not None and monotonic() >= kill_at:
                 os.kill(child, signal.SIGKILL)
         left, loaded = self._read_records()
@@ -323,18 +302,17 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m slurmlaunch.node.rank RUN_FOLDER TASK ATTEMPT LAUNCH", file=sys.stderr)  # noqa: T201
         return Status.NODE
     try:
-        rank = _Rank.of(arguments)
-        writer = AttemptWriter(rank.file, rank.attempt, rank.folder.salt)
+        rank = _Rank(arguments[1], *map(int, arguments[2:]))
     except (SlurmlaunchError, OSError) as error:
         print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
         return Status.NODE
-    number = rank.environment.rank
-    writer.note(launch=rank.launch.number, rank=number, node=system.node_name(), started=time.time())
-    monitor = _Monitor(rank, writer)
+    number, node = rank.environment.rank, system.node_name()
+    rank.writer.note(launch=rank.launch.number, rank=number, node=node, started=time.time())
+    monitor = _Monitor(rank)
     child = os.fork()
     if not child:
         Signals.ignore()
-        return _Caller(rank, writer).run()
+        return _Caller(rank).run()
     return monitor.run(child)
 
 
