@@ -213,7 +213,16 @@ class Future(concurrent.futures.Future[T]):
         return _find_future, (str(self._run.folder.path), self._index, len(self._run.rounds))
 
     def __repr__(self) -> str:
-        return f"<Future item {self._index} of {self._run.manifest.name} {self.job_id} {self._state}>"
+        return f"<Future item {self._index} of {self._run.manifest.name} {self.job_id} {self._progress()}>"
+
+    def _progress(self) -> str:
+        """Return the progress of the item in the standard library's words."""
+        if not self.done():
+            return "running" if self.running() else "pending"
+        if self.cancelled():
+            return "cancelled"
+        error = self.exception()
+        return f"returned {type(self.result()).__name__}" if error is None else f"raised {type(error).__name__}"
 
 
 _OF_THE_BASE = frozenset(vars(concurrent.futures.Future()))
@@ -368,9 +377,14 @@ class FutureArray(Sequence[Future[T]]):
 
     def _noted(self, error: BaseException, item: int) -> BaseException:
         counts = self.counts()
-        failed, left = counts["failed"] + counts["cancelled"], counts["pending"] + counts["running"]
-        note = f"item {item} of {self._run.manifest.name}; {failed} of {len(self)} items failed"
-        notes = [f"{note}, {left} are not done yet" if left else note]
+        failed, cancelled, left = counts["failed"], counts["cancelled"], counts["pending"] + counts["running"]
+        numbers = [
+            f"{number} of {len(self)} items {word}"
+            for number, word in ((failed, "failed"), (cancelled, "cancelled"))
+            if number
+        ]
+        numbers += [f"{left} are not done yet"] if left else []
+        notes = [f"item {item} of {self._run.manifest.name}; {', '.join(numbers)}"]
         # First, unlike with add_note(): it sums up the run.
         error.__dict__["__notes__"] = notes + [n for n in getattr(error, "__notes__", []) if n not in notes]
         return error

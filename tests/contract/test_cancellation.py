@@ -116,7 +116,7 @@ class TestFuture:
         assert (CancelledError, "b") == (type(results[0]), results[1])
         with pytest.raises(CancelledError) as caught:
             array.results()
-        assert ["item 0 of enter; 1 of 2 items failed"] == getattr(caught.value, "__notes__", None)
+        assert ["item 0 of enter; 1 of 2 items cancelled"] == getattr(caught.value, "__notes__", None)
 
 
 @elsewhere
