@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client import ends, state
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.changes import NewNames, is_on_network, latency_of
 from slurmlaunch.runfolder.claims import ClaimReader
 from slurmlaunch.runfolder.journal import Round
-from slurmlaunch.runfolder.layout import EndMark
+from slurmlaunch.runfolder.layout import EndMark, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage, Kind
 
@@ -296,7 +297,8 @@ class Attempt(NamedTuple):
     """One start of a task.
 
     Attributes:
-        state: how it ended, in Slurm's words: ``REQUEUED`` where another start followed.
+        state: how it ended, in Slurm's words: ``REQUEUED`` where another start followed; ``COMPLETED`` for an item
+            that returned a value although another item of its task failed.
         node: the machine.
         exit_code: the exit status of the node, 128 + n for signal n, or Slurm's ``code:signal``.
         peak_memory: the most bytes that the pool processes held together, shared arrays
@@ -321,10 +323,10 @@ def attempts_of(run: Run, item: int) -> tuple[Attempt, ...]:
         task = tasks.task_in(each, item) if each.plan.items is None or item in each.plan.items else None
         if task is not None:
             views.append(tasks.view(task))
-    return tuple(attempt for view in views for attempt in _starts_of(run, view))
+    return tuple(attempt for view in views for attempt in _starts_of(run, view, item))
 
 
-def _starts_of(run: Run, view: TaskView) -> Iterator[Attempt]:
+def _starts_of(run: Run, view: TaskView, item: int) -> Iterator[Attempt]:
     marks = {mark.start: mark.status for mark in _marks_of(run, view.index)}
     notes, record = _notes_of(run, view.index), view.record
     starts = max([*marks, *notes], default=-1) + 1
@@ -335,7 +337,7 @@ def _starts_of(run: Run, view: TaskView) -> Iterator[Attempt]:
         started, ended = own.get("started"), own.get("ended")
         final = record if last else None
         yield Attempt(
-            state=_last_state(run, view, marks.get(start)) if last else TaskState.REQUEUED,
+            state=_last_state(run, view, item, marks.get(start)) if last else TaskState.REQUEUED,
             node=own.get("node") or (final.node if final else None),
             exit_code=ends.exit_code_of(marks[start]) if start in marks else final.exit_code if final else None,
             peak_memory=own.get("peak"),
@@ -344,7 +346,14 @@ def _starts_of(run: Run, view: TaskView) -> Iterator[Attempt]:
         )
 
 
-def _last_state(run: Run, view: TaskView, status: int | None) -> TaskState:
+def _last_state(run: Run, view: TaskView, item: int, status: int | None) -> TaskState:
+    state = _last_state_of_task(run, view, status)
+    if state is TaskState.FAILED and status in {None, Status.FAILURES} and run.ledger.status(item) == ItemStatus.VALUE:
+        return TaskState.COMPLETED  # only another item of the task failed
+    return state
+
+
+def _last_state_of_task(run: Run, view: TaskView, status: int | None) -> TaskState:
     state = view.state
     if state is not None and state.is_final:
         return state

@@ -365,6 +365,14 @@ class TestRetry:
         assert array.job_ids == attach(array.folder).job_ids
         assert attach(array.folder).done()
 
+    def test_unknown_option_without_anything_to_retry(self, executor: Executor) -> None:
+        """A misspelt option is refused although no item failed."""
+        array = executor.map_array(abs, [1])
+        array.wait()
+
+        with pytest.raises(UnknownOption, match="time"):
+            array.retry(tiem="1:00:00")
+
     @elsewhere
     def test_changes(self, executor: Executor) -> None:
         """A retry may change options; the others keep their values."""

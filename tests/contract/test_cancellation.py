@@ -117,6 +117,16 @@ class TestFuture:
         with pytest.raises(CancelledError) as caught:
             array.results()
         assert ["item 0 of enter; 1 of 2 items cancelled"] == getattr(caught.value, "__notes__", None)
+        assert repr(array[0]).endswith(" cancelled>")
+
+    def test_repr(self, executor: Executor, gate: Gate) -> None:
+        """Printed, a future whose item runs says so."""
+        future = executor.submit(gate.enter, "a")
+        gate.await_arrival("a")
+        wait_until(future.running)
+
+        assert repr(future).endswith(" running>")
+        future.cancel()
 
 
 @elsewhere

@@ -294,6 +294,17 @@ def test_arguments_that_do_not_load(executor: Executor) -> None:
     assert (1, ValueError, 3) == (array[0].result(), type(array[1].exception()), array[2].result())
 
 
+def test_attempts_of_items_that_share_a_task(executor: Executor) -> None:
+    """An attempt failed for the item that raised, and completed for the items of its task that returned."""
+    array = executor.map_array(lambda i: 1 // (i - 1), range(3), tasks=1)
+    array.wait()
+
+    states = [TaskState.COMPLETED, TaskState.FAILED, TaskState.COMPLETED]
+    assert states == [future.attempts[-1].state for future in array]
+    wait_until(lambda: array[0].attempts[0].exit_code is not None)  # the end mark comes after the outcomes
+    assert states == [future.attempts[-1].state for future in array]
+
+
 def test_attempts(executor: Executor) -> None:
     """Every backend reports how each attempt ended, over retries, and to another process too."""
     array = executor.map_array(lambda i: 1 // i, range(2), tasks=2)

@@ -99,7 +99,8 @@ class TestPlace:
 
     def test_repr(self, finished: FutureArray[int]) -> None:
         """Printed, it names its item, its run and its job."""
-        assert re.search(rf"item 3 of square {finished[3].job_id}", repr(finished[3]))
+        assert f"<Future item 3 of square {finished[3].job_id} returned int>" == repr(finished[3])
+        assert f"<Future item 4 of square {finished[4].job_id} raised ValueError>" == repr(finished[4])
 
 
 class TestWaiting:
