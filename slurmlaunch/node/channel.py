@@ -158,12 +158,9 @@ class Channel:
 
 
 class Connection:
-    """One end of two pipes.
+    """One end of two pipes; a socket would cost a tenth of a task's start, for importing `socket` and a selector.
 
-    They are no socket, since importing `socket` and a selector costs a tenth of a task's start.
-
-    Attributes:
-        reading: the descriptor to read from, -1 once closed.
+    `reading` is the descriptor to read from, -1 once closed.
     """
 
     __slots__ = ("_writing", "reading")

@@ -40,20 +40,10 @@ class Events:
 
 
 class Signals:
-    """Notes the signals of a task, and wakes `Events.wait` for them.
-
-    Attributes:
-        terminated: SIGTERM has arrived.
-        warned: SIGUSR1 has arrived: the time limit is near.
-    """
+    """Notes the signals of a task, SIGTERM and the time limit's SIGUSR1, and wakes `Events.wait` for them."""
 
     def __init__(self, events: Events, on_term: Callable[[], None] | None = None) -> None:
-        """Prepare to listen.
-
-        Args:
-            events: is woken by each signal.
-            on_term: is called for SIGTERM within the signal handler, at any moment.
-        """
+        """Prepare to listen; *on_term* is called for SIGTERM within the signal handler, at any moment."""
         self.terminated = self.warned = False
         self._on_term = on_term
         self._reading, self._writing = os.pipe()

@@ -35,7 +35,7 @@ from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, make_rank_files
 from slurmlaunch.runfolder.records import Damage, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from slurmlaunch.errors import ItemError
     from slurmlaunch.runfolder.journal import Round
@@ -257,10 +257,9 @@ class RankResults:
         """Return the outcome of an item on rank 0."""
         return self._outcomes[0][item]
 
-    def is_running(self, item: int, before: Iterable[int]) -> bool:
+    def is_running(self, item: int, before: Sequence[int]) -> bool:
         """Return True if a rank runs an item: it has finished all those *before* it."""
-        before = list(before)
-        return any(item not in each and all(other in each for other in before) for each in self._outcomes)
+        return any(item not in each and each.keys() >= set(before) for each in self._outcomes)
 
 
 class RankProcesses:

@@ -56,11 +56,9 @@ class WorkerHandle:
     Attributes:
         items: its assignment; empty while it is idle.
         recorded: how many of these items have been recorded.
-        ready: it has loaded the function.
-        failure: why it could not load the function, pickled, or None.
-        checkpoint: the checkpoint of the running item, pickled, or None.
+        failure: why it could not load the function, pickled.
+        checkpoint: the checkpoint of the running item, pickled.
         shared_bytes: the most bytes of files that it was seen to map, which other workers may share.
-        killed: the pool has killed it.
     """
 
     def __init__(self, slot: int, pid: int, connection: Connection, channel: Channel) -> None:
@@ -158,11 +156,6 @@ class WorkerHandle:
         position = self.running
         self._channel.limit(self.recorded + self._channel.new if position is None else position + 1)
 
-    def kill(self) -> None:
-        """Kill it; `Pool.reap` notices its death."""
-        self.killed = True
-        os.kill(self.pid, signal.SIGKILL)
-
 
 _KINDS = {INTEGER: Kind.INTEGERS, FLOAT: Kind.FLOATS}
 
@@ -196,12 +189,8 @@ class Pool:
     def __init__(self, events: Events, writer: OutcomeWriter, queue: Queue, child: _Child, *, shares: bool) -> None:
         """Create an empty pool.
 
-        Args:
-            events: is to watch the connections.
-            writer: records the outcomes.
-            queue: hands out the items.
-            child: runs in each new process, with its slot, its end of the connection and its channel.
-            shares: the workers map large arrays of the function.
+        *child* runs in each new process, with its slot, its end of the connection and its channel;
+        *shares* tells whether the workers map large arrays of the function.
         """
         self.workers: dict[int, WorkerHandle] = {}
         self.appending: WorkerHandle | None = None
@@ -346,7 +335,8 @@ class Pool:
         """Kill the workers that run one of these items; without *items*, all workers."""
         for worker in self.workers.values():
             if items is None or worker.running_item in items:
-                worker.kill()
+                worker.killed = True
+                os.kill(worker.pid, signal.SIGKILL)  # `reap` notices the death
 
     def reap(self) -> list[Death]:
         """Record the last outcomes of workers that have died since the last call; return the deaths."""

@@ -31,15 +31,11 @@ def end_with_parent() -> None:
 
 
 def client_pipe() -> int | None:
-    """Return the descriptor whose end of file says that the client of a local task has died, or None.
-
-    The variable that names it is removed, so that no child inherits it. In a
-    container the variable may exist without the descriptor.
-    """
-    number = os.environ.pop(PARENT_DEATH_VARIABLE, "")
+    """Return the descriptor whose end of file says that the client of a local task has died, or None."""
+    number = os.environ.pop(PARENT_DEATH_VARIABLE, "")  # no child inherits it
     try:
         return int(number) if stat.S_ISFIFO(os.fstat(int(number)).st_mode) else None
-    except (ValueError, OSError):
+    except (ValueError, OSError):  # in a container the variable may exist without the descriptor
         return None
 
 
@@ -54,11 +50,7 @@ _LEFT_TO_SUPERVISOR = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def leave_signals_to_supervisor() -> None:
-    """Ignore TERM and USR1 in this process; in its children they have their defaults.
-
-    The supervisor handles ends from outside. The signals are caught rather than
-    ignored, since an ignored signal stays ignored across exec.
-    """
+    """Catch TERM and USR1 (an ignored signal stays ignored across exec); children have the defaults."""
     for number in _LEFT_TO_SUPERVISOR:
         signal.signal(number, _ignore)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -94,11 +86,7 @@ _masks: dict[int, set[int | signal.Signals]] = {}
 
 
 def line_buffer(*, whole: bool = False) -> None:
-    """Write each line when it is complete, so that it outlives this process.
-
-    Args:
-        whole: write whole lines even if Python was started unbuffered.
-    """
+    """Write each line when it is complete, so that it outlives this process; *whole* ones also if unbuffered."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, write_through=False if whole else None)  # type: ignore[union-attr]
 
