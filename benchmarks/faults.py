@@ -1,4 +1,4 @@
-"""How soon a client sees that something died: one, and a hundred at once.
+"""How soon a client notices a death: one, and a hundred at once.
 
     python benchmarks/faults.py
 
@@ -41,7 +41,7 @@ class Sleeper:
         self.folder = folder
 
     def __call__(self, item: int) -> None:
-        """Sleep until something ends it."""
+        """Sleep until the process is killed."""
         beside = self.folder / f"{item}.new"
         beside.write_text(f"{os.getpid()} {os.getppid()}", encoding="utf-8")
         beside.rename(self.folder / str(item))
@@ -73,7 +73,7 @@ def cancel(array: FutureArray[None], _: list[tuple[int, int]]) -> None:
 
 
 def seconds(kill: Callable[[FutureArray[None], list[tuple[int, int]]], None], number: int, expected: type) -> float:
-    """Return the seconds from the last death until the client has noticed all of them."""
+    """Return the seconds from the last death until the client has noticed all deaths."""
     with tempfile.TemporaryDirectory() as name:
         (work := Path(name, "items")).mkdir()
         sleeper = Sleeper(work)

@@ -58,7 +58,7 @@ def _await(happened: Callable[[], bool]) -> None:
         time.sleep(_TICK)
 
 
-# The contenders. Each runs in a Python of its own.
+# The contenders. Each runs in its own Python.
 
 
 def run_slurmlaunch(array: np.ndarray[Any, Any], folder: Path, processes: int, mark: str) -> list[float]:
@@ -100,7 +100,7 @@ class Weight(NamedTuple):
     Attributes:
         name: the contender.
         held: bytes, once all processes had read the array.
-        highest: bytes, the largest of all measurements.
+        highest: the largest of all measurements, in bytes.
         seconds: until all had read it.
     """
 
@@ -125,15 +125,15 @@ def _marked(mark: str) -> Iterator[Path]:
         try:
             if wanted in (process / "environ").read_bytes().split(b"\0"):
                 yield process
-        except OSError:  # it has ended, or is not ours
+        except OSError:  # it has ended, or belongs to another user
             continue
 
 
 class Scales:
-    """Weighs the processes that carry a mark, again and again.
+    """Measures the memory of the marked processes, again and again.
 
     Attributes:
-        highest: the most that was seen.
+        highest: the highest measurement.
     """
 
     def __init__(self, mark: str) -> None:
@@ -163,7 +163,7 @@ class Scales:
 def weigh(name: str, gigabytes: float, processes: int, folder: Path) -> Weight:
     """Run one contender, and measure the memory of its processes."""
     mark = secrets.token_hex(8)
-    # slurmlaunch's client is not on the node: there the tasks alone carry the mark.
+    # slurmlaunch's client is not on the node: there only the tasks are marked.
     env = os.environ if name == _OURS else {**os.environ, _MARK: mark}
     command = [sys.executable, __file__, "--run", name, "--size", str(gigabytes), "--processes", str(processes)]
     scales, began = Scales(mark), time.monotonic()

@@ -84,7 +84,7 @@ class Size:
 
     Attributes:
         items: the number of items.
-        tasks: the number of tasks that they go into.
+        tasks: the number of tasks.
         array: the longest array allowed (``MaxArraySize``).
         slots: the number of tasks that run at once.
         seconds: the duration of a task.
@@ -114,12 +114,12 @@ class Node:
         self._append(self._note(started=now, node="n1"))
 
     def go_on(self) -> None:
-        """Record some of the items."""
+        """Record some items."""
         if len(self._parts) > 1:
             self._append(self._record(self._parts.pop(0)))
 
     def end(self, now: float) -> None:
-        """Record the rest, and leave the end mark."""
+        """Record the remaining items, and leave the end mark."""
         self._append(b"".join(map(self._record, self._parts)) + self._note(ended=now, peak=10**8))
         (self._folder.ended / EndMark(self._task, 0, Status.VALUES).filename).touch(0o600)
 
@@ -144,7 +144,7 @@ class _Array:
 
 
 class Cluster:
-    """A Slurm: it answers the commands of the client, and runs the tasks, first come, first served.
+    """A Slurm that answers the commands of the client, and runs the tasks, first come, first served.
 
     Attributes:
         calls: the number of calls of each command.
@@ -195,7 +195,7 @@ class Cluster:
 
     @property
     def next_event(self) -> float:
-        """When something happens next."""
+        """The time of the next event."""
         self._fill()
         return self._events[0][0] if self._events else float("inf")
 
@@ -212,7 +212,7 @@ class Cluster:
         array.running.add(element)
         node = self._nodes[task] = Node(self._folder, task, self.plan.plan.slices.slice_of(task))
         node.begin(now)
-        # Tasks of one length would all end in one moment.
+        # Tasks of equal length would all end in the same moment.
         seconds = self._size.seconds * (0.5 + (task * 0.618034) % 1)
         for part in range(1, _RECORDS_PER_TASK + 1):
             heapq.heappush(self._events, (now + seconds * part / _RECORDS_PER_TASK, part, task, job))
@@ -237,12 +237,12 @@ class Figures:
         arrays: the number of arrays submitted.
         simulated: seconds from the submission to the last outcome.
         late: seconds from the last end of a task to the last outcome.
-        computed: seconds of CPU time that the client took, the nodes' left out.
+        computed: the client's CPU time in seconds, without the simulated nodes.
         polls: the number of polls.
-        visits: folders looked at and files read, by kind; each is about four file operations.
-        busiest: file operations a second, in the minute that had the most.
+        visits: folders polled and files read, by kind; each is about four file operations.
+        busiest: file operations a second, in the busiest minute.
         calls: the number of calls of each command of the scheduler.
-        memory: bytes by which the process has grown.
+        memory: the growth of the process, in bytes.
     """
 
     arrays: int = 0
@@ -261,7 +261,7 @@ class Figures:
         return _OPERATIONS * sum(self.visits.values()) / self.simulated
 
     def lines(self, size: Size) -> Iterator[str]:
-        """Yield them as text."""
+        """Yield the figures as lines of text."""
         yield f"{size.items:.0e} items, {size.tasks} tasks in {self.arrays} arrays, {size.slots} at once"
         yield f"simulated time        {self.simulated / 3600:.1f} h; the last outcome {self.late:.1f} s after its end"
         yield f"computing time        {self.computed:.1f} s: {1e6 * self.computed / size.tasks:.0f} µs per task"
@@ -284,8 +284,8 @@ class Simulation:
         """Plan the run, and submit it.
 
         Args:
-            size: how large it is.
-            path: the run folder, which is made.
+            size: the size of the run.
+            path: the run folder, which is created.
         """
         self.size, self.figures, self.clock = size, Figures(), Clock()
         self._memory, self._since = _resident(), self.clock()
@@ -309,7 +309,7 @@ class Simulation:
         run = Run(self.folder, manifest, self._backend, [first], clock=self.clock)
         Submission(run).submit(run.rounds[-1])
         self.figures.arrays = len(first.plan.arrays)
-        while len(run.job_ids) < self.figures.arrays:  # the later ones come from a thread
+        while len(run.job_ids) < self.figures.arrays:  # a thread submits the later ones
             time.sleep(0.01)
         return run
 
@@ -389,7 +389,7 @@ def _resident() -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the simulations that the command line names, and print their measurements."""
+    """Run the simulations named on the command line, and print their measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="10^8 items in 10^5 tasks and 100 arrays: minutes")
     for each in dataclasses.fields(Size):
@@ -399,7 +399,7 @@ def main(arguments: list[str]) -> None:
     changes = {name: type(getattr(usual, name))(value) for name, value in given.items() if value is not None}
     size = dataclasses.replace(usual, **changes)
     with tempfile.TemporaryDirectory(prefix="simulation-") as folder:
-        os.environ["XDG_RUNTIME_DIR"] = folder  # the answers of Slurm are shared there, and these are not to be
+        os.environ["XDG_RUNTIME_DIR"] = folder  # real answers of Slurm are shared there, and simulated ones must not be
         simulation = Simulation(size, Path(folder) / "run")
         print("\n".join(simulation.watch().lines(size)))
 

@@ -50,7 +50,7 @@ class Uneven:
 
     @classmethod
     def draw(cls, number: int, mean: float, seed: int) -> Uneven:
-        """Draw so many, of that mean; the longest takes `_LONGEST` times the mean, none longer."""
+        """Draw durations with a given mean; the longest is `_LONGEST` times the mean."""
         chance = random.Random(seed)
         drawn = [min(chance.paretovariate(_SHAPE), 30.0) for _ in range(number)]
         longest = max(range(number), key=drawn.__getitem__)
@@ -66,11 +66,11 @@ class Uneven:
 
 @dataclass
 class Way:
-    """One way to cut the items.
+    """One schedule of the items.
 
     Attributes:
         name: its name in the table.
-        how: the arguments of `map_array`.
+        how: arguments of `map_array`.
         makespans: the measured durations, in seconds.
         files: the number of files that the last run left, links counted once.
     """
@@ -140,7 +140,7 @@ def _spread(seconds: list[float]) -> str:
 
 
 def skewed(site: Site, draw: Callable[[int], Uneven], rounds: int) -> list[str]:
-    """Measure all ways on uneven items, in turns, others in each round; return the lines of the table."""
+    """Measure all schedules with uneven items, in turns, with new items in each round; return the table's lines."""
     nap = _by_value(_nap)
     ways, nodes = _ways(lambda seconds: seconds), Way("nodes", {})
     floors, ideals = [], []
@@ -181,7 +181,7 @@ def no_ops(site: Site, number: int, rounds: int) -> list[str]:
 
 
 def _by_value(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a function that travels with its code: the nodes have no module of its name."""
+    """Return a function that is pickled by value: the nodes do not have its module."""
     return functools.partial(function) if function.__module__ == "__main__" else function
 
 

@@ -129,7 +129,7 @@ def gate(make_executor: ExecutorFactory, tmp_path: Path) -> Iterator[Gate]:
 
 @pytest.fixture
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """Return a function that makes a module of a text: ``beside/lies_beside.py``, in a folder of the test's own.
+    """Return a function that makes a module from a text: ``beside/lies_beside.py``, in the test's own folder.
 
     This process searches that folder, and forgets folder and module when the test is over: the next test in it makes
     another one of that name.
@@ -149,7 +149,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 @pytest.fixture(autouse=True)
 def end_scripts() -> Iterator[None]:
-    """Leave no script behind."""
+    """End all scripts after the test."""
     yield
     scripts.end_all()
 
@@ -170,7 +170,7 @@ def finished_runs() -> dict[str, FutureArray[int]]:
 def finished(
     backend: str, finished_runs: dict[str, FutureArray[int]], tmp_path_factory: pytest.TempPathFactory
 ) -> FutureArray[int]:
-    """Return a run that has ended, one for all tests that only look: six items in three tasks, of which 2 and 4 fail.
+    """Return a finished run, one for all tests that only read: six items in three tasks, of which 2 and 4 fail.
 
     The others return their square. Task 0 has values only, tasks 1 and 2 a failure each.
     """

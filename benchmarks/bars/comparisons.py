@@ -41,5 +41,5 @@ def at_most(key: str, work: str, figure: float, bar: float, unit: str, *, ours: 
 
 
 def counted(number: int, thing: str) -> str:
-    """Return a number of things, as text."""
+    """Return a count as text."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -1,4 +1,4 @@
-"""The lines of many items: against a pool on one machine, and all peers."""
+"""The lines of many items: against a process pool on one machine, and all peers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FILE_CALLS_PER_SECOND = 50
 
 
 def million(measures: Measures) -> list[Row]:
-    """Compare 10^6 items with a pool on this machine."""
+    """Compare 10^6 items with a process pool on this machine."""
     least, pool, ours = measures.million
     work = f"10^6 no-op items, tasks={SLOTS}"
     return _of_pool("million", work, least, pool, ours, (_OF_POOL, _OF_POOL_WITHOUT_FLOOR))
@@ -78,7 +78,7 @@ def tenth(measures: Measures) -> list[Row]:
 
 
 def growth(measures: Measures) -> list[Row]:
-    """Compare the cost of one of 10^6 items with that of one of 10^4; and that of each further item alike."""
+    """Compare the cost per item of 10^6 items with that of 10^4, in all and for each further item."""
     least, few, some, most = measures.growing
     few_each, most_each = (1e6 * ours.beyond(least) / ours.entry.work.items for ours in (few, most))
     further = _further(few, some), _further(some, most)
@@ -93,7 +93,7 @@ def growth(measures: Measures) -> list[Row]:
 
 
 def _further(smaller: Series, larger: Series) -> float:
-    """Return the microseconds that each further item costs."""
+    """Return the time per further item, in microseconds."""
     return 1e6 * (larger.own - smaller.own) / (larger.entry.work.items - smaller.entry.work.items)
 
 

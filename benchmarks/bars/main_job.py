@@ -127,7 +127,7 @@ def closure(measures: Measures) -> list[Row]:
 def calls(measures: Measures) -> list[Row]:
     """Count the calls to the scheduler."""
     ours, peer = measures.long
-    ours.median()  # says why, if there is no sample
+    ours.median()  # raises with the reason, if there is no sample
     made = ours.samples[0].calls
     queries = sum(made.get(name, 0) for name in QUERIES)
     others = sum(made.values()) - queries - made.get("sbatch", 0)

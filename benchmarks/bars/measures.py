@@ -1,4 +1,4 @@
-"""The contests behind the table; each is held when a line first asks for it."""
+"""The contests behind the table; each runs when a line first needs it."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Measures:
 
     @functools.cached_property
     def closure(self) -> list[Series]:
-        """A function that closes over much: slurmlaunch with 1000 items, submitit with as many as there is time for."""
+        """A function with a large closure: slurmlaunch with 1000 items, submitit with as many as the time allows."""
         work = WORKLOADS["closure of 200 kB"]
         ours = self._entry(SYSTEMS["slurmlaunch"], work)
         return self._contest.hold([ours, self._entry(SYSTEMS["submitit"], work.of(self.size.copied))], 1)
@@ -186,7 +186,7 @@ class Measures:
 
     @functools.cached_property
     def unresolved(self) -> list[Series]:
-        """The client's memory: 10^6 items that wait, and 10^3."""
+        """The client's memory with 10^6 pending items, and with 10^3."""
         system = SYSTEMS["slurmlaunch, unresolved"]
         entries = [Entry(system, _NO_OP.of(items), timeout=self.size.timeout) for items in (MILLION, MANY)]
         return self._contest.hold(entries, self.size.few_rounds)
@@ -200,7 +200,7 @@ class Measures:
 
     @functools.cached_property
     def watching(self) -> list[Series]:
-        """A client of 1000 tasks that is traced: while all of them run, and while they come and go, 16 at a time."""
+        """A traced client of 1000 tasks: while all of them run, and while they run 16 at a time."""
         works = {
             "slurmlaunch, watched at once": _NO_OP.of(_ITEMS_OF_WATCHED * MANY, MANY),
             "slurmlaunch, watched": WORKLOADS["2 s"],

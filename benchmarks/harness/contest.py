@@ -1,4 +1,4 @@
-"""A contest: several systems in turns, several times, so that a slow minute hits all alike.
+"""A contest: several systems in turns, several times, so that a slow minute affects all alike.
 
 Slurm starts nothing at once: it checks its queue about once a second, and a job
 waits for the next check. That wait is Slurm's own, the same for all, and larger than
@@ -64,7 +64,7 @@ class Contest:
             self.site.settle()
             time.sleep(random.uniform(0, _SLURMS_LOOK))
             answer = self._ask(entry, folder)
-            self.site.settle()  # its tasks may be writing, and calling Slurm, still
+            self.site.settle()  # its tasks may still be writing, and calling Slurm
             failure = answer.wrong or _lost_all(answer, entry)
             if failure:
                 series.failure = failure
@@ -129,7 +129,7 @@ def _waited(answer: Answer, folder: Path, logs: str) -> float | None:
 
 
 def _birth(path: Path) -> float | None:
-    # Python's os.stat does not tell; nor does every file system.
+    # os.stat has no time of birth, and not every file system has one.
     done = subprocess.run(["stat", "--format=%.9W", str(path)], check=False, capture_output=True, text=True)
     try:
         return float(done.stdout) or None

@@ -18,7 +18,7 @@ def plot(contests: Iterable[list[Series]], path: Path) -> None:
     """Draw a panel for each contest, the slowest on top: medians, with minimum and maximum.
 
     Args:
-        path: where to; its suffix says in which format.
+        path: the path of the picture; its suffix gives the format.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -22,7 +22,7 @@ class Entry:
     """A system with its work.
 
     Attributes:
-        warm: whether one item makes the trip before the clock starts.
+        warm: whether one item runs before the clock starts.
         timeout: the seconds after which it is killed.
         most: the largest number of rounds in which it runs; None for all.
     """
@@ -50,7 +50,7 @@ class Sample:
         cpu: the client's CPU time in seconds, including that after its last result.
         lost: the number of items without a result.
         files: the number of files that it left.
-        bytes: how large they are together.
+        bytes: the sum of their sizes.
         memory: the most bytes that the client had in memory.
         calls: the number of calls of each command of Slurm.
         measures: the system's other measurements.
@@ -78,7 +78,7 @@ class Series:
     """The samples of one entry.
 
     Attributes:
-        failure: why there are none, or no more; empty if nothing failed.
+        failure: the reason why there are no further samples; empty if nothing failed.
     """
 
     entry: Entry
@@ -133,7 +133,7 @@ def spread(seconds: list[float]) -> str:
 
 
 def fastest(series: list[Series]) -> Series:
-    """Return that with the least median: a system's best configuration.
+    """Return the series with the least median: a system's best configuration.
 
     Raises:
         NoSamples: none has a sample.

@@ -72,7 +72,7 @@ class Site:
             time.sleep(_SETTLING_TICK)
 
     def bounded(self, command: list[str], folder: Path, environment: dict[str, str], timeout: float) -> str:
-        """Run a client in a folder, for so many seconds at most; then end its jobs and all of its processes.
+        """Run a client in a folder, for a limited time; then end its jobs and all of its processes.
 
         Returns:
             Its output; the last line says so if it was killed.
@@ -134,10 +134,10 @@ def _write_wrapper(path: Path, program: str, log: Path) -> None:
 
 
 def _end_marked(folder: Path) -> None:
-    """Kill the processes that a client has left, in any session."""
+    """Kill a client's remaining processes, in any session."""
     mark = f"{_MARK}={folder}".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
             if mark in path.read_bytes().split(b"\0"):
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
@@ -161,7 +161,7 @@ def open_site(folder: Path | None) -> Iterator[Site]:
         if "SLURM_CONF" not in os.environ:
             life.enter_context(_throwaway_cluster())
         life.enter_context(_importable(Path(__file__).parents[1]))
-        # executorlib writes "--partition=" into its scripts, which Slurm refuses where this says nothing better.
+        # executorlib writes "--partition=" into its scripts, which Slurm refuses unless this names a partition.
         os.environ.setdefault("SBATCH_PARTITION", _default_partition())
         made = Path(
             life.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="bench-", ignore_cleanup_errors=True))

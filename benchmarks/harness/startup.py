@@ -36,7 +36,7 @@ class Startup:
     instructions: int | None = None
 
     def start(self) -> None:
-        """Start it once more."""
+        """Start the program once more."""
         begin = time.perf_counter()
         pid = os.posix_spawn(sys.executable, [sys.executable, "-c", self.code], os.environ)
         _, status, usage = os.wait4(pid, 0)
@@ -59,7 +59,7 @@ def compare(codes: list[str], starts: int) -> list[Startup]:
     try:
         startups = [Startup(code) for code in codes]
         for each in startups:
-            each.start()  # once, so that all is in the page cache
+            each.start()  # once, so that all files are in the page cache
             each.seconds.clear()
             each.cpu.clear()
             each.instructions = _instructions(each.code)

@@ -45,12 +45,12 @@ class FileCosts:
 
 
 def installed() -> bool:
-    """Return whether there is a strace."""
+    """Return whether strace is installed."""
     return shutil.which("strace") is not None
 
 
 def traced(command: Sequence[str], folder: Path, calls: str = FILE_CALLS) -> list[str]:
-    """Run a command, and return the system calls of it and of all that it starts.
+    """Run a command, and return the system calls of it and of its child processes.
 
     Raises:
         CalledProcessError: it failed.
@@ -63,7 +63,7 @@ def traced(command: Sequence[str], folder: Path, calls: str = FILE_CALLS) -> lis
 
 
 def joined(lines: Iterable[str]) -> list[str]:
-    """Return one line for each call, where it ended."""
+    """Return one line for each call, at the place where it ended."""
     begun: dict[str, str] = {}
     whole = []
     for line in lines:

@@ -39,7 +39,7 @@ class Row:
         theirs: the peer, and its figure.
         comparison: the ratio or difference.
         bar: the required figure.
-        met: whether it is; None where there is no bar, or nobody to compare with.
+        met: whether the bar is met; None without a bar or a peer.
     """
 
     key: str
@@ -99,7 +99,7 @@ def _seconds(each: list[float | None]) -> str:
 
 
 def plain(text: str) -> str:
-    """Make one short line of a peer's message, which fits into a table."""
+    """Shorten a peer's message to one line that fits into a table."""
     return " ".join(text.replace("|", "/").split())[:200]
 
 

@@ -18,10 +18,10 @@ NODES, CPUS = 2, 8
 
 @dataclass(frozen=True)
 class Call:
-    """A call that a system runs.
+    """A call for a system to run.
 
     Attributes:
-        function: it is called with each item.
+        function: the function, called with each item.
         items: its arguments.
         tasks: the number of tasks that the items go into, if the system has tasks; all may run at once.
     """
@@ -49,7 +49,7 @@ class Trial:
 
 
 class System(Protocol):
-    """One way to get work done."""
+    """One way to run items."""
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class System(Protocol):
         """The command that starts the client, such as ``salloc``; empty if there is none."""
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Do the work, with an empty folder to write to, which is the current one."""
+        """Run the items; the folder is empty, and the current one."""
 
 
 def missing(system: System) -> str:
@@ -82,7 +82,7 @@ def version(system: System) -> str:
     if not system.requires:
         return ""
     module = system.requires[0]
-    # Most packages have their module's name.
+    # Most packages have the same name as their module.
     package = importlib.metadata.packages_distributions().get(module, [module])[0]
     try:
         return f"{package} {importlib.metadata.version(package)}"

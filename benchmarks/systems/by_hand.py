@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ByHand:
-    """A system whose user cuts the items into slices, and joins their results.
+    """A system whose user cuts the items into slices, and joins the results.
 
     Attributes:
         system: it runs the slices, each as one item.
@@ -61,6 +61,6 @@ class ByHand:
 
 
 def cut(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
-    """Cut items into so many slices, which differ by one item at most."""
+    """Cut items into the given number of slices, which differ by one item at most."""
     cuts = [len(items) * number // count for number in range(count + 1)]
     return [items[begin:end] for begin, end in itertools.pairwise(cuts)]

@@ -1,4 +1,4 @@
-"""dask-jobqueue: a scheduler in the client, and jobs whose workers it feeds."""
+"""dask-jobqueue: a scheduler in the client, and workers in jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DaskJobqueue:
-    """A job per node, with a process per CPU, and no dashboard, which costs time."""
+    """A job per node, with a process per CPU; without the dashboard, which takes time."""
 
     name: str = "dask-jobqueue"
     requires: tuple[str, ...] = ("dask_jobqueue", "distributed")

@@ -1,4 +1,4 @@
-"""executorlib: workers that stay, inside an allocation or as jobs; or a job per item."""
+"""executorlib: persistent workers, inside an allocation or as jobs; or a job per item."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InAllocation:
-    """`SlurmJobExecutor` with workers that stay, in a client that runs inside an allocation.
+    """`SlurmJobExecutor` with persistent workers, in a client that runs inside an allocation.
 
-    The allocation is there before the clock starts, which no other system is spared.
+    The allocation exists before the clock starts; all other systems have to wait for one.
     """
 
     name: str = "executorlib, in an allocation"
@@ -30,7 +30,7 @@ class InAllocation:
         """Start the workers by srun, and map the function over the items."""
         from executorlib import SlurmJobExecutor
 
-        options = {"hostname_localhost": True, "disable_dependencies": True}  # no cache: it is a file per item
+        options = {"hostname_localhost": True, "disable_dependencies": True}  # no cache, which is a file per item
         with SlurmJobExecutor(max_workers=SLOTS, block_allocation=True, **options) as executor:
             return _run(executor, call)
 

@@ -35,7 +35,7 @@ class EmptyArray:
     launcher: tuple[str, ...] = ()
 
     def run(self, call: Call, folder: Path) -> Trial:
-        """Submit the array, and list the files until the last is there."""
+        """Submit the array, and list the files until the last exists."""
         files = folder / "files"
         files.mkdir()
         options = [f"--array=0-{call.tasks - 1}%{call.tasks}", f"--output={folder}/%a.log", "--parsable"]
@@ -50,7 +50,7 @@ class EmptyArray:
 
 @dataclass(frozen=True)
 class Pool:
-    """A plain pool of the standard library, which has as many processes as this machine can really run."""
+    """A plain pool of the standard library, with as many processes as this machine has CPUs."""
 
     processes: int = 2
     chunksize: int = 64

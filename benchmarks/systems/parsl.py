@@ -1,4 +1,4 @@
-"""Parsl: an interchange beside the client, and jobs whose workers it feeds."""
+"""Parsl: an interchange beside the client, and workers in jobs."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Parsl:
             [workers],
             run_dir=str(folder / "runinfo"),
             strategy="none",
-            strategy_period=0.1,  # it submits its jobs after the first
-            initialize_logging=False,  # several lines per item
+            strategy_period=0.1,  # the first call makes it submit its jobs
+            initialize_logging=False,  # it writes several lines per item
             usage_tracking=0,
         )
         with ParslPoolExecutor(config) as executor:

@@ -1,4 +1,4 @@
-"""Ours, and the ways to use it."""
+"""slurmlaunch, and the ways to use it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Slurmlaunch:
 
 @dataclass(frozen=True)
 class OneItemPerTask(Slurmlaunch):
-    """`map_array` with a task for each item, as others have it."""
+    """`map_array` with a task for each item, as other systems do."""
 
     name: str = "slurmlaunch, chunksize=1"
 
@@ -104,7 +104,7 @@ class Submit(Slurmlaunch):
 class Streamed(Slurmlaunch):
     """`map_array` and `iter_results`, for more results than fit into memory.
 
-    It measures the client's memory while all results are there and none has been read.
+    It measures the client's memory when all outcomes exist and no result has been read.
     """
 
     name: str = "slurmlaunch, streamed"
@@ -191,7 +191,7 @@ class Watched(Slurmlaunch):
 
 @dataclass(frozen=True)
 class WatchedAtOnce(Watched):
-    """The same, while all tasks run, which are more than the test machine can run: their nodes are played.
+    """The same with more running tasks than the test machine can run: their nodes are simulated.
 
     The simulated part is a node as a client sees it: its real file of outcomes, which grows item by item.
 
@@ -213,13 +213,13 @@ class WatchedAtOnce(Watched):
 
 @contextlib.contextmanager
 def _played(path: Path, item_seconds: float) -> Iterator[None]:
-    """Play all nodes of a run: each records an item after the other."""
+    """Simulate all nodes of a run: each records one item after the other."""
     from slurmlaunch.runfolder.journal import Round
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
 
     folder = RunFolder(path)
-    Manifest.read(folder)  # with which it knows the salt of its records
+    Manifest.read(folder)  # which gives it the salt of its records
     plan = Round.read(folder, 0).plan
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

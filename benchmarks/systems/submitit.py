@@ -20,7 +20,7 @@ class Submitit:
     """`map_array`.
 
     Attributes:
-        srun: whether tasks start with srun, which is the default; an expert's start without, which is faster.
+        srun: whether tasks start with srun, the default; experts switch it off, which is faster.
         cpus: the CPUs of a task.
     """
 

@@ -34,7 +34,7 @@ def _kill_one(killed: int, item: int) -> int:
 
 
 def killing(item: int) -> Callable[[int], int]:
-    """Return a function that one item does not survive, as with the OOM killer."""
+    """Return a function whose process one item kills, as the OOM killer would."""
     return functools.partial(_kill_one, item)
 
 
@@ -43,7 +43,7 @@ def _look_at(blob: bytes, item: int) -> int:
 
 
 def closing_over(size: int) -> Callable[[int], int]:
-    """Return a function that carries so many bytes, which no two items need apart."""
+    """Return a function with a large closure, the same for all items."""
     return functools.partial(_look_at, os.urandom(size))
 
 
@@ -67,7 +67,7 @@ def _run_slice_in_pool(function: Callable[[int], int], processes: int, items: Se
 
 
 def over_slices_with_loky(function: Callable[[int], int], processes: int) -> Callable[[Sequence[int]], list[int]]:
-    """Return a function of several items, which runs them side by side in a pool of loky's."""
+    """Return a function of several items, which runs them in parallel in a loky pool."""
     return functools.partial(_run_slice_in_pool, function, processes)
 
 

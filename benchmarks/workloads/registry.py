@@ -27,7 +27,7 @@ class Workload:
         function: it returns the item itself, so that a wrong result is noticed.
         items: the number of items.
         tasks: the number of slices, all of which may run at once.
-        killed: the item that takes its process with it, or None.
+        killed: the item that kills its process, or None.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Workload:
     killed: int | None = None
 
     def of(self, items: int, tasks: int = SLOTS) -> Workload:
-        """Return the same with another number of items, and of tasks."""
+        """Return the same workload with another number of items and tasks."""
         return dataclasses.replace(self, items=items, tasks=tasks)
 
     def lost(self, outcomes: Iterable[Any]) -> int:

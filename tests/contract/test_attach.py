@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def shown(results: list[Any]) -> list[Any]:
-    """Return results with their exceptions as text, which compares."""
+    """Return results with exceptions as text, which can be compared."""
     return [repr(each) if isinstance(each, BaseException) else each for each in results]
 
 
@@ -55,13 +55,13 @@ class TestAttach:
         assert again[0] is not finished[0]
 
     def test_relative_path(self, finished: FutureArray[int], monkeypatch: pytest.MonkeyPatch) -> None:
-        """The folder may be given from the working directory."""
+        """The folder may be relative to the working directory."""
         monkeypatch.chdir(finished.folder.parent)
 
         assert finished.folder == attach(finished.folder.name).folder
 
     def test_copy(self, finished: FutureArray[int], tmp_path: Path) -> None:
-        """A run folder is complete: a copy elsewhere is as good."""
+        """A run folder is complete: a copy elsewhere works as well."""
         again = attach(shutil.copytree(finished.folder, tmp_path / "a copy"))
 
         assert tmp_path / "a copy" == again.folder
@@ -307,7 +307,7 @@ class TestRetry:
         assert [1, 2, 3] == [each.counts()["done"] for each in (array, second, third)]
 
     def test_asked_for_later(self, executor: Executor, story: Story) -> None:
-        """A manual retry may also ask for further automatic retries."""
+        """A manual retry may set the number of automatic retries."""
 
         def work(number: int) -> int:
             story.tell(number)
@@ -322,7 +322,7 @@ class TestRetry:
         assert ["4"] * 4 == story.lines
 
     def test_nothing_failed(self, executor: Executor) -> None:
-        """Where nothing failed nothing is submitted, and all is there."""
+        """If no item failed, a retry submits nothing, and returns all results."""
         array = executor.map_array(int, "12")
         array.wait()
 
@@ -331,7 +331,7 @@ class TestRetry:
         assert ([1, 2], True, array.job_ids) == (again.results(), again.done(), again.job_ids)
 
     def test_submit(self, executor: Executor, tmp_path: Path) -> None:
-        """A single call is run again through its run."""
+        """A single call is retried through its run."""
         future = executor.submit((tmp_path / "there").read_text)
         assert isinstance(future.exception(), FileNotFoundError)
         (tmp_path / "there").write_text("now")
@@ -355,7 +355,7 @@ class TestRetry:
         assert [3, 1] == [future.index for future in again]
 
     def test_unknown_option(self, executor: Executor) -> None:
-        """A change that is no option is refused, and nothing has changed."""
+        """A retry with an unknown option is refused, and changes nothing."""
         array = executor.map_array(lambda x: 1 // x, [0])
         array.wait()
 
@@ -486,7 +486,7 @@ class TestThrottle:
 
     @pytest.mark.parametrize("backend", [SLURM], indirect=True)
     def test_lifted(self, executor: Executor, gate: Gate) -> None:
-        """None lifts it; one that is lowered reaches Slurm too."""
+        """None removes the throttle; a lowered one reaches Slurm too."""
         array = executor.map_array(gate.enter, range(4), throttle=2)
         gate.await_arrival(0)
 
@@ -497,7 +497,7 @@ class TestThrottle:
         gate.await_arrival(0, 1, 2, 3)
 
     def test_done(self, finished: FutureArray[int]) -> None:
-        """Of a run that has ended it can be set, and nothing happens."""
+        """Setting the throttle of a finished run has no effect, and is no error."""
         finished.throttle = 5
 
         assert 5 == finished.throttle

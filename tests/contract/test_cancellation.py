@@ -134,7 +134,7 @@ class TestArray:
     """Many items."""
 
     def test_all(self, executor: Executor, gate: Gate) -> None:
-        """All that is open is cancelled; then nothing is left running."""
+        """Cancelling an array cancels all open items, and ends their processes."""
         array = executor.map_array(gate.enter, range(4), chunksize=2, throttle=1)
         gate.await_arrival(0)
 

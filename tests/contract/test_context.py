@@ -113,7 +113,7 @@ def test_a_task_inside_a_task_is_the_inner_one(make_executor: ExecutorFactory) -
 
 
 def test_outside_a_task_the_mask_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside a task the CPUs are those that the process may run on."""
+    """Outside a task cpu_count is the number of CPUs that the process may run on."""
     monkeypatch.delenv(caps.SHARE, raising=False)
 
     assert cpu_count() == caps.usable_cpus()
@@ -152,7 +152,7 @@ def test_a_pool_accepts_everything_that_cloudpickle_accepts(tmp_path: Path) -> N
 
 
 def processes_of(pool: Any) -> int:
-    """Return in how many processes of a pool calls ran that wait for each other."""
+    """Return the number of a pool's processes, from calls that wait for each other."""
     barrier = Path(tempfile.mkdtemp(dir=current_task().run_folder))
     size = pool._max_workers  # noqa: SLF001 - what is said of itself, to be checked against what runs
 
@@ -192,7 +192,7 @@ def test_a_pools_processes_are_capped(tmp_path: Path) -> None:
 
 
 class TwoArguments(Exception):
-    """Does not survive the standard library's pickle."""
+    """Does not unpickle with the standard library."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -235,7 +235,7 @@ def test_a_pool_survives_awkward_outcomes(tmp_path: Path) -> None:
 
 
 def test_a_pool_whose_process_dies_says_so(tmp_path: Path) -> None:
-    """A process of a pool that dies breaks the pool, as in the standard library, and not the task's process."""
+    """A dead process of a pool breaks the pool, as in the standard library, but not the task's process."""
 
     def use(_: int) -> str:
         with task_pool(2) as pool:
@@ -245,7 +245,7 @@ def test_a_pool_whose_process_dies_says_so(tmp_path: Path) -> None:
 
 
 def test_a_pool_ends_with_its_process(tmp_path: Path) -> None:
-    """Where the process that opened a pool is killed, the pool's processes end, busy ones too."""
+    """If the process that opened a pool is killed, the pool's processes end, busy ones too."""
     story = Story(tmp_path / "story")
 
     def hang() -> None:
@@ -295,7 +295,7 @@ def draws(path: Path, items: int, tasks: int, **changes: Any) -> dict[int, list[
 
 
 def test_a_stream_is_the_same_whatever_the_slicing(tmp_path: Path) -> None:
-    """An item's stream follows from the run's seed and the item's index, and from nothing else."""
+    """An item's stream depends only on the run's seed and the item's index."""
     expected = {
         item: default_rng(SeedSequence(7, spawn_key=(item,))).integers(1 << 62, size=3).tolist() for item in range(4)
     }
@@ -362,7 +362,7 @@ def test_a_retry_and_an_attach_keep_the_streams(tmp_path: Path) -> None:
 
 
 def test_a_stream_starts_anew_at_each_call_and_a_key_names_another(tmp_path: Path) -> None:
-    """The generator is a fresh one each time; with a key it is another stream of the item, in its pools too."""
+    """Each call returns a new generator at its start; a key gives another stream of the item, in its pools too."""
 
     def ask(_: int) -> list[Any]:
         task = current_task()

@@ -63,7 +63,7 @@ class TestMapArray:
     """Many calls."""
 
     def test_items(self, executor: Executor) -> None:
-        """Items come from any iterables, results in their order, one item or one of many is no special case."""
+        """Items come from any iterables, and results keep their order; a single item is no special case."""
         arrays: list[FutureArray[Any]] = [
             executor.map_array(lambda x: x + 1, [3, 1, 2]),
             executor.map_array(lambda x: x + 1, (x for x in (3, 1, 2))),
@@ -76,7 +76,7 @@ class TestMapArray:
         assert expected == [array.results() for array in arrays]
 
     def test_empty(self, executor: Executor) -> None:
-        """An array of nothing is done at once, and no job is submitted for it."""
+        """An empty array is done at once, and submits no job."""
         array = executor.map_array(lambda x: x, [])
 
         assert (0, [], [], [], ()) == (
@@ -108,7 +108,7 @@ class TestMapArray:
 
     @several_cpus
     def test_default_slices(self, make_executor: ExecutorFactory) -> None:
-        """By default a task has one item for each of its processes, and those of one item have none to wait for."""
+        """By default a task has one item per process, so that no item waits for another."""
         executor = make_executor(cpus_per_task=2)
         arrays = [
             executor.map_array(lambda _: current_task().index, range(4)),
@@ -150,7 +150,7 @@ class TestMapArray:
 
     @pytest.mark.parametrize("call", ["map_array", "map", "script"])
     def test_long_slices(self, executor: Executor, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Slices that grew because the tasks would have been too many are reported at the line of the call."""
+        """Slices that grew to limit the number of tasks cause a warning at the line of the call."""
         monkeypatch.setattr("slurmlaunch.client.plan.DEFAULT_TASKS", 2)
 
         with pytest.warns(LongSlices, match="5 items go into 2 tasks with up to 3") as caught:
@@ -182,7 +182,7 @@ class TestMap:
         assert ["1", "2"] == story.lines
 
     def test_failure(self, executor: Executor) -> None:
-        """A failure is raised in its place, after the results before it."""
+        """A failure is raised at its position, after the results before it."""
         results = executor.map(lambda x: 1 // x, [1, 0, 1], chunksize=3)
 
         assert 1 == next(results)
@@ -198,7 +198,7 @@ class TestMap:
 
     @elsewhere
     def test_timeout(self, executor: Executor, gate: Gate) -> None:
-        """A result that is not there in time is the standard library's TimeoutError, and the rest is cancelled."""
+        """A late result raises the standard library's TimeoutError, and the remaining items are cancelled."""
         results = executor.map(gate.enter, range(2), timeout=0.01, chunksize=1)
 
         with pytest.raises(concurrent.futures.TimeoutError):
@@ -230,7 +230,7 @@ class TestScript:
 
     @pytest.mark.parametrize("backend", [pytest.param("slurm", marks=pytest.mark.slurm)], indirect=True)
     def test_array(self, executor: Executor) -> None:
-        """It is the batch script, with the array that the call would make."""
+        """`script` returns the batch script with the array of the same call."""
         script = executor.script(lambda x: x, range(4), throttle=2, name="it")
 
         assert script.startswith("#!/bin/bash\n")
@@ -256,13 +256,13 @@ class TestOptions:
         assert repr(executor) == repr(other.options(partition=None))
 
     def test_unknown(self, executor: Executor) -> None:
-        """An option that does not exist is a TypeError that names the nearest one, also here."""
+        """`options`, too, raises a TypeError for an unknown option, and names the nearest one."""
         with pytest.raises(UnknownOption, match="partition"):
             executor.options(partitoin="small")
 
     @pytest.mark.parametrize("first", [0, 1])
     def test_shared_shutdown(self, executor: Executor, first: int) -> None:
-        """Whichever is shut down, all are."""
+        """Shutting down an executor also shuts down those made from it, and the one that it was made from."""
         both = [executor, executor.options(threads=1)]
 
         both[first].shutdown()
@@ -359,7 +359,7 @@ class TestConstruction:
     """The arguments of an executor's constructor; nothing runs."""
 
     def test_defaults(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """The folder is one in the working directory of the moment, and the cluster follows from the PATH."""
+        """The default folder is in the current working directory, and the default cluster follows from PATH."""
         programs = tmp_path / "bin"
         programs.mkdir()
         for name in ("SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"):
@@ -385,7 +385,7 @@ class TestConstruction:
         assert expected == [(executor.folder, executor.cluster) for executor in executors]
 
     def test_folder_of_the_user(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """A folder that is not absolute is one in the working directory of the moment."""
+        """A relative folder is relative to the current working directory."""
         monkeypatch.chdir(tmp_path)
         executor = Executor("runs", cluster="inline")
         monkeypatch.chdir("/")
@@ -395,19 +395,19 @@ class TestConstruction:
 
     @pytest.mark.parametrize("given", ["argument", "variable"])
     def test_unknown_cluster(self, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A cluster that is no backend is refused, and clusters= is named, for it may be one of Slurm's."""
+        """An unknown cluster is refused, and the error names clusters=, in case it is a Slurm cluster."""
         monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "lumi")
 
         with pytest.raises(OptionError, match=r"clusters='lumi'"):
             Executor(cluster="lumi" if given == "argument" else None)
 
     def test_unknown_option(self) -> None:
-        """An option that does not exist is a TypeError that names the nearest one."""
+        """An unknown option raises a TypeError that names the nearest one."""
         with pytest.raises(TypeError, match="cpus_per_task"):
             Executor(cluster="inline", cpu_per_task=2)
 
     def test_repr(self, tmp_path: Path) -> None:
-        """An executor shows its folder, its cluster and its options."""
+        """The repr of an executor shows its folder, its cluster and its options."""
         executor = Executor(tmp_path, cluster="inline", partition="small", mem="2G")
 
         expected = f"Executor({str(tmp_path)!r}, cluster='inline', partition='small', mem='2G')"

@@ -1,4 +1,4 @@
-"""The end of the client: at the end of a script, at Ctrl-C, and inside a task that is a client itself."""
+"""The end of the client: at the end of a script, at Ctrl-C, and inside a task."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TestEndOfAScript:
 
     @pytest.mark.parametrize("backend", ["local"], indirect=True)
     def test_local(self, backend: str, gate: Gate, tmp_path: Path) -> None:
-        """Local work is waited for, and its callbacks are called."""
+        """A script waits at its end for local items, and their callbacks are called."""
         script = scripts.start(tmp_path, SUBMIT, backend, gate.folder)
         assert script.stdout
         folder = script.stdout.readline().strip()
@@ -56,7 +56,7 @@ class TestEndOfAScript:
 
     @pytest.mark.parametrize("backend", [SLURM], indirect=True)
     def test_slurm(self, backend: str, gate: Gate, tmp_path: Path) -> None:
-        """Slurm's jobs are neither waited for nor cancelled."""
+        """A script neither waits for its Slurm jobs nor cancels them."""
         folder = scripts.run(tmp_path, SUBMIT, backend, gate.folder).strip()
 
         array = attach(folder)
@@ -65,7 +65,7 @@ class TestEndOfAScript:
         assert ["a", "b", "c"] == array.results(timeout=90)
 
     def test_with(self, backend: str, tmp_path: Path) -> None:
-        """A with block waits, wherever the work runs; a script that ends with an error has still waited."""
+        """A with block waits on every backend, also if it ends with an exception."""
         script = scripts.start(
             tmp_path,
             """
@@ -115,7 +115,7 @@ class TestInterrupt:
 
     @pytest.mark.parametrize("backend", ["local"], indirect=True)
     def test_local(self, backend: str, gate: Gate, tmp_path: Path) -> None:
-        """Local work is waited for after the first, and ended by a second; nothing of it is left."""
+        """After the first Ctrl-C the script waits for local items; a second one ends them and all their processes."""
         script = scripts.start(tmp_path, SUBMIT + self.WAIT.format(wait="array.results()"), backend, gate.folder)
         assert script.stdout
         script.stdout.readline()
@@ -138,7 +138,7 @@ class TestInterrupt:
 
 @elsewhere
 def test_client_in_a_task(executor: Executor, tmp_path: Path) -> None:
-    """A task may submit work of its own, which runs as its own job and not as a part of the outer one."""
+    """A task may submit a run, which is a job of its own and no part of the outer one."""
     cluster = executor.cluster
 
     def outer(number: int) -> tuple[int, list[tuple[int, int, str]]]:

@@ -29,7 +29,7 @@ Deeds = dict[str, "Future[Any]"]
 
 @pytest.fixture(scope="module")
 def done_deeds() -> dict[str, tuple[Deeds, FutureArray[Any]]]:
-    """Keep the run of `deeds` for each backend."""
+    """Cache the run of `deeds` for each backend."""
     return {}
 
 
@@ -50,7 +50,7 @@ def deeds(
 
 
 def failure(future: Future[Any], expected: type[BaseException]) -> Any:
-    """Return the exception of a future, which must be of that very class."""
+    """Return the exception of a future, and check its exact class."""
     error = future.exception()
     assert expected is type(error)
     with pytest.raises(expected) as caught:
@@ -67,11 +67,11 @@ class TestExceptions:
         assert [1, 2] == [deeds["value"].result(), deeds["last value"].result()]
 
     def test_plain(self, deeds: Deeds) -> None:
-        """An exception comes back as itself, with its arguments."""
+        """An exception arrives with its class and its arguments."""
         assert ("a", 1) == failure(deeds["plain"], ValueError).args
 
     def test_remote_traceback(self, deeds: Deeds) -> None:
-        """The cause is the traceback of where it was raised, which begins in the user's code, and none of ours."""
+        """The cause is the remote traceback, which begins in the user's code and shows none of slurmlaunch's frames."""
         text = str(failure(deeds["plain"], ValueError).__cause__)
 
         assert "in throw\n    raise error\n" in text
@@ -137,13 +137,13 @@ class TestExceptions:
         assert "SystemExit" in str(error.__cause__)
 
     def test_recursion(self, deeds: Deeds) -> None:
-        """A traceback of a thousand frames arrives, and is short enough to be read."""
+        """A traceback of a thousand frames arrives shortened."""
         text = str(failure(deeds["recursion"], RecursionError).__cause__)
 
         assert "Previous line repeated" in text
 
     def test_huge(self, deeds: Deeds) -> None:
-        """An exception may be as long as it likes."""
+        """A very long exception arrives whole."""
         assert 5_000_000 == len(failure(deeds["huge exception"], ValueError).args[0])
 
     def test_group(self, deeds: Deeds) -> None:
@@ -189,7 +189,7 @@ class TestResults:
         assert deeds["unloadable result"].index == error.item
 
     def test_huge(self, deeds: Deeds) -> None:
-        """A result may be large."""
+        """A large result arrives."""
         assert b"x" * 50_000_000 == deeds["huge result"].result()
 
     def test_class_of_there(self, deeds: Deeds) -> None:
@@ -198,7 +198,7 @@ class TestResults:
 
 
 def test_errors_pickle(deeds: Deeds) -> None:
-    """The errors of ours keep their data when they are pickled, place and advice included."""
+    """The errors of slurmlaunch keep their data when they are pickled, including item, task, log and advice."""
     error: Any = deeds["unpicklable result"].exception()
     again = pickle.loads(pickle.dumps(error))
 
@@ -210,7 +210,7 @@ class TestDeaths:
     """Signals, crashes and exits that end the process of an item."""
 
     def test_deaths(self, executor: Executor) -> None:
-        """A death costs the item that ran, and no other; the error names the signal or the exit status."""
+        """A death fails only the item that ran; the error names the signal or the exit status."""
         deaths: dict[int, Callable[[], object]] = {
             1: lambda: os._exit(7),
             3: lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -258,7 +258,7 @@ class TestDeaths:
 
 @elsewhere
 def test_folder_is_gone(executor: Executor, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
-    """When somebody removes the run folder, unread outcomes are lost, and no waiter blocks for ever."""
+    """If the run folder is removed, unread outcomes are lost, and no waiter blocks for ever."""
     array = executor.map_array(gate.enter, "ab", tasks=1)
     gate.await_arrival("a")
     shutil.rmtree(array.folder)
@@ -306,7 +306,7 @@ def test_attempts_of_items_that_share_a_task(executor: Executor) -> None:
 
 
 def test_attempts(executor: Executor) -> None:
-    """Every backend reports how each attempt ended, over retries, and to another process too."""
+    """Every backend reports the end of each attempt, over retries, and to another process too."""
     array = executor.map_array(lambda i: 1 // i, range(2), tasks=2)
     array.wait()
     failed, fine = array

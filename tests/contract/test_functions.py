@@ -103,20 +103,20 @@ class TestFunctions:
     """Functions of all kinds."""
 
     def test_as_argument(self, executor: Executor) -> None:
-        """Functions passed as arguments return the same in the task as here."""
+        """Functions passed as arguments return the same in the task as at the client."""
         array = executor.map_array(lambda function: function(4), FUNCTIONS.values(), tasks=1)
 
         assert dict.fromkeys(FUNCTIONS, 12) == dict(zip(FUNCTIONS, array.results(), strict=True))
 
     def test_as_function(self, executor: Executor) -> None:
-        """They arrive as the function itself."""
+        """The same functions arrive as the function of the call."""
         names = ["function of a module", "bound method", "closure", "recursive", "lambda"]
         futures = [executor.submit(FUNCTIONS[name], 4) for name in names]
 
         assert [12] * 5 == [future.result() for future in futures]
 
     def test_classes(self, executor: Executor) -> None:
-        """A class is a function too, one of the user's as well as one of Python's."""
+        """A class can be the function, a user's as well as a builtin one."""
         multiplier, counter = executor.submit(Multiplier, 4), executor.submit(collections.Counter, "aab")
 
         assert 4 == multiplier.result().factor
@@ -127,7 +127,7 @@ class TestClasses:
     """Classes that only this process could import."""
 
     def test_local_class(self, executor: Executor) -> None:
-        """Objects of a local class go there and come back as objects of that very class."""
+        """Objects of a local class come back as objects of the same class."""
 
         @dataclass(frozen=True)
         class Point:
@@ -170,7 +170,7 @@ class TestByValue:
     def test_functions_arguments_and_results(
         self, make_executor: ExecutorFactory, beside: Callable[[str], Any]
     ) -> None:
-        """Functions, arguments and results need no module there, and results are of the class from here."""
+        """Functions, arguments and results need no module on the node, and results have the client's class."""
         travels = beside(
             textwrap.dedent(
                 """
@@ -200,7 +200,7 @@ class TestScripts:
     """Functions of scripts, which cannot be imported."""
 
     def test_main(self, backend: str, tmp_path: Path) -> None:
-        """Functions and classes of __main__ arrive, and results are of the class from here; so does their recursion."""
+        """Functions and classes of __main__ arrive, also recursive ones, and results have the client's class."""
         printed = scripts.run(
             tmp_path,
             """
@@ -264,7 +264,7 @@ class TestRefused:
     """Functions and arguments that do not pickle."""
 
     def test_names_the_culprit(self, executor: Executor) -> None:
-        """It is refused when it is submitted, the culprit is named, and nothing is left behind."""
+        """It is refused at submission, the error names the culprit, and no folder is left."""
         lock = threading.Lock()
         holder = Multiplier(1)
         holder.lock = lock  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ class TestSequence:
     """An array is a sequence of futures."""
 
     def test_protocol(self, finished: FutureArray[int]) -> None:
-        """It has all that a sequence has."""
+        """An array has all methods of a sequence."""
         assert isinstance(finished, collections.abc.Sequence)
         assert [0, 1, 2, 3, 4, 5] == [future.index for future in finished]
         assert [5, 4, 3, 2, 1, 0] == [future.index for future in reversed(finished)]
@@ -45,7 +45,7 @@ class TestSequence:
 
     @pytest.mark.parametrize("index", [6, -7])
     def test_index_error(self, finished: FutureArray[int], index: int) -> None:
-        """There is nothing beyond its ends."""
+        """An index out of range raises IndexError."""
         with pytest.raises(IndexError):
             finished[index]
 
@@ -67,7 +67,7 @@ class TestSequence:
 
     @elsewhere
     def test_identity_of_open_futures(self, executor: Executor, gate: Gate) -> None:
-        """Before it is done, too, and from then on."""
+        """The future of an open item stays the same when the item is done."""
         array = executor.map_array(gate.enter, range(2), tasks=1)
         before = list(array)
 
@@ -85,7 +85,7 @@ class TestRun:
     """The run's properties that an array exposes."""
 
     def test_folder(self, finished: FutureArray[int]) -> None:
-        """The run folder is an absolute path, and there."""
+        """The run folder is an absolute path, and exists."""
         assert isinstance(finished.folder, Path)
         assert finished.folder.is_absolute()
         assert finished.folder.is_dir()
@@ -98,7 +98,7 @@ class TestRun:
         assert isinstance(finished.job_ids, tuple)
 
     def test_counts(self, finished: FutureArray[int]) -> None:
-        """The counts are of the items of the array, in five kinds."""
+        """The counts are those of the array's own items, in five kinds."""
         expected = {"pending": 0, "running": 0, "done": 4, "failed": 2, "cancelled": 0}
 
         assert expected == finished.counts()
@@ -117,7 +117,7 @@ class TestRun:
         ]
 
     def test_throttle(self, executor: Executor) -> None:
-        """The throttle comes from the call, else from the executor, else there is none."""
+        """The throttle is the call's, else the executor's, else None."""
         throttled = executor.options(throttle=3)
         arrays = [
             executor.map_array(int, [1]),
@@ -130,7 +130,7 @@ class TestRun:
 
     @pytest.mark.parametrize("throttle", [0, -1, "many", True])
     def test_bad_throttle(self, executor: Executor, throttle: Any) -> None:
-        """A throttle that cannot be is refused, and nothing has changed."""
+        """An invalid throttle is refused, and changes nothing."""
         array = executor.map_array(int, [1], throttle=2)
 
         with pytest.raises(ValueError, match="throttle"):
@@ -193,7 +193,7 @@ class TestResults:
 
     @elsewhere
     def test_streaming(self, executor: Executor, gate: Gate) -> None:
-        """Each result is yielded in its turn, as soon as it is there."""
+        """Results are yielded in order, each as soon as it is available."""
         array = executor.map_array(gate.enter, "abc", tasks=1)
         results = array.iter_results()
 
@@ -217,14 +217,14 @@ class TestResults:
 
     @elsewhere
     def test_iter_results_timeout(self, executor: Executor, gate: Gate) -> None:
-        """The time is for all results together."""
+        """The timeout is for all results together."""
         results = executor.map_array(gate.enter, "ab").iter_results(timeout=SOON)
 
         with pytest.raises(concurrent.futures.TimeoutError):
             next(results)
 
     def test_many(self, executor: Executor) -> None:
-        """Ten thousand results come in order, as ever so many futures."""
+        """Ten thousand results arrive in order, also as futures."""
         array = executor.map_array(lambda x: -x, range(10_000), tasks=2)
 
         assert [-x for x in range(10_000)] == array.results()
@@ -308,7 +308,7 @@ class TestWaiting:
 
 
 class TestPickle:
-    """Arrays that travel."""
+    """Pickled arrays."""
 
     @pytest.mark.parametrize("part", [slice(None), slice(1, 5), slice(None, None, -2)])
     def test_same_process(self, finished: FutureArray[int], part: slice) -> None:

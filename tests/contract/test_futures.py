@@ -75,7 +75,7 @@ class TestPlace:
         assert future is future.run[3]
 
     def test_job_id(self, finished: FutureArray[int], backend: str) -> None:
-        """The job id is that of the task as Slurm writes it: the job's, and the element's after an underscore."""
+        """The job id is the task's in Slurm's notation: the job's, an underscore, and the element's index."""
         job_ids = [future.job_id for future in finished]
 
         assert [f"{finished.job_ids[0]}_{element}" for element in (0, 0, 1, 1, 2, 2)] == job_ids
@@ -83,7 +83,7 @@ class TestPlace:
             assert re.fullmatch(r"\d+_0", str(job_ids[0]))
 
     def test_state(self, finished: FutureArray[int]) -> None:
-        """The state is of the task: COMPLETED with values only, else FAILED; it is a text."""
+        """The state is the task's, as text: COMPLETED if all items have values, else FAILED."""
         assert ["COMPLETED"] * 2 + ["FAILED"] * 4 == [future.state for future in finished]
         assert {TaskState.COMPLETED, TaskState.FAILED} == {future.state for future in finished}
 
@@ -108,7 +108,7 @@ class TestWaiting:
 
     @elsewhere
     def test_timeout(self, executor: Executor, gate: Gate) -> None:
-        """When the time is up, both questions raise the standard library's TimeoutError, and nothing has changed."""
+        """At the timeout `result` and `exception` raise the standard library's TimeoutError, and nothing changes."""
         future = executor.submit(gate.enter, "it")
 
         for question in (future.result, future.exception):
@@ -122,7 +122,7 @@ class TestWaiting:
 
     @elsewhere
     def test_running(self, executor: Executor, gate: Gate) -> None:
-        """A future is running from the start of its task to its outcome; a task that waits its turn is not."""
+        """A future is running from the start of its task to its outcome, and pending while its task is queued."""
         first, second = executor.map_array(gate.enter, range(2), throttle=1)
         wait_until(first.running)
 
@@ -159,7 +159,7 @@ class TestCallbacks:
         assert [(0, future), (1, future), (2, future)] == calls
 
     def test_already_done(self, finished: FutureArray[int]) -> None:
-        """Added to a future that is done, a callback is called at once, in the thread that adds it."""
+        """A callback added to a finished future is called at once, in the thread that adds it."""
         threads: list[threading.Thread] = []
 
         finished[0].add_done_callback(lambda _: threads.append(threading.current_thread()))
@@ -180,7 +180,7 @@ class TestCallbacks:
         assert [ZeroDivisionError] == [record.exc_info[0] for record in caplog.records if record.exc_info]
 
     def test_submits_more(self, executor: Executor) -> None:
-        """A callback may submit, and ask for anything that needs no waiting."""
+        """A callback may submit, and call everything that does not wait."""
         more: list[Future[int]] = []
         first = executor.submit(lambda: 20)
 
@@ -220,7 +220,7 @@ class TestTogether:
 
     @elsewhere
     def test_return_when(self, executor: Executor, gate: Gate) -> None:
-        """The wait ends with the first that is done, the first that failed, or with the time."""
+        """The wait ends with the first finished future, the first failure, or the timeout."""
 
         def enter(number: int) -> float:
             return 1 / int(gate.enter(number))
@@ -244,7 +244,7 @@ class TestTogether:
     @several_cpus
     @elsewhere
     def test_as_completed_order(self, executor: Executor, gate: Gate) -> None:
-        """Futures are yielded as they complete, and when the time is up the rest is a TimeoutError."""
+        """Futures are yielded as they complete, and TimeoutError is raised at the timeout."""
         gate.open("b")
         first, second = (executor.submit(gate.enter, name) for name in "ab")
         assert "b" == next(concurrent.futures.as_completed([first, second], timeout=90)).result()
@@ -272,7 +272,7 @@ class TestAsyncio:
 
     @elsewhere
     def test_other_coroutines_go_on(self, executor: Executor, gate: Gate) -> None:
-        """While one coroutine awaits a future, others run."""
+        """While a coroutine awaits a future, others run."""
 
         async def main() -> str:
             waiting = asyncio.ensure_future(executor.submit(gate.enter, "it"))
@@ -284,7 +284,7 @@ class TestAsyncio:
 
     @elsewhere
     def test_cancel(self, executor: Executor, gate: Gate) -> None:
-        """A coroutine that is cancelled cancels the future that it awaits."""
+        """A cancelled coroutine cancels the future that it awaits."""
         future = executor.submit(gate.enter)
 
         async def main() -> None:
@@ -297,10 +297,10 @@ class TestAsyncio:
 
 
 class TestPickle:
-    """Futures that travel."""
+    """Pickled futures."""
 
     def test_same_process(self, finished: FutureArray[int]) -> None:
-        """A future that was pickled has the same index, run and outcome."""
+        """A pickled future has the same index, run and outcome."""
         futures = pickle.loads(pickle.dumps(finished[3:5], pickle.HIGHEST_PROTOCOL))
 
         assert [3, 4] == [future.index for future in futures]
@@ -309,7 +309,7 @@ class TestPickle:
 
     @elsewhere
     def test_other_process(self, executor: Executor, gate: Gate, tmp_path: Path) -> None:
-        """A future that is not done travels to another process, which gets the same result as this one."""
+        """An open future can be pickled to another process, which gets the same result."""
         future = executor.map_array(gate.enter, "ab", tasks=1)[1]
         (tmp_path / "pickled").write_bytes(pickle.dumps(future))
         script = scripts.start(

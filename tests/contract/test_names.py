@@ -1,4 +1,4 @@
-"""Names that a shell, or Slurm, would read something into: of folders, of runs, and in values."""
+"""Folders, runs and values with characters that a shell or Slurm treats specially."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = [
 @elsewhere
 @pytest.mark.parametrize("name", NAMES)
 def test_folders(backend: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run folders and working directories may have any name; results and logs are where they belong."""
+    """Run folders and working directories may have any name; results arrive, and logs are in the run folder."""
     (tmp_path / name / "cwd" / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / name / "cwd" / name)
     with Executor(tmp_path / name / "runs", cluster=backend) as executor:
@@ -69,7 +69,7 @@ def test_names_of_runs(make_executor: ExecutorFactory) -> None:
 
 @elsewhere
 def test_values(make_executor: ExecutorFactory) -> None:
-    """Variables for the tasks arrive letter by letter."""
+    """Variables for the tasks arrive unchanged."""
     env = {"A": "two\nlines", "B": 'it\'s "quoted" `and` $(more) $HOME %j \\ ~', "C": "日本", "D": ""}
 
     assert env == make_executor(env=env).submit(lambda: {name: os.environ[name] for name in env}).result()

@@ -130,7 +130,7 @@ def test_streams(ranked: Executor) -> None:
 @pytest.mark.long
 @elsewhere
 def test_all_reduce(ranked: Executor) -> None:
-    """PyTorch's gloo finds itself together by these variables alone."""
+    """PyTorch's gloo connects its ranks by these variables alone."""
     if importlib.util.find_spec("torch") is None:
         pytest.skip("needs torch")
 
@@ -147,7 +147,7 @@ def test_all_reduce(ranked: Executor) -> None:
 
 
 def test_without_launcher(tmp_path: Path) -> None:
-    """Where there is no launcher, the supervisor starts the ranks itself."""
+    """Without a launcher the supervisor starts the ranks itself."""
     with Executor(tmp_path, cluster="local", ntasks=3, launcher=[]) as executor:
         assert [value[:2] for value in executor.submit(together.place).ranks(PATIENCE)] == [(0, 3), (1, 3), (2, 3)]
 
@@ -166,12 +166,12 @@ def test_mpiexec_on_slurm(mpi: None, cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_one_process(executor: Executor) -> None:
-    """Where a call is one process's own, ranks() is a list of its result."""
+    """For a call with one process, ranks() is a list of its result."""
     assert executor.submit(together.place).ranks(PATIENCE) == [(0, 1, dict.fromkeys(together.TOLD))]
 
 
 def test_inline_is_one_rank(tmp_path: Path) -> None:
-    """The calling thread is the only rank, so that a debugger works."""
+    """Inline the calling thread is the only rank, so that a debugger works."""
     future = Executor(tmp_path, cluster="inline", ntasks=4).submit(together.place)
 
     assert [value[:2] for value in future.ranks()] == [(0, 1)]
@@ -205,7 +205,7 @@ def test_a_rank_dies_while_it_writes(ranked: Executor) -> None:
 
     def work(item: int) -> bytes:
         if item == 0 and current_task().rank == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # the kernel ends it in the middle
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # the kernel kills it in the middle
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         return bytes(1_000_000)
 
@@ -241,7 +241,7 @@ def test_a_rank_raises(mpi: None, ranked: Executor, deed: str, kind: type[BaseEx
 
 @elsewhere
 def test_all_ranks_raise(mpi: None, ranked: Executor) -> None:
-    """Of several failures that of the lowest rank is the item's."""
+    """If several ranks raise, the item's failure is that of the lowest rank."""
     deeds = dict.fromkeys([(0, 1), (0, 2), (0, 3)], "raise")
 
     error = ranked.submit(together.fall, 0, deeds).exception(PATIENCE)
@@ -387,7 +387,7 @@ def test_the_client_is_killed(tmp_path: Path) -> None:
     ],
 )
 def test_number_of_ranks(options: dict[str, Any], ranks: int, tmp_path: Path) -> None:
-    """There are as many ranks as srun would start tasks."""
+    """The number of ranks is the number of tasks that srun would start."""
     executor = Executor(tmp_path, cluster="local", launcher=[], **options)
 
     values = executor.submit(together.place).ranks(PATIENCE)
@@ -413,7 +413,7 @@ def test_ranks_have_static_slices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["--ntasks=4", "-n4", "--nodes=2", "-N2", "--ntasks-per-node=2"])
 def test_flags_that_must_be_known(flag: str, tmp_path: Path) -> None:
-    """Flags that make ranks are not passed unread."""
+    """Raw flags that set the number of ranks are refused."""
     with pytest.raises(OptionError, match="instead of"):
         Executor(tmp_path, cluster="local", sbatch=[flag])
 
@@ -486,5 +486,5 @@ def test_master() -> None:
     ],
 )
 def test_first_host(nodes: str, first: str) -> None:
-    """The first name of a list is found in Slurm's own notation."""
+    """The first host of a list in Slurm's notation is found."""
     assert first_host(nodes) == first

@@ -57,7 +57,7 @@ class TestNode:
         return OneRun(path, function, rows(range(items)), tasks=tasks, blocks=blocks, **changes)
 
     def test_alone(self, tmp_path: Path) -> None:
-        """A task that is alone does everything; one that comes late finds nothing, and ends well."""
+        """A task that is alone runs all items; a late one finds nothing to claim, and succeeds."""
         run = self.shared(tmp_path / "run", square, 50, processes=2)
 
         assert run.run(0).status == Status.VALUES
@@ -185,7 +185,7 @@ class TestCalls:
         "chunksize", [None, *(pytest.param(size, marks=pytest.mark.anywhere) for size in (1, 7, 1000))]
     )
     def test_results(self, make_executor: ExecutorFactory, schedule: str, chunksize: int | None) -> None:
-        """All results, in order; each item has a task, in as few files as tasks and their blocks need."""
+        """All results arrive in order; each item has its task; the number of files depends on tasks and blocks only."""
         executor = make_executor()
         futures = executor.map_array(square, range(100), tasks=2, schedule=schedule, chunksize=chunksize)
 
@@ -211,7 +211,7 @@ class TestCalls:
         assert len(list((array.folder / "outcomes").iterdir())) < 150
 
     def test_default_tasks(self, make_executor: ExecutorFactory) -> None:
-        """By default no more tasks share the items than can be of use."""
+        """By default there are no more tasks than can have work."""
         array = make_executor().map_array(square, range(400), schedule="dynamic")
         assert 1 <= len(array._run.tasks.rounds[0].plan.tasks) <= 20  # noqa: SLF001
         array.wait()
@@ -251,7 +251,7 @@ class TestCalls:
         "how", [{}, {"cost": []}, {"cost": abs}, {"cost": [], "chunksize": 3}, {"schedule": "dynamic"}]
     )
     def test_no_items(self, make_executor: ExecutorFactory, how: dict[str, Any]) -> None:
-        """Nothing to do is done at once, however it is cut."""
+        """An empty array is done at once, with every schedule."""
         assert [] == make_executor().map_array(square, [], **how).results(PATIENCE)
 
     def test_failures(self, make_executor: ExecutorFactory) -> None:
@@ -373,7 +373,7 @@ class TestCalls:
 
 
 class Unloadable:
-    """A function that unpickles nowhere but where it was pickled."""
+    """A function that unpickles only in the process that pickled it."""
 
     __module__ = "__main__"
 

@@ -57,7 +57,7 @@ class TestFunction:
         assert (futures.folder / "function").stat().st_size < 10_000
 
     def test_closure(self, executor: Executor) -> None:
-        """Several arrays that a function closes over are each in their place, small ones writable as ever."""
+        """Several arrays in a closure arrive in their places; small ones stay writable."""
         first, second = np.arange(float(NUMBERS)), np.arange(NUMBERS)[::-1].copy()
         small = np.zeros(10)
 
@@ -95,7 +95,7 @@ class TestFunction:
         assert [("memoryview", True, data[i : i + 10]) for i in (0, 1000)] == found
 
     def test_a_view_of_it_as_a_result(self, executor: Executor) -> None:
-        """A part of a shared array may be returned, large or small."""
+        """A view of a shared array may be returned, large or small."""
         field = np.arange(float(NUMBERS))
 
         small, large = executor.map_array(lambda n: field[:n], [10, NUMBERS // 2]).results()
@@ -150,7 +150,7 @@ class TestCalls:
     """Arguments that belong to a single call."""
 
     def test_submit(self, executor: Executor) -> None:
-        """A large argument of submit may be written to, and the caller's own is not touched."""
+        """A task may write to a large argument of submit, and the caller's array does not change."""
         field = np.zeros(NUMBERS)
 
         changed = executor.submit(change, field, item=3).result()
@@ -158,7 +158,7 @@ class TestCalls:
         assert (0.0, -1.0, 0.0) == (field[3], changed[3], changed[4])
 
     def test_items(self, executor: Executor) -> None:
-        """Large arrays among the items are written to by their item alone."""
+        """Each item has its own copy of its large arrays, and may write to it."""
         fields = [np.full(NUMBERS, float(i)) for i in range(3)]
 
         changed = executor.map_array(change, fields, [0, 1, 2], tasks=1).results()
@@ -169,7 +169,7 @@ class TestCalls:
         assert [0.0, 1.0, 2.0] == [each[i] for i, each in enumerate(fields)]
 
     def test_not_contiguous(self, executor: Executor) -> None:
-        """An array with gaps, or of objects, arrives as it is."""
+        """A non-contiguous array, or one of objects, arrives unchanged."""
         gaps, objects = np.arange(4.0 * NUMBERS)[::2], np.array([None, "x"] * NUMBERS)
 
         found = executor.submit(lambda a, b: (a, b), gaps, objects).result()
@@ -184,7 +184,7 @@ def make(size: int) -> Any:
 
 
 class TestResults:
-    """Large results are the caller's own."""
+    """Large results belong to the caller."""
 
     def test_all_sizes(self, executor: Executor) -> None:
         """Results of any size are in order, and writable."""
@@ -198,7 +198,7 @@ class TestResults:
             each["array"][0] = 0
 
     def test_they_outlive_the_folder(self, executor: Executor) -> None:
-        """A result that was read needs its run folder no more."""
+        """A result that was read no longer needs the run folder."""
         futures = executor.map_array(make, [2_000_000])
         (result,) = futures.results()
 
@@ -222,7 +222,7 @@ class TestResults:
         assert [bytes, bytearray] == list(map(type, results))
 
     def test_from_another_process(self, make_executor: ExecutorFactory, tmp_path: Path) -> None:
-        """Any process that attaches to the run can read them, without NumPy if they are bytes."""
+        """Any process that attaches to the run can read large results, without NumPy if they are bytes."""
         futures = make_executor().map_array(lambda n: pickle.PickleBuffer(b"z" * n), [10, 1_000_000])
         futures.wait()
 

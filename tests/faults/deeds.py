@@ -32,7 +32,7 @@ class Deed:
         return number * number
 
     def act(self, number: int) -> None:
-        """Wait, if it is one of those that do."""
+        """Wait, if this item is a waiting one."""
         while number in self.waits:
             try:
                 self.gate.enter(number)
@@ -42,12 +42,12 @@ class Deed:
 
     @property
     def runs(self) -> dict[int, int]:
-        """How often each item began."""
+        """The number of starts of each item."""
         lines = [int(line) for line in self.story.lines]
         return {item: lines.count(item) for item in sorted(set(lines))}
 
     def supervisor(self, item: int) -> int:
-        """Return the supervisor of an item that waits."""
+        """Return the supervisor of a waiting item."""
         return parent(self.gate.process_of(item))
 
     def forget(self, item: int) -> None:
@@ -56,10 +56,10 @@ class Deed:
 
 
 class Exits(Deed):
-    """Some of its items leave without a word."""
+    """Some of its items end their process with os._exit."""
 
     def act(self, number: int) -> None:
-        """Leave."""
+        """End the process."""
         if number in self.waits:
             os._exit(3)
 

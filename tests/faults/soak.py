@@ -137,7 +137,7 @@ class Soak:
             finally:
                 del self._clients[folder]
             if process.returncode != -signal.SIGKILL:
-                break  # else it was a fault, and another client comes back
+                break  # otherwise a fault killed it, and another client attaches
         self._judge(folder, process.returncode, out, err)
         self._count_repeated(folder)
         self.counts["runs"] += 1
@@ -157,7 +157,7 @@ class Soak:
         self.counts.update(line for line in told if line.startswith(("first ", "again ")))
         self.problems += [f"{line} {folder}" for line in told if line.startswith("WRONG")]
         if status or "ALL" not in told:
-            # An sbatch that is refused while slurmctld is away for long is an answer, not a loss.
+            # If slurmctld is away for long, a refusal by sbatch is a valid outcome.
             kind = "refused" if "SubmissionError" in err else "HANG" if "TimeoutError" in err else "LOST"
             self.counts[kind] += 1
             if kind != "refused":
@@ -170,7 +170,7 @@ class Soak:
             try:
                 Manifest.read(run)
             except RunFolderError:
-                continue  # its client was killed before it was a run
+                continue  # its client was killed before the manifest was written
             files = [OutcomeFile(each, run.salt) for each in run.outcomes.iterdir()]
             found = [each for file in files for each in file.read(final=True)]
             recorded = Counter(
@@ -235,7 +235,7 @@ class Soak:
 
 
 def _processes(folder: Path) -> dict[str, list[int]]:
-    """Return the processes of this soak's tasks, by kind."""
+    """Return the processes of the tasks of this soak, by kind."""
     nodes: dict[int, int] = {}
     found: dict[str, list[int]] = {"pool": [], "supervisor": [], "step": []}
     for entry in Path("/proc").iterdir():

@@ -28,7 +28,7 @@ NEVER = 30.0
 
 
 class Deed(NamedTuple):
-    """One thing done to a run's outcome files.
+    """One kind of damage to a run's outcome files.
 
     Attributes:
         kind: its name.
@@ -43,7 +43,7 @@ class Deed(NamedTuple):
     bit: int
 
     def do(self, outcomes: Path) -> None:
-        """Do it."""
+        """Damage the file."""
         file = outcomes / f"{self.task}.0"
         if not file.exists():
             return
@@ -121,7 +121,7 @@ def test_whatever_is_done_to_outcomes(
                 continue
             assert item * TASKS // ITEMS in touched, (item, is_)
             if isinstance(is_, NodeStartError):
-                # A Python that does not come up ends with status 1 too: without its file failures look the same.
+                # A Python that cannot start ends with status 1 too: without its file failures look the same.
                 assert ("remove", item * TASKS // ITEMS) in {(each.kind, each.task) for each in done}
                 continue
             assert isinstance(is_, ResultLost), (item, is_)
@@ -166,7 +166,7 @@ def spoil(path: Path, how: str) -> None:
     "part", ["outcomes", "ended", "rounds", "cancelled", "manifest.json", "rounds/0", "rounds/0/plan.json"]
 )
 def test_attach_refuses(whole: FutureArray[Any], tmp_path: Path, part: str, how: str) -> None:
-    """Nothing is unpickled of a run that others may have changed."""
+    """Nothing is unpickled from a run that others may have changed."""
     copy = shutil.copytree(whole.folder, tmp_path / "copy")
     spoil(copy / part, how)
 
@@ -177,7 +177,7 @@ def test_attach_refuses(whole: FutureArray[Any], tmp_path: Path, part: str, how:
 
 @pytest.mark.parametrize("how", ["writable", "link", "owner"])
 def test_attach_refuses_outcomes(whole: FutureArray[Any], tmp_path: Path, how: str) -> None:
-    """An outcome file that others may have changed is named by its items, and the others are read."""
+    """The items of an outcome file that others may have changed fail and name it; other files are read."""
     copy = shutil.copytree(whole.folder, tmp_path / "copy")
     spoil(copy / "outcomes" / "1.0", how)
 

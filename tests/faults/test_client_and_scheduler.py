@@ -1,4 +1,4 @@
-"""Clients that are killed and come back, and a scheduler that is away, slow, full or silent: on a real Slurm."""
+"""Killed clients and their successors, and a scheduler that is away, slow, full or silent, on a real Slurm."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ SQUARES = """
 
 
 class TestKilledClient:
-    """A client that is killed, and another that comes back to its run."""
+    """A client that is killed, and another that attaches to its run."""
 
     def test_at_any_moment(self, wrapped: Wrapped, tmp_path: Path) -> None:
-        """Twenty random moments, from the first file to the end: an item has one outcome, a retry has the rest."""
+        """Killed at twenty random moments, a run has one outcome per item, and a retry gives the others."""
         slow = 'sleep 0.$((RANDOM % 7)); "$real" "$@"; status=$?; sleep 0.$((RANDOM % 7)); exit $status'
         wrapped.behave("sbatch", lines=slow)
         moments = random.Random(3)
@@ -125,7 +125,7 @@ class TestKilledClient:
         run_folder = next(path for path in folder.iterdir() if path.is_dir())
         try:
             array: FutureArray[int] = attach(run_folder)
-        except RunFolderError:  # it was no run yet, so nothing was submitted, and nothing ever will be
+        except RunFolderError:  # it was no run yet, so nothing was submitted, and nothing will be
             assert not (run_folder / "manifest.json").exists()
             return [*range(6)]
         found = array.results(timeout=90, return_exceptions=True)
@@ -135,7 +135,7 @@ class TestKilledClient:
         return [int(line) for line in Story(folder / "story").lines]
 
     def test_while_another_watches(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A client that attached before the submitter was killed is told that nobody will submit, and may submit."""
+        """A client that attached before the submitter was killed gets a SubmissionError per item, and may submit."""
         monkeypatch.setattr(submission, "_FOLLOW_EVERY", 1.0)
         monkeypatch.setattr(submission, "_SBATCH_OUTLIVES", 1.0)
         folder = tmp_path / "runs"
@@ -169,7 +169,7 @@ class TestKilledClient:
 
     @pytest.mark.usefixtures("wrapped")
     def test_two_jobs_of_one_name(self, tmp_path: Path) -> None:
-        """A second job of a run waits for the first, and finds nothing left to do."""
+        """A second job of a run waits for the first, and then has no work."""
         story = Story(tmp_path / "story")
         gate = Gate(tmp_path / "gate")
 
@@ -190,7 +190,7 @@ class TestKilledClient:
         assert squares(4) == attach(array.folder).results(timeout=5)
 
     def test_a_copy_needs_no_slurm(self, wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A finished run is read where there is no command of Slurm's."""
+        """A finished run is readable on a machine without Slurm's commands."""
         with Executor(tmp_path / "runs", cluster="slurm") as executor:
             array = executor.map_array(lambda x: x * x, range(4), tasks=2)
         copy = shutil.copytree(array.folder, tmp_path / "copy")
@@ -231,12 +231,12 @@ def queue(*job_ids: str) -> list[str]:
 
 
 class TestSchedulerAway:
-    """Slurm's daemons stop and come back; its commands fail and hang."""
+    """Slurm's daemons stop and restart; its commands fail and hang."""
 
     def test_daemons_stopped(
         self, own_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Without the controller, or the accounts and their database, results still come; the rest does later."""
+        """Results arrive without slurmctld, or without slurmdbd and its database; states follow later."""
         cluster = own_cluster(ClusterSpec(nodes=1, cpus_per_node=2))
         gate, executor = Gate(tmp_path / "gate"), Executor(tmp_path / "runs", cluster="slurm")
         array = executor.map_array(gate.enter, "abcd", tasks=4)
@@ -246,7 +246,7 @@ class TestSchedulerAway:
         cluster.stop_daemon("slurmctld", signal.SIGTERM)
         gate.open("a", "b")
         assert ["a", "b"] == array[:2].results(timeout=30)
-        time.sleep(3)  # so long the accounts answer alone
+        time.sleep(3)  # meanwhile sacct alone answers
         cluster.start_daemon("slurmctld")
         gate.await_arrival("c", "d")
         cluster.stop_daemon("slurmdbd")
@@ -454,7 +454,7 @@ class TestCancelling:
         assert [] == story.lines
 
     def test_one_item_of_a_slice(self, wrapped: Wrapped, tmp_path: Path) -> None:
-        """It is not handed out any more; the others are, and Slurm has nothing to do with it."""
+        """A cancelled item of a slice never starts; its neighbours run, and Slurm is not called."""
         gate, story = Gate(tmp_path / "gate"), Story(tmp_path / "story")
 
         def enter(item: str) -> str:
@@ -472,7 +472,7 @@ class TestCancelling:
         assert [] == wrapped.calls(["scancel"])
 
     def test_all_at_once(self, wrapped: Wrapped, tmp_path: Path) -> None:
-        """A whole run is one scancel."""
+        """Cancelling a whole run is one scancel."""
         gate = Gate(tmp_path / "gate")
         array = Executor(tmp_path / "runs", cluster="slurm").map_array(gate.enter, range(50), tasks=50)
         gate.await_arrival(0)
@@ -555,14 +555,14 @@ class TestMany:
             gate.open(count)
             array.results(timeout=60)
 
-        # One more for a moment at which a question is counted and the other side's is not.
+        # One more, since the two counts are not taken at the same moment.
         assert asked[1] <= asked[0] + 1, asked
 
 
 def test_a_clock_that_jumps(
     wrapped: Wrapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster
 ) -> None:
-    """A clock that is set an hour back, or forward, stops neither results nor states."""
+    """Setting the clock an hour back or forward stops neither results nor states."""
     real = time.time
     gate = Gate(tmp_path / "gate")
     array = Executor(tmp_path / "runs", cluster="slurm").map_array(gate.enter, "abc", tasks=3)

@@ -76,7 +76,7 @@ def test_full_in_the_middle_of_a_result(
 
 @needs_root
 def test_full_on_the_client(small: Callable[[int], Path]) -> None:
-    """A run that cannot be written is refused with the reason and the place, and nothing of it stays."""
+    """A run that cannot be written is refused with the reason and the path, and leaves no files."""
     folder = small(512)
 
     with pytest.raises(OSError, match="No space left on device") as caught:
@@ -108,7 +108,7 @@ def test_a_read_only_folder(small: Callable[[int], Path]) -> None:
 
 @not_root
 def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
-    """The error names it."""
+    """If the run folder's parent is not writable, the error names it."""
     (tmp_path / "runs").mkdir(mode=0o500)
 
     with pytest.raises(PermissionError, match="runs"):
@@ -131,7 +131,7 @@ def test_a_file_size_limit(tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 def test_a_run_folder_that_is_removed(cluster: Cluster, tmp_path: Path) -> None:
-    """A client that waits for the run gets an error, and another run of the process is not touched."""
+    """If the run folder is removed, its waiting client gets an error, and other runs continue."""
     gate = Gate(tmp_path / "gate")
     executor = Executor(tmp_path / "runs", cluster="slurm")
     removed, other = executor.map_array(gate.enter, "ab"), executor.map_array(gate.enter, "cd")

@@ -1,4 +1,4 @@
-"""Processes that are killed: of the pool, the supervisor, the batch step."""
+"""Killed processes: a worker, the supervisor, the batch step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONCE = dict.fromkeys(range(6), 1)
 
 
 def outcomes(futures: FutureArray[Any]) -> list[Any]:
-    """Return all results, a failure as its class."""
+    """Return all results, failures as their classes."""
     found = futures.results(PATIENCE, return_exceptions=True)
     return [type(each) if isinstance(each, BaseException) else each for each in found]
 
@@ -38,7 +38,7 @@ def squares(*failed: int, kind: type[BaseException] = WorkerDied, items: int = 6
 
 
 def test_a_process_of_the_pool(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """The item that it ran names the signal; all others have their values, and none ran twice."""
+    """If a worker is killed, the error of its item names the signal; all others have values, and none ran twice."""
     work = deed(Deed, 1, 2)
     futures = launch(faulty, cpus_per_task=2, processes=2).map_array(work, range(6), tasks=2)
     work.gate.await_arrival(1, 2)
@@ -55,7 +55,7 @@ def test_a_process_of_the_pool(faulty: Cluster, launch: Launch, deed: Callable[.
 
 
 def test_an_item_that_leaves(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """os._exit names the status."""
+    """The error of an item that calls os._exit names the status."""
     work = deed(Exits, 1, 4)
     futures = launch(faulty).map_array(work, range(6), tasks=2)
     assert outcomes(futures) == squares(1, 4)
@@ -108,7 +108,7 @@ def test_the_step_daemon(
 ) -> None:
     """When slurmstepd is killed, the node continues and loses nothing."""
     work = deed(Deed, 1, 3)
-    # On a cluster of its own, since to that the job runs for ever.
+    # On a cluster of its own, since for slurmctld the job never ends.
     futures = launch(start_cluster(ClusterSpec(nodes=1, accounting=False))).map_array(work, range(6), tasks=2)
     work.gate.await_arrival(1, 3)
     os.kill(parent(parent(work.supervisor(1))), signal.SIGKILL)
@@ -120,7 +120,7 @@ def test_the_step_daemon(
 
 @pytest.mark.parametrize("number", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_many_processes_at_once(faulty: Cluster, launch: Launch, deed: Callable[..., Any], number: int) -> None:
-    """A hundred dead processes are seen as fast as one."""
+    """The deaths of a hundred workers are noticed as fast as one."""
     work = deed(Deed, *range(number))
     processes = 50 if number > 1 else 1
     futures = launch(faulty, cpus_per_task=processes, processes=processes).map_array(work, range(number))
@@ -135,7 +135,7 @@ def test_many_processes_at_once(faulty: Cluster, launch: Launch, deed: Callable[
 
 @pytest.mark.parametrize("number", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_many_supervisors_at_once(faulty: Cluster, launch: Launch, deed: Callable[..., Any], number: int) -> None:
-    """A hundred dead supervisors are seen as fast as one."""
+    """The deaths of a hundred supervisors are noticed as fast as one."""
     work = deed(Deed, *range(number))
     futures = launch(faulty).map_array(work, range(number))
     work.gate.await_arrival(*range(number))

@@ -24,7 +24,7 @@ ITEMS, TASKS = 6, 3
 
 
 def work(number: int) -> Any:
-    """Return an array that is large, for all items but every third."""
+    """Return a large array, or a small one for every third item."""
     return np.full(40_000 if number % 3 else 10, number, "f8")
 
 
@@ -61,7 +61,7 @@ def test_whatever_is_done_to_large_values(
             task = item * TASKS // ITEMS
             assert task in touched
             if isinstance(is_, NodeStartError):
-                # A Python that does not come up ends with status 1 too: without its file failures look the same.
+                # A Python that cannot start ends with status 1 too: without its file failures look the same.
                 assert ("remove", task) in {(each.kind, each.task) for each in done}
                 continue
             assert isinstance(is_, ResultLost), (item, is_)

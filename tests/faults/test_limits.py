@@ -1,4 +1,4 @@
-"""The time limit, and submitit's checkpoints, with which long items get over it."""
+"""The time limit, and submitit's checkpoints, with which long items continue after it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_no_more_starts(faulty: Cluster, launch: Launch, deed: Callable[..., Any
 
 
 def test_may_not_start_again(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """Where the scheduler does not start it again, the items that are left have met the time limit."""
+    """If the scheduler does not requeue the task, its remaining items end as TimeLimitExceeded."""
     work = deed(Deed, 1)
     futures = launch(faulty, no_requeue=True).map_array(work, range(6), tasks=2)
     work.gate.await_arrival(1)
@@ -74,7 +74,7 @@ def test_may_not_start_again(faulty: Cluster, launch: Launch, deed: Callable[...
 
 @pytest.mark.slow
 def test_real_limits(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """An item that is too long for the limit: started again, given more time by a retry, or failed."""
+    """An item that exceeds the limit is restarted, gets more time by a retry, or fails."""
     work = deed(Deed, 1, 11, 21)
     again = launch(faulty, time="00:01:00").map_array(work, range(3), tasks=1)
     never = launch(faulty, time="00:01:00", requeues=0)
@@ -101,7 +101,7 @@ class TestCheckpoints:
     """A class with submitit's protocol, unchanged."""
 
     def step(self, work: Counts, number: int) -> None:
-        """Let it get over a step, and wait for the next."""
+        """Allow one step, and wait for the next."""
         (work.gate.folder / f"{number}.open").touch()
         work.gate.await_arrival(number + 1)
 
@@ -136,7 +136,7 @@ class TestCheckpoints:
         assert sorted(work.story.lines) == ["from 0", "from 0", "from 2"]
 
     def test_at_a_requeue(self, faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-        """A requeue, as at a preemption, leaves the time for it too."""
+        """A requeue, as at a preemption, also leaves time for a checkpoint."""
         work = deed(Counts)
         futures = launch(faulty).map_array(work, [4])
         work.gate.await_arrival(0)

@@ -31,7 +31,7 @@ def test_a_process_of_the_pool(strict: Cluster, launch: Launch, deed: Callable[.
 
 
 def test_the_supervisor(strict: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """A supervisor killed by the kernel for lack of memory is told apart from one killed by a person, at once."""
+    """A supervisor killed for lack of memory is distinguished from one killed by a person, at once."""
     work = deed(Offers, 1)
     futures = launch(strict, mem="200M").map_array(work, range(6), tasks=2)
     assert outcomes(futures) == squares(1, 2, kind=OutOfMemory)

@@ -105,7 +105,7 @@ def test_preempted_and_cancelled(faulty: Cluster, launch: Launch, deed: Callable
 
 
 def test_cancelled_by_someone_else(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """The whole job, a running element, a pending one: each is TaskCancelled, and the rest is untouched."""
+    """If someone else cancels the job, a running or a pending element, its items are TaskCancelled; others continue."""
     work = deed(Deed, *range(6))
     executor = launch(faulty)
     one = executor.map_array(work, range(6), throttle=3)

@@ -47,7 +47,7 @@ def test_a_process_that_died(faulty: Cluster, launch: Launch, deed: Callable[...
 
 
 def test_as_often_as_asked(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """An item that always dies ends with its cause after so many retries, for a client that attaches later too."""
+    """An item that always dies fails after the given number of retries, also for a client that attaches later."""
     work = deed(Exits, 1)
     futures = launch(faulty, retries=2).map_array(work, range(6), tasks=3)
     assert outcomes(futures) == squares(1)
@@ -71,7 +71,7 @@ def test_from_a_retry_on(faulty: Cluster, launch: Launch, deed: Callable[..., An
 
 
 def test_errors_of_the_function(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-    """Is run again only where its class, or a base of it, was named."""
+    """An item that raised is retried only if `retries` names its class, or a base of it."""
     work = deed(Fails, 1, 4)
     executor = launch(faulty, retries=1)
     assert outcomes(executor.options(retry_exceptions=(OSError,)).map_array(work, range(6), tasks=2)) == squares()
@@ -93,7 +93,7 @@ WATCHES = """
 
 
 def test_two_clients(faulty: Cluster, launch: Launch, deed: Callable[..., Any], tmp_path: Path) -> None:
-    """Both clients see the missing items, one retries them, and both get the results; also one that was stopped."""
+    """Of two clients that see missing items one retries them, and both get the results, also a stopped one."""
     work = deed(Deed, 1)
     futures = launch(faulty, retries=3).map_array(work, range(6), tasks=2)
     work.gate.await_arrival(1)
@@ -125,7 +125,7 @@ class TestNode:
 
     @pytest.fixture
     def fragile(self, start_cluster: Callable[[ClusterSpec], Cluster]) -> Cluster:
-        """Start a cluster that calls a node failed after a few seconds."""
+        """Start a cluster that declares a node failed after a few seconds."""
         return start_cluster(ClusterSpec(lines=("SlurmdTimeout=5", "TreeWidth=2")))
 
     @pytest.mark.slow
@@ -136,7 +136,7 @@ class TestNode:
         futures = executor.map_array(work, range(6), tasks=2)
         work.gate.await_arrival(1, 3)
         assert futures[0].result(PATIENCE) == 0
-        time.sleep(1.5)  # by then it is on disk, also for other machines
+        time.sleep(1.5)  # the outcome is then on disk, also for other machines
         node = environment_of(work.supervisor(1))["SLURMD_NODENAME"]
         break_node(fragile, work, 1)
         work.forget(1)
@@ -176,7 +176,7 @@ class TestNode:
 
     @pytest.mark.slow
     def test_is_only_thought_to_fail(self, fragile: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
-        """Where slurmd alone dies, two attempts of a task run side by side: each item has one outcome, which stays."""
+        """If only slurmd dies, two attempts of a task run side by side, and each item keeps its one outcome."""
         work = deed(Deed, 1)
         futures = launch(fragile, exclusive=True).map_array(work, range(3), tasks=1)
         work.gate.await_arrival(1)

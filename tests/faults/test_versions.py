@@ -33,19 +33,19 @@ def another_python() -> str:
 
 
 def refused(array: FutureArray[int]) -> list[NodeStartError]:
-    """Return how all items failed, once they have."""
+    """Wait for all items to fail; return their error."""
     found = array.results(timeout=60, return_exceptions=True)
     assert all(isinstance(each, NodeStartError) for each in found), found
     return [each for each in found if isinstance(each, NodeStartError)]
 
 
 def tasks_started(array: FutureArray[int]) -> int:
-    """Return how many tasks have printed anything."""
+    """Return how many tasks have written to their logs."""
     return sum(1 for path in (array.folder / "logs").glob("*.err") if path.stat().st_size)
 
 
 def few_started(cluster: Cluster, array: FutureArray[int]) -> bool:
-    """Whether the rest of a run was not started when its first tasks had all died in the same way."""
+    """Return whether the rest of a run was left unstarted after its first tasks died in the same way."""
     wait_until(lambda: not cluster.run("squeue", "--noheader", f"--jobs={array.job_ids[0]}", "--states=PD,R"))
     return tasks_started(array) < len(array)
 
@@ -100,7 +100,7 @@ def test_without(cluster: Cluster, tmp_path: Path, missing: str, monkeypatch: py
 
 
 def test_no_such_python(cluster: Cluster, tmp_path: Path) -> None:
-    """A Python that is not there is named as the log names it, and no task is left in the queue."""
+    """The error about a missing Python quotes the log, and no task stays in the queue."""
     executor = Executor(tmp_path / "runs", cluster="slurm", python=["/no/such/python"])
     array = executor.map_array(abs, range(200), throttle=2)
     errors = refused(array)

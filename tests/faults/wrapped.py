@@ -36,7 +36,7 @@ class Wrapped:
         self.behave()
 
     def behave(self, *programs: str, lines: str = 'exec "$real" "$@"') -> None:
-        """Have these programs, or all, run the lines from now on: by default, the real program.
+        """From now on, have these programs, or all, run the given lines; by default, the real program.
 
         They may use ``$real`` and ``$program``.
         """

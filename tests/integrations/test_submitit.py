@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="session", autouse=True)
 def _installed() -> None:
-    """See that submitit can find the plugin: entry points are read when a package is installed."""
+    """Fail if submitit cannot find the plugin: entry points are registered at installation."""
     found = {point.name: point.value for point in metadata.entry_points(group="submitit")}
     if not found.get("executor", "").startswith("slurmlaunch."):
         pytest.fail("the installed slurmlaunch has no entry points for submitit: install this version of it")
@@ -189,7 +189,7 @@ def test_errors(run: Callable[[str], str]) -> None:
 
 
 def test_commands(run: Callable[[str], str]) -> None:
-    """A CommandFunction of submitit's runs there as it does here."""
+    """A CommandFunction of submitit's runs in a job as it does locally."""
     printed = run("""
         import sys
         function = submitit.helpers.CommandFunction(["which", "python3"])
@@ -435,7 +435,7 @@ def test_a_process_that_dies(executor: submitit.AutoExecutor) -> None:
 
 
 def test_cancelled_at_deletion(executor: submitit.AutoExecutor, tmp_path: Path) -> None:
-    """A job that is to go with its object goes with it."""
+    """A job with cancel_at_deletion is cancelled when its object is deleted."""
     job: Any = executor.submit(eval, "__import__('time').sleep(600)").cancel_at_deletion()
     future = job.future
     del job
@@ -529,7 +529,7 @@ def test_other_clusters_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_light_to_list() -> None:
-    """Listing its clusters costs submitit nothing of slurmlaunch's client; slurmlaunch itself never loads submitit."""
+    """Listing clusters in submitit does not load slurmlaunch's client; slurmlaunch itself never loads submitit."""
     listing = (
         "import sys, submitit; submitit.AutoExecutor.which(); print([m for m in sys.modules if 'slurmlaunch.' in m])"
     )

@@ -53,7 +53,7 @@ def site(
 
 @pytest.fixture(autouse=True)
 def of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no caps from outside, which would be left alone, and Slurm where there is one."""
+    """Remove caps of the environment, which slurmlaunch would keep, and use Slurm where it is installed."""
     for name in (*caps.VARIABLES, *caps.GPU_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "slurm")
@@ -90,7 +90,7 @@ def run_example(folder: Path, name: str, *arguments: str) -> list[str]:
 
 
 def pool_sizes() -> dict[str, int]:
-    """Open every kind of pool without saying how large; return how large it became."""
+    """Open every kind of pool without a size; return the sizes."""
     import joblib
 
     standard, ours = concurrent.futures.ProcessPoolExecutor(), slurmlaunch.task_pool()
@@ -178,7 +178,7 @@ def test_a_whole_node(site: Callable[[ClusterSpec], Cluster], on_slurm: Callable
     assert found == [found[0]] * 32
     assert (found[0]["granted"], found[0]["cpus"]) == ("128", 4)
     assert found[0]["variables"] == dict.fromkeys(caps.VARIABLES, "4")
-    # The node claims more CPUs than there are, so there is no mask of the task's own to share out.
+    # The node claims more CPUs than there are, so the task has no mask of its own to divide.
     assert found[0]["mask"] == len(os.sched_getaffinity(0))
 
 
@@ -345,7 +345,7 @@ def make_environment(folder: Path) -> Path:
 
 @pytest.mark.usefixtures("cluster")
 def test_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`module load` of real Environment Modules brings the Python that the task runs with."""
+    """`module load` of real Environment Modules provides the task's Python."""
     if not Path("/usr/share/modules/init/bash").exists():
         if os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") == "1":
             pytest.fail("Environment Modules are missing")
@@ -364,7 +364,7 @@ def test_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_an_environment(tmp_path: Path) -> None:
-    """A virtual environment is activated by a set-up line."""
+    """A set-up line activates a virtual environment."""
     programs = make_environment(tmp_path / "environment")
 
     printed = run_example(tmp_path, "site.py", "setup=source environment/bin/activate", "python=python")
@@ -428,7 +428,7 @@ print(-1 if driver.cuInit(0) else driver.cuDeviceGetCount(ctypes.byref(number)) 
 
 
 def count_gpus(_: int) -> tuple[int, int]:
-    """Return how many GPUs this process is shown, and how many the driver lets it see."""
+    """Return how many GPUs the variables show this process, and how many the driver shows it."""
     found = subprocess.run([sys.executable, "-c", DRIVER], capture_output=True, text=True, check=False).stdout
     return len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")), int(found or 0)
 

@@ -94,7 +94,7 @@ def test_elements_may_have_a_step(first: int, length: int, step: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "1,,2", "1-2-3", "-1", "1-9:0", "0-99999999999999", "1;2", "1 2"])
 def test_other_text_is_no_element_list(text: str) -> None:
-    """Text that Slurm would not print is not guessed at."""
+    """Text that Slurm would never print is refused as an element list."""
     assert Elements.parse(text) is None
 
 
@@ -173,7 +173,7 @@ def test_an_own_row_outranks_the_bracket() -> None:
 
 
 def test_a_bracket_may_be_final() -> None:
-    """A job that was cancelled as a whole has ended, also where it never started."""
+    """A job that was cancelled as a whole has ended, also if it never started."""
     states = JobStates().after_squeue(squeue_rows(AFTER_SCANCEL), START)
     assert [states_of(states)[element] for element in (0, 4, 6, 9)] == ["COMP", "CANC", "CANC", "CANC"]
     assert states.get(6) == TaskRecord(TaskState.CANCELLED)
@@ -187,7 +187,7 @@ def test_a_final_state_counts_only_when_squeue_agrees() -> None:
 
 
 def test_an_element_that_starts_again_is_alive() -> None:
-    """A final state is forgotten once squeue shows the element as alive."""
+    """A final state is dropped once squeue shows the element as alive."""
     states = JobStates().after_squeue(squeue_rows("9_0|FAILED|n1|x"), START)
     assert states_of(states.after_squeue(squeue_rows("9_0|PENDING|n/a|BeginTime"), START), 1) == ["PEND"]
 
@@ -208,7 +208,7 @@ def test_out_of_memory_is_found_in_the_steps(task: str, state: str) -> None:
 
 
 def look(states: JobStates, now: float, queue: str = "", accounts: str | None = "") -> JobStates:
-    """Return the states after one query, at which sacct answers, or (None) fails."""
+    """Return the states after one query, in which sacct answers or, with None, fails."""
     states = states.after_squeue(squeue_rows(queue), now)
     return states.after_sacct(sacct_rows(accounts or ""), now, GONE, failed=accounts is None)
 
@@ -258,7 +258,7 @@ def test_accounts_that_fail_are_waited_for_longer_but_not_for_ever() -> None:
 
 
 def test_an_unknown_job_is_over() -> None:
-    """All elements of a job that left queue and accounts without a row were cancelled."""
+    """All elements of a job without a row in squeue and sacct were cancelled."""
     states = look(JobStates(), START)
     assert states.get(3) is None
     assert states_of(look(states, START + GONE), 2) == ["CANC", "CANC"]
@@ -273,7 +273,7 @@ def test_a_list_that_was_cut_makes_nothing_lost() -> None:
 
 
 def test_the_queue_alone_may_be_silent() -> None:
-    """Where squeue fails, final states of sacct count, but for those that Slurm itself starts again."""
+    """If squeue fails, the final states of sacct count, except those of tasks that Slurm requeues."""
     states = JobStates().after_squeue(squeue_rows("9_0|RUNNING|n1|x\n9_1|RUNNING|n1|x"), START)
     rows = list(sacct_rows("9_0|COMPLETED|0:0|n1\n9_1|NODE_FAIL|0:0|n1"))
     assert states_of(states.after_sacct_alone(rows), 2) == ["COMP", "RUNN"]
@@ -365,7 +365,7 @@ def test_a_job_of_old_is_asked_for_at_once(slurm: FakeSlurm) -> None:
 
 
 def test_a_run_of_a_minute_costs_three_queries_at_most(slurm: FakeSlurm) -> None:
-    """With tasks that end on the way, and one that fails, a minute's watching is at most three commands."""
+    """Watching a run for a minute, with ending tasks and a failing one, takes at most three commands."""
     slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|FAILED|n1|x\n9_2|RUNNING|n1|None\n9_[3-9]|PENDING|n/a|x"
     watch(slurm, [slurm.process()], {"9": START}, 45)
     slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|FAILED|n1|x\n9_2|COMPLETED|n1|None\n9_[3-9]|PENDING|n/a|x"
@@ -420,7 +420,7 @@ sys.stdin.readline()
 
 
 def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm) -> None:
-    """Answers may be older and older, up to three minutes, and are fresh again once something ended."""
+    """The interval of queries grows to three minutes, and is short again after an end."""
     slurm.squeue = "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None"
     process = slurm.process()
 
@@ -441,7 +441,7 @@ def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm) -> None:
 
 
 def test_a_new_job_forces_no_question(slurm: FakeSlurm) -> None:
-    """A process that starts to watch another job has the last answers until they are due."""
+    """Watching another job forces no query: the last answers stand until the next one is due."""
     slurm.squeue = "9_0|RUNNING|n1|None\n10_0|RUNNING|n1|None"
     process = slurm.process()
     process.query({"9": 0.0})
@@ -524,7 +524,7 @@ def test_a_scheduler_away_is_reported_once(slurm: FakeSlurm, caplog: pytest.LogC
 
 
 def test_a_scheduler_that_never_answered_has_no_snapshot(slurm: FakeSlurm) -> None:
-    """Before the first answer there is none, and nothing is raised."""
+    """Before the first answer there is no snapshot, and no error."""
     slurm.squeue = slurm.sacct = Finished(None, stderr="no such program", missing=True)
     assert slurm.process().query({"9": 0.0}) is None
 
@@ -537,7 +537,7 @@ def test_squeue_that_forgot_a_single_job_has_answered(slurm: FakeSlurm) -> None:
 
 
 def test_a_clock_that_was_set_back_stops_nothing(slurm: FakeSlurm) -> None:
-    """Answers from the future are too old."""
+    """Answers with a time in the future count as too old."""
     process = slurm.process()
     process.query({"9": START})
     slurm.now -= 100_000
@@ -585,7 +585,7 @@ def test_a_folder_that_is_not_ours_alone_is_not_used(
 def test_without_a_runtime_folder_the_temporary_one_serves(
     slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers are shared in a folder of the user's alone below the machine's temporary one."""
+    """Without a runtime folder, answers are shared in a private folder below the temporary one."""
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     slurm.process().query({"9": 0.0})
@@ -594,7 +594,7 @@ def test_without_a_runtime_folder_the_temporary_one_serves(
 
 
 def test_the_pace_may_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURMLAUNCH_QUERY_INTERVAL scales all intervals by the shortest, and must be a number of seconds."""
+    """SLURMLAUNCH_QUERY_INTERVAL sets the shortest interval in seconds, and scales the others with it."""
     monkeypatch.setenv(Intervals.VARIABLE, "3")
     assert Intervals.from_environment() == Intervals(3.0, 18.0, 7.0)
     monkeypatch.delenv(Intervals.VARIABLE)
