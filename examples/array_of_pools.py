@@ -33,7 +33,7 @@ def simulate(seed: int) -> tuple[float, int, int, int, str]:
     rng = random.Random(seed)
     distance = abs(sum(rng.choice((-1, 1)) for _ in range(20_000)))
     task = slurmlaunch.current_task()
-    return distance, task.index, task.process, slurmlaunch.cpu_count(), os.environ["OMP_NUM_THREADS"]
+    return distance, task.task, task.process, slurmlaunch.cpu_count(), os.environ["OMP_NUM_THREADS"]
 
 
 def main() -> None:

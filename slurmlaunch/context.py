@@ -26,9 +26,9 @@ class Task:
 
     Attributes:
         run_folder: the run folder.
-        index: the index of the task in its run.
+        task: the index of the task in its run; several items may share a task.
         attempt: 0 for the first start of the task, 1 after a requeue, and so on.
-        item: the index of the running item.
+        item: the index of the running item, equal to the `index` of its future.
         process: the number of this worker in the task, from 0.
         processes: the number of workers of the task.
         threads: the number of CPUs that this process may use.
@@ -37,15 +37,27 @@ class Task:
         ranks: the number of these processes, else 1.
     """
 
-    __slots__ = ("attempt", "index", "item", "process", "processes", "rank", "ranks", "run_folder", "seed", "threads")
+    __slots__ = ("attempt", "item", "process", "processes", "rank", "ranks", "run_folder", "seed", "task", "threads")
 
-    def __init__(self, run_folder: Path, index: int, attempt: int, *, threads: int = 1, seed: int = 0) -> None:
-        self.run_folder, self.index, self.attempt, self.item = run_folder, index, attempt, -1
+    def __init__(self, run_folder: Path, task: int, attempt: int, *, threads: int = 1, seed: int = 0) -> None:
+        self.run_folder, self.task, self.attempt, self.item = run_folder, task, attempt, -1
         self.threads, self.seed = threads, seed
         self.process, self.processes, self.rank, self.ranks = 0, 1, 0, 1
 
     def __repr__(self) -> str:
-        return f"<Task {self.index} of {self.run_folder}, item {self.item}>"
+        return f"<Task {self.task} of {self.run_folder}, item {self.item}>"
+
+    @property
+    def index(self) -> int:
+        """No longer there, as it was taken for the index of the item.
+
+        Raises:
+            AttributeError: always, with the names to use.
+        """
+        raise AttributeError(
+            "current_task() has no index: .item is the index of the item, which is unique in the run, "
+            "and .task that of the task, which several items may share"
+        )
 
     def rng(self, *key: int) -> np.random.Generator:
         """Return NumPy's random generator of this item: a stream that no other item of the run has.

@@ -227,7 +227,7 @@ async def _serve_worker(address: str, *, security: distributed.Security, interfa
 def _memory() -> int | None:
     """Return a worker's share of the task's memory in bytes; None if no amount is known."""
     task = current_task()
-    plan = round_of_task(RunFolder(task.run_folder), task.index).plan
+    plan = round_of_task(RunFolder(task.run_folder), task.task).plan
     asked = plan.options.get("slurm", {})
     # The requested amount, or else Slurm's default, in megabytes.
     wholes = (asked.get("mem"), os.environ.get("SLURM_MEM_PER_NODE"))

@@ -56,12 +56,21 @@ def test_there_is_no_task_outside_one() -> None:
         current_task()
 
 
+def test_no_index_is_taken_for_that_of_the_item(executor: Executor) -> None:
+    """The current task has no index: the error names the index of the item and that of the task."""
+    error = executor.submit(lambda: current_task().index).exception()
+
+    assert isinstance(error, AttributeError)
+    assert ".item" in str(error)
+    assert ".task" in str(error)
+
+
 def describe(_: int) -> tuple[Any, ...]:
     """Return all fields of the current task."""
     task = current_task()
     return (
         task.run_folder,
-        task.index,
+        task.task,
         task.attempt,
         task.item,
         task.process,

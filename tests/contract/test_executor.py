@@ -42,7 +42,7 @@ class TestSubmit:
 
     def test_run_of_one(self, executor: Executor) -> None:
         """A call is a run of one item and one task."""
-        future = executor.submit(lambda: current_task().index)
+        future = executor.submit(lambda: current_task().task)
 
         assert (0, 0, 1) == (future.result(), future.index, len(future.run))
         assert future is future.run[0]
@@ -102,7 +102,7 @@ class TestMapArray:
     )
     def test_slices(self, executor: Executor, options: dict[str, Any], expected: list[int]) -> None:
         """Each task has consecutive items: the requested number of tasks, or of items per task, and no empty task."""
-        array = executor.map_array(lambda item: (item, current_task().index), range(7), **options)
+        array = executor.map_array(lambda item: (item, current_task().task), range(7), **options)
 
         assert list(enumerate(expected)) == array.results()
 
@@ -111,8 +111,8 @@ class TestMapArray:
         """By default a task has one item per process, so that no item waits for another."""
         executor = make_executor(cpus_per_task=2)
         arrays = [
-            executor.map_array(lambda _: current_task().index, range(4)),
-            executor.options(processes=1).map_array(lambda _: current_task().index, range(2)),
+            executor.map_array(lambda _: current_task().task, range(4)),
+            executor.options(processes=1).map_array(lambda _: current_task().task, range(2)),
         ]
 
         assert [[0, 0, 1, 1], [0, 1]] == [array.results() for array in arrays]

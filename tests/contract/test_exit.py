@@ -143,10 +143,10 @@ def test_client_in_a_task(executor: Executor, tmp_path: Path) -> None:
 
     def outer(number: int) -> tuple[int, list[tuple[int, int, str]]]:
         def inner(number: int) -> tuple[int, int, str]:
-            return number * number, current_task().index, os.environ.get("SLURM_JOB_NAME", "")[:5]
+            return number * number, current_task().task, os.environ.get("SLURM_JOB_NAME", "")[:5]
 
         inside = Executor(tmp_path / "inside", cluster=cluster)
-        return current_task().index, inside.map_array(inner, [number, -1], tasks=1, name="inner").results()
+        return current_task().task, inside.map_array(inner, [number, -1], tasks=1, name="inner").results()
 
     results = executor.map_array(outer, [2, 3]).results()
 

@@ -197,7 +197,7 @@ class TestCalls:
         executor = make_executor(processes=2)
         with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=3):
             found = joblib.Parallel()(
-                joblib.delayed(lambda _: slurmlaunch.current_task().index)(number) for number in range(8)
+                joblib.delayed(lambda _: slurmlaunch.current_task().task)(number) for number in range(8)
             )
 
         assert [0] * 4 + [1] * 4 == found

@@ -455,7 +455,7 @@ def test_a_death_while_appending_spoils_nothing(tmp_path: Path) -> None:
     def work(item: int) -> bytes:
         if item % 8 == 3:
             task = current_task()
-            kill_while_growing(task.run_folder / "outcomes" / f"{task.index}.{task.attempt}", 6_000_000)
+            kill_while_growing(task.run_folder / "outcomes" / f"{task.task}.{task.attempt}", 6_000_000)
             return content(item, 60_000_000)
         return content(item, 100_000 if item % 2 else 100)  # all of them together are less than that
 

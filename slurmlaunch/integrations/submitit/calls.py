@@ -128,8 +128,8 @@ class SlurmlaunchJobEnvironment(SlurmJobEnvironment):
             return os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         if backend == "inline":  # its id is written when it is over
             return None, None
-        round_ = round_of_task(RunFolder(task.run_folder), task.index)
-        array, element = round_.plan.element_of(task.index)
+        round_ = round_of_task(RunFolder(task.run_folder), task.task)
+        array, element = round_.plan.element_of(task.task)
         deadline = time.monotonic() + self._PATIENCE
         # The first task may start before the client has recorded the job's id.
         while (job_id := round_.job_ids().get(array)) is None and time.monotonic() < deadline:
@@ -141,8 +141,8 @@ class SlurmlaunchJobEnvironment(SlurmJobEnvironment):
         """The files of the job."""
         task = context.current_task()
         folder = RunFolder(task.run_folder)
-        round_ = round_of_task(folder, task.index)
-        stdout = folder.log(round_.number, *round_.plan.element_of(task.index), "out")
+        round_ = round_of_task(folder, task.task)
+        stdout = folder.log(round_.number, *round_.plan.element_of(task.task), "out")
         return Paths(folder.path, stdout, self.job_id, self.global_rank)
 
     @property
