@@ -224,7 +224,7 @@ SUBMITS = """
 """
 
 
-def test_no_waiting_for_the_claims_of_a_failed_task(faulty: Cluster, launch: Launch, tmp_path: Path) -> None:
+def test_without_a_client(faulty: Cluster, launch: Launch, tmp_path: Path) -> None:
     """The tasks share the items without a client: it may end after the submission."""
     folder = launch(faulty).folder
     command = [sys.executable, "-c", textwrap.dedent(SUBMITS), str(folder)]
