@@ -203,7 +203,7 @@ def test_a_failing_setup_ends_the_task_with_status_3(folder: Path, lines: tuple[
 
 @needs_bash
 def test_a_failure_inside_a_sourced_file_is_ignored(folder: Path) -> None:
-    """A command that fails inside a sourced file is that file's affair, its last status is the set-up's."""
+    """A failing command inside a sourced file does not matter; the file's last status is the set-up's."""
     (folder / "good").write_text("false; true")
     (folder / "bad").write_text("true; false")
     for task, name in enumerate(["good", "bad"]):
@@ -266,7 +266,7 @@ def test_impossible_jobs_are_refused(folder: Path, changes: dict[str, Any], name
 
 
 def test_python_is_searched_where_the_task_runs(folder: Path, tmp_path: Path) -> None:
-    """A relative path to Python starts at the working directory, a name is looked for in the task's PATH."""
+    """A relative path to Python starts at the working directory; a name is searched in the task's PATH."""
     program = tmp_path / "bin" / "py"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\nexit 5\n")
@@ -402,7 +402,7 @@ def test_some_elements_can_be_cancelled(folder: Path) -> None:
 
 
 def test_cancelling_ended_tasks_changes_nothing(folder: Path) -> None:
-    """An end is final."""
+    """Cancelling ended tasks does not change their states."""
     job_id = backend.submit(array(folder, "exit 4"))
     states(job_id, 1)
     backend.cancel(job_id)
@@ -516,7 +516,7 @@ def test_sizes_are_read_as_sbatch_reads_them(text: str, size: float) -> None:
 
 @pytest.mark.parametrize("text", ["x", "1:2:3:4", "1-", "-5", "1.5", "1-2-3"])
 def test_times_and_sizes_that_sbatch_refuses_are_refused(text: str) -> None:
-    """Neither a time nor a size is guessed."""
+    """An invalid time or size is refused, never guessed."""
     with pytest.raises(ValueError, match=re.escape(text)):
         parse_time(text)
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -544,7 +544,7 @@ def test_a_job_id_names_its_owner() -> None:
 
 
 def test_the_jobs_of_an_ended_client_have_failed() -> None:
-    """Jobs of an ended process are NODE_FAIL; to cancel or throttle them is to do nothing."""
+    """Jobs of an ended process are NODE_FAIL; cancelling or throttling them has no effect."""
     job_id = f"local-{ClientId.current()._replace(started='1')}-1"
     record = backend.query([job_id]).get(job_id, 0)
     assert record is not None
@@ -567,7 +567,7 @@ def test_the_jobs_of_another_client_are_left_to_it(folder: Path) -> None:
 
 
 def test_jobs_of_another_machine_are_unknown() -> None:
-    """A process of another machine cannot be seen from here, so its end is not made up."""
+    """A process of another machine cannot be observed, so its jobs are not reported as ended."""
     job_id = f"local-{ClientId('another-machine.org', 1, '1')}-1"
     assert backend.query([job_id]).get(job_id, 0) is None
 
@@ -736,7 +736,7 @@ def test_without_pidfds_all_is_the_same(folder: Path) -> None:
 
 
 def test_a_failed_scheduler_thread_ends_its_tasks(folder: Path) -> None:
-    """Should the scheduler's thread fail, its tasks are NODE_FAIL, and the next submission starts another."""
+    """If the scheduler's thread fails, its tasks are NODE_FAIL, and the next submission starts another thread."""
     program = """
     import threading
     from slurmlaunch.backends.local.scheduler import LocalTask

@@ -193,14 +193,14 @@ def members(group: int) -> list[int]:
 
 
 def test_background_processes_delay_nothing() -> None:
-    """A command ends when it ends, also where something in its background has its output still; that is killed."""
+    """A command ends with its shell, also if a background process still has its output open; that one is killed."""
     done = Command("sleep 600 & echo $!")()
 
     wait_until(lambda: not is_alive(int(done.stdout)))
 
 
 def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its time a command is killed, with all that it started."""
+    """At its timeout a command is killed, with all processes that it started."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         Command("echo $$ >pid; ps -o pgid= -p $$ >group; echo early; trap '' TERM; sleep 600 | cat", timeout=1)()
@@ -216,7 +216,7 @@ def test_left_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_killed_with_us(tmp_path: Path) -> None:
-    """When the process that runs a command is killed, the command is, with all that it started."""
+    """When the process that runs a command is killed, the command and all its processes are killed."""
     script = f"from slurmlaunch import Command; Command({LINGERING!r})('pid')"
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as python:
         wait_until((tmp_path / "pid").exists)
@@ -228,7 +228,7 @@ def test_killed_with_us(tmp_path: Path) -> None:
 
 @elsewhere
 def test_cancelled(executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When an item is cancelled, its command ends, with all that it started."""
+    """When an item is cancelled, its command ends, with all processes that it started."""
     monkeypatch.chdir(tmp_path)
     future = executor.submit(Command(LINGERING), "pid")
     wait_until((tmp_path / "pid").exists)
@@ -268,7 +268,7 @@ def test_requeue_is_slurms(tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 def test_requeued(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal that ends a whole task is no failure of its command: the item is run again."""
+    """The signal that ends a whole task is no failure of its command: the item runs again."""
     from slurmlaunch import Executor
 
     monkeypatch.chdir(tmp_path)

@@ -77,7 +77,7 @@ def test_symbolic_links_are_refused(file: Path) -> None:
 
 
 def test_missing_files_are_not_unsafe(tmp_path: Path, file: Path) -> None:
-    """A missing file is a missing file; a missing folder, or a file in its place, is no run folder."""
+    """A missing file raises FileNotFoundError; a missing folder, or a file in its place, is no run folder."""
     with pytest.raises(FileNotFoundError):
         open_owned(tmp_path / "none")
     for path in (tmp_path / "none", file):
@@ -147,8 +147,8 @@ def test_a_run_is_the_users_alone(tmp_path: Path) -> None:
     assert modes == {0o700, 0o600}
 
 
-def test_one_process_makes_a_folder(tmp_path: Path) -> None:
-    """A folder that is there already is not made again."""
+def test_an_existing_folder_is_not_made_again(tmp_path: Path) -> None:
+    """Making a folder that exists already raises FileExistsError."""
     make_folder(tmp_path / "folder")
 
     with pytest.raises(FileExistsError):

@@ -31,7 +31,7 @@ MILLION = 10**6
 
 @pytest.mark.slow
 def test_items_of_a_generator_are_freed(tmp_path: Path) -> None:
-    """Items from a generator are written as they come: of millions, a few blocks are in memory, and a byte of each."""
+    """Items of a generator are written at once: of millions, memory holds a few blocks and one byte per item."""
     script = """
         import resource, sys
         from slurmlaunch import Executor
