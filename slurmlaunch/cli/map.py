@@ -14,9 +14,10 @@ import sys
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from slurmlaunch.backends.slurm.commands import SHORT
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.client.options import CLUSTERS, OURS
-from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, SHORT, unknown_option
+from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, unknown_option
 from slurmlaunch.command import Command
 from slurmlaunch.errors import OptionError
 

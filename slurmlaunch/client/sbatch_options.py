@@ -1,9 +1,8 @@
 """sbatch's options: their names, how values are read, and the advice for names that are no option.
 
-`options` and the command line use it; the readers of values serve our own options, too. It knows no run and no
-backend. The tables hold the long options of Slurm 22.05 to 24.11, from sbatch(1) and Slurm's
-``src/common/slurm_opt.c``. An option of a newer Slurm or of a plugin is given as ``sbatch=["--flag=value"]``
-and needs no entry here.
+`options` and the command line use it; the readers of values serve our own options, too. It knows no run. The tables
+hold the long options of Slurm 22.05 to 24.11, from sbatch(1) and Slurm's ``src/common/slurm_opt.c``. An option of a
+newer Slurm or of a plugin is given as ``sbatch=["--flag=value"]`` and needs no entry here.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from slurmlaunch.backends.slurm.commands import SHORT
 from slurmlaunch.errors import OptionError, UnknownOption
 
 if TYPE_CHECKING:
@@ -46,14 +46,6 @@ VALUED = frozenset({
 
 NAMES = FLAGS | OPTIONAL | VALUED
 
-SHORT = {
-    "A": "account", "B": "extra_node_info", "C": "constraint", "D": "chdir", "F": "nodefile", "G": "gpus",
-    "H": "hold", "J": "job_name", "L": "licenses", "M": "clusters", "N": "nodes", "O": "overcommit",
-    "Q": "quiet", "S": "core_spec", "V": "version", "W": "wait", "a": "array", "b": "begin",
-    "c": "cpus_per_task", "d": "dependency", "e": "error", "h": "help", "i": "input", "k": "no_kill",
-    "m": "distribution", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "s": "oversubscribe",
-    "t": "time", "v": "verbose", "w": "nodelist", "x": "exclude",
-}  # fmt: skip
 _SHORT_FLAGS = "HOQVWhsv"
 
 # The sentence of an error for a name that is no option, and the options to suggest.

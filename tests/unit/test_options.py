@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurmlaunch import Executor
+from slurmlaunch.backends.slurm.commands import SHORT
 from slurmlaunch.cli.map import RunOptionParser
 from slurmlaunch.client.options import JOB_NAME_LENGTH, OURS, Options, Shape, check_cluster, job_name, refuse_fixed
-from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, OURS_TO_SET, SHORT, VALUED
+from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, OURS_TO_SET, VALUED
 from slurmlaunch.errors import OptionError, UnknownOption
 
 SBATCH = shutil.which("sbatch")

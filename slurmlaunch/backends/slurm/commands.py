@@ -206,10 +206,14 @@ _NEVER = frozenset({"wait", "input", "signal"})
 _OF_QUERIES = re.compile(r"(SQUEUE|SACCT|SCANCEL|SCONTROL)_.*|SLURM_TIME_FORMAT|SLURM_CLUSTERS")
 
 SHORT = {
-    "A": "account", "C": "constraint", "G": "gpus", "M": "clusters", "O": "overcommit", "S": "core-spec",
-    "k": "no-kill", "m": "distribution", "p": "partition", "q": "qos", "t": "time",
+    "A": "account", "B": "extra_node_info", "C": "constraint", "D": "chdir", "F": "nodefile", "G": "gpus",
+    "H": "hold", "J": "job_name", "L": "licenses", "M": "clusters", "N": "nodes", "O": "overcommit",
+    "Q": "quiet", "S": "core_spec", "V": "version", "W": "wait", "a": "array", "b": "begin",
+    "c": "cpus_per_task", "d": "dependency", "e": "error", "h": "help", "i": "input", "k": "no_kill",
+    "m": "distribution", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "s": "oversubscribe",
+    "t": "time", "v": "verbose", "w": "nodelist", "x": "exclude",
 }  # fmt: skip
-"""The options that have a variable and a short name."""
+"""The options of sbatch that have a short name, by its letter."""
 
 
 def for_submission(environ: Mapping[str, str], words: Collection[str]) -> dict[str, str]:
@@ -245,7 +249,7 @@ def option_of(word: str) -> str:
     """Return the long name, without dashes, of the option that an argument of sbatch sets."""
     if word.startswith("--"):
         return word[2:].partition("=")[0]
-    return SHORT.get(word[1:2], "")
+    return SHORT.get(word[1:2], "").replace("_", "-")
 
 
 def _outside(environ: Mapping[str, str]) -> dict[str, str]:
