@@ -143,12 +143,7 @@ class AllocationBackend(LocalBackend):
         return task_environment(job, for_steps(os.environ))
 
     def submit(self, job: ArrayJob) -> str:
-        """Put the array in the queue of this process; return its job id.
-
-        Raises:
-            SubmissionError: this process is in no allocation, the allocation is too small for
-                a task, or as for the local backend.
-        """
+        """Put the array in the queue of this process; return its job id."""
         if not _is_inside(os.environ):
             raise refusal(job, _OUTSIDE)
         if not fits(self.resources(job), ()):
@@ -167,11 +162,7 @@ _OUTSIDE = (
 
 
 def require_allocation() -> None:
-    """Raise an error outside an allocation.
-
-    Raises:
-        OptionError: this process is in no allocation.
-    """
+    """Raise an `OptionError` outside an allocation."""
     if not _is_inside(os.environ):
         raise OptionError(_OUTSIDE, option="cluster")
 

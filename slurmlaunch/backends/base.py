@@ -90,56 +90,31 @@ _QUEUED = frozenset({
 
 @dataclass(frozen=True)
 class ArrayJob:
-    """One job array to submit: everything that a backend needs to know, and nothing else.
+    """One job array to submit: everything that a backend needs to know, and nothing else."""
 
-    Attributes:
-        run_folder: the absolute path of the run folder.
-        name: the job's name, unique to this array: ``[A-Za-z0-9._-]``, at most 64 characters.
-        round: the submission round that the array belongs to.
-        array: the number of the array within its round.
-        first_task: the task index of element 0.
-        length: the number of elements.
-        throttle: how many elements may run at once (``%N``), or None.
-        cwd: the working directory of the tasks.
-        python: the words that start Python.
-        cpus_per_task: CPUs of each task, at least 1.
-        threads: CPUs of each pool process (see `slurmlaunch.caps`).
-        options: sbatch's long option names (with underscores) and their values:
-            text without line breaks, or True for a bare flag.
-        flags: further sbatch arguments, passed on unchanged.
-        env: variables to set for the tasks, in addition to the client's environment.
-        modules: the arguments of ``module load``, in order.
-        setup: shell lines that run before Python starts.
-        after: the id of a job that must have ended before this one starts, or None.
-        warning: seconds before the time limit at which the node receives USR1, or None.
-        may_requeue: whether a task may be started again.
-        container: the image in which the node runs, or None.
-        folders: the client's folders that must be visible in the container.
-        ranks: the number of processes, with *cpus_per_task* CPUs each, that call the function of a task together.
-    """
-
-    run_folder: Path
-    name: str
-    round: int = 0
-    array: int = 0
-    first_task: int = 0
+    run_folder: Path  # absolute
+    name: str  # unique to this array: ``[A-Za-z0-9._-]``, at most 64 characters
+    round: int = 0  # the submission round that the array belongs to
+    array: int = 0  # its number within the round
+    first_task: int = 0  # the task index of element 0
     length: int = 1
-    throttle: int | None = None
+    throttle: int | None = None  # how many elements may run at once (``%N``)
     cwd: Path | None = None
     python: tuple[str, ...] = ("python3",)
     cpus_per_task: int = 1
-    threads: int = 1
+    threads: int = 1  # CPUs of each pool process (see `slurmlaunch.caps`)
+    # sbatch's long option names (with underscores): text without line breaks, or True for a bare flag.
     options: Mapping[str, str | bool] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    modules: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()
-    after: str | None = None
-    warning: int | None = None
+    flags: tuple[str, ...] = ()  # further sbatch arguments, passed on unchanged
+    env: Mapping[str, str] = field(default_factory=dict)  # in addition to the client's environment
+    modules: tuple[str, ...] = ()  # the arguments of ``module load``, in order
+    setup: tuple[str, ...] = ()  # shell lines that run before Python starts
+    after: str | None = None  # the id of a job that must have ended before this one starts
+    warning: int | None = None  # seconds before the time limit at which the node receives USR1
     may_requeue: bool = False
     container: Container | None = None
-    folders: tuple[Path, ...] = ()
-    ranks: int = 1
+    folders: tuple[Path, ...] = ()  # the client's folders that must be visible in the container
+    ranks: int = 1  # the processes, with *cpus_per_task* CPUs each, that call the function of a task together
 
     def command(self, task: str) -> tuple[str, ...]:
         """Return the node's command line; its last word is *task*, a task index or the shell word for one.
@@ -156,37 +131,22 @@ class ArrayJob:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """The scheduler's record of one element of an array.
-
-    Attributes:
-        state: its state.
-        exit_code: Slurm's ``code:signal``, or None if unknown.
-        node: the name of its machine, or None if unknown.
-        reason: why it is pending or was ended, in the scheduler's words, or None.
-    """
+    """The scheduler's record of one element of an array; None is not known."""
 
     state: TaskState
-    exit_code: str | None = None
+    exit_code: str | None = None  # Slurm's ``code:signal``
     node: str | None = None
-    reason: str | None = None
+    reason: str | None = None  # why it is pending or was ended, in the scheduler's words
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a cluster; None is no limit.
+    """The limits of a cluster; None is no limit."""
 
-    Attributes:
-        max_array_size: the elements of one array (Slurm's ``MaxArraySize``; the
-            largest index is one less).
-        max_array_tasks: the tasks of one array (Slurm's ``max_array_tasks``).
-        max_submit: the elements that a user may have in the queue.
-        cpus: the CPUs of the machine, if a task gets no more.
-    """
-
-    max_array_size: int | None = None
-    max_array_tasks: int | None = None
-    max_submit: int | None = None
-    cpus: int | None = None
+    max_array_size: int | None = None  # elements of one array, by Slurm's ``MaxArraySize``: the largest index + 1
+    max_array_tasks: int | None = None  # the same, by Slurm's ``max_array_tasks``
+    max_submit: int | None = None  # elements that a user may have in the queue
+    cpus: int | None = None  # of the machine, if a task gets no more
 
 
 class Snapshot(Protocol):
@@ -229,14 +189,25 @@ class Backend(Protocol):
         """Submit the array; return its job id.
 
         Raises:
-            SubmissionError: the scheduler refused it.
+            OptionError: a value cannot stand in a batch script.
+            SubmissionError: the array was refused, cannot run here, or was not confirmed in time.
         """
 
     def find(self, name: str, since: float) -> str | None:
-        """Return the id of the job of that unique name, submitted after *since*, or None."""
+        """Return the id of the job of that unique name, submitted after *since* (`time.time`), or None.
+
+        Raises:
+            SchedulerError: the scheduler failed.
+        """
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
-        """Cancel a job, or some of its elements, pending or running, in one call."""
+        """Cancel a job, or some of its elements, pending or running, in one call.
+
+        An element that has ended is no error.
+
+        Raises:
+            SchedulerError: the scheduler failed.
+        """
 
     def requeue(self, job_id: str, element: int) -> None:
         """End a running element and start it again.
@@ -247,7 +218,13 @@ class Backend(Protocol):
         raise SchedulerError(f"element {element} of {job_id} cannot be requeued: only Slurm requeues tasks")
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
-        """Change how many elements run at once; with *after* the job also waits for that job."""
+        """Change how many elements run at once (None: all), unless the job has ended.
+
+        With *after* the job also waits for that job, unless it has started.
+
+        Raises:
+            SchedulerError: the scheduler failed, or another living process runs the job.
+        """
 
     def query(self, job_ids: Collection[str]) -> Snapshot | None:
         """Return the newest snapshot of these jobs, asking the scheduler if the last is too old.
@@ -262,9 +239,6 @@ _MEMORY = re.compile(r"(?P<number>\d+)(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 _POWER = {"K": 1, "": 2, "M": 2, "G": 3, "T": 4}
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
-_UNITS = {1: (60,), 2: (60, 1), 3: (3600, 60, 1)}
-_UNITS_AFTER_DAYS = (3600, 60, 1)
-_NO_TIME_LIMIT = ("UNLIMITED", "INFINITE")
 
 
 def parse_time(text: str) -> float:
@@ -275,13 +249,13 @@ def parse_time(text: str) -> float:
     Raises:
         ValueError: *text* has none of the formats.
     """
-    if text.upper() in _NO_TIME_LIMIT:
+    if text.upper() in {"UNLIMITED", "INFINITE"}:
         return math.inf
     found = _TIME.fullmatch(text)
     if not found:
         raise ValueError(text)
     fields = found["clock"].split(":")
-    units = _UNITS_AFTER_DAYS if found["days"] else _UNITS[len(fields)]
+    units = (60, 1) if len(fields) < 3 and not found["days"] else (3600, 60, 1)  # noqa: PLR2004
     seconds = sum(int(value) * unit for value, unit in zip(fields, units, strict=False))
     # For Slurm a limit of zero is no limit.
     return int(found["days"] or 0) * 86400 + seconds or math.inf

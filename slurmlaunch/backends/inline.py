@@ -31,18 +31,12 @@ from slurmlaunch.runfolder.records import Kind
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from types import FrameType
-    from typing import Self
-
 
 _RECORD_BYTES = 1 << 18
 
 
 class InlineSnapshot(NamedTuple):
-    """The states of inline tasks: all completed, because `InlineBackend.submit` runs them to their end.
-
-    Attributes:
-        taken: when, in seconds since the epoch.
-    """
+    """The states of inline tasks: all completed, because `InlineBackend.submit` runs them to their end."""
 
     taken: float
 
@@ -76,7 +70,7 @@ class InlineBackend(Backend):
         folder = RunFolder(job.run_folder)
         manifest = Manifest.read(folder)
         round_ = Round.read(folder, job.round)
-        with _Interrupted() as interrupted:
+        with _noting_interrupts() as interrupted:
             for task in range(job.first_task, job.first_task + job.length):
                 _run_task(folder, manifest, round_, task, interrupted)
         return f"inline-{os.getpid()}-{next(self._ids)}"
@@ -98,7 +92,7 @@ class InlineBackend(Backend):
         return InlineSnapshot(time.time())
 
 
-def _run_task(folder: RunFolder, manifest: Manifest, round_: Round, task: int, interrupted: _Interrupted) -> None:
+def _run_task(folder: RunFolder, manifest: Manifest, round_: Round, task: int, interrupted: threading.Event) -> None:
     writer = OutcomeWriter(folder, task)
     writer.note(started=time.time(), node=platform.node())
     threads, seed = round_.plan.threads, manifest.seed
@@ -125,7 +119,7 @@ def _items_of(folder: RunFolder, round_: Round, task: int, attempt: int) -> Iter
 
 
 def _run_items(
-    folder: RunFolder, manifest: Manifest, items: Iterable[int], writer: OutcomeWriter, interrupted: _Interrupted
+    folder: RunFolder, manifest: Manifest, items: Iterable[int], writer: OutcomeWriter, interrupted: threading.Event
 ) -> None:
     try:
         work = Work(folder, manifest)
@@ -142,10 +136,10 @@ def _run_items(
                 values.add(item, data)
             else:
                 writer.failure(item, data)
-            if interrupted.pressed:
+            if interrupted.is_set():
                 break
         values.write()
-    if interrupted.pressed:
+    if interrupted.is_set():
         raise KeyboardInterrupt
 
 
@@ -158,7 +152,6 @@ class _Values:
         self._parts: list[bytes] = []
 
     def add(self, item: int, data: bytes | Bundle) -> None:
-        """Add a value; write the earlier ones if it does not continue them."""
         if isinstance(data, Bundle):
             self.write()
             self._writer.value(item, data)
@@ -171,7 +164,6 @@ class _Values:
         self._bytes += len(data)
 
     def write(self) -> None:
-        """Write the values that were added."""
         if len(self._parts) == 1:
             self._writer.value(self._first, self._parts[0])
         elif self._parts:
@@ -179,29 +171,21 @@ class _Values:
         self._parts, self._bytes = [], 0
 
 
-class _Interrupted:
-    """Distinguishes Ctrl-C, which ends the call, from a KeyboardInterrupt that the function raises.
+@contextlib.contextmanager
+def _noting_interrupts() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C sets: it ends the call, unlike a KeyboardInterrupt that the function raises."""
+    pressed = threading.Event()
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield pressed
+        return
 
-    Attributes:
-        pressed: True once Ctrl-C was pressed.
-    """
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        handler(number, frame)
 
-    def __init__(self) -> None:
-        self.pressed = False
-        self._in_main_thread = threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> Self:
-        if self._in_main_thread:
-            self._handler = signal.getsignal(signal.SIGINT)
-            if callable(self._handler):
-                signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.pressed = True
-        if callable(self._handler):
-            self._handler(number, frame)
-
-    def __exit__(self, *_: object) -> None:
-        if self._in_main_thread and callable(self._handler):
-            signal.signal(signal.SIGINT, self._handler)
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -55,17 +55,11 @@ _OF_AN_OUTER_TASK = (
 
 
 class LocalSnapshot(NamedTuple):
-    """The states of local jobs at one moment.
-
-    Attributes:
-        taken: when, in seconds since the epoch.
-        jobs: the states of the elements of each job of this process.
-        orphaned: the jobs of client processes that have ended.
-    """
+    """The states of local jobs at one moment."""
 
     taken: float
-    jobs: Mapping[str, Sequence[TaskRecord]]
-    orphaned: frozenset[str]
+    jobs: Mapping[str, Sequence[TaskRecord]]  # of this process
+    orphaned: frozenset[str]  # of client processes that have ended
 
     def get(self, job_id: str, element: int) -> TaskRecord | None:
         """Return the record of an element; None if only another process knows it."""
@@ -120,12 +114,7 @@ class LocalBackend(Backend):
         return "\n".join(lines) + "\n"
 
     def submit(self, job: ArrayJob) -> str:
-        """Put the array in the queue of this process; return its job id.
-
-        Raises:
-            SubmissionError: a folder or a program is missing, an option has an
-                invalid value, or the interpreter is exiting.
-        """
+        """Put the array in the queue of this process; return its job id."""
         env = self.environment(job)
         _check(job, env)
         try:
@@ -156,12 +145,8 @@ class LocalBackend(Backend):
             self.scheduler.cancel(job, elements)
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
-        """Change how many elements run at once; running ones continue. A local run is one array.
-
-        Raises:
-            SchedulerError: another living process runs the job.
-        """
-        del after
+        """Change how many elements run at once; running ones continue."""
+        del after  # a local run is one array
         if job := self._own(job_id, "throttled"):
             self.scheduler.set_throttle(job, throttle)
 
@@ -183,11 +168,7 @@ class LocalBackend(Backend):
         return max(1, MACHINE.cpus // self.resources(job).cpus)
 
     def resources(self, job: ArrayJob) -> TaskResources:
-        """Return the resources of a task.
-
-        Raises:
-            OptionError: sbatch would refuse the time or the memory.
-        """
+        """Return the resources of a task; raises as `TaskResources.of` does."""
         return TaskResources.of(job, MACHINE.cpus)
 
     def starter(self, job: ArrayJob) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 LIFELINE_FD = 32  # far from those that set-up lines, and bash itself, may use
 
@@ -35,24 +35,15 @@ STATUS_UNKNOWN = 256
 
 
 class TaskProcess:
-    """The process that leads a task.
+    """The process that leads a task: *pid* is also the id of its group and its session.
 
-    Attributes:
-        pid: its process id, which is also that of its group and its session.
-        pidfd: a descriptor that becomes readable when it ends, or None if it must be polled.
+    *pidfd* is a descriptor that becomes readable when it ends, or None if it must be polled.
     """
 
     def __init__(
         self, command: tuple[str, ...], env: Mapping[str, str], *, stdout: str, stderr: str, lifeline: int
     ) -> None:
-        """Start a task.
-
-        Args:
-            command: the command line; its first word is an absolute path.
-            env: all environment variables of the task.
-            stdout: the file that its standard output is appended to.
-            stderr: the same for its standard error.
-            lifeline: the descriptor of the lifeline's read end.
+        """Start a task: *command* begins with an absolute path, *lifeline* is the read end of a pipe.
 
         Raises:
             OSError: the program or one of the files cannot be opened.
@@ -117,10 +108,9 @@ class TaskProcess:
 
 
 def _pidfd(pid: int) -> int | None:
-    opener: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
     try:
-        return opener(pid) if opener else None
-    except OSError:  # also: too many open files
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # a Python built for an old kernel; too many open files
         return None
 
 

@@ -21,21 +21,13 @@ if TYPE_CHECKING:
 
 
 class TaskResources(NamedTuple):
-    """The resources and limits of one task.
-
-    Attributes:
-        cpus: the CPUs that it takes, never more than the machine has.
-        seconds: its time limit; `math.inf` if it has none.
-        memory: bytes that its processes may hold; `math.inf` if there is no limit.
-        ranks: the number of processes that share the CPUs evenly, perhaps on several nodes.
-        reserved: bytes that each rank takes of its node, if memory is shared out there.
-    """
+    """The resources and limits of one task; `math.inf` is no limit."""
 
     cpus: int
-    seconds: float = math.inf
-    memory: float = math.inf
-    ranks: int = 1
-    reserved: float = 0.0
+    seconds: float = math.inf  # the time limit
+    memory: float = math.inf  # bytes that its processes may hold
+    ranks: int = 1  # the processes that share the CPUs evenly, perhaps on several nodes
+    reserved: float = 0.0  # bytes that each rank takes of its node, if memory is shared out there
 
     @classmethod
     def of(cls, job: ArrayJob, machine_cpus: int | None = None) -> TaskResources:

@@ -81,23 +81,14 @@ def owner_of(job_id: str) -> ClientId | None:
 
 @dataclass(eq=False)
 class LocalJob:
-    """An array of this process, and the states of its elements.
-
-    Attributes:
-        id: the job id.
-        array: the array.
-        resources: the needs and limits of each task.
-        command: the command line of a task, without the task index at its end.
-        env: the environment of the tasks.
-        after: a job that must have ended before this one starts, or None.
-    """
+    """An array of this process, and the states of its elements."""
 
     id: str
     array: ArrayJob
-    resources: TaskResources
-    command: tuple[str, ...]
+    resources: TaskResources  # of each task
+    command: tuple[str, ...]  # without the task index at its end
     env: Mapping[str, str]
-    after: LocalJob | None = None
+    after: LocalJob | None = None  # must have ended before this one starts
 
     def __post_init__(self) -> None:
         self.submitted = time.time()
@@ -255,11 +246,7 @@ class LocalScheduler:
     # Called by any thread.
 
     def submit(self, job: LocalJob) -> None:
-        """Put an array at the end of the queue.
-
-        Raises:
-            RuntimeError: the interpreter is shutting down.
-        """
+        """Put an array at the end of the queue; RuntimeError if the interpreter is shutting down."""
         with self._changed:
             if self._pipes is None:
                 self._start_thread()
