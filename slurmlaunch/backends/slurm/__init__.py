@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import re
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates, Sl
 from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
 
     from slurmlaunch.backends.base import ArrayJob
     from slurmlaunch.backends.slurm.commands import Finished, Runner
@@ -54,11 +55,7 @@ _DEFAULT_MAX_ARRAY_SIZE = 1001
 
 
 class SlurmBackend(Backend):
-    """The `slurmlaunch.backends.base.Backend` of Slurm.
-
-    Attributes:
-        clusters: the value of sbatch's ``--clusters``, or None for the default cluster.
-    """
+    """The `Backend` of Slurm; *clusters* is the value of sbatch's ``--clusters``, None for the default cluster."""
 
     name = "slurm"
     query_every = 2.0
@@ -72,15 +69,7 @@ class SlurmBackend(Backend):
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Use these clusters.
-
-        Args:
-            clusters: the value of sbatch's ``--clusters``, or None for the default cluster.
-            run: runs Slurm's commands.
-            intervals: how often to ask for states; by default as the environment says.
-            sleep: waits between two tries of a submission, in seconds.
-            clock: the time, in seconds since the epoch.
-        """
+        """Use these clusters; *intervals* are by default as the environment says."""
         self.clusters = clusters
         self._run = run
         self._sleep = sleep
@@ -116,10 +105,6 @@ class SlurmBackend(Backend):
 
         If Slurm is unreachable for a moment, or sbatch got no answer, it tries
         again for half a minute, and looks for the job by its name before each try.
-
-        Raises:
-            OptionError: a value cannot stand in a batch script.
-            SubmissionError: Slurm refused the job, or did not answer in time.
         """
         env = for_submission(os.environ, sbatch_words(job))
         command = Command(("sbatch", "--parsable"), env, _SUBMIT_TIMEOUT, stdin=render(job), cwd=job.cwd)
@@ -157,11 +142,7 @@ class SlurmBackend(Backend):
             return None
 
     def find(self, name: str, since: float) -> str | None:
-        """Return the id of the job of that unique name, submitted after *since*, or None.
-
-        Raises:
-            SchedulerError: neither squeue nor sacct can say.
-        """
+        """Return the id of the job of that name, or None; raises if neither squeue nor sacct can say."""
         for cluster in self._cluster_names():
             number = find_job(Cluster(self._run, cluster), name, since)
             if number is not None:
@@ -169,33 +150,19 @@ class SlurmBackend(Backend):
         return None
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
-        """Cancel a job, or some of its elements, pending or running; an element that has ended is no error.
-
-        Raises:
-            SchedulerError: scancel failed.
-        """
+        """Cancel a job, or some of its elements, with scancel."""
         number, cluster = self._split(job_id)
-        named = [number] if elements is None else [f"{number}_[{part}]" for part in _parts(Elements.of(elements))]
+        named = [number] if elements is None else [f"{number}_[{part}]" for part in _parts(elements)]
         for start in range(0, len(named), _ARGUMENTS):
             cluster.change("scancel", *named[start : start + _ARGUMENTS], harmless=_ENDED_ALREADY)
 
     def requeue(self, job_id: str, element: int) -> None:
-        """End a running element and start it again.
-
-        Raises:
-            SchedulerError: scontrol failed.
-        """
+        """End a running element and start it again."""
         number, cluster = self._split(job_id)
         cluster.change("scontrol", "requeue", f"{number}_{element}", harmless=_ENDED_ALREADY)
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
-        """Change how many elements run at once (None: all); for a job that has ended, nothing happens.
-
-        With *after* the job also waits for that job, unless it has started.
-
-        Raises:
-            SchedulerError: scontrol failed.
-        """
+        """Change how many elements run at once, and with *after* the job that it waits for."""
         number, cluster = self._split(job_id)
         update = ("scontrol", "update", f"JobId={number}")
         cluster.change(*update, f"ArrayTaskThrottle={throttle or 0}", harmless=_ENDED_ALREADY)
@@ -206,8 +173,7 @@ class SlurmBackend(Backend):
     def query(self, job_ids: Collection[str]) -> SlurmSnapshot | None:
         """Return the newest states, asking first if they are too old; None if Slurm has never answered.
 
-        If *job_ids* is a mapping, its values are the times of submission (seconds since the epoch),
-        which tell a job from an older one with the same number.
+        The times of submission tell a job from an older one with the same number.
         """
         since: Mapping[str, float] = job_ids if isinstance(job_ids, Mapping) else self._submitted
         # Also clusters without a job: they record that this process watches nothing any more.
@@ -221,11 +187,8 @@ class SlurmBackend(Backend):
         snapshots = {name: snapshot for name, snapshot in found.items() if snapshot is not None}
         if not snapshots:
             return None
-        jobs = {
-            job_id: snapshots[name].jobs[number]
-            for job_id, (number, name) in numbers.items()
-            if name in snapshots and number in snapshots[name].jobs
-        }
+        known = {(number, name): states for name, each in snapshots.items() for number, states in each.jobs.items()}
+        jobs = {job_id: known[key] for job_id, key in numbers.items() if key in known}
         return SlurmSnapshot(min(snapshot.taken for snapshot in snapshots.values()), jobs)
 
     def _cluster_names(self) -> list[str | None]:
@@ -252,12 +215,7 @@ def _limits(configuration: str) -> Limits:
     )
 
 
-def _parts(elements: Elements) -> Iterator[str]:
-    """Yield the elements as text, in parts that fit into one argument."""
-    text = str(elements)
-    while len(text) > _LONGEST_ARGUMENT:
-        end = text.rindex(",", 0, _LONGEST_ARGUMENT)
-        yield text[:end]
-        text = text[end + 1 :]
-    if text:
-        yield text
+def _parts(elements: Collection[int]) -> list[str]:
+    """Return the elements as text, in parts that fit into one argument."""
+    parts = textwrap.wrap(str(Elements.of(elements)).replace(",", " "), _LONGEST_ARGUMENT, break_on_hyphens=False)
+    return [part.replace(" ", ",") for part in parts]

@@ -37,39 +37,23 @@ NO_SUCH_JOB = re.compile(r"Invalid job id specified|Invalid job id", re.IGNORECA
 
 @dataclass(frozen=True)
 class Command:
-    """A command to run.
-
-    Attributes:
-        words: the program and its arguments.
-        env: all environment variables of the program.
-        timeout: how many seconds it may take.
-        stdin: its standard input.
-        cwd: its working directory, or None for the client's.
-    """
+    """A command to run."""
 
     words: tuple[str, ...]
-    env: Mapping[str, str]
-    timeout: float
+    env: Mapping[str, str]  # all variables of the program
+    timeout: float  # seconds
     stdin: str = ""
     cwd: Path | None = None
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The outcome of a command.
+    """The outcome of a command."""
 
-    Attributes:
-        returncode: its exit status; None if it could not be started or was killed.
-        stdout: its standard output.
-        stderr: its standard error, or why it could not be started.
-        missing: True if there is no such program.
-        timed_out: True if it was killed because it took too long.
-    """
-
-    returncode: int | None
+    returncode: int | None  # None: it could not be started, or was killed
     stdout: str = ""
-    stderr: str = ""
-    missing: bool = False
+    stderr: str = ""  # or why it could not be started
+    missing: bool = False  # there is no such program
     timed_out: bool = False
 
     @property
@@ -126,15 +110,10 @@ def _kill(process: subprocess.Popen[str], timeout: float) -> Finished:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster, reached through Slurm's commands.
-
-    Attributes:
-        run: runs the commands.
-        name: the name of the cluster, or None for the default one.
-    """
+    """One cluster, reached through Slurm's commands."""
 
     run: Runner
-    name: str | None = None
+    name: str | None = None  # None is the default cluster
 
     def call(self, program: str, *arguments: str) -> Finished:
         """Run one of Slurm's commands other than sbatch on this cluster."""

@@ -50,12 +50,9 @@ class Elements:
 
     One integer holds the set, so that a hundred thousand pending elements, one row
     of squeue, stay one object, and union and difference are single operations.
-
-    Attributes:
-        bits: bit *i* is set if element *i* belongs to the set.
     """
 
-    bits: int = 0
+    bits: int = 0  # bit i is set if element i belongs to the set
 
     @classmethod
     def of(cls, numbers: Iterable[int]) -> Elements:
@@ -131,23 +128,14 @@ _NONE = Elements()
 
 @dataclass(frozen=True)
 class Row:
-    """One row of squeue or sacct.
+    """One row of squeue or sacct."""
 
-    Attributes:
-        job: the number of the array's job.
-        elements: the elements that the row describes.
-        record: their state and its details.
-        shared: True for the row that all pending elements share; an element's own row outranks it.
-        elided: True if Slurm printed only a part of a long list of elements.
-        step: the name of the job step, or None for the task as a whole.
-    """
-
-    job: str
+    job: str  # the number of the array's job
     elements: Elements
     record: TaskRecord
-    shared: bool = False
-    elided: bool = False
-    step: str | None = None
+    shared: bool = False  # the row of all pending elements; an element's own row outranks it
+    elided: bool = False  # Slurm printed only a part of a long list of elements
+    step: str | None = None  # the name of the job step, or None for the task as a whole
 
     @property
     def is_final(self) -> bool:
@@ -157,51 +145,33 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Elements with the same record.
-
-    Attributes:
-        elements: the elements.
-        record: their state and its details.
-        since: when they were first missing, in seconds since the epoch; 0.0 if they are not.
-    """
+    """Elements with the same record."""
 
     elements: Elements
     record: TaskRecord
-    since: float = 0.0
+    since: float = 0.0  # when they were first missing, in seconds since the epoch; 0.0 if they are not
 
     def to_json(self) -> list[Any]:
         """Return the group as stored in the shared file."""
-        record = self.record
-        return [str(self.elements), record.state.value, record.exit_code, record.node, record.reason, self.since]
+        return [str(self.elements), *vars(self.record).values(), self.since]
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Group:
         """Read a group from the shared file."""
-        elements, state, exit_code, node, reason, since = data
-        return cls(
-            Elements.parse(elements) or _NONE, TaskRecord(TaskState.parse(state), exit_code, node, reason), since
-        )
+        elements, state, *details, since = data
+        return cls(Elements.parse(elements) or _NONE, TaskRecord(TaskState.parse(state), *details), since)
 
 
 @dataclass(frozen=True)
 class JobStates:
-    """The states of one array's elements.
+    """The states of one array's elements."""
 
-    Attributes:
-        alive: elements that squeue lists without a final state.
-        ended: elements with a final state.
-        lost: elements that neither command lists, with their last record.
-        seen: all elements ever listed.
-        absent: since when squeue has listed nothing of the job; 0.0 while it does.
-        gone: True once the job is over, so that an element not in *ended* never started.
-    """
-
-    alive: tuple[Group, ...] = ()
-    ended: tuple[Group, ...] = ()
-    lost: tuple[Group, ...] = ()
-    seen: Elements = _NONE
-    absent: float = 0.0
-    gone: bool = False
+    alive: tuple[Group, ...] = ()  # squeue lists them without a final state
+    ended: tuple[Group, ...] = ()  # with a final state
+    lost: tuple[Group, ...] = ()  # neither command lists them; with their last record
+    seen: Elements = _NONE  # ever listed
+    absent: float = 0.0  # since when squeue has listed nothing of the job; 0.0 while it does
+    gone: bool = False  # the job is over: an element not in *ended* never started
 
     def get(self, element: int) -> TaskRecord | None:
         """Return the record of an element; None if Slurm has not listed it yet."""
@@ -212,7 +182,7 @@ class JobStates:
 
     def ended_count(self) -> int:
         """Return the number of elements with a final state."""
-        return sum(len(group.elements) for group in self.ended)
+        return len(_all(self.ended))
 
     def needs_sacct(self) -> bool:
         """Whether squeue no longer lists all elements, so that only sacct can say how the others ended."""
@@ -305,13 +275,12 @@ class JobStates:
 
 def _split(rows: list[Row]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """Return the alive and the ended elements, by the rows that describe whole tasks."""
-    whole = [row for row in rows if row.step is None]
-    own = [row for row in whole if not row.shared]
+    own = [row for row in rows if row.step is None and not row.shared]
     alive = _join(Group(row.elements, row.record) for row in own if not row.is_final)
     ended = _without(_join(Group(row.elements, row.record) for row in own if row.is_final), _all(alive))
     # While an element starts, both rows list it: its own is the newer one.
     known = _all(alive) | _all(ended)
-    shared = [row for row in whole if row.shared]
+    shared = [row for row in rows if row.step is None and row.shared]
     pending = (Group(row.elements - known, row.record) for row in shared if not row.is_final)
     # The reason of a shared row says why the elements were pending, not how they ended.
     never_started = (Group(row.elements - known, replace(row.record, reason=None)) for row in shared if row.is_final)

@@ -47,17 +47,11 @@ _LONG_AGO = 400 * 86400.0
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one query.
+    """The answer to one query."""
 
-    Attributes:
-        rows: its rows, or None if the command failed.
-        error: why it failed.
-        disabled: True if the site keeps no accounts, so that sacct never answers.
-    """
-
-    rows: tuple[Row, ...] | None
+    rows: tuple[Row, ...] | None  # None: the command failed
     error: str = ""
-    disabled: bool = False
+    disabled: bool = False  # the site keeps no accounts, so that sacct never answers
 
 
 def squeue(cluster: Cluster, jobs: Collection[str]) -> Answer:

@@ -29,7 +29,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -61,17 +61,11 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Intervals:
-    """How old states may be, in seconds; ``$SLURMLAUNCH_QUERY_INTERVAL`` sets *shortest* and scales the others.
+    """How old states may be, in seconds; ``$SLURMLAUNCH_QUERY_INTERVAL`` sets *shortest* and scales the others."""
 
-    Attributes:
-        shortest: at first, and after something has ended.
-        longest: while nothing ends.
-        gone: how long an element must be missing from squeue and sacct to count as cancelled.
-    """
-
-    shortest: float = 30.0
-    longest: float = 180.0
-    gone: float = 70.0
+    shortest: float = 30.0  # at first, and after something has ended
+    longest: float = 180.0  # while nothing ends
+    gone: float = 70.0  # how long an element must be missing from squeue and sacct to count as cancelled
 
     VARIABLE = "SLURMLAUNCH_QUERY_INTERVAL"
 
@@ -82,30 +76,22 @@ class Intervals:
         Raises:
             OptionError: its value is not a number of seconds.
         """
-        default = cls()
-        text = os.environ.get(cls.VARIABLE)
-        if not text:
-            return default
+        text = os.environ.get(cls.VARIABLE) or str(cls.shortest)
         try:
-            scale = float(text) / default.shortest
+            scale = float(text) / cls.shortest
         except ValueError:
             scale = 0.0
         if not 0 < scale < float("inf"):
             raise OptionError(f"{cls.VARIABLE}={text!r} is not a number of seconds", option=cls.VARIABLE)
-        return cls(default.shortest * scale, default.longest * scale, default.gone * scale)
+        return cls(cls.shortest * scale, cls.longest * scale, cls.gone * scale)
 
 
 @dataclass(frozen=True)
 class SlurmSnapshot:
-    """The states of jobs as Slurm last reported them.
-
-    Attributes:
-        taken: when it answered, in seconds since the epoch.
-        jobs: the states of each job, by its id.
-    """
+    """The states of jobs as Slurm last reported them."""
 
     taken: float
-    jobs: Mapping[str, JobStates]
+    jobs: Mapping[str, JobStates]  # by job id
 
     def get(self, job_id: str, element: int) -> TaskRecord | None:
         """Return the record of an element; None if Slurm has not listed it yet."""
@@ -115,23 +101,15 @@ class SlurmSnapshot:
 
 @dataclass(frozen=True)
 class Content:
-    """The content of the shared file.
+    """The content of the shared file; times are in seconds since the epoch."""
 
-    Attributes:
-        asked: when Slurm was last asked, in seconds since the epoch.
-        taken: when it last answered.
-        age: how many seconds after *asked* it may be asked again; 0.0 for the shortest time.
-        no_accounts_until: until when sacct is not asked, because the site keeps no accounts.
-        watchers: the jobs that each process watches, with their times of submission (0.0: not known).
-        jobs: the states of each job, by its number.
-    """
-
-    asked: float = 0.0
-    taken: float = 0.0
-    age: float = 0.0
-    no_accounts_until: float = 0.0
+    asked: float = 0.0  # when Slurm was last asked
+    taken: float = 0.0  # when it last answered
+    age: float = 0.0  # how many seconds after *asked* it may be asked again; 0.0 for the shortest time
+    no_accounts_until: float = 0.0  # until then sacct is not asked, because the site keeps no accounts
+    # The jobs that each process watches, with their times of submission (0.0: not known).
     watchers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    jobs: Mapping[str, JobStates] = field(default_factory=dict)
+    jobs: Mapping[str, JobStates] = field(default_factory=dict)  # by the job's number
 
     @classmethod
     def parse(cls, text: bytes) -> Content:
@@ -264,8 +242,7 @@ class SharedStates:
         self._error = error
 
 
-@dataclass(frozen=True)
-class _Answer:
+class _Answer(NamedTuple):
     jobs: Mapping[str, JobStates]
     no_accounts_until: float
     ok: bool
