@@ -36,7 +36,7 @@ from __future__ import annotations
 import signal as signals
 import sys
 from pickle import PicklingError
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 
 class SlurmlaunchError(Exception):
@@ -56,7 +56,10 @@ class SlurmlaunchError(Exception):
         return (_rebuild, (type(self), self.args, self.__dict__))
 
 
-def _rebuild(cls: type[SlurmlaunchError], args: tuple[object, ...], fields: dict[str, Any]) -> SlurmlaunchError:
+_Error = TypeVar("_Error", bound=SlurmlaunchError)
+
+
+def _rebuild(cls: type[_Error], args: tuple[object, ...], fields: dict[str, Any]) -> _Error:
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(fields)
@@ -234,9 +237,7 @@ class ItemError(SlurmlaunchError):
 
     def for_item(self, item: int) -> ItemError:
         """Return a copy for one item, because one cause may end many items."""
-        copy = type(self).__new__(type(self), *self.args)
-        copy.args = self.args
-        copy.__dict__.update(self.__dict__)
+        copy = _rebuild(type(self), self.args, self.__dict__)
         copy.place = self.place._replace(item=item)
         copy.__cause__ = self.__cause__  # the remote traceback
         return copy

@@ -17,6 +17,7 @@ import pickle
 import struct
 import traceback
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -166,7 +167,7 @@ class Value(Generic[T]):
             return (apart or Apart()).dumps(value)
         except BaseException:  # noqa: BLE001, S110  (as above)
             pass
-        return _described(value, _cloudpickle_apart)
+        return _described(value, partial(pickle_apart, dumps=_cloudpickle))
 
     @classmethod
     def load(cls, data: bytes | memoryview, buffers: Iterable[bytes | bytearray | memoryview] = ()) -> Outcome[Any]:
@@ -301,16 +302,10 @@ def _text_of(error: BaseException) -> str:
 _BYTES = frozenset({bytes, bytearray})
 
 
-def _cloudpickle(value: object) -> bytes:
-    from slurmlaunch import byvalue
+def _cloudpickle(value: object, protocol: int = PICKLE_PROTOCOL, **options: Any) -> bytes:
+    from slurmlaunch import byvalue  # here, because cloudpickle takes long to import
 
-    return byvalue.dumps(value, PICKLE_PROTOCOL)
-
-
-def _cloudpickle_apart(value: object) -> bytes | Bundle:
-    from slurmlaunch import byvalue
-
-    return pickle_apart(value, byvalue.dumps)
+    return byvalue.dumps(value, protocol, **options)
 
 
 def _described(value: object, dumps: Callable[[object], D]) -> D:
@@ -328,11 +323,9 @@ def _described(value: object, dumps: Callable[[object], D]) -> D:
 
 def _dump_exception(error: BaseException) -> bytes:
     """Return a pickle that was tested: of the exception itself, else of its parts, else of its nearest base."""
-    from slurmlaunch import byvalue
-
     for form in chain([error], _rebuildable(error)):
         try:
-            data = byvalue.dumps(form, PICKLE_PROTOCOL)
+            data = _cloudpickle(form)
             loaded = _load_exception(data)
         except BaseException:  # noqa: BLE001, S112  (then the next form is tried)
             continue
@@ -386,10 +379,8 @@ def _builtin_base(cls: type[BaseException]) -> Any:
 
 def _surviving(value: object, depth: int) -> object:
     """Return the value if it survives a pickle, else an exception in parts, or the repr of anything else."""
-    from slurmlaunch import byvalue
-
     with suppress(BaseException):  # anything may be raised by a __reduce__
-        loaded = pickle.loads(byvalue.dumps(value, PICKLE_PROTOCOL))
+        loaded = pickle.loads(_cloudpickle(value))
         if not isinstance(value, BaseException) or _same(loaded, value):
             return value
     if isinstance(value, BaseException) and depth:
