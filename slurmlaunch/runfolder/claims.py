@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from bisect import bisect_left
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,12 +39,7 @@ _NO_INODES = frozenset({0, 0xFFFFFFFF})
 
 
 class Claimant(NamedTuple):
-    """The attempt that has claimed a block.
-
-    Attributes:
-        task: its task.
-        attempt: its number.
-    """
+    """The attempt that has claimed a block."""
 
     task: int
     attempt: int
@@ -121,9 +117,8 @@ class Claimer:
     def own(self) -> list[int]:
         """Return the blocks that this task has claimed, in earlier attempts too, without those returned before."""
         if self._signed is None:
-            self._signed = (
-                self._sign()
-            )  # first: writing into a folder makes a network file system drop its cached listing
+            # First: writing into a folder makes a network file system drop its cached listing.
+            self._signed = self._sign()
         if self._reader is None:
             self._reader = ClaimReader(self._folder)
         return sorted(block for block, claimant in self._reader.new() if claimant.task == self._claimant.task)
@@ -158,9 +153,8 @@ class Claimer:
             if self._link(block):
                 return block
             self._skip_claimed()
-            time.sleep(
-                pause * (time.monotonic_ns() % 1000) / 1000
-            )  # at random, so that tasks that collided do not collide again
+            # At random, so that tasks that collided do not collide again.
+            time.sleep(pause * (time.monotonic_ns() % 1000) / 1000)
             pause = min(_LONGEST_PAUSE, pause * 2)
         return None
 
@@ -198,13 +192,7 @@ class Claimer:
         while low + step < self._number and self._is_claimed(low + step):
             low, step = low + step, 2 * step
         high = min(low + step, self._number)  # looks unclaimed, or is the end
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._is_claimed(middle):
-                low = middle
-            else:
-                high = middle
-        self._next = high
+        self._next = bisect_left(range(high), 1, low + 1, key=lambda block: not self._is_claimed(block))
 
     def _is_claimed(self, block: int) -> bool:
         return os.path.lexists(self._folder / str(block))

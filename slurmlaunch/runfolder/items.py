@@ -17,6 +17,7 @@ import os
 import pickle
 import struct
 import sys
+from bisect import bisect_right
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -203,14 +204,8 @@ class ItemReader:
 
     def _block_of(self, item: int) -> int:
         """Return the offset of the block that holds the item."""
-        low, high = 0, self._blocks
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._entry(middle)[0] <= item:
-                low = middle
-            else:
-                high = middle
-        return self._entry(low)[1]
+        block = bisect_right(range(self._blocks), item, key=lambda block: self._entry(block)[0]) - 1
+        return self._entry(max(block, 0))[1]
 
     def _find(self, item: int) -> tuple[records.Header, int]:
         """Return the header of the block that holds the item, and its offset."""
