@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.changes import NewNames
-from slurmlaunch.runfolder.records import Entry, Kind, Record, RecordWriter, open_owned, read_at
+from slurmlaunch.runfolder.records import Entry, Kind, Record, RecordWriter, opened, read_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -81,11 +81,8 @@ class CancellationReader:
 
     def _read(self, name: str, position: int, length: int) -> Iterator[range]:
         self._changes.operations += _READING_COST
-        descriptor = open_owned(self._folder / name)
-        try:
+        with opened(self._folder / name) as (descriptor, _):
             data = read_at(descriptor, length, position)
-        finally:
-            os.close(descriptor)
         for found in records.scan(memoryview(data), position):
             if isinstance(found, Record):
                 self._positions[name] = found.offset + records.HEADER_SIZE

@@ -26,8 +26,8 @@ from slurmlaunch.runfolder.records import (
     Kind,
     RecordWriter,
     create,
-    open_checked,
     open_owned,
+    opened,
     read_at,
 )
 
@@ -72,11 +72,11 @@ class AttemptWriter(RecordWriter):
 
     def numbers(self, kind: Kind, first: int, data: bytes) -> None:
         """Record numbers as the values of consecutive items: INTEGERS or FLOATS, as they are in memory."""
-        code = _CODES[kind]
-        self._append(kind, first, len(data) // array(code).itemsize, [records.pack_numbers(data, code)])
+        numbers = records.little_endian(array(_CODES[kind], data))
+        self._append(kind, first, len(numbers), [numbers.tobytes()])
 
     def _packed(self, kind: Kind, first: int, lengths: array[int], data: bytes | memoryview) -> None:
-        table = b"" if len(lengths) == 1 else records.pack_lengths(lengths)
+        table = b"" if len(lengths) == 1 else records.little_endian(lengths).tobytes()
         self._append(kind, first, len(lengths), [table, data])
 
     def value(self, item: int, pickled: bytes | Bundle) -> None:
@@ -192,18 +192,23 @@ _LIST = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.EMPTY_LIST + pickle.MAR
 _END_OF_LIST = pickle.APPENDS + pickle.STOP
 
 
-def read_record(file: Path, offset: int, salt: int = 0) -> Content:
-    """Read a record that was found before.
+def read_record(file: Path, offset: int, salt: int = 0, header: records.Header | None = None) -> Content:
+    """Read a record that was found before, its header too unless that is at hand.
 
     Raises:
         ResultLost: it is gone, or was damaged since.
         UnsafeRunFolder: it is not safe to read.
     """
+    payload: bytes | Bundle | None = None
     with _open_recorded(file, offset) as descriptor:
-        header = records.parse_header(os.pread(descriptor, HEADER_SIZE, offset), salt=salt)
-        if header is None:
-            raise ResultLost(_DAMAGED, file=str(file), offset=offset)
-        return _content(descriptor, file, offset, header)
+        header = header or records.parse_header(os.pread(descriptor, HEADER_SIZE, offset), salt=salt)
+        if header and header.kind == Kind.BUNDLE:
+            payload = read_bundle(descriptor, offset + HEADER_SIZE, header.length, header.payload_crc)
+        elif header:
+            payload = records.read_payload(descriptor, header, offset)
+    if header is None or payload is None:
+        raise ResultLost(_DAMAGED, file=str(file), offset=offset)
+    return Content(header, payload)
 
 
 _DAMAGED = "the outcome was recorded, but its record on disk is damaged"
@@ -220,22 +225,6 @@ def _open_recorded(file: Path, offset: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _content(descriptor: int, file: Path, offset: int, header: records.Header) -> Content:
-    if header.kind != Kind.BUNDLE:
-        return Content(header, _payload(descriptor, file, offset, header))
-    bundle = read_bundle(descriptor, offset + HEADER_SIZE, header.length, header.payload_crc)
-    if bundle is None:
-        raise ResultLost(_DAMAGED, file=str(file), offset=offset)
-    return Content(header, bundle)
-
-
-def _payload(descriptor: int, file: Path, offset: int, header: records.Header) -> bytes:
-    payload = records.read_payload(descriptor, header, offset)
-    if payload is None:
-        raise ResultLost(_DAMAGED, file=str(file), offset=offset)
-    return payload
 
 
 class Recorded(NamedTuple):
@@ -262,8 +251,7 @@ class Recorded(NamedTuple):
         """
         if self.failure is not None:
             return Content(self.header, self.failure)
-        with _open_recorded(self.file, self.offset) as descriptor:
-            return _content(descriptor, self.file, self.offset, self.header)
+        return read_record(self.file, self.offset, header=self.header)
 
     def payload(self) -> bytes:
         """Read the payload of the record.
@@ -272,7 +260,10 @@ class Recorded(NamedTuple):
             ResultLost, UnsafeRunFolder: as for `read`.
         """
         with _open_recorded(self.file, self.offset) as descriptor:
-            return _payload(descriptor, self.file, self.offset, self.header)
+            payload = records.read_payload(descriptor, self.header, self.offset)
+        if payload is None:
+            raise ResultLost(_DAMAGED, file=str(self.file), offset=self.offset)
+        return payload
 
 
 class OutcomeFile:
@@ -310,9 +301,8 @@ class OutcomeFile:
             UnsafeRunFolder: it is not safe to read.
         """
         self.operations += 1
-        descriptor, status = open_checked(self.path)
-        self.operations += 2
-        try:
+        with opened(self.path) as (descriptor, status):
+            self.operations += 2
             size = status.st_size
             if size < self.position:
                 self.position = 0  # the last record was cut off; callers skip the items that they know
@@ -331,8 +321,6 @@ class OutcomeFile:
                 yield from found
                 if self.position == before:
                     return
-        finally:
-            os.close(descriptor)
 
     def _header(self, descriptor: int) -> records.Header | None:
         """Return the header of the next record; None if no whole one follows."""

@@ -93,7 +93,7 @@ class Slices(_Numbers):
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as a round's plan holds them."""
-        return {"items": self.items, "tasks": self.tasks, "chunksize": self.chunksize}
+        return self._asdict()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Slices:

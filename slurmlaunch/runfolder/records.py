@@ -104,13 +104,7 @@ class Header(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A whole record that was read.
-
-    Attributes:
-        offset: the position of its header in the file, in bytes.
-        header: the header.
-        payload: the payload, its checksum verified.
-    """
+    """A whole record that was read: the position of its header in the file, in bytes, and the verified payload."""
 
     offset: int
     header: Header
@@ -149,14 +143,7 @@ def pack(parts: Sequence[bytes]) -> bytes:
     """Join the parts of a payload behind their lengths; a single part stays as it is."""
     if len(parts) == 1:
         return parts[0]
-    return pack_lengths(array("I", map(len, parts))) + b"".join(parts)
-
-
-def pack_lengths(lengths: array[int]) -> bytes:
-    """Return the lengths as packed parts begin with them."""
-    if sys.byteorder == "big":
-        lengths.byteswap()
-    return lengths.tobytes()
+    return little_endian(array("I", map(len, parts))).tobytes() + b"".join(parts)
 
 
 def unpack(payload: memoryview, count: int) -> list[memoryview]:
@@ -170,26 +157,19 @@ def boundaries(payload: memoryview, count: int) -> list[int]:
         return [0, len(payload)]
     lengths = array("I")
     lengths.frombytes(payload[: count * lengths.itemsize])
-    if sys.byteorder == "big":
-        lengths.byteswap()
-    return list(accumulate(lengths, initial=count * lengths.itemsize))
+    return list(accumulate(little_endian(lengths), initial=count * lengths.itemsize))
 
 
 def numbers(payload: memoryview, code: str) -> list[Any]:
     """Return the numbers of a payload; *code* is their type in the terms of `array`."""
-    found = array(code, bytes(payload))
+    return little_endian(array(code, bytes(payload))).tolist()
+
+
+def little_endian(numbers: array[Any]) -> array[Any]:
+    """Return the array itself, its bytes swapped if the machine's order differs from that of records."""
     if sys.byteorder == "big":
-        found.byteswap()
-    return found.tolist()
-
-
-def pack_numbers(data: bytes, code: str) -> bytes:
-    """Return the payload for numbers given as the bytes of an `array`."""
-    if sys.byteorder == "little":
-        return data
-    found = array(code, data)
-    found.byteswap()
-    return found.tobytes()
+        numbers.byteswap()
+    return numbers
 
 
 def parse_header(data: memoryview | bytes, position: int = 0, *, salt: int = 0) -> Header | None:
@@ -239,12 +219,7 @@ def _next_header(data: memoryview, position: int, salt: int) -> int:
 
 
 class Entry(NamedTuple):
-    """A record to be appended, its checksum computed, which for a large one takes as long as writing it.
-
-    Attributes:
-        header: its header.
-        parts: the payload.
-    """
+    """A record to be appended, its checksum computed, which for a large one takes as long as writing it."""
 
     header: Header
     parts: Sequence[Part]
@@ -256,11 +231,7 @@ class Entry(NamedTuple):
 
 
 class RecordWriter:
-    """Appends records to a file that nobody else appends to.
-
-    Attributes:
-        path: the file.
-    """
+    """Appends records to a file that nobody else appends to."""
 
     def __init__(self, path: Path, *, salt: int = 0, flags: int = os.O_CREAT) -> None:
         """Open the file.
@@ -417,13 +388,20 @@ def open_checked(path: Path) -> tuple[int, os.stat_result]:
     return descriptor, status
 
 
-def read_owned(path: Path) -> bytes:
-    """Return the content of a file, on the conditions of `open_owned`."""
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a file as `open_owned` does, and close it at the end."""
     descriptor, status = open_checked(path)
     try:
-        return read_at(descriptor, status.st_size, 0)
+        yield descriptor, status
     finally:
         os.close(descriptor)
+
+
+def read_owned(path: Path) -> bytes:
+    """Return the content of a file, on the conditions of `open_owned`."""
+    with opened(path) as (descriptor, status):
+        return read_at(descriptor, status.st_size, 0)
 
 
 def _check(status: os.stat_result, path: Path) -> None:
@@ -441,15 +419,9 @@ def _check(status: os.stat_result, path: Path) -> None:
 def read_at(descriptor: int, length: int, offset: int) -> bytes:
     """Return *length* bytes of a file, or fewer at its end; one ``pread`` may stop short of 2 GiB."""
     data = os.pread(descriptor, length, offset)
-    if len(data) == length:
-        return data
-    pieces = [data]
-    missing = length - len(data)
-    while missing and pieces[-1]:
-        offset += len(pieces[-1])
-        pieces.append(os.pread(descriptor, missing, offset))
-        missing -= len(pieces[-1])
-    return b"".join(pieces)
+    while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def write_whole(path: Path, parts: Iterable[Part]) -> None:

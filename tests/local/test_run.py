@@ -28,7 +28,7 @@ from slurmlaunch.runfolder.journal import Round, read_rounds
 from slurmlaunch.runfolder.layout import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices
-from slurmlaunch.runfolder.records import open_owned
+from slurmlaunch.runfolder.records import opened
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import wait_until
 from tests.unit.test_collector import poll
@@ -175,13 +175,13 @@ def test_a_file_that_cannot_be_read_now(folder: RunFolder, monkeypatch: pytest.M
     futures: list[Future[Any]] = [run.future(item, Future) for item in (0, 2)]
     for client, item in enumerate((0, 2)):
         CancellationWriter(folder, 0, str(client)).add([range(item, item + 1)])
-    opened: list[Path] = []
+    tried: list[Path] = []
 
-    def open_one(path: Path) -> int:
-        opened.append(path)
-        return open_owned(path) if len(opened) == 1 else refuse()
+    def open_one(path: Path) -> Any:
+        tried.append(path)
+        return opened(path) if len(tried) == 1 else refuse()
 
-    monkeypatch.setattr(cancellations, "open_owned", open_one)
+    monkeypatch.setattr(cancellations, "opened", open_one)
     with pytest.raises(OSError, match="stale"):
         poll(watch)
     assert [False, True] == sorted(future.cancelled() for future in futures)

@@ -200,7 +200,7 @@ def test_packed_parts_are_unpacked(parts: list[bytes]) -> None:
 
 def test_lengths_are_little_endian() -> None:
     """Lengths before packed parts are u32, little-endian, on every machine."""
-    assert records.pack_lengths(array("I", [1, 256])) == b"\x01\x00\x00\x00\x00\x01\x00\x00"
+    assert records.little_endian(array("I", [1, 256])).tobytes() == b"\x01\x00\x00\x00\x00\x01\x00\x00"
 
 
 def test_a_header_is_as_it_is_specified() -> None:
