@@ -1,17 +1,10 @@
 """The allocation backend: tasks as steps of an allocation that the user already has, without a queue.
 
-The client creates an `AllocationBackend` inside the allocation (``salloc``, or a batch job). It is
-a `LocalBackend` whose scheduler has the capacity of the allocation's nodes, and whose tasks are
-started by ``srun --exact``: Slurm gives each step its CPUs and memory on one of the nodes. As
-many steps run at once as fit; srun would wait for the others too, but asks the
-controller again and again meanwhile.
-
-Of sbatch's options the resources of a task count (``cpus_per_task``, ``mem``,
-``gpus_per_task``, ``gres``, ...) and ``time``. A task without a memory option gets its share
-of the allocation's by its CPUs: a step would take all of it.
-
-As with local tasks, the client waits for them when the interpreter exits, and they end
-if it is killed.
+It is a `LocalBackend` whose scheduler has the capacity of the allocation's nodes, and whose tasks are started by ``srun
+--exact``: Slurm gives each step its CPUs and memory on one of the nodes. As many steps run at once as fit; srun would
+wait for the others too, but asks the controller again and again meanwhile. Of sbatch's options the resources of a task
+count, and ``time``. A task without a memory option gets its share of the allocation's by its CPUs: a step would take
+all of it. The client creates it; functions and items are unknown here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The protocol of a backend: its input, an `ArrayJob`, and its reports, a `Snapshot`.
 
-The client uses every backend through `Backend`, and each backend implements it. A backend
-starts, stops and requeues the tasks of one array and reports their states. It
-must not know functions, items and outcomes: these lie in the run folder.
+The client uses every backend through `Backend`, and each backend implements it. A backend starts, stops and requeues
+the tasks of one array and reports their states. It must not know functions, items and outcomes: these lie in the run
+folder.
 """
 
 from __future__ import annotations

@@ -1,15 +1,10 @@
-"""Containers: the command line that starts a node inside an image.
+"""Containers: the command line that starts a node inside an image; an `ArrayJob` calls it.
 
-`Container` is a public class; an `ArrayJob` calls it for its command line. Batch scripts and
-schedulers are unknown here.
-
-The image's own Python runs inside. It sees these folders of the client: the run folder, the
-working directory, and the folders of the user's own modules. Packages *installed* for the
-client stay outside, because the image has its own. The client's variables are set inside, and
-signals reach the node: a runtime either becomes the node (charliecloud), or forwards
-signals (the others do without a terminal).
-
-Sources: apptainer-exec, podman-run(1), ch-run(1).
+The image's own Python runs inside. It sees these folders of the client: the run folder, the working directory, and the
+folders of the user's own modules. Packages *installed* for the client stay outside, because the image has its own. The
+client's variables are set inside, and signals reach the node: a runtime either becomes the node (charliecloud), or
+forwards signals (the others do without a terminal). Batch scripts and schedulers are unknown here. Sources:
+apptainer-exec, podman-run(1), ch-run(1).
 """
 
 from __future__ import annotations

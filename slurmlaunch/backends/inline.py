@@ -1,8 +1,7 @@
 """The inline backend: runs each item in the calling thread, during the call.
 
-The client creates an `InlineBackend`. As with the other backends, all arguments and results
-are pickled, so that an object that cannot be pickled fails here too. There is no
-pool, no cap and no process: a debugger works.
+The client creates it. As with the other backends, all arguments and results are pickled, so that an object that cannot
+be pickled fails here too. There is no pool, no cap and no process: a debugger works.
 """
 
 from __future__ import annotations

@@ -1,17 +1,13 @@
 """The local backend: tasks as processes of this machine, on a laptop and in tests.
 
-The client creates a `LocalBackend`; the allocation backend builds on it. Functions, items
-and outcomes are unknown here: they lie in the run folder.
+The client creates a `LocalBackend`; functions, items and outcomes are unknown here. A task starts as the batch script
+starts it on Slurm, with the same logs and the same end mark, and a thread of the client is the scheduler: see
+`scheduler`. It never runs tasks of more CPUs than the machine has. Of sbatch's options these count: ``cpus_per_task``,
+``time``, ``mem`` and ``mem_per_cpu``.
 
-A task starts as the batch script starts it on Slurm, with the same logs and
-the same end mark, and a thread of the client is the scheduler: see `scheduler`. It
-never runs tasks of more CPUs than the machine has.
-
-Of sbatch's options these count: ``cpus_per_task``, ``time``, ``mem`` and ``mem_per_cpu``.
-
-The client waits for its jobs when the interpreter exits, and they end if it is killed. Their
-states lie in its memory: only the process that runs a job can tell its state, change its
-throttle or cancel it. After that process has ended, the job's tasks are `NODE_FAIL`.
+The client waits for its jobs when the interpreter exits, and they end if it is killed. Their states lie in its memory:
+only the process that runs a job can tell its state, change its throttle or cancel it. After that process has ended, the
+job's tasks are `NODE_FAIL`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """The processes of one task on this machine: started, signalled, measured and reaped.
 
-The local scheduler calls this; arrays, limits and end marks are its own affair.
-
-Each task leads a session of its own: Ctrl-C in the client's terminal does not reach
-it, and all processes that it starts can be found again. It is started by
-`os.posix_spawn`, which alone still works while the interpreter shuts down and
-queued tasks must yet run (Python 3.12 and later refuse to fork then).
+Each task leads a session of its own: Ctrl-C in the client's terminal does not reach it, and all processes that it
+starts can be found again. It is started by `os.posix_spawn`, which alone still works while the interpreter shuts down
+and queued tasks must yet run (Python 3.12 and later refuse to fork then). The local scheduler calls this; arrays and
+limits are unknown here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The resources of a local task, and the capacity of this machine.
-
-The local backend reads `TaskResources` from sbatch's options; its scheduler asks `Machine.fits`
-before it starts a task. How tasks run is unknown here.
-"""
+"""The resources of a local task, read from sbatch's options, and those of this machine."""
 
 from __future__ import annotations
 

@@ -1,24 +1,13 @@
 """The scheduler of this machine: which task of which array runs when.
 
-The local and the allocation backend use it; they
-write the tasks' command lines. The meaning of a command is unknown here.
+One thread starts and reaps all tasks; `submit`, `cancel` and `set_throttle` change the tables from any thread and wake
+it. Reaping and signalling happen under the one lock, so that no signal reaches a process that was given a reaped task's
+id. The thread sleeps until a task ends, it is woken, or a limit is due; without pidfds (a Python built for an old
+kernel, such as conda's, has none) it polls.
 
-::
-
-    submit(), cancel(), set_throttle()       any thread: change the tables, wake the scheduler
-        │
-        ▼
-    pending arrays, in order ──► running tasks ──► states, end marks
-                        the scheduler's thread
-
-One thread starts and reaps all tasks. Reaping and signalling happen under the
-one lock, so that no signal reaches a process that was given a reaped task's id.
-The thread sleeps until a task ends, another thread wakes it, or a limit is due; without
-pidfds (a Python built for an old kernel, such as conda's, has none) it polls.
-
-An array waits for CPUs in its turn: later ones do not overtake it, or a wide
-task would never start among narrow ones. An array that waits for its throttle, or for
-another job to end, delays no other.
+An array waits for CPUs in its turn: later ones do not overtake it, or a wide task would never start among narrow ones.
+An array that waits for its throttle, or for another job to end, delays no other. The local and the allocation backend
+use it; they write the tasks' command lines.
 """
 
 from __future__ import annotations
@@ -154,19 +143,14 @@ class LocalJob:
 
 
 class LocalTask:
-    """A running element.
-
-    Attributes:
-        due: when something must be done about it: the time limit, then SIGKILL (`time.monotonic`).
-        ending: the record of its end, once it is being ended from outside.
-    """
+    """A running element."""
 
     def __init__(self, job: LocalJob, element: int, process: TaskProcess) -> None:
         self.job = job
         self.element = element
         self.process = process
-        self.due = time.monotonic() + job.resources.seconds
-        self.ending: TaskRecord | None = None
+        self.due = time.monotonic() + job.resources.seconds  # then the time limit ends it, or SIGKILL
+        self.ending: TaskRecord | None = None  # the record of its end, once it is being ended from outside
         job.running += 1
         job.records[element] = TaskRecord(TaskState.RUNNING, node=platform.node())
 

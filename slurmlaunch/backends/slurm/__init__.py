@@ -1,11 +1,7 @@
 """The Slurm backend: job arrays, submitted and watched through Slurm's own commands.
 
-The client creates a `SlurmBackend` and sees nothing else of this folder. `batch_script`
-writes the script to submit, `refusal` explains a refusal of sbatch, `shared_states` keeps the
-states. Functions, items and outcomes are unknown here: they lie in the run folder.
-
-A job id has the form that sbatch prints: ``"123"``, or ``"123;cluster"`` for a job on
-another cluster than the backend's own.
+The client creates a `SlurmBackend` and sees nothing else of this folder; functions and items are unknown here. A job id
+has the form that sbatch prints: ``"123"``, or ``"123;cluster"`` for a job on another cluster than the backend's own.
 """
 
 from __future__ import annotations

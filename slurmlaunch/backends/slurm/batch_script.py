@@ -1,10 +1,8 @@
 """The batch script of an array: a pure function of the `ArrayJob`.
 
-The Slurm backend submits it, and ``ex.script`` shows it. All options stand in its ``#SBATCH``
-lines and none on a command line, so that a person sees exactly the submitted script. It must
-not read the environment, a file or a clock.
-
-The steps of the script in a task::
+The Slurm backend submits it, and ``ex.script`` shows it. It must not read the environment, a file or a clock. All
+options stand in its ``#SBATCH`` lines and none on a command line, so that a person sees exactly the submitted script.
+Its steps in a task::
 
     ignore USR1 and TERM      both reach the script too, and it must outlive the node
     go to the client's working directory
@@ -14,11 +12,8 @@ The steps of the script in a task::
                               out-of-memory kill long before Slurm does
     end with the node's exit status
 
-The exit status is `Status.SETUP` if the node was never started: the working directory is
-missing, a module does not load, a set-up line fails. The end mark is written then
-too, and the log names the failed step.
-
-The script uses only commands that are built into bash, because the set-up lines may change PATH.
+If a step before the node fails, the log names it, and the exit status and the end mark are `Status.SETUP`. The script
+uses only commands that are built into bash, because the set-up lines may change PATH.
 """
 
 from __future__ import annotations

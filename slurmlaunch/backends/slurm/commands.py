@@ -1,13 +1,9 @@
 """Runs Slurm's commands: in bounded time, apart from the terminal, with clean environment variables.
 
-The Slurm backend submits, cancels and updates through it, `queries` asks, and the
-allocation backend takes the environment of srun from it. Their output is
-read by the callers.
-
-A job that is submitted from inside another job (or from ``salloc``) must not
-inherit the variables that describe the outer one: a leaked ``SLURM_ARRAY_TASK_ID`` would run
-the wrong slice, a leaked binding would run it on the wrong CPUs. Variables that
-users set on purpose stay: where Slurm is, and defaults such as ``SBATCH_ACCOUNT``.
+A job that is submitted from inside another job (or from ``salloc``) must not inherit the variables that describe the
+outer one: a leaked ``SLURM_ARRAY_TASK_ID`` would run the wrong slice, a leaked binding would run it on the wrong CPUs.
+Variables that users set on purpose stay: where Slurm is, and defaults such as ``SBATCH_ACCOUNT``. The backend,
+`queries` and the allocation backend call it, and read the output themselves.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""The states of one array's elements, and how an answer of squeue or sacct changes them.
+"""The states of one array's elements, and how an answer of squeue or sacct changes them: pure, without file or clock.
 
-`shared_states` keeps one `JobStates` per job. Everything here is pure: rows and
-a time go in, a new value comes out. No command, file or clock belongs here.
-
-squeue lists pending, running and recently ended elements. How an element ended that it
-no longer lists is known late (sacct lags by seconds or minutes), and of an
-element that was cancelled before it started neither keeps a row. So an element is,
-in this order:
+`shared_states` keeps one `JobStates` per job. squeue lists pending, running and recently ended elements. How an element
+ended that it no longer lists is known late (sacct lags by seconds or minutes), and of an element that was cancelled
+before it started neither keeps a row. So an element is, in this order:
 
 * ended, if squeue or sacct named a final state and squeue does not call it alive;
 * alive, by its own row in squeue, else by the row that all pending elements share;

@@ -1,11 +1,7 @@
 """Slurm's queries, squeue and sacct: how they are called, and the rows that they print.
 
-`shared_states` asks them for states, `SlurmBackend` for the job of a name.
-It must not know when to ask (`shared_states`) or how several rows combine
-(`job_states`).
-
-An element that has started has a row of its own; all pending elements share
-one row with a bracket at the end of its id::
+The backend and `shared_states` use it; when to ask and how rows combine is decided there. An element that has started
+has a row of its own; all pending elements share one row with a bracket at the end of its id::
 
     12_3              element 3
     12_[4-9%2]        elements 4 to 9, at most two at a time

@@ -1,7 +1,6 @@
-"""The advice for an array that sbatch refuses or does not confirm.
+"""The error for an array that sbatch refuses or does not confirm, with advice.
 
-The Slurm backend raises the errors that are made here. To change the advice for a complaint
-of Slurm's, edit the table `_ADVICE`; whether to try again is decided by the caller.
+To change the advice for a complaint of Slurm's, edit the table `_ADVICE`; the caller decides whether to try again.
 """
 
 from __future__ import annotations

@@ -1,16 +1,10 @@
 """The newest job states of one cluster, shared by all processes of the user on this machine.
 
-The Slurm backend takes its snapshots from here; rows of squeue and sacct are
-interpreted by `job_states`.
-
-Ten notebooks that watch ten runs cost the scheduler as much as one: one file
-per cluster holds the states and the jobs that each living process watches, and
-the first process that finds the states too old asks for the jobs of all. States
-may be 30 s old, and up to 180 s while nothing ends. A new job is
-not asked for in its first 30 s, and causes no earlier query for the others.
-
-The file is a JSON object with the fields of `Content`. A process that cannot share
-it safely keeps the states in memory.
+The Slurm backend takes its snapshots from here; `job_states` interprets the rows. Ten notebooks that watch ten runs
+cost the scheduler as much as one: one file per cluster, a JSON object with the fields of `Content`, holds the states
+and the jobs that each living process watches, and the first process that finds the states too old asks for the jobs of
+all. States may be 30 s old, and up to 180 s while nothing ends. A new job is not asked for in its first 30 s, and
+causes no earlier query for the others.
 """
 
 from __future__ import annotations
