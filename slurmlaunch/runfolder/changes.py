@@ -153,10 +153,6 @@ def is_on_network(folder: Path) -> bool:
 
     If it is this machine's own disk, and the nodes reach it through this machine, nothing is cached in between.
     """
-    return _file_system(folder) not in _LOCAL_FILE_SYSTEMS
-
-
-def _file_system(folder: Path) -> str:
     best, kind = "", ""
     with Path("/proc/self/mounts").open(encoding="utf-8", errors="replace") as mounts:
         for line in mounts:
@@ -164,4 +160,4 @@ def _file_system(folder: Path) -> str:
             inside = os.path.commonpath([point, folder]) == point if point.startswith("/") else False
             if inside and len(point) >= len(best):
                 best, kind = point, this
-    return kind
+    return kind not in _LOCAL_FILE_SYSTEMS

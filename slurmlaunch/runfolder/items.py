@@ -82,7 +82,8 @@ def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled
     number = 1
     while block := _next_items(rows, number):
         size = 0
-        for kind, count, parts in _columns(block) if _all_immutable(block) else _item_by_item(block, dumps):
+        immutable = PLAIN.issuperset(map(type, chain.from_iterable(block)))
+        for kind, count, parts in _columns(block) if immutable else _item_by_item(block, dumps):
             size += sum(map(len, parts))
             yield kind, count, parts
             del parts
@@ -115,10 +116,6 @@ def _columns(block: list[Arguments]) -> Iterator[Block]:
         half = len(block) // 2
         yield from _columns(block[:half])
         yield from _columns(block[half:])
-
-
-def _all_immutable(block: list[Arguments]) -> bool:
-    return PLAIN.issuperset(map(type, chain.from_iterable(block)))
 
 
 def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments], Pickled]) -> Iterator[Block]:
@@ -189,7 +186,9 @@ class ItemReader:
         header, offset = self._find(item)
         if header.kind == Kind.BUNDLE:
             return item, _Unpickling(1, lambda _: self._unbundled(header, offset))
-        payload = self._payload(header, offset)
+        payload = records.read_payload(self._items, header, offset)
+        if payload is None:
+            raise self._damaged(offset)
         if header.kind == Kind.COLUMN:
             return header.first, pickle.load(io.BytesIO(payload))
         parts = records.unpack(memoryview(payload), header.number)
@@ -202,16 +201,12 @@ class ItemReader:
         first, offset = _ENTRY.unpack(data)
         return first, offset
 
-    def _block_of(self, item: int) -> int:
-        """Return the offset of the block that holds the item."""
-        block = bisect_right(range(self._blocks), item, key=lambda block: self._entry(block)[0]) - 1
-        return self._entry(max(block, 0))[1]
-
     def _find(self, item: int) -> tuple[records.Header, int]:
         """Return the header of the block that holds the item, and its offset."""
         if (_identity(self._items), _identity(self._index)) != self._identity:
             self._open()  # the user's function may have closed these, as daemons do, and reused their numbers
-        offset = self._block_of(item)
+        block = bisect_right(range(self._blocks), item, key=lambda block: self._entry(block)[0]) - 1
+        _, offset = self._entry(max(block, 0))
         data = os.pread(self._items, HEADER_SIZE, offset) if offset < self._size else b""
         header = records.parse_header(data, salt=self._folder.salt)
         if header is None or not header.first <= item < header.stop:
@@ -224,12 +219,6 @@ class ItemReader:
             raise self._damaged(offset)
         arguments: Arguments = pickle.loads(bundle.pickled, buffers=bundle.buffers)
         return arguments
-
-    def _payload(self, header: records.Header, offset: int) -> bytes:
-        payload = records.read_payload(self._items, header, offset)
-        if payload is None:
-            raise self._damaged(offset)
-        return payload
 
     def _damaged(self, offset: int) -> ResultLost:
         return ResultLost("the arguments of the item are damaged on disk", file=str(self._folder.items), offset=offset)

@@ -100,7 +100,11 @@ class Round:
         try:
             cls._write(beside, plan)
             if checkpoints:
-                write_whole(beside / "checkpoints", _checkpoints(checkpoints, folder.salt))
+                calls = (
+                    records.encode(Kind.CHECKPOINT, recorded.payload(), first=item, salt=folder.salt)
+                    for item, recorded in checkpoints.items()
+                )
+                write_whole(beside / "checkpoints", calls)
             # In one step, so that a client that is killed leaves a whole round or none. This
             # would replace an empty folder in its place, but not one with a plan.
             beside.rename(folder.round(number))
@@ -271,11 +275,6 @@ def round_of_task(folder: RunFolder, task: int) -> Round:
             return candidate
     msg = f"no round of {folder.path} has a task {task}"
     raise RunFolderError(msg, path=str(folder.path))
-
-
-def _checkpoints(checkpoints: Mapping[int, Recorded], salt: int) -> Iterator[bytes]:
-    for item, recorded in checkpoints.items():
-        yield records.encode(Kind.CHECKPOINT, recorded.payload(), first=item, salt=salt)
 
 
 def _read_list(path: Path) -> array[int]:

@@ -138,7 +138,12 @@ class Manifest(NamedTuple):
         path = folder.manifest
         try:
             content = json.loads(read_owned(path))
-            _check_protocol(content["protocol"], folder)
+            if (protocol := content["protocol"]) != PROTOCOL:
+                msg = (
+                    f"{folder.path} is written in protocol {protocol}, and this slurmlaunch knows "
+                    f"{PROTOCOL}: use the slurmlaunch that wrote it"
+                )
+                raise UnknownProtocol(msg, path=str(path))
             manifest = cls(**{key: value for key, value in content.items() if key in cls._fields})
             folder.salt = salt_of(manifest.run)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -181,15 +186,6 @@ def python_version() -> str:
 def salt_of(token: str) -> int:
     """Return the salt in the headers of a run's records; *token* is `Manifest.run`."""
     return zlib.crc32(token.encode())
-
-
-def _check_protocol(protocol: object, folder: RunFolder) -> None:
-    if protocol != PROTOCOL:
-        msg = (
-            f"{folder.path} is written in protocol {protocol}, and this slurmlaunch knows "
-            f"{PROTOCOL}: use the slurmlaunch that wrote it"
-        )
-        raise UnknownProtocol(msg, path=str(folder.manifest))
 
 
 class EndMark(NamedTuple):
