@@ -166,7 +166,7 @@ class _Values:
         if len(self._parts) == 1:
             self._writer.value(self._first, self._parts[0])
         elif self._parts:
-            self._writer.values(self._first, array("I", map(len, self._parts)), b"".join(self._parts))
+            self._writer.packed(Kind.VALUES, self._first, array("I", map(len, self._parts)), b"".join(self._parts))
         self._parts, self._bytes = [], 0
 
 

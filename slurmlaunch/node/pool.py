@@ -128,7 +128,7 @@ class WorkerHandle:
             elif mark:
                 writer.failure(items[start], data)
             else:
-                writer.series(items[start], alike, data)
+                writer.packed(Kind.SERIES, items[start], alike, data)
         self.recorded += len(lengths)
         return len(lengths)
 

@@ -62,20 +62,13 @@ class AttemptWriter(RecordWriter):
         self.failures = self.withheld = 0
         self.only_values = False
 
-    def values(self, first: int, lengths: array[int], data: bytes | memoryview) -> None:
-        """Record the pickled values of consecutive items: their lengths, and their bytes joined."""
-        self._packed(Kind.VALUES, first, lengths, data)
-
-    def series(self, first: int, lengths: array[int], data: bytes | memoryview) -> None:
-        """Record pickled values of consecutive items in the form of `Kind.SERIES`."""
-        self._packed(Kind.SERIES, first, lengths, data)
-
     def numbers(self, kind: Kind, first: int, data: bytes) -> None:
         """Record numbers as the values of consecutive items: INTEGERS or FLOATS, as they are in memory."""
         numbers = records.little_endian(array(_CODES[kind], data))
         self._append(kind, first, len(numbers), [numbers.tobytes()])
 
-    def _packed(self, kind: Kind, first: int, lengths: array[int], data: bytes | memoryview) -> None:
+    def packed(self, kind: Kind, first: int, lengths: array[int], data: bytes | memoryview) -> None:
+        """Record the pickled values of consecutive items, VALUES or SERIES: their lengths, and their bytes joined."""
         table = b"" if len(lengths) == 1 else records.little_endian(lengths).tobytes()
         self._append(kind, first, len(lengths), [table, data])
 

@@ -42,6 +42,7 @@ from slurmlaunch.runfolder.journal import Round, SchedulerEnd, read_rounds
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import Slices
+from slurmlaunch.runfolder.records import Kind
 from tests.support.tasks import OneRun, rows
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class TestOutcomes:
         write_value(first, 1, "b")
         watched.poll()
         assert {1: "VALUE"} == watched.statuses
-        third.values(4, array("I", [len(pickle.dumps(1))] * 2), pickle.dumps(1) + pickle.dumps(2))
+        third.packed(Kind.VALUES, 4, array("I", [len(pickle.dumps(1))] * 2), pickle.dumps(1) + pickle.dumps(2))
         first.failure(0, Failure(ValueError("a")).dump())
         watched.poll()
 

@@ -32,13 +32,13 @@ def folder(tmp_path: Path) -> RunFolder:
 def record_values(writer: OutcomeWriter, first: int, *values: Any) -> None:
     """Record values of consecutive items in one record."""
     pickled = [Value(value).dump() for value in values]
-    writer.values(first, array("I", map(len, pickled)), b"".join(pickled))
+    writer.packed(Kind.VALUES, first, array("I", map(len, pickled)), b"".join(pickled))
 
 
 def record_series(writer: OutcomeWriter, first: int, *values: Any) -> None:
     """Record values of consecutive items in one record, as a node does: to be read as one."""
     pickled = [in_series(Value(value).dump())[:-1] for value in values]
-    writer.series(first, array("I", map(len, pickled)), b"".join(pickled))
+    writer.packed(Kind.SERIES, first, array("I", map(len, pickled)), b"".join(pickled))
 
 
 def values_in(file: OutcomeFile, *, final: bool = False) -> dict[int, Any]:
