@@ -69,7 +69,7 @@ class _Node(NamedTuple):
 
 def _nodes() -> list[_Node]:
     """Return the nodes, from the environment that Slurm set; none outside an allocation."""
-    return [_Node(cpus, _memory(os.environ, cpus)) for cpus in _cpus_per_node(os.environ.get(_NODES, ""))]
+    return [_Node(cpus, _memory(cpus)) for cpus in _cpus_per_node(os.environ.get(_NODES, ""))]
 
 
 def fits(wanted: TaskResources, running: Collection[TaskResources]) -> bool:
@@ -137,7 +137,7 @@ class AllocationBackend(LocalBackend):
 
     def submit(self, job: ArrayJob) -> str:
         """Put the array in the queue of this process; return its job id."""
-        if not _is_inside(os.environ):
+        if not _is_inside():
             raise refusal(job, _OUTSIDE)
         if not fits(self.resources(job), ()):
             nodes = ", ".join(f"{node.cpus} CPUs" for node in _nodes())
@@ -156,12 +156,12 @@ _OUTSIDE = (
 
 def require_allocation() -> None:
     """Raise an `OptionError` outside an allocation."""
-    if not _is_inside(os.environ):
+    if not _is_inside():
         raise OptionError(_OUTSIDE, option="cluster")
 
 
-def _is_inside(environ: Mapping[str, str]) -> bool:
-    return "SLURM_JOB_ID" in environ and _NODES in environ
+def _is_inside() -> bool:
+    return "SLURM_JOB_ID" in os.environ and _NODES in os.environ
 
 
 def _cpus_per_node(text: str) -> Iterator[int]:
@@ -170,13 +170,12 @@ def _cpus_per_node(text: str) -> Iterator[int]:
         yield from [int(cpus)] * int(times or 1)
 
 
-def _memory(environ: Mapping[str, str], cpus: int) -> float:
+def _memory(cpus: int) -> float:
     """Return the bytes that the allocation has on a node: its limit, or without one, the node's memory."""
-    if environ.get("SLURM_MEM_PER_NODE", "0") != "0":
-        return float(environ["SLURM_MEM_PER_NODE"]) * _MEBIBYTE
-    if environ.get("SLURM_MEM_PER_CPU", "0") != "0":
-        return float(environ["SLURM_MEM_PER_CPU"]) * _MEBIBYTE * cpus
-    return _nodes_own_memory(environ.get("SLURM_JOB_NODELIST", ""))
+    for name, factor in (("SLURM_MEM_PER_NODE", 1), ("SLURM_MEM_PER_CPU", cpus)):
+        if limit := float(os.environ.get(name, "0")):
+            return limit * _MEBIBYTE * factor
+    return _nodes_own_memory(os.environ.get("SLURM_JOB_NODELIST", ""))
 
 
 @functools.cache

@@ -21,15 +21,6 @@ from slurmlaunch.runfolder.layout import Status
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-PROGRAMS = {
-    None: ("apptainer", "singularity"),
-    "apptainer": ("apptainer",),
-    "singularity": ("singularity",),
-    "podman": ("podman",),
-    "charliecloud": ("ch-run",),
-}
-"""The programs of each runtime; None is the first of these on the PATH."""
-
 PYTHON = ("python3",)
 """The words that start Python in an image by default."""
 
@@ -82,8 +73,8 @@ class Container:
         runtime: str | None = None,
         flags: Iterable[str] = (),
     ) -> None:
-        if runtime not in PROGRAMS:
-            known = ", ".join(repr(name) for name in PROGRAMS if name)
+        if runtime not in _RUNTIMES:
+            known = ", ".join(repr(name) for name in _RUNTIMES if name)
             raise _refused(f"runtime={runtime!r} is none of {known}")
         values = {
             "image": _image(image, runtime),
@@ -102,7 +93,7 @@ class Container:
     @property
     def programs(self) -> tuple[str, ...]:
         """The programs; the node needs one of them."""
-        return PROGRAMS[self.runtime]
+        return _RUNTIMES[self.runtime][0]
 
     def to_json(self) -> dict[str, Any]:
         """Return the container as stored in a manifest."""
@@ -126,7 +117,7 @@ class Container:
             OptionError: the runtime cannot bind a folder of that name.
         """
         binds = (*(_same_path(folder, self.runtime) for folder in self._not_covered(folders)), *self.binds)
-        arguments = _ARGUMENTS[self.runtime](self, binds, cwd, gpus=gpus)
+        arguments = _RUNTIMES[self.runtime][1](self, binds, cwd, gpus=gpus)
         if len(self.programs) == 1:
             return (*self.programs, *arguments, *words)
         find = _FIRST_THERE.format(programs=" ".join(self.programs), status=int(Status.NODE))
@@ -185,12 +176,13 @@ def _charliecloud(container: Container, binds: Sequence[str], cwd: Path, *, gpus
     return (*(f"--bind={bind}" for bind in binds), f"--cd={cwd}", *own, *container.flags, container.image, "--")
 
 
-_ARGUMENTS = {
-    None: _apptainer,
-    "apptainer": _apptainer,
-    "singularity": _apptainer,
-    "podman": _podman,
-    "charliecloud": _charliecloud,
+# The programs of each runtime, the first of them on the PATH, and their arguments.
+_RUNTIMES = {
+    None: (("apptainer", "singularity"), _apptainer),
+    "apptainer": (("apptainer",), _apptainer),
+    "singularity": (("singularity",), _apptainer),
+    "podman": (("podman",), _podman),
+    "charliecloud": (("ch-run",), _charliecloud),
 }
 
 

@@ -6,6 +6,7 @@ has the form that sbatch prints: ``"123"``, or ``"123;cluster"`` for a job on an
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -110,7 +111,10 @@ class SlurmBackend(Backend):
             job_id = self._printed_id(done)
             in_doubt = in_doubt or is_ambiguous(done)
             if job_id is None and in_doubt:
-                job_id = self._found(job.name, before)
+                # The answer may come too early. A second job of the name waits for the
+                # first (``singleton``), and then finds nothing left to do.
+                with contextlib.suppress(SchedulerError):
+                    job_id = self.find(job.name, before)
             if job_id is not None:
                 self._submitted[job_id] = before
                 return job_id
@@ -128,14 +132,6 @@ class SlurmBackend(Backend):
 
     def _job_id(self, number: str, cluster: str | None) -> str:
         return number if cluster == self.clusters else f"{number};{cluster}"
-
-    def _found(self, name: str, before: float) -> str | None:
-        # The answer may come too early. A second job of the name waits for the
-        # first (``singleton``), and then finds nothing left to do.
-        try:
-            return self.find(name, before)
-        except SchedulerError:
-            return None
 
     def find(self, name: str, since: float) -> str | None:
         """Return the id of the job of that name, or None; raises if neither squeue nor sacct can say."""
