@@ -3,7 +3,7 @@
 One thread starts and reaps all tasks; `submit`, `cancel` and `set_throttle` change the tables from any thread and wake
 it. Reaping and signalling happen under the one lock, so that no signal reaches a process that was given a reaped task's
 id. The thread sleeps until a task ends, it is woken, or a limit is due; without pidfds (a Python built for an old
-kernel, such as conda's, has none) it polls.
+kernel may have none) it polls.
 
 An array waits for CPUs in its turn: later ones do not overtake it, or a wide task would never start among narrow ones.
 An array that waits for its throttle, or for another job to end, delays no other. The local and the allocation backend
