@@ -22,12 +22,13 @@ import mmap
 import os
 import struct
 import zlib
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, SlurmlaunchError
 from slurmlaunch.outcome import Bundle
-from slurmlaunch.runfolder.records import open_checked, read_at, write_whole
+from slurmlaunch.runfolder.records import opened, read_at, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,13 +54,7 @@ _READ_ONLY = 1 << 63
 
 
 class Extent(NamedTuple):
-    """The bytes of one shared buffer in its file.
-
-    Attributes:
-        offset: the position of the first one.
-        length: how many there are.
-        crc: their CRC-32.
-    """
+    """The bytes of one shared buffer in its file, and their CRC-32."""
 
     offset: int
     length: int
@@ -100,8 +95,7 @@ class SharedBuffers:
         Raises:
             NodeStartError: a buffer is damaged or missing, or others may have changed it.
         """
-        descriptor = self._open()
-        try:
+        with self._opened() as descriptor:
             for extent in self.extents:
                 crc = 0
                 for piece in _pieces(descriptor, extent.offset, extent.length):
@@ -109,8 +103,6 @@ class SharedBuffers:
                     yield
                 if crc != extent.crc:
                     raise self._damaged(extent.offset)
-        finally:
-            os.close(descriptor)
 
     def map(self, *, writable: bool = False) -> list[memoryview]:
         """Return the buffers, as memory that all processes of a machine share; `check` is not repeated.
@@ -121,22 +113,20 @@ class SharedBuffers:
         Raises:
             NodeStartError: the file is missing or too short, or others may have changed it.
         """
-        descriptor = self._open()
-        try:
+        with self._opened() as descriptor:
             memory = _mapped(descriptor, writable=writable)
-        finally:
-            os.close(descriptor)
         return [memory[extent.offset : extent.offset + extent.length] for extent in self.extents]
 
-    def _open(self) -> int:
-        try:
-            descriptor, status = open_checked(self.path)
-        except (OSError, SlurmlaunchError) as error:
-            raise NodeStartError(f"the function's arrays cannot be read: {error}") from error
-        if any(extent.offset + extent.length > status.st_size for extent in self.extents):
-            os.close(descriptor)
-            raise self._damaged(status.st_size)  # reading the missing part of a mapping would be a SIGBUS
-        return descriptor
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        with ExitStack() as stack:
+            try:
+                descriptor, status = stack.enter_context(opened(self.path))
+            except (OSError, SlurmlaunchError) as error:
+                raise NodeStartError(f"the function's arrays cannot be read: {error}") from error
+            if any(extent.offset + extent.length > status.st_size for extent in self.extents):
+                raise self._damaged(status.st_size)  # reading the missing part of a mapping would be a SIGBUS
+            yield descriptor
 
     def _damaged(self, offset: int) -> NodeStartError:
         return NodeStartError(f"the function's arrays on disk are damaged: {self.path}, at byte {offset}")

@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 from array import array
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,6 @@ from slurmlaunch.runfolder.records import (
     Kind,
     RecordWriter,
     create,
-    open_owned,
     opened,
     read_at,
 )
@@ -209,15 +208,13 @@ _DAMAGED = "the outcome was recorded, but its record on disk is damaged"
 
 @contextmanager
 def _open_recorded(file: Path, offset: int) -> Iterator[int]:
-    try:
-        descriptor = open_owned(file)
-    except OSError as error:
-        msg = f"the outcome was recorded, but cannot be read: {error.strerror}"
-        raise ResultLost(msg, file=str(file), offset=offset) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            descriptor, _ = stack.enter_context(opened(file))
+        except OSError as error:
+            msg = f"the outcome was recorded, but cannot be read: {error.strerror}"
+            raise ResultLost(msg, file=str(file), offset=offset) from error
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 class Recorded(NamedTuple):
@@ -371,17 +368,14 @@ _PIECE = 1 << 22
 
 
 class Earlier(NamedTuple):
-    """The records of a task's earlier attempts.
-
-    Attributes:
-        done: the items that have outcomes.
-        failures: how many of these are failures.
-        checkpoints: the calls that resume items without outcomes.
-    """
+    """The records of a task's earlier attempts."""
 
     done: set[int]
+    """The items that have outcomes."""
     failures: int
+    """How many of these are failures."""
     checkpoints: dict[int, Recorded]
+    """The calls that resume items without outcomes."""
 
 
 def earlier_attempts(folder: RunFolder, task: int, attempt: int) -> Earlier:

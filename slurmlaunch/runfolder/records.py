@@ -367,11 +367,6 @@ def open_owned(path: Path) -> int:
         OSError: it cannot be opened.
         UnsafeRunFolder: another user owns it or may write to it, or it is a symbolic link.
     """
-    return open_checked(path)[0]
-
-
-def open_checked(path: Path) -> tuple[int, os.stat_result]:
-    """Open a file as `open_owned` does; return its descriptor and its status."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -380,20 +375,19 @@ def open_checked(path: Path) -> tuple[int, os.stat_result]:
             raise UnsafeRunFolder(msg, path=str(path)) from None
         raise
     try:
-        status = os.fstat(descriptor)
-        _check(status, path)
+        _check(os.fstat(descriptor), path)
     except UnsafeRunFolder:
         os.close(descriptor)
         raise
-    return descriptor, status
+    return descriptor
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
     """Open a file as `open_owned` does, and close it at the end."""
-    descriptor, status = open_checked(path)
+    descriptor = open_owned(path)
     try:
-        yield descriptor, status
+        yield descriptor, os.fstat(descriptor)
     finally:
         os.close(descriptor)
 
