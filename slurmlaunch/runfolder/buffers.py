@@ -77,12 +77,7 @@ def write_shared(path: Path, buffers: Sequence[Part]) -> bytes:
 
 
 class SharedBuffers:
-    """The buffers of a function on disk.
-
-    Attributes:
-        path: their file.
-        extents: the bytes of each.
-    """
+    """The buffers of a function on disk."""
 
     def __init__(self, path: Path, table: bytes | memoryview) -> None:
         """Read their table."""

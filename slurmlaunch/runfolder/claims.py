@@ -101,14 +101,7 @@ class Claimer:
     """Claims blocks for one attempt of a task."""
 
     def __init__(self, folder: Path, task: int, attempt: int, number: int) -> None:
-        """Begin.
-
-        Args:
-            folder: the folder of the round's claims.
-            task: the task.
-            attempt: the number of the attempt, which only this process has.
-            number: how many blocks there are.
-        """
+        """Begin; only this process has this attempt's number, and there are *number* blocks."""
         self._folder, self._claimant, self._number = folder, Claimant(task, attempt), number
         self._next = 0
         self._signed: tuple[Path, tuple[int, int]] | None = None

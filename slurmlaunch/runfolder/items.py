@@ -47,12 +47,9 @@ BLOCK_BYTES = 1 << 18
 
 
 def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled]) -> int:
-    """Write the items while iterating over them; return how many there were.
+    """Write the items while iterating over their positional arguments; return how many there were.
 
-    Args:
-        folder: the run folder.
-        arguments: one tuple of positional arguments per item.
-        dumps: pickles one tuple, large buffers apart or not.
+    *dumps* pickles the arguments of one item, large buffers apart or not.
 
     Raises:
         OSError: they could not be written; neither file is left behind.

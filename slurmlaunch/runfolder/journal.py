@@ -44,32 +44,21 @@ if TYPE_CHECKING:
 
 
 class SchedulerEnd(NamedTuple):
-    """The end of a task as the scheduler reported it.
-
-    Attributes:
-        task: the task.
-        attempts: how many attempts of it had begun.
-        state: Slurm's word for the end.
-        exit_code: Slurm's ``code:signal``, if known.
-        node: the machine, if known.
-        reason: the scheduler's reason, if it gave one.
-    """
+    """The end of a task as the scheduler reported it, as far as it did."""
 
     task: int
     attempts: int
+    """How many attempts of the task had begun."""
     state: str
+    """Slurm's word for the end."""
     exit_code: str | None
+    """Slurm's ``code:signal``."""
     node: str | None
     reason: str | None
 
 
 class Round:
-    """One round on disk.
-
-    Attributes:
-        number: its number, from 0.
-        plan: its plan.
-    """
+    """One round on disk; rounds are counted from 0."""
 
     def __init__(self, folder: RunFolder, number: int, plan: RoundPlan) -> None:
         self.number = number
@@ -83,11 +72,7 @@ class Round:
     ) -> Round:
         """Make the round; the process for which this succeeds submits it.
 
-        Args:
-            folder: the run folder.
-            number: the number of the round.
-            plan: its plan.
-            checkpoints: the calls that resume items which tasks of earlier rounds began.
+        *checkpoints* are the calls that resume items which tasks of earlier rounds began.
 
         Raises:
             FileExistsError: another process made it.

@@ -189,17 +189,13 @@ def salt_of(token: str) -> int:
 
 
 class EndMark(NamedTuple):
-    """The end of one start of a task, in the name of an empty file.
-
-    Attributes:
-        task: the index of the task.
-        start: 0 for its first start, 1 after one requeue, and so on.
-        status: the exit status, 128 + n for signal n.
-    """
+    """The end of one start of a task, in the name of an empty file."""
 
     task: int
     start: int
+    """0 for the task's first start, 1 after one requeue, and so on."""
     status: int
+    """The exit status, 128 + n for signal n."""
 
     @property
     def filename(self) -> str:

@@ -234,13 +234,10 @@ class RecordWriter:
     """Appends records to a file that nobody else appends to."""
 
     def __init__(self, path: Path, *, salt: int = 0, flags: int = os.O_CREAT) -> None:
-        """Open the file.
+        """Open the file, whose headers have this salt.
 
-        Args:
-            path: the file.
-            salt: the salt of its headers.
-            flags: ``O_CREAT`` to create the file if it is missing, with ``O_EXCL`` to insist on that; 0 to open one
-                that exists.
+        *flags* are ``O_CREAT`` to create the file if it is missing, with ``O_EXCL`` to insist on that; 0 to open one
+        that exists.
         """
         self.path, self._salt = path, salt
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
