@@ -38,7 +38,7 @@ _PASSED_ON = (
     "hint", "mem_bind", "mem_per_gpu", "nodelist", "threads_per_core", "tres_per_task",
 )  # fmt: skip
 _OF_RANKS = ("nodes", "ntasks_per_node", "distribution")
-_GPUS = ("gpus", "gpus_per_node", "gpus_per_task", "gres", "tres_per_task")
+_GPUS = {"gpus", "gpus_per_node", "gpus_per_task", "gres", "tres_per_task"}
 
 _MEBIBYTE = 1 << 20
 _SINFO_SECONDS = 10.0
@@ -73,11 +73,8 @@ def _nodes() -> list[_Node]:
 
 
 def fits(wanted: TaskResources, running: Collection[TaskResources]) -> bool:
-    """Whether a task may start beside the running ones.
-
-    Only Slurm knows the nodes of the running ones. If it chose worse than this
-    assumes, srun waits.
-    """
+    """Whether a task may start beside the running ones."""
+    # Only Slurm knows the nodes of the running ones. If it chose worse than this assumes, srun waits.
     free = _nodes()
     for each in running:
         _place(each, free)
@@ -202,13 +199,11 @@ def _place(wanted: TaskResources, free: list[_Node]) -> bool:
 
 def _step_words(options: Mapping[str, str | bool], ranks: int, cpus_per_task: int) -> Iterator[str]:
     """Yield the arguments of srun."""
-    yield "--exact"  # not whole nodes
-    yield f"--ntasks={ranks}"
-    yield f"--cpus-per-task={cpus_per_task}"
+    yield from ("--exact", f"--ntasks={ranks}", f"--cpus-per-task={cpus_per_task}")  # exact: not whole nodes
     if ranks == 1:
         yield "--nodes=1"
     yield from _memory_words(options)
-    if not any(name in options for name in _GPUS):
+    if not options.keys() & _GPUS:
         yield "--gres=none"  # a step would take all GPUs of the allocation, and the next one wait for them
     for name in (*_PASSED_ON, *(_OF_RANKS if ranks > 1 else ())):
         value = options.get(name)

@@ -76,14 +76,12 @@ class Container:
         if runtime not in _RUNTIMES:
             known = ", ".join(repr(name) for name in _RUNTIMES if name)
             raise _refused(f"runtime={runtime!r} is none of {known}")
-        values = {
-            "image": _image(image, runtime),
-            "binds": tuple(_bind(each, runtime) for each in _listed("binds", binds)),
-            "runtime": runtime,
-            "flags": tuple(_text("flags", each) for each in _listed("flags", flags)),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(
+            image=_image(image, runtime),
+            binds=tuple(_bind(each, runtime) for each in _listed("binds", binds)),
+            runtime=runtime,
+            flags=tuple(_text("flags", each) for each in _listed("flags", flags)),
+        )
 
     @property
     def path(self) -> Path | None:
@@ -105,13 +103,7 @@ class Container:
         return cls(data["image"], data.get("binds", ()), runtime=data.get("runtime"), flags=data.get("flags", ()))
 
     def command(self, words: Sequence[str], *, cwd: Path, folders: Sequence[Path], gpus: bool) -> tuple[str, ...]:
-        """Return the command line that runs a command inside.
-
-        Args:
-            words: the command, with paths inside the image.
-            cwd: its working directory.
-            folders: further folders of the host to bind, at the same path.
-            gpus: whether to make the GPUs visible.
+        """Return the command line that runs *words* inside, with the host's *folders* bound at the same paths.
 
         Raises:
             OptionError: the runtime cannot bind a folder of that name.
@@ -163,7 +155,8 @@ def _podman(container: Container, binds: Sequence[str], cwd: Path, *, gpus: bool
         "--rm", "--env-host", "--cgroups=disabled", "--ipc=host", "--network=host",
         "--security-opt=label=disable", "--entrypoint=",
     )  # fmt: skip
-    device = ["--device=nvidia.com/gpu=all"] if gpus and not _names("--device", container.flags) else []
+    named = any(flag.partition("=")[0] == "--device" for flag in container.flags)
+    device = ["--device=nvidia.com/gpu=all"] if gpus and not named else []
     volumes = (f"--volume={bind}" for bind in binds)
     return ("run", *ours, *volumes, f"--workdir={cwd}", *device, *container.flags, container.image)
 
@@ -184,10 +177,6 @@ _RUNTIMES = {
     "podman": (("podman",), _podman),
     "charliecloud": (("ch-run",), _charliecloud),
 }
-
-
-def _names(option: str, flags: Collection[str]) -> bool:
-    return any(flag.partition("=")[0] == option for flag in flags)
 
 
 def asks_for_gpus(options: Mapping[str, str | bool], flags: Collection[str]) -> bool:

@@ -132,10 +132,9 @@ class LocalBackend(Backend):
         return self.scheduler.find(name, since)
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
-        """End a job, or some of its elements, pending or running.
+        """As `Backend.cancel`: with SIGTERM, and SIGKILL five seconds later.
 
-        Running elements get SIGTERM, and SIGKILL five seconds later. If another process
-        runs the job, nothing happens here: its tasks read the cancellations in the run folder.
+        The tasks of another process's job read the cancellations in the run folder.
         """
         if job := self.scheduler.get(job_id):
             self.scheduler.cancel(job, elements)

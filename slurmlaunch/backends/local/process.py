@@ -62,7 +62,9 @@ class TaskProcess:
             setsigmask=(),
             setsigdef=_DEFAULT_SIGNALS,
         )
-        self.pidfd = _pidfd(self.pid)
+        self.pidfd: int | None = None
+        with contextlib.suppress(AttributeError, OSError):
+            self.pidfd = os.pidfd_open(self.pid)
         self._signalled = False
 
     def poll(self) -> int | None:

@@ -174,32 +174,30 @@ class LocalTask:
 
 
 class _Pipes:
-    """The descriptors of a scheduler: one pipe wakes its thread, one is the lifeline of its tasks."""
+    """The descriptors of a scheduler: an event wakes its thread, a pipe is the lifeline of its tasks."""
 
     def __init__(self) -> None:
-        self._awake, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
+        self._woken = os.eventfd(0)
         read, self._write_end = os.pipe()
         # posix_spawn keeps a descriptor open only under another number.
         self.lifeline = fcntl.fcntl(read, fcntl.F_DUPFD_CLOEXEC, LIFELINE_FD + 1)
         os.close(read)
         self.selector = selectors.DefaultSelector()
-        self.selector.register(self._awake, selectors.EVENT_READ)
+        self.selector.register(self._woken, selectors.EVENT_READ)
 
     def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: the thread wakes anyway
-            os.write(self._wake, b"\0")
+        os.eventfd_write(self._woken, 1)
 
     def sleep(self, pause: float) -> None:
         """Sleep until woken, until a registered descriptor is readable, or for *pause* seconds."""
         timeout = max(0, min(pause, _DAY))  # epoll counts milliseconds in 32 bits
         for key, _ in self.selector.select(timeout):
-            if key.fd == self._awake:
-                os.read(self._awake, 4096)
+            if key.fd == self._woken:
+                os.eventfd_read(self._woken)
 
     def close(self) -> None:
         self.selector.close()
-        for fd in (self._awake, self._wake, self._write_end, self.lifeline):
+        for fd in (self._woken, self._write_end, self.lifeline):
             os.close(fd)
 
 

@@ -13,7 +13,6 @@ import random
 import re
 import textwrap
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -169,19 +168,22 @@ class SlurmBackend(Backend):
         """
         since: Mapping[str, float] = job_ids if isinstance(job_ids, Mapping) else self._submitted
         # Also clusters without a job: they record that this process watches nothing any more.
-        watched: defaultdict[str | None, dict[str, float]] = defaultdict(dict, {name: {} for name in self._states})
-        numbers: dict[str, tuple[str, str | None]] = {}
+        watched: dict[str | None, dict[str, float]] = {name: {} for name in self._states}
         for job_id in job_ids:
             number, cluster = self._split(job_id)
-            watched[cluster.name][number] = since.get(job_id, 0.0)
-            numbers[job_id] = number, cluster.name
-        found = {name: self._shared_states(name).query(jobs) for name, jobs in watched.items()}
-        snapshots = {name: snapshot for name, snapshot in found.items() if snapshot is not None}
-        if not snapshots:
-            return None
-        known = {(number, name): states for name, each in snapshots.items() for number, states in each.jobs.items()}
-        jobs = {job_id: known[key] for job_id, key in numbers.items() if key in known}
-        return SlurmSnapshot(min(snapshot.taken for snapshot in snapshots.values()), jobs)
+            watched.setdefault(cluster.name, {})[number] = since.get(job_id, 0.0)
+        snapshots = {}
+        for name, numbers in watched.items():
+            if name not in self._states:
+                self._states[name] = SharedStates(Cluster(self._run, name), self._intervals, clock=self._clock)
+            if snapshot := self._states[name].query(numbers):
+                snapshots[name] = snapshot
+        jobs = {}
+        for job_id in job_ids:
+            number, cluster = self._split(job_id)
+            if cluster.name in snapshots and number in snapshots[cluster.name].jobs:
+                jobs[job_id] = snapshots[cluster.name].jobs[number]
+        return SlurmSnapshot(min(each.taken for each in snapshots.values()), jobs) if snapshots else None
 
     def _cluster_names(self) -> list[str | None]:
         return [*self.clusters.split(",")] if self.clusters else [None]
@@ -189,11 +191,6 @@ class SlurmBackend(Backend):
     def _split(self, job_id: str) -> tuple[str, Cluster]:
         number, _, name = job_id.partition(";")
         return number, Cluster(self._run, name or self.clusters)
-
-    def _shared_states(self, cluster: str | None) -> SharedStates:
-        if cluster not in self._states:
-            self._states[cluster] = SharedStates(Cluster(self._run, cluster), self._intervals, clock=self._clock)
-        return self._states[cluster]
 
 
 def _limits(configuration: str) -> Limits:

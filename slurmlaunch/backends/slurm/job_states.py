@@ -44,7 +44,7 @@ _SACCT_PATIENCE = 9
 class Elements:
     """A set of array elements, read and written as Slurm does: ``0-4,7`` or ``0-98:2%5``.
 
-    One integer holds the set, so that a hundred thousand pending elements, one row
+    Bit *i* is set if element *i* belongs to the set, so that a hundred thousand pending elements, one row
     of squeue, stay one object, and union and difference are single operations.
     """
 

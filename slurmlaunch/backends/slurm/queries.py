@@ -25,11 +25,9 @@ if TYPE_CHECKING:
 
     from slurmlaunch.backends.slurm.commands import Cluster, Finished
 
-SQUEUE_FORMAT = "%i|%T|%B|%r"
-"""The fields that `squeue_rows` reads, as squeue's ``--format`` has them."""
-
-SACCT_FORMAT = "JobID,State,ExitCode,NodeList"
-"""The fields that `sacct_rows` reads, as sacct's ``--format`` has them."""
+# The fields that `squeue_rows` and `sacct_rows` read.
+_SQUEUE_FORMAT = "%i|%T|%B|%r"
+_SACCT_FORMAT = "JobID,State,ExitCode,NodeList"
 
 _ID = re.compile(r"(?P<job>\d+)_(?:(?P<one>\d+)|\[(?P<many>[^\]]*)(?P<closed>\]?))(?:\.(?P<step>\S+))?")
 _ELIDED = "..."
@@ -56,7 +54,7 @@ def squeue(cluster: Cluster, jobs: Collection[str]) -> Answer:
         "squeue",
         "--noheader",
         "--states=all",
-        f"--format={SQUEUE_FORMAT}",
+        f"--format={_SQUEUE_FORMAT}",
         # With one user's name the controller sends a short answer; with job ids alone, all jobs there are.
         f"--user={os.geteuid()}",
         f"--jobs={','.join(sorted(jobs))}",
@@ -76,7 +74,7 @@ def sacct(cluster: Cluster, jobs: Collection[str], since: float) -> Answer:
         "sacct",
         "--noheader",
         "--parsable2",
-        f"--format={SACCT_FORMAT}",
+        f"--format={_SACCT_FORMAT}",
         f"--starttime={_start_time(since)}",  # Slurm reuses job ids
         f"--jobs={','.join(sorted(jobs))}",
     )
@@ -107,20 +105,20 @@ def find_job(cluster: Cluster, name: str, since: float) -> str | None:
 
 
 def squeue_rows(text: str) -> Iterator[Row]:
-    """Read the output of squeue in `SQUEUE_FORMAT`; lines that are no row of an array are skipped."""
+    """Read the answer to `squeue`; lines that are no row of an array are skipped."""
     for line in text.splitlines():
         fields = line.split("|", 3)  # a reason may hold anything
-        if len(fields) == SQUEUE_FORMAT.count("|") + 1:
+        if len(fields) == _SQUEUE_FORMAT.count("|") + 1:
             name, state, node, reason = fields
             record = TaskRecord(TaskState.parse(state), node=_known(node), reason=_known(reason))
             yield from _row(name, record)
 
 
 def sacct_rows(text: str) -> Iterator[Row]:
-    """Read the output of sacct in `SACCT_FORMAT`; lines that are no row of an array are skipped."""
+    """Read the answer to `sacct`; lines that are no row of an array are skipped."""
     for line in text.splitlines():
         fields = line.split("|")
-        if len(fields) == SACCT_FORMAT.count(",") + 1:
+        if len(fields) == _SACCT_FORMAT.count(",") + 1:
             name, state, exit_code, nodes = fields
             reason = state if " by " in state else None  # CANCELLED by 1000
             yield from _row(name, TaskRecord(TaskState.parse(state), _known(exit_code), _known(nodes), reason))

@@ -15,57 +15,41 @@ if TYPE_CHECKING:
 
 # Slurm's complaints, and what to do about each. The first match counts, so the narrow ones stand first.
 # Source of the words: slurm_errtab in Slurm's src/common/slurm_errno.c, and the errors of its sbatch.
-_ADVICE = tuple(
-    (re.compile(words, re.IGNORECASE), advice)
-    for words, advice in (
-        (
-            r"invalid account|must specify account|invalid.*account/partition",
-            "Give your account with account=...; `sacctmgr show associations user=$USER` lists those you may use.",
-        ),
-        (
-            r"invalid partition|no partition|partition.*(not available|down|inactive)",
-            "Give another partition with partition=...; `sinfo --summarize` lists them.",
-        ),
-        (r"group not permitted|access/permission denied", "Ask your site, or try another partition= or account=."),
-        (r"invalid qos", "Give another QOS with qos=..., or none; `sacctmgr show qos` lists them."),
-        (
-            r"time ?limit",
-            "Give a time within the partition's limit with time=...; `sinfo --format='%P %l'` lists the limits.",
-        ),
-        (
-            r"invalid job array|job array.*(size|limit)",
-            "The array is longer than the cluster allows: give map_array fewer tasks= or a larger chunksize=.",
-        ),
-        (
-            r"submit(jobs?)?(peruser)?limit|job submit limit|too many.*jobs|QOSMax|AssocMax|AssocGrp|QOSGrp",
-            "The site limits how much you may have queued: give map_array fewer tasks=, or wait for your other jobs.",
-        ),
-        (r"memory specification|memory required", "Ask for less with mem=... or mem_per_cpu=..."),
-        (r"cpu count", "Ask for fewer with cpus_per_task=... (or ntasks=, nodes=)."),
-        (
-            r"generic resource|gres|\bgpus?\b",
-            "Check gpus=... and gres=...; `sinfo --format='%P %G'` lists what nodes have.",
-        ),
-        (r"invalid feature", "Check constraint=...; `sinfo --format='%P %f'` lists what nodes have."),
-        (
-            r"node configuration is not available|node count specification|invalid node",
-            "No node has all that was asked for: check cpus_per_task=, mem=, gpus=, constraint= and nodes=.",
-        ),
-        (r"dependency", "Check dependency=...: does the job still exist?"),
-        (
-            r"unrecognized option|invalid option|unknown option|invalid directive|requires an argument|ambiguous",
-            "This cluster's sbatch does not know an option: check the executor's options, and sbatch=[...].",
-        ),
-        (r"invalid (specification|value)|invalid --", "Check the value of that option."),
-        (
-            r"unable to contact|connection refused|controller not|unable to establish|lookup failed",
-            (
-                "Slurm cannot be reached from this machine just now; cluster='local' (or SLURMLAUNCH_CLUSTER=local) "
-                "runs the same tasks here."
-            ),
-        ),
-    )
-)
+_ADVICE = {
+    r"invalid account|must specify account|invalid.*account/partition": (
+        "Give your account with account=...; `sacctmgr show associations user=$USER` lists those you may use."
+    ),
+    r"invalid partition|no partition|partition.*(not available|down|inactive)": (
+        "Give another partition with partition=...; `sinfo --summarize` lists them."
+    ),
+    r"group not permitted|access/permission denied": "Ask your site, or try another partition= or account=.",
+    r"invalid qos": "Give another QOS with qos=..., or none; `sacctmgr show qos` lists them.",
+    r"time ?limit": (
+        "Give a time within the partition's limit with time=...; `sinfo --format='%P %l'` lists the limits."
+    ),
+    r"invalid job array|job array.*(size|limit)": (
+        "The array is longer than the cluster allows: give map_array fewer tasks= or a larger chunksize=."
+    ),
+    r"submit(jobs?)?(peruser)?limit|job submit limit|too many.*jobs|QOSMax|AssocMax|AssocGrp|QOSGrp": (
+        "The site limits how much you may have queued: give map_array fewer tasks=, or wait for your other jobs."
+    ),
+    r"memory specification|memory required": "Ask for less with mem=... or mem_per_cpu=...",
+    r"cpu count": "Ask for fewer with cpus_per_task=... (or ntasks=, nodes=).",
+    r"generic resource|gres|\bgpus?\b": "Check gpus=... and gres=...; `sinfo --format='%P %G'` lists what nodes have.",
+    r"invalid feature": "Check constraint=...; `sinfo --format='%P %f'` lists what nodes have.",
+    r"node configuration is not available|node count specification|invalid node": (
+        "No node has all that was asked for: check cpus_per_task=, mem=, gpus=, constraint= and nodes=."
+    ),
+    r"dependency": "Check dependency=...: does the job still exist?",
+    r"unrecognized option|invalid option|unknown option|invalid directive|requires an argument|ambiguous": (
+        "This cluster's sbatch does not know an option: check the executor's options, and sbatch=[...]."
+    ),
+    r"invalid (specification|value)|invalid --": "Check the value of that option.",
+    r"unable to contact|connection refused|controller not|unable to establish|lookup failed": (
+        "Slurm cannot be reached from this machine just now; cluster='local' (or SLURMLAUNCH_CLUSTER=local) runs the "
+        "same tasks here."
+    ),
+}
 # After these complaints the job may still be in the queue.
 _AMBIGUOUS = re.compile(
     r"timed out|zero bytes were transmitted|message send failure|message receive failure", re.IGNORECASE
@@ -98,7 +82,7 @@ def submission_error(command: Command, done: Finished, name: str, *, in_doubt: b
         advice = f"An earlier try got no answer: `squeue --name={name}` shows whether the job is in the queue."
     else:
         what = f"sbatch refused the job: {done.error}"
-        advice = next((advice for words, advice in _ADVICE if words.search(stderr)), "")
+        advice = next((advice for words, advice in _ADVICE.items() if re.search(words, stderr, re.IGNORECASE)), "")
     return SubmissionError(
         "\n".join(filter(None, (what, advice))),
         command=command.words,

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import socket
 import stat
@@ -75,7 +76,7 @@ class Intervals:
             scale = float(text) / cls.shortest
         except ValueError:
             scale = 0.0
-        if not 0 < scale < float("inf"):
+        if not 0 < scale < math.inf:
             raise OptionError(f"{cls.VARIABLE}={text!r} is not a number of seconds", option=cls.VARIABLE)
         return cls(cls.shortest * scale, cls.longest * scale, cls.gone * scale)
 
@@ -149,11 +150,9 @@ class Content:
 class SharedStates:
     """The newest states of one cluster, and the rule that says when to ask again."""
 
-    def __init__(
-        self, cluster: Cluster, intervals: Intervals | None = None, *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, cluster: Cluster, intervals: Intervals, *, clock: Callable[[], float] = time.time) -> None:
         self._cluster = cluster
-        self._intervals = intervals or Intervals.from_environment()
+        self._intervals = intervals
         self._clock = clock
         self._number = next(_numbers)
         self._file: _SharedFile | _PrivateFile = _SharedFile(_file_name(cluster.name))
