@@ -279,8 +279,20 @@ def test_a_failed_query_reports_no_job_as_missing(program: str) -> None:
         SlurmBackend(run=slurm).find("law", time.time())
 
 
+def test_limits_belong_to_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that names another slurm.conf gets the limits of that cluster."""
+    slurm = FakeSlurm(scontrol=Finished(0, "MaxArraySize            = 5\n"))
+    backend = SlurmBackend(run=slurm)
+    assert backend.limits() == Limits(max_array_size=5)
+
+    monkeypatch.setenv("SLURM_CONF", "/of/another/cluster")
+    slurm.answers["scontrol"] = Finished(0, "MaxArraySize            = 7\n")
+
+    assert backend.limits() == Limits(max_array_size=7)
+
+
 def test_limits_are_read_once() -> None:
-    """The limits of a cluster are asked for once per backend, of which a process has one."""
+    """The limits of a cluster are read once per backend, of which a process has one."""
     config = "MaxArraySize            = 5001\nSchedulerParameters     = bf_interval=2,max_array_tasks=400\n"
     slurm = FakeSlurm(scontrol=Finished(0, config))
     expected = Limits(max_array_size=5001, max_array_tasks=400)

@@ -74,16 +74,17 @@ class SlurmBackend(Backend):
         self._submitted: dict[str, float] = {}
         self._warned: set[str] = set()
         self._states: dict[str | None, SharedStates] = {}
-        self._limits: Limits | None = None
+        self._limits: dict[str | None, Limits] = {}
 
     def limits(self) -> Limits:
         """Return the limits of the cluster; Slurm's default if it does not answer."""
-        if self._limits is None:
+        configuration = os.environ.get("SLURM_CONF")  # a process that changes it submits to another cluster
+        if configuration not in self._limits:
             done = Cluster(self._run, self._cluster_names()[0]).call("scontrol", "show", "config")
             if not done.ok:
                 return Limits(max_array_size=_DEFAULT_MAX_ARRAY_SIZE)
-            self._limits = _limits(done.stdout)
-        return self._limits
+            self._limits[configuration] = _limits(done.stdout)
+        return self._limits[configuration]
 
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
         """Return srun's command line."""
