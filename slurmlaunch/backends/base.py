@@ -165,10 +165,7 @@ OF_THE_CLIENT = frozenset({"local", "allocation"})
 
 
 class Backend(Protocol):
-    """A place where tasks run. All methods may be called from any thread.
-
-    The defaults suit a backend without limits whose jobs end during their submission.
-    """
+    """A place where tasks run. All methods may be called from any thread."""
 
     name: str
 
@@ -177,7 +174,6 @@ class Backend(Protocol):
 
     def limits(self) -> Limits:
         """Return the limits of the cluster; asked once, then remembered."""
-        return Limits()
 
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...] | None:
         """Return the words that start a command once per rank, each with *cpus_per_task* CPUs.
@@ -185,8 +181,6 @@ class Backend(Protocol):
         *options* are sbatch's, as in an `ArrayJob`. No words if the node must start the ranks
         itself; None if a task always has one rank.
         """
-        del ranks, cpus_per_task, options
-        return None
 
     def script(self, job: ArrayJob) -> str:
         """Return the script that `submit` would pass on, as text for a person."""
@@ -205,8 +199,6 @@ class Backend(Protocol):
         Raises:
             SchedulerError: the scheduler failed.
         """
-        del name, since
-        return None
 
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """Cancel a job, or some of its elements, pending or running, in one call.
@@ -216,7 +208,6 @@ class Backend(Protocol):
         Raises:
             SchedulerError: the scheduler failed.
         """
-        del job_id, elements
 
     def requeue(self, job_id: str, element: int) -> None:
         """End a running element and start it again.
@@ -234,7 +225,6 @@ class Backend(Protocol):
         Raises:
             SchedulerError: the scheduler failed, or another living process runs the job.
         """
-        del job_id, throttle, after
 
     def query(self, job_ids: Collection[str]) -> Snapshot | None:
         """Return the newest snapshot of these jobs, asking the scheduler if the last is too old.

@@ -17,7 +17,7 @@ from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch import context
-from slurmlaunch.backends.base import Backend, TaskRecord, TaskState
+from slurmlaunch.backends.base import ArrayJob, Backend, Limits, TaskRecord, TaskState
 from slurmlaunch.errors import NodeStartError
 from slurmlaunch.outcome import Bundle, Failure
 from slurmlaunch.runfolder.claims import Claimer
@@ -28,10 +28,8 @@ from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from types import FrameType
-
-    from slurmlaunch.backends.base import ArrayJob
 
 _RECORD_BYTES = 1 << 18
 
@@ -54,6 +52,14 @@ class InlineBackend(Backend):
     query_every = 60.0
     _ids = itertools.count(1)
 
+    def limits(self) -> Limits:
+        """Return no limits."""
+        return Limits()
+
+    def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> None:
+        """Return None: the calling thread is the only rank."""
+        del ranks, cpus_per_task, options
+
     def script(self, job: ArrayJob) -> str:
         """Return a comment: there is no script."""
         return f"# {job.length} tasks, run in the calling thread during the call\n"
@@ -67,6 +73,17 @@ class InlineBackend(Backend):
             for task in range(job.first_task, job.first_task + job.length):
                 _run_task(folder, manifest, round_, task, interrupted)
         return f"inline-{os.getpid()}-{next(self._ids)}"
+
+    def find(self, name: str, since: float) -> str | None:
+        """Return None: no job outlives its submission."""
+        del name, since
+        return None
+
+    def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
+        """Do nothing: the tasks have ended."""
+
+    def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
+        """Do nothing: the tasks have ended."""
 
     def query(self, job_ids: Collection[str]) -> InlineSnapshot:
         """Return a snapshot in which all tasks have completed."""
