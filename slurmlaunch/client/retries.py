@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from slurmlaunch.backends.base import parse_memory, parse_time
 from slurmlaunch.client.options import Options
 from slurmlaunch.errors import (
+    FunctionExited,
     NodeFailure,
     OutOfMemory,
     ResultLost,
@@ -119,7 +120,8 @@ def wants_retry(options: Options, error: BaseException) -> bool:
         return False
     if isinstance(error, (TaskEnded, ResultLost)):
         return True
-    classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
+    raised = SystemExit if isinstance(error, FunctionExited) else type(error)
+    classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in (*type(error).__mro__, *raised.__mro__)}
     return not classes.isdisjoint(options.retry_exceptions)
 
 

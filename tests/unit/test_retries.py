@@ -9,6 +9,7 @@ import pytest
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import Cause, next_options, wants_retry
 from slurmlaunch.errors import (
+    FunctionExited,
     ItemError,
     NodeFailure,
     NodeStartError,
@@ -87,3 +88,10 @@ def test_nodes() -> None:
 def test_retried_ends(error: BaseException, *, again: bool) -> None:
     """A retry runs items ended from outside (except by a person), and exceptions of the named classes."""
     assert again == wants_retry(Options().changed(retries=1, retry_exceptions=(OSError,)), error)
+
+
+@pytest.mark.parametrize("named", [SystemExit, FunctionExited])
+def test_exits_are_retried_where_they_are_named(named: type[BaseException]) -> None:
+    """An item that called sys.exit() is retried if ``retry_exceptions`` names SystemExit or FunctionExited."""
+    assert wants_retry(Options().changed(retries=1, retry_exceptions=(named,)), FunctionExited("exit", code=3))
+    assert not wants_retry(Options().changed(retries=1), FunctionExited("exit", code=3))
