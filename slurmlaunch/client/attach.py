@@ -148,7 +148,7 @@ def _is_unfinished(run: Run, item: int, earlier: Run, may_come: Callable[[Round,
         return status != ItemStatus.VALUE
     view = tasks.view(tasks.task_of(item))
     round_ = view.round
-    arrays = [view.array] if tasks.is_claimed(item) else range(len(round_.plan.arrays))
+    arrays = range(len(round_.plan.arrays)) if tasks.claimant_of(item) is None else [view.array]
     if round_.jobs.keys().isdisjoint(arrays):
         on_disk = next(each for each in run.rounds if each.number == round_.number)
         return not any(may_come(on_disk, number) for number in arrays)

@@ -320,7 +320,7 @@ def attempts_of(run: Run, item: int) -> tuple[Attempt, ...]:
     tasks = run.tasks
     views = []
     for each in tasks.rounds:
-        task = tasks.task_in(each, item) if each.plan.items is None or item in each.plan.items else None
+        task = each.task_of(item) if each.plan.items is None or item in each.plan.items else None
         if task is not None:
             views.append(tasks.view(task))
     return tuple(attempt for view in views for attempt in _starts_of(run, view, item))

@@ -15,6 +15,7 @@ from slurmlaunch.errors import (
     NodeFailure,
     NodeStartError,
     OutOfMemory,
+    Place,
     Preempted,
     ResultLost,
     TaskCancelled,
@@ -25,10 +26,7 @@ from slurmlaunch.errors import (
 from slurmlaunch.runfolder.layout import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from slurmlaunch.backends.base import TaskRecord
-    from slurmlaunch.errors import Place
     from slurmlaunch.runfolder.layout import EndMark
 
 _BY_STATE: dict[TaskState, type[TaskEnded]] = {
@@ -64,9 +62,9 @@ def recorded_everything(mark: EndMark) -> bool:
     return mark.status in {Status.VALUES, Status.FAILURES}
 
 
-def names_cause(record: TaskRecord | None) -> bool:
+def names_cause(record: TaskRecord) -> bool:
     """Whether a scheduler state says by itself why the task ended."""
-    return record is not None and record.state in _BY_STATE
+    return record.state in _BY_STATE
 
 
 def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, log_tail: str = "") -> ItemError:
@@ -134,27 +132,15 @@ def _advice(status: int | None, log_tail: str, image: str | None) -> str:
     return ""
 
 
-def error_of_unclaimed(error: BaseException | None, *, task_ended: bool) -> BaseException:
-    """Return the error of items that no task has claimed although all tasks have ended.
-
-    Args:
-        error: the error with which a task ended or gave up, if any.
-        task_ended: whether it says more than that an outcome is missing.
-    """
+def error_of_unclaimed(error: BaseException | None) -> BaseException:
+    """Return the error of items that no task has claimed although all have ended, perhaps one with this error."""
     if error is None:
-        error = ResultLost("all tasks ended, and none had claimed the item")
+        return ResultLost("all tasks ended, and none had claimed the item")
     if not isinstance(error, ItemError):
         return error
     copy = error.for_item(-1)
-    copy.place = type(error.place)()
-    if task_ended:
-        copy.what = f"no task was left to take the item: {copy.what}"
+    copy.place, copy.what = Place(), f"no task was left to take the item: {copy.what}"
     return copy
-
-
-def error_for_each(error: BaseException) -> Callable[[int], BaseException]:
-    """Return a function that makes the error of each item from an error that may name an item."""
-    return error.for_item if isinstance(error, ItemError) else lambda _: error
 
 
 # The states of attempts.

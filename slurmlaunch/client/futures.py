@@ -98,7 +98,7 @@ class Future(concurrent.futures.Future[T]):
         return self._log("err")
 
     def _log(self, stream: str) -> str:
-        if not self._run.tasks.is_claimed(self._index):
+        if self._run.tasks.claimant_of(self._index) is None:
             return ""
         path = self.log(stream)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

@@ -306,8 +306,8 @@ class Run:
         """Read the outcome of an item that has settled and was not cancelled."""
         outcome = self._reader.outcome(item)
         if not isinstance(outcome, Value) and isinstance(outcome.error, ItemError):
-            tasks = self.tasks
-            place = tasks.place_of(tasks.task_of(item)) if tasks.is_claimed(item) else Place()
+            task = self.tasks.claimant_of(item)
+            place = Place() if task is None else self.tasks.place_of(task)
             outcome.error.located(**place._replace(item=item)._asdict())
         return outcome
 

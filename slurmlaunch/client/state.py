@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import re
+from itertools import groupby
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -250,11 +251,15 @@ class SubmitRound(NamedTuple):
     options: Options
 
 
-class CancelJobs(NamedTuple):
-    """Cancel jobs, or elements of jobs (None stands for all); *why* is for the log."""
+Jobs: TypeAlias = tuple[tuple[str, tuple[int, ...] | None], ...]
+"""Jobs, each with elements of it; None stands for all elements."""
 
-    jobs: tuple[tuple[str, tuple[int, ...] | None], ...]
-    why: str = ""
+
+class CancelJobs(NamedTuple):
+    """Cancel jobs, or elements of jobs; *why* is for the log."""
+
+    jobs: Jobs
+    why: str
 
 
 class Warn(NamedTuple):
@@ -355,7 +360,7 @@ class RunState:
 
     def _outcomes_seen(self, event: OutcomesSeen) -> None:
         recorded, error = event.recorded, event.error
-        items = range(recorded.header.first, min(recorded.header.stop, self.ledger.items))
+        items = self._within(range(recorded.header.first, recorded.header.stop))
         if not items:
             return
         round_ = self.tasks.view(event.task).round
@@ -367,7 +372,7 @@ class RunState:
         # Items that a later round has got wait for the outcome of that round.
         parts = [part for part in self.tasks.still_in(round_.number, [items]) if part]
         for part in parts:
-            failed = part if error is None else self._not_retried(part, ends.error_for_each(error))
+            failed = part if error is None else self._not_retried(part, error)
             for each in consecutive(failed):
                 self._settle(ItemStatus.FAILURE, self.ledger.record(recorded, each))
         if error is None or not parts:
@@ -382,13 +387,12 @@ class RunState:
         view = self.tasks.view(event.task)
         view.damage = view.damage or (event.file, event.offset)
         if event.items is not None:
-            what, file = "the outcome was recorded, but its record is damaged", str(event.file)
-            items = range(event.items.start, min(event.items.stop, self.ledger.items))
-            for part in self.tasks.still_in(view.round.number, [items]):
-                self._end(part, lambda _: ResultLost(what, file=file, offset=event.offset))
+            what = "the outcome was recorded, but its record is damaged"
+            for part in self.tasks.still_in(view.round.number, [self._within(event.items)]):
+                self._end(part, ResultLost(what, file=str(event.file), offset=event.offset))
 
     def _unsafe_seen(self, event: UnsafeSeen) -> None:
-        self._end(self.tasks.open_items(event.task), lambda _: ResultLost(event.reason, file=str(event.file)))
+        self._end(self.tasks.open_items(event.task), ResultLost(event.reason, file=str(event.file)))
 
     def _end_mark_seen(self, event: EndMarkSeen) -> None:
         view = self.tasks.view(event.mark.task)
@@ -399,26 +403,24 @@ class RunState:
             self._ended.add(view.index)
 
     def _claims_seen(self, event: ClaimsSeen) -> None:
-        claims = self._round(event.round).claims
-        for block, task in event.claims if claims else ():
-            claims.add(block, task)  # type: ignore[union-attr]
+        claims = self.tasks.rounds[event.round].claims
+        if claims is not None:
+            for block, task in event.claims:
+                claims.add(block, task)
         self._claims_fresh = True
 
     def _cancellation_seen(self, event: CancellationSeen) -> None:
-        items = range(event.items.start, min(event.items.stop, self.ledger.items))
-        for part in self.tasks.still_in(event.round, [items]):
+        for part in self.tasks.still_in(event.round, [self._within(event.items)]):
             for each in consecutive(part):
                 self._settle(ItemStatus.CANCELLED, self.ledger.cancel(each))
 
     def _jobs_seen(self, event: JobsSeen) -> None:
-        self._round(event.round).jobs.update(event.jobs)
+        self.tasks.rounds[event.round].jobs.update(event.jobs)
         if event.ours and not self.ledger.open:
-            jobs = tuple((job_id, None) for job_id in event.jobs.values())
-            self._effects.append(CancelJobs(jobs, "its items settled while it was submitted"))
+            self._cancel_jobs(_whole(event.jobs.values()), "its items settled while it was submitted")
 
     def _run_lost(self, event: RunLost) -> None:
-        error = event.error
-        self._end(range(self.ledger.items), lambda _: error, final=True)
+        self._end(range(self.ledger.items), event.error, final=True)
 
     # The scheduler.
 
@@ -528,7 +530,7 @@ class RunState:
             if not view.end_recorded:
                 record = view.missing_record
             self._not_missing(view)
-            self._end(self.tasks.open_items(view.index), error.for_item)
+            self._end(self.tasks.open_items(view.index), error)
             if view.round.claims:
                 view.error = error
             self._count_death(view.index, error)
@@ -564,26 +566,20 @@ class RunState:
         for round_ in self.tasks.rounds:
             if round_.claims is None:
                 continue
-            views = [self.tasks.views.get(task) for task in round_.plan.tasks]
-            stopped = [view for view in views if view is not None and view.error is not None]
-            for view in stopped:
-                missed = self.tasks.open_items(view.index)
-                if missed:
-                    self._end(missed, ends.error_for_each(view.error))  # type: ignore[arg-type]
-            if not round_.claims.unclaimed or len(stopped) < len(views):
+            views = [view for view in map(self.tasks.views.get, round_.plan.tasks) if view is not None]
+            stopped = [(view, view.error) for view in views if view.error is not None]
+            for view, error in stopped:
+                self._end(self.tasks.open_items(view.index), error)
+            if not round_.claims.unclaimed or len(stopped) < len(round_.plan.tasks):
                 round_.all_ended_since = None
                 continue
             if round_.all_ended_since is None:
                 round_.all_ended_since = self._now
             late = self._now - round_.all_ended_since >= self.latency
-            if late or not any(view.started for view in stopped):
-                self._end_unclaimed(round_, [view.error for view in stopped])
-
-    def _end_unclaimed(self, round_: RoundView, errors: list[BaseException | None]) -> None:
-        telling = [error for error in errors if not isinstance(error, ResultLost)]
-        error = telling[-1] if telling else round_.gave_up
-        cause = ends.error_of_unclaimed(error, task_ended=error is not None)
-        self._end(self.tasks.unclaimed_items(round_), ends.error_for_each(cause))
+            if late or not any(view.started for view, _ in stopped):
+                telling = [error for _, error in stopped if not isinstance(error, ResultLost)]
+                error = ends.error_of_unclaimed(telling[-1] if telling else round_.gave_up)
+                self._end(self.tasks.unclaimed_items(round_), error)
 
     def _count_death(self, task: int, error: BaseException) -> None:
         """Cancel the rest of the run when the first tasks all fail to start in the same way.
@@ -598,19 +594,11 @@ class RunState:
             return
         self._cancelled_rest = True
         what = f"not started, since the first {SAME_DEATHS} tasks died in the same way: {error.what}"
-        advice, code = error.advice, error.exit_code
-
-        def not_started(item: int) -> ItemError:
-            return NodeStartError(what, advice=advice, exit_code=code).located(item=item)
-
+        not_started = NodeStartError(what, advice=error.advice, exit_code=error.exit_code)
         self._end(range(self.ledger.items), not_started, final=True)
-        jobs = tuple((job_id, None) for job_id in self.tasks.job_ids)
-        self._effects.append(CancelJobs(jobs, "its first tasks could not start"))
+        self._cancel_jobs(_whole(self.tasks.job_ids), "its first tasks could not start")
 
     # Rounds and retries.
-
-    def _round(self, number: int) -> RoundView:
-        return next(each for each in self.tasks.rounds if each.number == number)
 
     def _add_round(self, added: RoundView) -> None:
         first = not self.tasks.rounds
@@ -618,7 +606,7 @@ class RunState:
         self.pending.add_round(added.plan, first=first)
 
     def _round_added(self, event: RoundAdded) -> None:
-        if any(each.number == event.round for each in self.tasks.rounds):
+        if event.round < len(self.tasks.rounds):
             return
         self._add_round(RoundView(event.round, event.plan))
         if event.reopen:
@@ -628,14 +616,13 @@ class RunState:
             self._deaths.clear()
 
     def _array_refused(self, event: ArrayRefused) -> None:
-        round_ = self._round(event.round)
+        round_ = self.tasks.rounds[event.round]
         round_.given_up.add(event.array)
-        error = event.error
         for task in round_.tasks_of(event.array):
             if round_.claims:
-                self.tasks.view(task).error = error  # other tasks may claim its items
+                self.tasks.view(task).error = event.error  # other tasks may claim its items
             else:
-                self._end(self.tasks.items_of(task), lambda _: error)
+                self._end(self.tasks.items_of(task), event.error)
 
     def _check_retries(self) -> None:
         pending = self.pending
@@ -653,34 +640,25 @@ class RunState:
         causes, self._retrying = self._retrying or {}, None
         if event.error is None:
             return
+        self.pending.discard(causes)
         note = f"it could not be run again: {event.error}"
-
-        def error_of(item: int) -> BaseException:
-            error = ends.error_for_each(causes[item].error)(item)
+        for items in [list(group) for _, group in groupby(sorted(causes), lambda item: id(causes[item].error))]:
+            error = _for_item(causes[items[0]].error, items[0])  # others that ended with this error get no note
             if note not in getattr(error, "__notes__", ()):
                 error.add_note(note)
-            return error
+            self._end(items, error, final=True)
 
-        self.pending.discard(causes)
-        self._end(sorted(causes), error_of, final=True)
-
-    def _not_retried(self, items: Sequence[int], error_of: Callable[[int], BaseException]) -> Sequence[int]:
+    def _not_retried(self, items: Sequence[int], error: BaseException) -> Sequence[int]:
         """Have those of the open items wait for a retry that are worth one; return the others."""
-        if not (self.pending.enabled and items):
+        if not self.pending.enabled:
             return items
-        error = error_of(items[0])  # one error for all, and so is what is known of each task
-        causes: dict[int | None, Cause] = {}
-        return [item for item in items if not (self.ledger.is_open(item) and self._waits(item, error, causes))]
+        cause_of = functools.cache(functools.partial(self._cause, error))  # one for each task, not for each item
+        for item in items:
+            if self.ledger.is_open(item) and item not in self.pending and self.pending.wants(item, error):
+                self.pending.add(item, cause_of(self.tasks.claimant_of(item)), self._now)
+        return [item for item in items if not (self.ledger.is_open(item) and item in self.pending)]
 
-    def _waits(self, item: int, error: BaseException, causes: dict[int | None, Cause]) -> bool:
-        if item not in self.pending and self.pending.wants(item, error):
-            task = self.tasks.task_of(item) if self.tasks.is_claimed(item) else None
-            if task not in causes:
-                causes[task] = self._cause(task, error)
-            self.pending.add(item, causes[task], self._now)
-        return item in self.pending
-
-    def _cause(self, task: int | None, error: BaseException) -> Cause:
+    def _cause(self, error: BaseException, task: int | None) -> Cause:
         if task is None:
             return Cause(error)
         view = self.tasks.view(task)
@@ -718,37 +696,43 @@ class RunState:
         if self._recording:
             self._deferred = deferred  # the items of the other cancellations may need them, too
         cancelled = [item for _, ranges in event.written for each in ranges for item in each]
-        jobs = self._without_work(cancelled) if cancelled else ()
-        if jobs:
-            self._effects.append(CancelJobs(jobs, "all of its items were cancelled"))
-
-    def _without_work(self, items: Iterable[int]) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
-        """Return the jobs and elements that have nothing left to do after a cancellation of items."""
-        if not self.ledger.open:
-            return tuple((job_id, None) for job_id in self.tasks.job_ids)
-        return _jobs_of(self.tasks.without_work(sorted({self.tasks.task_of(item) for item in items})))
+        if cancelled:
+            tasks = sorted({self.tasks.task_of(item) for item in cancelled})
+            idle = _jobs_of(self.tasks.without_work(tasks)) if self.ledger.open else _whole(self.tasks.job_ids)
+            self._cancel_jobs(idle, "all of its items were cancelled")
 
     def _watch_ended(self, _: WatchEnded) -> None:
         """Cancel the tasks of dynamic rounds that have not started: nothing is left to claim."""
-        dynamic = [each for each in self.tasks.rounds if each.claims]
-        jobs = _jobs_of(view for each in dynamic for view in map(self.tasks.view, each.plan.tasks) if not view.started)
+        views = [self.tasks.view(task) for each in self.tasks.rounds if each.claims for task in each.plan.tasks]
+        self._cancel_jobs(_jobs_of(view for view in views if not view.started), "nothing is left to do for it")
+
+    def _cancel_jobs(self, jobs: Jobs, why: str) -> None:
         if jobs:
-            self._effects.append(CancelJobs(jobs, "nothing is left to do for it"))
+            self._effects.append(CancelJobs(jobs, why))
 
     # Settling.
 
     def _has_open(self, task: int) -> bool:
         return bool(self.ledger.open) and self.tasks.has_open(task)
 
-    def _end(self, items: Sequence[int], error_of: Callable[[int], BaseException], *, final: bool = False) -> None:
-        """Settle open items with errors, or have them wait for a retry, unless this is *final*."""
-        for part in consecutive(items if final else self._not_retried(items, error_of)):
+    def _within(self, items: range) -> range:
+        """Return those of the items that the run has: damage may name others."""
+        return range(items.start, min(items.stop, self.ledger.items))
+
+    def _end(self, items: Sequence[int], error: BaseException, *, final: bool = False) -> None:
+        """Settle open items with an error, or have them wait for a retry, unless this is *final*."""
+        error_of = functools.partial(_for_item, error)
+        for part in consecutive(items if final else self._not_retried(items, error)):
             self._settle(ItemStatus.ENDED, self.ledger.end(part, error_of))
 
     def _settle(self, status: ItemStatus, ranges: Iterable[range]) -> None:
         for each in ranges:
             self.pending.discard(each)
             self._effects.append(Settle(each, status))
+
+
+def _for_item(error: BaseException, item: int) -> BaseException:
+    return error.for_item(item) if isinstance(error, ItemError) else error
 
 
 @functools.cache
@@ -758,7 +742,11 @@ def _handler(event: type) -> Callable[[RunState, Any], None]:
     return method
 
 
-def _jobs_of(views: Iterable[TaskView]) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+def _whole(job_ids: Iterable[str]) -> Jobs:
+    return tuple((job_id, None) for job_id in job_ids)
+
+
+def _jobs_of(views: Iterable[TaskView]) -> Jobs:
     """Return the elements of tasks by job; None stands for all elements of a job."""
     elements: dict[str, list[TaskView]] = {}
     for view in views:

@@ -128,6 +128,10 @@ class RoundView:
         """The arrays that may yet be submitted, as far as is known."""
         return [n for n in range(len(self.plan.arrays)) if n not in self.jobs and n not in self.given_up]
 
+    def task_of(self, item: int) -> int | None:
+        """Return the task that has an item of the round; None while it is unclaimed."""
+        return self.claims.owner_of(item) if self.claims else self.plan.task_of(item)
+
     def tasks_of(self, number: int) -> range:
         """Return the tasks of an array."""
         planned = self.plan.arrays[number]
@@ -242,25 +246,19 @@ class Tasks:
         """Return the last round of an item."""
         return self.rounds[self._last_round[item] if self._last_round else 0]
 
+    def claimant_of(self, item: int) -> int | None:
+        """Return the last task of an item; None while it is unclaimed, in a dynamic round."""
+        return self.round_of(item).task_of(item)
+
     def task_of(self, item: int) -> int:
         """Return the last task of an item; for an unclaimed item the one that would have it in a static round."""
-        round_ = self.round_of(item)
-        task = self.task_in(round_, item)
-        return round_.plan.task_of(item) if task is None else task
-
-    def task_in(self, round_: RoundView, item: int) -> int | None:
-        """Return the task that has an item of a round; None while it is unclaimed."""
-        return round_.claims.owner_of(item) if round_.claims else round_.plan.task_of(item)
-
-    def is_claimed(self, item: int) -> bool:
-        """Whether a task has an item: always, except in a dynamic round."""
-        round_ = self.round_of(item)
-        return round_.claims is None or round_.claims.owner_of(item) is not None
+        task = self.claimant_of(item)
+        return self.round_of(item).plan.task_of(item) if task is None else task
 
     def is_started(self, item: int) -> bool:
         """Whether the task that has an item has started."""
-        view = self.views.get(self.task_of(item)) if self.is_claimed(item) else None
-        return view is not None and view.started
+        task = self.claimant_of(item)
+        return task in self.views and self.views[task].started
 
     def items_of(self, task: int) -> Sequence[int]:
         """Return the items of a task, without those that a later round has."""
@@ -288,7 +286,11 @@ class Tasks:
 
     def unclaimed_items(self, round_: RoundView) -> list[int]:
         """Return the open items of a dynamic round that no task has claimed."""
-        return self._open_in(self.still_in(round_.number, round_.claims.unclaimed_parts() if round_.claims else ()))
+        return self._open_in(self.still_in(round_.number, self._unclaimed_parts(round_)))
+
+    @staticmethod
+    def _unclaimed_parts(round_: RoundView) -> Iterable[Sequence[int]]:
+        return round_.claims.unclaimed_parts() if round_.claims else ()
 
     def _open_in(self, parts: Iterable[Sequence[int]]) -> list[int]:
         open_ = (item for part in parts if self._is_open(part) for item in self._ledger.open_among(part))
@@ -328,13 +330,9 @@ class Tasks:
 
     def without_work(self, tasks: Iterable[int]) -> list[TaskView]:
         """Return those of the tasks that have no open item and can claim none."""
-        shared = {each.number for each in self.rounds if each.claims and any(map(self._is_open, self._free(each)))}
+        shared = {each.number for each in self.rounds if any(map(self._is_open, self._unclaimed_parts(each)))}
         views = map(self.view, tasks)
         return [v for v in views if v.round.number not in shared and not any(map(self._is_open, self._parts_of(v)))]
-
-    @staticmethod
-    def _free(round_: RoundView) -> Iterator[Sequence[int]]:
-        return round_.claims.unclaimed_parts() if round_.claims else iter(())
 
     def count_running(self, items: Sequence[int] | None = None) -> int:
         """Return how many open items, of these or of all, are in tasks that have started."""
@@ -352,7 +350,9 @@ class Tasks:
             return view.state
         if any(map(self._is_open, self._parts_of(view))):
             return TaskState.RUNNING if view.started else view.state or TaskState.PENDING
-        items = self.items_of(task)
+        return self._state_of_settled(self.items_of(task))
+
+    def _state_of_settled(self, items: Sequence[int]) -> TaskState:
         if items and self._ledger.count(ItemStatus.CANCELLED, items) == len(items):
             return TaskState.CANCELLED
         failed = any(self._ledger.count(status, items) for status in (ItemStatus.FAILURE, ItemStatus.ENDED))
@@ -360,9 +360,11 @@ class Tasks:
 
     def state_of_item(self, item: int) -> TaskState:
         """Return the state of the task of an item; an unclaimed item waits."""
-        if self.is_claimed(item):
-            return self.state_of(self.task_of(item))
-        return _STATES_OF_UNCLAIMED.get(self._ledger.status(item), TaskState.FAILED)
+        task = self.claimant_of(item)
+        if task is not None:
+            return self.state_of(task)
+        # It may have an outcome: claims may be listed later than outcomes.
+        return TaskState.PENDING if self._ledger.is_open(item) else self._state_of_settled([item])
 
     def place_of(self, task: int) -> Place:
         """Return where a task ran, as errors say it."""
@@ -384,11 +386,3 @@ class Tasks:
             for _, found in sorted(view.checkpoints.items()):
                 last.update(found)
         return {item: last[item] for item in items if item in last} if last else {}
-
-
-_STATES_OF_UNCLAIMED = {
-    ItemStatus.OPEN: TaskState.PENDING,
-    ItemStatus.VALUE: TaskState.COMPLETED,
-    ItemStatus.CANCELLED: TaskState.CANCELLED,
-}
-"""States of items without a known task, which may have outcomes: the claims may be listed later than these."""

@@ -124,7 +124,6 @@ def test_names_cause(state: TaskState) -> None:
     expected = issubclass(BY_STATE.get(state, ResultLost), TaskEnded)
 
     assert expected == ends.names_cause(TaskRecord(state))
-    assert not ends.names_cause(None)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +154,11 @@ def test_batch_script_killed() -> None:
 
 def test_unclaimed() -> None:
     """The error of unclaimed items names no task, and describes how the tasks ended."""
-    lost = ends.error_of_unclaimed(None, task_ended=False)
-    ended = ends.error_of_unclaimed(NodeFailure(place=PLACE), task_ended=True)
+    lost = ends.error_of_unclaimed(None)
+    ended = ends.error_of_unclaimed(NodeFailure(place=PLACE))
 
     assert (ResultLost, "all tasks ended, and none had claimed the item") == (type(lost), lost.args[0])
     assert isinstance(ended, NodeFailure)
     assert (None, "no task was left to take the item: the node failed") == (ended.task, ended.what)
     refused = ValueError()
-    assert refused is ends.error_of_unclaimed(refused, task_ended=True)
+    assert refused is ends.error_of_unclaimed(refused)

@@ -229,13 +229,13 @@ class TestTasks:
         assert {TaskState.PENDING} == {before.tasks.state_of_item(item) for item in range(6)}
 
         assert [1, 0, 0, 1, 1, 1] == [after.tasks.task_of(item) for item in range(6)]
-        assert [True, *[False] * 5] == [after.tasks.is_claimed(item) for item in range(6)]
+        assert [1, *[None] * 5] == [after.tasks.claimant_of(item) for item in range(6)]
 
     def test_recorded_items_are_claimed(self) -> None:
         """A task's recorded items are claimed, although the claim may become visible later."""
         found = played(at(0, values(1, 2), claims(0, 2), settles={2: "VALUE"}), tasks=2, dynamic=True)
 
-        assert (1, True, False) == (found.tasks.task_of(2), found.tasks.is_claimed(2), found.tasks.is_claimed(1))
+        assert (1, 1, None) == (found.tasks.task_of(2), found.tasks.claimant_of(2), found.tasks.claimant_of(1))
         assert 5 == found.tasks.rounds[0].claims.unclaimed  # type: ignore[union-attr]
 
     def test_running(self) -> None:
