@@ -388,7 +388,7 @@ def values_of_further_ranks(run: Run, item: int) -> list[Any]:
         ResultLost: a value cannot be read.
         UnpicklableResult: a value does not unpickle here.
     """
-    task, attempt = map(int, run.ledger.records.find(item).file.name.split("."))
+    task, attempt = map(int, run.ledger.records.find(item).source.name.split("."))
     round_ = run.tasks.view(task).round
     number = round_.plan.ranks.number if round_.plan.ranks else 1
     files = [run.folder.rank_file(round_.number, task, attempt, rank) for rank in range(1, number)]

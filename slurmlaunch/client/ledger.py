@@ -1,7 +1,7 @@
-"""The status of each item of a run, and where its outcome lies on disk.
+"""The status of each item of a run, and where its outcome comes from.
 
 One byte per item is its status, and one entry per record says which items it holds and
-where (`RecordIndex`). `RunState` changes the ledger, `Run` reads outcomes where it
+where it lies on disk (`RecordIndex`). `RunState` changes the ledger, `Run` reads outcomes where it
 points; the ledger itself opens no file. An item settles once, which decides every race
 between a result and a cancellation.
 """
@@ -12,8 +12,7 @@ import re
 from array import array
 from bisect import bisect_right, insort
 from enum import IntEnum
-from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from slurmlaunch.runfolder.records import Kind
 
@@ -39,17 +38,15 @@ _CANCELLING = 5
 """An open item whose cancellation is being written to disk: no outcome settles it meanwhile."""
 
 
-class RecordLocation(NamedTuple):
-    """A record of outcomes.
+Source: TypeAlias = "Path | Callable[[int], BaseException] | None"
+"""The outcome file; for items that ended without an outcome what makes the error of each; None for cancelled items."""
 
-    Attributes:
-        items: the items that settled with it.
-        file: the outcome file.
-        offset: where in the file the record begins, in bytes.
-    """
+
+class RecordLocation(NamedTuple):
+    """Items that settled together, and their `Source`; *offset* is where in the file their record begins, in bytes."""
 
     items: range
-    file: Path
+    source: Any
     offset: int
 
 
@@ -61,14 +58,13 @@ class RecordIndex:
     """
 
     _BLOCK = 4096
-    _NO_FILE = 0
 
     def __init__(self) -> None:
         self._first = array("Q")
         self._length = array("Q")
         self._offset = array("Q")
-        self._file = array("I")
-        self._files: list[Path | None] = [None]
+        self._source = array("I")
+        self._sources: list[Source] = [None]
         self._blocks: dict[int, array[int]] = {}
 
     def __len__(self) -> int:
@@ -81,14 +77,16 @@ class RecordIndex:
     def __iter__(self) -> Iterator[range]:
         return (self[number] for number in range(len(self)))
 
-    def add(self, items: range, file: Path | None = None, offset: int = 0) -> None:
-        """Add a range of items that are in no other range; without a file it cannot be found by item."""
+    def add(self, items: range, source: Source = None, offset: int = 0) -> None:
+        """Add a range of items that are in no other range; without a source it cannot be found by item."""
+        if source not in (None, self._sources[-1]):  # a few records of a file come together
+            self._sources.append(source)
         number = len(self._first)
         self._first.append(items.start)
         self._length.append(len(items))
         self._offset.append(offset)
-        self._file.append(self._NO_FILE if file is None else self._number_of(file))
-        if file is not None:
+        self._source.append(0 if source is None else len(self._sources) - 1)
+        if source is not None:
             for block in range(items.start // self._BLOCK, (items.stop - 1) // self._BLOCK + 1):
                 numbers = self._blocks.setdefault(block, array("I"))
                 if not numbers or self._first[numbers[-1]] < items.start:
@@ -96,16 +94,11 @@ class RecordIndex:
                 else:
                     insort(numbers, number, key=self._first.__getitem__)
 
-    def _number_of(self, file: Path) -> int:
-        if self._files[-1] != file:  # a few records of a file come together
-            self._files.append(file)
-        return len(self._files) - 1
-
     def find(self, item: int) -> RecordLocation:
         """Return the record of an item.
 
         Raises:
-            LookupError: the item settled without a record, or has not settled.
+            LookupError: the item was cancelled, or has not settled.
         """
         numbers = self._blocks.get(item // self._BLOCK, array("I"))
         length = -1
@@ -113,9 +106,8 @@ class RecordIndex:
             length = len(numbers)
             position = bisect_right(numbers, item, key=self._first.__getitem__) - 1
             number = numbers[position] if position >= 0 else 0
-            file = self._files[self._file[number]] if position >= 0 else None
-            if file is not None and item in self[number]:
-                return RecordLocation(self[number], file, self._offset[number])
+            if position >= 0 and item in self[number]:
+                return RecordLocation(self[number], self._sources[self._source[number]], self._offset[number])
         raise LookupError(item)
 
     def restricted(self, parts_of: Callable[[range], Iterable[range]]) -> RecordIndex:
@@ -123,19 +115,10 @@ class RecordIndex:
         index = RecordIndex()
         for number, items in enumerate(self):
             for part in parts_of(items):
-                index.add(part, self._files[self._file[number]], self._offset[number])
+                index.add(part, self._sources[self._source[number]], self._offset[number])
         return index
 
 
-class _End(NamedTuple):
-    """Consecutive items without outcomes that ended together, and what makes the error of each."""
-
-    start: int
-    stop: int
-    error_of: Callable[[int], BaseException]
-
-
-_START = attrgetter("start")
 _SETTLED_RUN = re.compile(b"[^\\x00\\x05]+")
 
 
@@ -153,7 +136,6 @@ class Ledger:
         self.records = RecordIndex()
         self._statuses = bytearray(items)
         self._counts = [items] + [0] * (len(ItemStatus) - 1)
-        self._ends: list[_End] = []
 
     @property
     def open(self) -> int:
@@ -193,15 +175,14 @@ class Ledger:
         items = range(recorded.header.first, recorded.header.stop) if part is None else part
         settled = list(self._ranges_of(ItemStatus.OPEN, range(items.start, min(items.stop, self.items))))
         for each in settled:
-            self._settle(each, status, recorded)
+            self._settle(each, status, recorded.file, recorded.offset)
         return settled
 
     def end(self, items: range, error_of: Callable[[int], BaseException]) -> list[range]:
         """Settle the open items of a range with errors, which are made when they are asked for."""
         settled = list(self._ranges_of(ItemStatus.OPEN, items))
         for each in settled:
-            insort(self._ends, _End(each.start, each.stop, error_of), key=_START)
-            self._settle(each, ItemStatus.ENDED)
+            self._settle(each, ItemStatus.ENDED, error_of)
         return settled
 
     def cancel(self, items: range) -> list[range]:
@@ -211,12 +192,9 @@ class Ledger:
             self._settle(each, ItemStatus.CANCELLED)
         return settled
 
-    def _settle(self, items: range, status: ItemStatus, recorded: Recorded | None = None) -> None:
+    def _settle(self, items: range, status: ItemStatus, source: Source = None, offset: int = 0) -> None:
         # The index first: a thread that reads the status without a lock looks for the record next.
-        if recorded is None:
-            self.records.add(items)
-        else:
-            self.records.add(items, recorded.file, recorded.offset)
+        self.records.add(items, source, offset)
         self._statuses[items.start : items.stop] = bytes([status]) * len(items)
         self._counts[ItemStatus.OPEN] -= len(items)
         self._counts[status] += len(items)
@@ -253,8 +231,6 @@ class Ledger:
             self._counts[ItemStatus.OPEN] += 1
             self._statuses[item] = ItemStatus.OPEN
         self.records = self.records.restricted(self._settled_parts)
-        parts = [(end, part) for end in self._ends for part in self._settled_parts(range(end.start, end.stop))]
-        self._ends = [_End(part.start, part.stop, end.error_of) for end, part in parts]
 
     def _settled_parts(self, items: range) -> Iterator[range]:
         found = _SETTLED_RUN.finditer(self._statuses, items.start, items.stop)
@@ -262,10 +238,8 @@ class Ledger:
 
     def error_of(self, item: int) -> BaseException:
         """Return the error of an item whose status is ENDED."""
-        while True:
-            end = self._ends[bisect_right(self._ends, item, key=_START) - 1]
-            if end.start <= item < end.stop:  # else another thread has just inserted one before it
-                return end.error_of(item)
+        error: BaseException = self.records.find(item).source(item)
+        return error
 
 
 _OTHER = {each: re.compile(b"[^\\x%02x]" % each) for each in (ItemStatus.OPEN, _CANCELLING)}

@@ -180,7 +180,7 @@ class OutcomeReader:
         if last is not None and item in last[0]:
             return last
         location = self._ledger.records.find(item)
-        found = location.items, read_record(location.file, location.offset, self._salt)
+        found = location.items, read_record(location.source, location.offset, self._salt)
         self._last = found if len(location.items) > 1 else None
         return found
 
