@@ -23,7 +23,7 @@ from slurmlaunch.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable
 
     from slurmlaunch.runfolder.plan import RoundPlan
 
@@ -34,14 +34,7 @@ _MEMORY = ("mem", "mem_per_cpu", "mem_per_gpu")
 
 
 class Cause(NamedTuple):
-    """Why items are retried, and what their last attempt used.
-
-    Attributes:
-        error: the error of the last attempt.
-        node: the machine, if known.
-        memory: the most bytes that the task held, if known.
-        seconds: how long the task ran, if known.
-    """
+    """The error for which items are retried; the node, the peak memory in bytes and the duration of their last task."""
 
     error: BaseException
     node: str | None = None
@@ -49,8 +42,8 @@ class Cause(NamedTuple):
     seconds: float | None = None
 
 
-class PendingRetries:
-    """The items that wait to be retried, each with its cause; a container of items.
+class PendingRetries(dict[int, Cause]):
+    """The items that wait to be retried, each with its cause.
 
     Attributes:
         options: the options of the last round, which decide about retries.
@@ -60,7 +53,6 @@ class PendingRetries:
     def __init__(self) -> None:
         self.options: Options | None = None
         self.since = 0.0
-        self._causes: dict[int, Cause] = {}
         self._tries: dict[int, int] = {}
 
     @property
@@ -68,38 +60,23 @@ class PendingRetries:
         """Whether the run retries anything automatically."""
         return self.options is not None and bool(self.options.retries)
 
-    def __len__(self) -> int:
-        return len(self._causes)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._causes)
-
-    def __contains__(self, item: object) -> bool:
-        return item in self._causes
-
     def wants(self, item: int, error: BaseException) -> bool:
         """Whether an item that ended with this error is retried."""
         options = self.options
-        if options is None or self._tries.get(item, 0) >= options.retries:
-            return False
-        return wants_retry(options, error)
+        return options is not None and self._tries.get(item, 0) < options.retries and wants_retry(options, error)
 
     def add(self, item: int, cause: Cause, now: float) -> None:
         """Add an item."""
-        if not self._causes:
+        if not self:
             self.since = now
-        self._causes[item] = cause
+        self[item] = cause
 
     def discard(self, items: Iterable[int]) -> None:
         """Remove those of the items that wait."""
-        if self._causes:
-            few = isinstance(items, range) and len(items) > len(self._causes)
-            for item in [each for each in self._causes if each in items] if few else items:
-                self._causes.pop(item, None)
-
-    def causes(self) -> dict[int, Cause]:
-        """Return the cause of each item."""
-        return dict(self._causes)
+        if self:
+            few = isinstance(items, range) and len(items) > len(self)
+            for item in [each for each in self if each in items] if few else items:
+                self.pop(item, None)
 
     def add_round(self, plan: RoundPlan, *, first: bool) -> None:
         """Count a round as a try of its items, which wait no longer; after a manual round they start from 0 tries."""
@@ -132,54 +109,41 @@ def next_options(options: Options, causes: Iterable[Cause]) -> Options:
     the last attempt, and no node that failed.
     """
     causes = list(causes)
-    slurm = dict(options.slurm)
+    changes: dict[str, str] = {}
     short_of_memory = [cause for cause in causes if isinstance(cause.error, OutOfMemory)]
     short_of_time = [cause for cause in causes if isinstance(cause.error, TimeLimitExceeded)]
     if short_of_memory:
-        slurm.update(_more_memory(options, short_of_memory))
+        changes |= _more_memory(options, short_of_memory)
     if short_of_time:
-        slurm.update(_more_time(options, short_of_time))
+        changes |= _more_time(options, short_of_time)
     failed = {cause.node for cause in causes if isinstance(cause.error, NodeFailure) and cause.node}
     if failed:
-        excluded = [str(slurm["exclude"])] if "exclude" in slurm else []
-        slurm["exclude"] = ",".join([*excluded, *sorted(failed)])
-    return options.changed(**_differences(options.slurm, slurm))
-
-
-def _differences(before: Mapping[str, str | bool], after: Mapping[str, str | bool]) -> dict[str, str | bool]:
-    return {name: value for name, value in after.items() if before.get(name) != value}
+        excluded = [str(options.slurm["exclude"])] if "exclude" in options.slurm else []
+        changes["exclude"] = ",".join([*excluded, *sorted(failed)])
+    return options.changed(**changes)
 
 
 def _more_memory(options: Options, causes: list[Cause]) -> dict[str, str]:
     name = next((name for name in _MEMORY if name in options.slurm), _MEMORY[0])
-    used = max((cause.memory or 0.0 for cause in causes), default=0.0)
-    if name != _MEMORY[0]:
-        used = 0.0  # the measured memory is that of the whole task
-    base = _base(options.slurm.get(name), parse_memory, used)
-    if not base:
-        return {}
-    wanted = base * options.grow.get("mem", 1.0)
+    # The measured memory is that of the whole task.
+    used = [cause.memory or 0.0 for cause in causes] if name == _MEMORY[0] else [0.0]
+    wanted = options.grow.get("mem", 1.0) * _base(options.slurm.get(name), parse_memory, used)
     limit = _parsed(options.max_mem, parse_memory)
-    return {name: f"{math.ceil(min(wanted, limit) / _MEBIBYTE)}M"}
+    return {name: f"{math.ceil(min(wanted, limit) / _MEBIBYTE)}M"} if wanted else {}
 
 
 def _more_time(options: Options, causes: list[Cause]) -> dict[str, str]:
-    used = max((cause.seconds or 0.0 for cause in causes), default=0.0)
-    base = _base(options.slurm.get("time"), parse_time, used)
-    if not base:
-        return {}
-    wanted = base * options.grow.get("time", 1.0)
+    used = [cause.seconds or 0.0 for cause in causes]
+    wanted = options.grow.get("time", 1.0) * _base(options.slurm.get("time"), parse_time, used)
     limit = _parsed(options.max_time, parse_time)
     minutes, seconds = divmod(math.ceil(min(wanted, limit)), _MINUTE)
-    return {"time": f"{minutes}:{seconds:02}"}
+    return {"time": f"{minutes}:{seconds:02}"} if wanted else {}
 
 
-def _base(requested: object, parse: Callable[[str], float], used: float) -> float:
+def _base(requested: object, parse: Callable[[str], float], used: list[float]) -> float:
     """Return the amount to grow from; 0 if none was requested or measured, or the request has no limit."""
-    if requested is None:
-        return used
-    amount = _parsed(requested, parse)
-    return max(amount, used) if math.isfinite(amount) else 0.0
+    amount = 0.0 if requested is None else _parsed(requested, parse)
+    return max(amount, *used) if math.isfinite(amount) else 0.0
 
 
 def _parsed(value: object, parse: Callable[[str], float]) -> float:

@@ -629,7 +629,7 @@ class RunState:
         if not pending or pending.options is None or self._retrying is not None or self._recording:
             return  # a cancellation that is being written may be that of a pending item
         if self._now - pending.since > RETRY_AFTER or self.ledger.open == len(pending):
-            self._retrying = pending.causes()
+            self._retrying = dict(pending)
             options = next_options(pending.options, self._retrying.values())
             self._effects.append(SubmitRound(tuple(sorted(self._retrying)), options))
 

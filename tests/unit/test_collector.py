@@ -228,7 +228,7 @@ class TestOutcomes:
         (folder.ended / EndMark(0, 0, 128 + 9).filename).touch(0o600)
         poll(watch)
 
-        causes = run.state.pending.causes()
+        causes = run.state.pending
         assert list(range(100)) == list(causes)  # the other task continues
         assert 1 == len({id(cause) for cause in causes.values()})
 

@@ -209,7 +209,7 @@ class TestTasks:
             at(2, notes(0, 1, ended=230.0), mark(0, Status.OUT_OF_MEMORY, start=1)),
             retries=1,
         )
-        causes = found.pending.causes()
+        causes = found.pending
 
         assert [0, 1] == list(causes)
         assert causes[0] is causes[1]
@@ -220,7 +220,7 @@ class TestTasks:
         """A later failure of an item that waits for its retry does not change the retry's cause."""
         found = played(at(0, mark(0, Status.OUT_OF_MEMORY)), at(10, raised(0, 0, WorkerDied())), retries=1)
 
-        assert [OutOfMemory, OutOfMemory] == [type(each.error) for each in found.pending.causes().values()]
+        assert [OutOfMemory, OutOfMemory] == [type(each.error) for each in found.pending.values()]
 
     def test_claims(self) -> None:
         """An unclaimed item has the task that it would have in a static round, and waits; then it has its claimant."""
