@@ -14,7 +14,13 @@ The placeholders are GNU parallel's (see parallel(1)); without one, the argument
 ``{{}}``   ``{}`` itself, and so for each of these
 =========  =======================================================
 
-All other braces, and those after a ``$``, stay as they are: they are the shell's, or awk's.
+All other braces, and those after a ``$`` or a backslash, stay as they are: they are the shell's, or awk's.
+
+A value never becomes part of the text that the shell reads. The shell gets it in a variable, and the placeholder
+becomes ``${slurmlaunch_1+"$slurmlaunch_1"}``: dash, bash and POSIX take it for one word outside quotes, and expand
+it as it is within double quotes, substitutions and here-documents. Positional parameters would do the same, but
+within a function of the text they are the function's own. Between single quotes the shell expands nothing, and the
+reference must close and open them: the shell itself says which placeholders these are, as it reads the text.
 
 A function may be killed at any moment: its item was cancelled, or its task ended. Its program must not
 survive it, unseen by the scheduler. So each program runs in a process group whose first process is a guard:
@@ -25,6 +31,7 @@ closes the pipe however this process ends.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -37,13 +44,17 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 _PLACEHOLDER = re.compile(
     r"\{\{(?P<itself>\d*(?://|/\.|/|\.)?|[A-Za-z_]\w*)\}\}"
-    r"|(?<!\$)\{(?P<number>\d+)?(?P<part>//|/\.|/|\.)?\}"
-    r"|(?<!\$)\{(?P<name>[A-Za-z_]\w*)\}"
+    r"|(?<![$\\])\{(?P<number>\d+)?(?P<part>//|/\.|/|\.)?\}"
+    r"|(?<![$\\])\{(?P<name>[A-Za-z_]\w*)\}"
 )
+
+_SHELL = "/bin/sh"
+# A word for the shell, except between single quotes: it closes them, and no shell reads what then stands outside.
+_ONLY_OUTSIDE_SINGLE_QUOTES = "';;;;'"
 
 _NOTED_LINES = 10
 
@@ -62,14 +73,14 @@ _SHELL_SIGNAL_STATUS = 128
 class Command:
     """A function that runs a command, with its arguments in place of ``{}``.
 
-    A text is run by ``/bin/sh``, and arguments are quoted for it, also within quotes:
-    ``"cat '{}' | wc -l"`` works for any file name. A list of words runs without a shell.
+    A text is run by ``/bin/sh``, for which an argument is a value and never code, with or without quotes
+    around its place: ``"cat '{}' | wc -l"`` works for any file name. A list of words runs without a shell.
     The command has the thread caps of the process that runs it and no standard input; it and all its
     children are killed when the item is cancelled or its task ends.
 
-    A call returns a `subprocess.CompletedProcess` with ``args``, ``returncode``, ``stdout`` and ``stderr``
-    as text; bytes that are not UTF-8 are replaced. The output travels like any result: a program that
-    prints a lot should write to a file of its own (``> {.}.log``).
+    A call returns a `subprocess.CompletedProcess` with ``args`` (the command as a person would type it),
+    ``returncode``, and ``stdout`` and ``stderr`` as text; bytes that are not UTF-8 are replaced. The output
+    travels like any result: a program that prints a lot should write to a file of its own (``> {.}.log``).
 
     Args:
         command: a text, or a list of words.
@@ -116,7 +127,10 @@ class Command:
             OSError: the program cannot be started.
             TypeError: an argument has no placeholder, or a placeholder has no argument.
         """
-        done = _run(self.fill(*args, **kwargs), self.timeout, capture=self.capture)
+        shown, variables = self.fill(*args, **kwargs), _Variables()
+        command = self._fill(args, kwargs, variables.reference)
+        words = [_SHELL, "-c", command] if isinstance(command, str) else command
+        done = _run(words, variables, self.timeout, shown=shown, capture=self.capture)
         if self.check and done.returncode:
             error = subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
             last = done.stderr.rstrip().splitlines()[-_NOTED_LINES:]
@@ -126,20 +140,24 @@ class Command:
         return done
 
     def fill(self, /, *args: Any, **kwargs: Any) -> str | list[str]:
-        """Return the command with these arguments in place of its placeholders; raise as a call does."""
+        """Return the command with these arguments, as a person would type it; raise as a call does."""
+        return self._fill(args, kwargs, shlex.quote)
+
+    def _fill(
+        self, args: Sequence[object], kwargs: Mapping[str, object], write: Callable[[str], str]
+    ) -> str | list[str]:
         arguments = _Arguments([_word(arg) for arg in args], {name: _word(value) for name, value in kwargs.items()})
         if isinstance(self._words, str):
-            filled: str | list[str] = _fill_text(self._words, arguments)
+            filled = [_fill_text(self._words, arguments, write, _in_single_quotes(self._words))]
         else:
             filled = [word for template in self._words for word in _fill_word(template, arguments)]
         unplaced = arguments.named.keys() - arguments.placed
         if unplaced:
             raise TypeError(f"{self!r} has no place for {', '.join(sorted(unplaced))}: write {{{min(unplaced)}}} in it")
-        if None in arguments.placed:
-            return filled
-        if isinstance(filled, str):
-            return " ".join([filled, *map(shlex.quote, arguments.given)])
-        return [*filled, *arguments.given]
+        rest = [] if None in arguments.placed else arguments.given
+        if isinstance(self._words, str):
+            return " ".join([*filled, *map(write, rest)])
+        return [*filled, *rest]
 
 
 class _Arguments:
@@ -185,59 +203,50 @@ def _fill_word(template: str, arguments: _Arguments) -> list[str]:
         words = arguments.of(whole)
         return [words] if isinstance(words, str) else words
 
+    return [_fill_text(template, arguments, str)]
+
+
+def _fill_text(
+    template: str, arguments: _Arguments, write: Callable[[str], str], single_quoted: Collection[int] = ()
+) -> str:
+    """Return the template with each value as *write* writes it; *single_quoted* are positions of placeholders."""
+
     def fill(found: re.Match[str]) -> str:
-        words = arguments.of(found)
-        return words if isinstance(words, str) else " ".join(words)
+        values = arguments.of(found)
+        if isinstance(values, str):
+            return values
+        written = [write(value) for value in values]
+        if found.start() in single_quoted and written != values:
+            return " ".join(f"'{word}'" for word in written)
+        return " ".join(written)
 
-    return [_PLACEHOLDER.sub(fill, template)]
-
-
-def _fill_text(template: str, arguments: _Arguments) -> str:
-    """Return a text for the shell in which each argument is one word, or part of a word within quotes."""
-    pieces, end, quotes = [], 0, _Quotes()
-    for found in _PLACEHOLDER.finditer(template):
-        pieces.append(template[end : found.start()])
-        quotes.read(pieces[-1])
-        words = arguments.of(found)
-        if isinstance(words, str):
-            pieces.append(words)
-        else:
-            plain, quoted = " ".join(words), " ".join(map(shlex.quote, words))
-            # Close the quotes before the argument and open them again after it.
-            pieces.append(plain if plain == quoted else f"{quotes.open}{quoted}{quotes.open}")
-        end = found.end()
-    return "".join([*pieces, template[end:]])
+    return _PLACEHOLDER.sub(fill, template)
 
 
-class _Quotes:
-    """Follows the quotes of a shell's text."""
+class _Variables(dict[str, str]):
+    """The shell's variables for the values of one call, by name."""
 
-    def __init__(self) -> None:
-        self._within: list[str] = [""]
-        self._escaped = False
+    def reference(self, value: str) -> str:
+        name = f"slurmlaunch_{len(self) + 1}"
+        self[name] = value
+        return f'${{{name}+"${name}"}}'
 
-    @property
-    def open(self) -> str:
-        """The open quote: ``'``, ``"`` or nothing."""
-        innermost = self._within[-1]
-        return innermost if innermost in {"'", '"'} else ""
 
-    def read(self, text: str) -> None:
-        """Read the next part of the text."""
-        for before, character in zip(" " + text, text, strict=False):
-            innermost = self._within[-1]
-            if self._escaped:
-                self._escaped = False
-            elif character == "\\" and innermost != "'":
-                self._escaped = True
-            elif character == innermost:
-                self._within.pop()
-            elif innermost == "'":
-                continue
-            elif character == "(" and (before == "$" or innermost == ")"):  # a substitution starts without quotes
-                self._within.append(")")
-            elif character == "`" or (character in {"'", '"'} and innermost != '"'):
-                self._within.append(character)
+@functools.lru_cache
+def _in_single_quotes(text: str) -> frozenset[int]:
+    """Return the positions of the placeholders between single quotes."""
+    if "'" not in text or not _is_read(text):
+        return frozenset()
+    return frozenset(
+        found.start()
+        for found in _PLACEHOLDER.finditer(text)
+        if not _is_read(text[: found.start()] + _ONLY_OUTSIDE_SINGLE_QUOTES + text[found.end() :])
+    )
+
+
+def _is_read(text: str) -> bool:
+    """Return True if the shell can read a text, which it does not run."""
+    return subprocess.run([_SHELL, "-n", "-c", text], check=False, capture_output=True).returncode == 0
 
 
 def _word(value: object) -> str:
@@ -253,18 +262,21 @@ def _name(words: str | Sequence[str]) -> str:
     return PurePath(script).stem or "command"
 
 
-def _run(command: str | Sequence[str], timeout: float | None, *, capture: bool) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, and kill the processes that it leaves running."""
+def _run(
+    words: Sequence[str], variables: Mapping[str, str], timeout: float | None, *, shown: str | list[str], capture: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, and kill the processes that it leaves running; results and errors say *shown*."""
     output = subprocess.PIPE if capture else None
     with _termination() as wait_for_own_end, _process_group() as group:
         program = subprocess.Popen(
-            command,
-            shell=isinstance(command, str),
+            words,
+            env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             process_group=group,
         )
+        program.args = shown
         with program:
             try:
                 out, err = _output_of(program, group, timeout)
@@ -272,7 +284,7 @@ def _run(command: str | Sequence[str], timeout: float | None, *, capture: bool) 
                 os.killpg(group, signal.SIGKILL)  # else leaving the block would wait for it
                 raise
         wait_for_own_end(program.returncode)
-    return subprocess.CompletedProcess(command, program.returncode, _decoded(out), _decoded(err))
+    return subprocess.CompletedProcess(shown, program.returncode, _decoded(out), _decoded(err))
 
 
 def _output_of(program: subprocess.Popen[bytes], group: int, timeout: float | None) -> tuple[bytes, bytes]:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from slurmlaunch import Command
 from tests.conftest import elsewhere
@@ -96,27 +94,115 @@ def test_refused() -> None:
         Command([])
 
 
-ANYTHING = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
-QUOTED = ("{}", "'{}'", '"{}"', "'{}'x", '"a{}"', '"$(printf %s "{}")"', "\\'{}", '"\\"{}"', "$(printf %s '{}')")
+# Places for a value, and what they print: p is a function of the shell that prints each of its words and a NUL.
+PLACES = [
+    (r"""p {}""", "{}"),
+    (r"""p '{}'""", "{}"),
+    (r"""p "{}" """, "{}"),
+    (r"""p a{}b""", "a{}b"),
+    (r"""p a'{}'b"{}"c{}""", "a{}b{}c{}"),
+    (r"""p 'a b'{}'c d'""", "a b{}c d"),
+    (r"""p 'a {} b'""", "a {} b"),
+    (r"""p "a {} b" """, "a {} b"),
+    (r"""p "it's {}" """, "it's {}"),
+    (r"""p "it's '{}'" """, "it's '{}'"),
+    (r"""p 'say "{}"' """, 'say "{}"'),
+    (r"""p 'say \"{}\"' """, r"say \"{}\""),
+    (r"""p "say \"{}\"" """, 'say "{}"'),
+    (r"""p \'{}\'""", "'{}'"),
+    (r"""p \"{}\"""", '"{}"'),
+    (r"""p 'it'\''s {}'""", "it's {}"),
+    (r"""p \\\\'{}'""", r"\\{}"),
+    (r"""p ./{}""", "./{}"),
+    (r"""p {}.bak {}/x""", "{}.bak\0{}/x"),
+    (r"""p --name={}""", "--name={}"),
+    (r"""p \
+        {}""", "{}"),
+    (r"""p {} # don't {}""", "{}"),
+    ("# don't, \"he said\np {}", "{}"),
+    ("# it's `here\np '{}'", "{}"),
+    ('# $(\np "{}"', "{}"),
+    ("cat <<E; p\n{}\nE", "{}\n"),
+    ("cat <<E; p\nit's \"{}\"\nE", "it's \"{}\"\n"),
+    ("cat <<-E; p '{}'\n\t'{}' isn't\n\tE", "'{}' isn't\n{}"),
+    ("cat <<E; p '{}'\n$(printf %s. {}) `printf %s. \"{}\"`\nE", "{}. {}.\n{}"),
+    ("cat <<'E'; p '{}'\nit's\nE", "it's\n{}"),
+    (r"""p "${x:-{}}" """, "{}"),
+    (r"""p ${x:-{}}""", "{}"),
+    (r"""p "${x:-"{}"}" """, "{}"),
+    (r"""p "${x:-a {} b}" """, "a {} b"),
+    (r"""y={}.gz; p "${y#{}}" """, ".gz"),
+    (r"""p "$(printf %s. {})" """, "{}."),
+    (r"""p "$(printf %s. "{}")" """, "{}."),
+    (r"""p "$(printf %s. '{}')" """, "{}."),
+    (r"""p "$(echo "$(printf %s. "{}")")" """, "{}."),
+    (r"""p "`printf %s. {}`" """, "{}."),
+    (r"""p "`printf %s. "{}"`" """, "{}."),
+    (r"""p "$(case x in x) printf %s. {};; esac)" """, "{}."),
+    (r"""p "$(case x in (x) printf %s. '{}';; esac)" """, "{}."),
+    (r"""p "$(printf %s. {} # it's ")
+)" """, "{}."),
+    (r"""y={}; p "$y" """, "{}"),
+    (r"""y='{}' z="{}"; p "$y$z" """, "{}{}"),
+    (r"""export Y={}; p "$Y" """, "{}"),
+    (r"""Y={} sh -c 'printf "%s\0" "$Y"' """, "{}"),
+    (r"""sh -c 'printf "%s\0" "$1"' sh {}""", "{}"),
+    (r"""for y in {} '{}'; do p "$y"; done""", "{}\0{}"),
+    (r"""f() { p {}; }; f other""", "{}"),
+    (r"""set -- other; p {} "$1" """, "{}\0other"),
+    (r"""(p {}) | cat""", "{}"),
+    (r"""{ p "{}"; } 2>&1""", "{}"),
+    (r"""[ {} = "{}" ] && p same""", "same"),
+    (r"""case {} in '{}') p same;; *) p other;; esac""", "same"),
+    (r"""case "{}" in {}) p same;; *) p other;; esac""", "same"),
+    (r"""case x in x) p 'a {} b';; esac""", "a {} b"),
+    (r"""IFS=/; p {} "{}"; unset IFS""", "{}\0{}"),
+    (r"""set -u; p {}; set +u""", "{}"),
+    (r"""awk 'BEGIN {printf "%s%c", ARGV[1], 0}' {}""", "{}"),
+]  # fmt: skip
+VALUES = [
+    "plain", "", " ", "a  b", "\t", "line\nbreak", "\n", "'", '"', "it's", "''", "\\", "a\\", "\\'", "$HOME", "${x}",
+    "{}", "$(touch bad)", "`touch bad`", "'; touch bad; '", '"; touch bad; "', "\\'; touch bad #", '"$(touch bad)"',
+    "'$(touch bad)'", "; touch bad", "& touch bad", "| touch bad", "\ntouch bad\n", ")touch bad", "}; touch bad",
+    "\nE\ntouch bad", "*", "[a-z]*", "~", "# no comment", "-n", "--help", "a=b", "!!", ";;", "esac", "x[$(touch bad)]",
+    "\udcff\udc81\udc88", "\x01\x7f", "Á é 数", "<(touch bad)", "${x:=$(touch bad)}",
+]  # fmt: skip
 
 
-@settings(max_examples=25)
-@given(argument=ANYTHING, other=st.sampled_from(["it's", "$(false)", "`false`", 'a "b" \\', "*", "; false"]))
-def test_arguments_are_one_word_for_the_shell(argument: str, other: str) -> None:
-    """The shell reads any name as one word, with any quotes around its place."""
-    for text in (argument, other, argument + other):
-        template = "printf '%s\\0' " + " ".join(QUOTED[:5])
-        done = Command(template)(text)
-        assert done.stdout.split("\0")[:-1] == [text, text, text, text + "x", "a" + text]
+@pytest.mark.parametrize("shell", ["/bin/sh", "bash"])
+@pytest.mark.parametrize(("place", "printed"), PLACES)
+def test_values_are_no_code(
+    place: str, printed: str, shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a placeholder stands, the shell has its value as it is, and runs nothing of it."""
+    # One shell for all values: the template is repeated, with {1}, {2} and so on for {}.
+    monkeypatch.setattr("slurmlaunch.command._SHELL", shell)
+    monkeypatch.chdir(tmp_path)
+    lines = [place.replace("{}", f"{{{number}}}") for number in range(1, len(VALUES) + 1)]
+    done = Command("\n".join(["p() { printf '%s\\0' \"$@\"; }", *lines]), check=False)(*VALUES)
+    assert done.stderr == ""
+    expected = "".join(f"{printed}\0".replace("{}", value) for value in VALUES)
+    assert done.stdout.split("\0") == os.fsencode(expected).decode("utf-8", "replace").split("\0")
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", QUOTED)
-def test_nothing_in_a_name_is_run(place: str, tmp_path: Path) -> None:
-    """No command in a name is run, however the place for it is quoted."""
-    bad = tmp_path / "bad"
-    for name in (f"$(touch {bad})", f"`touch {bad}`", f"'; touch {bad}; '", f'"; touch {bad}; "', f"\\'; touch {bad}"):
-        Command(f"printf %s {place}", check=False)(name)
-    assert not bad.exists()
+@pytest.mark.parametrize("place", ["`printf %s '{}'`", "${x:-'{}'}", "$(cat <<'E'\n{}\nE\n)"])
+def test_hidden_places(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where single quotes hide a placeholder from us and the shell, the text stays without a value, and none runs."""
+    monkeypatch.chdir(tmp_path)
+    for value in VALUES:
+        assert "slurmlaunch_1" in Command(f"printf %s {place}")(value).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_escaped_braces() -> None:
+    """Braces after a backslash are the shell's own."""
+    assert Command(r"echo \{} {}")("a").stdout == "{} a\n"
+
+
+def test_double_evaluation() -> None:
+    """A text that another shell is to run gets the value as text: there it is code, by the user's own doing."""
+    assert Command("sh -c 'echo {}'")("$((1 + 1))").stdout == "2\n"
 
 
 # Returned values.
