@@ -61,7 +61,7 @@ def _open(path: Path, rounds: int | None = None) -> Watch:
     client.runs.add(run)
     watch = Watch(run)
     watch.submission.read_refusals()
-    client.watcher.first_poll(watch)
+    watch.first_poll()
     return watch
 
 
@@ -79,7 +79,7 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
     )  # a mistake is reported even if nothing is missing
     _await_states(run)
     watch = _open(run.folder.path)
-    again, client = watch.run, current_client()
+    again = watch.run
     while True:
         if again.ledger.open:
             watch.submission.take_over()
@@ -94,14 +94,14 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
                 added = Round.read(run.folder, len(again.rounds))
                 again.handle(RoundAdded(added.number, added.plan, reopen=True))
             watch.submission.read_refusals()
-            client.watcher.first_poll(watch)
+            watch.first_poll()
             continue
         again.handle(RoundAdded(added.number, added.plan, reopen=True))
         watch.submission.submit(added)
-        if run.kept_by is not None:
-            run.kept_by.add(again)
+        if run.keep is not None:
+            run.keep(again)
         break
-    client.watcher.keep_watching(watch)
+    current_client().watcher.keep_watching(watch)
     return again
 
 

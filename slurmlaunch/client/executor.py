@@ -389,7 +389,7 @@ class _Runs:
         with self._changed:
             self._runs = [each for each in self._runs if not each.over]
             self._runs.append(run)
-            run.kept_by = self
+            run.keep = self.add
 
     def close(self) -> list[Run]:
         """Accept no more runs; return those that are not over."""

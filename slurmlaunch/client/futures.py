@@ -465,7 +465,7 @@ class FutureArray(Sequence[Future[T]]):
     @property
     def throttle(self) -> int | None:
         """How many tasks may run at once, or None; may be set while they run."""
-        return self._run.throttle
+        return self._run.rounds[-1].throttle
 
     @throttle.setter
     def throttle(self, throttle: int | None) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, ref
 
 from slurmlaunch.client.ledger import ItemStatus
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.ledger import Ledger
     from slurmlaunch.client.state import Effect, Event
-    from slurmlaunch.client.tasks import Tasks
     from slurmlaunch.outcome import Outcome
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Content
@@ -185,26 +184,15 @@ class OutcomeReader:
         return found
 
 
-class Keeper(Protocol):
-    """An executor's list of runs that a shutdown waits for."""
-
-    def add(self, run: Run) -> None:
-        """Keep a run until it is over."""
-
-
 class Run:
     """One view of a run.
 
     Attributes:
-        folder: the run folder.
-        manifest: its manifest.
-        backend: where its tasks run.
-        rounds: its rounds on disk.
         clock: returns the seconds by which it is watched.
-        state: the state machine; changed under the lock.
+        state: the state machine, with its ledger and tasks; changed under the lock.
         changed: the lock, and a condition that is notified whenever items settle.
         on_demand: whether it is watched no longer than somebody holds an array or a future of it.
-        kept_by: the executor's list of runs that a shutdown waits for, or None.
+        keep: has the shutdown of an executor wait for a later view of this run, too; None if the run has no executor.
         submitting: the numbers of the rounds that this view submits.
     """
 
@@ -226,30 +214,16 @@ class Run:
             latency=latency_of(folder.path),
             clock_offset=time.time() - clock(),
         )
+        self.ledger, self.tasks = self.state.ledger, self.state.tasks
         self.changed = threading.Condition(threading.RLock())
         self.on_demand = False
-        self.kept_by: Keeper | None = None
+        self.keep: Callable[[Run], None] | None = None
         self.submitting: set[int] = set()
         self._futures = FuturesRegistry()
         self._reader = OutcomeReader(self.ledger, folder.salt)
         self._holders: WeakSet[object] = WeakSet()
         self._disowned: SlurmlaunchError | None = None
         self._pid = os.getpid()
-
-    @property
-    def ledger(self) -> Ledger:
-        """The status of each item."""
-        return self.state.ledger
-
-    @property
-    def tasks(self) -> Tasks:
-        """The record of each task."""
-        return self.state.tasks
-
-    @property
-    def throttle(self) -> int | None:
-        """How many tasks of the last round may run at once."""
-        return self.rounds[-1].throttle
 
     @property
     def job_ids(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ thread per backend queries the scheduler, whose commands may hang: each answer i
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
@@ -30,7 +31,7 @@ from slurmlaunch.errors import ResultLost, SchedulerError
 from slurmlaunch.runfolder.clients import writer_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from slurmlaunch.backends.base import Backend, Snapshot
@@ -92,13 +93,7 @@ class RateLimit:
 
 
 class Watch:
-    """One run that is watched: polls it, and executes the effects.
-
-    Attributes:
-        run: the run.
-        collector: reads its folder.
-        due: when it is polled next, by the run's clock.
-    """
+    """One run that is watched: polls it, and executes the effects; *due* is its next poll, by the run's clock."""
 
     def __init__(self, run: Run, *, network: bool | None = None) -> None:
         """Begin; *network* overrides the system's list of mounts."""
@@ -107,6 +102,14 @@ class Watch:
         self.submission = Submission(run)
         self._trouble_since: float | None = None
         self._news_at = self.due = run.clock()
+
+    def first_poll(self) -> None:
+        """Read all that there is of the run, however much it is."""
+        try:
+            for event in self.collector.poll():
+                self.handle(event)
+        except OSError as error:  # the run may well go on: then it is polled again
+            self.report_trouble(error)
 
     def poll(self, limit: RateLimit) -> None:
         """Handle all changes, within the limit on a network file system, and decide when to poll next.
@@ -195,19 +198,18 @@ class Watch:
 
     def _retry(self, effect: state.SubmitRound) -> None:
         """Make and submit a round for items that failed for an external reason."""
-        run = self.run
+        run, ended = self.run, state.RetryEnded()
         try:
             added = add_round(run, effect.items, effect.options, automatic=True)
             run.handle(state.RoundAdded(added.number, added.plan))
             self.submission.submit(added, patiently=True)
+            _log.info("slurmlaunch retries %d items of %s", len(effect.items), run.folder.path)
         except FileExistsError:
-            run.handle(state.RetryEnded())  # another client was first: the next poll reads its round
+            pass  # another client was first: the next poll reads its round
         except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for items that will not run)
             _log.warning("slurmlaunch could not submit a retry: %s", error)
-            run.handle(state.RetryEnded(error))
-        else:
-            run.handle(state.RetryEnded())
-            _log.info("slurmlaunch retries %d items of %s", len(effect.items), run.folder.path)
+            ended = state.RetryEnded(error)
+        run.handle(ended)
 
     def report_trouble(self, error: OSError) -> None:
         """Poll again later; if the folder is gone for good, so are the outcomes."""
@@ -221,12 +223,9 @@ class Watch:
 
     def follow(self) -> None:
         """Check, at intervals, the arrays that other clients should submit."""
-        try:
+        what = f"check which arrays of {self.run.folder.path} are left to submit"
+        with _faults_logged(what), contextlib.suppress(OSError):  # the next poll reports an OSError
             self.submission.follow()
-        except OSError:
-            pass  # the next poll reports it
-        except Exception:  # noqa: BLE001  (a fault of slurmlaunch: the run is watched all the same)
-            _log.exception("slurmlaunch cannot check which arrays of %s are left to submit", self.run.folder.path)
 
 
 class Watcher:
@@ -240,21 +239,6 @@ class Watcher:
         self._limit = RateLimit()
         self._thread: threading.Thread | None = None
         self._last_poll: threading.Event | None = None
-
-    def watch(self, run: Run) -> None:
-        """Read everything that a run has recorded so far, and watch it while it has open items."""
-        watch = Watch(run)
-        self.first_poll(watch)
-        self.keep_watching(watch)
-
-    @staticmethod
-    def first_poll(watch: Watch) -> None:
-        """Read all that there is of a run, however much it is."""
-        try:
-            for event in watch.collector.poll():
-                watch.handle(event)
-        except OSError as error:  # the run may well go on: then it is polled again
-            watch.report_trouble(error)
 
     def keep_watching(self, watch: Watch) -> None:
         """Watch a run while it has open items."""
@@ -303,10 +287,8 @@ class Watcher:
         """Report an answer of the scheduler to the runs; return those that are still watched."""
         watched = [watch for watch in watches if self._watches.get(watch.run) is watch]
         for watch in watched:
-            try:
+            with _faults_logged(f"use the states of {watch.run.folder.path}"):
                 watch.handle(state.SchedulerReported(snapshot))
-            except Exception:  # noqa: BLE001  (a fault of slurmlaunch: results are collected all the same)
-                _log.exception("slurmlaunch cannot use the states of %s", watch.run.folder.path)
         return watched
 
     def _poll(self, watch: Watch) -> None:
@@ -337,52 +319,45 @@ class Watcher:
 
     def _query_states(self, backend: Backend) -> None:
         """Query a backend, again and again, for the states of all watched runs on it."""
-        taken = 0.0
+        taken, what = 0.0, "query the states of the jobs"
         while True:
             watches = self.watches_on(backend)
             for watch in watches:
                 watch.follow()
             runs = [watch.run for watch in watches]
-            snapshot = _query(backend, {job_id: run.manifest.created for run in runs for job_id in run.job_ids})
-            if snapshot is not None and snapshot.taken != taken:
-                taken = snapshot.taken
-                with self._news:
-                    self._reports.append((watches, snapshot))
-                    self._news.notify_all()
-            if not self._wait_to_query(backend):
-                _query(backend, {})  # or other processes would keep querying for these jobs
-                return
+            with _faults_logged(what):
+                snapshot = backend.query({job_id: run.manifest.created for run in runs for job_id in run.job_ids})
+                if snapshot is not None and snapshot.taken != taken:
+                    taken = snapshot.taken
+                    with self._news:
+                        self._reports.append((watches, snapshot))
+                        self._news.notify_all()
+            time.sleep(backend.query_every)
+            with self._news:
+                if not any(run.backend is backend for run in self._watches):
+                    self._queried.discard(backend)
+                    break
+        with _faults_logged(what):
+            backend.query({})  # or other processes would keep querying for these jobs
 
     def watches_on(self, backend: Backend) -> list[Watch]:
         """Return the watches of the runs on a backend."""
         with self._news:
             return [watch for run, watch in self._watches.items() if run.backend is backend]
 
-    def _wait_to_query(self, backend: Backend) -> bool:
-        """Wait until the next query is due; False, and the queries end, if no run is left to query."""
-        until = time.monotonic() + backend.query_every
-        with self._news:
-            while (left := until - time.monotonic()) > 0:
-                self._news.wait(left)
-            if not any(run.backend is backend for run in self._watches):
-                self._queried.discard(backend)
-                return False
-            return True
 
-
-def _query(backend: Backend, jobs: Mapping[str, float]) -> Snapshot | None:
+@contextlib.contextmanager
+def _faults_logged(what: str) -> Iterator[None]:
     try:
-        return backend.query(jobs)
+        yield
     except Exception:  # noqa: BLE001  (a fault of slurmlaunch: results are collected all the same)
-        _log.exception("slurmlaunch cannot query the states of the jobs")
-        return None
+        _log.exception("slurmlaunch cannot %s", what)
 
 
 class Client:
     """Everything that exists once per client process.
 
     Attributes:
-        watcher: settles the futures of all runs.
         views: the views that were unpickled, by folder and number of rounds: futures that are unpickled one by one
             share one.
         runs: all views whose futures this process may hold.
@@ -408,7 +383,9 @@ class Client:
     def watch(self, run: Run) -> None:
         """Read everything that a run has recorded so far, and watch it while it has open items."""
         self.runs.add(run)
-        self.watcher.watch(run)
+        watch = Watch(run)
+        watch.first_poll()
+        self.watcher.keep_watching(watch)
 
 
 _client = Client()
