@@ -9,9 +9,10 @@ the rate limit allows.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from itertools import count
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.base import TaskState
@@ -54,8 +55,7 @@ class Collector:
 
     Attributes:
         network: whether the folder is on a network file system.
-        visits: how many folders ("folders"), files of running tasks ("growing") and files of ended tasks ("ended") it
-            has visited so far.
+        visits: how many "folders", files of running tasks ("growing") and files of ended tasks ("ended") were visited.
     """
 
     def __init__(self, run: Run, *, network: bool | None = None) -> None:
@@ -247,20 +247,18 @@ class Collector:
             return  # removed, or not listed yet while that of a later attempt is
         before, known = file.position, len(file.notes)
         try:
-            for found in file.read(final=final):
+            for found in chain(file.read(final=final), [None]):  # after the last record there may be notes, too
                 if len(file.notes) > known:
                     yield state.AttemptSeen(task, attempt, _merged(file.notes[known:]))
                     known = len(file.notes)
                 if isinstance(found, Damage):
                     yield _damage_in(file, task, found)
-                else:
+                elif found is not None:
                     yield state.OutcomesSeen(task, found, self._error_in(found))
         except UnsafeRunFolder as error:
             yield state.UnsafeSeen(task, file.path, str(error))
         except FileNotFoundError:
             return  # a listing may be ahead of the file, or behind it
-        if len(file.notes) > known:
-            yield state.AttemptSeen(task, attempt, _merged(file.notes[known:]))
         if file.checkpoints and file.position != before:
             yield state.AttemptSeen(task, attempt, checkpoints=file.checkpoints)
 
@@ -272,10 +270,10 @@ class Collector:
 
 
 def _damage_in(file: OutcomeFile, task: int, damage: Damage) -> state.DamageSeen:
-    header = damage.header
-    if header is None or damage.stop > file.path.stat().st_size:
-        return state.DamageSeen(task, file.path, damage.offset)  # a torn tail: the record was never finished
-    return state.DamageSeen(task, file.path, damage.offset, range(header.first, header.stop))
+    items = None  # of a torn tail: the record was never finished
+    if damage.header is not None and damage.stop <= file.path.stat().st_size:
+        items = range(damage.header.first, damage.header.stop)
+    return state.DamageSeen(task, file.path, damage.offset, items)
 
 
 def _merged(notes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -318,16 +316,14 @@ class Attempt(NamedTuple):
 def attempts_of(run: Run, item: int) -> tuple[Attempt, ...]:
     """Return every start of the tasks that had an item, over requeues and rounds."""
     tasks = run.tasks
-    views = []
-    for each in tasks.rounds:
-        task = each.task_of(item) if each.plan.items is None or item in each.plan.items else None
-        if task is not None:
-            views.append(tasks.view(task))
-    return tuple(attempt for view in views for attempt in _starts_of(run, view, item))
+    rounds = [each for each in tasks.rounds if each.plan.items is None or item in each.plan.items]
+    claimants = [task for task in (each.task_of(item) for each in rounds) if task is not None]
+    return tuple(attempt for task in claimants for attempt in _starts_of(run, tasks.view(task), item))
 
 
 def _starts_of(run: Run, view: TaskView, item: int) -> Iterator[Attempt]:
-    marks = {mark.start: mark.status for mark in _marks_of(run, view.index)}
+    marked = map(EndMark.parse, (path.name for path in run.folder.ended.glob(f"{view.index}.*")))
+    marks = {mark.start: mark.status for mark in marked if mark is not None}
     notes, record = _notes_of(run, view.index), view.record
     starts = max([*marks, *notes], default=-1) + 1
     if not starts and record is not None and record.node is not None:
@@ -347,22 +343,13 @@ def _starts_of(run: Run, view: TaskView, item: int) -> Iterator[Attempt]:
 
 
 def _last_state(run: Run, view: TaskView, item: int, status: int | None) -> TaskState:
-    state = _last_state_of_task(run, view, status)
+    state = view.state
+    if state is None or not state.is_final:
+        requeued = state is not None and state.is_queued and bool(run.tasks.open_items(view.index))
+        state = ends.state_of_status(status, requeued=requeued) or run.tasks.state_of(view.index)
     if state is TaskState.FAILED and status in {None, Status.FAILURES} and run.ledger.status(item) == ItemStatus.VALUE:
         return TaskState.COMPLETED  # only another item of the task failed
     return state
-
-
-def _last_state_of_task(run: Run, view: TaskView, status: int | None) -> TaskState:
-    state = view.state
-    if state is not None and state.is_final:
-        return state
-    requeued = state is not None and state.is_queued and bool(run.tasks.open_items(view.index))
-    return ends.state_of_status(status, requeued=requeued) or run.tasks.state_of(view.index)
-
-
-def _marks_of(run: Run, task: int) -> Iterator[EndMark]:
-    return filter(None, (EndMark.parse(path.name) for path in run.folder.ended.glob(f"{task}.*")))
 
 
 def _notes_of(run: Run, task: int) -> Mapping[int, Mapping[str, Any]]:
@@ -394,28 +381,18 @@ def values_of_further_ranks(run: Run, item: int) -> list[Any]:
     files = [run.folder.rank_file(round_.number, task, attempt, rank) for rank in range(1, number)]
     # The supervisor has seen them; here a network file system may show them later.
     deadline = time.monotonic() + latency_of(run.folder.path)
-    return [_value_of_rank(OutcomeFile(path, run.folder.salt), item, deadline) for path in files]
+    return [_value_of_rank(path, run.folder.salt, item, deadline) for path in files]
 
 
-def _value_of_rank(file: OutcomeFile, item: int, deadline: float) -> Any:
-    for _ in count():
-        recorded = _last_record(file, item)
-        if recorded is not None:
-            return recorded.read().outcome(item).unwrap()
+def _value_of_rank(path: Path, salt: int, item: int, deadline: float) -> Any:
+    while True:
+        last = None  # earlier records of the item are of launches that did not finish
+        with contextlib.suppress(FileNotFoundError):
+            for found in OutcomeFile(path, salt).read(final=True):
+                if not isinstance(found, Damage) and found.header.first <= item < found.header.stop:
+                    last = found
+        if last is not None:
+            return last.read().outcome(item).unwrap()
         if time.monotonic() > deadline:
-            break
+            raise ResultLost("the value of a rank is not on disk", file=str(path)).located(item=item)
         time.sleep(_TICK)
-    raise ResultLost("the value of a rank is not on disk", file=str(file.path)).located(item=item)
-
-
-def _last_record(file: OutcomeFile, item: int) -> Recorded | None:
-    """Return the last record of an item; earlier ones are of launches that did not finish."""
-    last = None
-    file.position = 0
-    try:
-        for found in file.read(final=True):
-            if not isinstance(found, Damage) and found.header.first <= item < found.header.stop:
-                last = found
-    except FileNotFoundError:
-        return None
-    return last
