@@ -49,9 +49,9 @@ _NOT_FOUND = 127
 """The status of a shell that has not found the command."""
 
 
-def explains_end(mark: EndMark, attempts: int) -> bool:
+def explains_end(mark: EndMark | None, attempts: int) -> bool:
     """Whether an end mark says how its task ended; *attempts* is how many of its attempts are known."""
-    return mark.status not in _EXPLAINED_BY_THE_SCHEDULER and attempts <= mark.start + 1
+    return mark is not None and mark.status not in _EXPLAINED_BY_THE_SCHEDULER and attempts <= mark.start + 1
 
 
 def recorded_everything(mark: EndMark) -> bool:

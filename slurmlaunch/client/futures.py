@@ -272,15 +272,8 @@ class FutureArray(Sequence[Future[T]]):
     def done(self) -> bool:
         """Return whether all have settled, and all futures are done."""
         with self._run.changed:
-            return self._all_settled() and self._run.all_notified(self._items)
-
-    def _all_settled(self) -> bool:
-        ledger = self._run.ledger
-        if not ledger.open:
-            return True
-        if isinstance(self._items, range) and self._items.step == 1:
-            return ledger.all_settled(self._items)
-        return not any(ledger.is_open(item) for item in self._items)
+            ledger = self._run.ledger
+            return (not ledger.open or ledger.all_settled(self._items)) and self._run.all_notified(self._items)
 
     @overload
     def results(self, timeout: float | None = None, *, return_exceptions: Literal[False] = False) -> list[T]: ...

@@ -159,9 +159,12 @@ class Ledger:
             return number if status else number + self._statuses.count(_CANCELLING, items.start, items.stop)
         return sum(self._statuses[item] % _CANCELLING == status for item in items)
 
-    def all_settled(self, items: range) -> bool:
-        """Whether no item of a range is open."""
-        return all(self._statuses.find(each, items.start, items.stop) < 0 for each in (ItemStatus.OPEN, _CANCELLING))
+    def all_settled(self, items: Iterable[int]) -> bool:
+        """Whether none of the items is open."""
+        if isinstance(items, range) and items.step == 1:
+            open_ = (ItemStatus.OPEN, _CANCELLING)
+            return all(self._statuses.find(each, items.start, items.stop) < 0 for each in open_)
+        return not any(map(self.is_open, items))
 
     def open_among(self, items: Iterable[int]) -> list[int]:
         """Return those of the items that have not settled."""

@@ -15,6 +15,7 @@ show its outcomes (`latency`); then its open items end as the task has.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from itertools import groupby
 from types import MappingProxyType
@@ -188,6 +189,9 @@ class RetryEnded(NamedTuple):
     error: Exception | None = None
 
 
+RangesByRound: TypeAlias = tuple[tuple[int, tuple[range, ...]], ...]
+
+
 class CancelRequested(NamedTuple):
     """The user cancels items; *only_queued* leaves out those whose tasks have started."""
 
@@ -198,8 +202,8 @@ class CancelRequested(NamedTuple):
 class CancellationsRecorded(NamedTuple):
     """Answer to `RecordCancellations`: which of the ranges are on disk, by round, and which could not be written."""
 
-    written: tuple[tuple[int, tuple[range, ...]], ...]
-    failed: tuple[tuple[int, tuple[range, ...]], ...] = ()
+    written: RangesByRound
+    failed: RangesByRound = ()
 
 
 class WatchEnded(NamedTuple):
@@ -241,7 +245,7 @@ class RecordEnds(NamedTuple):
 class RecordCancellations(NamedTuple):
     """Write the cancellation of items to disk, by round; answer `CancellationsRecorded`."""
 
-    ranges: tuple[tuple[int, tuple[range, ...]], ...]
+    ranges: RangesByRound
 
 
 class SubmitRound(NamedTuple):
@@ -309,7 +313,7 @@ class RunState:
         self._folder, self._clock_offset = folder, clock_offset
         self._now = 0.0
         self._effects: list[Effect] = []
-        self._began: float | None = None
+        self._began = math.inf
         self._ends_known = self._claims_fresh = self._cancelled_rest = False
         self._ended: set[int] = set()
         self._missing: set[int] = set()
@@ -320,20 +324,15 @@ class RunState:
         self._warned: set[str] = set()
         self._deaths: dict[str, set[int]] = {}
         for number, plan in rounds:
-            self._add_round(RoundView(number, plan))
+            self._add_round(number, plan)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """Update the state; return the effects to execute.
-
-        Args:
-            event: the news.
-            now: seconds of a clock that never goes back.
-        """
-        self._now = now  # effects may be left of an event whose handling an exception has ended
-        self._began = now if self._began is None else self._began
+        """Update the state; return the effects to execute. *now* is in seconds of a clock that never goes back."""
+        self._now, self._began = now, min(self._began, now)
         _handler(type(event))(self, event)
         if self._recording and isinstance(event, _SETTLING):
             self._deferred.append(event)  # an item that is being cancelled ignored it, and may yet need it
+        # They may include those of an earlier event whose handling an exception has ended.
         effects, self._effects = self._effects, []
         return effects
 
@@ -469,35 +468,31 @@ class RunState:
     # Tasks that have ended without all of their outcomes.
 
     def _tick(self, _: Tick) -> None:
-        at_once = []
-        for view in self._ended_by_mark():
-            if view.end_mark is not None and ends.recorded_everything(view.end_mark):
-                self._set_missing(view, None)  # its outcomes may not be visible yet
-            else:
-                at_once.append(view.index)
-        if not self._ends_known and self._began is not None and self._now >= self._began + SCHEDULER_SILENT_FOR:
-            self._effects.append(ReadEnds())  # again after each tick, until they can be read
-        self._read(at_once + [task for task in sorted(self._missing) if self._is_late(task)])
-        if self._claims_fresh:
-            self._claims_fresh = False
-            self._check_claims()
-        self._check_retries()
-
-    def _ended_by_mark(self) -> list[TaskView]:
-        """Return the tasks with open items whose end mark says how they ended."""
-        found = []
         for task in sorted(self._ended):
             view = self.tasks.view(task)
             if not self._has_open(task):
                 self._ended.discard(task)
                 view.closed = True
             elif view.missing_since is None and view.end_mark and ends.explains_end(view.end_mark, view.attempts):
-                found.append(view)
-        return found
+                self._set_missing(view, None)
+                if not ends.recorded_everything(view.end_mark):  # else its outcomes may not be visible yet
+                    view.missing_since = -math.inf
+        if not self._ends_known and self._now >= self._began + SCHEDULER_SILENT_FOR:
+            self._effects.append(ReadEnds())  # again after each tick, until they can be read
+        late = tuple(task for task in sorted(self._missing) if self._is_late(task))
+        self._reading = set(late)  # files that could not be read after the last tick are requested again
+        if late:
+            logs = tuple(task for task in late if isinstance(self._error_of_end(task), NodeStartError))
+            self._effects.append(ReadTasks(late, logs))
+        if self._claims_fresh:
+            self._claims_fresh = False
+            self._check_claims()
+        self._check_retries()
 
     def _is_late(self, task: int) -> bool:
         view = self.tasks.view(task)
-        if not self._has_open(task):
+        runs_again = view.missing_record is None and not ends.explains_end(view.end_mark, view.attempts)
+        if runs_again or not self._has_open(task):
             self._not_missing(view)
         return view.missing_since is not None and self._now - view.missing_since >= self.latency
 
@@ -511,12 +506,6 @@ class RunState:
         view.missing_since = view.missing_record = None
         self._missing.discard(view.index)
         self._reading.discard(view.index)
-
-    def _read(self, tasks: list[int]) -> None:
-        self._reading = set(tasks)  # files that could not be read after the last tick are requested again
-        if tasks:
-            logs = tuple(task for task in tasks if isinstance(self._error_of_end(task), NodeStartError))
-            self._effects.append(ReadTasks(tuple(tasks), logs))
 
     def _tasks_read(self, event: TasksRead) -> None:
         if self._recording:
@@ -545,7 +534,7 @@ class RunState:
         """Return the error of the open items of a task that has ended, by its end mark or the scheduler's record."""
         view, place = self.tasks.view(task), self.tasks.place_of(task)
         mark, record = view.end_mark, view.missing_record
-        explained = mark is not None and ends.explains_end(mark, view.attempts)
+        explained = ends.explains_end(mark, view.attempts)
         if mark is not None and (record is None or (explained and not ends.names_cause(record))):
             return ends.error_of_status(mark.status, place, log_tail)
         record = record or TaskRecord(TaskState.UNKNOWN)
@@ -600,15 +589,14 @@ class RunState:
 
     # Rounds and retries.
 
-    def _add_round(self, added: RoundView) -> None:
-        first = not self.tasks.rounds
-        self.tasks.add(added)
-        self.pending.add_round(added.plan, first=first)
+    def _add_round(self, number: int, plan: RoundPlan) -> None:
+        self.tasks.add(RoundView(number, plan))
+        self.pending.add_round(plan)
 
     def _round_added(self, event: RoundAdded) -> None:
         if event.round < len(self.tasks.rounds):
             return
-        self._add_round(RoundView(event.round, event.plan))
+        self._add_round(event.round, event.plan)
         if event.reopen:
             failed = [item for item in event.plan.items or () if self.ledger.status(item) != ItemStatus.VALUE]
             self.ledger.reopen(failed)
@@ -678,26 +666,22 @@ class RunState:
         if ranges:
             self._recording += 1  # before anything is reserved: Ctrl-C may come in between, and nothing else frees it
             self._effects.append(RecordCancellations(ranges))
-            for _, some in ranges:
-                for each in some:
-                    self.ledger.reserve(each)
+            for each in ranges_in(ranges):
+                self.ledger.reserve(each)
 
     def _cancellations_recorded(self, event: CancellationsRecorded) -> None:
         self._recording -= 1
-        for _, ranges in event.written:
-            for each in ranges:
-                self._settle(ItemStatus.CANCELLED, self.ledger.cancel(each))
-        for _, ranges in event.failed:
-            for each in ranges:
-                self.ledger.release(each)
+        for each in ranges_in(event.written):
+            self._settle(ItemStatus.CANCELLED, self.ledger.cancel(each))
+        for each in ranges_in(event.failed):
+            self.ledger.release(each)
         deferred, self._deferred = self._deferred, []
         for missed in deferred if event.failed or not self._recording else ():
             _handler(type(missed))(self, missed)
         if self._recording:
             self._deferred = deferred  # the items of the other cancellations may need them, too
-        cancelled = [item for _, ranges in event.written for each in ranges for item in each]
-        if cancelled:
-            tasks = sorted({self.tasks.task_of(item) for item in cancelled})
+        if event.written:
+            tasks = sorted({self.tasks.task_of(item) for each in ranges_in(event.written) for item in each})
             idle = _jobs_of(self.tasks.without_work(tasks)) if self.ledger.open else _whole(self.tasks.job_ids)
             self._cancel_jobs(idle, "all of its items were cancelled")
 
@@ -740,6 +724,11 @@ def _handler(event: type) -> Callable[[RunState, Any], None]:
     """Return the method that handles events of a class: ``_end_mark_seen`` for `EndMarkSeen`."""
     method: Callable[[RunState, Any], None] = getattr(RunState, re.sub("([A-Z])", r"_\1", event.__name__).lower())
     return method
+
+
+def ranges_in(by_round: RangesByRound) -> list[range]:
+    """Return the ranges of items of all rounds."""
+    return [each for _, ranges in by_round for each in ranges]
 
 
 def _whole(job_ids: Iterable[str]) -> Jobs:

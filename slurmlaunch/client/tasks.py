@@ -37,11 +37,7 @@ class TaskView:
     """Everything that this process knows about one task.
 
     Attributes:
-        index: the index of the task in its run.
-        round: its round.
         array: the number of its array in the round.
-        element: its element of the array.
-        started: whether it has started.
         attempts: how many of its attempts are known.
         record: the scheduler's last report, to this or an earlier client.
         end_mark: the mark of the last start that has ended, once its outcomes were read.
@@ -106,8 +102,6 @@ class RoundView:
     """Everything that this process knows about one round beside its tasks.
 
     Attributes:
-        number: its number.
-        plan: which task has which items, and its resources.
         jobs: the job id of each array that has been submitted.
         given_up: the arrays that nobody will submit any more.
         claims: which task has claimed which block; None in a static round.
@@ -141,10 +135,7 @@ class RoundView:
 class Claims:
     """Which task has claimed which block of a dynamic round, as far as this process knows.
 
-    A claim is never taken back. Costs four bytes for each block.
-
-    Attributes:
-        unclaimed: how many blocks have no known owner.
+    A claim is never taken back. *unclaimed* is the number of blocks without a known owner. Costs four bytes a block.
     """
 
     def __init__(self, plan: RoundPlan, blocks: Blocks) -> None:
@@ -186,21 +177,10 @@ class Claims:
 
 
 class Tasks:
-    """The tasks of one view of a run, and which of them has which item.
-
-    Attributes:
-        rounds: the rounds of the view.
-        views: the record of each task of which anything is known.
-    """
+    """The rounds and tasks of one view of a run; *views* has the record of each task of which anything is known."""
 
     def __init__(self, folder: RunFolder, ledger: Ledger, pending: Container[int]) -> None:
-        """Begin without rounds.
-
-        Args:
-            folder: the run folder, for the names of logs.
-            ledger: the statuses of the items.
-            pending: the items that wait for a retry.
-        """
+        """Begin without rounds; the folder names logs, and *pending* are the items that wait for a retry."""
         self.rounds: list[RoundView] = []
         self.views: dict[int, TaskView] = {}
         self._folder, self._ledger, self._pending = folder, ledger, pending
@@ -293,13 +273,8 @@ class Tasks:
         return round_.claims.unclaimed_parts() if round_.claims else ()
 
     def _open_in(self, parts: Iterable[Sequence[int]]) -> list[int]:
-        open_ = (item for part in parts if self._is_open(part) for item in self._ledger.open_among(part))
-        return [item for item in open_ if item not in self._pending]
-
-    def _is_open(self, part: Sequence[int]) -> bool:
-        if isinstance(part, range):
-            return not self._ledger.all_settled(part)
-        return bool(self._ledger.count(ItemStatus.OPEN, part))
+        open_parts = (self._ledger.open_among(part) for part in parts if not self._ledger.all_settled(part))
+        return [item for part in open_parts for item in part if item not in self._pending]
 
     def has_open(self, task: int) -> bool:
         """Whether a task has open items that do not wait for a retry, or may claim more."""
@@ -330,9 +305,9 @@ class Tasks:
 
     def without_work(self, tasks: Iterable[int]) -> list[TaskView]:
         """Return those of the tasks that have no open item and can claim none."""
-        shared = {each.number for each in self.rounds if any(map(self._is_open, self._unclaimed_parts(each)))}
-        views = map(self.view, tasks)
-        return [v for v in views if v.round.number not in shared and not any(map(self._is_open, self._parts_of(v)))]
+        settled, views = self._ledger.all_settled, map(self.view, tasks)
+        done = {each.number for each in self.rounds if all(map(settled, self._unclaimed_parts(each)))}
+        return [view for view in views if view.round.number in done and all(map(settled, self._parts_of(view)))]
 
     def count_running(self, items: Sequence[int] | None = None) -> int:
         """Return how many open items, of these or of all, are in tasks that have started."""
@@ -348,7 +323,7 @@ class Tasks:
         view = self.view(task)
         if view.state is not None and view.state.is_final:
             return view.state
-        if any(map(self._is_open, self._parts_of(view))):
+        if not all(map(self._ledger.all_settled, self._parts_of(view))):
             return TaskState.RUNNING if view.started else view.state or TaskState.PENDING
         return self._state_of_settled(self.items_of(task))
 

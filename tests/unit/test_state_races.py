@@ -294,6 +294,12 @@ STATES = [
     ),
     law("a task of which the scheduler says nothing has not ended", at(0, scheduler({})), at(5000)),
     law(
+        "a task that is started again while its first outcomes are awaited has not ended",
+        at(0, attempt(0), mark(0, Status.FAILURES)),
+        at(30, attempt(0, 1)),
+        at(200),
+    ),
+    law(
         "one answer says how all tasks are",
         at(0, scheduler({0: "NODE_FAIL", 1: "RUNNING", 2: "NODE_FAIL"})),
         at(70, settles=items("NodeFailure", 0, 1, 4, 5), records={0: "NODE_FAIL", 2: "NODE_FAIL"}),
