@@ -78,13 +78,13 @@ class PendingRetries(dict[int, Cause]):
             for item in [each for each in self if each in items] if few else items:
                 self.pop(item, None)
 
-    def add_round(self, plan: RoundPlan, *, first: bool) -> None:
-        """Count a round as a try of its items, which wait no longer; after a manual round they start from 0 tries."""
+    def add_round(self, plan: RoundPlan) -> None:
+        """Count a further round as a try of its items, which wait no longer; a manual one gives them 0 tries again."""
+        if self.options is not None:
+            for item in plan.items or ():
+                self._tries[item] = self._tries.get(item, 0) + 1 if plan.automatic else 0
+            self.discard(plan.items or ())
         self.options = Options.from_json(plan.options)
-        items = () if first else plan.items or ()
-        for item in items:
-            self._tries[item] = self._tries.get(item, 0) + 1 if plan.automatic else 0
-        self.discard(items)
 
 
 def wants_retry(options: Options, error: BaseException) -> bool:

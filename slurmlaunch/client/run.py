@@ -8,6 +8,7 @@ submits and polls nothing (`submission`, `watcher`), and knows no process-wide o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -24,6 +25,7 @@ from slurmlaunch.client.state import (
     RoundAdded,
     RunState,
     Settle,
+    ranges_in,
 )
 from slurmlaunch.errors import ItemError, Place, ResultLost, SchedulerError, SlurmlaunchError, UnsafeRunFolder
 from slurmlaunch.outcome import Failure, Value
@@ -160,19 +162,15 @@ class OutcomeReader:
         Returns:
             The item after them, and their values; none if the first has to be read by `outcome`.
         """
-        nothing: tuple[int, list[Any]] = (items.start, [])
-        if self._ledger.status(items.start) != ItemStatus.VALUE:
-            return nothing
-        try:
-            recorded, content = self._content(items.start)
-        except (ResultLost, OSError, UnsafeRunFolder):
-            return nothing
-        some = range(items.start, min(recorded.stop, items.stop))
-        values = content.values(some)
-        if values is None:
-            self._last = recorded, content  # `outcome` is next; a large record is not read twice
-            return nothing
-        return some.stop, values
+        if self._ledger.status(items.start) == ItemStatus.VALUE:
+            with contextlib.suppress(ResultLost, OSError, UnsafeRunFolder):
+                recorded, content = self._content(items.start)
+                some = range(items.start, min(recorded.stop, items.stop))
+                values = content.values(some)
+                if values is not None:
+                    return some.stop, values
+                self._last = recorded, content  # `outcome` is next; a large record is not read twice
+        return items.start, []
 
     def _content(self, item: int) -> tuple[range, Content]:
         last = self._last
@@ -240,11 +238,9 @@ class Run:
                 self.rounds.append(Round(self.folder, event.round, event.plan))
             effects = self.state.handle(event, self.clock())
             settled = [effect.items for effect in effects if isinstance(effect, Settle)]
+            futures = self._futures.take(settled)
             if settled:
-                futures = self._futures.take(settled)
                 self.changed.notify_all()
-        if not settled:
-            return effects
         self._notify(futures)
         return [effect for effect in effects if not isinstance(effect, Settle)]
 
@@ -335,11 +331,7 @@ class Run:
             return self.changed.wait_for(ready, timeout)
 
     def check_owned(self, item: int) -> None:
-        """Raise an error if the item is open and this process was forked from the one that watches the run.
-
-        Raises:
-            SlurmlaunchError: it was.
-        """
+        """Raise a `SlurmlaunchError` if the item is open and only the parent of this forked process settles it."""
         if self._disowned is not None and self.ledger.is_open(item):
             raise self._disowned
 
@@ -399,7 +391,7 @@ class Run:
             for each in self.handle(CancellationsRecorded(tuple(written), tuple(failed))):
                 if isinstance(each, CancelJobs):
                     self.cancel_jobs(each)
-        return [item for _, ranges in written for each in ranges for item in each]
+        return [item for each in ranges_in(tuple(written)) for item in each]
 
     def cancel_jobs(self, effect: CancelJobs) -> None:
         """Cancel jobs in the scheduler: all of them, even if that fails for some.
