@@ -45,9 +45,9 @@ from slurmlaunch.client.state import SchedulerReported
 from slurmlaunch.client.submission import Submission, make_plan
 from slurmlaunch.client.watcher import RateLimit, Watch
 from slurmlaunch.runfolder import records
-from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.layout import FOLDERS, EndMark, Manifest, RunFolder, Status, python_version, salt_of
 from slurmlaunch.runfolder.records import Kind
+from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
     from collections import Counter

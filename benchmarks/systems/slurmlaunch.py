@@ -214,9 +214,9 @@ class WatchedAtOnce(Watched):
 @contextlib.contextmanager
 def _played(path: Path, item_seconds: float) -> Iterator[None]:
     """Simulate all nodes of a run: each records one item after the other."""
-    from slurmlaunch.runfolder.journal import Round
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
+    from slurmlaunch.runfolder.rounds import Round
 
     folder = RunFolder(path)
     Manifest.read(folder)  # which gives it the salt of its records

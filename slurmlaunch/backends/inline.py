@@ -22,10 +22,10 @@ from slurmlaunch.errors import NodeStartError
 from slurmlaunch.outcome import Bundle, Failure
 from slurmlaunch.runfolder.claims import Claimer
 from slurmlaunch.runfolder.function import Work
-from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.records import Kind
+from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

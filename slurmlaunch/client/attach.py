@@ -20,8 +20,8 @@ from slurmlaunch.client.state import RoundAdded
 from slurmlaunch.client.submission import Submission, add_round
 from slurmlaunch.client.watcher import Watch, current_client
 from slurmlaunch.runfolder.clients import ClientId
-from slurmlaunch.runfolder.journal import Round, read_rounds
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
+from slurmlaunch.runfolder.rounds import Round, read_rounds
 
 if TYPE_CHECKING:
     import os

@@ -35,9 +35,9 @@ from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.runfolder.function import write_function
 from slurmlaunch.runfolder.items import write_items
-from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, python_version, salt_of
 from slurmlaunch.runfolder.records import make_folder
+from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

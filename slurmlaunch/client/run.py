@@ -32,8 +32,8 @@ from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationWriter
 from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.clients import writer_name
-from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.outcomes import read_record
+from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence

@@ -27,9 +27,9 @@ from slurmlaunch.client.ledger import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.retries import Cause, PendingRetries, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
 from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost
-from slurmlaunch.runfolder.journal import SchedulerEnd
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.records import Kind
+from slurmlaunch.runfolder.rounds import SchedulerEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -29,8 +29,8 @@ from slurmlaunch.client.state import ArrayRefused, CancelJobs, CancellationSeen,
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.clients import ClientId
-from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
+from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -24,9 +24,9 @@ from slurmlaunch import caps
 from slurmlaunch.backends.base import parse_memory
 from slurmlaunch.context import cpu_count, current_task
 from slurmlaunch.errors import MissingPackage, OptionError, SlurmlaunchError
-from slurmlaunch.runfolder.journal import round_of_task
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.records import read_owned, write_whole
+from slurmlaunch.runfolder.rounds import round_of_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

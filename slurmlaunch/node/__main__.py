@@ -18,8 +18,8 @@ from pathlib import Path
 
 from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.node.supervisor import Supervisor
-from slurmlaunch.runfolder.journal import round_of_task
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
+from slurmlaunch.runfolder.rounds import round_of_task
 
 
 def main(arguments: list[str]) -> int:

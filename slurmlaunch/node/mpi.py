@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slurmlaunch.errors import ItemError
-    from slurmlaunch.runfolder.journal import Round
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
     from slurmlaunch.runfolder.plan import RanksPlan
+    from slurmlaunch.runfolder.rounds import Round
 
 _LAUNCH_TRIES = 2
 """How often ranks are launched if none starts: Slurm may fail at a step, and create the next one."""

@@ -30,10 +30,10 @@ from slurmlaunch.node import system
 from slurmlaunch.node.events import Events, Signals
 from slurmlaunch.outcome import Bundle, Failure, failure_of
 from slurmlaunch.runfolder.function import Work
-from slurmlaunch.runfolder.journal import round_of_task
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile
 from slurmlaunch.runfolder.records import Damage, Kind
+from slurmlaunch.runfolder.rounds import round_of_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from slurmlaunch.errors import ItemError
     from slurmlaunch.node.channel import Channel, Connection
     from slurmlaunch.node.pool import Death
-    from slurmlaunch.runfolder.journal import Round
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
+    from slurmlaunch.runfolder.rounds import Round
 
 _TICK, _LONG_TICK = 0.1, 0.5
 _LOADING_TRIES = 3

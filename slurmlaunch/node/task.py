@@ -30,9 +30,9 @@ from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts, rang
 
 if TYPE_CHECKING:
     from slurmlaunch.errors import ItemError
-    from slurmlaunch.runfolder.journal import Round
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.plan import RoundPlan
+    from slurmlaunch.runfolder.rounds import Round
 
 CONFIRM_SECONDS = 1.0
 """How long a SIGTERM may follow a death by signal for both to be one end from outside."""

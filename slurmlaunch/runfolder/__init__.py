@@ -46,7 +46,7 @@ kind ITEMS, one pickled tuple of positional arguments per item, packed; or kind 
 tuples, only if all arguments are immutable; or kind BUNDLE, one pickled tuple and its large buffers (`buffers`).
 ``items.index`` has for each block its first item and the offset of its record, both u64, little-endian.
 
-**Rounds** (`plan`, `journal`). A round's folder is made beside its place and renamed, which only one process can do,
+**Rounds** (`plan`, `rounds`). A round's folder is made beside its place and renamed, which only one process can do,
 and its maker submits it. ``plan.json``::
 
     slices       {"items": n, "tasks": k, "chunksize": c or null}

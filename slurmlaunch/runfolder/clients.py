@@ -1,7 +1,7 @@
 """Clients: which process submits and watches a run, whether it still runs, and when another may act in its place.
 
 A round's plan, its journal, a job id of the local backend and the snapshot of the scheduler's answers name clients;
-all of them by `ClientId`. Nothing here reads the run folder: `slurmlaunch.runfolder.journal` says when a client wrote.
+all of them by `ClientId`. Nothing here reads the run folder: `slurmlaunch.runfolder.rounds` says when a client wrote.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ so no counter is shared. Unless the user sets their length, blocks shrink: each 
 share of the rest. The first ones are long, so that there are few; the last ones are single items, so that tasks end
 together however uneven the items are. That makes O(tasks × log items) blocks.
 
-Clients make plans, nodes and clients read them. Nothing here touches a file: `slurmlaunch.runfolder.journal` does.
+Clients make plans, nodes and clients read them. Nothing here touches a file: `slurmlaunch.runfolder.rounds` does.
 
 Sources: S. F. Hummel, E. Schonberg, L. E. Flynn, Factoring: a method for scheduling parallel loops, CACM 35(8),
 1992; for "guided", the OpenMP specification, clause "schedule".

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from slurmlaunch import Executor, NodeStartError, ResultLost, UnsafeRunFolder, attach
-from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.rounds import Round
 from tests.support.tasks import OneRun, rows
 
 if TYPE_CHECKING:

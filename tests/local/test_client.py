@@ -17,9 +17,9 @@ from slurmlaunch.client.run import FuturesRegistry, Run
 from slurmlaunch.client.watcher import SAVED_VISITS, RateLimit, Watch, Watcher, current_client
 from slurmlaunch.errors import WorkerDied
 from slurmlaunch.outcome import Failure
-from slurmlaunch.runfolder.journal import read_rounds
 from slurmlaunch.runfolder.layout import EndMark, Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.rounds import read_rounds
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import PATIENCE, Gate, wait_until
 from tests.unit.test_collector import poll, write_value

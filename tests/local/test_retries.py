@@ -18,17 +18,17 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import JobsSeen, OutcomesSeen, RoundAdded, Tick
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import SubmissionError, WorkerDied
-from slurmlaunch.runfolder.journal import read_rounds
 from slurmlaunch.runfolder.layout import Manifest
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
+from slurmlaunch.runfolder.rounds import read_rounds
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import PATIENCE, wait_until
 from tests.unit.test_collector import poll
 
 if TYPE_CHECKING:
     from slurmlaunch.backends.base import ArrayJob
-    from slurmlaunch.runfolder.journal import Round
+    from slurmlaunch.runfolder.rounds import Round
 
 NO_ROOM = SubmissionError("no", stderr="QOSMaxSubmitJobPerUserLimit", no_room=True)
 AWAY = SubmissionError("no", stderr="Unable to contact slurm controller", transient=True)

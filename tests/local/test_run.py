@@ -24,11 +24,11 @@ from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder import cancellations
 from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.clients import ClientId
-from slurmlaunch.runfolder.journal import Round, read_rounds
 from slurmlaunch.runfolder.layout import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices
 from slurmlaunch.runfolder.records import opened
+from slurmlaunch.runfolder.rounds import Round, read_rounds
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import wait_until
 from tests.unit.test_collector import poll

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from slurmlaunch.client.state import Effect, Event
-    from slurmlaunch.runfolder.journal import SchedulerEnd
+    from slurmlaunch.runfolder.rounds import SchedulerEnd
 
 LATENCY = 70.0
 """Seconds that a file may exist and not be visible, in all tables."""

@@ -17,11 +17,11 @@ from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_functi
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.function import write_function
 from slurmlaunch.runfolder.items import write_items
-from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, python_version, salt_of
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices
 from slurmlaunch.runfolder.records import Damage
+from slurmlaunch.runfolder.rounds import Round
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:

@@ -38,11 +38,11 @@ from slurmlaunch.errors import (
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.cancellations import CancellationWriter
 from slurmlaunch.runfolder.changes import latency_of
-from slurmlaunch.runfolder.journal import Round, SchedulerEnd, read_rounds
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import Slices
 from slurmlaunch.runfolder.records import Kind
+from slurmlaunch.runfolder.rounds import Round, SchedulerEnd, read_rounds
 from tests.support.tasks import OneRun, rows
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import pytest
 
 from slurmlaunch.client.state import AttemptSeen, EndMarkSeen, OutcomesSeen, RoundAdded, Tick
 from slurmlaunch.runfolder.cancellations import CancellationWriter
-from slurmlaunch.runfolder.journal import Round
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, Slices
+from slurmlaunch.runfolder.rounds import Round
 from tests.unit.test_collector import Watched, poll, write_value
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from slurmlaunch.errors import (
 )
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.claims import Claimer
-from slurmlaunch.runfolder.journal import Round, read_rounds
 from slurmlaunch.runfolder.layout import Manifest, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RoundPlan, Slices
+from slurmlaunch.runfolder.rounds import Round, read_rounds
 from tests.support.tasks import OneRun, rows
 from tests.unit.test_collector import Watched, poll, write_value
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 
 from slurmlaunch.errors import NodeStartError, SubmissionError, WorkerDied
-from slurmlaunch.runfolder.journal import SchedulerEnd
 from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.rounds import SchedulerEnd
 from tests.support.state_tables import (
     ANY,
     Law,

@@ -18,8 +18,8 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from slurmlaunch import caps, context
 from slurmlaunch.errors import SlurmlaunchError
-from slurmlaunch.runfolder.journal import round_of_task
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
+from slurmlaunch.runfolder.rounds import round_of_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -14,8 +14,8 @@ from submitit.core import core, utils
 
 from slurmlaunch.errors import ItemError, RunFolderError, SlurmlaunchError
 from slurmlaunch.integrations.submitit.calls import Paths
-from slurmlaunch.runfolder.journal import read_rounds
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
+from slurmlaunch.runfolder.rounds import read_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Rounds on disk: the plan of each submission, and the journal of its arrays.
+"""The folder of a round: its plan, the journal of its arrays, and the clients that took it over.
 
 A round is the first submission of a run, or a retry. It is a folder that only one process can make, and its maker
 submits it. The plan says which task has which items. The journal lists submissions: the intent before each one,
