@@ -12,13 +12,13 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from slurmlaunch.backends.container import asks_for_gpus
 from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from slurmlaunch.backends.container import Container
 
@@ -145,19 +145,18 @@ class Limits:
 
     max_array_size: int | None = None  # elements of one array, by Slurm's ``MaxArraySize``: the largest index + 1
     max_array_tasks: int | None = None  # the same, by Slurm's ``max_array_tasks``
-    max_submit: int | None = None  # elements that a user may have in the queue
     cpus: int | None = None  # of the machine, if a task gets no more
 
 
-class Snapshot(Protocol):
+class Snapshot(NamedTuple):
     """One answer of the scheduler: the records of tasks at one moment."""
 
-    @property
-    def taken(self) -> float:
-        """The moment, in seconds since the epoch (`time.time`)."""
+    taken: float  # in seconds since the epoch (`time.time`)
+    jobs: Mapping[str, Callable[[int], TaskRecord | None]]  # by job id: the record of an element
 
     def get(self, job_id: str, element: int) -> TaskRecord | None:
         """Return the record of an element; None means "not listed yet", never "ended"."""
+        return self.jobs[job_id](element) if job_id in self.jobs else None
 
 
 OF_THE_CLIENT = frozenset({"local", "allocation"})

@@ -28,8 +28,6 @@ OF_THE_HOST = ("PYTHONPATH", "PYTHONHOME")
 """Variables that describe the client's Python, and would mislead the image's."""
 
 _FILES = (".sif", ".simg", ".img", ".sqfs", ".squashfs", ".sqsh")
-# A folder that cannot be replaced inside an image.
-_NOT_BOUND = ("/",)
 _INSTALLED = re.compile(r"/(site|dist)-packages(/|$)|/lib(64)?/python\d[\d.]*(/|$)|/python\d+\.zip$")
 _GPU_OPTIONS = frozenset({"gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"})
 _GRES_OPTIONS = ("gres", "tres-per-task")
@@ -197,7 +195,7 @@ def folders_inside(run_folder: Path, cwd: Path, search_path: Iterable[str]) -> t
     """Return the folders of the host that a node needs in its container, none of them inside another."""
     wanted = [cwd, run_folder, *(Path(entry) for entry in own_folders(search_path))]
     there = [folder for folder in dict.fromkeys(wanted) if folder == run_folder or folder.is_dir()]
-    there = [folder for folder in there if str(folder) not in _NOT_BOUND]
+    there = [folder for folder in there if folder != Path("/")]  # which an image has of its own
     return tuple(folder for folder in there if not any(other in folder.parents for other in there))
 
 

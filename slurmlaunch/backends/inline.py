@@ -14,10 +14,10 @@ import signal
 import threading
 import time
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from slurmlaunch import context
-from slurmlaunch.backends.base import ArrayJob, Backend, Limits, TaskRecord, TaskState
+from slurmlaunch.backends.base import ArrayJob, Backend, Limits, Snapshot, TaskRecord, TaskState
 from slurmlaunch.errors import NodeStartError
 from slurmlaunch.outcome import Bundle, Failure
 from slurmlaunch.runfolder.claims import Claimer
@@ -32,17 +32,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _RECORD_BYTES = 1 << 18
-
-
-class InlineSnapshot(NamedTuple):
-    """The states of inline tasks: all completed, because `InlineBackend.submit` runs them to their end."""
-
-    taken: float
-
-    def get(self, job_id: str, element: int) -> TaskRecord | None:
-        """Return the record of an element that has completed."""
-        del job_id, element
-        return TaskRecord(TaskState.COMPLETED)
 
 
 class InlineBackend(Backend):
@@ -85,10 +74,9 @@ class InlineBackend(Backend):
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Do nothing: the tasks have ended."""
 
-    def query(self, job_ids: Collection[str]) -> InlineSnapshot:
-        """Return a snapshot in which all tasks have completed."""
-        del job_ids
-        return InlineSnapshot(time.time())
+    def query(self, job_ids: Collection[str]) -> Snapshot:
+        """Return a snapshot in which all tasks have completed, because `submit` ran them to their end."""
+        return Snapshot(time.time(), dict.fromkeys(job_ids, lambda _: TaskRecord(TaskState.COMPLETED)))
 
 
 def _run_task(folder: RunFolder, manifest: Manifest, round_: Round, task: int, interrupted: threading.Event) -> None:

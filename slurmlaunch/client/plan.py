@@ -210,7 +210,6 @@ def _array_limits(limits: Limits) -> list[tuple[int, str]]:
     named = (
         (limits.max_array_size, "the cluster's MaxArraySize allows no longer array"),
         (limits.max_array_tasks, "the cluster's max_array_tasks allows no longer array"),
-        (limits.max_submit, "the cluster lets you submit no more at once"),
     )
     return [(number, reason) for number, reason in named if number is not None]
 

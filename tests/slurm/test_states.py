@@ -19,7 +19,7 @@ from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.backends.slurm.commands import Cluster, Command, Finished
 from slurmlaunch.backends.slurm.job_states import Elements, Group, JobStates, Row
 from slurmlaunch.backends.slurm.queries import sacct_rows, squeue_rows
-from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates, SlurmSnapshot
+from slurmlaunch.backends.slurm.shared_states import Content, Intervals, SharedStates
 from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
@@ -334,9 +334,9 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def state(snapshot: SlurmSnapshot | None, job: str = "9", element: int = 0) -> str | None:
-    """Return an element's state in a snapshot."""
-    record = snapshot.get(job, element) if snapshot else None
+def state(content: Content | None, job: str = "9", element: int = 0) -> str | None:
+    """Return an element's state in the newest content."""
+    record = content.jobs[job].get(element) if content and job in content.jobs else None
     return record.state.value if record else None
 
 
@@ -401,7 +401,7 @@ def run(command):
 snapshots = SharedStates(Cluster(run), Intervals())
 sys.stdin.readline()
 found = snapshots.query({{"9": 0.0}})
-print(found is None or found.get("9", 0).state.value)
+print(found is None or found.jobs["9"].get(0).state.value)
 sys.stdin.readline()
 """
     processes = [
@@ -512,12 +512,15 @@ def test_a_scheduler_away_is_reported_once(slurm: FakeSlurm, caplog: pytest.LogC
     with caplog.at_level(logging.INFO, "slurmlaunch"):
         for _ in range(5):
             slurm.now += 400
-            assert process.query({"9": 0.0}) == first
+            later = process.query({"9": 0.0})
+            assert later
+            assert first
+            assert (later.taken, later.jobs) == (first.taken, first.jobs)
         slurm.squeue = up
         slurm.now += 400
         newer = process.query({"9": 0.0})
-    assert first
     assert newer
+    assert first
     assert newer.taken > first.taken
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "Unable to contact slurm controller" in caplog.text

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import pytest
 
 from slurmlaunch import errors
-from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.state import (
     ArrayRefused,
@@ -125,23 +125,18 @@ def claims(task: int, *blocks: int, round_: int = 0) -> Happening:
     return lambda _: [ClaimsSeen(round_, tuple((block, task) for block in blocks))]
 
 
-class Answer:
-    """One answer of the scheduler."""
-
-    taken = 0.0
-
-    def __init__(self, states: Mapping[int, str], state: RunState, **said: Any) -> None:
-        views = {state.tasks.view(task): TaskRecord(TaskState(word), **said) for task, word in states.items()}
-        self._records = {(view.job_id, view.element): record for view, record in views.items()}
-
-    def get(self, job_id: str, element: int) -> TaskRecord | None:
-        """Return the record of an element."""
-        return self._records.get((job_id, element))
+def snapshot(states: Mapping[int, str], state: RunState, **said: Any) -> Snapshot:
+    """Return one answer of the scheduler."""
+    jobs: dict[str, dict[int, TaskRecord]] = {}
+    for task, word in states.items():
+        view = state.tasks.view(task)
+        jobs.setdefault(str(view.job_id), {})[view.element] = TaskRecord(TaskState(word), **said)
+    return Snapshot(0.0, {job_id: records.get for job_id, records in jobs.items()})
 
 
 def scheduler(states: Mapping[int, str], **said: Any) -> Happening:
     """Have the scheduler report the states of tasks; *said* are further fields of their records."""
-    return lambda state: [SchedulerReported(Answer(states, state, **said))]
+    return lambda state: [SchedulerReported(snapshot(states, state, **said))]
 
 
 def cancelled(*items: int, round_: int = 0) -> Happening:

@@ -14,11 +14,11 @@ import pickle
 import sys
 from array import array
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.plan import pack
@@ -52,18 +52,6 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import Backend
 
 
-class Answer(NamedTuple):
-    """A scheduler's answer: the states of the elements of the one job."""
-
-    states: dict[int, TaskRecord]
-    taken: float = 0.0
-
-    def get(self, job_id: str, element: int) -> TaskRecord | None:
-        """Return the state of an element."""
-        assert job_id == "7"
-        return self.states.get(element)
-
-
 class Watched:
     """A run of six items in three tasks, and a client that watches it."""
 
@@ -91,7 +79,7 @@ class Watched:
 
     def report(self, state: TaskState, task: int = 0, **said: Any) -> None:
         """Have the scheduler report the state of a task."""
-        self.watch.handle(SchedulerReported(Answer({task: TaskRecord(state, **said)})))
+        self.watch.handle(SchedulerReported(Snapshot(0.0, {"7": {task: TaskRecord(state, **said)}.get})))
 
     def wait(self) -> None:
         """Let an hour pass."""
@@ -460,7 +448,7 @@ class TestStates:
 
     def test_missing_from_the_answer(self, watched: Watched) -> None:
         """A task that is missing from the scheduler's answer loses no items."""
-        watched.watch.handle(SchedulerReported(Answer({})))
+        watched.watch.handle(SchedulerReported(Snapshot(0.0, {})))
         watched.poll_late()
 
         assert ({}, {}) == (watched.statuses, {})
@@ -482,7 +470,7 @@ class TestRecordedEnds:
         """Return a client that attaches later, and has waited for the scheduler for a long time."""
         later = Watched.of(watched.folder)
         if answered:
-            later.watch.handle(SchedulerReported(Answer({})))
+            later.watch.handle(SchedulerReported(Snapshot(0.0, {})))
         later.wait()
         later.poll_late()
         return later

@@ -19,7 +19,7 @@ FREE = Limits()
 counts = st.integers(min_value=1, max_value=300)
 item_counts = st.integers(min_value=0, max_value=2000)
 maybe_limit = st.none() | st.integers(min_value=1, max_value=50)
-any_limits = st.builds(Limits, max_array_size=maybe_limit, max_array_tasks=maybe_limit, max_submit=maybe_limit)
+any_limits = st.builds(Limits, max_array_size=maybe_limit, max_array_tasks=maybe_limit)
 
 
 @st.composite
@@ -139,7 +139,7 @@ class TestPlan:
     def test_array_limits(self, items: int, limits: Limits, chunksize: int) -> None:
         """No array is longer than any of the cluster's limits."""
         lengths = [len(each) for each in plan(items, limits=limits, chunksize=chunksize).arrays]
-        named = (limits.max_array_size, limits.max_array_tasks, limits.max_submit)
+        named = (limits.max_array_size, limits.max_array_tasks)
 
         assert all(max(lengths, default=0) <= limit for limit in named if limit is not None)
 
@@ -170,9 +170,8 @@ class TestPlan:
         [
             (FREE, 1000, "by default"),
             (Limits(max_array_size=1001), 1000, "by default"),
-            (Limits(max_array_size=400, max_submit=500), 400, "MaxArraySize"),
+            (Limits(max_array_size=400, max_array_tasks=500), 400, "MaxArraySize"),
             (Limits(max_array_size=400, max_array_tasks=300), 300, "max_array_tasks"),
-            (Limits(max_array_size=400, max_submit=100), 100, "submit no more"),
         ],
     )
     def test_growth(self, limits: Limits, tasks: int, word: str) -> None:

@@ -17,19 +17,20 @@ import shlex
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from slurmlaunch import caps
-from slurmlaunch.backends.base import Backend, Limits, TaskRecord, TaskState
+from slurmlaunch.backends.base import Backend, Limits, Snapshot, TaskRecord, TaskState
 from slurmlaunch.backends.container import OF_THE_HOST
-from slurmlaunch.backends.local.resources import MACHINE, TaskResources
+from slurmlaunch.backends.local.resources import TaskResources, fits, machine_cpus
 from slurmlaunch.backends.local.scheduler import LocalJob, LocalScheduler, new_job_id, owner_of
 from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from slurmlaunch.backends.base import ArrayJob
 
@@ -50,21 +51,6 @@ _OF_AN_OUTER_TASK = (
 )  # fmt: skip
 
 
-class LocalSnapshot(NamedTuple):
-    """The states of local jobs at one moment."""
-
-    taken: float
-    jobs: Mapping[str, Sequence[TaskRecord]]  # of this process
-    orphaned: frozenset[str]  # of client processes that have ended
-
-    def get(self, job_id: str, element: int) -> TaskRecord | None:
-        """Return the record of an element; None if only another process knows it."""
-        if job_id in self.orphaned:
-            return _CLIENT_ENDED
-        records = self.jobs.get(job_id, ())
-        return records[element] if element < len(records) else None
-
-
 class LocalBackend(Backend):
     """The `slurmlaunch.backends.base.Backend` of this machine."""
 
@@ -72,7 +58,7 @@ class LocalBackend(Backend):
     query_every = 0.25
 
     def __init__(self) -> None:
-        self.scheduler = LocalScheduler(MACHINE.fits)
+        self.scheduler = LocalScheduler(fits)
 
     def disown(self) -> None:
         """Leave the tasks to the parent of this forked child."""
@@ -80,7 +66,7 @@ class LocalBackend(Backend):
 
     def limits(self) -> Limits:
         """Return the CPUs of this machine; arrays may have any length."""
-        return Limits(cpus=MACHINE.cpus)
+        return Limits(cpus=machine_cpus())
 
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
         """Return the command line of mpiexec, or no words if there is none: then MPI sees each rank as alone."""
@@ -145,26 +131,26 @@ class LocalBackend(Backend):
         if job := self._own(job_id, "throttled"):
             self.scheduler.set_throttle(job, throttle)
 
-    def query(self, job_ids: Collection[str]) -> LocalSnapshot:
-        """Return the states of the jobs at this moment; never blocks for long."""
+    def query(self, job_ids: Collection[str]) -> Snapshot:
+        """Return the states of the jobs at this moment, none for the job of another living process."""
         taken = time.time()
-        jobs, orphaned = {}, set()
+        jobs: dict[str, Callable[[int], TaskRecord | None]] = {}
         for job_id in job_ids:
             if (records := self.scheduler.records(job_id)) is not None:
-                jobs[job_id] = records
+                jobs[job_id] = partial(_record, records)
             elif (owner := owner_of(job_id)) and owner.has_ended:
-                orphaned.add(job_id)
-        return LocalSnapshot(taken, jobs, frozenset(orphaned))
+                jobs[job_id] = lambda _: _CLIENT_ENDED
+        return Snapshot(taken, jobs)
 
     # Overridden by the allocation backend.
 
     def at_once(self, job: ArrayJob) -> int:
         """Return how many tasks of an array run at once if no other tasks run."""
-        return max(1, MACHINE.cpus // self.resources(job).cpus)
+        return max(1, machine_cpus() // self.resources(job).cpus)
 
     def resources(self, job: ArrayJob) -> TaskResources:
         """Return the resources of a task; raises as `TaskResources.of` does."""
-        return TaskResources.of(job, MACHINE.cpus)
+        return TaskResources.of(job, machine_cpus())
 
     def starter(self, job: ArrayJob) -> tuple[str, ...]:
         """Return the words that start the node's command line elsewhere: none."""
@@ -192,6 +178,10 @@ class LocalBackend(Backend):
                 whose = f"process {owner.pid} on {owner.machine}"
                 raise SchedulerError(f"job {job_id} can only be {deed} by the client that runs it, {whose}")
         return job
+
+
+def _record(records: Sequence[TaskRecord], element: int) -> TaskRecord | None:
+    return records[element] if element < len(records) else None
 
 
 def refusal(job: ArrayJob, message: str) -> SubmissionError:

@@ -63,7 +63,7 @@ class TaskProcess:
             setsigdef=_DEFAULT_SIGNALS,
         )
         self.pidfd: int | None = None
-        with contextlib.suppress(AttributeError, OSError):
+        with contextlib.suppress(AttributeError, OSError):  # a Python built for an old kernel; too many open files
             self.pidfd = os.pidfd_open(self.pid)
         self._signalled = False
 
@@ -105,13 +105,6 @@ class TaskProcess:
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
-
-
-def _pidfd(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):  # a Python built for an old kernel; too many open files
-        return None
 
 
 class _Process(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch import caps, context
@@ -51,17 +51,12 @@ def _option(job: ArrayJob, name: str, parse: Callable[[str], float]) -> float:
         raise OptionError(f"{name}={value!r} is not a value that sbatch knows", option=name) from error
 
 
-class Machine:
-    """The capacity of this machine: its CPUs."""
-
-    @cached_property
-    def cpus(self) -> int:
-        """The CPUs that running tasks may use together; inside a task, the share of that task."""
-        return min(context.cpu_count(), caps.usable_cpus())
-
-    def fits(self, wanted: TaskResources, running: Collection[TaskResources]) -> bool:
-        """Whether a task may start beside the running ones."""
-        return wanted.cpus <= self.cpus - sum(each.cpus for each in running)
+@functools.cache
+def machine_cpus() -> int:
+    """Return the CPUs that running tasks may use together; inside a task, the share of that task."""
+    return min(context.cpu_count(), caps.usable_cpus())
 
 
-MACHINE = Machine()
+def fits(wanted: TaskResources, running: Collection[TaskResources]) -> bool:
+    """Return True if a task may start on this machine beside the running ones."""
+    return wanted.cpus <= machine_cpus() - sum(each.cpus for each in running)

@@ -16,13 +16,13 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from slurmlaunch.backends.base import Backend, Limits
+from slurmlaunch.backends.base import Backend, Limits, Snapshot
 from slurmlaunch.backends.slurm.batch_script import render, sbatch_words
 from slurmlaunch.backends.slurm.commands import NO_SUCH_JOB, Cluster, Command, for_submission, run
 from slurmlaunch.backends.slurm.job_states import Elements
 from slurmlaunch.backends.slurm.queries import find_job
 from slurmlaunch.backends.slurm.refusal import is_ambiguous, is_transient, submission_error
-from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates, SlurmSnapshot
+from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates
 from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class SlurmBackend(Backend):
             dependency = f"Dependency=singleton,afterany:{self._split(after)[0]}"
             cluster.change(*update, dependency, harmless=_STARTED_ALREADY)
 
-    def query(self, job_ids: Collection[str]) -> SlurmSnapshot | None:
+    def query(self, job_ids: Collection[str]) -> Snapshot | None:
         """Return the newest states, asking first if they are too old; None if Slurm has never answered.
 
         The times of submission tell a job from an older one with the same number.
@@ -173,18 +173,18 @@ class SlurmBackend(Backend):
         for job_id in job_ids:
             number, cluster = self._split(job_id)
             watched.setdefault(cluster.name, {})[number] = since.get(job_id, 0.0)
-        snapshots = {}
+        contents = {}
         for name, numbers in watched.items():
             if name not in self._states:
                 self._states[name] = SharedStates(Cluster(self._run, name), self._intervals, clock=self._clock)
-            if snapshot := self._states[name].query(numbers):
-                snapshots[name] = snapshot
+            if content := self._states[name].query(numbers):
+                contents[name] = content
         jobs = {}
         for job_id in job_ids:
             number, cluster = self._split(job_id)
-            if cluster.name in snapshots and number in snapshots[cluster.name].jobs:
-                jobs[job_id] = snapshots[cluster.name].jobs[number]
-        return SlurmSnapshot(min(each.taken for each in snapshots.values()), jobs) if snapshots else None
+            if cluster.name in contents and number in contents[cluster.name].jobs:
+                jobs[job_id] = contents[cluster.name].jobs[number].get
+        return Snapshot(min(each.taken for each in contents.values()), jobs) if contents else None
 
     def _cluster_names(self) -> list[str | None]:
         return [*self.clusters.split(",")] if self.clusters else [None]

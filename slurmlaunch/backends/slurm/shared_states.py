@@ -36,7 +36,6 @@ from slurmlaunch.runfolder.clients import ClientId
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from slurmlaunch.backends.base import TaskRecord
     from slurmlaunch.backends.slurm.commands import Cluster
     from slurmlaunch.backends.slurm.job_states import Row
 
@@ -79,19 +78,6 @@ class Intervals:
         if not 0 < scale < math.inf:
             raise OptionError(f"{cls.VARIABLE}={text!r} is not a number of seconds", option=cls.VARIABLE)
         return cls(cls.shortest * scale, cls.longest * scale, cls.gone * scale)
-
-
-@dataclass(frozen=True)
-class SlurmSnapshot:
-    """The states of jobs as Slurm last reported them."""
-
-    taken: float
-    jobs: Mapping[str, JobStates]  # by job id
-
-    def get(self, job_id: str, element: int) -> TaskRecord | None:
-        """Return the record of an element; None if Slurm has not listed it yet."""
-        states = self.jobs.get(job_id)
-        return None if states is None else states.get(element)
 
 
 @dataclass(frozen=True)
@@ -158,7 +144,7 @@ class SharedStates:
         self._file: _SharedFile | _PrivateFile = _SharedFile(_file_name(cluster.name))
         self._error = ""
 
-    def query(self, watched: Mapping[str, float]) -> SlurmSnapshot | None:
+    def query(self, watched: Mapping[str, float]) -> Content | None:
         """Return the newest states, asking Slurm first if they are too old; None if it has never answered.
 
         *watched* are the numbers of the jobs that this process watches from now on, with their
@@ -170,7 +156,7 @@ class SharedStates:
             _log.info("slurmlaunch asks Slurm for this process alone: %s", reason)
             self._file = _PrivateFile()
             content = self._newest(watched)
-        return SlurmSnapshot(content.taken, content.jobs) if content.taken else None
+        return content if content.taken else None
 
     def _newest(self, watched: Mapping[str, float]) -> Content:
         now = self._clock()
