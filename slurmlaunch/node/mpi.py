@@ -18,10 +18,10 @@ Used by `__main__`; runs no user code. See `task` for ends from outside.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
-import zlib
 from collections import Counter
 from contextlib import suppress
 from time import monotonic
@@ -79,22 +79,11 @@ class MpiSupervisor(TaskSupervisor):
         while self._queue.left and not self._queue.closed:
             self._left = list(self._queue.take_all())
             before = len(self._left)
-            self._run_launch(Launch(number, tuple(self._left), socket.gethostname(), self._free_port(number)))
+            self._run_launch(Launch(number, tuple(self._left), socket.gethostname(), _free_port()))
             number += 1
             self._queue.put_back(self._left)
             if self._queue.left == before and not (self._queue.closed or self._unstarted):
                 self._give_up(self._dump(NodeStartError("the ranks recorded no outcome at all")))
-
-    def _free_port(self, launch: int) -> int:
-        """Return a port that is free now on this machine, a different one for each task and launch."""
-        name = f"{self._folder.path} {self._task} {self._writer.attempt} {launch}"
-        first = zlib.crc32(name.encode()) % len(_PORTS)
-        for i in range(len(_PORTS)):
-            port = _PORTS[(first + i) % len(_PORTS)]
-            with socket.socket() as probe, suppress(OSError):
-                probe.bind(("", port))
-                return port
-        return _PORTS[first]
 
     def _run_launch(self, launch: Launch) -> None:
         launch.note(self._writer)
@@ -199,6 +188,15 @@ class MpiSupervisor(TaskSupervisor):
         self._queue.put_back(self._left)
         self._left = []
         self._give_up(self._dump(error))
+
+
+def _free_port() -> int:
+    """Return a random port that is free now on this machine: tasks side by side, and other users, take others."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            break
+    return port
 
 
 class RankResults:
