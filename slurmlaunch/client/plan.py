@@ -116,7 +116,7 @@ def zip_equal(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]
 class Plan:
     """The slices and arrays of one round, and the blocks that the tasks of a dynamic one claim."""
 
-    slices: Slices | PackedSlices
+    slices: Slices
     arrays: tuple[range, ...]
     """The tasks of each array, by their indices in the run."""
     first_task: int = 0

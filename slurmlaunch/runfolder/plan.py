@@ -26,167 +26,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Self
 
     from slurmlaunch.runfolder.clients import ClientId
 
 
 _U32_MAX = (1 << 32) - 1
 
-
-class _Numbers(NamedTuple):
-    items: int
-    tasks: int
-    chunksize: int | None
-
-
-class Slices(_Numbers):
-    """Positions ``0..items-1``, cut into consecutive slices, one for each task.
-
-    Tasks are counted from 0 here; a round whose tasks start at a higher index
-    subtracts its first one.
-
-    Attributes:
-        items: how many positions there are.
-        tasks: how many slices they are cut into.
-        chunksize: the length of every slice but the last, or None for slices whose
-            lengths differ by at most one, the longer ones first.
-
-    Raises:
-        ValueError: these slices would not hold each position exactly once.
-    """
-
-    # No dataclass, here and in everything that a node imports: making one costs a node's start
-    # a millisecond, and a thousand nodes start at once.
-    __slots__ = ()
-
-    def __new__(cls, items: int, tasks: int, chunksize: int | None = None) -> Self:
-        """Refuse numbers that lose positions, as a damaged plan would hold."""
-        if chunksize is None:
-            whole = items >= 0 and tasks >= (1 if items else 0)
-        else:
-            whole = items >= 0 and chunksize >= 1 and tasks == -(-items // chunksize)
-        if not whole:
-            raise ValueError(f"{items} items in {tasks} tasks of {chunksize} do not hold each position exactly once")
-        return super().__new__(cls, items, tasks, chunksize)
-
-    def slice_of(self, task: int) -> range:
-        """Return the positions of a task; raises IndexError if there is no such task."""
-        _check(task, self.tasks, "task")
-        return range(self._start(task), self._start(task + 1))
-
-    def task_of(self, item: int) -> int:
-        """Return the task whose slice holds a position; raises IndexError if there is no such position."""
-        _check(item, self.items, "position")
-        if self.chunksize is not None:
-            return item // self.chunksize
-        short, longer = divmod(self.items, self.tasks)
-        in_longer = longer * (short + 1)
-        if item < in_longer:
-            return item // (short + 1)
-        return longer + (item - in_longer) // short
-
-    @property
-    def longest(self) -> int:
-        """The length of the longest slice; 0 where there is none."""
-        return len(self.slice_of(0)) if self.tasks else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers as a round's plan holds them."""
-        return self._asdict()
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Slices:
-        """Read what `to_json` wrote; a damaged plan raises KeyError, TypeError or ValueError."""
-        return cls(data["items"], data["tasks"], data.get("chunksize"))
-
-    def _start(self, task: int) -> int:
-        if self.chunksize is not None:
-            return min(task * self.chunksize, self.items)
-        short, longer = divmod(self.items, self.tasks)
-        return task * short + min(task, longer)
-
-
-class PackedSlices:
-    """Positions ``0..items-1`` of a list, cut into consecutive slices of any lengths, one for each task.
-
-    Attributes:
-        lengths: the length of each slice.
-
-    Raises:
-        ValueError: a length is negative.
-    """
-
-    __slots__ = ("_positions", "_starts", "lengths")
-
-    def __init__(self, lengths: Iterable[int]) -> None:
-        self.lengths = tuple(lengths)
-        if any(length < 0 for length in self.lengths):
-            raise ValueError("slices cannot be of negative length")
-        self._starts = array("Q", accumulate(self.lengths, initial=0))
-        self._positions: array[int] | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PackedSlices) and self.lengths == other.lengths
-
-    def __hash__(self) -> int:
-        return hash(self.lengths)
-
-    @property
-    def items(self) -> int:
-        """How many positions there are."""
-        return self._starts[-1]
-
-    @property
-    def tasks(self) -> int:
-        """How many slices they are cut into."""
-        return len(self.lengths)
-
-    @property
-    def longest(self) -> int:
-        """The length of the longest slice; 0 where there is none."""
-        return max(self.lengths, default=0)
-
-    def slice_of(self, task: int) -> range:
-        """Return the positions of a task; raises IndexError if there is no such task."""
-        _check(task, self.tasks, "task")
-        return range(self._starts[task], self._starts[task + 1])
-
-    def task_of(self, position: int) -> int:
-        """Return the task whose slice holds a position; raises IndexError if there is no such position."""
-        _check(position, self.items, "position")
-        return bisect_right(self._starts, position) - 1
-
-    def position_of(self, item: int, items: Sequence[int]) -> int:
-        """Return the position of an item in the list that is cut, which holds ``0..items-1`` in any order."""
-        if self._positions is None:
-            # Only clients need this, for single items: four bytes per item.
-            positions = array("I" if len(items) <= _U32_MAX else "Q", [0]) * len(items)
-            for position, each in enumerate(items):
-                positions[each] = position
-            self._positions = positions
-        return self._positions[item]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers as a round's plan holds them."""
-        return {"items": self.items, "tasks": self.tasks, "lengths": self.lengths}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PackedSlices:
-        """Read what `to_json` wrote; a damaged plan raises KeyError, TypeError or ValueError."""
-        slices = cls(data["lengths"])
-        if (slices.items, slices.tasks) != (data["items"], data["tasks"]):
-            raise ValueError(f"slices of {slices.lengths} are not {data['items']} items in {data['tasks']} tasks")
-        return slices
-
-
-def _check(index: int, count: int, what: str) -> None:
-    # Negative indices are refused too: they would silently name another task's items.
-    if not 0 <= index < count:
-        raise IndexError(f"there is no {what} {index}: there are {count}")
-
-
-# Blocks of a dynamic round.
 
 DYNAMIC, GUIDED = "dynamic", "guided"
 SCHEDULES = (DYNAMIC, GUIDED)
@@ -201,17 +46,133 @@ _GUIDED_STEPS = 8
 enough that the table stays short however many tasks there are."""
 
 
-class _BlockNumbers(NamedTuple):
-    items: int
-    tasks: int
-    schedule: str
-    chunksize: int | None
+class _Parts:
+    """Positions ``0..items-1``, cut into consecutive parts: batches of parts of one length.
+
+    The last part ends with the last position.
+    """
+
+    # No dataclass, here and in everything that a node imports: making one costs a node's start
+    # a millisecond, and a thousand nodes start at once.
+    _word = "part"
+
+    def __init__(self, numbers: dict[str, Any], number: int) -> None:
+        self._numbers = numbers
+        self.items: int = numbers["items"]
+        self.tasks: int = numbers["tasks"]
+        self.number = number
+        """How many parts there are."""
+        # Of each batch: its first part, the first position of that, and the length of each part.
+        self._firsts: Sequence[int] = ()
+        self._starts: Sequence[int] = ()
+        self._lengths: Sequence[int] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Parts) and self._numbers == other._numbers
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def positions_of(self, part: int) -> range:
+        """Return the positions of a part; raises IndexError if there is no such part."""
+        # Negative numbers are refused too: they would silently name another task's items.
+        if not 0 <= part < self.number:
+            raise IndexError(f"there is no {self._word} {part}: there are {self.number}")
+        batch = bisect_right(self._firsts, part) - 1
+        start = self._starts[batch] + (part - self._firsts[batch]) * self._lengths[batch]
+        return range(start, min(start + self._lengths[batch], self.items))
+
+    def part_of(self, position: int) -> int:
+        """Return the part that holds a position; raises IndexError if there is no such position."""
+        if not 0 <= position < self.items:
+            raise IndexError(f"there is no position {position}: there are {self.items}")
+        batch = bisect_right(self._starts, position) - 1
+        return self._firsts[batch] + (position - self._starts[batch]) // self._lengths[batch]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as a round's plan holds them."""
+        return self._numbers
 
 
-class Blocks(_BlockNumbers):
-    """Positions ``0..items-1``, cut into consecutive blocks, which tasks claim in this order.
+class Slices(_Parts):
+    """Positions ``0..items-1``, cut into consecutive slices, one for each of *tasks*.
 
-    Attributes:
+    Tasks are counted from 0 here; a round whose tasks start at a higher index
+    subtracts its first one. *chunksize* is the length of every slice but the last, or None for
+    slices whose lengths differ by at most one, the longer ones first.
+
+    Raises:
+        ValueError: these slices would not hold each position exactly once.
+    """
+
+    _word = "task"
+    slice_of, task_of = _Parts.positions_of, _Parts.part_of
+
+    def __init__(self, items: int, tasks: int, chunksize: int | None = None) -> None:
+        super().__init__({"items": items, "tasks": tasks, "chunksize": chunksize}, tasks)
+        if chunksize is None:
+            whole = items >= 0 and tasks >= (1 if items else 0)
+        else:
+            whole = items >= 0 and chunksize >= 1 and tasks == -(-items // chunksize)
+        if not whole:  # as a damaged plan would hold
+            raise ValueError(f"{items} items in {tasks} tasks of {chunksize} do not hold each position exactly once")
+        if chunksize is None:
+            short, longer = divmod(items, tasks or 1)
+            self._firsts, self._starts, self._lengths = (0, longer), (0, longer * (short + 1)), (short + 1, short)
+        else:
+            self._firsts, self._starts, self._lengths = (0,), (0,), (chunksize,)
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest slice; 0 where there is none."""
+        return len(self.slice_of(0)) if self.tasks else 0
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Slices:
+        """Read what `to_json` wrote; a damaged plan raises KeyError, TypeError or ValueError."""
+        if "lengths" not in data:
+            return Slices(data["items"], data["tasks"], data.get("chunksize"))
+        slices = PackedSlices(data["lengths"])
+        if (slices.items, slices.tasks) != (data["items"], data["tasks"]):
+            raise ValueError(f"slices of {data['lengths']} are not {data['items']} items in {data['tasks']} tasks")
+        return slices
+
+
+class PackedSlices(Slices):
+    """Positions of a list, cut into consecutive slices of the given *lengths*, one for each task.
+
+    Raises:
+        ValueError: a length is negative.
+    """
+
+    def __init__(self, lengths: Iterable[int]) -> None:
+        lengths = tuple(lengths)
+        if min(lengths, default=0) < 0:
+            raise ValueError("slices cannot be of negative length")
+        starts = array("Q", accumulate(lengths, initial=0))
+        _Parts.__init__(self, {"items": starts[-1], "tasks": len(lengths), "lengths": lengths}, len(lengths))
+        self._firsts, self._starts, self._lengths = range(len(lengths)), starts, lengths
+        self._positions: array[int] | None = None
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest slice; 0 where there is none."""
+        return max(self._lengths, default=0)
+
+    def position_of(self, item: int, items: Sequence[int]) -> int:
+        """Return the position of an item in the list that is cut, which holds ``0..items-1`` in any order."""
+        if self._positions is None:
+            # Only clients need this, for single items: four bytes per item.
+            positions = array("I" if len(items) <= _U32_MAX else "Q", [0]) * len(items)
+            for position, each in enumerate(items):
+                positions[each] = position
+            self._positions = positions
+        return self._positions[item]
+
+
+class Blocks(_Parts):
+    """Positions ``0..items-1``, cut into consecutive blocks, which *tasks* claim in this order.
+
+    Args:
         items: how many positions there are.
         tasks: how many tasks claim blocks.
         schedule: ``"dynamic"``: as many blocks of one length as there are tasks, then shorter
@@ -223,56 +184,33 @@ class Blocks(_BlockNumbers):
         ValueError: the numbers make no blocks.
     """
 
-    def __new__(cls, items: int, tasks: int, schedule: str, chunksize: int | None = None) -> Self:
-        """Refuse numbers that lose positions, as a damaged plan would hold."""
+    _word = "block"
+    block_of = _Parts.part_of
+
+    def __init__(self, items: int, tasks: int, schedule: str, chunksize: int | None = None) -> None:
         if (
             items < 0
             or tasks < (1 if items else 0)
             or schedule not in SCHEDULES
             or (chunksize is not None and chunksize < 1)
-        ):
+        ):  # as a damaged plan would hold
             raise ValueError(f"{items} items in {tasks} tasks make no {schedule!r} blocks of {chunksize}")
-        blocks = super().__new__(cls, items, tasks, schedule, chunksize)
-        blocks._cut()
-        return blocks
-
-    def _cut(self) -> None:
-        """Make the table of batches: runs of blocks of one length, of which there are O(log items)."""
-        self._first_blocks: list[int] = []
-        self._starts: list[int] = []
-        self._lengths: list[int] = []
-        width = max(1, self.tasks // _GUIDED_STEPS) if self.schedule == GUIDED else self.tasks
-        least = self.chunksize or 1
+        self.schedule, self.chunksize = schedule, chunksize
+        batches: list[tuple[int, int, int]] = []  # O(log items)
+        width = max(1, tasks // _GUIDED_STEPS) if schedule == GUIDED else tasks
+        least = chunksize or 1
         block = start = 0
-        while start < self.items:
-            length = max(least, -(-(self.items - start) // (_SHARE * self.tasks)))
-            if self.chunksize and self.schedule == DYNAMIC:
-                length = self.chunksize
-            self._first_blocks.append(block)
-            self._starts.append(start)
-            self._lengths.append(length)
-            left = -(-(self.items - start) // length)
+        while start < items:
+            length = max(least, -(-(items - start) // (_SHARE * tasks)))
+            if chunksize and schedule == DYNAMIC:
+                length = chunksize
+            batches.append((block, start, length))
+            left = -(-(items - start) // length)
             number = left if length == least else min(width, left)
             block, start = block + number, start + number * length
-        self.number = block
-        """How many blocks there are."""
-
-    def positions_of(self, block: int) -> range:
-        """Return the positions of a block; raises IndexError if there is no such block."""
-        _check(block, self.number, "block")
-        batch = bisect_right(self._first_blocks, block) - 1
-        start = self._starts[batch] + (block - self._first_blocks[batch]) * self._lengths[batch]
-        return range(start, min(start + self._lengths[batch], self.items))
-
-    def block_of(self, position: int) -> int:
-        """Return the block that holds a position; raises IndexError if there is no such position."""
-        _check(position, self.items, "position")
-        batch = bisect_right(self._starts, position) - 1
-        return self._first_blocks[batch] + (position - self._starts[batch]) // self._lengths[batch]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers as a round's plan holds them."""
-        return self._asdict()
+        super().__init__({"items": items, "tasks": tasks, "schedule": schedule, "chunksize": chunksize}, block)
+        if batches:
+            self._firsts, self._starts, self._lengths = zip(*batches, strict=True)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Blocks:
@@ -336,7 +274,7 @@ class RoundPlan(NamedTuple):
         ranks: the ranks of each task; None if a task is no MPI program.
     """
 
-    slices: Slices | PackedSlices
+    slices: Slices
     first_task: int
     arrays: tuple[ArrayPlan, ...]
     cpus_per_task: int
@@ -370,12 +308,12 @@ class RoundPlan(NamedTuple):
         Raises:
             KeyError, TypeError, ValueError: it is damaged.
         """
-        slices, blocks, ranks = data["slices"], data.get("blocks"), data.get("ranks")
+        blocks, ranks = data.get("blocks"), data.get("ranks")
         return _known(
             cls,
             {
                 **data,
-                "slices": (PackedSlices if "lengths" in slices else Slices).from_json(slices),
+                "slices": Slices.from_json(data["slices"]),
                 "arrays": tuple(_known(ArrayPlan, each) for each in data["arrays"]),
                 "client": client,
                 "items": items,
@@ -416,8 +354,7 @@ class RoundPlan(NamedTuple):
         number = bisect_right(self.arrays, task, key=_FIRST_TASK) - 1
         if number >= 0 and task < self.arrays[number].first_task + self.arrays[number].length:
             return number, task - self.arrays[number].first_task
-        msg = f"task {task} is in no array of its round"
-        raise LookupError(msg)
+        raise LookupError(f"task {task} is in no array of its round")
 
 
 _FIRST_TASK = attrgetter("first_task")
