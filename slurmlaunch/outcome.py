@@ -251,18 +251,6 @@ class Failure:
 Outcome = Value[T] | Failure
 
 
-def capture(function: Callable[..., T], *args: Any) -> Outcome[T]:
-    """Call the function; return its outcome.
-
-    ``SystemExit`` and ``KeyboardInterrupt`` are outcomes too, as for `concurrent.futures`; `Failure.load` returns
-    `FunctionExited` for the former.
-    """
-    try:
-        return Value(function(*args))
-    except BaseException as error:  # noqa: BLE001  (any exception of the function is an outcome)
-        return failure_of(error)
-
-
 def failure_of(error: BaseException) -> Failure:
     """Return the failure for an exception that was just caught, without slurmlaunch's own frames."""
     return Failure(error, _format(error, _users_frames(error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import re
 import subprocess
@@ -54,8 +55,9 @@ def test_classes_that_were_made_where_it_ran_arrive() -> None:
 def cloudpickle_apart(function: Callable[[], Any]) -> Any:
     """Return the outcome of a function that ran in a separate process."""
     program = (
-        "import sys, pickle\nfrom slurmlaunch.outcome import capture\n"
-        "sys.stdout.buffer.write(capture(pickle.load(sys.stdin.buffer)).dump())"
+        "import sys, pickle\nfrom slurmlaunch.outcome import failure_of\n"
+        "try:\n    pickle.load(sys.stdin.buffer)()\n"
+        "except Exception as error:\n    sys.stdout.buffer.write(failure_of(error).dump())"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], input=cloudpickle.dumps(function), capture_output=True, check=True
@@ -72,6 +74,21 @@ def test_arguments_that_do_not_unpickle_say_where(tmp_path: Path) -> None:
     assert (ended.status, sorted(run.values())) == (1, [0, 2])
     assert isinstance(run.errors()[1], LookupError)
     assert re.findall(r"in (\w+)$", str(run.errors()[1].__cause__), re.MULTILINE) == ["spring"]
+
+
+def fails_inside(_: object) -> None:
+    """Raise from a frame below."""
+    dt.date.fromisoformat("no date")
+
+
+def test_the_traceback_begins_with_the_users_code(tmp_path: Path) -> None:
+    """The remote traceback has the user's frames, and none of ours."""
+    run = OneRun(tmp_path / "run", fails_inside, rows([0]))
+
+    assert run.run().status == 1
+    text = str(run.errors()[0].__cause__)
+    assert re.findall(r"in (\w+)$", text, re.MULTILINE) == ["fails_inside"]
+    assert "slurmlaunch" not in re.sub(r'File "[^"]*/tests/', "", text)
 
 
 def test_an_unpicklable_result_says_where_in_the_users_terms(tmp_path: Path) -> None:
