@@ -182,14 +182,8 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         """Return ``item 3, task 1, job 123_1, node n1``, as far as these are known."""
-        named = (
-            ("item", self.item),
-            ("task", self.task),
-            ("job", self.job_id),
-            ("node", self.node),
-            ("image", self.image),
-        )
-        return ", ".join(f"{word} {value}" for word, value in named if value is not None)
+        named = {"item": self.item, "task": self.task, "job": self.job_id, "node": self.node, "image": self.image}
+        return ", ".join(f"{word} {value}" for word, value in named.items() if value is not None)
 
 
 class ItemError(SlurmlaunchError):

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, UnsafeRunFolder
 from slurmlaunch.runfolder.changes import NewNames
+from slurmlaunch.runfolder.layout import numbers_in
 from slurmlaunch.runfolder.records import create, read_owned
 
 if TYPE_CHECKING:
@@ -47,13 +48,10 @@ class Claimant(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Claimant | None:
         """Read the name or the content of an attempt's file; None for anything else."""
-        parts = text.split(".")
-        if len(parts) == _PARTS and all(part.isascii() and part.isdigit() for part in parts):
-            return cls(int(parts[0]), int(parts[1]))
+        match numbers_in(text):
+            case [task, attempt, _]:
+                return cls(task, attempt)
         return None
-
-
-_PARTS = 3
 
 
 class ClaimReader:
@@ -78,7 +76,7 @@ class ClaimReader:
             if claimant is not None:
                 unique = inode not in self._claimants and inode not in _NO_INODES
                 self._claimants[inode] = claimant if unique else None
-            elif name.isascii() and name.isdigit() and name == str(int(name)):
+            elif [name] == list(map(str, numbers_in(name))):
                 claimed.append((name, inode))
         found = {name: self._claimants.get(inode) or self._written_in(name) for name, inode in claimed}
         unknown = [name for name, claimant in found.items() if claimant is None]
@@ -105,15 +103,13 @@ class Claimer:
         self._folder, self._claimant, self._number = folder, Claimant(task, attempt), number
         self._next = 0
         self._signed: tuple[Path, tuple[int, int]] | None = None
-        self._reader: ClaimReader | None = None
+        self._reader = ClaimReader(folder)
 
     def own(self) -> list[int]:
         """Return the blocks that this task has claimed, in earlier attempts too, without those returned before."""
         if self._signed is None:
             # First: writing into a folder makes a network file system drop its cached listing.
             self._signed = self._sign()
-        if self._reader is None:
-            self._reader = ClaimReader(self._folder)
         return sorted(block for block, claimant in self._reader.new() if claimant.task == self._claimant.task)
 
     def _sign(self) -> tuple[Path, tuple[int, int]]:

@@ -31,21 +31,10 @@ PROTOCOL = 1
 
 
 class RunFolder:
-    """The paths of one run folder.
+    """The paths in one run folder, absolute; `slurmlaunch.runfolder` says what each file holds.
 
     Attributes:
-        path: the folder itself, absolute.
         salt: the salt of its records (`salt_of`); 0 until its manifest was read.
-        manifest: the file of the `Manifest`, complete before anything is submitted.
-        function: the pickled function.
-        function_buffers: the large buffers that the function refers to, if any.
-        items: the pickled arguments, in blocks.
-        items_index: the first item and the offset of each block.
-        rounds: a folder with one folder per submission round.
-        outcomes: a folder with one file of records per attempt of a task.
-        ended: a folder with one empty file per start of a task that ended (`EndMark`).
-        cancelled: a folder with one file of records per client that cancelled items.
-        logs: a folder with the standard output and error of the tasks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -188,6 +177,12 @@ def salt_of(token: str) -> int:
     return zlib.crc32(token.encode())
 
 
+def numbers_in(name: str) -> list[int]:
+    """Return the numbers of a name that consists of numbers with dots between them; none of any other name."""
+    parts = name.split(".")
+    return list(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else []
+
+
 class EndMark(NamedTuple):
     """The end of one start of a task, in the name of an empty file."""
 
@@ -205,10 +200,8 @@ class EndMark(NamedTuple):
     @classmethod
     def parse(cls, filename: str) -> EndMark | None:
         """Read a file name; None if it is no end mark."""
-        parts = filename.split(".")
-        if len(parts) == len(cls._fields) and all(part.isascii() and part.isdigit() for part in parts):
-            return cls(*map(int, parts))
-        return None
+        numbers = numbers_in(filename)
+        return cls(*numbers) if len(numbers) == len(cls._fields) else None
 
 
 class Status(IntEnum):
