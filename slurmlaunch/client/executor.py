@@ -36,7 +36,6 @@ from slurmlaunch.errors import SchedulerError
 from slurmlaunch.runfolder.function import write_function
 from slurmlaunch.runfolder.items import write_items
 from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, python_version, salt_of
-from slurmlaunch.runfolder.records import make_folder
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
@@ -259,7 +258,7 @@ class Executor(concurrent.futures.Executor):
         self._folder.mkdir(parents=True, exist_ok=True)
         folder = self._folder_of(call, token)
         for path in (folder.path, *(folder.path / part for part in FOLDERS)):
-            make_folder(path)
+            path.mkdir(mode=0o700)
         run: Run | None = None
         try:
             run = self._write(call, backend, folder, token)

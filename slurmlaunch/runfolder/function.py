@@ -185,7 +185,7 @@ class Work:
 
     def _start_or_resume(self, item: int) -> Any:
         if item in self._checkpoints:
-            call = _Call(*pickle.loads(self._checkpoints[item].payload()))
+            call = _Call(*pickle.loads(*self._checkpoints[item].read().parts()))
         else:
             call = _Call(self._function, self._items[item], {})
         self._call = call

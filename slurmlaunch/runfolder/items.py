@@ -25,16 +25,16 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN, Bundle
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, read_bundle
-from slurmlaunch.runfolder.records import HEADER_SIZE, Kind, open_owned, write_whole
+from slurmlaunch.runfolder.records import HEADER_SIZE, Entry, Kind, open_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from slurmlaunch.runfolder.layout import RunFolder
+    from slurmlaunch.runfolder.records import Part
 
     Arguments = tuple[Any, ...]
     Pickled = bytes | Bundle
-    Part = bytes | bytearray | memoryview
     Block = tuple[Kind, int, Sequence[Part]]
 
 _ENTRY = struct.Struct("<QQ")
@@ -62,12 +62,12 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
         offset = 0
         for kind, count, parts in _blocks(arguments, dumps):
             index.append(_ENTRY.pack(total, offset))
-            length, crc = records.measured(parts)
-            yield records.Header(kind, count, total, length, crc).encode(folder.salt)
+            header = Entry.of(kind, parts, first=total, number=count).header
+            yield header.encode(folder.salt)
             yield from parts
             del parts  # so that large ones are freed before the next are made
             total += count
-            offset += HEADER_SIZE + length
+            offset += HEADER_SIZE + header.length
 
     write_whole(folder.items, blocks())
     write_whole(folder.items_index, index)
@@ -167,29 +167,29 @@ class ItemReader:
     def calling(self, function: Callable[..., Any]) -> Callable[[int], Any]:
         """Return a function that calls *function* with the arguments of an item: faster than reading them first."""
         first = stop = 0
-        rows: Sequence[Arguments] | _Unpickling = ()
+        row: Callable[[int], Arguments]
 
         def call(item: int) -> Any:
-            nonlocal first, stop, rows
+            nonlocal first, stop, row
             if not first <= item < stop:
-                first, rows = self._block(item)
-                stop = first + len(rows)
-            return function(*rows[item - first])
+                header, row = self._block(item)
+                first, stop = header.first, header.stop
+            return function(*row(item - first))
 
         return call
 
-    def _block(self, item: int) -> tuple[int, Sequence[Arguments] | _Unpickling]:
-        """Return the first item of the block that holds an item, and the arguments of all of its items."""
+    def _block(self, item: int) -> tuple[records.Header, Callable[[int], Arguments]]:
+        """Return the header of the block that holds an item, and the arguments by the position in the block."""
         header, offset = self._find(item)
         if header.kind == Kind.BUNDLE:
-            return item, _Unpickling(1, lambda _: self._unbundled(header, offset))
+            return header, lambda _: self._unbundled(header, offset)
         payload = records.read_payload(self._items, header, offset)
         if payload is None:
             raise self._damaged(offset)
         if header.kind == Kind.COLUMN:
-            return header.first, pickle.load(io.BytesIO(payload))
+            return header, pickle.load(io.BytesIO(payload)).__getitem__
         parts = records.unpack(memoryview(payload), header.number)
-        return header.first, _Unpickling(len(parts), lambda position: pickle.loads(parts[position]))
+        return header, lambda position: pickle.loads(parts[position])
 
     def _entry(self, block: int) -> tuple[int, int]:
         data = os.pread(self._index, _ENTRY.size, block * _ENTRY.size)
@@ -219,19 +219,6 @@ class ItemReader:
 
     def _damaged(self, offset: int) -> ResultLost:
         return ResultLost("the arguments of the item are damaged on disk", file=str(self._folder.items), offset=offset)
-
-
-class _Unpickling:
-    """Argument tuples that are unpickled at each access."""
-
-    def __init__(self, number: int, make: Callable[[int], Arguments]) -> None:
-        self._number, self._make = number, make
-
-    def __len__(self) -> int:
-        return self._number
-
-    def __getitem__(self, position: int) -> Arguments:
-        return self._make(position)
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 from array import array
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,16 +19,7 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value, is_interrupt
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
-from slurmlaunch.runfolder.records import (
-    HEADER_SIZE,
-    Damage,
-    Entry,
-    Kind,
-    RecordWriter,
-    create,
-    opened,
-    read_at,
-)
+from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Entry, Kind, RecordWriter, create, opened, read_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -89,7 +80,7 @@ class AttemptWriter(RecordWriter):
         Raises:
             ResultLost: that record can no longer be read.
         """
-        self._append(recorded.header.kind, item, 1, [recorded.payload()])
+        self._append(recorded.header.kind, item, 1, recorded.read().parts())
         self.failures += recorded.header.kind == Kind.FAILURE
 
     def checkpoint(self, item: int, pickled: bytes) -> None:
@@ -135,6 +126,11 @@ class Content:
         self._bounds: list[int] = []
         self._one_by_one = False
 
+    def parts(self) -> Sequence[Part]:
+        """Return the payload as it is on disk, in parts."""
+        bundled = self._kind == Kind.BUNDLE
+        return bundle_parts(Bundle(bytes(self._payload), self._buffers)) if bundled else [self._payload]
+
     def _boundary(self, item: int) -> int:
         """Return the position of an item's outcome in the payload, which is also the end of the one before."""
         if not self._bounds:
@@ -173,7 +169,7 @@ class Content:
         code = _CODES[self._kind]
         size = array(code).itemsize
         start, stop = items.start - self.items.start, items.stop - self.items.start
-        return records.numbers(self._payload[size * start : size * stop], code)
+        return records.little_endian(array(code, bytes(self._payload[size * start : size * stop]))).tolist()
 
 
 _CODES: dict[int, str] = {Kind.INTEGERS: "q", Kind.FLOATS: "d"}
@@ -192,29 +188,20 @@ def read_record(file: Path, offset: int, salt: int = 0, header: records.Header |
         UnsafeRunFolder: it is not safe to read.
     """
     payload: bytes | Bundle | None = None
-    with _open_recorded(file, offset) as descriptor:
-        header = header or records.parse_header(os.pread(descriptor, HEADER_SIZE, offset), salt=salt)
-        if header and header.kind == Kind.BUNDLE:
-            payload = read_bundle(descriptor, offset + HEADER_SIZE, header.length, header.payload_crc)
-        elif header:
-            payload = records.read_payload(descriptor, header, offset)
+    try:
+        with opened(file) as (descriptor, _):
+            header = header or records.parse_header(os.pread(descriptor, HEADER_SIZE, offset), salt=salt)
+            if header and header.kind == Kind.BUNDLE:
+                payload = read_bundle(descriptor, offset + HEADER_SIZE, header.length, header.payload_crc)
+            elif header:
+                payload = records.read_payload(descriptor, header, offset)
+    except OSError as error:
+        msg = f"the outcome was recorded, but cannot be read: {error.strerror}"
+        raise ResultLost(msg, file=str(file), offset=offset) from error
     if header is None or payload is None:
-        raise ResultLost(_DAMAGED, file=str(file), offset=offset)
+        msg = "the outcome was recorded, but its record on disk is damaged"
+        raise ResultLost(msg, file=str(file), offset=offset)
     return Content(header, payload)
-
-
-_DAMAGED = "the outcome was recorded, but its record on disk is damaged"
-
-
-@contextmanager
-def _open_recorded(file: Path, offset: int) -> Iterator[int]:
-    with ExitStack() as stack:
-        try:
-            descriptor, _ = stack.enter_context(opened(file))
-        except OSError as error:
-            msg = f"the outcome was recorded, but cannot be read: {error.strerror}"
-            raise ResultLost(msg, file=str(file), offset=offset) from error
-        yield descriptor
 
 
 class Recorded(NamedTuple):
@@ -242,18 +229,6 @@ class Recorded(NamedTuple):
         if self.failure is not None:
             return Content(self.header, self.failure)
         return read_record(self.file, self.offset, header=self.header)
-
-    def payload(self) -> bytes:
-        """Read the payload of the record.
-
-        Raises:
-            ResultLost, UnsafeRunFolder: as for `read`.
-        """
-        with _open_recorded(self.file, self.offset) as descriptor:
-            payload = records.read_payload(descriptor, self.header, self.offset)
-        if payload is None:
-            raise ResultLost(_DAMAGED, file=str(self.file), offset=self.offset)
-        return payload
 
 
 class OutcomeFile:

@@ -130,15 +130,6 @@ def encode(kind: int, payload: bytes, *, first: int = 0, count: int = 1, salt: i
     return Header(kind, count, first, len(payload), zlib.crc32(payload)).encode(salt) + payload
 
 
-def measured(parts: Iterable[Part]) -> tuple[int, int]:
-    """Return the length in bytes and the CRC-32 of a payload given in parts."""
-    length = crc = 0
-    for part in parts:
-        length += len(part)
-        crc = zlib.crc32(part, crc)
-    return length, crc
-
-
 def pack(parts: Sequence[bytes]) -> bytes:
     """Join the parts of a payload behind their lengths; a single part stays as it is."""
     if len(parts) == 1:
@@ -158,11 +149,6 @@ def boundaries(payload: memoryview, count: int) -> list[int]:
     lengths = array("I")
     lengths.frombytes(payload[: count * lengths.itemsize])
     return list(accumulate(little_endian(lengths), initial=count * lengths.itemsize))
-
-
-def numbers(payload: memoryview, code: str) -> list[Any]:
-    """Return the numbers of a payload; *code* is their type in the terms of `array`."""
-    return little_endian(array(code, bytes(payload))).tolist()
 
 
 def little_endian(numbers: array[Any]) -> array[Any]:
@@ -227,7 +213,10 @@ class Entry(NamedTuple):
     @classmethod
     def of(cls, kind: int, parts: Sequence[Part], *, first: int = 0, number: int = 0) -> Entry:
         """Compute length and checksum of a payload."""
-        return cls(Header(kind, number, first, *measured(parts)), parts)
+        crc = 0
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+        return cls(Header(kind, number, first, sum(map(len, parts)), crc), parts)
 
 
 class RecordWriter:
@@ -325,15 +314,6 @@ def read_notes(path: Path) -> Iterator[dict[str, Any]]:
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _BESIDE = ".new"
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder that only the user may enter.
-
-    Raises:
-        FileExistsError: it exists already.
-    """
-    path.mkdir(mode=0o700)
 
 
 def check_folder(path: Path) -> None:

@@ -23,11 +23,11 @@ from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import RoundPlan, compact
 from slurmlaunch.runfolder.records import (
+    Entry,
     Kind,
     Record,
     RecordWriter,
     check_folder,
-    make_folder,
     read_notes,
     read_owned,
     read_records,
@@ -81,15 +81,13 @@ class Round:
         import shutil
 
         beside = folder.rounds / f"{number}.{secrets.token_hex(4)}.new"
-        make_folder(beside)
+        beside.mkdir(mode=0o700)
         try:
             cls._write(beside, plan)
             if checkpoints:
-                calls = (
-                    records.encode(Kind.CHECKPOINT, recorded.payload(), first=item, salt=folder.salt)
-                    for item, recorded in checkpoints.items()
-                )
-                write_whole(beside / "checkpoints", calls)
+                with RecordWriter(beside / "checkpoints", salt=folder.salt) as file:
+                    for item, recorded in checkpoints.items():
+                        file.append(Entry.of(Kind.CHECKPOINT, recorded.read().parts(), first=item, number=1))
             # In one step, so that a client that is killed leaves a whole round or none. This
             # would replace an empty folder in its place, but not one with a plan.
             beside.rename(folder.round(number))
@@ -103,9 +101,9 @@ class Round:
     @staticmethod
     def _write(path: Path, plan: RoundPlan) -> None:
         if plan.blocks is not None:
-            make_folder(path / "claims")
+            (path / "claims").mkdir(mode=0o700)
         if plan.ranks is not None:
-            make_folder(path / "ranks")
+            (path / "ranks").mkdir(mode=0o700)
         if plan.items is not None:
             data = array("Q", plan.items).tobytes()
             write_whole(path / "items", [records.encode(Kind.LIST, data, count=len(plan.items))])

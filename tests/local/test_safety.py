@@ -11,7 +11,7 @@ import pytest
 
 from slurmlaunch.errors import RunFolderError, UnknownProtocol, UnsafeRunFolder
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder
-from slurmlaunch.runfolder.records import check_folder, make_folder, open_owned, read_owned, write_whole
+from slurmlaunch.runfolder.records import check_folder, open_owned, read_owned, write_whole
 from tests.support.tasks import OneRun, rows
 
 if TYPE_CHECKING:
@@ -126,16 +126,14 @@ def test_a_node_refuses_a_run_folder_that_others_may_write(tmp_path: Path) -> No
 
 
 def test_written_files_are_private(tmp_path: Path) -> None:
-    """Folders are made 0700 and files 0600, for any umask."""
+    """Files are made 0600, for any umask."""
     before = os.umask(0)
     try:
-        make_folder(tmp_path / "folder")
-        write_whole(tmp_path / "folder" / "file", [b"a", b"b"])
+        write_whole(tmp_path / "file", [b"a", b"b"])
     finally:
         os.umask(before)
 
-    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "folder", tmp_path / "folder" / "file")]
-    assert (modes, read_owned(tmp_path / "folder" / "file")) == ([0o700, 0o600], b"ab")
+    assert (0o600, b"ab") == ((tmp_path / "file").stat().st_mode & 0o777, read_owned(tmp_path / "file"))
 
 
 def test_a_run_is_the_users_alone(tmp_path: Path) -> None:
@@ -145,14 +143,6 @@ def test_a_run_is_the_users_alone(tmp_path: Path) -> None:
 
     modes = {path.stat().st_mode & 0o777 for path in run.folder.path.rglob("*")}
     assert modes == {0o700, 0o600}
-
-
-def test_an_existing_folder_is_not_made_again(tmp_path: Path) -> None:
-    """Making a folder that exists already raises FileExistsError."""
-    make_folder(tmp_path / "folder")
-
-    with pytest.raises(FileExistsError):
-        make_folder(tmp_path / "folder")
 
 
 def test_a_failed_write_leaves_the_old_file(file: Path) -> None:
