@@ -20,13 +20,12 @@ from slurmlaunch.client import ends, state
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure
-from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.changes import NewNames, is_on_network, latency_of
 from slurmlaunch.runfolder.claims import ClaimReader
 from slurmlaunch.runfolder.layout import EndMark, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage, Kind
-from slurmlaunch.runfolder.rounds import Round
+from slurmlaunch.runfolder.rounds import CancellationReader, Round
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -29,11 +29,10 @@ from slurmlaunch.client.state import (
 )
 from slurmlaunch.errors import ItemError, Place, ResultLost, SchedulerError, SlurmlaunchError, UnsafeRunFolder
 from slurmlaunch.outcome import Failure, Value
-from slurmlaunch.runfolder.cancellations import CancellationWriter
 from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.clients import writer_name
 from slurmlaunch.runfolder.outcomes import read_record
-from slurmlaunch.runfolder.rounds import Round
+from slurmlaunch.runfolder.rounds import Round, write_cancellations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -385,7 +384,7 @@ class Run:
         try:
             while failed:
                 number, ranges = failed[0]
-                CancellationWriter(self.folder, number, writer_name()).add(ranges)
+                write_cancellations(self.folder, number, writer_name(), ranges)
                 written.append(failed.pop(0))
         finally:
             for each in self.handle(CancellationsRecorded(tuple(written), tuple(failed))):

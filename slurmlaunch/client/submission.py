@@ -27,10 +27,9 @@ from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.sbatch_options import as_count
 from slurmlaunch.client.state import ArrayRefused, CancelJobs, CancellationSeen, JobsSeen
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
-from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
-from slurmlaunch.runfolder.rounds import Round
+from slurmlaunch.runfolder.rounds import CancellationReader, Round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

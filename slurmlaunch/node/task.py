@@ -24,9 +24,9 @@ from slurmlaunch.node import system
 from slurmlaunch.node.events import Events, Signals
 from slurmlaunch.node.queue import Queue, SharedQueue
 from slurmlaunch.outcome import Failure
-from slurmlaunch.runfolder.cancellations import CancellationReader
 from slurmlaunch.runfolder.layout import STARTED_VARIABLE, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts, ranges_of
+from slurmlaunch.runfolder.rounds import CancellationReader
 
 if TYPE_CHECKING:
     from slurmlaunch.errors import ItemError

@@ -108,7 +108,7 @@ file of rank K.
 **End marks** (`layout.EndMark`). The batch script or the local backend, which started the node, makes them after it
 has ended, so that the outcomes are on disk before. The status is one of `layout.Status`, or 128 + n for signal n.
 
-**Cancellations** (`cancellations`). Records of kind CANCELLED. Each changes the modification time of the folder. A
+**Cancellations** (`rounds`). Records of kind CANCELLED. Each changes the modification time of the folder. A
 cancelled item stays cancelled even if an outcome was recorded; a later round may run it again.
 
 **Safety** (`records`). Nothing is unpickled that the current user does not own or that others may write to, and no

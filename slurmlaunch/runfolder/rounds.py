@@ -1,15 +1,19 @@
-"""The folder of a round: its plan, the journal of its arrays, and the clients that took it over.
+"""The rounds of a run: their plans, the journals of their arrays, the clients that took them over, cancellations.
 
 A round is the first submission of a run, or a retry. It is a folder that only one process can make, and its maker
 submits it. The plan says which task has which items. The journal lists submissions: the intent before each one,
 the job id after it. Clients write rounds, clients and nodes read them. `slurmlaunch.runfolder.plan` gives
 a plan its meaning, `slurmlaunch.runfolder.clients` says when another client may act in the maker's place.
+
+A cancellation is final: an item with both a cancellation and an outcome is cancelled, in every process that looks. It
+applies to one round: a retry runs the item again.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import time
 from array import array
 from contextlib import suppress
@@ -19,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.changes import NewNames
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import RoundPlan, compact
@@ -28,6 +33,8 @@ from slurmlaunch.runfolder.records import (
     Record,
     RecordWriter,
     check_folder,
+    opened,
+    read_at,
     read_notes,
     read_owned,
     read_records,
@@ -36,7 +43,7 @@ from slurmlaunch.runfolder.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from slurmlaunch.runfolder.layout import RunFolder
@@ -268,3 +275,71 @@ def _read_list(path: Path) -> array[int]:
         return compact(items)
     msg = f"the list of a round's items is damaged: {path}"
     raise ValueError(msg)
+
+
+# Cancellations: one file of records per round and client. Tasks read them too.
+
+
+def write_cancellations(folder: RunFolder, number: int, client: str, ranges: Iterable[range]) -> None:
+    """Record that a client cancelled the items of these ranges in one round.
+
+    Raises:
+        OSError: this could not be written.
+    """
+    with RecordWriter(folder.cancelled / f"{number}.{client}") as writer:
+        writer.append(*(Entry.of(Kind.CANCELLED, (), first=items.start, number=len(items)) for items in ranges))
+    os.utime(folder.cancelled)  # the folder's modification time tells readers that a file in it has grown
+
+
+class CancellationReader:
+    """Reads the cancellations of some rounds."""
+
+    def __init__(self, folder: RunFolder, rounds: Iterable[int]) -> None:
+        self._folder = folder.cancelled
+        self._rounds = {str(number) for number in rounds}
+        self._changes = NewNames(self._folder)
+        self._positions: dict[str, int] = {}
+
+    @property
+    def operations(self) -> int:
+        """How many file operations this has taken so far."""
+        return self._changes.operations
+
+    def new(self) -> Iterator[tuple[int, range]]:
+        """Yield the round and the items of each cancellation since the last call.
+
+        Costs one file operation while nothing changes. After an error the next call reads the rest.
+
+        Raises:
+            OSError: the folder or a file cannot be read.
+            UnsafeRunFolder: a file is not safe to read.
+        """
+        if not self._changes.may_have_changed():
+            return
+        try:
+            with os.scandir(self._folder) as entries:
+                ours = [entry for entry in entries if entry.name.partition(".")[0] in self._rounds]
+                sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in ours}
+            self._changes.count_listing(len(ours))
+            self._changes.operations += len(ours)
+            for name, size in sizes.items():
+                position = self._positions.get(name, 0)
+                if size > position:
+                    number = int(name.partition(".")[0])
+                    yield from ((number, items) for items in self._read(name, position, size - position))
+        except BaseException:
+            self._changes.forget()
+            raise
+
+    def _read(self, name: str, position: int, length: int) -> Iterator[range]:
+        self._changes.operations += _READING_COST
+        with opened(self._folder / name) as (descriptor, _):
+            data = read_at(descriptor, length, position)
+        for found in records.scan(memoryview(data), position):
+            if isinstance(found, Record):
+                self._positions[name] = found.offset + records.HEADER_SIZE
+                yield range(found.header.first, found.header.stop)
+
+
+_READING_COST = 4
+"""File operations of opening, checking, reading and closing a file."""

@@ -147,12 +147,12 @@ class TestNode:
 
     def test_cancelled_before_its_claim(self, tmp_path: Path, gate: Gate) -> None:
         """No task runs an item that was cancelled while unclaimed."""
-        from slurmlaunch.runfolder.cancellations import CancellationWriter
+        from slurmlaunch.runfolder.rounds import write_cancellations
 
         run = self.shared(tmp_path / "run", WaitsFor(gate, 0), 20, chunksize=2)
         node = run.start(0)
         gate.await_arrival(0)
-        CancellationWriter(run.folder, 0, "test").add([range(3, 5), range(10, 15)])
+        write_cancellations(run.folder, 0, "test", [range(3, 5), range(10, 15)])
         gate.open()
 
         assert finish(node).status == Status.VALUES

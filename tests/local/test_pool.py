@@ -22,9 +22,9 @@ import pytest
 from slurmlaunch import current_task
 from slurmlaunch.errors import WorkerDied
 from slurmlaunch.node.queue import Queue
-from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
 from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
 from slurmlaunch.runfolder.records import Damage, Kind
+from slurmlaunch.runfolder.rounds import CancellationReader, write_cancellations
 from tests.support.tasks import OneRun, finish, rows
 from tests.support.waiting import Gate, Story, is_alive, wait_until
 
@@ -297,7 +297,7 @@ def test_a_cancelled_item_ends(tmp_path: Path, gate: Gate, story: Story) -> None
     gate.await_arrival(0)
     first = gate.process_of(0)
 
-    CancellationWriter(run.folder, 0, "client").add([range(1), range(4, 6)])
+    write_cancellations(run.folder, 0, "client", [range(1), range(4, 6)])
     gate.await_arrival(1)
     assert not is_alive(first)
     gate.open()
@@ -309,10 +309,10 @@ def test_a_cancelled_item_ends(tmp_path: Path, gate: Gate, story: Story) -> None
 def test_cancellations_side_by_side(tmp_path: Path) -> None:
     """Two cancellations within one step of the file system's time are both read, with a poll between them."""
     folder = OneRun(tmp_path / "run", len, rows(range(9))).folder
-    writer, reader, now = CancellationWriter(folder, 0, "client"), CancellationReader(folder, [0]), int(time.time())
+    reader, now = CancellationReader(folder, [0]), int(time.time())
     found = []
     for item in (1, 5):
-        writer.add([range(item, item + 1)])
+        write_cancellations(folder, 0, "client", [range(item, item + 1)])
         os.utime(folder.cancelled, (now, now))
         found += list(reader.new())
 
@@ -322,7 +322,7 @@ def test_cancellations_side_by_side(tmp_path: Path) -> None:
 def test_a_cancellation_of_another_round_is_none(tmp_path: Path, gate: Gate) -> None:
     """A cancellation applies to its own round; later rounds run the item."""
     run = OneRun(tmp_path / "run", gate.enter, rows(range(2)))
-    CancellationWriter(run.folder, 1, "client").add([range(2)])
+    write_cancellations(run.folder, 1, "client", [range(2)])
     gate.open()
 
     assert (run.run().status, run.values()) == (0, {0: "0", 1: "1"})
@@ -342,7 +342,7 @@ def test_cancelling_many_costs_no_other(tmp_path: Path, story: Story) -> None:
     node = run.start()
     wait_until(lambda: len(story.lines) > 2)
     unwanted = [range(start, start + 10) for start in range(0, number, 20)]
-    CancellationWriter(run.folder, 0, "client").add(unwanted)
+    write_cancellations(run.folder, 0, "client", unwanted)
 
     assert finish(node).status == 0
     recorded = run.recorded()

@@ -21,14 +21,13 @@ from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import NodeStartError, SchedulerError, SubmissionError
 from slurmlaunch.outcome import Failure
-from slurmlaunch.runfolder import cancellations
-from slurmlaunch.runfolder.cancellations import CancellationReader, CancellationWriter
+from slurmlaunch.runfolder import rounds
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.layout import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices
 from slurmlaunch.runfolder.records import opened
-from slurmlaunch.runfolder.rounds import Round, read_rounds
+from slurmlaunch.runfolder.rounds import CancellationReader, Round, read_rounds, write_cancellations
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import wait_until
 from tests.unit.test_collector import poll
@@ -174,14 +173,14 @@ def test_a_file_that_cannot_be_read_now(folder: RunFolder, monkeypatch: pytest.M
     watch = Watch(run)
     futures: list[Future[Any]] = [run.future(item, Future) for item in (0, 2)]
     for client, item in enumerate((0, 2)):
-        CancellationWriter(folder, 0, str(client)).add([range(item, item + 1)])
+        write_cancellations(folder, 0, str(client), [range(item, item + 1)])
     tried: list[Path] = []
 
     def open_one(path: Path) -> Any:
         tried.append(path)
         return opened(path) if len(tried) == 1 else refuse()
 
-    monkeypatch.setattr(cancellations, "opened", open_one)
+    monkeypatch.setattr(rounds, "opened", open_one)
     with pytest.raises(OSError, match="stale"):
         poll(watch)
     assert [False, True] == sorted(future.cancelled() for future in futures)

@@ -36,13 +36,12 @@ from slurmlaunch.errors import (
     WorkerDied,
 )
 from slurmlaunch.outcome import Failure, Value
-from slurmlaunch.runfolder.cancellations import CancellationWriter
 from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import Slices
 from slurmlaunch.runfolder.records import Kind
-from slurmlaunch.runfolder.rounds import Round, SchedulerEnd, read_rounds
+from slurmlaunch.runfolder.rounds import Round, SchedulerEnd, read_rounds, write_cancellations
 from tests.support.tasks import OneRun, rows
 
 if TYPE_CHECKING:
@@ -313,7 +312,7 @@ class TestOutcomes:
         writer = OutcomeWriter(watched.folder, 0)
         write_value(writer, 0, "a")
         write_value(writer, 1, "b")
-        CancellationWriter(watched.folder, 0, "another client").add([range(1, 3)])
+        write_cancellations(watched.folder, 0, "another client", [range(1, 3)])
         futures: list[Future[Any]] = [watched.run.future(item, Future) for item in range(3)]
 
         watched.poll()

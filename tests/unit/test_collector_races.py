@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch.client.state import AttemptSeen, EndMarkSeen, OutcomesSeen, RoundAdded, Tick
-from slurmlaunch.runfolder.cancellations import CancellationWriter
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, Slices
-from slurmlaunch.runfolder.rounds import Round
+from slurmlaunch.runfolder.rounds import Round, write_cancellations
 from tests.unit.test_collector import Watched, poll, write_value
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def test_cancellations_are_read_before_outcomes(watched: Watched) -> None:
     write_value(writer, 0, "a")
     write_value(writer, 1, "b")
     watched.end(0, Status.VALUES)
-    CancellationWriter(watched.folder, 0, "another").add([range(1, 2)])
+    write_cancellations(watched.folder, 0, "another", [range(1, 2)])
     poll(watched.watch)
 
     assert {0: "VALUE", 1: "CANCELLED"} == watched.statuses
