@@ -303,7 +303,7 @@ class Simulation:
         manifest = _manifest(size, self.clock())
         shape = options.shape(single_item=False, available=None)
         planned = plan(size.items, limits=self._backend.limits(), tasks=size.tasks)
-        first = Round.make(self.folder, 0, make_plan(planned, options, manifest, 0, shape))
+        first = Round.make(self.folder, 0, make_plan(planned, options, manifest, 0, shape, self._backend))
         manifest.write(self.folder)
         self.cluster.plan = first
         run = Run(self.folder, manifest, self._backend, [first], clock=self.clock)

@@ -74,9 +74,8 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
         OptionError: a value is invalid, or cannot change within a run.
     """
     refuse_fixed(changes)
-    Options.from_json(run.rounds[-1].plan.options).changed(
-        **changes
-    )  # a mistake is reported even if nothing is missing
+    # A mistake is reported even if nothing is missing.
+    Options.from_json(run.rounds[-1].plan.options).changed(**changes)
     _await_states(run)
     watch = _open(run.folder.path)
     again = watch.run

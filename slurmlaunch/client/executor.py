@@ -30,7 +30,7 @@ from slurmlaunch.client.options import Options, check_cluster, job_name, with_op
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.client.plan import STATIC, Call, How, LongSlices, zip_equal
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import Submission, array_job, make_plan, ranks_plan
+from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.runfolder.function import write_function
@@ -326,8 +326,7 @@ class Executor(concurrent.futures.Executor):
         planned, items = call.plan(manifest.items, limits, shape)
         if planned.notice:
             warnings.warn(planned.notice, LongSlices, stacklevel=stacklevel)
-        ranks = ranks_plan(call.options, backend, shape)
-        return make_plan(planned, call.options, manifest, 0, shape, items=items, ranks=ranks)
+        return make_plan(planned, call.options, manifest, 0, shape, backend, items)
 
     # The end.
 

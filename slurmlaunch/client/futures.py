@@ -353,15 +353,15 @@ class FutureArray(Sequence[Future[T]]):
         return self._run.outcome(item)
 
     def _wait_for(self, item: int, deadline: float | None) -> None:
+        self._wait_until(lambda: not self._run.ledger.is_open(item), deadline)
+
+    def _wait_until(self, ready: Callable[[], bool], deadline: float | None) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         with advice_on_interrupt(self._run):
-            settled = self._run.wait_for(lambda: not self._run.ledger.is_open(item), left)
-        if not settled:
-            done = len(self) - self._open()
+            in_time = self._run.wait_for(ready, left)
+        if not in_time:
+            done = len(self) - self._run.ledger.count(ItemStatus.OPEN, self._part)
             raise concurrent.futures.TimeoutError(f"{done} of {len(self)} items were done in time; {self.folder}")
-
-    def _open(self) -> int:
-        return self._run.ledger.count(ItemStatus.OPEN, self._part)
 
     @property
     def _part(self) -> Sequence[int] | None:
@@ -415,10 +415,7 @@ class FutureArray(Sequence[Future[T]]):
             start = max(stop, start + 1)
 
     def _wait_for_log(self, position: int, deadline: float | None) -> None:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        with advice_on_interrupt(self._run):
-            if not self._run.wait_for(lambda: len(self._run.ledger.records) > position, left):
-                raise concurrent.futures.TimeoutError(f"{self._open()} of {len(self)} items are not done")
+        self._wait_until(lambda: len(self._run.ledger.records) > position, deadline)
 
     def counts(self) -> dict[str, int]:
         """Return how many items are ``pending``, ``running``, ``done``, ``failed``, ``cancelled``."""

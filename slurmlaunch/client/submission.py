@@ -84,8 +84,7 @@ def add_round(run: Run, items: Sequence[int], options: Options, *, automatic: bo
         schedule=blocks.schedule if blocks else STATIC,
     )
     number = before.number + 1
-    ranks = ranks_plan(options, run.backend, shape)
-    made = make_plan(planned, options, run.manifest, number, shape, items=array("Q", items), ranks=ranks)
+    made = make_plan(planned, options, run.manifest, number, shape, run.backend, array("Q", items))
     return Round.make(run.folder, number, made._replace(automatic=automatic), run.tasks.last_checkpoints(items))
 
 
@@ -95,9 +94,8 @@ def make_plan(
     manifest: Manifest,
     number: int,
     shape: Shape,
-    *,
+    backend: Backend,
     items: array[int] | None = None,
-    ranks: RanksPlan | None = None,
 ) -> RoundPlan:
     """Return the plan of a round as it is written to disk."""
     arrays = tuple(
@@ -120,11 +118,11 @@ def make_plan(
         client=ClientId.current(),
         items=items,
         blocks=planned.blocks,
-        ranks=ranks,
+        ranks=_ranks_plan(options, backend, shape),
     )
 
 
-def ranks_plan(options: Options, backend: Backend, shape: Shape) -> RanksPlan | None:
+def _ranks_plan(options: Options, backend: Backend, shape: Shape) -> RanksPlan | None:
     """Return how the tasks of a round start their ranks; None if each has one rank."""
     if options.ranks == 1:
         return None
@@ -315,13 +313,11 @@ class Submission:
         "never submitted" before its job was searched for.
         """
         try:
-            self._find_lost_jobs()
+            self._submit_left()
         except SchedulerError as error:
             where = self._run.folder.path
             _log.warning("slurmlaunch cannot search for the jobs of %s, and keeps trying: %s", where, error)
             threading.Thread(target=self._take_over_later, name="slurmlaunch-find", daemon=True).start()
-        else:
-            self._submit_left()
 
     def _take_over_later(self) -> None:
         pause = _SHORTEST_WAIT
@@ -329,7 +325,6 @@ class Submission:
             time.sleep(_jittered(pause))
             pause = min(_LONGEST_WAIT, pause * 2)
             with contextlib.suppress(SchedulerError):
-                self._find_lost_jobs()
                 self._submit_left()
                 return
 
@@ -341,7 +336,6 @@ class Submission:
         self.read_refusals()
         if any(map(self._is_left, self._run.rounds)):
             with contextlib.suppress(SchedulerError):  # the next check asks it again
-                self._find_lost_jobs()
                 self._submit_left()
 
     def _missing(self, round_: Round) -> list[int]:
@@ -360,6 +354,7 @@ class Submission:
 
     def _submit_left(self) -> None:
         """Submit arrays that waited for room, or belong to a retry, and are left; report that nobody submits others."""
+        self._find_lost_jobs()
         self.read_refusals()
         for each in filter(self._is_left, self._run.rounds):
             missing = self._missing(each)

@@ -230,13 +230,12 @@ def _memory() -> int | None:
     plan = round_of_task(RunFolder(task.run_folder), task.task).plan
     asked = plan.options.get("slurm", {})
     # The requested amount, or else Slurm's default, in megabytes.
-    wholes = (asked.get("mem"), os.environ.get("SLURM_MEM_PER_NODE"))
-    parts = (asked.get("mem_per_cpu"), os.environ.get("SLURM_MEM_PER_CPU"))
-    amounts = [
-        parse_memory(text) * factor
-        for pair in zip(wholes, parts, strict=True)
-        for text, factor in zip(pair, (1, plan.cpus_per_task), strict=True)
-        if text
-    ]
+    given = (
+        (asked.get("mem"), 1),
+        (asked.get("mem_per_cpu"), plan.cpus_per_task),
+        (os.environ.get("SLURM_MEM_PER_NODE"), 1),
+        (os.environ.get("SLURM_MEM_PER_CPU"), plan.cpus_per_task),
+    )
+    amounts = [parse_memory(text) * factor for text, factor in given if text]
     # 0 requests all memory of the node, an unknown amount.
     return next((int(amount / plan.processes) for amount in amounts if math.isfinite(amount)), None)
