@@ -114,10 +114,10 @@ class MpiSupervisor(TaskSupervisor):
         """Read the ranks' files; record the items that all ranks have finished."""
         results.read(final=final)
         self._check_end()  # after it: a failure that was read may come from the end of the task
-        for item in [item for item in self._left if results.is_complete(item)]:
-            failure = results.failure(item)
-            if failure is None or self._stop_at is None:
-                self._copy(failure or results.value(item), item)
+        for item in self._left.copy():
+            outcome = results.outcome(item)
+            if outcome and (outcome.header.kind != Kind.FAILURE or self._stop_at is None):
+                self._copy(outcome, item)
                 self._recorded += 1
 
     def _copy(self, outcome: Recorded, item: int) -> None:
@@ -125,7 +125,6 @@ class MpiSupervisor(TaskSupervisor):
         self._writer.copy(outcome, item)
 
     def _is_over(self, results: RankResults, failed_at: float | None) -> bool:
-        """Return True when the launch must end."""
         now = monotonic()
         if self._stop_at is not None:
             return now >= self._stop_at
@@ -137,7 +136,6 @@ class MpiSupervisor(TaskSupervisor):
         return results.death is not None or self._runs_cancelled(results)
 
     def _runs_cancelled(self, results: RankResults) -> bool:
-        """Return True when a rank runs a cancelled item."""
         cancelled = self._queue.cancelled
         return any(item in cancelled and results.is_running(item, self._left[:i]) for i, item in enumerate(self._left))
 
@@ -242,18 +240,16 @@ class RankResults:
             peaks[node] += sum(note.get("peak", 0) for note in notes)
         return max(peaks.values(), default=0)
 
-    def is_complete(self, item: int) -> bool:
-        """Return True if all ranks have finished an item."""
-        return all(item in outcomes for outcomes in self._outcomes)
-
     def failure(self, item: int) -> Recorded | None:
         """Return the failure of an item on the lowest rank that failed it, or None."""
         found = (outcomes[item] for outcomes in self._outcomes if item in outcomes)
         return next((each for each in found if each.header.kind == Kind.FAILURE), None)
 
-    def value(self, item: int) -> Recorded:
-        """Return the outcome of an item on rank 0."""
-        return self._outcomes[0][item]
+    def outcome(self, item: int) -> Recorded | None:
+        """Return a failure of an item, else its value on rank 0; None before all ranks have finished it."""
+        if not all(item in outcomes for outcomes in self._outcomes):
+            return None
+        return self.failure(item) or self._outcomes[0][item]
 
     def is_running(self, item: int, before: Sequence[int]) -> bool:
         """Return True if a rank runs an item: it has finished all those *before* it."""
