@@ -198,7 +198,6 @@ def _place(wanted: TaskResources, free: list[_Node]) -> bool:
 
 
 def _step_words(options: Mapping[str, str | bool], ranks: int, cpus_per_task: int) -> Iterator[str]:
-    """Yield the arguments of srun."""
     yield from ("--exact", f"--ntasks={ranks}", f"--cpus-per-task={cpus_per_task}")  # exact: not whole nodes
     if ranks == 1:
         yield "--nodes=1"

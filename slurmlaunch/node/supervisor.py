@@ -154,7 +154,6 @@ class Supervisor(TaskSupervisor):
     # Workers.
 
     def _run_worker(self, slot: int, connection: Connection, channel: Channel) -> NoReturn:
-        """Run a worker in a forked child."""
         plan = self._plan
         task = Task(self._folder.path, self._task, self._writer.attempt, threads=plan.threads, seed=self._manifest.seed)
         task.process, task.processes = slot, plan.processes

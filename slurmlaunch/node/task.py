@@ -144,8 +144,6 @@ class TimeLimit:
 
     The warning (SIGUSR1) comes up to a minute early, which for a short limit is
     at the start. So if the limit is known, the warning only starts the clock.
-
-    `may_requeue` tells whether the task may still ask to be requeued.
     """
 
     def __init__(self, plan: RoundPlan, attempt: int) -> None:

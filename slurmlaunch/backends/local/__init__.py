@@ -136,8 +136,8 @@ class LocalBackend(Backend):
         taken = time.time()
         jobs: dict[str, Callable[[int], TaskRecord | None]] = {}
         for job_id in job_ids:
-            if (records := self.scheduler.records(job_id)) is not None:
-                jobs[job_id] = partial(_record, records)
+            if job := self.scheduler.get(job_id):
+                jobs[job_id] = partial(_record, job.records.copy())
             elif (owner := owner_of(job_id)) and owner.has_ended:
                 jobs[job_id] = lambda _: _CLIENT_ENDED
         return Snapshot(taken, jobs)

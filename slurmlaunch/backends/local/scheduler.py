@@ -257,12 +257,6 @@ class LocalScheduler:
         """Return a job of this process."""
         return self._jobs.get(job_id)
 
-    def records(self, job_id: str) -> list[TaskRecord] | None:
-        """Return the states of a job's elements at this moment; None for another process's job."""
-        with self._changed:
-            job = self._jobs.get(job_id)
-            return None if job is None else job.records.copy()
-
     def find(self, name: str, since: float) -> str | None:
         """Return the id of the newest job of that name, submitted after *since* (seconds since the epoch)."""
         with self._changed:
