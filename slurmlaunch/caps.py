@@ -1,9 +1,8 @@
 """Thread caps: how many threads a process may use, and its share of the CPUs and GPUs.
 
-Three means, since no single one reaches every library: environment variables,
-which a library reads when it is loaded; `threadpoolctl`, for libraries that are
-loaded already; and the CPU affinity mask, for everything else. Used by the node,
-the task pool and the backends; knows nothing of tasks.
+Three means, since no single one reaches every library: environment variables, which a library reads when it is loaded;
+`threadpoolctl`, for libraries that are loaded already; and the CPU affinity mask, for everything else. Used by the
+node, the task pool and the backends; knows nothing of tasks.
 """
 
 from __future__ import annotations

@@ -25,9 +25,8 @@
             ├── Preempted              a job of higher priority took the place
             └── TaskCancelled          someone else cancelled it
 
-An exception of the user's function is none of these: it is raised unchanged.
-Every error carries its data as fields and pickles with them. Failures in run
-folders refer to this module's classes, `Place` and `_rebuild` by name: these
+An exception of the user's function is none of these: it is raised unchanged. Every error carries its data as fields
+and pickles with them. Failures in run folders refer to this module's classes, `Place` and `_rebuild` by name: these
 names are part of the format. All layers raise these errors.
 """
 
@@ -42,9 +41,8 @@ from typing import Any, NamedTuple, TypeVar
 class SlurmlaunchError(Exception):
     """The root of slurmlaunch's own errors.
 
-    Subclasses are plain classes whose keyword arguments become fields; the
-    message is made from them, so that an error can be completed on the way to the
-    user, with its job id for example.
+    Subclasses are plain classes whose keyword arguments become fields; the message is made from them, so that an error
+    can be completed on the way to the user, with its job id for example.
     """
 
     def __init__(self, message: str = "", /, **fields: Any) -> None:

@@ -177,13 +177,11 @@ def read_bundle(descriptor: int, offset: int, length: int, crc: int) -> Bundle |
     if not lengths or sum(entry & ~_READ_ONLY for entry in lengths) + len(table) != length:
         return None  # found out before so much memory is allocated
     parts: list[bytes | bytearray] = []
-    position = offset + len(table)
+    position, found = offset + len(table), zlib.crc32(table)
     for entry in lengths:
         parts.append(_read_part(descriptor, entry & ~_READ_ONLY, position, read_only=bool(entry & _READ_ONLY)))
         position += len(parts[-1])
-    found = zlib.crc32(table)
-    for part in parts:
-        found = zlib.crc32(part, found)
+        found = zlib.crc32(parts[-1], found)
     return Bundle(bytes(parts[0]), parts[1:]) if found == crc else None
 
 

@@ -75,20 +75,18 @@ class Manifest(NamedTuple):
     """The description of a run.
 
     Attributes:
-        protocol: the version of the run folder's layout.
         run: a random token that names the run: part of its jobs' names.
         name: the user's name for it, or the function's name.
         function: module and qualified name of the function, for messages.
         items: how many items it has.
-        single: whether `submit` made it, so that its one future is the result.
-        created: the time of its creation, in seconds since the epoch.
-        backend: the name of the backend that runs its tasks.
-        clusters: the cluster of ``-M``, or None.
         cwd: the client's working directory, in which the tasks run.
-        sys_path: the client's module search path.
         python: the client's Python version, as ``3.11``.
         cloudpickle: the client's version of cloudpickle.
         client: the machine of the client.
+        created: the time of its creation, in seconds since the epoch.
+        sys_path: the client's module search path.
+        single: whether `submit` made it, so that its one future is the result.
+        clusters: the cluster of ``-M``, or None.
         seed: the seed of its items' random streams (`slurmlaunch.context.Task.rng`).
         shared: how many bytes of buffers the function refers to.
     """
@@ -145,11 +143,8 @@ class Manifest(NamedTuple):
     def check_versions(self, cloudpickle: str) -> None:
         """Refuse to unpickle the function if another Python or another cloudpickle pickled it.
 
-        A pickled function holds bytecode of one minor version of Python, and calls
-        functions of cloudpickle, which change with its major version.
-
-        Args:
-            cloudpickle: the installed version.
+        A pickled function holds bytecode of one minor version of Python, and calls functions of cloudpickle, which
+        change with its major version; *cloudpickle* is the installed one.
 
         Raises:
             NodeStartError: the versions do not match.

@@ -246,10 +246,8 @@ class OutcomeFile:
 
     def __init__(self, path: Path, salt: int = 0) -> None:
         """Begin at the start of a file whose headers have this salt (`RunFolder.salt`)."""
-        self.path = path
-        self.operations = 0
-        self._salt = salt
-        self.position = 0
+        self.path, self._salt = path, salt
+        self.position = self.operations = 0
         self.notes: list[dict[str, Any]] = []
         self.checkpoints: dict[int, Recorded] = {}
 
@@ -257,9 +255,8 @@ class OutcomeFile:
         """Yield the whole records that were appended since the last time.
 
         Args:
-            final: nothing more will be appended, so that anything but a whole record
-                is damage. Otherwise it is taken for a tail that is still being
-                written, and reading stops before it.
+            final: nothing more will be appended, so that anything but a whole record is damage. Otherwise it is taken
+                for a tail that is still being written, and reading stops before it.
 
         Raises:
             OSError: the file does not exist (yet), or cannot be read.
@@ -378,19 +375,12 @@ def earlier_attempts(folder: RunFolder, task: int, attempt: int) -> Earlier:
 
 
 class Launch(NamedTuple):
-    """One start of all ranks of a task.
+    """One start of all ranks of a task."""
 
-    Attributes:
-        number: its number within the attempt, from 0.
-        items: the items that each rank runs, in this order.
-        host: the supervisor's machine.
-        port: a free port there, for the ranks to meet at.
-    """
-
-    number: int
-    items: tuple[int, ...]
-    host: str
-    port: int
+    number: int  # within the attempt, from 0
+    items: tuple[int, ...]  # that each rank runs, in this order
+    host: str  # the supervisor's machine
+    port: int  # a free one there, for the ranks to meet at
 
     def note(self, writer: RecordWriter) -> None:
         """Record it for the ranks."""
