@@ -68,13 +68,9 @@ def names_cause(record: TaskRecord) -> bool:
 
 
 def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, log_tail: str = "") -> ItemError:
-    """Return the error of items without outcomes whose task the scheduler calls ended.
+    """Return the error of items without outcomes whose task has ended, as the scheduler reports.
 
-    Args:
-        record: the scheduler's report.
-        place: where the task ran.
-        started: whether its node is known to have started.
-        log_tail: the last lines of its log.
+    *started* says whether its node is known to have started; *log_tail* are the last lines of its log.
     """
     kind = _BY_STATE.get(record.state)
     if kind is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from slurmlaunch.runfolder.outcomes import Recorded
@@ -123,15 +123,10 @@ _SETTLED_RUN = re.compile(b"[^\\x00\\x05]+")
 
 
 class Ledger:
-    """The statuses of all items of a run.
-
-    Attributes:
-        items: the number of items.
-        records: the ranges of items that settled, in the order in which they did.
-    """
+    """The statuses of all items of a run; *records* are the ranges of those that settled, in the order of settling."""
 
     def __init__(self, items: int) -> None:
-        """Begin with all items open."""
+        """Begin with this number of items, all open."""
         self.items = items
         self.records = RecordIndex()
         self._statuses = bytearray(items)
@@ -246,6 +241,13 @@ class Ledger:
 
 
 _OTHER = {each: re.compile(b"[^\\x%02x]" % each) for each in (ItemStatus.OPEN, _CANCELLING)}
+
+
+def common(known: Collection[int], items: Collection[int]) -> list[int]:
+    """Return those of the items that are known; however long a range of items is, it costs no more than *known*."""
+    if isinstance(items, range) and len(known) < len(items):
+        return [item for item in known if item in items]
+    return [item for item in items if item in known]
 
 
 def consecutive(items: Sequence[int]) -> Iterator[range]:

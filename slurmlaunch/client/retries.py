@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.backends.base import parse_memory, parse_time
+from slurmlaunch.client.ledger import common
 from slurmlaunch.client.options import Options
 from slurmlaunch.errors import (
     FunctionExited,
@@ -23,7 +24,7 @@ from slurmlaunch.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from slurmlaunch.runfolder.plan import RoundPlan
 
@@ -71,12 +72,10 @@ class PendingRetries(dict[int, Cause]):
             self.since = now
         self[item] = cause
 
-    def discard(self, items: Iterable[int]) -> None:
+    def discard(self, items: Collection[int]) -> None:
         """Remove those of the items that wait."""
-        if self:
-            few = isinstance(items, range) and len(items) > len(self)
-            for item in [each for each in self if each in items] if few else items:
-                self.pop(item, None)
+        for item in common(self, items):
+            del self[item]
 
     def add_round(self, plan: RoundPlan) -> None:
         """Count a further round as a try of its items, which wait no longer; a manual one gives them 0 tries again."""

@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, ref
 
-from slurmlaunch.client.ledger import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus, common
 from slurmlaunch.client.state import (
     CancelJobs,
     CancellationsRecorded,
@@ -101,15 +101,10 @@ class FuturesRegistry:
 
     def take(self, ranges: Iterable[range]) -> list[tuple[int, Any]]:
         """Return the waiting futures of items that have settled, for the caller to notify."""
-        taken = []
-        for items in ranges if self._waiting else ():
-            few = len(self._waiting) < len(items)
-            for item in [each for each in self._waiting if each in items] if few else items:
-                future = self._waiting.get(item)
-                if future is not None:
-                    self.add(item, future, settled=True)
-                    del self._waiting[item]  # after that: a child forked in between disowns it all the same
-                    taken.append((item, future))
+        taken = [(item, self._waiting[item]) for items in ranges for item in common(self._waiting, items)]
+        for item, future in taken:
+            self.add(item, future, settled=True)
+            del self._waiting[item]  # after that: a child forked in between disowns it all the same
         return taken
 
     def notified(self, futures: Iterable[tuple[int, Any]]) -> None:

@@ -283,8 +283,6 @@ class RunState:
         ledger: the status of each item.
         tasks: the rounds, the record of each task, and which task has which item.
         pending: the items that wait for a retry.
-        called: whether the function is known to have run, as it raised something.
-        latency: for how many seconds a file may exist and not be visible.
     """
 
     def __init__(
@@ -302,14 +300,14 @@ class RunState:
             folder: the run folder, which only names files here.
             items: the number of items.
             rounds: the number and the plan of each round.
-            latency: see the class.
+            latency: for how many seconds a file may exist and not be visible.
             clock_offset: seconds to add to *now* for the time since the epoch.
         """
         self.latency = latency
         self.ledger = Ledger(items)
         self.pending = PendingRetries()
         self.tasks = Tasks(folder, self.ledger, self.pending)
-        self.called = False
+        self._called = False  # as far as is known: the function has raised something
         self._folder, self._clock_offset = folder, clock_offset
         self._now = 0.0
         self._effects: list[Effect] = []
@@ -339,7 +337,7 @@ class RunState:
     @property
     def wants_errors(self) -> bool:
         """Whether recorded failures need to be unpickled: later ones make no difference to a run without retries."""
-        return self.pending.enabled or not (self.called or self.ledger.count(ItemStatus.VALUE))
+        return self.pending.enabled or not (self._called or self.ledger.count(ItemStatus.VALUE))
 
     @property
     def adopts_round(self) -> bool:
@@ -377,7 +375,7 @@ class RunState:
         if error is None or not parts:
             return
         if isinstance(error, FunctionExited) or not isinstance(error, ItemError):
-            self.called = True
+            self._called = True
         elif round_.claims:
             round_.gave_up = error
         self._count_death(event.task, error)
@@ -427,10 +425,9 @@ class RunState:
         waiting: dict[str, str] = {}
         for round_ in self.tasks.rounds:
             for number, job_id in round_.jobs.items():
-                first = round_.plan.arrays[number].first_task
-                for task in round_.tasks_of(number):
+                for element, task in enumerate(round_.tasks_of(number)):
                     known = self.tasks.views.get(task)
-                    record = None if known and known.closed else event.snapshot.get(job_id, task - first)
+                    record = None if known and known.closed else event.snapshot.get(job_id, element)
                     if record is not None:
                         self._update_record(known or self.tasks.view(task), record)
                         if record.state.is_queued and record.reason:
@@ -575,7 +572,7 @@ class RunState:
 
         A missing module or a full quota keeps a thousand nodes from calling the function as it keeps three.
         """
-        if not isinstance(error, NodeStartError) or self.called or self.ledger.count(ItemStatus.VALUE):
+        if not isinstance(error, NodeStartError) or self._called or self.ledger.count(ItemStatus.VALUE):
             return
         tasks = self._deaths.setdefault(error.what.partition("\n")[0], set())
         tasks.add(task)
@@ -600,7 +597,7 @@ class RunState:
         if event.reopen:
             failed = [item for item in event.plan.items or () if self.ledger.status(item) != ItemStatus.VALUE]
             self.ledger.reopen(failed)
-            self.called = self._cancelled_rest = False
+            self._called = self._cancelled_rest = False
             self._deaths.clear()
 
     def _array_refused(self, event: ArrayRefused) -> None:

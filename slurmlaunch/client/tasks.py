@@ -43,7 +43,7 @@ class TaskView:
         end_mark: the mark of the last start that has ended, once its outcomes were read.
         notes: the notes of each attempt about itself.
         checkpoints: the checkpoints that each attempt recorded, by item.
-        missing_since: since when it is known to have ended while outcomes are missing.
+        missing_since: since when it is known to have ended while outcomes are missing; -inf if none can appear later.
         missing_record: the scheduler's record that says so; None where the end mark does.
         end_recorded: whether that record comes from the run folder.
         error: why it takes no more items, in a dynamic round.
@@ -343,11 +343,9 @@ class Tasks:
 
     def place_of(self, task: int) -> Place:
         """Return where a task ran, as errors say it."""
-        view = self.view(task)
+        view, log = self.view(task), str(self.log(task, "err"))
         container = view.round.plan.options.get("container") or {}
-        return Place(
-            task=task, job_id=view.full_id, node=view.node, log=str(self.log(task, "err")), image=container.get("image")
-        )
+        return Place(task=task, job_id=view.full_id, node=view.node, log=log, image=container.get("image"))
 
     def log(self, task: int, stream: str) -> Path:
         """Return the path of a task's log; the stream is ``out`` or ``err``."""

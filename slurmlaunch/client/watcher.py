@@ -235,7 +235,7 @@ class Watcher:
         self._news = threading.Condition()
         self._watches: dict[Run, Watch] = {}
         self._queried: set[Backend] = set()
-        self._reports: list[tuple[list[Watch], Snapshot]] = []
+        self._reports: list[tuple[Watch, Snapshot]] = []
         self._limit = RateLimit()
         self._thread: threading.Thread | None = None
         self._last_poll: threading.Event | None = None
@@ -264,8 +264,11 @@ class Watcher:
                 last, self._last_poll = self._last_poll, None
                 now = time.monotonic()
                 due = [watch for watch in self._watches.values() if last or watch.due <= now]
-            for watches, snapshot in reports:
-                due += self._pass_on(watches, snapshot)
+            for watch, snapshot in reports:
+                if self._watches.get(watch.run) is watch:
+                    with _faults_logged(f"use the states of {watch.run.folder.path}"):
+                        watch.handle(state.SchedulerReported(snapshot))
+                    due.append(watch)
             for watch in dict.fromkeys(due):
                 try:
                     self._poll(watch)
@@ -282,14 +285,6 @@ class Watcher:
             if due is not None and due <= now:
                 return
             self._news.wait(None if due is None else due - now)
-
-    def _pass_on(self, watches: list[Watch], snapshot: Snapshot) -> list[Watch]:
-        """Report an answer of the scheduler to the runs; return those that are still watched."""
-        watched = [watch for watch in watches if self._watches.get(watch.run) is watch]
-        for watch in watched:
-            with _faults_logged(f"use the states of {watch.run.folder.path}"):
-                watch.handle(state.SchedulerReported(snapshot))
-        return watched
 
     def _poll(self, watch: Watch) -> None:
         run = watch.run
@@ -330,7 +325,7 @@ class Watcher:
                 if snapshot is not None and snapshot.taken != taken:
                     taken = snapshot.taken
                     with self._news:
-                        self._reports.append((watches, snapshot))
+                        self._reports += [(watch, snapshot) for watch in watches]
                         self._news.notify_all()
             time.sleep(backend.query_every)
             with self._news:
