@@ -237,7 +237,7 @@ class Collector:
         yield state.EndMarkSeen(self._unread.pop(task))
 
     def _drop_finished(self, key: tuple[int, int]) -> None:
-        if not (self._state.ledger.open and self._state.tasks.has_open(key[0])):
+        if not self._state.tasks.has_open(key[0]):
             self._growing.pop(key, None)
 
     def _read(self, task: int, attempt: int, *, final: bool = False) -> Iterator[Event]:

@@ -441,7 +441,7 @@ class RunState:
     def _update_record(self, view: TaskView, record: TaskRecord) -> None:
         view.record, view.end_recorded = record, False
         if record.state.is_final:
-            if self._has_open(view.index):
+            if self.tasks.has_open(view.index):
                 self._set_missing(view, record)
             return
         if not record.state.is_queued:
@@ -455,19 +455,18 @@ class RunState:
     def _ends_read(self, event: EndsRead) -> None:
         self._ends_known = True
         for end in event.ends:
-            view = self.tasks.view(end.task) if end.task in self.tasks else None
-            if view is None or view.attempts > end.attempts or view.record is not None or not self._has_open(end.task):
-                continue
-            view.record = TaskRecord(TaskState.parse(end.state), end.exit_code, end.node, end.reason)
-            view.end_recorded = True
-            self._set_missing(view, view.record)
+            view = self.tasks.view(end.task) if end.task in self.tasks and self.tasks.has_open(end.task) else None
+            if view is not None and view.attempts <= end.attempts and view.record is None:
+                view.record = TaskRecord(TaskState.parse(end.state), end.exit_code, end.node, end.reason)
+                view.end_recorded = True
+                self._set_missing(view, view.record)
 
     # Tasks that have ended without all of their outcomes.
 
     def _tick(self, _: Tick) -> None:
         for task in sorted(self._ended):
             view = self.tasks.view(task)
-            if not self._has_open(task):
+            if not self.tasks.has_open(task):
                 self._ended.discard(task)
                 view.closed = True
             elif view.missing_since is None and view.end_mark and ends.explains_end(view.end_mark, view.attempts):
@@ -489,7 +488,7 @@ class RunState:
     def _is_late(self, task: int) -> bool:
         view = self.tasks.view(task)
         runs_again = view.missing_record is None and not ends.explains_end(view.end_mark, view.attempts)
-        if runs_again or not self._has_open(task):
+        if runs_again or not self.tasks.has_open(task):
             self._not_missing(view)
         return view.missing_since is not None and self._now - view.missing_since >= self.latency
 
@@ -692,9 +691,6 @@ class RunState:
             self._effects.append(CancelJobs(jobs, why))
 
     # Settling.
-
-    def _has_open(self, task: int) -> bool:
-        return bool(self.ledger.open) and self.tasks.has_open(task)
 
     def _within(self, items: range) -> range:
         """Return those of the items that the run has: damage may name others."""

@@ -278,6 +278,8 @@ class Tasks:
 
     def has_open(self, task: int) -> bool:
         """Whether a task has open items that do not wait for a retry, or may claim more."""
+        if not self._ledger.open:
+            return False
         view = self.view(task)
         claims = view.round.claims
         if claims and claims.unclaimed and view.error is None:
