@@ -339,7 +339,7 @@ class FutureArray(Sequence[Future[T]]):
             while start < items.stop:
                 if ledger.is_open(start):
                     self._wait_for(start, deadline)
-                stop, values = self._run.values(range(start, items.stop))
+                stop, values = self._run.reader.values(range(start, items.stop))
                 if stop > start:
                     yield start, values, None
                     start = stop
@@ -406,7 +406,7 @@ class FutureArray(Sequence[Future[T]]):
         """Yield the futures of items that have settled: those of a record are made at once."""
         start = items.start
         while start < items.stop:
-            stop, values = self._run.values(range(start, items.stop))
+            stop, values = self._run.reader.values(range(start, items.stop))
             run, future_of = self._run, Future[T]
             for future in run.done_futures(start, values, future_of) if values else [run.future(start, future_of)]:
                 if not future.done():

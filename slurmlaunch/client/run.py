@@ -212,7 +212,7 @@ class Run:
         self.keep: Callable[[Run], None] | None = None
         self.submitting: set[int] = set()
         self._futures = FuturesRegistry()
-        self._reader = OutcomeReader(self.ledger, folder.salt)
+        self.reader = OutcomeReader(self.ledger, folder.salt)
         self._holders: WeakSet[object] = WeakSet()
         self._disowned: SlurmlaunchError | None = None
         self._pid = os.getpid()
@@ -268,21 +268,17 @@ class Run:
 
     def outcome(self, item: int) -> Outcome[Any]:
         """Read the outcome of an item that has settled and was not cancelled."""
-        outcome = self._reader.outcome(item)
+        outcome = self.reader.outcome(item)
         if not isinstance(outcome, Value) and isinstance(outcome.error, ItemError):
             task = self.tasks.claimant_of(item)
             place = Place() if task is None else self.tasks.place_of(task)
             outcome.error.located(**place._replace(item=item)._asdict())
         return outcome
 
-    def values(self, items: range) -> tuple[int, list[Any]]:
-        """Read the values of the first of some settled items (`OutcomeReader.values`)."""
-        return self._reader.values(items)
-
     def future(self, item: int, make: Callable[[Run, int], F]) -> F:
         """Return the one future of an item."""
         if not self.ledger.is_open(item) and self._futures.find(item) is None:
-            _, values = self.values(range(item, item + 1))
+            _, values = self.reader.values(range(item, item + 1))
             if values:
                 return self.done_futures(item, values, make)[0]
         with self.changed:
