@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.client.ledger import ItemStatus
+from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.options import Options, refuse_fixed
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import RoundAdded

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client.attach import find_run, retry
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
-from slurmlaunch.client.ledger import ItemStatus, consecutive
+from slurmlaunch.client.item_status import ItemStatus, consecutive
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import Failure, Value

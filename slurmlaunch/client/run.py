@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, ref
 
-from slurmlaunch.client.ledger import ItemStatus, common
+from slurmlaunch.client.item_status import ItemStatus, common
 from slurmlaunch.client.state import (
     CancelJobs,
     CancellationsRecorded,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from slurmlaunch.backends.base import Backend
-    from slurmlaunch.client.ledger import Ledger
+    from slurmlaunch.client.item_status import Ledger
     from slurmlaunch.client.state import Effect, Event
     from slurmlaunch.outcome import Outcome
     from slurmlaunch.runfolder.layout import Manifest, RunFolder

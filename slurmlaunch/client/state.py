@@ -22,8 +22,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
-from slurmlaunch.client import ends
-from slurmlaunch.client.ledger import ItemStatus, Ledger, consecutive
+from slurmlaunch.client import failure_reasons as reasons
+from slurmlaunch.client.item_status import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.retries import Cause, PendingRetries, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
 from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost
@@ -395,7 +395,7 @@ class RunState:
         view = self.tasks.view(event.mark.task)
         if view.end_mark is None or event.mark.start >= view.end_mark.start:
             view.end_mark = event.mark
-            if view.missing_record is None or ends.explains_end(event.mark, view.attempts):
+            if view.missing_record is None or reasons.explains_end(event.mark, view.attempts):
                 self._not_missing(view)  # else the scheduler's report stays, which it may never repeat
             self._ended.add(view.index)
 
@@ -469,9 +469,9 @@ class RunState:
             if not self.tasks.has_open(task):
                 self._ended.discard(task)
                 view.closed = True
-            elif view.missing_since is None and view.end_mark and ends.explains_end(view.end_mark, view.attempts):
+            elif view.missing_since is None and view.end_mark and reasons.explains_end(view.end_mark, view.attempts):
                 self._set_missing(view, None)
-                if not ends.recorded_everything(view.end_mark):  # else its outcomes may not be visible yet
+                if not reasons.recorded_everything(view.end_mark):  # else its outcomes may not be visible yet
                     view.missing_since = -math.inf
         if not self._ends_known and self._now >= self._began + SCHEDULER_SILENT_FOR:
             self._effects.append(ReadEnds())  # again after each tick, until they can be read
@@ -487,7 +487,7 @@ class RunState:
 
     def _is_late(self, task: int) -> bool:
         view = self.tasks.view(task)
-        runs_again = view.missing_record is None and not ends.explains_end(view.end_mark, view.attempts)
+        runs_again = view.missing_record is None and not reasons.explains_end(view.end_mark, view.attempts)
         if runs_again or not self.tasks.has_open(task):
             self._not_missing(view)
         return view.missing_since is not None and self._now - view.missing_since >= self.latency
@@ -530,11 +530,11 @@ class RunState:
         """Return the error of the open items of a task that has ended, by its end mark or the scheduler's record."""
         view, place = self.tasks.view(task), self.tasks.place_of(task)
         mark, record = view.end_mark, view.missing_record
-        explained = ends.explains_end(mark, view.attempts)
-        if mark is not None and (record is None or (explained and not ends.names_cause(record))):
-            return ends.error_of_status(mark.status, place, log_tail)
+        explained = reasons.explains_end(mark, view.attempts)
+        if mark is not None and (record is None or (explained and not reasons.names_cause(record))):
+            return reasons.error_of_status(mark.status, place, log_tail)
         record = record or TaskRecord(TaskState.UNKNOWN)
-        return ends.error_of_state(record, place, started=view.attempts > 0, log_tail=log_tail)
+        return reasons.error_of_state(record, place, started=view.attempts > 0, log_tail=log_tail)
 
     def _with_file(self, view: TaskView, error: ItemError, size: int) -> ItemError:
         """Have an error about a lost outcome name the file that should hold it."""
@@ -563,7 +563,7 @@ class RunState:
             late = self._now - round_.all_ended_since >= self.latency
             if late or not any(view.started for view, _ in stopped):
                 telling = [error for _, error in stopped if not isinstance(error, ResultLost)]
-                error = ends.error_of_unclaimed(telling[-1] if telling else round_.gave_up)
+                error = reasons.error_of_unclaimed(telling[-1] if telling else round_.gave_up)
                 self._end(self.tasks.unclaimed_items(round_), error)
 
     def _count_death(self, task: int, error: BaseException) -> None:

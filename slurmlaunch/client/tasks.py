@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import TaskState
-from slurmlaunch.client.ledger import ItemStatus
+from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.errors import Place
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slurmlaunch.backends.base import TaskRecord
-    from slurmlaunch.client.ledger import Ledger
+    from slurmlaunch.client.item_status import Ledger
     from slurmlaunch.errors import ItemError
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded

@@ -12,7 +12,7 @@ import pytest
 from slurmlaunch import Executor, SlurmlaunchError, attach
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client.futures import FutureArray
-from slurmlaunch.client.ledger import ItemStatus, Ledger
+from slurmlaunch.client.item_status import ItemStatus, Ledger
 from slurmlaunch.client.run import FuturesRegistry, Run
 from slurmlaunch.client.watcher import SAVED_VISITS, RateLimit, Watch, Watcher, current_client
 from slurmlaunch.errors import WorkerDied

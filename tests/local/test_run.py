@@ -14,7 +14,7 @@ from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client import submission
 from slurmlaunch.client.attach import unfinished
 from slurmlaunch.client.futures import Future
-from slurmlaunch.client.ledger import ItemStatus
+from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import JobsSeen
 from slurmlaunch.client.submission import Submission

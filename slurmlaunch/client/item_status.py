@@ -1,9 +1,9 @@
 """The status of each item of a run, and where its outcome comes from.
 
 One byte per item is its status, and one entry per record says which items it holds and
-where it lies on disk (`RecordIndex`). `RunState` changes the ledger, `Run` reads outcomes where it
-points; the ledger itself opens no file. An item settles once, which decides every race
-between a result and a cancellation.
+where it lies on disk (`RecordIndex`). `RunState` changes the `Ledger` of these, `Run` reads
+outcomes where it points; the ledger itself opens no file. An item settles once, which decides
+every race between a result and a cancellation.
 """
 
 from __future__ import annotations
