@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from slurmlaunch.backends.base import Limits, parse_memory
 from slurmlaunch.backends.local import LocalBackend, refusal, task_environment
 from slurmlaunch.backends.local.process import LIFELINE_FD
-from slurmlaunch.backends.local.resources import TaskResources
-from slurmlaunch.backends.local.scheduler import LocalScheduler
+from slurmlaunch.backends.local.scheduler import LocalScheduler, TaskResources
 from slurmlaunch.backends.slurm.commands import Command, for_steps, run
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, Status

@@ -24,8 +24,7 @@ import pytest
 from slurmlaunch import caps
 from slurmlaunch.backends.base import ArrayJob, Limits, TaskState, parse_memory, parse_time
 from slurmlaunch.backends.local import LocalBackend, scheduler
-from slurmlaunch.backends.local.resources import TaskResources, machine_cpus
-from slurmlaunch.backends.local.scheduler import new_job_id, owner_of
+from slurmlaunch.backends.local.scheduler import TaskResources, machine_cpus, new_job_id, owner_of
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import SchedulerError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId

@@ -9,7 +9,7 @@ import pytest
 
 from slurmlaunch import Executor, OptionError, attach
 from slurmlaunch.backends.allocation import fits
-from slurmlaunch.backends.local.resources import TaskResources
+from slurmlaunch.backends.local.scheduler import TaskResources
 from tests.support import scripts
 from tests.support.cluster import ClusterSpec
 from tests.support.waiting import is_alive, wait_until

@@ -24,8 +24,15 @@ from typing import TYPE_CHECKING
 from slurmlaunch import caps
 from slurmlaunch.backends.base import Backend, Limits, Snapshot, TaskRecord, TaskState
 from slurmlaunch.backends.container import OF_THE_HOST
-from slurmlaunch.backends.local.resources import TaskResources, fits, machine_cpus
-from slurmlaunch.backends.local.scheduler import LocalJob, LocalScheduler, new_job_id, owner_of
+from slurmlaunch.backends.local.scheduler import (
+    LocalJob,
+    LocalScheduler,
+    TaskResources,
+    fits,
+    machine_cpus,
+    new_job_id,
+    owner_of,
+)
 from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder, Status
 

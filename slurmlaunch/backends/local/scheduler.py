@@ -1,4 +1,4 @@
-"""The scheduler of this machine: which task of which array runs when.
+"""The scheduler of this machine: which task of which array runs when, and with which resources.
 
 One thread starts and reaps all tasks; `submit`, `cancel` and `set_throttle` change the tables from any thread and wake
 it. Reaping and signalling happen under the one lock, so that no signal reaches a process that was given a reaped task's
@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import functools
 import itertools
 import math
 import os
@@ -25,10 +26,12 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch import caps, context
+from slurmlaunch.backends.base import TaskRecord, TaskState, parse_memory, parse_time
 from slurmlaunch.backends.local.process import LIFELINE_FD, STATUS_UNKNOWN, Sessions, TaskProcess
+from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from slurmlaunch.backends.base import ArrayJob
-    from slurmlaunch.backends.local.resources import TaskResources
 
 KILL_WAIT = 5.0
 """Seconds between SIGTERM and SIGKILL; the name is Slurm's."""
@@ -66,6 +68,52 @@ def owner_of(job_id: str) -> ClientId | None:
     prefix, _, rest = job_id.partition("-")
     owner, _, number = rest.rpartition("-")
     return ClientId.parse(owner) if prefix == _JOB_ID_PREFIX and number else None
+
+
+class TaskResources(NamedTuple):
+    """The resources and limits of one task; `math.inf` is no limit."""
+
+    cpus: int
+    seconds: float = math.inf  # the time limit
+    memory: float = math.inf  # bytes that its processes may hold
+    ranks: int = 1  # the processes that share the CPUs evenly, perhaps on several nodes
+    reserved: float = 0.0  # bytes that each rank takes of its node, if memory is shared out there
+
+    @classmethod
+    def of(cls, job: ArrayJob, machine_cpus: int | None = None) -> TaskResources:
+        """Read the options of a job, with no more CPUs than *machine_cpus* if given.
+
+        Raises:
+            OptionError: sbatch would refuse the time or the memory.
+        """
+        cpus = job.cpus_per_task * job.ranks
+        return cls(
+            cpus=cpus if machine_cpus is None else min(cpus, machine_cpus),
+            seconds=_option(job, "time", parse_time),
+            memory=min(_option(job, "mem", parse_memory), _option(job, "mem_per_cpu", parse_memory) * cpus),
+            ranks=job.ranks,
+        )
+
+
+def _option(job: ArrayJob, name: str, parse: Callable[[str], float]) -> float:
+    value = job.options.get(name)
+    if value is None:
+        return math.inf
+    try:
+        return parse(str(value))
+    except ValueError as error:
+        raise OptionError(f"{name}={value!r} is not a value that sbatch knows", option=name) from error
+
+
+@functools.cache
+def machine_cpus() -> int:
+    """Return the CPUs that running tasks may use together; inside a task, the share of that task."""
+    return min(context.cpu_count(), caps.usable_cpus())
+
+
+def fits(wanted: TaskResources, running: Collection[TaskResources]) -> bool:
+    """Return True if a task may start on this machine beside the running ones."""
+    return wanted.cpus <= machine_cpus() - sum(each.cpus for each in running)
 
 
 @dataclass(eq=False)
