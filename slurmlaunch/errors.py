@@ -77,13 +77,9 @@ class UnknownOption(SlurmlaunchError, TypeError):
 
 
 class OptionError(SlurmlaunchError, ValueError):
-    """An option with an impossible value (a line break, more threads than CPUs, ...).
+    """An option with an impossible value (a line break, more threads than CPUs, ...)."""
 
-    Attributes:
-        option: the name of the option.
-    """
-
-    option: str = ""
+    option: str = ""  # its name
 
 
 class NotPicklable(SlurmlaunchError, PicklingError):
@@ -151,13 +147,9 @@ class SchedulerError(SlurmlaunchError):
 
 
 class RunFolderError(SlurmlaunchError):
-    """A folder that cannot be used as a run folder.
+    """A folder that cannot be used as a run folder."""
 
-    Attributes:
-        path: the folder or file.
-    """
-
-    path: str = ""
+    path: str = ""  # the folder or file
 
 
 class UnsafeRunFolder(RunFolderError):
@@ -270,37 +262,25 @@ class ResultLost(ItemError):
 
 
 class UnpicklableResult(ItemError):
-    """The function returned something that does not pickle, or does not unpickle here.
-
-    Attributes:
-        type_name: the type of the result.
-    """
+    """The function returned something that does not pickle, or does not unpickle here."""
 
     what = "the result does not pickle"
-    type_name: str = ""
+    type_name: str = ""  # the type of the result
 
 
 class FunctionExited(ItemError):
-    """The function called `sys.exit`: the `SystemExit` itself would end the program that asks for the result.
-
-    Attributes:
-        code: the argument of `sys.exit`: a status, a message, or None.
-    """
+    """The function called `sys.exit`: the `SystemExit` itself would end the program that asks for the result."""
 
     what = "the function called sys.exit()"
     advice = "Return a value, or raise an exception that says what is wrong."
-    code: object = None
+    code: object = None  # the argument: a status, a message, or None
 
 
 class NodeStartError(ItemError):
-    """The node could not start the function.
-
-    Attributes:
-        exit_code: the node's exit status, if it ended by itself.
-    """
+    """The node could not start the function."""
 
     what = "the node could not start"
-    exit_code: int | None = None
+    exit_code: int | None = None  # the node's exit status, if it ended by itself
 
 
 class TaskEnded(ItemError):

@@ -72,40 +72,23 @@ class RunFolder:
 
 
 class Manifest(NamedTuple):
-    """The description of a run.
+    """The description of a run."""
 
-    Attributes:
-        run: a random token that names the run: part of its jobs' names.
-        name: the user's name for it, or the function's name.
-        function: module and qualified name of the function, for messages.
-        items: how many items it has.
-        cwd: the client's working directory, in which the tasks run.
-        python: the client's Python version, as ``3.11``.
-        cloudpickle: the client's version of cloudpickle.
-        client: the machine of the client.
-        created: the time of its creation, in seconds since the epoch.
-        sys_path: the client's module search path.
-        single: whether `submit` made it, so that its one future is the result.
-        clusters: the cluster of ``-M``, or None.
-        seed: the seed of its items' random streams (`slurmlaunch.context.Task.rng`).
-        shared: how many bytes of buffers the function refers to.
-    """
-
-    run: str
-    name: str
-    function: str
-    items: int
+    run: str  # a random token that names the run: part of its jobs' names
+    name: str  # the user's name for it, or the function's name
+    function: str  # module and qualified name, for messages
+    items: int  # how many there are
     backend: str
-    cwd: str
-    python: str
-    cloudpickle: str
-    client: str
-    created: float
-    sys_path: list[str] = []  # noqa: RUF012  (it is never changed)
-    single: bool = False
-    clusters: str | None = None
-    seed: int = 0
-    shared: int = 0
+    cwd: str  # the client's working directory, in which the tasks run
+    python: str  # the client's Python version, as ``3.11``
+    cloudpickle: str  # the client's version
+    client: str  # the machine of the client
+    created: float  # seconds since the epoch
+    sys_path: list[str] = []  # noqa: RUF012  (the client's module search path; it is never changed)
+    single: bool = False  # `submit` made it, so that its one future is the result
+    clusters: str | None = None  # the cluster of ``-M``
+    seed: int = 0  # of its items' random streams (`slurmlaunch.context.Task.rng`)
+    shared: int = 0  # how many bytes of buffers the function refers to
     protocol: int = PROTOCOL
 
     def write(self, folder: RunFolder) -> None:

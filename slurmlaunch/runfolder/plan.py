@@ -237,17 +237,11 @@ class RanksPlan(NamedTuple):
 
 
 class ArrayPlan(NamedTuple):
-    """One array of a round.
+    """One array of a round."""
 
-    Attributes:
-        name: the unique name of its job.
-        first_task: the task index of its element 0.
-        length: how many elements it has.
-    """
-
-    name: str
-    first_task: int
-    length: int
+    name: str  # the unique name of its job
+    first_task: int  # the task index of its element 0
+    length: int  # how many elements it has
 
 
 class RoundPlan(NamedTuple):
@@ -256,38 +250,26 @@ class RoundPlan(NamedTuple):
     Attributes:
         slices: the slice of each task: positions in `items` if that is given, else the items
             themselves. In a dynamic round it is only the default owner of unclaimed items: see `blocks`.
-        first_task: the index of the round's first task; indices rise across rounds.
-        arrays: the arrays to submit, in order.
-        cpus_per_task: the CPUs of each task.
-        processes: how many items run side by side in a task.
-        threads: how many threads each of them may use.
-        throttle: how many tasks may run at once, or None.
-        time_limit: seconds that a task may run, if known.
-        warning: seconds before the limit at which a task is warned, or None.
-        requeues: how often a task may ask to be requeued.
-        options: the submission's options in the form of `slurmlaunch.client.options`.
-        client: the process that made the round and submits it.
         items: the items of the round, unless it has all items of the run in their order:
             sorted, except if `slices` are packed.
-        automatic: whether ``retries=`` made it, and not a user's call.
         blocks: the blocks that the tasks of a dynamic round claim; None in a static one.
         ranks: the ranks of each task; None if a task is no MPI program.
     """
 
     slices: Slices
-    first_task: int
-    arrays: tuple[ArrayPlan, ...]
+    first_task: int  # indices rise across rounds
+    arrays: tuple[ArrayPlan, ...]  # in the order of their submission
     cpus_per_task: int
-    processes: int
-    threads: int
-    throttle: int | None = None
-    time_limit: float | None = None
-    warning: int | None = None
-    requeues: int = 0
-    options: dict[str, Any] = {}  # noqa: RUF012  (it is never changed)
-    client: ClientId | None = None
+    processes: int  # how many items run side by side in a task
+    threads: int  # how many each of them may use
+    throttle: int | None = None  # how many tasks may run at once
+    time_limit: float | None = None  # seconds that a task may run, if known
+    warning: int | None = None  # seconds before the limit at which a task is warned
+    requeues: int = 0  # how often a task may ask for one
+    options: dict[str, Any] = {}  # noqa: RUF012  (in the form of `slurmlaunch.client.options`; it is never changed)
+    client: ClientId | None = None  # the process that made the round and submits it
     items: array[int] | None = None
-    automatic: bool = False
+    automatic: bool = False  # ``retries=`` made it, and not a user's call
     blocks: Blocks | None = None
     ranks: RanksPlan | None = None
 
