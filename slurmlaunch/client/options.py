@@ -19,12 +19,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from slurmlaunch.backends import container as containers
-from slurmlaunch.backends.base import parse_memory, parse_time
 from slurmlaunch.backends.container import Container
 from slurmlaunch.client.sbatch_options import (
     NAMES,
     as_count,
-    as_line,
+    as_memory,
     as_time,
     as_words,
     plain_text,
@@ -164,22 +163,6 @@ def _as_growth(option: str, value: object) -> dict[str, float]:
 _GROWTH = {"mem": 2.0, "time": 1.5}
 
 
-def _as_memory(option: str, value: object) -> str:
-    return _parsed(option, as_line(option, value), parse_memory)
-
-
-def _as_limit(option: str, value: object) -> str:
-    return _parsed(option, as_time(option, value), parse_time)
-
-
-def _parsed(option: str, text: str, parse: Callable[[str], float]) -> str:
-    try:
-        parse(text)
-    except ValueError:
-        raise refused(option, f"sbatch does not understand the value {text!r}") from None
-    return text
-
-
 def _as_classes(option: str, value: object) -> tuple[str, ...]:
     for each in _listed(value):
         if not (isinstance(each, type) and issubclass(each, BaseException)):
@@ -271,9 +254,9 @@ class Options:
     grow: Mapping[str, float] = _row(_GROWTH.copy, "dict of float",
         "The factors by which mem and time grow in an automatic retry if they were short.", _as_growth, backends=TASKS)
     max_mem: str | None = _row(None, "str or int", "The largest mem that grow may ask for.",
-        _as_memory, flag="--max-mem SIZE", backends=TASKS, default="no limit")
+        as_memory, flag="--max-mem SIZE", backends=TASKS, default="no limit")
     max_time: str | None = _row(None, "str, int or timedelta", "The longest time that grow may ask for.",
-        _as_limit, flag="--max-time TIME", backends=TASKS, default="no limit")
+        as_time, flag="--max-time TIME", backends=TASKS, default="no limit")
     requeues: int = _row(10, "int", "How often a task that reached its time limit is requeued for the other items.",
         _as_number, backends=SLURM)
     sbatch: tuple[str, ...] = _row((), _WORDS, "Further flags for sbatch, passed on unchecked.",

@@ -8,12 +8,15 @@ newer Slurm or of a plugin is given as ``sbatch=["--flag=value"]`` and needs no 
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import os
 import re
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from slurmlaunch.backends.base import parse_memory, parse_time
 from slurmlaunch.backends.slurm.commands import SHORT
 from slurmlaunch.errors import OptionError, UnknownOption
 
@@ -165,14 +168,63 @@ def one_line(option: str, text: str) -> str:
     return text
 
 
+_TIMES = "give minutes (90), '01:30:00', '1-12:00:00' (days first), '90m', '1h30m', or a datetime.timedelta"
+_UNIT_OF_TIME = re.compile(
+    r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[wdhms])"
+    r"(?:(?<=w)eeks?|(?<=d)ays?|(?<=h)(?:ours?|rs?)|(?<=m)in(?:ute)?s?|(?<=s)ec(?:ond)?s?)?(?:\s*(?:,|and\b))?\s*",
+)
+_DAYS_AND_CLOCK = re.compile(r"([0-9]+)\s*days?,?\s+(?=[0-9]+:)")  # as Python prints a timedelta
+_NAME_OF_UNIT = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+
+
 def as_time(option: str, value: object) -> str:
-    """Read a duration: a `timedelta`, whole minutes, or sbatch's own text for one."""
+    """Read a duration: a `timedelta`, whole minutes, sbatch's own text for one, or numbers with units (``1h30m``)."""
     if isinstance(value, timedelta):
         return _duration(option, value)
     if isinstance(value, float):
         # sbatch reads "0.5" as 0, and 0 as no limit.
         raise refused(option, f"minutes are whole: give datetime.timedelta(minutes={value!r})")
-    return as_line(option, value)
+    text = _DAYS_AND_CLOCK.sub(r"\1-", as_line(option, value).strip())
+    parts = list(_UNIT_OF_TIME.finditer(text.lower()))
+    if parts and "".join(part[0] for part in parts) == text.lower():
+        amounts = [timedelta(**{_NAME_OF_UNIT[part["unit"]]: float(part["number"])}) for part in parts]
+        return _duration(option, sum(amounts, timedelta()))
+    return _checked(option, text, parse_time, f"{value!r} is no time: {_TIMES}")
+
+
+_AMOUNTS = "give megabytes (4000), or a text with a unit, as '4G', '1.5G' or '512M'"
+_UNIT_OF_MEMORY = re.compile(
+    r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgtp]?)(?P<bytes>i?b|(?:ilo|ega|iga|era|eta|ibi|ebi)?bytes?)?"
+)
+
+
+def as_memory(option: str, value: object) -> str:
+    """Read an amount of memory: whole megabytes, or sbatch's own text, also with a point, a blank or ``B``."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = as_line(option, value).strip()
+    wrong = f"{value!r} is no amount of memory: {_AMOUNTS}"
+    found = _UNIT_OF_MEMORY.fullmatch(text.lower())
+    if found is None or (isinstance(value, float) or ("." in text and not (found["unit"] or found["bytes"]))):
+        raise refused(option, wrong)
+    if "." not in text and not found["bytes"] and " " not in text and found["unit"] != "p":
+        return _checked(option, text, parse_memory, wrong)
+    unit = "kmgtp".find(found["unit"] or "-")  # -1: bytes
+    kibibytes = Decimal(found["number"]) * 1024**unit if unit >= 0 else Decimal(found["number"]) / 1024
+    whole = math.ceil(kibibytes)
+    for letter in "KMG":
+        if whole % 1024 or not whole:
+            return f"{whole}{letter}"
+        whole //= 1024
+    return f"{whole}T"
+
+
+def _checked(option: str, text: str, parse: Callable[[str], float], wrong: str) -> str:
+    try:
+        parse(text if text.isascii() else "")
+    except ValueError:
+        raise refused(option, wrong) from None
+    return text
 
 
 def _duration(option: str, value: timedelta) -> str:
@@ -226,10 +278,14 @@ def _as_dependency(option: str, value: object) -> str:
 _READERS: Mapping[str, Callable[[str, object], str]] = {
     "cpus_per_task": _as_count,
     "dependency": _as_dependency,
+    "mem": as_memory,
+    "mem_per_cpu": as_memory,
+    "mem_per_gpu": as_memory,
     "ntasks": _as_count,
     "ntasks_per_node": _as_count,
     "time": as_time,
     "time_min": as_time,
+    "tmp": as_memory,
 }
 
 

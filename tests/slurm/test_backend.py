@@ -160,6 +160,67 @@ def test_a_refusal_comes_with_advice(job: ArrayJob, stderr: str, advice: str) ->
     assert (caught.value.stderr, caught.value.returncode, caught.value.command[0]) == (stderr, 1, "sbatch")
 
 
+_POLICY = (
+    "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
+    "(job submit limit, user's size and/or time limits)"
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice", "no_room"),
+    [
+        ("QOSMaxSubmitJobPerUserLimit", "tasks=", True),
+        ("AssocMaxSubmitJobLimit", "tasks=", True),
+        ("AssocGrpSubmitJobsLimit", "tasks=", True),
+        ("MaxSubmitJobsPerAccount", "tasks=", True),
+        ("", "tasks=", True),
+        ("QOSMaxWallDurationPerJobLimit", "time=", False),
+        ("AssocMaxWallDurationPerJobLimit", "time=", False),
+        ("QOSMaxCpuPerUserLimit", "cpus_per_task=", False),
+        ("QOSMaxMemoryPerJob", "mem=", False),
+        ("AssocMaxGRESPerJob", "gpus=", False),
+        ("QOSMaxNodePerJobLimit", "nodes=", False),
+        ("AssocMaxCpuMinutesPerJobLimit", "time=", False),
+        ("QOSMinGRES", "larger jobs", False),
+        ("AssocMaxBBPerNode", "sacctmgr show qos", False),
+    ],
+)
+def test_the_reason_of_a_limit_decides_on_the_advice(job: ArrayJob, reason: str, advice: str, no_room: bool) -> None:  # noqa: FBT001
+    """Slurm's last line names every kind of limit; the one before it says which, and only that one is advised on."""
+    stderr = "\n".join(filter(None, (reason and f"sbatch: error: {reason}", _POLICY)))
+
+    with pytest.raises(SubmissionError) as caught:
+        SlurmBackend(run=FakeSlurm(sbatch=failed(stderr))).submit(job)
+
+    said = str(caught.value).removeprefix(f"sbatch refused the job: {stderr}\n")
+    assert advice in said
+    assert (advice == "time=") == ("time=" in said)
+    assert no_room == caught.value.no_room
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("You must specify an account with --account", "account="),
+        ("Please provide a project (-A <project>)", "account="),
+        ("Job rejected: no budget given", "account="),
+        ("lua: Account not specified in script or ~/.accountrc", "account="),
+        ("a walltime is required", "time="),
+        ("Jobs of partition gpu must request a GPU (--gres=gpu:1)", "gres="),
+        ("Please choose a partition: none is valid by default", "partition="),
+        ("use --licenses for this", "licenses="),
+        ("Invalid --time specification", "'1h30m'"),
+        ("Invalid --mem specification", "'4G'"),
+    ],
+)
+def test_a_sites_own_words_come_with_advice(job: ArrayJob, said: str, advice: str) -> None:
+    """A check of the site's own words its refusal freely, and the option that it speaks of is advised on."""
+    with pytest.raises(SubmissionError) as caught:
+        SlurmBackend(run=FakeSlurm(sbatch=failed(f"sbatch: error: {said}"))).submit(job)
+
+    assert advice in str(caught.value).splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "end",
     [

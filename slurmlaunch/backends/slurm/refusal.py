@@ -8,48 +8,106 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from slurmlaunch.backends.slurm.commands import SHORT
 from slurmlaunch.errors import SubmissionError
 
 if TYPE_CHECKING:
     from slurmlaunch.backends.slurm.commands import Command, Finished
 
-# Slurm's complaints, and what to do about each. The first match counts, so the narrow ones stand first.
-# Source of the words: slurm_errtab in Slurm's src/common/slurm_errno.c, and the errors of its sbatch.
+# What to do about an option of sbatch.
+_ACCOUNT = "Give your account with account=...; `sacctmgr show associations user=$USER` lists those you may use."
+_PARTITION = "Give another partition with partition=...; `sinfo --summarize` lists them."
+_QOS = "Give another QOS with qos=..., or none; `sacctmgr show qos` lists them."
+_TIME = "Give a time within the limit with time=...; `sinfo --format='%P %l'` lists the limits of the partitions."
+_TASKS = "The site limits how much you may have queued: give map_array fewer tasks=, or wait for your other jobs."
+_MEMORY = "Ask for less with mem=... or mem_per_cpu=..."
+_CPUS = "Ask for fewer with cpus_per_task=... (or ntasks=, nodes=)."
+_NODES = "Ask for fewer with nodes=..., or check nodelist=... and exclude=..."
+_GPUS = "Check gpus=... and gres=...; `sinfo --format='%P %G'` lists what nodes have."
+_FEATURES = "Check constraint=...; `sinfo --format='%P %f'` lists what nodes have."
+
+# Slurm's complaints, and what to do about each. The first match counts, so the narrow ones stand first. The reason of a
+# limit (QOSMaxWallDurationPerJobLimit) stands in a line before "Job violates accounting/QOS policy (job submit limit,
+# user's size and/or time limits)", which names every kind of limit and so says nothing.
+# Source of the words: slurm_errtab in Slurm's src/common/slurm_errno.c, the reasons in its job_state_reason.c (until
+# 23.02 in slurm_protocol_defs.c), and the errors of its sbatch.
+_OF_A_LIMIT = r"\b(?:QOS|Assoc|Max)(?:[A-Z]\w*)?"
+_NO_ROOM = rf"{_OF_A_LIMIT}Submit|too many.*\bjobs\b|(maximum|limit).*\b(queued|submitted) jobs\b"
+_ANY_LIMIT = "job violates accounting/QOS policy"
 _ADVICE = {
-    r"invalid account|must specify account|invalid.*account/partition": (
-        "Give your account with account=...; `sacctmgr show associations user=$USER` lists those you may use."
+    _NO_ROOM: _TASKS,
+    rf"{_OF_A_LIMIT}Minutes": "A task's size times its time is limited: ask for less time=... or for a smaller task.",
+    rf"{_OF_A_LIMIT}Min": "This QOS is for larger jobs: ask for more of what it names, or give another with qos=...",
+    rf"{_OF_A_LIMIT}(?:Wall|TimeLimit)": (
+        "The QOS or the account limits the time of a job: give less with time=..., or another qos=... or account=..."
     ),
-    r"invalid partition|no partition|partition.*(not available|down|inactive)": (
-        "Give another partition with partition=...; `sinfo --summarize` lists them."
+    rf"{_OF_A_LIMIT}Mem": _MEMORY,
+    rf"{_OF_A_LIMIT}C(?:pu|PU)": _CPUS,
+    rf"{_OF_A_LIMIT}GRES": _GPUS,
+    rf"{_OF_A_LIMIT}(?<!Per)Node": _NODES,
+    rf"{_OF_A_LIMIT}Jobs": _TASKS,
+    r"invalid qos|QOSNotAllowed": _QOS,
+    rf"{_OF_A_LIMIT}(?:Per|Grp|Limit)|usage ?threshold": (
+        "The QOS or the account limits this: ask for less, or give another qos=... or account=...; "
+        "`sacctmgr show qos` and `sacctmgr show associations user=$USER` list the limits."
     ),
+    _ANY_LIMIT: (
+        "A limit of your account or QOS is hit, of queued jobs, of size or of time: ask for less, or give map_array "
+        "fewer tasks=; `sacctmgr show associations user=$USER` and `sacctmgr show qos` list the limits."
+    ),
+    r"invalid account|must specify account|invalid.*account/partition|AccountNotAllowed": _ACCOUNT,
+    r"invalid partition|no partition|partition.*(not available|down|inactive)": _PARTITION,
     r"group not permitted|access/permission denied": "Ask your site, or try another partition= or account=.",
-    r"invalid qos": "Give another QOS with qos=..., or none; `sacctmgr show qos` lists them.",
-    r"time ?limit": (
-        "Give a time within the partition's limit with time=...; `sinfo --format='%P %l'` lists the limits."
+    r"invalid --time|time-min specification": (
+        "Write a time as minutes (90), 'HH:MM:SS', 'D-HH:MM:SS' or '1h30m', as in time='1h30m'."
     ),
+    r"invalid --(mem|tmp)": "Write memory as megabytes (4000) or with a unit, as in mem='4G'.",
+    r"time ?limit": _TIME,
     r"invalid job array|job array.*(size|limit)": (
         "The array is longer than the cluster allows: give map_array fewer tasks= or a larger chunksize=."
     ),
-    r"submit(jobs?)?(peruser)?limit|job submit limit|too many.*jobs|QOSMax|AssocMax|AssocGrp|QOSGrp": (
-        "The site limits how much you may have queued: give map_array fewer tasks=, or wait for your other jobs."
-    ),
-    r"memory specification|memory required": "Ask for less with mem=... or mem_per_cpu=...",
-    r"cpu count": "Ask for fewer with cpus_per_task=... (or ntasks=, nodes=).",
-    r"generic resource|gres|\bgpus?\b": "Check gpus=... and gres=...; `sinfo --format='%P %G'` lists what nodes have.",
-    r"invalid feature": "Check constraint=...; `sinfo --format='%P %f'` lists what nodes have.",
-    r"node configuration is not available|node count specification|invalid node": (
+    r"memory specification|memory required": _MEMORY,
+    r"cpu count|more processors|more tasks than|task count|number of (cpus|tasks)|threads per core": _CPUS,
+    r"generic resource|gres|\bgpus?\b": _GPUS,
+    r"(invalid|preferred) feature|features not subset": _FEATURES,
+    r"node configuration is not available|node count specification|invalid node|number of nodes": (
         "No node has all that was asked for: check cpus_per_task=, mem=, gpus=, constraint= and nodes=."
     ),
+    r"nodes? not (in this partition|available)": "Check nodelist=..., exclude=... and partition=...",
     r"dependency": "Check dependency=...: does the job still exist?",
+    r"reservation": "Check reservation=...; `scontrol show reservations` lists them.",
+    r"license": "Check licenses=...; `scontrol show licenses` lists them.",
+    r"burst ?buffer": "Check bb=... or bbf=...",
+    r"cluster name|eligible clusters|problem talking to the database|'.*' can't be reached": (
+        "Check clusters=...; `sacctmgr show clusters` lists them."
+    ),
     r"unrecognized option|invalid option|unknown option|invalid directive|requires an argument|ambiguous": (
         "This cluster's sbatch does not know an option: check the executor's options, and sbatch=[...]."
     ),
-    r"invalid (specification|value)|invalid --": "Check the value of that option.",
-    r"unable to contact|connection refused|controller not|unable to establish|lookup failed": (
+    r"unable to contact|connection refused|controller not|unable to establish|lookup failed|authentication|munge": (
         "Slurm cannot be reached from this machine just now; cluster='local' (or SLURMLAUNCH_CLUSTER=local) runs the "
         "same tasks here."
     ),
 }
+
+# A site's own checks (job_submit.lua) word their complaints freely, in a line that names the option, or at least speaks
+# of it and says that something is missing or wrong.
+_WORDS = {
+    "account": (r"accounts?|projects?|allocations?|budgets?|billing|charged?|grants?", _ACCOUNT),
+    "partition": (r"partitions?|queues?", _PARTITION),
+    "qos": (r"qos|quality of service", _QOS),
+    "time": (r"wall ?-?_?(time|clock)|run ?-?time|time", _TIME),
+    "mem": (r"mem|memory|ram", "Give the memory of a task with mem=..."),
+    "gres": (r"gres|gpus?", _GPUS),
+    "cpus_per_task": (r"cpus?|cores?", "Check cpus_per_task=..."),
+    "nodes": (r"nodes?", "Check nodes=..."),
+    "constraint": (r"constraints?|features?", _FEATURES),
+}
+_LACK = (
+    r"must|need|please|specif|provid|missing|lacks?\b|requir|without|\bno\b|\bnot\b|n't\b|\bset\b|\bgive|invalid|"
+    r"unknown|expired|exceed|reject|valid|\bonly\b|too (long|large|many|much)|limit"
+)
+_OPTION = re.compile(r"(?<![\w-])(?:--([a-z][a-z-]+)|-([A-Za-z])(?![\w-]))")
 # After these complaints the job may still be in the queue.
 _AMBIGUOUS = re.compile(
     r"timed out|zero bytes were transmitted|message send failure|message receive failure", re.IGNORECASE
@@ -59,9 +117,6 @@ _TRANSIENT = re.compile(
     r"unable to contact|connection refused|connection timed out|unable to establish (controller|communication)"
     r"|not responding|temporarily|try again|rate limit|RPC limit",
     re.IGNORECASE,
-)
-_NO_ROOM = re.compile(
-    r"submit(jobs?)?(peruser|peraccount)?limit|job submit limit|MaxSubmit|GrpSubmit|job violates.*submit", re.IGNORECASE
 )
 
 
@@ -82,7 +137,7 @@ def submission_error(command: Command, done: Finished, name: str, *, in_doubt: b
         advice = f"An earlier try got no answer: `squeue --name={name}` shows whether the job is in the queue."
     else:
         what = f"sbatch refused the job: {done.error}"
-        advice = next((advice for words, advice in _ADVICE.items() if re.search(words, stderr, re.IGNORECASE)), "")
+        advice = _advice(stderr)
     return SubmissionError(
         "\n".join(filter(None, (what, advice))),
         command=command.words,
@@ -90,7 +145,7 @@ def submission_error(command: Command, done: Finished, name: str, *, in_doubt: b
         returncode=done.returncode,
         job_name=name,
         ambiguous=in_doubt or is_ambiguous(done),
-        no_room=_NO_ROOM.search(stderr) is not None,
+        no_room=_advice(stderr) == _TASKS or _advice(stderr) == _ADVICE[_ANY_LIMIT],
         transient=is_transient(done),
     )
 
@@ -104,3 +159,17 @@ def is_ambiguous(done: Finished) -> bool:
     """Whether the job may have been submitted although sbatch did not confirm it."""
     lost = done.ok or done.timed_out or _AMBIGUOUS.search(done.stderr) is not None  # ok: without a job id
     return lost and not done.missing
+
+
+def _advice(stderr: str) -> str:
+    for words, advice in _ADVICE.items():
+        if re.search(words, stderr, re.IGNORECASE):
+            return advice
+    for long, short in _OPTION.findall(stderr):
+        name = long.replace("-", "_") or SHORT.get(short, "")
+        if name:
+            return _WORDS[name][1] if name in _WORDS else f"Check {name}=..."
+    for words, advice in _WORDS.values():
+        if re.search(rf"(?im)^(?=.*(?:{_LACK})).*\b(?:{words})\b", stderr):
+            return advice
+    return "Check the value of that option." if re.search(r"(?i)invalid (specification|value)", stderr) else ""
