@@ -15,6 +15,7 @@ import copyreg
 import io
 import pickle
 from collections import ChainMap
+from functools import partial
 from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -53,3 +54,18 @@ def dumps(
     with io.BytesIO() as file:
         Pickler(file, protocol=protocol, buffer_callback=buffer_callback).dump(value)
         return file.getvalue()
+
+
+def refuse_coroutines(function: Callable[..., object]) -> None:
+    """Raise `TypeError` for an ``async def``: a call only makes a coroutine, which runs nothing and does not pickle."""
+    import inspect  # here, because a node must start fast
+
+    while isinstance(function, partial):
+        function = function.func
+    for each in (function, getattr(type(function), "__call__", None)):  # noqa: B004  (not whether it can be called)
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            name = getattr(function, "__qualname__", None) or f"the object of class {type(function).__qualname__}"
+            raise TypeError(
+                f"{name} is asynchronous, and a call of it runs nothing by itself: give a function that wraps it in "
+                "asyncio.run, as def work(*arguments): return asyncio.run(function(*arguments))"
+            )

@@ -33,6 +33,7 @@ class TaskPool(ProcessPoolExecutor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Schedule a call, as `concurrent.futures.Executor.submit` does."""
+        byvalue.refuse_coroutines(fn)
         # Pickled here, so that a pickling error reaches the caller: the standard
         # library's feeder thread can hang on it (seen on Python 3.11.2).
         return super().submit(_call, byvalue.dumps((fn, args, kwargs)))

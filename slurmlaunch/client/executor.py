@@ -19,27 +19,29 @@ import time
 import warnings
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
 
 import cloudpickle
 
 from slurmlaunch.backends.allocation import require_allocation
 from slurmlaunch.backends.container import own_folders
+from slurmlaunch.caps import usable_cpus
+from slurmlaunch.client.arguments import check_function, rows_of, with_kwargs, zip_equal
 from slurmlaunch.client.futures import Future, FutureArray
-from slurmlaunch.client.options import Options, check_cluster, job_name, with_options_listed
+from slurmlaunch.client.options import Options, check_cluster, job_name, misplaced_option, with_options_listed
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
-from slurmlaunch.client.plan import STATIC, Call, How, LongSlices, zip_equal
+from slurmlaunch.client.plan import STATIC, Call, How, LongSlices
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
-from slurmlaunch.errors import SchedulerError
+from slurmlaunch.errors import OptionError, RunFolderError, SchedulerError
 from slurmlaunch.runfolder.function import write_function
 from slurmlaunch.runfolder.items import write_items
 from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, python_version, salt_of
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.options import Shape
@@ -57,6 +59,9 @@ _JOBLIB = "slurmlaunch.integrations.joblib"
 """Loaded by name when it is asked for, because the client knows none of its neighbours."""
 
 _TOKEN_LENGTH = 8
+
+_CONCURRENT_TASKS = 100
+"""How many tasks are assumed to run at once on a cluster without a throttle, for callers that ask for a number."""
 
 
 @with_options_listed
@@ -83,6 +88,9 @@ class Executor(concurrent.futures.Executor):
         self._cluster = check_cluster(chosen)
         if self._cluster == "allocation":
             require_allocation()
+        if not isinstance(folder, str | os.PathLike | None) or isinstance(folder and os.fspath(folder), bytes):
+            reason = f"{folder!r} is no path: it is the folder for the run folders, and the function goes into the call"
+            raise OptionError(f"folder: {reason}", option="folder")
         self._folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs").expanduser().absolute()
         self._options = Options().changed(**options)
         named = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
@@ -104,6 +112,13 @@ class Executor(concurrent.futures.Executor):
     def throttle(self) -> int | None:
         """How many tasks of a run may run at once, or None."""
         return self._options.throttle
+
+    @property
+    def _max_workers(self) -> int:
+        """About how many tasks run at once: by this attribute Dask and others choose how many calls to submit."""
+        cpus = usable_cpus() // self._options.shape().cpus_per_task
+        tasks = _CONCURRENT_TASKS if self._cluster == "slurm" else max(1, cpus)
+        return min(tasks, self.throttle or tasks)
 
     def shape(self, *, single_item: bool = False) -> Shape:
         """Return the CPUs of a task and how its processes share them; *single_item* for a task of `submit`."""
@@ -149,7 +164,9 @@ class Executor(concurrent.futures.Executor):
             NotPicklable: the function or an argument does not pickle.
             SubmissionError: the scheduler refused the job.
             RuntimeError: the executor was shut down.
+            TypeError: the function is not callable, or asynchronous.
         """
+        check_function(fn)
         call = functools.partial(fn, *args, **kwargs) if args or kwargs else fn
         array: FutureArray[T] = self._submit(Call(call, [()], self._options))
         return array[0]
@@ -158,18 +175,21 @@ class Executor(concurrent.futures.Executor):
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
+        kwargs: Mapping[str, Any] | None = None,
         tasks: int | None = None,
         chunksize: int | None = None,
         throttle: int | None = None,
         schedule: str = STATIC,
         cost: Cost | None = None,
         name: str | None = None,
+        **misplaced: Never,
     ) -> FutureArray[T]:
         """Run the function on each item, as one job array.
 
         Args:
             fn: the function.
             iterables: the function's arguments, zipped; they must have equal length.
+            kwargs: keyword arguments that all items have in common; they are stored once, with the function.
             tasks: the number of slices that the items are cut into, or
             chunksize: the number of items in each slice; by default one per process of a task, or more if the
                 tasks would be too many.
@@ -181,27 +201,37 @@ class Executor(concurrent.futures.Executor):
             cost: the cost of each item in any unit: a function of the item's arguments, or one number per item.
                 Static slices are then packed so that each costs about the same.
             name: the run's name; by default the function's.
+            misplaced: nothing: options of the executor go into `options`, and the function's keywords into *kwargs*.
 
         Returns:
             One future per item, in order, once the scheduler has accepted the first array.
 
         Raises:
+            TypeError: there are no iterables, or one is not iterable; *kwargs* do not fit the function; the function
+                is not callable, or asynchronous.
+            UnknownOption: another keyword was given.
             ValueError: the iterables have different lengths; *tasks* and *chunksize* are both given for static
                 slices, or one is below 1; *schedule* is unknown; *cost* gives too few or too many numbers, or
                 one that is negative or not finite.
             NotPicklable, SubmissionError, RuntimeError: as for `submit`.
         """
+        _refuse(misplaced)
+        function = with_kwargs(fn, kwargs, len(iterables) or None)
+        if not iterables:
+            raise TypeError("map_array(fn, items) runs the function on each item: give the items, or use submit(fn)")
         how = How(tasks, chunksize, throttle, schedule, cost, name)
-        return self._submit(self._mapped(fn, zip_equal(iterables), how))
+        return self._submit(self._mapped(function, zip_equal(fn, iterables), how))
 
-    def starmap_array(
-        self, fn: Callable[..., T], argument_tuples: Iterable[Iterable[Any]], *, tasks: int | None = None,
-        chunksize: int | None = None, throttle: int | None = None, schedule: str = STATIC, cost: Cost | None = None,
-        name: str | None = None,
+    def starmap_array(  # noqa: PLR0913  (as many as map_array)
+        self, fn: Callable[..., T], argument_tuples: Iterable[Iterable[Any]], *,
+        kwargs: Mapping[str, Any] | None = None, tasks: int | None = None, chunksize: int | None = None,
+        throttle: int | None = None, schedule: str = STATIC, cost: Cost | None = None, name: str | None = None,
+        **misplaced: Never,
     ) -> FutureArray[T]:  # fmt: skip
         """Run the function on each tuple of arguments; otherwise as `map_array`."""
-        rows = (tuple(row) for row in argument_tuples)
-        return self._submit(self._mapped(fn, rows, How(tasks, chunksize, throttle, schedule, cost, name)))
+        _refuse(misplaced)
+        function, how = with_kwargs(fn, kwargs), How(tasks, chunksize, throttle, schedule, cost, name)
+        return self._submit(self._mapped(function, rows_of(argument_tuples), how))
 
     def map(
         self,
@@ -209,6 +239,7 @@ class Executor(concurrent.futures.Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int | None = None,
+        **misplaced: Never,
     ) -> Iterator[T]:
         """Return an iterator over the results, as `concurrent.futures.Executor.map` does.
 
@@ -219,22 +250,26 @@ class Executor(concurrent.futures.Executor):
             ValueError: *chunksize* is below 1.
             TimeoutError: a result is missing *timeout* seconds after this call.
         """
+        _refuse(misplaced)
+        check_function(fn)
         deadline = None if timeout is None else time.monotonic() + timeout
         call = self._mapped(fn, zip(*iterables, strict=False), How(chunksize=chunksize))
         return _results_of(self._submit(call), deadline)
 
     def script(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], tasks: int | None = None, chunksize: int | None = None,
-        throttle: int | None = None, schedule: str = STATIC, cost: Cost | None = None, name: str | None = None,
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], kwargs: Mapping[str, Any] | None = None,
+        tasks: int | None = None, chunksize: int | None = None, throttle: int | None = None, schedule: str = STATIC,
+        cost: Cost | None = None, name: str | None = None, **misplaced: Never,
     ) -> str:  # fmt: skip
         """Return the batch scripts that `map_array` would submit, or `submit` if there are no iterables.
 
         Nothing is submitted or written.
         """
-        how = How(tasks, chunksize, throttle, schedule, cost, name)
-        call = self._mapped(fn, zip_equal(iterables), how)
+        _refuse(misplaced)
+        function, how = with_kwargs(fn, kwargs, len(iterables)), How(tasks, chunksize, throttle, schedule, cost, name)
+        call = self._mapped(function, zip_equal(fn, iterables), how)
         if not iterables:
-            call = Call(fn, [()], call.options)
+            call = Call(function, [()], call.options)
         count = sum(1 for _ in call.rows)
         backend, token = self._backend(), "0" * _TOKEN_LENGTH
         folder = self._folder_of(call, token)
@@ -255,10 +290,7 @@ class Executor(concurrent.futures.Executor):
         self._runs.check_open()
         backend = self._backend()
         token = secrets.token_hex(_TOKEN_LENGTH // 2)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        folder = self._folder_of(call, token)
-        for path in (folder.path, *(folder.path / part for part in FOLDERS)):
-            path.mkdir(mode=0o700)
+        folder = self._make_folder(call, token)
         run: Run | None = None
         try:
             run = self._write(call, backend, folder, token)
@@ -288,6 +320,18 @@ class Executor(concurrent.futures.Executor):
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = RunFolder(self._folder.resolve() / f"{stamp}-{job_name(call.name, token)}")
         folder.salt = salt_of(token)
+        return folder
+
+    def _make_folder(self, call: Call, token: str) -> RunFolder:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            folder = self._folder_of(call, token)
+            for path in (folder.path, *(folder.path / part for part in FOLDERS)):
+                path.mkdir(mode=0o700)
+        except OSError as error:
+            advice = f"give a folder that you may write to, as Executor(folder), or by ${FOLDER_VARIABLE}"
+            message = f"the folder for the run folders, {self._folder}, cannot be used: {error}; {advice}"
+            raise RunFolderError(message, path=str(self._folder)) from error
         return folder
 
     def _write(self, call: Call, backend: Backend, folder: RunFolder, token: str) -> Run:
@@ -395,6 +439,12 @@ class _Runs:
             self._open = False
             self._changed.wait_for(lambda: not self._submitting)
             return [run for run in self._runs if not run.over]
+
+
+def _refuse(misplaced: Mapping[str, object]) -> None:
+    """Raise the error for the first keyword of a call that is no parameter of it."""
+    for name, value in misplaced.items():
+        raise misplaced_option(name, value, "ex.options({}=...).map_array(...)")
 
 
 def _results_of(array: FutureArray[T], deadline: float | None) -> Iterator[T]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import reprlib
 import sys
 import textwrap
 import unicodedata
@@ -32,7 +33,7 @@ from slurmlaunch.client.sbatch_options import (
     refused,
     unknown_option,
 )
-from slurmlaunch.errors import OptionError
+from slurmlaunch.errors import OptionError, UnknownOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -347,6 +348,28 @@ OURS: Mapping[str, Option] = {each.name: each.metadata["row"] for each in fields
 """The table: slurmlaunch's own options by name."""
 
 _DEFAULTS = Options()
+
+
+_OF_A_CALL = ("chunksize", "cost", "kwargs", "schedule", "tasks")
+
+
+def misplaced_option(name: str, value: object, place: str) -> UnknownOption:
+    """Return the error for a keyword of a call that is no parameter of it: an option, or an argument of the function.
+
+    *place* shows where options go, as ``"ex.options({}=...)"``.
+    """
+    if name in OURS or name in NAMES:
+        text = f"{name} says how a run runs, and belongs to the executor: {place.format(name)}"
+        return UnknownOption(text, option=name, suggestions=(name,))
+    known = unknown_option(name, (*OURS, *_OF_A_CALL))
+    if "cannot be set" in str(known):
+        return known
+    meant = f" (did you mean {' or '.join(known.suggestions)}?)" if known.suggestions else ""
+    text = (
+        f"the call has no parameter {name!r}{meant}: an argument of the function that all items have in common goes "
+        f"into kwargs={{{name!r}: {reprlib.repr(value)}}}, and an option into {place.replace('{}=...', '...')}"
+    )
+    return UnknownOption(text, option=name, suggestions=known.suggestions)
 
 
 def refuse_fixed(changes: Iterable[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
 from array import array
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -69,8 +68,6 @@ class Call:
     def __init__(
         self, function: Callable[..., Any], rows: Iterable[tuple[Any, ...]], options: Options, how: How | None = None
     ) -> None:
-        if not callable(function):
-            raise TypeError(f"{function!r} is not callable: give a function, and its arguments after it")
         self.function, self.options = function, options
         self.single, self._how = how is None, how or How()
         self._costs = None if self._how.cost is None else Costs(self._how.cost)
@@ -98,18 +95,6 @@ class Call:
             return planned, None
         slices, order = pack(self._costs.of(items), planned.slices.tasks, longest_first=shape.processes > 1)
         return replace(planned, slices=slices), order
-
-
-def zip_equal(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
-    """Zip iterables of equal length; unlike that of `zip`, the error speaks of the caller's iterables."""
-    try:
-        yield from zip(*iterables, strict=True)
-    except ValueError as error:
-        unequal = re.match(r"zip\(\) argument (\d+) is (shorter|longer) than argument", str(error))
-        if unequal is None:
-            raise
-        short = unequal[1] if unequal[2] == "shorter" else 1
-        raise ValueError(f"the iterables are not equally long: number {short} is shorter than another") from None
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,17 @@ OURS_TO_SET: Mapping[str, _Advice] = {
     **dict.fromkeys(("autocomplete", "help", "quiet", "usage", "verbose", "version"), (_OUTPUT, ())),
 }
 
+# What the number of processes is called for other pools, which tools pass to any executor.
+_OF_A_POOL = ("concurrency", "jobs", "max_jobs", "max_workers", "n_jobs", "n_workers", "num_workers", "workers")
+_AT_ONCE = (
+    "throttle= limits how many tasks run at once, map_array(..., tasks=...) cuts the items into so many tasks, and "
+    "processes= is how many items run side by side in a task"
+)
 _CALL = "this belongs to the call, as in ex.map_array(fn, items, {}=...)"
 _EXECUTOR = "a new Executor takes this as a parameter; ex.options(...) keeps it"
 _ELSEWHERE: Mapping[str, _Advice] = {
-    **{name: (_CALL.format(name), ()) for name in ("chunksize", "schedule", "tasks")},
+    **{name: (_CALL.format(name), ()) for name in ("chunksize", "cost", "kwargs", "schedule", "tasks")},
+    **dict.fromkeys(_OF_A_POOL, (_AT_ONCE, ("throttle", "tasks", "processes"))),
     "cluster": (_EXECUTOR + "; Slurm's own clusters are given as clusters=", ("clusters",)),
     "folder": (_EXECUTOR, ()),
     "timeout": ("a timeout belongs to the wait: .results(timeout=...), future.result(timeout=...)", ()),
@@ -93,7 +100,6 @@ _HABITS = {
     "modules": ("modules_to_load",),
     "ntasks_per_node": ("tasks_per_node",),
     "partition": ("queue",),
-    "processes": ("max_workers", "n_jobs", "n_workers", "workers"),
     "sbatch": ("additional_parameters",),
     "throttle": ("array_parallelism",),
     "time": ("timeout_min", "walltime"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,6 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.conftest import ExecutorFactory
     from tests.support.waiting import Gate, Story
@@ -116,6 +116,26 @@ class TestMapArray:
         ]
 
         assert [[0, 0, 1, 1], [0, 1]] == [array.results() for array in arrays]
+
+    def test_common_keywords(self, executor: Executor) -> None:
+        """Keyword arguments in common reach every item, are stored once, and stay through attach and retry."""
+        table = bytes(range(256)) * 1000
+
+        def look_up(place: int, *, table: bytes, fail: str) -> int:
+            if place and not Path(fail).exists():
+                raise KeyError(place)
+            return table[place]
+
+        fail = executor.folder / "mended"
+        array = executor.map_array(look_up, range(3), kwargs={"table": table, "fail": str(fail)}, tasks=1)
+        found = array.results(return_exceptions=True)
+        fail.touch()
+
+        assert [0, KeyError, KeyError] == [found[0], *map(type, found[1:])]
+        assert [0, 1, 2] == attach(array.folder).retry().results()
+        assert array.folder.name.split("-")[2].startswith("look_up")
+        assert sum(table in file.read_bytes() for file in array.folder.rglob("*") if file.is_file()) == 1
+        assert [2] == executor.starmap_array(pow, [(2,)], kwargs={"exp": 3, "mod": 6}).results()
 
     @pytest.mark.parametrize(
         ("iterables", "number"),

@@ -17,11 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurmlaunch import Executor
+from slurmlaunch.backends.base import parse_time
 from slurmlaunch.backends.slurm.commands import SHORT
 from slurmlaunch.cli.map import RunOptionParser
 from slurmlaunch.client.options import JOB_NAME_LENGTH, OURS, Options, Shape, check_cluster, job_name, refuse_fixed
 from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, OURS_TO_SET, VALUED
 from slurmlaunch.errors import OptionError, UnknownOption
+
+AMOUNTS = {"mem", "mem_per_cpu", "mem_per_gpu", "time", "time_min", "tmp"}
+"""The options whose values are read, rather than passed on."""
 
 SBATCH = shutil.which("sbatch")
 
@@ -101,7 +105,50 @@ class TestSbatchOptions:
         assert str(caught.value).startswith(option)
         assert isinstance(caught.value, ValueError)
 
-    @given(st.sampled_from(sorted(VALUED - {"cpus_per_task"})), st.text())
+    @pytest.mark.parametrize(
+        ("given", "seconds"),
+        [
+            ("90s", 90), ("10m", 600), ("10 min", 600), ("1h", 3600), ("1.5h", 5400), ("1h30m", 5400),
+            ("2 hours", 7200), ("1 hour and 30 minutes", 5400), ("1d12h", 129600), ("1 day", 86400), ("2W", 1209600),
+            (str(timedelta(days=1, hours=2)), 93600), (str(timedelta(minutes=10)), 600),
+        ],
+    )  # fmt: skip
+    def test_times_with_units(self, given: str, seconds: int) -> None:
+        """A time as people write it means the same to sbatch, also as a limit of retries."""
+        chosen = Options().changed(time=given, max_time=given)
+
+        assert [seconds] * 2 == [parse_time(str(text)) for text in (chosen.slurm["time"], chosen.max_time)]
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ("4 GB", "4G"), ("4GB", "4G"), ("4 gb", "4G"), ("4GiB", "4G"), ("1.5G", "1536M"), ("1.5 TB", "1536G"),
+            ("0.1G", "104858K"), ("512 MB", "512M"), ("2 gigabytes", "2G"), ("1P", "1024T"), (4000.0, "4000"),
+            ("4G", "4G"), ("4000", "4000"), (4000, "4000"), ("0", "0"), ("100k", "100k"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("option", ["mem", "mem_per_cpu", "mem_per_gpu", "tmp"])
+    def test_memory_with_units(self, option: str, given: object, expected: str) -> None:
+        """An amount of memory as people write it becomes one that sbatch reads; what sbatch reads stays as it is."""
+        assert {option: expected} == slurm(**{option: given})
+
+    @pytest.mark.parametrize(
+        ("option", "value", "form"),
+        [
+            *(("time", value, "'1h30m'") for value in ("10 bananas", "h", "1h30", "1-2-3", "٣", "-5", "1e3")),
+            *(("mem", value, "'1.5G'") for value in ("lots", "4X", "-4G", "1.5", 1.5, "G", "1e3", "٣")),
+            ("max_time", "soon", "'1h30m'"),
+            ("max_mem", "4 apples", "'1.5G'"),
+        ],
+    )
+    def test_wrong_amounts(self, option: str, value: object, form: str) -> None:
+        """The error for a wrong time or amount of memory shows the value and the valid forms."""
+        with pytest.raises(OptionError, match=re.escape(repr(value))) as caught:
+            Options().changed(**{option: value})
+
+        assert form in str(caught.value)
+
+    @given(st.sampled_from(sorted(VALUED - AMOUNTS - {"cpus_per_task"})), st.text())
     def test_one_line(self, option: str, value: str) -> None:
         """Any accepted text reaches sbatch unchanged, on one line."""
         try:
@@ -153,7 +200,10 @@ class TestUnknownNames:
             ("thread", "threads"),
             ("trottle", "throttle"),
             ("module", "modules"),
-            ("max_workers", "processes"),
+            ("max_workers", "throttle"),
+            ("max_workers", "tasks"),
+            ("n_jobs", "throttle"),
+            ("workers", "processes"),
             ("tasks_per_node", "ntasks_per_node"),
             ("cluster", "clusters"),
         ],
