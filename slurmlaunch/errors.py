@@ -325,6 +325,13 @@ _DEATH_ADVICE: dict[int, str] = {
     signals.SIGSEGV: "This is a crash in compiled code, or a recursion too deep for the C stack: "
     "run the item alone with cluster='local' and PYTHONFAULTHANDLER=1 to see where.",
     signals.SIGKILL: "This is often the memory limit: give the task more with mem=...",
+    signals.SIGXCPU: "It used up the CPU time of a process (`ulimit -t` shows the limit): raise the limit where you "
+    "make the call, since tasks inherit it, or in setup=[...].",
+    signals.SIGXFSZ: "It wrote more to a file than a process may (`ulimit -f` shows the limit): raise the limit where "
+    "you make the call, since tasks inherit it, or in setup=[...].",
+    signals.SIGBUS: "This is often a full file system behind mapped memory, such as /dev/shm or /tmp.",
+    signals.SIGILL: "Compiled code was built for another kind of CPU: build it on such a node, or choose nodes with "
+    "constraint=...",
 }
 
 
@@ -344,10 +351,27 @@ class OutOfMemory(TaskEnded):
 
 
 class TimeLimitExceeded(TaskEnded):
-    """The task ran into its time limit."""
+    """The task ran into its time limit.
+
+    Attributes:
+        limit: the limit in seconds, if it was given.
+    """
 
     what = "the time limit was hit"
-    advice = "Ask for more with time=..., or give each task fewer items with chunksize=..."
+    advice = (
+        "Run the missing items again with more time, with .retry(time=...), or give each task fewer items with "
+        "chunksize=..."
+    )
+    limit: float | None = None
+
+    def with_limit(self, seconds: float | None) -> TimeLimitExceeded:
+        """Name the limit in the message; return the error itself."""
+        from datetime import timedelta  # here, because a node must start fast
+
+        self.limit = seconds
+        if seconds is not None:
+            self.what = self.what.replace("the time limit", f"the time limit of {timedelta(seconds=seconds)}", 1)
+        return self
 
 
 class NodeFailure(TaskEnded):

@@ -26,7 +26,7 @@ from slurmlaunch.client import failure_reasons as reasons
 from slurmlaunch.client.item_status import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.retries import Cause, PendingRetries, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
-from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost
+from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost, TimeLimitExceeded
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import SchedulerEnd
@@ -528,6 +528,12 @@ class RunState:
 
     def _error_of_end(self, task: int, log_tail: str = "") -> ItemError:
         """Return the error of the open items of a task that has ended, by its end mark or the scheduler's record."""
+        error, plan = self._reason_of_end(task, log_tail), self.tasks.view(task).round.plan
+        if isinstance(error, TimeLimitExceeded) and error.state != TaskState.DEADLINE.value:
+            return error.with_limit(plan.time_limit)
+        return error
+
+    def _reason_of_end(self, task: int, log_tail: str) -> ItemError:
         view, place = self.tasks.view(task), self.tasks.place_of(task)
         mark, record = view.end_mark, view.missing_record
         explained = reasons.explains_end(mark, view.attempts)

@@ -152,6 +152,9 @@ def oom_kills() -> int:
     return 0
 
 
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
 def memory_limit_text() -> str:
     """Return `` of 1.5 GiB`` for this task's memory limit, or nothing if there is none."""
     limits = [
@@ -162,7 +165,10 @@ def memory_limit_text() -> str:
         for line in _lines(parent / limit)
         if line.isdigit() and int(line) < _UNLIMITED
     ]
-    return f" of {min(limits) / 2**30:.3g} GiB" if limits else ""
+    if not limits:
+        return ""
+    power = (min(limits).bit_length() - 1) // 10
+    return f" of {min(limits) / 1024**power:.4g} {_UNITS[power]}"
 
 
 def mapped_file_bytes(process: int) -> int:

@@ -7,11 +7,12 @@ import os
 import pickle
 import shutil
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import FunctionExited, ResultLost, TaskState, UnpicklableResult, WorkerDied, attach
+from slurmlaunch import FunctionExited, ResultLost, TaskState, TimeLimitExceeded, UnpicklableResult, WorkerDied, attach
 from tests.conftest import elsewhere
 from tests.support.deeds import DEEDS, HoldsLockError, MuteError, TwoArgumentsError, Unloadable
 from tests.support.frames import own_frames
@@ -217,6 +218,7 @@ class TestDeaths:
             4: lambda: os.kill(os.getpid(), signal.SIGSEGV),
             6: os.abort,
             9: lambda: os._exit(0),
+            10: lambda: os.kill(os.getpid(), signal.SIGXCPU),
         }
         array = executor.map_array(lambda i: deaths.get(i, lambda: i)(), range(12), tasks=1)
         results = array.results(return_exceptions=True)
@@ -224,9 +226,9 @@ class TestDeaths:
         assert [i for i in range(12) if i not in deaths] == [each for each in results if isinstance(each, int)]
         errors: dict[int, Any] = {i: results[i] for i in deaths}
         assert {WorkerDied} == set(map(type, errors.values()))
-        expected = {1: (None, 7), 3: (9, None), 4: (11, None), 6: (6, None), 9: (None, 0)}
+        expected = {1: (None, 7), 3: (9, None), 4: (11, None), 6: (6, None), 9: (None, 0), 10: (24, None)}
         assert expected == {i: (error.signal, error.exit_code) for i, error in errors.items()}
-        words = ["exit status 7", "SIGKILL (9)", "SIGSEGV (11)", "SIGABRT (6)", "exit status 0"]
+        words = ["exit status 7", "SIGKILL (9)", "SIGSEGV (11)", "SIGABRT (6)", "exit status 0", "`ulimit -t`"]
         assert all(word in str(errors[i]) for i, word in zip(deaths, words, strict=True))
 
     def test_place(self, executor: Executor) -> None:
@@ -321,3 +323,14 @@ def test_attempts(executor: Executor) -> None:
     again.wait()
     assert [2, 1] == [len(future.attempts) for future in again]
     assert [again[0].attempts[0], *fine.attempts] == [future.attempts[0] for future in attach(array.folder)]
+
+
+@pytest.mark.parametrize("backend", ["local"], indirect=True)
+def test_time_limit(make_executor: ExecutorFactory) -> None:
+    """The error of an item that takes too long names the limit, and how to run it again with more."""
+    error = make_executor(time="1s").submit(time.sleep, 600).exception()
+
+    assert isinstance(error, TimeLimitExceeded)
+    assert error.limit == 1.0
+    assert "the time limit of 0:00:01 was hit" in str(error)
+    assert ".retry(time=...)" in str(error)

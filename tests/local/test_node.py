@@ -15,6 +15,7 @@ import cloudpickle
 import pytest
 
 from slurmlaunch.errors import FunctionExited, NodeStartError, WorkerDied
+from slurmlaunch.node import system
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, STARTED_VARIABLE, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Kind
@@ -554,3 +555,22 @@ def test_the_peak_of_memory_is_recorded(tmp_path: Path) -> None:
     assert notes["node"] == os.uname().nodename
     assert notes["started"] <= notes["ended"]
     assert 200_000_000 < notes["peak"] < 2_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        (200 << 20, " of 200 MiB"),
+        (1536 << 20, " of 1.5 GiB"),
+        (1000 << 20, " of 1000 MiB"),
+        (4 << 40, " of 4 TiB"),
+        ("max", ""),
+    ],
+)
+def test_the_memory_limit_in_words(limit: object, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit is shown in the unit in which it was given, or one that is as short."""
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(system, "_ROOT", tmp_path)
+    monkeypatch.setattr(system, "_memory_cgroups", lambda: [(tmp_path, "memory.events", "memory.max")])
+
+    assert text == system.memory_limit_text()

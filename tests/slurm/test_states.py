@@ -179,6 +179,31 @@ def test_a_bracket_may_be_final() -> None:
     assert states.get(6) == TaskRecord(TaskState.CANCELLED)
 
 
+@pytest.mark.parametrize("name", ["9_0", "9_[0-1%2]"])
+@pytest.mark.parametrize(
+    ("state", "reason", "kept"),
+    [
+        ("CANCELLED", "Priority", False),
+        ("CANCELLED", "Resources", False),
+        ("CANCELLED", "JobArrayTaskLimit", False),
+        ("CANCELLED", "ReqNodeNotAvail, UnavailableNodes:n1", False),
+        ("CANCELLED", "QOSMaxCpuPerUserLimit", False),
+        ("TIMEOUT", "BeginTime", False),
+        ("CANCELLED", "DependencyNeverSatisfied", True),
+        ("TIMEOUT", "TimeLimit", True),
+        ("FAILED", "NonZeroExitCode", True),
+        ("FAILED", "RaisedSignal:9(Killed)", True),
+        ("FAILED", "JobLaunchFailure", True),
+        ("NODE_FAIL", "NodeDown", True),
+        ("PENDING", "Priority", True),
+    ],
+)
+def test_a_reason_to_wait_is_no_reason_of_an_end(name: str, state: str, reason: str, kept: bool) -> None:  # noqa: FBT001
+    """An element that ended has no reason that says why it was pending before; one that is pending has."""
+    record = JobStates().after_squeue(squeue_rows(f"{name}|{state}|n/a|{reason}"), START).get(0)
+    assert record == TaskRecord(TaskState(state), reason=reason if kept else None)
+
+
 def test_a_final_state_counts_only_when_squeue_agrees() -> None:
     """An element that sacct reports as preempted is alive as long as squeue reports it."""
     states = JobStates().after_squeue(squeue_rows("9_0|PENDING|n/a|BeginTime"), START)

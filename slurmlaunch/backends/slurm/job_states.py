@@ -31,6 +31,13 @@ _PIECE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 _MAY_START_AGAIN = frozenset({TaskState.PREEMPTED, TaskState.NODE_FAIL, TaskState.BOOT_FAIL})
 # States that say less than a step's OUT_OF_MEMORY does.
 _LESS_THAN_OUT_OF_MEMORY = frozenset({TaskState.COMPLETED, TaskState.FAILED})
+# The reasons that describe an end. squeue goes on to show why an element was pending after that was cancelled.
+# Source: Slurm's job_state_reason.c (FAIL_... and those after which Slurm itself cancels), and sacct's "by 1000".
+_OF_AN_END = re.compile(
+    r"NonZeroExitCode|RaisedSignal.*|TimeLimit|OutOfMemory|Dead[Ll]ine|NodeDown|NodeFail\w*|\w*LaunchFailure|\w*Prolog\w*"
+    r"|launch failed.*|SystemFailure|BootFail\w*|InactiveLimit|BurstBufferOperation|BadConstraints|InvalidAccount"
+    r"|InvalidQOS|DependencyNeverSatisfied|ReservationDeleted|Preempt\w*|[A-Z]+ by .*"
+)
 _NOT_SEEN = TaskRecord(TaskState.UNKNOWN)
 _CANCELLED = TaskRecord(
     TaskState.CANCELLED, reason="it left the queue before it started, and Slurm keeps no record of it"
@@ -273,14 +280,18 @@ def _split(rows: list[Row]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """Return the alive and the ended elements, by the rows that describe whole tasks."""
     own = [row for row in rows if row.step is None and not row.shared]
     alive = _join(Group(row.elements, row.record) for row in own if not row.is_final)
-    ended = _without(_join(Group(row.elements, row.record) for row in own if row.is_final), _all(alive))
+    ended = _without(_join(Group(row.elements, _as_end(row.record)) for row in own if row.is_final), _all(alive))
     # While an element starts, both rows list it: its own is the newer one.
     known = _all(alive) | _all(ended)
     shared = [row for row in rows if row.step is None and row.shared]
     pending = (Group(row.elements - known, row.record) for row in shared if not row.is_final)
-    # The reason of a shared row says why the elements were pending, not how they ended.
-    never_started = (Group(row.elements - known, replace(row.record, reason=None)) for row in shared if row.is_final)
+    never_started = (Group(row.elements - known, _as_end(row.record)) for row in shared if row.is_final)
     return _join((*alive, *pending)), _join((*ended, *never_started))
+
+
+def _as_end(record: TaskRecord) -> TaskRecord:
+    """Return the record of an end, without a reason that says why the element was pending before."""
+    return record if record.reason is None or _OF_AN_END.fullmatch(record.reason) else replace(record, reason=None)
 
 
 def _with_steps(rows: list[Row]) -> list[Row]:
