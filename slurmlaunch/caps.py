@@ -34,6 +34,7 @@ VARIABLES = (
     "ARROW_NUM_THREADS",
     "LOKY_MAX_CPU_COUNT",
     "PYTHON_CPU_COUNT",
+    "PYTEST_XDIST_AUTO_NUM_WORKERS",
 )
 """The variables from which libraries take the size of their thread pools."""
 

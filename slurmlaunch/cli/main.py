@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.subcommand is None:
         parser.print_help(sys.stderr)
         return USAGE_STATUS
-    warnings.formatwarning = lambda message, *_, **__: f"slurmlaunch: {message}\n"
+    from slurmlaunch.cli.flags import in_flags  # here, since --version and --help need nothing of the package
+
+    warnings.formatwarning = lambda message, *_, **__: f"slurmlaunch: {in_flags(message)}\n"
     subcommand = import_module(f"slurmlaunch.cli.{given.subcommand}")
     try:
         status: int = subcommand.main(given.arguments)
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _SIGNALLED + signal.SIGPIPE
     except (SlurmlaunchError, OSError) as error:
-        print(f"slurmlaunch: error: {error}", file=sys.stderr)
+        print(f"slurmlaunch: error: {in_flags(error)}", file=sys.stderr)
         return USAGE_STATUS
     return status
 

@@ -15,11 +15,12 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from slurmlaunch.backends.slurm.commands import SHORT
+from slurmlaunch.cli.flags import flag_of, in_flags
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.client.options import CLUSTERS, OURS
 from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, unknown_option
 from slurmlaunch.command import Command
-from slurmlaunch.errors import OptionError
+from slurmlaunch.errors import OptionError, SlurmlaunchError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,7 +155,7 @@ def _show(future: Future[subprocess.CompletedProcess[str]]) -> list[str]:
         _print(done.stdout, done.stderr)
         return []
     if not isinstance(error, subprocess.CalledProcessError):
-        return [str(error) or type(error).__name__]
+        return [(in_flags(error) if isinstance(error, SlurmlaunchError) else str(error)) or type(error).__name__]
     _print(error.stdout, error.stderr)
     reason = f"exit status {error.returncode}" if error.returncode > 0 else f"signal {-error.returncode}"
     return [reason, *error.stderr.rstrip().splitlines()[-_SHOWN_LINES:]]
@@ -193,7 +194,7 @@ class RunOptionParser(argparse.ArgumentParser):
         sbatch = self.add_argument_group("options of sbatch", _SBATCH_OPTIONS)
         short = {name: f"-{letter}" for letter, name in SHORT.items() if name in NAMES}
         for name in sorted(NAMES):
-            flags = [short[name], _flag(name)] if name in short else [_flag(name)]
+            flags = [short[name], flag_of(name)] if name in short else [flag_of(name)]
             # As for sbatch, the value of an optional one follows "=": the next word is never its value.
             optional: dict[str, Any] = {"nargs": "?", "const": True} if name in OPTIONAL else {}
             arity = {"action": "store_true"} if name in FLAGS else optional
@@ -232,10 +233,6 @@ def _run_options(given: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _refusal(word: str, ours: Sequence[str]) -> str:
     """Return the error for an unknown option, in the words of a command line."""
     flag = word.partition("=")[0]
@@ -243,8 +240,8 @@ def _refusal(word: str, ours: Sequence[str]) -> str:
         return f"{word!r} is no option, and the command comes after the options"
     error = unknown_option(flag.lstrip("-"), ours)
     if "cannot be set" in str(error):
-        return str(error).replace(error.option, flag, 1)
-    meant = f"; did you mean {' or '.join(map(_flag, error.suggestions))}?" if error.suggestions else "."
+        return in_flags(str(error).replace(error.option, flag, 1))
+    meant = f"; did you mean {' or '.join(map(flag_of, error.suggestions))}?" if error.suggestions else "."
     return (
         f"{flag} is an option neither of sbatch nor of slurmlaunch{meant} "
         f"A flag of a plugin or of a newer Slurm goes as --sbatch={word}"

@@ -20,10 +20,9 @@ import threading
 import time
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 from slurmlaunch import byvalue
-from slurmlaunch.caps import usable_cpus
 from slurmlaunch.errors import MissingPackage, SchedulerError
 from slurmlaunch.outcome import PICKLE_PROTOCOL
 
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SlurmlaunchBackend", "register_parallel_backend"]
 
-# How many tasks are assumed to run at once on a cluster without a throttle, for callers that cut their work by it.
-_CONCURRENT_TASKS = 100
 # The most calls of one run, and how many joblib dispatches ahead.
 _WINDOW = 10_000
 # Seconds without another call after which a window may close.
@@ -69,11 +66,16 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
 
     Args:
         executor: runs the calls; by default ``Executor()``.
-        tasks, chunksize, schedule: how a run's calls are cut into tasks, as for `Executor.map_array`.
+        tasks, chunksize, schedule: how a run's calls are cut into tasks, as for `Executor.map_array`. By default the
+            schedule is dynamic where the caller takes results as they arrive (``"generator_unordered"``), so that no
+            call waits behind a slow one, and static otherwise.
+        initializer, initargs: a function that each process calls once, before its first call, and its arguments.
         nesting_level: joblib's own.
+        misplaced: nothing: options go into the executor.
 
     Raises:
-        TypeError: *executor* is no `Executor`.
+        TypeError: *executor* is no `Executor`, or *initializer* cannot be called.
+        UnknownOption: another keyword was given.
     """
 
     supports_retrieve_callback = True
@@ -85,16 +87,26 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
         *,
         tasks: int | None = None,
         chunksize: int | None = None,
-        schedule: str = "static",
+        schedule: str | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
         nesting_level: int | None = None,
+        **misplaced: Never,
     ) -> None:
         from slurmlaunch.client.executor import Executor
+        from slurmlaunch.client.options import misplaced_option
 
+        other: dict[str, object] = dict(misplaced)
+        for name, value in other.items():
+            raise misplaced_option(name, value, "executor=ex.options({}=...)")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a function, not {initializer!r}")
         if not isinstance(executor, Executor | None):
             raise TypeError(f"executor must be a slurmlaunch.Executor, not {executor!r}")
         super().__init__(nesting_level=nesting_level)
         self._executor = Executor() if executor is None else executor
         self._how: dict[str, Any] = {"tasks": tasks, "chunksize": chunksize, "schedule": schedule}
+        self._initializer, self._initargs = initializer, tuple(initargs)
         self._n_jobs = -1
         self.parallel: Any = None
         self._dispatcher: _Dispatcher | None = None
@@ -115,8 +127,10 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
             raise FallbackToBackend(own)
         # The keywords of Parallel itself, as in Parallel(backend="slurmlaunch", executor=ex).
         ours = {name: value for name, value in given.items() if name not in _JOBLIB_KEYWORDS}
-        made = SlurmlaunchBackend(**{"executor": self._executor, **self._how, **ours})
+        before = {"executor": self._executor, "initializer": self._initializer, "initargs": self._initargs}
+        made = SlurmlaunchBackend(**{**before, **self._how, **ours})
         self._executor, self._how = made._executor, made._how
+        self._initializer, self._initargs = made._initializer, made._initargs
         self._n_jobs = n_jobs
         if str(parallel.pre_dispatch).replace(" ", "") == "2*n_jobs":
             # The default of joblib and scikit-learn keeps memory small when workers are fed one by one;
@@ -131,17 +145,20 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
             ValueError: *n_jobs* is 0.
         """
         if n_jobs == 0:
-            raise ValueError("n_jobs=0 has no meaning: give the number of processes, or -1 for as many as there are")
+            raise ValueError(
+                "n_jobs == 0 in Parallel has no meaning: instead of n_jobs=0 give the number of processes, "
+                "or -1 for as many as there are"
+            )
         if n_jobs is not None and n_jobs > 0:
             return n_jobs
         # Never 1, for which joblib runs the calls itself.
-        return max(2, self._concurrent_calls() + 1 + (-1 if n_jobs is None else n_jobs))
+        at_once = max(2, self._concurrent_calls() + 1 + (-1 if n_jobs is None else n_jobs))
+        calls: int | None = getattr(self.parallel, "n_tasks", None)  # known if the calls are a list, in joblib 1.5
+        return _AsManyAsCalls(at_once) if calls is None else min(at_once, max(2, calls))
 
     def _concurrent_calls(self) -> int:
-        shape, throttle = self._executor.shape(), self._executor.throttle
-        here = max(1, usable_cpus() // shape.cpus_per_task)
-        tasks = _CONCURRENT_TASKS if self._executor.cluster == "slurm" else here
-        return min(each for each in (tasks, throttle, self._how["tasks"]) if each) * shape.processes
+        tasks = self._executor._max_workers  # noqa: SLF001  (the attribute of pools, which others read, too)
+        return min(tasks, self._how["tasks"] or tasks) * self._executor.shape().processes
 
     # During a call.
 
@@ -182,11 +199,30 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
 
         shared = _shared_values(batches)
         numbers = {id(value): number for number, value in enumerate(shared)}
-        function = _WithSharedValues([_Pickled(value) for value in shared], name_of(batches[0].items[0][0]))
-        how = self._how
-        if not (how["tasks"] or how["chunksize"] or self._n_jobs in (None, -1)):
-            how = {**how, "tasks": -(-self.effective_n_jobs(self._n_jobs) // self._executor.shape().processes)}
-        return self._executor.map_array(function, [_Pickled(batch, numbers) for batch in batches], **how)
+        for called in {id(function): function for batch in batches for function, _, _ in batch.items}.values():
+            byvalue.refuse_coroutines(called)
+        start = self._initializer and _Pickled(functools.partial(self._initializer, *self._initargs))
+        name = name_of(batches[0].items[0][0])
+        function = _WithSharedValues([_Pickled(value) for value in shared], name, start)
+        return self._executor.map_array(function, [_Pickled(batch, numbers) for batch in batches], **self._cut())
+
+    def _cut(self) -> dict[str, Any]:
+        """Return how the calls of a window are cut into tasks."""
+        how = dict(self._how)
+        unordered = not getattr(self.parallel, "return_ordered", True) and self._executor.ranks == 1
+        dynamic = how["schedule"] is None and unordered
+        if not (how["tasks"] or how["chunksize"]) and (dynamic or self._n_jobs not in (None, -1)):
+            how["tasks"] = -(-self.effective_n_jobs(self._n_jobs) // self._executor.shape().processes)
+        how["schedule"] = how["schedule"] or ("dynamic" if dynamic else "static")
+        return how
+
+
+class _AsManyAsCalls(int):
+    """The number of calls that run at once, for joblib's message: how many calls there are is not known by then."""
+
+    def __format__(self, spec: str) -> str:
+        """Return the words that joblib prints before "concurrent workers"."""
+        return format(int(self), spec) if spec else "as many tasks as the calls need, instead of"
 
 
 # Windows.
@@ -308,13 +344,19 @@ class _Pickled:
 
 
 class _WithSharedValues:
-    """The function of a run, under its name: unpickles a call, with the shared values in it, and runs it."""
+    """The function of a run, under its name: unpickles a call, with the shared values in it, and runs it.
 
-    def __init__(self, shared: Sequence[Any], name: str) -> None:
-        self._shared = shared
+    *initializer* is a pickled function that each process runs before its first call.
+    """
+
+    def __init__(self, shared: Sequence[Any], name: str, initializer: Any = None) -> None:
+        self._shared, self._initializer = shared, initializer
         self.__qualname__ = name
 
     def __call__(self, pickled: bytes) -> Any:
+        if self._initializer is not None:
+            pickle.loads(self._initializer)()
+            self._initializer = None  # in this process, whose copy of the function this is
         return _Unpickler(io.BytesIO(pickled), self._shared).load()()
 
 

@@ -16,7 +16,7 @@ import joblib
 import pytest
 
 import slurmlaunch
-from slurmlaunch import Executor, NotPicklable, WorkerDied, attach
+from slurmlaunch import Executor, NotPicklable, UnknownOption, WorkerDied, attach
 from slurmlaunch.caps import usable_cpus
 from tests.conftest import elsewhere, several_cpus
 from tests.support import scripts
@@ -146,9 +146,37 @@ class TestHowMany:
         assert self.effective(executor, -1) == max(2, usable_cpus())
         assert self.effective(executor.options(cpus_per_task=2), -1) == max(2, usable_cpus() // 2 * 2)
 
+    def test_of_a_list(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Joblib's message names at most as many workers as calls, and no number where their number is unknown."""
+        executor = Executor(tmp_path, cluster="local")
+        monkeypatch.setattr(Executor, "_max_workers", 200)  # as on a cluster
+        calls = [joblib.delayed(abs)(-number) for number in range(4)]
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, chunksize=4):
+            joblib.Parallel(verbose=1)(calls)
+            listed = capsys.readouterr().err
+            joblib.Parallel(verbose=1)(iter(calls))
+            streamed = capsys.readouterr().err
+
+        assert "with 4 concurrent workers" in listed
+        assert "with as many tasks as the calls need" in streamed
+        assert "200" not in streamed
+
+    def test_misplaced_options(self, tmp_path: Path) -> None:
+        """An option of the executor is told where it belongs, in a parallel_config, a Parallel and a backend."""
+        executor = Executor(tmp_path, cluster="local")
+        told = pytest.raises(UnknownOption, match=r"executor=ex\.options\(time=\.\.\.\)")
+        with told, joblib.parallel_config("slurmlaunch", time="1h"):
+            pass
+        with told:
+            joblib.Parallel(backend="slurmlaunch", executor=executor, time="1h")([joblib.delayed(abs)(1)] * 2)
+        with told:
+            executor.joblib_backend(time="1h")
+
     def test_invalid_numbers_and_executors(self, tmp_path: Path) -> None:
         """None at all, and something that is no executor, are refused."""
-        with pytest.raises(ValueError, match="n_jobs=0"):
+        with pytest.raises(ValueError, match=r"n_jobs == 0 in Parallel has no meaning"):  # joblib's own words
             self.effective(Executor(tmp_path), 0)
         with (
             pytest.raises(TypeError, match=r"slurmlaunch\.Executor"),
@@ -214,6 +242,47 @@ class TestCalls:
             gate.open()
 
             assert ["a", "b"] == list(ordered)
+
+    @several_cpus
+    def test_the_fastest_comes_first(self, executor: Executor, gate: Gate) -> None:
+        """An unordered generator yields each result once it is there: no call waits behind a slow one."""
+
+        def run(number: int) -> int:
+            if number == 0:
+                gate.enter()
+            return number
+
+        calls = (joblib.delayed(run)(number) for number in range(6))
+        with joblib.parallel_config(backend="slurmlaunch", executor=executor, n_jobs=2):
+            found = joblib.Parallel(return_as="generator_unordered")(calls)
+            first = {next(found) for _ in range(5)}
+            gate.open()
+
+        assert [{1, 2, 3, 4, 5}, 0] == [first, next(found)]
+
+    def test_initializer(self, executor: Executor) -> None:
+        """A function that joblib's caller names runs once in each process, before its calls."""
+
+        def initialize(*values: int) -> None:
+            os.environ["INITIALIZED"] = os.environ.get("INITIALIZED", "") + str(values)
+
+        call = joblib.delayed(lambda: os.environ["INITIALIZED"])
+        parallel = joblib.Parallel(
+            backend="slurmlaunch", executor=executor, tasks=1, initializer=initialize, initargs=(1, 2)
+        )
+
+        assert ["(1, 2)"] * 3 == parallel(call() for _ in range(3))
+
+    def test_async(self, executor: Executor) -> None:
+        """An async function is told at the call to be wrapped."""
+
+        async def wait() -> None: ...
+
+        with (
+            joblib.parallel_config(backend="slurmlaunch", executor=executor),
+            pytest.raises(TypeError, match=r"asyncio\.run"),
+        ):
+            joblib.Parallel()(joblib.delayed(wait)() for _ in range(2))
 
     @several_cpus
     def test_errors_are_themselves(self, executor: Executor, gate: Gate) -> None:

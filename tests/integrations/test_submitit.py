@@ -512,6 +512,24 @@ def test_refused_parameters(scripted: Callable[..., str]) -> None:
         scripted(slurmlaunch_array_parallelism="few")
     with pytest.warns(UserWarning, match="slurmlaunch_signal_delay_s is ignored"):
         scripted(slurmlaunch_signal_delay_s=30)
+    with pytest.warns(UserWarning, match="slurmlaunch_srun_args is ignored"):
+        scripted(slurmlaunch_srun_args=["--mpi=pmix"])
+
+
+def test_defaults_of_launchers(scripted: Callable[..., str]) -> None:
+    """What submitit and Hydra's launcher pass by default causes no warning, which would be an error here."""
+    for seconds in (90, 120):
+        scripted(slurmlaunch_signal_delay_s=seconds, slurmlaunch_use_srun=True, slurmlaunch_srun_args=None)
+
+
+def test_async_functions_are_refused(tmp_path: Path) -> None:
+    """An async function is told at the call to be wrapped."""
+
+    async def wait() -> None: ...
+
+    executor = submitit.AutoExecutor(tmp_path, cluster="slurmlaunch")
+    with pytest.raises(TypeError, match=r"asyncio\.run"):
+        executor.submit(wait)
 
 
 # submitit's other users.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import slurmlaunch
+from slurmlaunch.cli.flags import in_flags
 from tests.conftest import several_cpus
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -162,7 +163,9 @@ def test_dry_run(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> No
         (["--output=x", "x", "a"], "--output cannot be set: logs are in the run folder"),
         (["-a", "0-3", "x", "a"], "-a cannot be set: the array follows from the call"),
         (["--tasks", "x", "a"], "argument --tasks: invalid int value: 'x'"),
-        (["--tasks=0", "x", "a"], "tasks: must be at least 1"),
+        (["--tasks=0", "x", "a"], "--tasks: must be at least 1"),
+        (["--time=10 bananas", "x", "a"], "--time: '10 bananas' is no time"),
+        (["--mem=lots", "x", "a"], "--mem: 'lots' is no amount"),
         (["--threads=8", "--cpus-per-task=2", "x", "a"], "CPUs"),
         (["--env=A", "x", "a"], "write --env A=VALUE"),
         (["--timeout=0", "x", "a"], "timeout must be a number of seconds above 0"),
@@ -180,6 +183,36 @@ def test_refused(run: Callable[..., tuple[int, str, str]], arguments: list[str],
     assert (status, out) == (2, "")
     assert re.search(message.replace("{2}", r"\{2\}").replace("?", r"\?"), err), err
     assert "Traceback" not in err
+
+
+def test_advice_speaks_of_flags(run: Callable[..., tuple[int, str, str]]) -> None:
+    """The advice for a failed item names the flags of the command line."""
+    status, _, err = run("map", "--time=1s", "sleep {}", "600")
+    assert status == 1
+    assert "--time=..., or give each task fewer items with --chunksize=..." in err
+
+
+@pytest.mark.parametrize(
+    ("python", "flags"),
+    [
+        ("Ask for mem=... or mem_per_cpu=...", "Ask for --mem=... or --mem-per-cpu=..."),
+        ("check cpus_per_task=, mem= and nodes=.", "check --cpus-per-task, --mem and --nodes."),
+        ("give map_array fewer tasks= or a larger chunksize=.", "give fewer --tasks or a larger --chunksize."),
+        ("cluster='local' (or SLURMLAUNCH_CLUSTER=local)", "--cluster=local (or SLURMLAUNCH_CLUSTER=local)"),
+        ("Load it, with modules=[...].", "Load it, with --module=..."),
+        ("as map_array(..., tasks=..., throttle=...)", "as --tasks=..., --throttle=..."),
+        ("sbatch=['--flag=value'] passes it", "--sbatch=--flag=value passes it"),
+        ("processes: too many, and cpus_per_task is 2", "--processes: too many, and --cpus-per-task is 2"),
+        ("Run them again with .retry(time=...)", "Run them again --time=..."),
+        (
+            "log: /runs/time=3/mem=4.err\nsbatch: error: --time=x",
+            "log: /runs/time=3/mem=4.err\nsbatch: error: --time=x",
+        ),
+    ],
+)
+def test_in_flags(python: str, flags: str) -> None:
+    """Python's form of an option becomes that of the command line; paths and other programs' words stay."""
+    assert flags == in_flags(python)
 
 
 # Leaving early.

@@ -12,6 +12,7 @@ import shlex
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from slurmlaunch.byvalue import refuse_coroutines
 from slurmlaunch.errors import OptionError
 
 try:
@@ -37,11 +38,14 @@ __all__ = ["SlurmlaunchExecutor", "SlurmlaunchJob", "SlurmlaunchJobEnvironment"]
 _RENAMED = {"array_parallelism": "throttle", "job_name": "name", "num_gpus": "gpus_per_node"}
 """submitit's names for options of slurmlaunch or sbatch."""
 
-_IGNORED = {
-    "signal_delay_s": "slurmlaunch chooses when to warn a task of its time limit",
-    "srun_args": "calls start without srun",
-    "use_srun": "calls start without srun",
+_IGNORED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "signal_delay_s": ("slurmlaunch chooses when to warn a task of its time limit", (90, 120, None)),
+    "srun_args": ("calls start without srun", (None, [], ())),
+    "use_srun": ("calls start without srun", (True, False, None)),
 }
+"""Parameters without a meaning here: why, and the defaults of submitit and of launchers on it, such as Hydra's, which
+pass them at each use without a user's doing."""
+
 _CALL = ("tasks", "chunksize")
 _NOT_OPTIONS = ("stderr_to_stdout", "additional_parameters", "teardown", *_CALL, *_IGNORED)
 
@@ -130,7 +134,9 @@ class SlurmlaunchExecutor(core.Executor):
             UnknownOption, OptionError: as for `slurmlaunch.Executor`.
         """
         for name in _IGNORED.keys() & kwargs.keys():
-            warnings.warn(f"slurmlaunch_{name} is ignored: {_IGNORED[name]}", stacklevel=4)
+            reason, defaults = _IGNORED[name]
+            if kwargs[name] not in defaults:
+                warnings.warn(f"slurmlaunch_{name} is ignored: {reason}", stacklevel=4)
         self._configured({**self.parameters, **kwargs})  # raises errors here rather than at the first submission
         super()._internal_update_parameters(**kwargs)
 
@@ -155,6 +161,8 @@ class SlurmlaunchExecutor(core.Executor):
         from slurmlaunch.client.pickling import name_of
 
         submissions = list(delayed_submissions)
+        for each in submissions:
+            refuse_coroutines(each.function)
         executor = self._configured(self.parameters, name_of(submissions[0].function))
         joined = bool(self.parameters.get("stderr_to_stdout")) and executor.cluster != "inline"
         calls, rows = as_items(submissions, stderr_to_stdout=joined)
