@@ -56,12 +56,14 @@ class Collector:
     Attributes:
         network: whether the folder is on a network file system.
         visits: how many "folders", files of running tasks ("growing") and files of ended tasks ("ended") were visited.
+        unchanged: how many of the visited files of running tasks had not grown.
     """
 
     def __init__(self, run: Run, *, network: bool | None = None) -> None:
         """Begin with nothing seen; *network* overrides the system's list of mounts."""
         self.network = is_on_network(run.folder.path) if network is None else network
         self.visits: Counter[str] = Counter()
+        self.unchanged = 0
         self._run, self._state = run, run.state
         self._end_marks, self._attempts = (
             NewNames(folder, run.clock, network=self.network, first_gap=_FIRST_GAP)
@@ -247,6 +249,9 @@ class Collector:
             return  # removed, or not listed yet while that of a later attempt is
         before, known = file.position, len(file.notes)
         try:
+            if not (final or self.network or file.has_grown):
+                self.unchanged += 1
+                return
             for found in chain(file.read(final=final), [None]):  # after the last record there may be notes, too
                 if len(file.notes) > known:
                     yield state.AttemptSeen(task, attempt, _merged(file.notes[known:]))

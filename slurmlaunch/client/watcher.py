@@ -50,7 +50,7 @@ LIKELY_FOR = 60.0
 """Seconds after the last news for which a run on a local disk is polled most often, since a poll costs little there."""
 
 BUSY_SHARE = 0.05
-"""The share of the time that polling a run on a local disk may take."""
+"""The share of the time that visits in vain may take on a local disk; after a poll that reads much the next follows."""
 
 _LAST_POLL = 5.0
 """Seconds that a poll may take when the interpreter exits."""
@@ -118,9 +118,9 @@ class Watch:
             OSError: the folder cannot be read now.
         """
         collector, clock = self.collector, self.run.clock
-        limited, before, visits = collector.network, collector.progress, Counter(collector.visits)
+        before, visits, unchanged = collector.progress, Counter(collector.visits), collector.unchanged
         ended = "last" if collector.all_ended else "ended"
-        events = collector.poll(limit.left("growing"), limit.left(ended)) if limited else collector.poll()
+        events = collector.poll(limit.left("growing"), limit.left(ended)) if collector.network else collector.poll()
         reading, began = 0.0, clock()
         for event in events:
             reading += clock() - began
@@ -131,13 +131,14 @@ class Watch:
         if news:
             self._news_at = now
         quiet = now - self._news_at
-        if limited:
-            visits = Counter(collector.visits) - visits
+        visits = Counter(collector.visits) - visits
+        if collector.network:
             visits[ended] = visits.pop("ended", 0)
             limit.spend(visits)
             pause = max(min(LONGEST, quiet * SHARE_OF_QUIET), limit.seconds_owed("folders"))
         else:
-            busy = reading if news else reading / BUSY_SHARE
+            in_vain = (collector.unchanged - unchanged) / visits.total() if news else 1.0
+            busy = reading * max(1.0, in_vain / BUSY_SHARE)
             pause = min(LONGEST, max((quiet - LIKELY_FOR) * SHARE_OF_QUIET, busy))
         self.due = now + max(SHORTEST, pause)
 

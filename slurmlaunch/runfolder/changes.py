@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 LATENCY_VARIABLE = "SLURMLAUNCH_LATENCY"
 
-NAMES_PER_CALL = 1000
-"""How many names the kernel returns per call: 32 KiB of them."""
-
 _NETWORK_LATENCY = 70.0
 """Seconds for which an existing file may be invisible: NFS caches absent names for up to a minute."""
 
@@ -37,16 +34,9 @@ _COARSEST = 2.0
 _AT_LEAST_EVERY = 60.0
 """Seconds after which a folder is listed whatever its modification time says."""
 
-_LISTING_COST = 4
-"""Opening, reading the status, closing, and the call that returns no more names."""
-
 
 class NewNames:
-    """The names that appear in one folder: each is returned once.
-
-    Attributes:
-        operations: how many file operations this has taken so far.
-    """
+    """The names that appear in one folder: each is returned once."""
 
     def __init__(
         self,
@@ -66,7 +56,6 @@ class NewNames:
             first_gap: seconds after which a folder that has changed is listed again; 0 for each call in the first
                 two seconds, which suits callers that poll rarely.
         """
-        self.operations = 0
         self._folder, self._clock, self._network, self._first_gap = folder, clock, network, first_gap
         self._seen: set[str] = set()
         self._modified = -1
@@ -83,7 +72,6 @@ class NewNames:
         if not self.may_have_changed():
             return set()
         names = os.listdir(self._folder)  # noqa: PTH208  (a Path for each of 10^5 names costs too much)
-        self.count_listing(len(names))
         new = set(names) - self._seen
         self._seen |= new
         return new
@@ -98,7 +86,6 @@ class NewNames:
             return []
         with os.scandir(self._folder) as entries:
             new = [entry for entry in entries if entry.name not in self._seen]
-        self.count_listing(len(new))
         self._seen.update(entry.name for entry in new)
         return new
 
@@ -106,10 +93,6 @@ class NewNames:
         """List the folder at the next call, and return these names again then."""
         self._seen.difference_update(names)
         self._modified = -1
-
-    def count_listing(self, names: int) -> None:
-        """Count the file operations of one listing."""
-        self.operations += _LISTING_COST + -(-names // NAMES_PER_CALL)
 
     def may_have_changed(self) -> bool:
         """Whether the folder has to be listed now; costs one look at its modification time.
@@ -130,9 +113,7 @@ class NewNames:
 
     def _modification_time(self) -> int:
         if not self._network:
-            self.operations += 1
             return self._folder.stat().st_mtime_ns
-        self.operations += 3
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return os.fstat(descriptor).st_mtime_ns

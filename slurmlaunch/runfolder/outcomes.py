@@ -239,17 +239,25 @@ class OutcomeFile:
         position: the end of the records that were read, in bytes.
         notes: the notes of the attempt about itself.
         checkpoints: the calls that resume items, as far as the attempt recorded any.
-        operations: how many file operations reading has taken so far.
     """
 
-    __slots__ = ("_salt", "checkpoints", "notes", "operations", "path", "position")
+    __slots__ = ("_salt", "checkpoints", "notes", "path", "position")
 
     def __init__(self, path: Path, salt: int = 0) -> None:
         """Begin at the start of a file whose headers have this salt (`RunFolder.salt`)."""
         self.path, self._salt = path, salt
-        self.position = self.operations = 0
+        self.position = 0
         self.notes: list[dict[str, Any]] = []
         self.checkpoints: dict[int, Recorded] = {}
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether there is more to read; a network file system may not show it before the file is opened.
+
+        Raises:
+            OSError: the file does not exist (yet).
+        """
+        return self.path.stat().st_size != self.position
 
     def read(self, *, final: bool = False) -> Iterator[Recorded | Damage]:
         """Yield the whole records that were appended since the last time.
@@ -262,9 +270,7 @@ class OutcomeFile:
             OSError: the file does not exist (yet), or cannot be read.
             UnsafeRunFolder: it is not safe to read.
         """
-        self.operations += 1
         with opened(self.path) as (descriptor, status):
-            self.operations += 2
             size = status.st_size
             if size < self.position:
                 self.position = 0  # the last record was cut off; callers skip the items that they know
@@ -278,7 +284,6 @@ class OutcomeFile:
                     found = self._take_large(descriptor, header, final=final, size=size)
                 else:
                     data = memoryview(read_at(descriptor, min(rest, max(extent, _PIECE)), before))
-                    self.operations += 1
                     found = self._take(data, final=final, size=size)
                 yield from found
                 if self.position == before:
@@ -287,7 +292,6 @@ class OutcomeFile:
     def _header(self, descriptor: int) -> records.Header | None:
         """Return the header of the next record; None if no whole one follows."""
         data = os.pread(descriptor, HEADER_SIZE, self.position)
-        self.operations += 1
         return records.parse_header(data, salt=self._salt)
 
     def _take_large(
@@ -295,7 +299,6 @@ class OutcomeFile:
     ) -> Iterator[Recorded | Damage]:
         """Verify a record that is larger than one piece, without keeping its payload."""
         offset = self.position
-        self.operations += 1
         if checksum(descriptor, offset + HEADER_SIZE, header.length) == header.payload_crc:
             self.position = offset + HEADER_SIZE + header.length
             yield from self._recorded(Recorded(self.path, offset, header))

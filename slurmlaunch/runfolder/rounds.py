@@ -300,11 +300,6 @@ class CancellationReader:
         self._changes = NewNames(self._folder)
         self._positions: dict[str, int] = {}
 
-    @property
-    def operations(self) -> int:
-        """How many file operations this has taken so far."""
-        return self._changes.operations
-
     def new(self) -> Iterator[tuple[int, range]]:
         """Yield the round and the items of each cancellation since the last call.
 
@@ -320,8 +315,6 @@ class CancellationReader:
             with os.scandir(self._folder) as entries:
                 ours = [entry for entry in entries if entry.name.partition(".")[0] in self._rounds]
                 sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in ours}
-            self._changes.count_listing(len(ours))
-            self._changes.operations += len(ours)
             for name, size in sizes.items():
                 position = self._positions.get(name, 0)
                 if size > position:
@@ -332,14 +325,9 @@ class CancellationReader:
             raise
 
     def _read(self, name: str, position: int, length: int) -> Iterator[range]:
-        self._changes.operations += _READING_COST
         with opened(self._folder / name) as (descriptor, _):
             data = read_at(descriptor, length, position)
         for found in records.scan(memoryview(data), position):
             if isinstance(found, Record):
                 self._positions[name] = found.offset + records.HEADER_SIZE
                 yield range(found.header.first, found.header.stop)
-
-
-_READING_COST = 4
-"""File operations of opening, checking, reading and closing a file."""

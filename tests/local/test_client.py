@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import threading
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pytest
 
@@ -18,7 +18,7 @@ from slurmlaunch.client.watcher import SAVED_VISITS, RateLimit, Watch, Watcher, 
 from slurmlaunch.errors import WorkerDied
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.layout import EndMark, Manifest
-from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter
 from slurmlaunch.runfolder.rounds import read_rounds
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import PATIENCE, Gate, wait_until
@@ -251,3 +251,28 @@ def test_a_local_disk_is_polled_often(tmp_path: Path) -> None:
 
     assert 200 == 400 - run.ledger.open
     assert max(pauses) <= 0.02
+
+
+def test_visits_in_vain_take_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one of many running tasks has news, the visits of the others take a twentieth of the time at most."""
+    tasks = 300
+    folder = OneRun(tmp_path / "run", len, rows(range(tasks * 100)), tasks=tasks).folder
+    clock, visit = [100.0], 0.0001
+    run = Run(folder, Manifest.read(folder), InlineBackend(), list(read_rounds(folder)), clock=lambda: clock[0])
+    has_grown = cast("property", OutcomeFile.has_grown).fget
+    assert has_grown
+
+    def visited(file: OutcomeFile) -> bool:
+        clock[0] += visit
+        return bool(has_grown(file))
+
+    monkeypatch.setattr(OutcomeFile, "has_grown", property(visited))
+    limit, watch = RateLimit(), Watch(run, network=False)
+    writers = [OutcomeWriter(folder, task) for task in range(tasks)]
+    watch.poll(limit)
+    for item in range(20):
+        write_value(writers[0], item, item)
+        watch.poll(limit)
+        assert item + 1 == run.manifest.items - run.state.ledger.open
+        assert watch.due - clock[0] >= 19 * tasks * visit
+        clock[0] = watch.due
