@@ -67,7 +67,7 @@ class Supervisor(TaskSupervisor):
         self._upkeep_at = monotonic() + self._upkeep_every
 
     def _run_items(self) -> None:
-        if self._queue.left:
+        if self._queue.left or self._queue.refill(1):  # some of its own may have been hidden until now
             self._prepare_fork()
         self._loop()
         if self._pool.busy:

@@ -16,8 +16,10 @@ import pytest
 
 from slurmlaunch.errors import FunctionExited, NodeStartError, WorkerDied
 from slurmlaunch.node import system
+from slurmlaunch.runfolder.claims import Claimer
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, STARTED_VARIABLE, Status
-from slurmlaunch.runfolder.outcomes import OutcomeFile
+from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter
+from slurmlaunch.runfolder.plan import Blocks
 from slurmlaunch.runfolder.records import Kind
 from tests.support.frames import own_frames
 from tests.support.tasks import REPOSITORY, OneRun, finish, rows
@@ -286,6 +288,37 @@ def test_a_requeued_task_resumes(tmp_path: Path, story: Story, gate: Gate) -> No
     assert run.recorded() == list(range(14))
     assert sorted(map(int, story.lines)) == sorted([*range(14), 10, 11])
     assert sorted(path.name for path in run.folder.outcomes.iterdir()) == ["0.0", "0.1"]
+
+
+LISTED_LATE = """
+import sys
+
+from slurmlaunch.node.__main__ import main
+from slurmlaunch.runfolder.claims import ClaimReader
+
+listings, list_claims = [], ClaimReader.new
+
+
+def listed_late(reader):
+    listings.append(reader)
+    return list_claims(reader) if len(listings) > 1 else iter(())
+
+
+ClaimReader.new = listed_late
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_claims_that_a_network_file_system_lists_late(tmp_path: Path) -> None:
+    """A requeued task runs the items that it had claimed, even if it finds the claims only at its second look."""
+    run = OneRun(tmp_path / "run", abs, rows(range(4)), blocks=Blocks(4, 1, "dynamic", 1))
+    OutcomeWriter(run.folder, 0).close()
+    earlier = Claimer(run.folder.claims(0), 0, 0, 4)
+    assert [earlier.claim() for _ in range(5)] == [0, 1, 2, 3, None]
+
+    assert run.run(prefix=[sys.executable, "-c", LISTED_LATE]).status == 0
+
+    assert run.values() == {item: item for item in range(4)}
 
 
 def test_outcomes_survive_a_killed_supervisor(tmp_path: Path, story: Story, gate: Gate) -> None:
