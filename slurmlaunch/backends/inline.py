@@ -79,7 +79,7 @@ class InlineBackend(Backend):
         return Snapshot(time.time(), dict.fromkeys(job_ids, lambda _: TaskRecord(TaskState.COMPLETED)))
 
 
-def _run_task(folder: RunFolder, manifest: Manifest, round_: Round, task: int, interrupted: threading.Event) -> None:
+def _run_task(folder: RunFolder, manifest: Manifest, round_: Round, task: int, interrupted: list[int]) -> None:
     writer = OutcomeWriter(folder, task)
     writer.note(started=time.time(), node=platform.node())
     threads, seed = round_.plan.threads, manifest.seed
@@ -106,7 +106,7 @@ def _items_of(folder: RunFolder, round_: Round, task: int, attempt: int) -> Iter
 
 
 def _run_items(
-    folder: RunFolder, manifest: Manifest, items: Iterable[int], writer: OutcomeWriter, interrupted: threading.Event
+    folder: RunFolder, manifest: Manifest, items: Iterable[int], writer: OutcomeWriter, interrupted: list[int]
 ) -> None:
     try:
         work = Work(folder, manifest)
@@ -123,10 +123,10 @@ def _run_items(
                 values.add(item, data)
             else:
                 writer.failure(item, data)
-            if interrupted.is_set():
+            if interrupted:
                 break
         values.write()
-    if interrupted.is_set():
+    if interrupted:
         raise KeyboardInterrupt
 
 
@@ -159,16 +159,16 @@ class _Values:
 
 
 @contextlib.contextmanager
-def _noting_interrupts() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets: it ends the call, unlike a KeyboardInterrupt that the function raises."""
-    pressed = threading.Event()
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Yield a list that Ctrl-C adds to: it ends the call, unlike a KeyboardInterrupt that the function raises."""
+    pressed: list[int] = []  # no Event: if a second Ctrl-C interrupts the handler, its lock would wait for itself
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield pressed
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        pressed.set()
+        pressed.append(number)
         handler(number, frame)
 
     signal.signal(signal.SIGINT, note)

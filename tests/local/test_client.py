@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -144,6 +146,38 @@ def test_a_cancel_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.Monkey
 
     wait_until(lambda: not ledger.open)
     assert 4 == ledger.count(ItemStatus.CANCELLED)
+
+
+TWICE_AT_ONCE = """
+import signal
+import sys
+
+from slurmlaunch import Executor
+
+pressed = []
+
+
+def press_again(frame, event, _):
+    if event == "call" and len(pressed) < 20:
+        pressed.append(frame)
+        signal.raise_signal(signal.SIGINT)
+
+
+def press_while_it_is_handled():
+    sys.setprofile(press_again)
+    signal.raise_signal(signal.SIGINT)
+
+
+signal.signal(signal.SIGINT, lambda *_: None)
+Executor(sys.argv[1], cluster="inline").submit(press_while_it_is_handled)
+"""
+
+
+def test_ctrl_c_within_the_handling_of_ctrl_c(tmp_path: Path) -> None:
+    """A second Ctrl-C, wherever it interrupts the handler of the first, ends an inline call as one does."""
+    program = [sys.executable, "-c", TWICE_AT_ONCE, str(tmp_path)]
+    done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stderr.splitlines()[-1].startswith("KeyboardInterrupt")
 
 
 def test_no_thread_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
