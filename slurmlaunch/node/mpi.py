@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
 from slurmlaunch.node.rank import RANK, RANKS
-from slurmlaunch.node.system import log_size, log_tail
+from slurmlaunch.node.system import kill_descendants, log_size, log_tail
 from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, make_rank_files
 from slurmlaunch.runfolder.records import Damage, Kind
@@ -104,6 +104,7 @@ class MpiSupervisor(TaskSupervisor):
             if self._is_over(results, failed_at):
                 results.ending = True
                 processes.end()
+        kill_descendants()
         self._read(results, final=True)
         self._writer.flush()
         self._peak = max(self._peak, results.peak)

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from slurmlaunch.node.channel import FAILED, FLOAT, INTEGER, MARKS, MAX_ITEMS, Channel, Connection
-from slurmlaunch.node.system import RUSAGE_UNIT, mapped_file_bytes
+from slurmlaunch.node.system import RUSAGE_UNIT, kill_trees, mapped_file_bytes, reap_orphans
 from slurmlaunch.node.worker import ABOUT_ITSELF, APPENDED, LENGTH
 from slurmlaunch.runfolder.records import Kind
 
@@ -332,11 +332,11 @@ class Pool:
             worker.shared_bytes = max(worker.shared_bytes, mapped_file_bytes(worker.pid))
 
     def kill(self, items: Collection[int] | None = None) -> None:
-        """Kill the workers that run one of these items; without *items*, all workers."""
-        for worker in self.workers.values():
-            if items is None or worker.running_item in items:
-                worker.killed = True
-                os.kill(worker.pid, signal.SIGKILL)  # `reap` notices the death
+        """Kill the workers that run one of these items, with all that they started; without *items*, all workers."""
+        chosen = [each for each in self.workers.values() if items is None or each.running_item in items]
+        for worker in chosen:
+            worker.killed = True
+        kill_trees([worker.pid for worker in chosen])  # `reap` notices the deaths
 
     def reap(self) -> list[Death]:
         """Record the last outcomes of workers that have died since the last call; return the deaths."""
@@ -350,6 +350,7 @@ class Pool:
                 self._peaks[worker.slot] = max(own, self._peaks.get(worker.slot, 0))
                 self._shared_bytes = max(self._shared_bytes, worker.shared_bytes)
                 deaths.append(self._remove(worker, status))
+        reap_orphans(self.workers)
         return deaths
 
     def _remove(self, worker: WorkerHandle, status: int) -> Death:

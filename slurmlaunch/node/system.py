@@ -1,4 +1,4 @@
-"""The node's requests to Linux: parent death, signals, memory accounting, streams and the task's log.
+"""The node's requests to Linux: parent death, processes, signals, memory accounting, streams and the task's log.
 
 Used by the supervisors, the workers and the ranks; knows nothing of items or run folders.
 """
@@ -12,22 +12,31 @@ import stat
 import sys
 from _thread import get_ident
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 # The end of the parent.
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent dies, however that happens."""
-    import ctypes  # late: the workers of a pool import it side by side
-
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
+
+
+def _prctl(option: int, argument: int) -> None:
+    import ctypes  # late: the workers of a pool import it side by side
+
+    ctypes.CDLL(None).prctl(option, argument)
 
 
 def client_pipe() -> int | None:
@@ -42,6 +51,54 @@ def client_pipe() -> int | None:
 def node_name() -> str:
     """Return the name of this node: Slurm's, or else the machine's."""
     return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+
+
+# Processes that items started. They may lead groups and sessions of their own, so only the tree of processes leads to
+# them all: Slurm finds them by the cgroup of the step, but not before its end, and on a laptop nothing does.
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parent ends, so that they can be found."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def reap_orphans(ours: Collection[int]) -> None:
+    """Reap adopted processes that have ended; *ours* are the children that others wait for."""
+    with contextlib.suppress(ChildProcessError):  # there are no children
+        while (ended := os.waitid(os.P_ALL, 0, _ENDED)) and ended.si_pid not in ours:
+            os.waitpid(ended.si_pid, 0)
+
+
+_ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+
+def kill_trees(roots: Collection[int]) -> None:
+    """Kill processes and their descendants; all are stopped first, so that none starts another meanwhile."""
+    stopped: set[int] = set()
+    new = set(roots)
+    while new:
+        _kill(new, signal.SIGSTOP)
+        stopped |= new
+        new = _children_of(stopped) - stopped
+    _kill(stopped, signal.SIGKILL)
+
+
+def kill_descendants() -> None:
+    """Kill what this process started or adopted, and is left."""
+    with contextlib.suppress(ChildProcessError):  # there is nothing, in the common case
+        os.waitid(os.P_ALL, 0, _ENDED)
+        kill_trees(_children_of({os.getpid()}))
+
+
+def _kill(processes: Collection[int], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process, number)
+
+
+def _children_of(parents: Collection[int]) -> set[int]:
+    found = ((int(name), stat_fields(int(name))) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208  (thousands of Paths take long)
+    return {process for process, stat in found if stat and int(stat[3]) in parents}
 
 
 # Signals of processes that run user code.

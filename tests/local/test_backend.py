@@ -638,8 +638,23 @@ def test_an_interrupt_at_exit_ends_the_tasks(folder: Path, *, ignored: bool) -> 
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
-    process.communicate()
+    _, messages = process.communicate()
     assert marks(folder) == ["0.0.143"]
+    assert "Traceback" not in messages
+    assert f"tasks of {folder} on this machine: 1 running, 2 waiting. Ending them; Ctrl-C kills them." in messages
+
+
+@pytest.mark.parametrize("end", ["pass", "raise ValueError"])
+def test_a_wait_at_exit_says_what_goes_on(folder: Path, end: str) -> None:
+    """A script that ends, or raises, before its tasks do says how many are left and how to end them."""
+    process = client(folder, f"submit('until [ -e \"$3/gate\" ]; do sleep 0.05; done', 3)\n{end}")
+    assert process.stderr
+    lines = iter(process.stderr.readline, "")
+    line = next(line for line in lines if line.startswith("slurmlaunch"))
+    (folder / "gate").touch()
+    process.communicate()
+    assert line.startswith(f"slurmlaunch: tasks of {folder} on this machine: ")
+    assert line.endswith("Python waits for them; Ctrl-C ends them.\n")
 
 
 # Plays the node: ends when its parent does.

@@ -74,11 +74,12 @@ class TaskProcess:
         then no other process can be given its number.
         """
         try:
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
                 return None
             # The search through the session costs milliseconds on a busy machine: only a
             # task that was signalled may have left processes outside its group.
-            if self._signalled:
+            if self._signalled or ended.si_code != os.CLD_EXITED:
                 self.send(signal.SIGKILL, Sessions.read())
             else:
                 self._signal_group(signal.SIGKILL)

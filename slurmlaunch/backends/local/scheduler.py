@@ -22,6 +22,7 @@ import os
 import platform
 import selectors
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -51,11 +52,19 @@ _MEMORY_INTERVAL = 0.2
 _MEMORY_SHARE = 20
 """Memory is measured no sooner than so many times what the last measurement took."""
 
+_SILENT_SECONDS = 1.0
+"""How long the interpreter waits for tasks at its exit before it says so."""
+
 _DAY = 86400.0
 _POLL_PAUSE = 0.01
 
 _JOB_ID_PREFIX = "local"
 _numbers = itertools.count(1)
+
+
+def _print(message: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a closed stream or terminal
+        print(f"slurmlaunch: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def new_job_id() -> str:
@@ -331,24 +340,41 @@ class LocalScheduler:
             job.throttle = throttle
         self._wake()
 
-    def wait(self) -> None:
-        """Block until no task is pending or running."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until no task is pending or running, or for so many seconds; return whether none is."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self._queue or self._running))
+            return self._changed.wait_for(lambda: not (self._queue or self._running), timeout)
 
     def wait_at_exit(self) -> None:
-        """Wait until all tasks have ended; an interrupt ends them, a second one kills them."""
+        """Wait until all tasks have ended, and say so; an interrupt ends them, a second one kills them."""
+        patience = 0.0 if hasattr(sys, "last_type") else _SILENT_SECONDS  # an exception ended the script
         try:
+            if not self.wait(patience):
+                _print(f"{self._tasks_left()}. Python waits for them; Ctrl-C ends them.")
             self.wait()
-        except BaseException:
-            self._end_all(signal.SIGTERM)
+        except KeyboardInterrupt:
+            self._end_or_kill()
+
+    def _tasks_left(self) -> str:
+        with self._changed:
+            running, waiting = len(self._running), sum(len(job.pending) for job in self._queue)
+            jobs = [*self._queue, *(task.job for task in self._running)]
+        folders = sorted({str(job.array.run_folder) for job in jobs})
+        more = f" and {len(folders) - 1} other folders" if len(folders) > 1 else ""
+        return f"tasks of {''.join(folders[:1])}{more} on this machine: {running} running, {waiting} waiting"
+
+    def _end_or_kill(self) -> None:
+        """End all tasks after an interrupt; kill them after another one."""
+        number, deed = signal.SIGTERM, "Ending them; Ctrl-C kills them."
+        while True:
             try:
+                _print(f"{self._tasks_left()}. {deed}")
+                self._end_all(number)
                 self.wait()
-            except BaseException:
-                self._end_all(signal.SIGKILL)
-                self.wait()
-                raise
-            raise
+            except KeyboardInterrupt:  # a traceback out of atexit would tell nobody anything
+                number, deed = signal.SIGKILL, "Killing them."
+            else:
+                return
 
     def _end_all(self, number: int) -> None:
         cancelled = TaskRecord(TaskState.CANCELLED, reason="the client was interrupted")
