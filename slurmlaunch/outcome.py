@@ -78,19 +78,23 @@ def pickle_apart(value: object, dumps: Callable[..., bytes] = pickle.dumps, *, a
 
 
 class Apart:
-    """Pickles many values as `pickle_apart` does one, at next to no cost for small ones."""
+    """Pickles many values as `pickle_apart` does one, at next to no cost for small ones.
 
-    __slots__ = ("_at_least", "_found", "_stays")
+    Attributes:
+        stays: the callback for buffers that *dumps* is called with, always the same.
+    """
+
+    __slots__ = ("_at_least", "_found", "stays")
 
     def __init__(self, at_least: int = APART) -> None:
         self._at_least = at_least
         self._found: list[memoryview] = []
-        self._stays = self._stays_in  # bound once
+        self.stays = self._stays_in  # bound once
 
     def dumps(self, value: object, dumps: Callable[..., bytes] = pickle.dumps) -> bytes | Bundle:
         """Pickle a value."""
         try:
-            pickled = dumps(value, PICKLE_PROTOCOL, buffer_callback=self._stays)
+            pickled = dumps(value, PICKLE_PROTOCOL, buffer_callback=self.stays)
         except BaseException:
             self._found = []
             raise
@@ -154,20 +158,34 @@ class Value(Generic[T]):
             pass
         return _described(self.value, _cloudpickle)
 
-    def dump_apart(self, apart: Apart | None = None) -> bytes | Bundle:
-        """Return the pickled value, its large buffers apart; *apart* saves making an `Apart` for each value.
+    def dump_apart(
+        self,
+        apart: Apart | None = None,
+        dumps: Callable[..., bytes] = pickle.dumps,
+        by_value: Callable[..., bytes] | None = None,
+    ) -> bytes | Bundle:
+        """Return the pickled value, its large buffers apart.
+
+        Args:
+            apart: saves making an `Apart` for each value.
+            dumps: a fast function to pickle with.
+            by_value: the function for values at which that fails, or whose pickle may name something of ``__main__``;
+                by default cloudpickle's.
 
         Raises:
             UnpicklableResult: as for `dump`.
         """
+        apart = apart or Apart()
         value: object = self.value
         if type(value) in _BYTES and len(value) >= APART:  # type: ignore[arg-type]
             value = pickle.PickleBuffer(value)  # type: ignore[arg-type]  # unpickles as the same type
         try:
-            return (apart or Apart()).dumps(value)
+            pickled = apart.dumps(value, dumps)
+            if _MAIN not in (pickled if type(pickled) is bytes else pickled.pickled):  # type: ignore[union-attr]
+                return pickled
         except BaseException:  # noqa: BLE001, S110  (as above)
             pass
-        return _described(value, partial(pickle_apart, dumps=_cloudpickle))
+        return _described(value, partial(apart.dumps, dumps=by_value or _cloudpickle))
 
     @classmethod
     def load(cls, data: bytes | memoryview, buffers: Iterable[bytes | bytearray | memoryview] = ()) -> Outcome[Any]:
@@ -188,11 +206,20 @@ class Value(Generic[T]):
 
 def in_series(pickled: bytes) -> bytes:
     """Return a pickle of protocol 3 for the same value as a pickle of any protocol."""
-    return b"".join((_LOADS, struct.pack("<I", len(pickled)), pickled, _CALLED))
+    size = len(pickled)
+    if size < _SHORT:
+        # Its frame is of no use then, since there is no file to be read ahead: nine bytes that each result would pay.
+        if pickled[2] == _FRAME:
+            return b"".join((_LOADS_SHORT, _SIZES[size - 9], pickled[:2], pickled[11:], _CALLED))
+        return b"".join((_LOADS_SHORT, _SIZES[size], pickled, _CALLED))
+    return b"".join((_LOADS, struct.pack("<I", size), pickled, _CALLED))
 
 
 # The pickle of an object whose __reduce__ returns pickle.loads(bytes): see Lib/pickletools.py.
-_LOADS = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.GLOBAL + b"pickle\nloads\n" + pickle.BINBYTES
+_LOADS_ANY = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.GLOBAL + b"pickle\nloads\n"
+_LOADS, _LOADS_SHORT = _LOADS_ANY + pickle.BINBYTES, _LOADS_ANY + pickle.SHORT_BINBYTES
+_SHORT, _FRAME = 1 << 8, pickle.FRAME[0]
+_SIZES = [bytes([size]) for size in range(_SHORT)]
 _CALLED = pickle.TUPLE1 + pickle.REDUCE + pickle.STOP
 
 
@@ -215,7 +242,7 @@ class Failure:
 
     def noted(self, note: str) -> Failure:
         """Return the failure with a note added to the exception."""
-        self.error.add_note(note)
+        add_note(self.error, note)
         return Failure(self.error, f"{self.traceback}{note}\n")
 
     def unwrap(self) -> NoReturn:
@@ -237,14 +264,11 @@ class Failure:
         except BaseException as raised:
             if is_interrupt(raised):
                 raise
-            error = UnpicklableResult(
-                f"the function raised {type_name}, which does not unpickle here: {message}",
-                type_name=type_name,
-            )
+            error = _not_unpickled(type_name, message, raised)
         if isinstance(error, SystemExit):
             error = _function_exited(error)
         if text:
-            error.__cause__ = RemoteTraceback(text)
+            _set(error, "__cause__", RemoteTraceback(text))
         return cls(error, text)
 
 
@@ -256,14 +280,26 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(error, _format(error, _users_frames(error)))
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, also to one that lets nobody set its attributes, as a frozen dataclass."""
+    _set(error, "__notes__", [*getattr(error, "__notes__", ()), note])
+
+
+def _set(error: BaseException, name: str, value: object) -> None:
+    object.__setattr__(error, name, value)
+
+
 def _users_frames(error: BaseException) -> TracebackType | None:
-    frames = error.__traceback__
+    frames: TracebackType | None = _TRACEBACK(error)  # an exception may not let anybody read its attributes
     while frames and frames.tb_frame.f_globals.get("__name__", "").startswith(_OUR_MODULES):
         frames = frames.tb_next
     return frames
 
 
 _OUR_MODULES = __name__.partition(".")[0] + "."
+
+
+_TRACEBACK = BaseException.__dict__["__traceback__"].__get__
 
 
 def is_interrupt(error: BaseException) -> bool:
@@ -288,6 +324,7 @@ def _text_of(error: BaseException) -> str:
 
 
 _BYTES = frozenset({bytes, bytearray})
+_MAIN = b"__main__"
 
 
 def _cloudpickle(value: object, protocol: int = PICKLE_PROTOCOL, **options: Any) -> bytes:
@@ -315,6 +352,7 @@ def _dump_exception(error: BaseException) -> bytes:
         try:
             data = _cloudpickle(form)
             loaded = _load_exception(data)
+            _check_usable(loaded)
         except BaseException:  # noqa: BLE001, S112  (then the next form is tried)
             continue
         if isinstance(form, _Parts) or _same(loaded, error):
@@ -327,6 +365,13 @@ def _same(loaded: BaseException, error: BaseException) -> bool:
     return type(loaded).__qualname__ == type(error).__qualname__ and _text_of(loaded) == _text_of(error)
 
 
+def _check_usable(error: BaseException) -> None:
+    """Fail if a client could not inspect the exception: its class may raise at any access to an attribute."""
+    isinstance(error, SystemExit)
+    getattr(error, "__notes__", None)
+    getattr(error, "__cause__", None)
+
+
 def _load_exception(data: bytes) -> BaseException:
     loaded = pickle.loads(data)
     error = loaded.build() if isinstance(loaded, _Parts) else loaded
@@ -334,6 +379,13 @@ def _load_exception(data: bytes) -> BaseException:
         msg = f"a {type(error).__qualname__} is no exception"
         raise TypeError(msg)
     return error
+
+
+def _not_unpickled(type_name: str, message: str, reason: BaseException) -> UnpicklableResult:
+    what = f"the function raised {type_name}, which does not unpickle here: {message}"
+    if isinstance(reason, UnpicklableResult):
+        return UnpicklableResult(f"{what} ({reason.what})", type_name=type_name, advice=reason.advice)
+    return UnpicklableResult(what, type_name=type_name)
 
 
 def _function_exited(raised: SystemExit) -> FunctionExited:
@@ -399,12 +451,12 @@ class _Parts(NamedTuple):
             error: BaseException = self.cls.__new__(self.cls, *args)
         except BaseException:  # noqa: BLE001  (a __new__ of the user's, with other arguments)
             error = base.__new__(self.cls, *args)
-        error.args = args
+        _set(error, "args", args)
         with suppress(TypeError):  # an argument may be no more than its repr
             base.__init__(error, *args)
         for name, value in self.state.items():
             try:
-                object.__setattr__(error, name, _built(value))
+                _set(error, name, _built(value))
             except (AttributeError, TypeError):  # a property of the user's
                 error.__dict__[name] = _built(value)
         return error

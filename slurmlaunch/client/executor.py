@@ -29,7 +29,7 @@ from slurmlaunch.caps import usable_cpus
 from slurmlaunch.client.arguments import check_function, rows_of, with_kwargs, zip_equal
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import Options, check_cluster, job_name, misplaced_option, with_options_listed
-from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
+from slurmlaunch.client.pickling import full_name_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.client.plan import STATIC, Call, How, LongSlices
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
@@ -337,7 +337,8 @@ class Executor(concurrent.futures.Executor):
     def _write(self, call: Call, backend: Backend, folder: RunFolder, token: str) -> Run:
         """Write everything that tasks read; the manifest last, because it makes the folder a run."""
         with travelling(call.options.by_value):
-            shared = write_function(folder, pickle_function(call.function))
+            pickled = pickle_function(call.function, single=call.single, stacklevel=4)
+            shared = write_function(folder, pickled)
             count = write_items(folder, call.rows, pickle_arguments)
         manifest = self._manifest(call, token, count)._replace(shared=shared)
         first = Round.make(folder, 0, self._plan(call, backend, manifest))
@@ -349,7 +350,7 @@ class Executor(concurrent.futures.Executor):
         return Manifest(
             run=token,
             name=call.name,
-            function=f"{getattr(call.function, '__module__', '?')}.{name_of(call.function)}",
+            function=full_name_of(call.function),
             items=items,
             single=call.single,
             backend=self._cluster,

@@ -12,8 +12,10 @@ import importlib
 import inspect
 import io
 import pickle
+import sys
 import threading
 import types
+import warnings
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +35,24 @@ _DEPTH = 6
 """The depth of the search for the part that does not pickle; the message names the part where it stopped."""
 
 
-def pickle_function(function: Callable[..., Any]) -> bytes | Bundle:
-    """Return the pickled function, its large buffers apart.
+def pickle_function(function: Callable[..., Any], *, single: bool = False, stacklevel: int = 1) -> bytes | Bundle:
+    """Return the pickled function, its large buffers apart; warn of random generators that it shares.
+
+    Args:
+        function: the function.
+        single: whether it is a partial that holds the arguments of a single call: these are meant to be copied.
+        stacklevel: that of the warning, as seen from the caller.
 
     Raises:
         NotPicklable: it does not pickle; the error names the variable or attribute.
     """
-    return _dumps(function, f"the function {name_of(function)}", _parts(function), at_least=SHARED)
+    generators: list[object] = []
+    dumps = functools.partial(_dumps_noting, generators=generators)
+    pickled = _dumps(function, f"the function {name_of(function)}", _parts(function), dumps, at_least=SHARED)
+    if generators:
+        called = function.func if single and isinstance(function, functools.partial) else function
+        warn_of_generators(called, generators, stacklevel=stacklevel + 1)
+    return pickled
 
 
 def pickle_arguments(arguments: tuple[Any, ...]) -> bytes | Bundle:
@@ -49,7 +62,89 @@ def pickle_arguments(arguments: tuple[Any, ...]) -> bytes | Bundle:
         NotPicklable: they do not pickle; the error names the argument.
     """
     pickled = _pickled_data(arguments)
-    return _dumps(arguments, "an item", _arguments(arguments, {})) if pickled is None else pickled
+    return _dumps(arguments, "an item", _arguments(arguments, {}), byvalue.dumps) if pickled is None else pickled
+
+
+class SharedGenerator(UserWarning):
+    """A random generator travels with the function, so that all processes draw the same numbers from it."""
+
+
+class NotingPickler(byvalue.Pickler):
+    """Pickles by value.
+
+    Attributes:
+        generators: the random generators that were met.
+    """
+
+    def __init__(self, *arguments: Any, generators: list[object] | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.generators = [] if generators is None else generators
+        self._kinds = tuple(_generator_kinds())
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce as `byvalue.Pickler` does, and note generators."""
+        if isinstance(obj, self._kinds):
+            self.generators.append(obj)
+        return super().reducer_override(obj)
+
+
+_GENERATORS = (
+    ("random", ("Random",)),
+    ("numpy.random", ("Generator", "BitGenerator", "RandomState")),
+    ("torch", ("Generator",)),
+)
+
+
+def _generator_kinds() -> Iterator[type]:
+    for name, kinds in _GENERATORS:
+        if name in sys.modules:
+            yield from (getattr(sys.modules[name], kind) for kind in kinds)
+
+
+def _dumps_noting(
+    value: object,
+    protocol: int | None = None,
+    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+    *,
+    generators: list[object],
+) -> bytes:
+    with io.BytesIO() as file:
+        NotingPickler(file, protocol, buffer_callback, generators=generators).dump(value)
+        return file.getvalue()
+
+
+def warn_of_generators(function: Any, generators: Sequence[object], *, stacklevel: int = 1) -> None:
+    """Warn of the first of these random generators to which a function refers."""
+    path = _path_to({id(each) for each in generators}, _parts(function), _DEPTH, set())
+    if path:
+        message = (
+            f"{name_of(function)} uses a random generator: {' → '.join(path)}. Each process gets a copy of it in the "
+            "same state, and draws the same numbers. In the function, call slurmlaunch.current_task().rng(), which "
+            "returns a generator of its own for each item."
+        )
+        warnings.warn(message, SharedGenerator, stacklevel=stacklevel + 1)
+
+
+def _path_to(wanted: set[int], parts: Iterator[_Part], depth: int, seen: set[int]) -> list[str]:
+    """Return the path to the first of the wanted objects, or an empty one."""
+    for name, part in parts:
+        if id(part) in wanted or id(getattr(part, "__self__", None)) in wanted:  # itself, or a method of it
+            return [name]
+        if depth and id(part) not in seen and len(seen) < _MOST_SEEN and not isinstance(part, types.ModuleType):
+            seen.add(id(part))
+            if path := _path_to(wanted, _parts(part), depth - 1, seen):
+                return [name, *path]
+    return []
+
+
+_MOST_SEEN = 10_000
+
+
+def full_name_of(function: Callable[..., Any]) -> str:
+    """Return module and name of a function, or of the function that a partial wraps."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return f"{getattr(function, '__module__', '?')}.{name_of(function)}"
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -118,9 +213,11 @@ def _pickled_data(value: object) -> bytes | None:
         pickler.file.truncate()
 
 
-def _dumps(value: object, what: str, parts: Iterator[_Part], *, at_least: int = APART) -> bytes | Bundle:
+def _dumps(
+    value: object, what: str, parts: Iterator[_Part], dumps: Callable[..., bytes], *, at_least: int = APART
+) -> bytes | Bundle:
     try:
-        return pickle_apart(value, byvalue.dumps, at_least=at_least)
+        return pickle_apart(value, dumps, at_least=at_least)
     except SlurmlaunchError:
         raise
     except Exception as error:
@@ -154,6 +251,12 @@ def _parts(value: object) -> Iterator[_Part]:
         yield from _arguments(value.args, value.keywords)
     elif isinstance(value, types.MethodType):
         yield f"the object of {value.__qualname__}", value.__self__
+        yield f"the method {value.__qualname__}", value.__func__
+    elif isinstance(value, (staticmethod, classmethod, functools.cached_property, property)):
+        found = ((name, getattr(value, name, None)) for name in ("__func__", "func", "fget", "fset", "fdel"))
+        yield from ((f"its function {part.__name__!r}", part) for _, part in found if part is not None)
+    elif hasattr(value, "__wrapped__") and not isinstance(value, (type, types.FunctionType)):
+        yield f"the function {name_of(value.__wrapped__)!r}", value.__wrapped__
     elif isinstance(value, types.FunctionType):
         yield from _function_parts(value)
     elif isinstance(value, dict):
@@ -175,8 +278,10 @@ def _function_parts(function: types.FunctionType) -> Iterator[_Part]:
             yield f"closure variable {name!r}", cell.cell_contents
     known = function.__globals__
     yield from ((f"global variable {n!r}", known[n]) for n in _names(function.__code__) if n in known)
-    parameters = inspect.signature(function).parameters.values()
+    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     yield from ((f"default of {each.name!r}", each.default) for each in parameters if each.default is not each.empty)
+    yield from ((f"annotation of {name!r}", each) for name, each in function.__annotations__.items())
+    yield from ((f"attribute {name!r}", each) for name, each in vars(function).items())
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -189,11 +294,13 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 def _attributes(value: object) -> Iterator[_Part]:
     if isinstance(value, type):
-        members = {k: v for k, v in vars(value).items() if not k.startswith("__")}
+        of_python = (types.GetSetDescriptorType, types.MappingProxyType, types.MemberDescriptorType)
+        members = {k: v for k, v in vars(value).items() if not isinstance(v, of_python)}
         yield from ((f"class attribute {n!r}", v) for n, v in members.items())
     else:
         slots = {n: getattr(value, n) for n in _slots(type(value)) if hasattr(value, n)}
         yield from ((f"attribute {n!r}", v) for n, v in {**getattr(value, "__dict__", {}), **slots}.items())
+        yield f"class {type(value).__qualname__}", type(value)
 
 
 def _slots(kind: type) -> Iterator[str]:

@@ -27,6 +27,7 @@ from slurmlaunch.client.item_status import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.retries import Cause, PendingRetries, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
 from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost, TimeLimitExceeded
+from slurmlaunch.outcome import add_note
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import SchedulerEnd
@@ -635,7 +636,7 @@ class RunState:
         for items in [list(group) for _, group in groupby(sorted(causes), lambda item: id(causes[item].error))]:
             error = _for_item(causes[items[0]].error, items[0])  # others that ended with this error get no note
             if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
+                add_note(error, note)
             self._end(items, error, final=True)
 
     def _not_retried(self, items: Sequence[int], error: BaseException) -> Sequence[int]:

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch import caps, context
 from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError
-from slurmlaunch.node import system
+from slurmlaunch.node import main_module, system
 from slurmlaunch.node.events import Events, Signals
-from slurmlaunch.outcome import Bundle, Failure, failure_of
+from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile
@@ -178,6 +178,7 @@ class _Caller:
         """Run the items of the launch; return the exit status."""
         items = self._rank.launch.items
         self._set_up()
+        main_module.install(self._task.run_folder)
         try:
             work = Work(self._rank.folder, self._rank.manifest)
         except NodeStartError as error:
@@ -185,6 +186,7 @@ class _Caller:
             for item in items:
                 self._writer.failure(item, data)
             return 0
+        main_module.function_is_loaded()
         self._writer.note(launch=self._rank.launch.number, loaded=True)
         for item in items:
             if not self._run(work, item) and item != items[-1]:
@@ -224,9 +226,9 @@ class _Caller:
     def _located(self, failure: Failure) -> bytes:
         """Add rank and node to a failure, and pickle it."""
         rank, ranks, *_ = self._rank.environment
-        failure.error.add_note(f"on rank {rank} of {ranks}, node {system.node_name()}")
+        add_note(failure.error, f"on rank {rank} of {ranks}, node {system.node_name()}")
         if isinstance(failure.error, ModuleNotFoundError) and failure.error.name == "mpi4py":  # the user's own import
-            failure.error.add_note(str(MissingPackage.of("MPI", "mpi4py")))
+            add_note(failure.error, str(MissingPackage.of("MPI", "mpi4py")))
         return failure.dump()
 
 

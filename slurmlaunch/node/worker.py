@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from slurmlaunch import caps, context
 from slurmlaunch.errors import NodeStartError
-from slurmlaunch.node import system
+from slurmlaunch.node import main_module, system
 from slurmlaunch.node.channel import LARGE
 from slurmlaunch.outcome import Bundle, Failure, failure_of, in_series
 from slurmlaunch.runfolder.outcomes import outcome_entry
@@ -106,12 +106,14 @@ class Worker:
         self._is_copy = True
 
     def _serve(self, load: Callable[[], Work]) -> int:
+        main_module.install(self._task.run_folder)
         try:
             work = load()
         except NodeStartError as error:
             data = Failure(error, failure_of(error.__cause__ or error).traceback).dump()
             self._connection.send(b"X" + LENGTH.pack(len(data)) + data)
             return 0
+        main_module.function_is_loaded()
         gc.enable()
         system.end_with_parent()  # before, the end of the connection was enough
         if work.can_checkpoint:

@@ -17,6 +17,7 @@
         rounds/R/claims/T.A.S      a file of attempt A of task T
         rounds/R/successor.K       the client that submits the rest of the round for its maker
         rounds/R/ranks/T.A.K       records: the outcomes of rank K of attempt A of task T
+        definitions/N              one record: a class or function that results refer to
         outcomes/T.A               records: the outcomes of attempt A of task T
         ended/T.S.X                empty: start S of task T ended with status X
         cancelled/R.C              records: the items that client C cancelled in round R
@@ -95,6 +96,12 @@ failure (see `slurmlaunch.outcome`) that is the outcome of each of its items; CH
 item; NOTE, about the attempt itself. A requeued task reads the outcomes of its earlier attempts and skips these items.
 If two attempts of a task recorded one item, the lowest attempt's record counts. A value counts before failures of
 other rounds, and of these the last round's counts. Appended records are flushed within max(1 s, running tasks / 200 s).
+
+**Definitions** (`definitions`). Where a result refers to a class or function of ``__main__``, or of a module that
+travels by value, its pickle calls `stored`, `new` or `call` of `slurmlaunch.unpickling` with a number N. The process
+that ran the item has written ``definitions/N`` before: one record of kind DEFINITION, the pickle of the definition's
+identity, a word in hexadecimal, and of its own pickle. N is half the identity's first 32 bits. Of two definitions with
+one N only the first is written, and results hold the other, and all that have no place in the folder, themselves.
 
 **Ranks** (`plan.RanksPlan`, `outcomes.Launch`). If the plan has ranks, ``number`` processes call the function for each
 item of a task, in order and together. Each is started as ``command`` with the words RUN_FOLDER, task, attempt and

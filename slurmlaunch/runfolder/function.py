@@ -18,7 +18,7 @@ from slurmlaunch.errors import NodeStartError, UnpicklableResult, UnsafeRunFolde
 from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Value, failure_of
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
-from slurmlaunch.runfolder.items import ItemReader
+from slurmlaunch.runfolder.items import ItemReader, advice_on_import
 from slurmlaunch.runfolder.records import Kind, Record, read_records, write_whole
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
+    from slurmlaunch.runfolder.results import Results
 
 
 def write_function(folder: RunFolder, pickled: bytes | Bundle) -> int:
@@ -135,6 +136,9 @@ class Work:
         self._checkpoints = checkpoints
         self._call: _Call | None = None
         self._apart = Apart()
+        self._definitions = folder.definitions
+        self._results: Results | None = None
+        self._dumps: Callable[..., bytes] = pickle.dumps
         self._shares = bool(manifest.shared) and not manifest.single
         take_search_path(manifest.sys_path)
         try:
@@ -178,10 +182,18 @@ class Work:
         if type(value) in PLAIN and not (type(value) in _TEXT and len(value) >= APART):  # type: ignore[arg-type]
             return _SERIES, pickle.dumps(value, SERIES_PROTOCOL)
         try:
-            pickled = Value(value).dump_apart(self._apart)
+            pickled = Value(value).dump_apart(self._apart, self._dumps, self._dumps_by_value)
         except UnpicklableResult as error:
             return _FAILURE, failure_of(error).dump()
         return (_VALUES if type(pickled) is bytes else _BUNDLE), pickled
+
+    def _dumps_by_value(self, value: object, *arguments: Any, **options: Any) -> bytes:
+        if self._results is None:
+            from slurmlaunch.runfolder.results import Results  # here, because cloudpickle takes long to import
+
+            self._results = Results(self._definitions, self._apart.stays)
+            self._dumps = self._results.dumps
+        return self._results.dumps_by_value(value, *arguments, **options)
 
     def _start_or_resume(self, item: int) -> Any:
         if item in self._checkpoints:
@@ -270,12 +282,6 @@ def take_search_path(entries: list[str]) -> None:
 
 
 def _not_loaded(manifest: Manifest, error: BaseException) -> NodeStartError:
-    advice = ""
-    if isinstance(error, ImportError) and error.name:
-        package = error.name.partition(".")[0]
-        advice = (
-            f"Install {package} for {sys.executable} on the node or, if it is a module of "
-            f"your own, let its code travel with the function: by_value=[{package}]."
-        )
+    advice = advice_on_import(error) if isinstance(error, ImportError) else ""
     what = f"{manifest.function} cannot be loaded on the node: {type(error).__name__}: {error}"
     return NodeStartError(what, advice=advice)

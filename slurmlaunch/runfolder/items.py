@@ -189,7 +189,7 @@ class ItemReader:
         if header.kind == Kind.COLUMN:
             return header, pickle.load(io.BytesIO(payload)).__getitem__
         parts = records.unpack(memoryview(payload), header.number)
-        return header, lambda position: pickle.loads(parts[position])
+        return header, lambda position: _unpickled(parts[position])
 
     def _entry(self, block: int) -> tuple[int, int]:
         data = os.pread(self._index, _ENTRY.size, block * _ENTRY.size)
@@ -214,11 +214,31 @@ class ItemReader:
         bundle = read_bundle(self._items, offset + HEADER_SIZE, header.length, header.payload_crc)
         if bundle is None:
             raise self._damaged(offset)
-        arguments: Arguments = pickle.loads(bundle.pickled, buffers=bundle.buffers)
-        return arguments
+        return _unpickled(bundle.pickled, bundle.buffers)
 
     def _damaged(self, offset: int) -> ResultLost:
         return ResultLost("the arguments of the item are damaged on disk", file=str(self._folder.items), offset=offset)
+
+
+def _unpickled(pickled: bytes | memoryview, buffers: Iterable[Any] = ()) -> Arguments:
+    try:
+        arguments: Arguments = pickle.loads(pickled, buffers=buffers)
+    except ImportError as error:
+        error.msg = f"{error}, which the item's arguments need. {advice_on_import(error)}"
+        error.args = (error.msg,)
+        raise
+    return arguments
+
+
+def advice_on_import(error: ImportError) -> str:
+    """Return what to do about a module that a pickle needs, and that cannot be imported on the node."""
+    if not error.name:
+        return ""
+    package = error.name.partition(".")[0]
+    return (
+        f"Install {package} for {sys.executable} on the node or, if it is a module of your own, "
+        f'let its code travel with the function: by_value=["{package}"].'
+    )
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

@@ -45,6 +45,7 @@ class RunFolder:
         self.function_buffers = path / "function.buffers"
         self.items = path / "items"
         self.items_index = path / "items.index"
+        self.definitions = path / "definitions"
         self.rounds, self.outcomes, self.ended, self.cancelled, self.logs = (path / name for name in FOLDERS)
 
     def __repr__(self) -> str:
@@ -65,6 +66,11 @@ class RunFolder:
     def rank_file(self, number: int, task: int, attempt: int, rank: int) -> Path:
         """Return the file of records of one rank in one attempt of a task of a round."""
         return self.round(number) / "ranks" / f"{task}.{attempt}.{rank}"
+
+    @classmethod
+    def of_outcomes(cls, file: Path) -> RunFolder:
+        """Return the run folder that has an outcome file, or a rank's."""
+        return cls(file.parents[1] if file.parent.name == "outcomes" else file.parents[3])
 
     def log(self, round_: int, array: int, element: int | str, stream: str) -> Path:
         """Return the log of an element, which may be the scheduler's pattern; *stream* is ``out`` or ``err``."""

@@ -11,21 +11,23 @@ import json
 import os
 import pickle
 from array import array
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slurmlaunch import unpickling
 from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value, is_interrupt
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
+from slurmlaunch.runfolder.definitions import definitions_in
+from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Entry, Kind, RecordWriter, create, opened, read_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.records import Part
 
 
@@ -118,7 +120,9 @@ class Content:
         items: the items that it covers.
     """
 
-    def __init__(self, header: records.Header, payload: bytes | Bundle) -> None:
+    def __init__(self, header: records.Header, payload: bytes | Bundle, file: Path) -> None:
+        """Begin with a record of an outcome file."""
+        self._definitions = definitions_in(RunFolder.of_outcomes(file).definitions)
         self.items = range(header.first, header.stop)
         self._kind = header.kind
         self._buffers = payload.buffers if isinstance(payload, Bundle) else ()
@@ -144,7 +148,8 @@ class Content:
         if self._kind in _CODES:
             return Value(self._numbers(range(item, item + 1))[0])
         part = self._payload[self._boundary(item) : self._boundary(item + 1)]
-        return Value.load(bytes(part) + pickle.STOP if self._kind == Kind.SERIES else part, self._buffers)
+        with self._reading():
+            return Value.load(bytes(part) + pickle.STOP if self._kind == Kind.SERIES else part, self._buffers)
 
     def values(self, items: range) -> list[Any] | None:
         """Return the values of some of its items, unpickled together; None if they have to be unpickled one by one."""
@@ -157,13 +162,22 @@ class Content:
         else:
             start, stop = self._boundary(items.start), self._boundary(items.stop)
         try:
-            values: list[Any] = pickle.loads(b"".join((_LIST, self._payload[start:stop], _END_OF_LIST)))
+            with self._reading():
+                values: list[Any] = pickle.loads(b"".join((_LIST, self._payload[start:stop], _END_OF_LIST)))
         except BaseException as error:
             if is_interrupt(error):
                 raise
             self._one_by_one = True  # one of them does not unpickle here: unpickling each finds out which, and why
             return None
         return values
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        before = unpickling.reading(self._definitions)
+        try:
+            yield
+        finally:
+            unpickling.reading(before)
 
     def _numbers(self, items: range) -> list[Any]:
         code = _CODES[self._kind]
@@ -201,7 +215,7 @@ def read_record(file: Path, offset: int, salt: int = 0, header: records.Header |
     if header is None or payload is None:
         msg = "the outcome was recorded, but its record on disk is damaged"
         raise ResultLost(msg, file=str(file), offset=offset)
-    return Content(header, payload)
+    return Content(header, payload, file)
 
 
 class Recorded(NamedTuple):
@@ -227,7 +241,7 @@ class Recorded(NamedTuple):
             UnsafeRunFolder: it is not safe to read.
         """
         if self.failure is not None:
-            return Content(self.header, self.failure)
+            return Content(self.header, self.failure, self.file)
         return read_record(self.file, self.offset, header=self.header)
 
 

@@ -81,6 +81,8 @@ class Kind(IntEnum):
     """Values that are integers, each i64."""
     FLOATS = 14
     """Values that are floats, each f64 (IEEE 754)."""
+    DEFINITION = 15
+    """One definition that results refer to (see `definitions`)."""
 
 
 class Header(NamedTuple):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 # The parts of the package that a node may load; the layers among them are checked in test_layers.
-NODE_SIDE = {"errors", "outcome", "caps", "context", "runfolder", "node"}
+NODE_SIDE = {"errors", "outcome", "unpickling", "caps", "context", "runfolder", "node"}
 
 # Modules that cost milliseconds each, or that only some of the package's users need.
 HEAVY = {

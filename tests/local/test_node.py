@@ -192,7 +192,7 @@ def test_a_module_that_is_missing_is_named_once(tmp_path: Path, beside: Callable
     error = one_error(run)
 
     assert "No module named 'lies_beside'" in str(error)
-    assert "by_value=[lies_beside]" in str(error)
+    assert 'by_value=["lies_beside"]' in str(error)
 
 
 def test_a_module_that_fails_says_where(tmp_path: Path, beside: Callable[[str], Any]) -> None:

@@ -21,7 +21,8 @@ PACKAGE = "slurmlaunch"
 # Each layer, and the layers directly below it; it may import these, all layers below them, and itself.
 STANDS_ON = {
     "errors": (),
-    "byvalue": (),
+    "unpickling": ("errors",),
+    "byvalue": ("unpickling",),
     "outcome": ("errors", "byvalue"),
     "caps": ("outcome",),
     "taskpool": ("caps",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copyreg
+import dataclasses
 import datetime as dt
 import errno
 import functools
@@ -19,7 +20,7 @@ import pytest
 from tblib import pickling_support
 
 from slurmlaunch.errors import FunctionExited, UnpicklableResult, WorkerDied
-from slurmlaunch.outcome import Failure, Value, failure_of
+from slurmlaunch.outcome import Failure, RemoteTraceback, Value, add_note, failure_of
 from tests.support.awkward import Mute, Trap, Unspeakable, spring
 
 if TYPE_CHECKING:
@@ -385,6 +386,48 @@ def test_base_exceptions_are_caught_too(error: BaseException) -> None:
     arrived = raised(error)
 
     assert (type(arrived), arrived.args) == (type(error), error.args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """A frozen dataclass: nobody may set an attribute."""
+
+    number: int
+    text: str = "text"
+
+
+@pytest.mark.parametrize("error", [Frozen(3), Frozen(number=3, text="other")])
+def test_a_frozen_exception_arrives(error: Frozen) -> None:
+    """An exception that is a frozen dataclass arrives as itself, with its traceback, and can be given notes."""
+    arrived = raised(error)
+    add_note(arrived, "first")
+    add_note(arrived, "second")
+
+    assert (type(arrived), arrived) == (Frozen, error)
+    assert isinstance(arrived.__cause__, RemoteTraceback)
+    assert arrived.__notes__ == ["first", "second"]
+
+
+class Closed(Exception):
+    """Lets nobody read an attribute."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Refuse."""
+        raise NotImplementedError(name)
+
+
+def test_an_exception_that_cannot_be_inspected_is_described() -> None:
+    """An exception that raises at any access to an attribute arrives as its nearest base; the traceback names it."""
+    outcome = travel(raises, Closed("closed"))
+
+    assert isinstance(outcome, Failure)
+    assert (type(outcome.error), str(outcome.error)) == (Exception, "closed")
+    assert "Closed" in outcome.traceback
+
+
+def raises(error: BaseException) -> None:
+    """Raise an error."""
+    raise error
 
 
 def test_our_own_errors_arrive() -> None:

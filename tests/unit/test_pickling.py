@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import functools
 import pickle
+import random
+import sys
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+import numpy as np
 import pytest
 
 import tests.support.deeds
-from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
+from slurmlaunch.client.pickling import (
+    SharedGenerator,
+    full_name_of,
+    name_of,
+    pickle_arguments,
+    pickle_function,
+    travelling,
+)  # fmt: skip
 from slurmlaunch.errors import NotPicklable, SlurmlaunchError
 
 if TYPE_CHECKING:
@@ -237,3 +248,94 @@ def test_arguments_in_a_row_without_end() -> None:
         deep = [deep]
     with pytest.raises(NotPicklable):
         pickle_arguments((deep,))
+
+
+# Random generators.
+
+
+generator = random.Random(1)
+dimensions = {"x": [np.random.default_rng(1)]}
+
+
+class Draws:
+    """A function object with a generator."""
+
+    def __init__(self) -> None:
+        self.state = np.random.RandomState(1)
+
+    def __call__(self) -> float:
+        """Draw."""
+        return float(self.state.rand())
+
+
+def local_draw() -> Callable[[], object]:
+    """Return a function that travels by value and draws from generators of the module."""
+    bits = np.random.PCG64(1)
+    return lambda: (generator.random(), bits)
+
+
+def local_draw_from_a_container() -> Callable[[], object]:
+    """Return one that finds its generator in a container."""
+    return lambda: [dimensions["x"][0].random()]
+
+
+def local_method() -> Callable[[], object]:
+    """Return one that has a method of a generator."""
+    draw = generator.random
+    return lambda: [draw()]
+
+
+@pytest.mark.parametrize(
+    ("function", "path"),
+    [
+        (local_draw(), "closure variable 'bits'"),
+        (functools.partial(local_draw()), "partial's function → closure variable 'bits'"),
+        (local_draw_from_a_container(), "global variable 'dimensions' → key 'x' → element 0"),
+        (local_method(), "closure variable 'draw'"),
+        (Draws(), "attribute 'state'"),
+        (functools.partial(repr, generator), "argument 0"),
+    ],
+)
+def test_a_shared_generator(function: Callable[..., Any], path: str) -> None:
+    """A random generator that travels with a function gets a warning that names the variable and the remedy."""
+    with pytest.warns(SharedGenerator, match=r"current_task\(\)\.rng\(\)") as warned:
+        pickle_function(function)
+
+    assert [path in str(each.message) for each in warned] == [True]
+    assert warned[0].filename == __file__
+
+
+def test_generators_that_are_not_shared(recwarn: pytest.WarningsRecorder) -> None:
+    """The arguments of a single call, the arguments of items and modules get no warning."""
+    pickle_function(functools.partial(repr, generator), single=True)
+    pickle_arguments((generator,))
+    pickle_function(lambda: [random.random(), np.random.default_rng()])
+
+    assert not recwarn.list
+
+
+# Names that the node does not have.
+
+
+def test_a_name_of_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object of ``__main__`` that pickles as its name alone is refused, with the path to it."""
+    module: Any = types.ModuleType("__main__")
+    exec(  # noqa: S102
+        "class Single:\n    def __reduce__(self):\n        return 'SINGLE'\nSINGLE = Single()\n"
+        "def helper():\n    return [SINGLE]\ndef work():\n    return helper()\n",
+        vars(module),
+    )
+    monkeypatch.setitem(sys.modules, "__main__", module)
+
+    with pytest.raises(NotPicklable, match=r"__main__\.SINGLE") as caught:
+        pickle_function(functools.partial(module.work, 3))
+    assert caught.value.path == "partial's function → global variable 'helper' → global variable 'SINGLE'"
+
+    with pytest.raises(NotPicklable, match=r"__main__\.SINGLE") as caught:
+        pickle_arguments((1, {"key": module.SINGLE}))
+    assert caught.value.path == "argument 1 → key 'key'"
+
+
+def test_full_name() -> None:
+    """The name of a function with its module is that of the function within a partial."""
+    assert full_name_of(functools.partial(functools.partial(local_draw), 1)) == f"{__name__}.local_draw"
