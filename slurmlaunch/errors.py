@@ -222,6 +222,7 @@ class ItemError(SlurmlaunchError):
     def for_item(self, item: int) -> ItemError:
         """Return a copy for one item, because one cause may end many items."""
         copy = _rebuild(type(self), self.args, self.__dict__)
+        copy.__notes__ = [*getattr(self, "__notes__", ())]
         copy.place = self.place._replace(item=item)
         copy.__cause__ = self.__cause__  # the remote traceback
         return copy

@@ -350,7 +350,9 @@ class TestErrors:
         )
 
         for item in (0, 1, 0):
-            assert ["it could not be run again: no account"] == self.error(found, item).__notes__
+            error = self.error(found, item)
+            assert ["it could not be run again: no account"] == error.__notes__
+            error.add_note(f"my note on item {item}")  # on this one alone
 
     def test_a_fault(self) -> None:
         """A fault in slurmlaunch is the error of all open items, so no waiter blocks for ever."""
