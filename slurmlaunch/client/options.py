@@ -317,7 +317,7 @@ class Options:
         if "ntasks" in self.slurm:
             return int(self.slurm["ntasks"])
         least, _, most = str(self.slurm.get("nodes", 1)).partition("-")
-        if not least.isdigit() or (most and most != least):
+        if not least.isdecimal() or (most and most != least):
             reason = f"give ntasks too, since {self.slurm['nodes']!r} leaves open how many ranks there are"
             raise refused("nodes", reason)
         return int(least) * int(self.slurm.get("ntasks_per_node", 1))

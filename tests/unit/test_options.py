@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from slurmlaunch import Executor
@@ -149,6 +149,9 @@ class TestSbatchOptions:
         assert form in str(caught.value)
 
     @given(st.sampled_from(sorted(VALUED - AMOUNTS - {"cpus_per_task"})), st.text())
+    @example("nodes", "²")  # a digit for str.isdigit, and none for int
+    @example("ntasks", "²")
+    @example("ntasks_per_node", "²")
     def test_one_line(self, option: str, value: str) -> None:
         """Any accepted text reaches sbatch unchanged, on one line."""
         try:
