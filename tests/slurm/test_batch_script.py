@@ -18,6 +18,7 @@ from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.backends.slurm.batch_script import render, shell_quote
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,7 @@ trap '' USR1 TERM
 export SLURMLAUNCH_STARTED; printf -v SLURMLAUNCH_STARTED '%(%s)T' -1
 
 slurmlaunch_task=$((100 + SLURM_ARRAY_TASK_ID))
-slurmlaunch_marked=
+slurmlaunch_marked= slurmlaunch_node=
 slurmlaunch_mark() {  # how this start of the task ended
     [ -z "$slurmlaunch_marked" ] || return 0; slurmlaunch_marked=1
     (umask 077; : >| /runs/r1/ended/"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
@@ -55,6 +56,13 @@ slurmlaunch_give_up() {
     trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2
     slurmlaunch_mark 3; exit 3
 }
+slurmlaunch_killed() {  # by a signal: the node ends in good order, and the mark names the signal
+    trap "" "$1"; [ -z "$slurmlaunch_node" ] || { kill "$slurmlaunch_node"; wait "$slurmlaunch_node"; } || :
+    slurmlaunch_mark $((128 + $1)); trap - ERR EXIT "$1"; kill -"$1" $$
+} 2>/dev/null
+for slurmlaunch_signal in 1 2 3 6 12 14 24; do
+    trap "slurmlaunch_killed $slurmlaunch_signal" "$slurmlaunch_signal"
+done
 trap 'slurmlaunch_mark $?' EXIT
 
 cd -- '/home/my work' || slurmlaunch_give_up 'its working directory is not there'
@@ -113,6 +121,24 @@ def end_marks(job: ArrayJob) -> list[EndMark | None]:
 def options(script: str) -> list[str]:
     """Return the script's sbatch options, line by line."""
     return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize("setup", [("touch begun", "while sleep 0.1; do :; done"), ("set -e",)])
+def test_a_signal_from_outside_is_in_the_end_mark(
+    job: ArrayJob, setup: tuple[str, ...], number: signal.Signals
+) -> None:
+    """A script that a signal ends says so, before and after the start of its node, which has ended before."""
+    folder = job.run_folder
+    work = "open('begun', 'w').close()\ntime.sleep(60)"
+    code = f"signal.signal(signal.SIGTERM, lambda *_: (open('told', 'w').close(), sys.exit(143)))\n{work}"
+    process = start(replace(job, python=node(folder, code), setup=setup))
+    wait_until((folder / "begun").exists)
+
+    process.send_signal(number)
+
+    assert (-number, [EndMark(0, 0, 128 + number)], "") == outcome(job, process)[:3]
+    assert (folder / "told").exists() == (setup == ("set -e",))
 
 
 def test_a_job_has_one_script() -> None:

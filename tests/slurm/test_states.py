@@ -238,6 +238,19 @@ def look(states: JobStates, now: float, queue: str = "", accounts: str | None = 
     return states.after_sacct(sacct_rows(accounts or ""), now, GONE, failed=accounts is None)
 
 
+def test_sacct_names_the_signal_that_squeue_leaves_out() -> None:
+    """The state of a batch script that was killed is squeue's, its signal sacct's; both are kept."""
+    queue, accounts = "9_0|FAILED|n1|JobLaunchFailure", "9_0|FAILED|0:9|n1\n9_0.batch|CANCELLED|0:9|"
+    states = look(JobStates(), START, queue, "")
+    assert states.get(0) == TaskRecord(TaskState.FAILED, None, "n1", "JobLaunchFailure")
+    assert states.needs_sacct()
+
+    states = look(states, START + 30, queue, accounts)
+    assert states.get(0) == TaskRecord(TaskState.FAILED, "0:9", "n1", "JobLaunchFailure")
+    assert not states.needs_sacct()
+    assert look(states, START + 60, queue) == states
+
+
 def test_an_element_that_vanished_while_pending_was_cancelled() -> None:
     """An element that left the bracket without a row is cancelled after two polls, 70 s apart, and not before."""
     states = look(JobStates(), START, "9_[0-4%2]|PENDING|n/a|x")

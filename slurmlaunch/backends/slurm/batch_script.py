@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,6 +143,10 @@ def _body(job: ArrayJob) -> Iterator[str]:
     yield from _node(job)
 
 
+_FATAL_NAMES = ("HUP", "INT", "QUIT", "ABRT", "USR2", "ALRM", "XCPU")
+_FATAL = " ".join(str(int(signal.Signals[f"SIG{name}"])) for name in _FATAL_NAMES)
+"""The signals by which people end a task, apart from those that the script ignores and from SIGKILL."""
+
 _MARK_AT_EXIT = "trap 'slurmlaunch_mark $?' EXIT"
 
 
@@ -151,7 +156,7 @@ def _end(job: ArrayJob) -> Iterator[str]:
     # The class that reads the name also writes it, here with the shell's words as its fields.
     mark = EndMark(_TASK, start, "$1").filename  # type: ignore[arg-type]
     yield f"slurmlaunch_task=$(({job.first_task} + SLURM_ARRAY_TASK_ID))"
-    yield "slurmlaunch_marked="
+    yield "slurmlaunch_marked= slurmlaunch_node="
     yield "slurmlaunch_mark() {  # how this start of the task ended"
     yield '    [ -z "$slurmlaunch_marked" ] || return 0; slurmlaunch_marked=1'
     yield f'    (umask 077; : >| {ended}/"{mark}") || :'
@@ -160,6 +165,13 @@ def _end(job: ArrayJob) -> Iterator[str]:
     yield '    trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2'
     yield f"    slurmlaunch_mark {Status.SETUP}; exit {Status.SETUP}"
     yield "}"
+    yield "slurmlaunch_killed() {  # by a signal: the node ends in good order, and the mark names the signal"
+    yield '    trap "" "$1"; [ -z "$slurmlaunch_node" ] || { kill "$slurmlaunch_node"; wait "$slurmlaunch_node"; } || :'
+    yield '    slurmlaunch_mark $((128 + $1)); trap - ERR EXIT "$1"; kill -"$1" $$'
+    yield "} 2>/dev/null"
+    yield f"for slurmlaunch_signal in {_FATAL}; do"
+    yield '    trap "slurmlaunch_killed $slurmlaunch_signal" "$slurmlaunch_signal"'
+    yield "done"
     yield _MARK_AT_EXIT
 
 

@@ -38,6 +38,7 @@ _OF_AN_END = re.compile(
     r"|launch failed.*|SystemFailure|BootFail\w*|InactiveLimit|BurstBufferOperation|BadConstraints|InvalidAccount"
     r"|InvalidQOS|DependencyNeverSatisfied|ReservationDeleted|Preempt\w*|[A-Z]+ by .*"
 )
+_LAUNCH_FAILURE = "JobLaunchFailure"
 _NOT_SEEN = TaskRecord(TaskState.UNKNOWN)
 _CANCELLED = TaskRecord(
     TaskState.CANCELLED, reason="it left the queue before it started, and Slurm keeps no record of it"
@@ -188,8 +189,9 @@ class JobStates:
         return len(_all(self.ended))
 
     def needs_sacct(self) -> bool:
-        """Whether squeue no longer lists all elements, so that only sacct can say how the others ended."""
-        return bool(self.lost) or (self.absent > 0 and not self.gone)
+        """Whether only sacct can say how some elements ended: squeue no longer lists them, or does not say it."""
+        unexplained = any(_is_unexplained(group.record) for group in self.ended)
+        return unexplained or bool(self.lost) or (self.absent > 0 and not self.gone)
 
     def is_over(self) -> bool:
         """Whether all elements seen so far have ended."""
@@ -199,6 +201,9 @@ class JobStates:
         """Return the states after squeue answered with these rows of the job."""
         rows = list(rows)
         alive, ended = _split(rows)
+        # squeue repeats what sacct has explained since.
+        explained = _only(self.ended, _all(group for group in ended if _is_unexplained(group.record)))
+        ended = (*_without(ended, _all(explained)), *explained)
         shown = _all(alive) | _all(ended)
         # Arrays are 0 to k-1 and start in order: every index below the largest was there.
         seen = Elements.upto((self.seen | shown).largest + 1)
@@ -254,7 +259,13 @@ class JobStates:
         # A final state from squeue is newer: sacct may still list the end of an earlier
         # attempt. But squeue does not show the steps, where OUT_OF_MEMORY is.
         out_of_memory = tuple(group for group in ended if group.record.state is TaskState.OUT_OF_MEMORY)
-        new = (*out_of_memory, *_without(ended, _all(self.ended) | _all(out_of_memory)))
+        unexplained = _all(group for group in self.ended if _is_unexplained(group.record))
+        explained = tuple(
+            replace(group, record=replace(group.record, reason=_LAUNCH_FAILURE))
+            for group in _without(_only(ended, unexplained), _all(out_of_memory))
+            if group.record.state is TaskState.FAILED
+        )
+        new = (*out_of_memory, *explained, *_without(ended, _all(self.ended) | _all(out_of_memory)))
         known = _all(new)
         return replace(
             self,
@@ -303,6 +314,11 @@ def _with_steps(rows: list[Row]) -> list[Row]:
         else row
         for row in rows
     ]
+
+
+def _is_unexplained(record: TaskRecord) -> bool:
+    """Whether the batch script of an element was killed, or not launched at all: squeue does not say by what."""
+    return record.state is TaskState.FAILED and record.exit_code is None and record.reason == _LAUNCH_FAILURE
 
 
 def _presumed_end(last: TaskRecord) -> TaskRecord:

@@ -16,7 +16,7 @@ trap '' USR1 TERM
 export SLURMLAUNCH_STARTED; printf -v SLURMLAUNCH_STARTED '%(%s)T' -1
 
 slurmlaunch_task=$((0 + SLURM_ARRAY_TASK_ID))
-slurmlaunch_marked=
+slurmlaunch_marked= slurmlaunch_node=
 slurmlaunch_mark() {  # how this start of the task ended
     [ -z "$slurmlaunch_marked" ] || return 0; slurmlaunch_marked=1
     (umask 077; : >| /runs/STAMP-len-00000000/ended/"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
@@ -25,6 +25,13 @@ slurmlaunch_give_up() {
     trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2
     slurmlaunch_mark 3; exit 3
 }
+slurmlaunch_killed() {  # by a signal: the node ends in good order, and the mark names the signal
+    trap "" "$1"; [ -z "$slurmlaunch_node" ] || { kill "$slurmlaunch_node"; wait "$slurmlaunch_node"; } || :
+    slurmlaunch_mark $((128 + $1)); trap - ERR EXIT "$1"; kill -"$1" $$
+} 2>/dev/null
+for slurmlaunch_signal in 1 2 3 6 12 14 24; do
+    trap "slurmlaunch_killed $slurmlaunch_signal" "$slurmlaunch_signal"
+done
 trap 'slurmlaunch_mark $?' EXIT
 
 unset PYTHONPATH PYTHONHOME
