@@ -42,7 +42,7 @@ _MODULES = {
     "errors": (
         "FunctionExited", "ItemError", "MissingPackage", "NodeFailure", "NodeStartError", "NotPicklable", "OptionError",
         "OutOfMemory", "Preempted", "ResultLost", "RunFolderError", "SchedulerError", "SlurmlaunchError",
-        "SubmissionError", "TaskCancelled", "TaskEnded", "TimeLimitExceeded", "UnknownOption",
+        "StorageFailure", "SubmissionError", "TaskCancelled", "TaskEnded", "TimeLimitExceeded", "UnknownOption",
         "UnknownProtocol", "UnpicklableResult", "UnsafeRunFolder", "WorkerDied",
     ),
     "integrations": ("register_joblib",),

@@ -22,6 +22,7 @@
             ├── OutOfMemory            the memory limit was hit
             ├── TimeLimitExceeded      the time limit was hit
             ├── NodeFailure            the machine failed
+            ├── StorageFailure         the run folder could not be written or read
             ├── Preempted              a job of higher priority took the place
             └── TaskCancelled          someone else cancelled it
 
@@ -32,6 +33,7 @@ names are part of the format. All layers raise these errors.
 
 from __future__ import annotations
 
+import os
 import signal as signals
 import sys
 from pickle import PicklingError
@@ -380,6 +382,24 @@ class NodeFailure(TaskEnded):
 
     what = "the node failed"
     advice = "Run the missing items again with .retry()."
+
+
+class StorageFailure(TaskEnded):
+    """The run folder could not be written or read: a full disk, a quota, a file server that is away.
+
+    Attributes:
+        errno: the system's number of the error, such as `errno.ENOSPC`, if known.
+    """
+
+    what = "the run folder could not be written or read"
+    advice = "Free space or have the storage mended, then run the missing items again with .retry()."
+    errno: int | None = None
+
+    @classmethod
+    def of(cls, number: int | None, what: str = "", **fields: Any) -> StorageFailure:
+        """Return the error for one of the system's errors, whose words come first."""
+        words = os.strerror(number) if number else ""
+        return cls(": ".join(filter(None, (words, what or cls.what))), errno=number, **fields)
 
 
 class Preempted(TaskEnded):

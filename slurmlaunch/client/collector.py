@@ -48,6 +48,7 @@ _FIRST_GAP = 0.02
 _LOG_LINES = 12
 _UNBOUNDED = 1 << 40
 _TICK = 0.5
+_OUR_ERRORS = f"{ResultLost.__module__}."
 
 
 class Collector:
@@ -270,7 +271,10 @@ class Collector:
     def _error_in(self, recorded: Recorded) -> BaseException | None:
         if recorded.header.kind != Kind.FAILURE or not self._state.wants_errors:
             return None
-        outcome = recorded.read().outcome(recorded.header.first)
+        content = recorded.read()
+        if not (self._state.wants_classes or content.raised.startswith(_OUR_ERRORS)):
+            return RuntimeError(content.raised)  # unpickling it may take long, and every other run would wait
+        outcome = content.outcome(recorded.header.first)
         return outcome.error if isinstance(outcome, Failure) else None
 
 

@@ -7,6 +7,7 @@ outcome is missing. To treat a new scheduler state, add it to `_BY_STATE`.
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import TaskState
@@ -18,12 +19,14 @@ from slurmlaunch.errors import (
     Place,
     Preempted,
     ResultLost,
+    StorageFailure,
     TaskCancelled,
     TaskEnded,
     TimeLimitExceeded,
     WorkerDied,
 )
 from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.storage import STORAGE, errno_of
 
 if TYPE_CHECKING:
     from slurmlaunch.backends.base import TaskRecord
@@ -45,6 +48,10 @@ _EXPLAINED_BY_THE_SCHEDULER = frozenset({Status.STOPPED, Status.REQUEUE})
 """After these statuses the scheduler knows why the start ended, or another start follows."""
 
 _SIGNALLED = 128
+_NO_LOG = 53
+"""The number of the signal that Slurm reports if it cannot open a log."""
+_LAUNCH_FAILURE = "JobLaunchFailure"
+"""Slurm's reason for the end of a batch script by a signal, too."""
 _NOT_FOUND = 127
 """The status of a shell that has not found the command."""
 
@@ -60,6 +67,16 @@ def recorded_everything(mark: EndMark) -> bool:
     Its words are the exit statuses of Python, too: FAILURES also comes from a Python that did not start.
     """
     return mark.status in {Status.VALUES, Status.FAILURES}
+
+
+def as_ended(record: TaskRecord) -> TaskRecord:
+    """Return the record of a task as ended if Slurm holds it, until somebody releases it, after a failed launch."""
+    return replace(record, state=TaskState.LAUNCH_FAILED) if record.state.is_queued and is_held(record) else record
+
+
+def is_held(record: TaskRecord) -> bool:
+    """Whether Slurm holds a task after a failed launch, as of a failed prolog."""
+    return "launch failed" in (record.reason or "")
 
 
 def names_cause(record: TaskRecord) -> bool:
@@ -79,20 +96,27 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
         return kind(f"{kind.what}{reason}", place=place, **where)
     if record.state is TaskState.COMPLETED:
         return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
-    if started and record.exit_code is None:
-        # squeue gives no exit status. A batch script that ended by itself would have left an end mark.
-        return WorkerDied("the task's batch script was killed", state=record.state.value, place=place)
     code, _, number = (record.exit_code or "0:0").partition(":")
     if number.isdigit() and int(number):
-        return _supervisor_killed(int(number), place, record.state)
-    status = int(code) if code.isdigit() and int(code) else None
-    return _not_started(None, place, log_tail) if status is None else error_of_status(status, place, log_tail)
+        return _killed(int(number), place, record.state, started=started)
+    if record.state is TaskState.FAILED and (record.exit_code is None or record.reason == _LAUNCH_FAILURE):
+        # squeue gives no exit status. A batch script that ended by itself would have left an end mark.
+        what = "the task's batch script was killed" if started else "the task was killed before the start of its node"
+        reason = f" ({record.reason})" if record.reason else ""
+        return WorkerDied(f"{what}{reason}", state=record.state.value, place=place)
+    if code.isdigit() and int(code):
+        return error_of_status(int(code), place, log_tail, started=started)
+    return _not_started(None, place, log_tail)
 
 
-def error_of_status(status: int, place: Place, log_tail: str = "") -> ItemError:
+def error_of_status(status: int, place: Place, log_tail: str = "", *, started: bool = True) -> ItemError:
     """Return the error of items without outcomes whose task ended with this exit status."""
     if status > _SIGNALLED:
-        return _supervisor_killed(status - _SIGNALLED, place, TaskState.FAILED)
+        return _killed(status - _SIGNALLED, place, TaskState.FAILED, started=started)
+    if status in STORAGE:
+        what = "the task could not write into the run folder, or read from it"
+        end = f"; the end of its log:\n{log_tail}" if log_tail else ""
+        return StorageFailure.of(errno_of(status), f"{what}{end}", exit_code=status, place=place)
     if status == Status.OUT_OF_MEMORY:
         what, state = "the task's supervisor hit the memory limit", TaskState.OUT_OF_MEMORY.value
         return OutOfMemory(what, state=state, place=place)
@@ -104,8 +128,16 @@ def error_of_status(status: int, place: Place, log_tail: str = "") -> ItemError:
     return _not_started(status, place, log_tail)
 
 
-def _supervisor_killed(number: int, place: Place, state: TaskState) -> ItemError:
-    return WorkerDied.of(number, None, "the task's supervisor", state=state.value, place=place)
+def _killed(number: int, place: Place, state: TaskState, *, started: bool) -> ItemError:
+    if number == _NO_LOG:
+        return StorageFailure(
+            "Slurm could not open the task's log or working directory", state=state.value, place=place
+        )
+    who = "the task's supervisor" if started else "the task"
+    error = WorkerDied.of(number, None, who, state=state.value, place=place)
+    if not started:
+        error.what += " before the start of its node"
+    return error
 
 
 def _not_started(status: int | None, place: Place, log_tail: str) -> ItemError:

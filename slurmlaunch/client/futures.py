@@ -183,7 +183,7 @@ class Future(concurrent.futures.Future[T]):
         if self.done():
             return
         with advice_on_interrupt(self._run):
-            concurrent.futures.wait([self], timeout)
+            self._run.wait_for_future(self, timeout)
 
     def disown(self, error: BaseException) -> None:
         """Become done with an error, in a forked child: only the parent's threads settle the future."""
@@ -409,8 +409,7 @@ class FutureArray(Sequence[Future[T]]):
             stop, values = self._run.reader.values(range(start, items.stop))
             run, future_of = self._run, Future[T]
             for future in run.done_futures(start, values, future_of) if values else [run.future(start, future_of)]:
-                if not future.done():
-                    concurrent.futures.wait([future])  # it has settled, and has not been told yet
+                run.wait_for_future(future, None)  # it has settled, and may not have been notified yet
                 yield future
             start = max(stop, start + 1)
 

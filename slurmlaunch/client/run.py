@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, ref
 
 from slurmlaunch.client.item_status import ItemStatus, common
+from slurmlaunch.client.notifier import Notifier
 from slurmlaunch.client.state import (
     CancelJobs,
     CancellationsRecorded,
@@ -33,18 +37,23 @@ from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.clients import writer_name
 from slurmlaunch.runfolder.outcomes import read_record
 from slurmlaunch.runfolder.rounds import Round, write_cancellations
+from slurmlaunch.runfolder.storage import Patience, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.item_status import Ledger
+    from slurmlaunch.client.notifier import Batch
     from slurmlaunch.client.state import Effect, Event
     from slurmlaunch.outcome import Outcome
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Content
 
 _log = logging.getLogger("slurmlaunch")
+
+_LOOK_AGAIN = 0.5
+"""Seconds after which a waiting thread looks again: a callback that hangs keeps its run from waking it."""
 
 
 F = TypeVar("F")
@@ -135,6 +144,7 @@ class OutcomeReader:
     def __init__(self, ledger: Ledger, salt: int) -> None:
         self._ledger, self._salt = ledger, salt
         self._last: tuple[range, Content] | None = None
+        self._patience = Patience()
 
     def outcome(self, item: int) -> Outcome[Any]:
         """Return the outcome of an item that has settled and was not cancelled; a `Failure` if it cannot be read."""
@@ -148,7 +158,7 @@ class OutcomeReader:
         except ResultLost as error:
             return Failure(error.located(item=item))
         except (OSError, UnsafeRunFolder) as error:
-            return Failure(error)
+            return Failure(named(error))
 
     def values(self, items: range) -> tuple[int, list[Any]]:
         """Return the values of the first of these settled items, as many as are read at once.
@@ -171,9 +181,39 @@ class OutcomeReader:
         if last is not None and item in last[0]:
             return last
         location = self._ledger.records.find(item)
-        found = location.items, read_record(location.source, location.offset, self._salt)
+        read = partial(read_record, location.source, location.offset, self._salt)
+        found = location.items, self._patience.run(read)
         self._last = found if len(location.items) > 1 else None
         return found
+
+
+class _Changed(threading.Condition):
+    """The lock of a run, and its condition."""
+
+    def __init__(self) -> None:
+        super().__init__(threading.RLock())
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether this thread holds the lock."""
+        return bool(self._is_owned())  # type: ignore[attr-defined]
+
+
+def _in_thread(work: Callable[[], F]) -> Future[F]:
+    """Do work in a thread, so that Ctrl-C ends the waiting for it, and not the work half-way."""
+    future: Future[F] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  (it is raised where the result is asked for)
+            future.set_exception(error)
+
+    try:
+        threading.Thread(target=run, name="slurmlaunch-cancel").start()
+    except RuntimeError:  # there are too many threads, or the interpreter exits
+        run()
+    return future
 
 
 class Run:
@@ -207,12 +247,13 @@ class Run:
             clock_offset=time.time() - clock(),
         )
         self.ledger, self.tasks = self.state.ledger, self.state.tasks
-        self.changed = threading.Condition(threading.RLock())
+        self.changed = _Changed()
         self.on_demand = False
         self.keep: Callable[[Run], None] | None = None
         self.submitting: set[int] = set()
         self._futures = FuturesRegistry()
         self.reader = OutcomeReader(self.ledger, folder.salt)
+        self._notifier = Notifier(self._notify, self._notified)
         self._holders: WeakSet[object] = WeakSet()
         self._disowned: SlurmlaunchError | None = None
         self._pid = os.getpid()
@@ -235,21 +276,29 @@ class Run:
             futures = self._futures.take(settled)
             if settled:
                 self.changed.notify_all()
-        self._notify(futures)
+        if isinstance(event, CancellationsRecorded):
+            self._notify_here(futures)  # whoever cancels a future finds it cancelled
+        else:
+            self._notifier.add(futures)
         return [effect for effect in effects if not isinstance(effect, Settle)]
 
-    def _notify(self, futures: Sequence[tuple[int, Any]]) -> None:
-        """Give futures their outcomes. The one place where callbacks run, so the caller must not hold the lock."""
-        if not futures:
-            return
+    def _notify_here(self, futures: Batch) -> None:
         for item, future in futures:
-            try:
-                if self.ledger.status(item) == ItemStatus.CANCELLED:
-                    future.notify_cancelled()
-                else:
-                    self._set_outcome(future, item)
-            except BaseException:  # noqa: BLE001  (a callback's sys.exit would end the watcher of all runs)
-                _log.exception("a callback of item %d of %s raised", item, self.folder.path)
+            self._notify(item, future)
+        if futures:
+            self._notified(futures)
+
+    def _notify(self, item: int, future: Any) -> None:
+        """Give a future its outcome. The one place where callbacks run, so the caller must not hold the lock."""
+        try:
+            if self.ledger.status(item) == ItemStatus.CANCELLED:
+                future.notify_cancelled()
+            else:
+                self._set_outcome(future, item)
+        except BaseException:  # noqa: BLE001  (a callback's sys.exit would end the thread)
+            _log.exception("a callback of item %d of %s raised", item, self.folder.path)
+
+    def _notified(self, futures: Batch) -> None:
         with self.changed:
             self._futures.notified(futures)
             self.changed.notify_all()
@@ -289,7 +338,7 @@ class Run:
             settled = not self.ledger.is_open(item)
             self._futures.add(item, future, settled=settled)
         if settled:
-            self._notify([(item, future)])
+            self._notify_here([(item, future)])
         elif self._disowned is not None:
             future.disown(self._disowned)
         return cast("F", future)
@@ -299,8 +348,8 @@ class Run:
         with self.changed:
             return self._futures.add_done(first, values, lambda item: make(self, item))
 
-    def all_notified(self, items: Collection[int]) -> bool:
-        """Whether no future of those of the items that have settled has yet to be notified."""
+    def all_notified(self, items: Collection[int] | None = None) -> bool:
+        """Whether no future of settled items, of these or of all, has yet to be notified."""
         return self._futures.all_notified(items)
 
     @property
@@ -317,8 +366,24 @@ class Run:
         """
         if self._disowned is not None and not ready():
             raise self._disowned
+        self._help_until(ready)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         with self.changed:
-            return self.changed.wait_for(ready, timeout)
+            while not (done := self.changed.wait_for(ready, min(_LOOK_AGAIN, max(0.0, deadline - time.monotonic())))):
+                if time.monotonic() >= deadline:
+                    break
+            return done
+
+    def wait_for_future(self, future: Future[Any], timeout: float | None) -> None:
+        """Wait until a future of this run is done, or for so many seconds."""
+        self._help_until(future.done)
+        wait([future], timeout)
+
+    def _help_until(self, ready: Callable[[], bool]) -> None:
+        """Notify other futures while a callback waits for one of them, or it would wait for itself."""
+        if self._notifier.is_current:
+            while not ready() and self._notifier.notify_next():
+                pass
 
     def check_owned(self, item: int) -> None:
         """Raise a `SlurmlaunchError` if the item is open and only the parent of this forked process settles it."""
@@ -340,11 +405,12 @@ class Run:
 
     def disown(self) -> None:
         """Have everything that waits raise an error, in a forked child: the threads that settle items are not there."""
-        self.changed = threading.Condition(threading.RLock())  # the parent's may have been locked at the fork
+        self.changed = _Changed()  # the parent's may have been locked at the fork
         self._disowned = SlurmlaunchError(
             f"this future belongs to process {self._pid}, which forked this process: a forked child gets no results "
             f"of runs that it inherits. Get the run in this process with slurmlaunch.attach({str(self.folder.path)!r})."
         )
+        self._notifier = Notifier(self._notify, self._notified)
         self._futures.disown_all(self._disowned)
 
     # Cancelling.
@@ -359,18 +425,20 @@ class Run:
             OSError: some cancellations could not be written; these items stay open.
             SchedulerError: the scheduler could not be told; the items are cancelled all the same.
         """
+        cancelling = _in_thread(partial(self._cancel, items, only_queued=only_queued))
+        if self.changed.is_owned:  # a signal handler cancels, and has interrupted this very object: it cannot wait
+            return self.ledger.open_among(items)
+        return cancelling.result()
+
+    def _cancel(self, items: Sequence[int], *, only_queued: bool) -> list[int]:
         cancelled: list[int] = []
         for effect in self.handle(CancelRequested(items, only_queued)):
             if isinstance(effect, RecordCancellations):
-                cancelled += self.record_cancellations(effect)
+                cancelled += self._record_cancellations(effect)
         return cancelled
 
-    def record_cancellations(self, effect: RecordCancellations) -> list[int]:
-        """Write cancellations to disk, and cancel the tasks that have nothing left to do; return the items.
-
-        Raises:
-            OSError, SchedulerError: as for `cancel`.
-        """
+    def _record_cancellations(self, effect: RecordCancellations) -> list[int]:
+        """Write cancellations to disk, and cancel the tasks that have nothing left to do; return the items."""
         written, failed = [], list(effect.ranges)
         try:
             while failed:

@@ -26,7 +26,7 @@ from slurmlaunch.client import failure_reasons as reasons
 from slurmlaunch.client.item_status import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.retries import Cause, PendingRetries, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
-from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost, TimeLimitExceeded
+from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost, StorageFailure, TimeLimitExceeded
 from slurmlaunch.outcome import add_note
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.records import Kind
@@ -73,7 +73,7 @@ class AttemptSeen(NamedTuple):
 
 
 class OutcomesSeen(NamedTuple):
-    """A record of outcomes of consecutive items; *error* is the failure that it holds, if it was unpickled."""
+    """A record of outcomes of consecutive items; *error* stands for the failure that it holds, if that was read."""
 
     task: int
     recorded: Recorded
@@ -341,6 +341,11 @@ class RunState:
         return self.pending.enabled or not (self._called or self.ledger.count(ItemStatus.VALUE))
 
     @property
+    def wants_classes(self) -> bool:
+        """Whether the class of an exception of the function decides about a retry."""
+        return self.pending.options is not None and bool(self.pending.options.retry_exceptions)
+
+    @property
     def adopts_round(self) -> bool:
         """Whether items wait for a retry that this process does not submit: another client may have made the round."""
         return bool(self.pending) and self._retrying is None
@@ -430,6 +435,7 @@ class RunState:
                     known = self.tasks.views.get(task)
                     record = None if known and known.closed else event.snapshot.get(job_id, element)
                     if record is not None:
+                        record = reasons.as_ended(record)
                         self._update_record(known or self.tasks.view(task), record)
                         if record.state.is_queued and record.reason:
                             waiting[record.reason] = job_id
@@ -479,7 +485,8 @@ class RunState:
         late = tuple(task for task in sorted(self._missing) if self._is_late(task))
         self._reading = set(late)  # files that could not be read after the last tick are requested again
         if late:
-            logs = tuple(task for task in late if isinstance(self._error_of_end(task), NodeStartError))
+            logged = NodeStartError, StorageFailure
+            logs = tuple(task for task in late if isinstance(self._error_of_end(task), logged))
             self._effects.append(ReadTasks(late, logs))
         if self._claims_fresh:
             self._claims_fresh = False
@@ -515,6 +522,7 @@ class RunState:
             error, record = self._with_file(view, self._error_of_end(files.task, files.log_tail), files.size), None
             if not view.end_recorded:
                 record = view.missing_record
+            view.ended_since = self._now if view.missing_since in (None, -math.inf) else view.missing_since
             self._not_missing(view)
             self._end(self.tasks.open_items(view.index), error)
             if view.round.claims:
@@ -525,6 +533,8 @@ class RunState:
                     view.index, view.attempts, record.state.value, record.exit_code, record.node, record.reason
                 )
                 to_record.setdefault(view.round.number, []).append(end)
+                if reasons.is_held(record):
+                    self._cancel_jobs(_jobs_of([view]), "its node could not launch it")
         self._effects += [RecordEnds(number, tuple(some)) for number, some in to_record.items()]
 
     def _error_of_end(self, task: int, log_tail: str = "") -> ItemError:
@@ -539,7 +549,7 @@ class RunState:
         mark, record = view.end_mark, view.missing_record
         explained = reasons.explains_end(mark, view.attempts)
         if mark is not None and (record is None or (explained and not reasons.names_cause(record))):
-            return reasons.error_of_status(mark.status, place, log_tail)
+            return reasons.error_of_status(mark.status, place, log_tail, started=view.attempts > 0)
         record = record or TaskRecord(TaskState.UNKNOWN)
         return reasons.error_of_state(record, place, started=view.attempts > 0, log_tail=log_tail)
 
@@ -563,11 +573,9 @@ class RunState:
             for view, error in stopped:
                 self._end(self.tasks.open_items(view.index), error)
             if not round_.claims.unclaimed or len(stopped) < len(round_.plan.tasks):
-                round_.all_ended_since = None
                 continue
-            if round_.all_ended_since is None:
-                round_.all_ended_since = self._now
-            late = self._now - round_.all_ended_since >= self.latency
+            # The last claim of a task is visible as late as its last outcome, for which the wait has been as long.
+            late = self._now - max(view.ended_since for view, _ in stopped) >= self.latency
             if late or not any(view.started for view, _ in stopped):
                 telling = [error for _, error in stopped if not isinstance(error, ResultLost)]
                 error = reasons.error_of_unclaimed(telling[-1] if telling else round_.gave_up)
@@ -578,7 +586,8 @@ class RunState:
 
         A missing module or a full quota keeps a thousand nodes from calling the function as it keeps three.
         """
-        if not isinstance(error, NodeStartError) or self._called or self.ledger.count(ItemStatus.VALUE):
+        final = (NodeStartError,) if self.pending.enabled else (NodeStartError, StorageFailure)
+        if not isinstance(error, final) or self._called or self.ledger.count(ItemStatus.VALUE):
             return
         tasks = self._deaths.setdefault(error.what.partition("\n")[0], set())
         tasks.add(task)
@@ -586,7 +595,7 @@ class RunState:
             return
         self._cancelled_rest = True
         what = f"not started, since the first {SAME_DEATHS} tasks died in the same way: {error.what}"
-        not_started = NodeStartError(what, advice=error.advice, exit_code=error.exit_code)
+        not_started = type(error)(what, advice=error.advice, exit_code=error.exit_code)
         self._end(range(self.ledger.items), not_started, final=True)
         self._cancel_jobs(_whole(self.tasks.job_ids), "its first tasks could not start")
 
@@ -667,7 +676,7 @@ class RunState:
                 by_round.setdefault(self.tasks.round_of(item).number, []).append(item)
         ranges = tuple((number, tuple(consecutive(sorted(some)))) for number, some in by_round.items())
         if ranges:
-            self._recording += 1  # before anything is reserved: Ctrl-C may come in between, and nothing else frees it
+            self._recording += 1
             self._effects.append(RecordCancellations(ranges))
             for each in ranges_in(ranges):
                 self.ledger.reserve(each)

@@ -30,6 +30,7 @@ from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
+from slurmlaunch.runfolder.storage import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -238,13 +239,14 @@ class Submission:
         while self._run.ledger.open:
             try:
                 self._submit_array(round_, number)
-            except (SubmissionError, SchedulerError) as error:
+            except (SubmissionError, SchedulerError, OSError) as error:
                 why = _worth_waiting_for(error)
                 if why is None:
                     raise
                 if pause == _SHORTEST_WAIT:
-                    round_.waiting(number, ClientId.current())
-                    _log.warning("slurmlaunch waits %s: %s", why, error.stderr.strip())
+                    with contextlib.suppress(OSError):
+                        round_.waiting(number, ClientId.current())
+                    _log.warning("slurmlaunch waits %s: %s", why, getattr(error, "stderr", f"{error}").strip())
             else:
                 return True
             if not _sleep(_jittered(pause)):
@@ -405,8 +407,10 @@ class Submission:
         latest.throttled(throttle)
 
 
-def _worth_waiting_for(error: SubmissionError | SchedulerError) -> str | None:
+def _worth_waiting_for(error: SubmissionError | SchedulerError | OSError) -> str | None:
     """Return what to wait for after a failed submission; None if the same would fail again."""
+    if isinstance(error, OSError):
+        return None if status_of(error) is None else "for the storage of the run folder"
     if isinstance(error, SchedulerError) or error.ambiguous:
         return "for sbatch to answer"
     if error.no_room:

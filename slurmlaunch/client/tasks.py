@@ -8,6 +8,7 @@ records; futures and errors read them. Nothing here reads a file, a clock or the
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -44,6 +45,7 @@ class TaskView:
         notes: the notes of each attempt about itself.
         checkpoints: the checkpoints that each attempt recorded, by item.
         missing_since: since when it is known to have ended while outcomes are missing; -inf if none can appear later.
+        ended_since: since when it was known to have ended when its open items were ended.
         missing_record: the scheduler's record that says so; None where the end mark does.
         end_recorded: whether that record comes from the run folder.
         error: why it takes no more items, in a dynamic round.
@@ -63,6 +65,7 @@ class TaskView:
     notes: Mapping[int, Mapping[str, Any]] = field(default_factory=lambda: _NOTHING)
     checkpoints: Mapping[int, Mapping[int, Recorded]] = field(default_factory=lambda: _NOTHING)
     missing_since: float | None = None
+    ended_since: float = -math.inf
     missing_record: TaskRecord | None = None
     end_recorded: bool = False
     error: BaseException | None = None
@@ -106,7 +109,6 @@ class RoundView:
         given_up: the arrays that nobody will submit any more.
         claims: which task has claimed which block; None in a static round.
         gave_up: the error with which tasks recorded that they cannot run items, in a dynamic round.
-        all_ended_since: since when all tasks have ended while blocks are unclaimed.
     """
 
     def __init__(self, number: int, plan: RoundPlan) -> None:
@@ -115,7 +117,6 @@ class RoundView:
         self.given_up: set[int] = set()
         self.claims = None if plan.blocks is None else Claims(plan, plan.blocks)
         self.gave_up: ItemError | None = None
-        self.all_ended_since: float | None = None
 
     @property
     def missing_arrays(self) -> list[int]:

@@ -29,6 +29,7 @@ from slurmlaunch.client.collector import Collector
 from slurmlaunch.client.submission import Submission, add_round
 from slurmlaunch.errors import ResultLost, SchedulerError
 from slurmlaunch.runfolder.clients import writer_name
+from slurmlaunch.runfolder.storage import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -170,8 +171,6 @@ class Watch:
                 self._in_thread("retry", self._retry, effect)
             case state.CancelJobs():
                 self._in_thread("cancel", self._cancel_jobs, effect)
-            case state.RecordCancellations():  # of a call of `Run.cancel` that Ctrl-C has ended
-                self._in_thread("cancel", self.run.record_cancellations, effect)
             case state.Warn():
                 _log.warning("%s", effect.message)
 
@@ -201,7 +200,7 @@ class Watch:
         """Make and submit a round for items that failed for an external reason."""
         run, ended = self.run, state.RetryEnded()
         try:
-            added = add_round(run, effect.items, effect.options, automatic=True)
+            added = Patience().run(lambda: add_round(run, effect.items, effect.options, automatic=True))
             run.handle(state.RoundAdded(added.number, added.plan))
             self.submission.submit(added, patiently=True)
             _log.info("slurmlaunch retries %d items of %s", len(effect.items), run.folder.path)
@@ -303,7 +302,7 @@ class Watcher:
             watch.handle(state.WatchEnded())
 
     def finish(self) -> None:
-        """Settle the items of tasks that this process ran, callbacks included: nothing polls later."""
+        """Settle the items of tasks that this process ran: nothing polls later."""
         with self._news:
             if not any(run.backend.name in OF_THE_CLIENT for run in self._watches):
                 return
@@ -408,7 +407,11 @@ os.register_at_fork(after_in_child=_start_anew)
 
 
 def _finish() -> None:
+    until = time.monotonic() + _LAST_POLL
     _client.watcher.finish()
+    for run in list(_client.runs):
+        if run.backend.name in OF_THE_CLIENT:
+            run.wait_for(run.all_notified, max(0.0, until - time.monotonic()))
 
 
 # Functions registered later run earlier: this one runs after the wait for local tasks.

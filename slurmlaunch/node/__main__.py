@@ -18,8 +18,10 @@ from pathlib import Path
 
 from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.node.supervisor import Supervisor
+from slurmlaunch.node.system import flush_streams, log
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
 from slurmlaunch.runfolder.rounds import round_of_task
+from slurmlaunch.runfolder.storage import Patience, status_of
 
 
 def main(arguments: list[str]) -> int:
@@ -28,19 +30,22 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case [_, path, task] if task.isdecimal():
                 return _run(RunFolder(Path(path).absolute()), int(task))
-        print("usage: python -m slurmlaunch.node RUN_FOLDER TASK_INDEX", file=sys.stderr)  # noqa: T201
-    except SlurmlaunchError as error:
-        print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
-    except Exception:  # noqa: BLE001  (Python's own exit status could be mistaken for one of ours)
+        log("usage: python -m slurmlaunch.node RUN_FOLDER TASK_INDEX")
+    except Exception as error:  # noqa: BLE001  (Python's own exit status could be mistaken for one of ours)
+        status = status_of(error)
+        if status is not None or isinstance(error, SlurmlaunchError):
+            log(f"slurmlaunch: {error}")
+            return status or Status.NODE
         import traceback
 
-        traceback.print_exc()
+        log(traceback.format_exc())
     return Status.NODE
 
 
 def _run(folder: RunFolder, task: int) -> int:
-    manifest = Manifest.read(folder)
-    round_ = round_of_task(folder, task)
+    patience = Patience()
+    manifest = patience.run(lambda: Manifest.read(folder))
+    round_ = patience.run(lambda: round_of_task(folder, task))
     if round_.plan.ranks is None:
         return Supervisor(folder, manifest, round_, task).run()
     from slurmlaunch.node.mpi import MpiSupervisor  # late, since most tasks have no ranks
@@ -50,8 +55,7 @@ def _run(folder: RunFolder, task: int) -> int:
 
 if __name__ == "__main__":
     status = main(sys.argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     # Everything is on disk. Taking the interpreter down piece by piece would cost a
     # seventh of a short task, and the end mark comes after it.
     os._exit(status)

@@ -24,15 +24,17 @@ import socket
 import subprocess
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
+from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, WorkerDied
 from slurmlaunch.node.rank import RANK, RANKS
 from slurmlaunch.node.system import kill_descendants, log_size, log_tail
 from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, make_rank_files
 from slurmlaunch.runfolder.records import Damage, Kind
+from slurmlaunch.runfolder.storage import STORAGE, errno_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +69,8 @@ class MpiSupervisor(TaskSupervisor):
 
     def __init__(self, folder: RunFolder, manifest: Manifest, round_: Round, task: int, ranks: RanksPlan) -> None:
         super().__init__(folder, manifest, round_, task)
-        paths = make_rank_files(folder, round_.number, task, self._writer.attempt, ranks.number)
+        attempt = self._writer.attempt
+        paths = make_rank_files(folder, round_.number, task, attempt, ranks.number, self._patience)
         self._files = [OutcomeFile(path, folder.salt) for path in paths]
         self._ranks = ranks
         self._left: list[int] = []
@@ -113,7 +116,7 @@ class MpiSupervisor(TaskSupervisor):
 
     def _read(self, results: RankResults, *, final: bool = False) -> None:
         """Read the ranks' files; record the items that all ranks have finished."""
-        results.read(final=final)
+        self._patience.run(partial(results.read, final=final))
         self._check_end()  # after it: a failure that was read may come from the end of the task
         for item in self._left.copy():
             outcome = results.outcome(item)
@@ -180,6 +183,8 @@ class MpiSupervisor(TaskSupervisor):
 
     def _fail(self, error: ItemError, item: int | None) -> None:
         """Record the failure of an item, or of all that are left if the ranks had begun none."""
+        if isinstance(error, StorageFailure):
+            self._patience.hurried = True  # the ranks have waited
         if item is not None:
             self._left.remove(item)
             self._writer.failure(item, self._dump(error, item))
@@ -307,15 +312,26 @@ def _error_of(death: dict[str, Any], ranks: int) -> ItemError:
     """Return the error for the death of a rank, as reported on its own node."""
     rank = death["rank"]
     who = f"rank {rank} of {ranks}"
+    if (failure := _storage_failure(death["status"], who)) is not None:
+        return failure.located(node=death["node"])
     if death["oom"]:
         return OutOfMemory(f"{who} hit the memory limit", rank=rank).located(node=death["node"])
     return WorkerDied.of(death["signal"], death["status"], who, rank=rank).located(node=death["node"])
+
+
+def _storage_failure(status: int | None, who: str) -> StorageFailure | None:
+    """Return the error of a rank that ended because of the storage."""
+    if status not in STORAGE:
+        return None
+    return StorageFailure.of(errno_of(status), f"{who} could not write into the run folder, or read from it")
 
 
 def _launcher_error(ranks: RanksPlan, processes: RankProcesses, *, began: bool) -> ItemError:
     """Return the error for ranks that ended without a report."""
     launcher, status = ranks.launcher[0] if ranks.launcher else "they", processes.status
     ended = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+    if (failure := _storage_failure(status, "a rank")) is not None:
+        return failure
     tail = processes.log_tail()
     log = f"; the end of the log:\n{tail}\n" if tail else ""
     if not began:

@@ -285,6 +285,7 @@ class Pool:
             self._adopt(worker, failed=message == b"L")
             self._release()
         elif message == b"N":
+            self._writer.cut()
             self._release()
         else:
             self.progress += worker.drain(self._writer)

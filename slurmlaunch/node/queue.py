@@ -26,7 +26,7 @@ class Queue:
     """
 
     def __init__(self, items: Sequence[int] = (), done: Collection[int] = ()) -> None:
-        """Start with items; those that are *done* have an outcome, and are never handed out."""
+        """Start with items; those that are *done* have an outcome, or are a later round's, and are never handed out."""
         self._parts: deque[Sequence[int]] = deque()
         self._owned: list[range | frozenset[int]] = []
         self._cancellations: list[range] = []
@@ -96,14 +96,13 @@ class SharedQueue(Queue):
     few, so the millisecond that the worker waits does not show.
     """
 
-    def __init__(self, plan: RoundPlan, blocks: Blocks, claimer: Claimer, done: Collection[int] | None) -> None:
-        """Start with the items that earlier attempts of the task claimed and did not finish.
-
-        *done* are the items that those attempts recorded; None on the first attempt.
-        """
-        super().__init__(done=done or ())
+    def __init__(
+        self, plan: RoundPlan, blocks: Blocks, claimer: Claimer, done: Collection[int] = (), *, resumes: bool = False
+    ) -> None:
+        """Start with the items that earlier attempts of the task claimed, if it *resumes* any, and did not finish."""
+        super().__init__(done=done)
         self._plan, self._blocks, self._claimer = plan, blocks, claimer
-        self._resumed = done is not None
+        self._resumed = resumes
         self._claimed: set[int] = set()
         self._open = True
         self._add_own_blocks()

@@ -25,7 +25,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch import caps, context
-from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError
+from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError, StorageFailure
 from slurmlaunch.node import main_module, system
 from slurmlaunch.node.events import Events, Signals
 from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
@@ -34,6 +34,7 @@ from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.rounds import round_of_task
+from slurmlaunch.runfolder.storage import STORAGE, Patience, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,7 +146,9 @@ class _Rank:
 
     def __init__(self, path: str, task: int, attempt: int, launch: int) -> None:
         self.folder, self.task = RunFolder(Path(path).absolute()), task
-        self.manifest, self.round = Manifest.read(self.folder), round_of_task(self.folder, task)
+        patience = Patience()
+        self.manifest = patience.run(lambda: Manifest.read(self.folder))
+        self.round = patience.run(lambda: round_of_task(self.folder, task))
         self.environment = RankEnvironment.of(os.environ)
         number, ranks = self.environment.rank, self.environment.ranks
         wanted = self.round.plan.ranks.number if self.round.plan.ranks else 1
@@ -153,7 +156,7 @@ class _Rank:
             raise NodeStartError(f"the launcher started {ranks} ranks, and the task has {wanted}")
         self.launch = _read_launch(OutcomeFile(self.folder.outcome_file(task, attempt), self.folder.salt), launch)
         file = self.folder.rank_file(self.round.number, task, attempt, number)
-        self.writer = AttemptWriter(file, attempt, self.folder.salt)
+        self.writer = patience.run(lambda: AttemptWriter(file, attempt, self.folder.salt))
 
 
 def _read_launch(file: OutcomeFile, number: int) -> Launch:
@@ -181,7 +184,8 @@ class _Caller:
         main_module.install(self._task.run_folder)
         try:
             work = Work(self._rank.folder, self._rank.manifest)
-        except NodeStartError as error:
+        except (NodeStartError, StorageFailure) as error:
+            system.end_if_interrupted(self._task.item)
             data = self._located(Failure(error, failure_of(error.__cause__ or error).traceback))
             for item in items:
                 self._writer.failure(item, data)
@@ -198,6 +202,7 @@ class _Caller:
 
     def _set_up(self) -> None:
         system.end_with_parent()
+        context.swap(self._task)
         system.leave_signals_to_supervisor()
         system.prefer_for_oom_kill()
         rank, plan = self._rank, self._rank.round.plan
@@ -207,13 +212,14 @@ class _Caller:
             os.environ.pop(name, None)  # not for ranks of tasks that are submitted from here
         caps.apply(plan.threads)
         caps.set_ours({name: value for name, value in variables.items() if name not in users})
-        context.swap(self._task)
-        system.line_buffer(whole=True)  # the ranks share one log
+        system.line_buffer()
 
     def _run(self, work: Work, item: int) -> bool:
         pid, self._task.item = os.getpid(), item
         kind, data = work.run(item)
         succeeded = kind != Kind.FAILURE
+        if not succeeded:
+            system.end_if_interrupted(item)
         system.flush_streams()
         if os.getpid() != pid:  # the function forked, and returned in the copy too
             os._exit(not succeeded)
@@ -258,12 +264,14 @@ class _Monitor:
                 kill_at = monotonic() + _GRACE_SECONDS
             if kill_at is not None and monotonic() >= kill_at:
                 os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(status)
+        self._writer.patience.hurried = code in STORAGE  # the child has waited
         left, loaded = self._read_records()
         self._writer.adopt(failed=False)
         self._writer.note(launch=self._rank.launch.number, peak=usage.ru_maxrss * system.RUSAGE_UNIT)
         if self._signals.terminated:
             return Status.STOPPED
-        return self._report(os.waitstatus_to_exitcode(status), left, loaded=loaded)
+        return self._report(code, left, loaded=loaded)
 
     def _read_records(self) -> tuple[list[int], bool]:
         """Return the items that the child has not finished, and True if it had loaded the function.
@@ -273,8 +281,9 @@ class _Monitor:
         """
         file = OutcomeFile(self._writer.path, self._rank.folder.salt)
         file.position = self._start
-        headers = [found.header for found in file.read() if not isinstance(found, Damage)]
-        os.truncate(self._writer.path, file.position)
+        found = self._writer.patience.run(lambda: list(file.read()))
+        headers = [each.header for each in found if not isinstance(each, Damage)]
+        self._writer.patience.run(lambda: os.truncate(self._writer.path, file.position))
         done = {item for header in headers for item in range(header.first, header.stop)}
         left = [item for item in self._rank.launch.items if item not in done]
         return left, any("loaded" in note for note in file.notes)
@@ -304,10 +313,13 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m slurmlaunch.node.rank RUN_FOLDER TASK ATTEMPT LAUNCH", file=sys.stderr)  # noqa: T201
         return Status.NODE
     try:
-        rank = _Rank(arguments[1], *map(int, arguments[2:]))
+        return _run(_Rank(arguments[1], *map(int, arguments[2:])))
     except (SlurmlaunchError, OSError) as error:
-        print(f"slurmlaunch: {error}", file=sys.stderr)  # noqa: T201
-        return Status.NODE
+        system.log(f"slurmlaunch: {error}")
+        return status_of(error) or Status.NODE
+
+
+def _run(rank: _Rank) -> int:
     number, node = rank.environment.rank, system.node_name()
     rank.writer.note(launch=rank.launch.number, rank=number, node=node, started=time.time())
     monitor = _Monitor(rank)

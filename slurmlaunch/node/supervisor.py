@@ -10,15 +10,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
-from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from slurmlaunch import caps
 from slurmlaunch.context import Task
-from slurmlaunch.errors import NodeStartError, OutOfMemory, WorkerDied
+from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, WorkerDied
 from slurmlaunch.node import system
 from slurmlaunch.node.events import Signals
 from slurmlaunch.node.pool import Pool
@@ -85,7 +83,7 @@ class Supervisor(TaskSupervisor):
             for _ in self._function.check():
                 if self._signals.terminated:
                     return
-        except NodeStartError as error:
+        except (NodeStartError, StorageFailure) as error:
             self._give_up(self._dump(error))
             return
         if self._function.needs_cloudpickle:
@@ -124,8 +122,7 @@ class Supervisor(TaskSupervisor):
             self._queue.closed = True
             self._pool.take_back()
             self._pool.request_checkpoints()
-            with suppress(OSError):  # outcomes can still be recorded if the log cannot be written
-                print("slurmlaunch: the time limit is near, no further items are begun", file=sys.stderr)  # noqa: T201
+            system.log("slurmlaunch: the time limit is near, no further items are begun")
         # Without an outcome or a checkpoint of this attempt, the next one would get no further:
         # then the item exceeds the time limit, and the scheduler will say so.
         return bool(self._pool.progress) and self._limit.is_due

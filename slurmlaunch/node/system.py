@@ -6,19 +6,23 @@ Used by the supervisors, the workers and the ranks; knows nothing of items or ru
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import stat
 import sys
 from _thread import get_ident
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from slurmlaunch import context
 from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
+from slurmlaunch.runfolder.storage import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from types import FrameType
 
 # The end of the parent.
 
@@ -111,12 +115,32 @@ def leave_signals_to_supervisor() -> None:
     for number in _LEFT_TO_SUPERVISOR:
         signal.signal(number, _ignore)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _interrupt)
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_restore_defaults)
 
 
 def _ignore(_number: int, _frame: object) -> None:
     pass
+
+
+_interrupted_items: set[int] = set()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupted_items.add(context.current_task().item)
+    signal.default_int_handler(number, frame)
+
+
+def end_if_interrupted(item: int) -> None:
+    """End this process by SIGINT, as Python itself would, if an item failed after a SIGINT; -1 before the first item.
+
+    The signal came from outside (``scancel --signal=INT --full``). Its KeyboardInterrupt is no failure of the function,
+    unlike one that the function raises itself.
+    """
+    if item in _interrupted_items:
+        flush_streams()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
 
 def _block_signals() -> None:
@@ -132,6 +156,8 @@ def _restore_defaults() -> None:
     for number in _LEFT_TO_SUPERVISOR:
         if signal.getsignal(number) is _ignore:  # else the function installed its own
             signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _unblock_signals()
 
 
@@ -142,10 +168,34 @@ _masks: dict[int, set[int | signal.Signals]] = {}
 # Standard output and the log.
 
 
-def line_buffer(*, whole: bool = False) -> None:
-    """Write each line when it is complete, so that it outlives this process; *whole* ones also if unbuffered."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, write_through=False if whole else None)  # type: ignore[union-attr]
+class _Log(io.FileIO):
+    """A log that drops what the storage refuses: a full disk is no reason for an item that prints to fail."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if status_of(error) is None:
+                raise
+            return memoryview(data).nbytes
+
+
+def line_buffer() -> None:
+    """Write each line when it is complete, and as a whole, so that it outlives this process."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        before = getattr(sys, name)
+        if before is None:
+            continue
+        file = io.BufferedWriter(_Log(descriptor, "wb", closefd=False))
+        stream = io.TextIOWrapper(file, before.encoding, before.errors, line_buffering=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def log(text: str) -> None:
+    """Write a line of slurmlaunch's own to standard error, if it can be written."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def flush_streams() -> None:

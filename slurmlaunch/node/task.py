@@ -26,7 +26,8 @@ from slurmlaunch.node.queue import Queue, SharedQueue
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.layout import STARTED_VARIABLE, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts, ranges_of
-from slurmlaunch.runfolder.rounds import CancellationReader
+from slurmlaunch.runfolder.rounds import CancellationReader, items_of_later_rounds
+from slurmlaunch.runfolder.storage import Patience
 
 if TYPE_CHECKING:
     from slurmlaunch.errors import ItemError
@@ -55,8 +56,10 @@ class TaskSupervisor:
     def __init__(self, folder: RunFolder, manifest: Manifest, round_: Round, task: int) -> None:
         self._cloudpickle = cloudpickle_version()  # first: without cloudpickle there is no attempt
         self._folder, self._manifest, self._plan, self._task = folder, manifest, round_.plan, task
-        self._writer = OutcomeWriter(folder, task)
+        self._patience = Patience()
+        self._writer = OutcomeWriter(folder, task, self._patience)
         self._earlier = earlier_attempts(folder, task, self._writer.attempt)
+        self._earlier.done.update(items_of_later_rounds(folder, round_.number))  # they may be running there
         self._writer.failures = self._earlier.failures
         self._limit = TimeLimit(self._plan, self._writer.attempt)
         self._queue = self._make_queue(round_)
@@ -74,8 +77,8 @@ class TaskSupervisor:
             return Queue(self._plan.items_of(self._task), done)
         from slurmlaunch.runfolder.claims import Claimer  # late, since most tasks claim nothing
 
-        claimer = Claimer(self._folder.claims(round_.number), self._task, attempt, blocks.number)
-        return SharedQueue(self._plan, blocks, claimer, done if attempt else None)
+        claimer = Claimer(self._folder.claims(round_.number), self._task, attempt, blocks.number, self._patience)
+        return SharedQueue(self._plan, blocks, claimer, done, resumes=attempt > 0)
 
     def run(self) -> int:
         """Run the task to its end; return its exit status."""
@@ -128,7 +131,7 @@ class TaskSupervisor:
 
     def _record_only_values(self) -> None:
         """Record no more failures: their cause may be the end of the task."""
-        self._writer.only_values = True
+        self._writer.only_values = self._patience.hurried = True
 
     def _cancel(self) -> bool:
         """Read new cancellations; return True if there are any."""

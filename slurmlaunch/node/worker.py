@@ -39,12 +39,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, NoReturn
 
 from slurmlaunch import caps, context
-from slurmlaunch.errors import NodeStartError
+from slurmlaunch.errors import NodeStartError, StorageFailure
 from slurmlaunch.node import main_module, system
 from slurmlaunch.node.channel import LARGE
 from slurmlaunch.outcome import Bundle, Failure, failure_of, in_series
 from slurmlaunch.runfolder.outcomes import outcome_entry
 from slurmlaunch.runfolder.records import Kind
+from slurmlaunch.runfolder.storage import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +93,7 @@ class Worker:
 
     def _set_up(self, mask: frozenset[int] | None) -> None:
         task = self._task
+        context.swap(task)
         system.leave_signals_to_supervisor()
         system.prefer_for_oom_kill()
         os.register_at_fork(after_in_child=self._mark_copy)
@@ -99,7 +101,6 @@ class Worker:
             os.sched_setaffinity(0, mask)
         os.environ.update(caps.share_of_gpus(os.environ, task.process, task.processes))
         caps.apply(task.threads)
-        context.swap(task)
         system.line_buffer()
 
     def _mark_copy(self) -> None:
@@ -109,7 +110,8 @@ class Worker:
         main_module.install(self._task.run_folder)
         try:
             work = load()
-        except NodeStartError as error:
+        except (NodeStartError, StorageFailure) as error:
+            system.end_if_interrupted(self._task.item)
             data = Failure(error, failure_of(error.__cause__ or error).traceback).dump()
             self._connection.send(b"X" + LENGTH.pack(len(data)) + data)
             return 0
@@ -149,6 +151,7 @@ class Worker:
             try:
                 value = call(item)
             except BaseException as error:  # noqa: BLE001  (any exception of the function is its outcome)
+                system.end_if_interrupted(item)
                 self._deliver(item, _FAILURE, work.failure(error))
             else:
                 if type(value) not in _NUMBERS or self._is_copy or not channel.put_number(value):
@@ -182,7 +185,7 @@ class Worker:
             self._writer.append(entry)
         except OSError as error:
             self._connection.send(b"N")
-            return failure_of(error).dump()
+            return Failure(named(error)).dump()
         self._connection.send(b"L" if kind is _FAILURE else b"D")
         return None
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from slurmlaunch.errors import NodeStartError, SlurmlaunchError
 from slurmlaunch.outcome import Bundle
 from slurmlaunch.runfolder.records import opened, read_at, write_whole
+from slurmlaunch.runfolder.storage import named, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -118,6 +119,8 @@ class SharedBuffers:
             try:
                 descriptor, status = stack.enter_context(opened(self.path))
             except (OSError, SlurmlaunchError) as error:
+                if status_of(error) is not None:
+                    raise named(error) from error
                 raise NodeStartError(f"the function's arrays cannot be read: {error}") from error
             if any(extent.offset + extent.length > status.st_size for extent in self.extents):
                 raise self._damaged(status.st_size)  # reading the missing part of a mapping would be a SIGBUS

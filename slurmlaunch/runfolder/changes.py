@@ -9,12 +9,14 @@ a folder that has just changed is listed a few times more.
 from __future__ import annotations
 
 import os
+import re
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 LATENCY_VARIABLE = "SLURMLAUNCH_LATENCY"
 
@@ -71,7 +73,8 @@ class NewNames:
         """
         if not self.may_have_changed():
             return set()
-        names = os.listdir(self._folder)  # noqa: PTH208  (a Path for each of 10^5 names costs too much)
+        with self._listing():
+            names = os.listdir(self._folder)  # noqa: PTH208  (a Path for each of 10^5 names costs too much)
         new = set(names) - self._seen
         self._seen |= new
         return new
@@ -84,10 +87,18 @@ class NewNames:
         """
         if not self.may_have_changed():
             return []
-        with os.scandir(self._folder) as entries:
+        with self._listing(), os.scandir(self._folder) as entries:
             new = [entry for entry in entries if entry.name not in self._seen]
         self._seen.update(entry.name for entry in new)
         return new
+
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.forget()  # what it would have shown is still new
+            raise
 
     def forget(self, names: Iterable[str] = ()) -> None:
         """List the folder at the next call, and return these names again then."""
@@ -132,13 +143,15 @@ def latency_of(folder: Path) -> float:
 def is_on_network(folder: Path) -> bool:
     """Whether a folder's file system may be another machine's.
 
-    If it is this machine's own disk, and the nodes reach it through this machine, nothing is cached in between.
+    If it is this machine's own disk, and the nodes reach it through this machine, nothing is cached in between. A file
+    system that is not listed, as in a chroot or a container, is taken for this machine's.
     """
     best, kind = "", ""
     with Path("/proc/self/mounts").open(encoding="utf-8", errors="replace") as mounts:
         for line in mounts:
-            _, point, this, *_ = line.split(" ")
+            _, escaped, this, *_ = line.split(" ")
+            point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), escaped)
             inside = os.path.commonpath([point, folder]) == point if point.startswith("/") else False
             if inside and len(point) >= len(best):
                 best, kind = point, this
-    return kind not in _LOCAL_FILE_SYSTEMS
+    return bool(kind) and kind not in _LOCAL_FILE_SYSTEMS

@@ -20,6 +20,7 @@ import os
 import time
 from bisect import bisect_left
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,7 @@ from slurmlaunch.errors import NodeStartError, UnsafeRunFolder
 from slurmlaunch.runfolder.changes import NewNames
 from slurmlaunch.runfolder.layout import numbers_in
 from slurmlaunch.runfolder.records import create, read_owned
+from slurmlaunch.runfolder.storage import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,12 +97,17 @@ _NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
 """The errors of link(2) on a file system without hard links."""
 
 
+_NO_MORE_LINKS = frozenset({errno.EMLINK, errno.ENOSPC})
+"""The errors of link(2) for one more link to a file: ext4 allows 65000, and GlusterFS says ENOSPC after 45."""
+
+
 class Claimer:
     """Claims blocks for one attempt of a task."""
 
-    def __init__(self, folder: Path, task: int, attempt: int, number: int) -> None:
+    def __init__(self, folder: Path, task: int, attempt: int, number: int, patience: Patience | None = None) -> None:
         """Begin; only this process has this attempt's number, and there are *number* blocks."""
         self._folder, self._claimant, self._number = folder, Claimant(task, attempt), number
+        self._patience = patience or Patience()
         self._next = 0
         self._signed: tuple[Path, tuple[int, int]] | None = None
         self._reader = ClaimReader(folder)
@@ -109,8 +116,9 @@ class Claimer:
         """Return the blocks that this task has claimed, in earlier attempts too, without those returned before."""
         if self._signed is None:
             # First: writing into a folder makes a network file system drop its cached listing.
-            self._signed = self._sign()
-        return sorted(block for block, claimant in self._reader.new() if claimant.task == self._claimant.task)
+            self._signed = self._patience.run(self._sign)
+        new = self._patience.run(lambda: list(self._reader.new()))
+        return sorted(block for block, claimant in new if claimant.task == self._claimant.task)
 
     def _sign(self) -> tuple[Path, tuple[int, int]]:
         """Make the file that the attempt's claims are links to; return its path, device and inode."""
@@ -151,20 +159,24 @@ class Claimer:
         if self._signed is None:
             if self._is_claimed(block):
                 return False  # a task that comes too late leaves no file
-            self._signed = self._sign()
-        path, identity = self._signed
+            self._signed = self._patience.run(self._sign)
+        try:
+            return self._make_link(block, *self._signed)
+        except OSError as error:
+            if error.errno in _NO_MORE_LINKS:
+                self._signed = self._patience.run(self._sign)
+        return self._patience.run(partial(self._make_link, block, *self._signed))
+
+    def _make_link(self, block: int, path: Path, identity: tuple[int, int]) -> bool:
         claim = self._folder / str(block)
         try:
             os.link(path, claim)
         except OSError as error:
-            if error.errno == errno.EMLINK:  # file systems limit the links to one file: ext4 to 65000
-                self._signed = self._sign()
-                return self._link(block)
             if error.errno in _NO_LINKS:
                 msg = f"the file system of {self._folder} makes no hard links, through which tasks share their items"
                 raise NodeStartError(
                     msg, advice="Use a run folder on another file system, or static slices (leave schedule= out)."
-                ) from error
+                ) from None
             try:
                 status = claim.lstat()  # perhaps the link was made, and the answer was lost and the request repeated
             except FileNotFoundError:

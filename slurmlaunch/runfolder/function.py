@@ -14,12 +14,13 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slurmlaunch.errors import NodeStartError, UnpicklableResult, UnsafeRunFolder
+from slurmlaunch.errors import NodeStartError, StorageFailure, UnpicklableResult, UnsafeRunFolder
 from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Value, failure_of
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
 from slurmlaunch.runfolder.items import ItemReader, advice_on_import
 from slurmlaunch.runfolder.records import Kind, Record, read_records, write_whole
+from slurmlaunch.runfolder.storage import Patience, named, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -86,10 +87,13 @@ def read_function(folder: RunFolder) -> PickledFunction:
 
     Raises:
         NodeStartError: the file is damaged or cannot be read, or others may have changed it.
+        StorageFailure: the storage fails for too long.
     """
     try:
-        found = list(read_records(folder.function))
+        found = Patience().run(lambda: list(read_records(folder.function)))
     except (OSError, UnsafeRunFolder) as error:
+        if status_of(error) is not None:
+            raise named(error) from error
         raise NodeStartError(f"the function cannot be read: {error}") from error
     payloads = {each.header.kind: each.payload for each in found if isinstance(each, Record)}
     if Kind.FUNCTION not in payloads or len(payloads) < len(found):
@@ -149,7 +153,7 @@ class Work:
             self.can_checkpoint = hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")
             # In the common case nothing has to be remembered per item.
             self.call = self._start_or_resume if self.can_checkpoint else self._items.calling(self._function)
-        except NodeStartError:
+        except (NodeStartError, StorageFailure):
             raise
         except BaseException as error:
             raise _not_loaded(manifest, error) from error

@@ -12,20 +12,23 @@ Clients write items, the processes that run them read them. Which items a task h
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
 import struct
 import sys
 from bisect import bisect_right
+from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN, Bundle
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, read_bundle
 from slurmlaunch.runfolder.records import HEADER_SIZE, Entry, Kind, open_owned, write_whole
+from slurmlaunch.runfolder.storage import Patience, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     Arguments = tuple[Any, ...]
     Pickled = bytes | Bundle
     Block = tuple[Kind, int, Sequence[Part]]
+
+T = TypeVar("T")
 
 _ENTRY = struct.Struct("<QQ")
 
@@ -140,7 +145,8 @@ class ItemReader:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._open()
+        self._patience = Patience()
+        self._read(self._open)
         self._arguments_of = self.calling(lambda *arguments: arguments)
 
     def _open(self) -> None:
@@ -172,11 +178,31 @@ class ItemReader:
         def call(item: int) -> Any:
             nonlocal first, stop, row
             if not first <= item < stop:
-                header, row = self._block(item)
+                header, row = self._read(partial(self._block, item))
                 first, stop = header.first, header.stop
             return function(*row(item - first))
 
         return call
+
+    def _read(self, work: Callable[[], T]) -> T:
+        """Return what *work* reads; wait while the storage fails.
+
+        Raises:
+            StorageFailure: it fails for too long.
+        """
+
+        def try_once() -> T:
+            try:
+                return work()
+            except OSError as error:
+                if error.errno == errno.ESTALE:
+                    self._open()  # only a new handle can work again
+                raise
+
+        try:
+            return self._patience.run(try_once)
+        except OSError as error:
+            raise named(error) from error
 
     def _block(self, item: int) -> tuple[records.Header, Callable[[int], Arguments]]:
         """Return the header of the block that holds an item, and the arguments by the position in the block."""
@@ -211,7 +237,7 @@ class ItemReader:
         return header, offset
 
     def _unbundled(self, header: records.Header, offset: int) -> Arguments:
-        bundle = read_bundle(self._items, offset + HEADER_SIZE, header.length, header.payload_crc)
+        bundle = self._read(lambda: read_bundle(self._items, offset + HEADER_SIZE, header.length, header.payload_crc))
         if bundle is None:
             raise self._damaged(offset)
         return _unpickled(bundle.pickled, bundle.buffers)

@@ -205,5 +205,15 @@ class Status(IntEnum):
     """Items are left at the time limit, and the scheduler refused to requeue the task."""
     OUT_OF_MEMORY = 77
     """The kernel killed the node because the memory limit was hit: only the end mark says so, Slurm gets 137."""
+    STORAGE = 78
+    """The run folder could not be written or read; the log may say why."""
+    DISK_FULL = 79
+    """The same, for want of space."""
+    QUOTA = 80
+    """The same, for want of quota."""
+    READ_ONLY = 81
+    """The same, because the file system was read-only."""
+    INPUT_OUTPUT = 82
+    """The same, because of an input/output error."""
     STOPPED = 143
     """The task was ended from outside; the scheduler knows why."""

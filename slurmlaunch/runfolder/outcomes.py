@@ -12,6 +12,7 @@ import os
 import pickle
 from array import array
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
 from slurmlaunch.runfolder.definitions import definitions_in
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Entry, Kind, RecordWriter, create, opened, read_at
+from slurmlaunch.runfolder.storage import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -46,13 +48,29 @@ class AttemptWriter(RecordWriter):
         failures: how many failures were recorded.
         withheld: how many failures were not recorded, because only values were accepted.
         only_values: whether to drop failures, because the task is being ended.
+        patience: waits for the storage.
     """
 
-    def __init__(self, path: Path, attempt: int, salt: int, flags: int = 0) -> None:
+    def __init__(
+        self, path: Path, attempt: int, salt: int, flags: int = 0, *, patience: Patience | None = None
+    ) -> None:
         super().__init__(path, salt=salt, flags=flags)
         self.attempt = attempt
         self.failures = self.withheld = 0
         self.only_values = False
+        self.patience = patience or Patience()
+
+    def append(self, *entries: Entry) -> None:
+        """Append records; wait while the storage fails."""
+        self.patience.run(partial(super().append, *entries))
+
+    def cut(self) -> None:
+        """Cut off an unfinished record; wait while the storage fails."""
+        self.patience.run(super().cut)
+
+    def flush(self) -> None:
+        """Make all records survive a crash of this machine; wait while the storage fails."""
+        self.patience.run(super().flush)
 
     def numbers(self, kind: Kind, first: int, data: bytes) -> None:
         """Record numbers as the values of consecutive items: INTEGERS or FLOATS, as they are in memory."""
@@ -82,7 +100,7 @@ class AttemptWriter(RecordWriter):
         Raises:
             ResultLost: that record can no longer be read.
         """
-        self._append(recorded.header.kind, item, 1, recorded.read().parts())
+        self._append(recorded.header.kind, item, 1, self.patience.run(recorded.read).parts())
         self.failures += recorded.header.kind == Kind.FAILURE
 
     def checkpoint(self, item: int, pickled: bytes) -> None:
@@ -105,11 +123,12 @@ class AttemptWriter(RecordWriter):
 class OutcomeWriter(AttemptWriter):
     """Begins the next attempt of a task: the first one whose file it can create."""
 
-    def __init__(self, folder: RunFolder, task: int) -> None:
+    def __init__(self, folder: RunFolder, task: int, patience: Patience | None = None) -> None:
+        patience = patience or Patience()
         for attempt in count():
             with suppress(FileExistsError):
-                path = folder.outcome_file(task, attempt)
-                super().__init__(path, attempt, folder.salt, os.O_CREAT | os.O_EXCL)
+                path, flags = folder.outcome_file(task, attempt), os.O_CREAT | os.O_EXCL
+                patience.run(partial(super().__init__, path, attempt, folder.salt, flags, patience=patience))
                 return
 
 
@@ -134,6 +153,11 @@ class Content:
         """Return the payload as it is on disk, in parts."""
         bundled = self._kind == Kind.BUNDLE
         return bundle_parts(Bundle(bytes(self._payload), self._buffers)) if bundled else [self._payload]
+
+    @property
+    def raised(self) -> str:
+        """The name of the class of a failure, as ``"builtins.ValueError"``, without unpickling the exception."""
+        return Failure.class_of(self._payload)
 
     def _boundary(self, item: int) -> int:
         """Return the position of an item's outcome in the payload, which is also the end of the one before."""
@@ -430,9 +454,11 @@ def ranges_of(items: Iterable[int]) -> Iterator[range]:
         yield range(start, stop)
 
 
-def make_rank_files(folder: RunFolder, number: int, task: int, attempt: int, ranks: int) -> list[Path]:
+def make_rank_files(
+    folder: RunFolder, number: int, task: int, attempt: int, ranks: int, patience: Patience
+) -> list[Path]:
     """Make the files of an attempt's ranks; return their paths, by rank."""
     paths = [folder.rank_file(number, task, attempt, rank) for rank in range(ranks)]
     for path in paths:
-        create(path, b"")
+        patience.run(partial(create, path, b""))
     return paths

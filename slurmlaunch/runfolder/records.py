@@ -30,7 +30,7 @@ import struct
 import sys
 import zlib
 from array import array
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -233,6 +233,7 @@ class RecordWriter:
         self.path, self._salt = path, salt
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
         self._end = self._flushed = os.fstat(self._descriptor).st_size
+        self._torn = False
 
     def __enter__(self) -> Self:
         return self
@@ -244,11 +245,15 @@ class RecordWriter:
         """Append records.
 
         Raises:
-            OSError: they could not be written; the part that was written is cut off again.
+            OSError: they could not be written; the part that was written is cut off, now or before the next record.
         """
         parts = [part for entry in entries for part in (entry.header.encode(self._salt), *entry.parts)]
         with naming(self.path):
+            if self._torn:
+                self.cut()
+            self._torn = True
             self._end = _write_all(self._descriptor, parts, self._end)
+            self._torn = False
 
     def note(self, **content: Any) -> None:
         """Append a record of kind NOTE."""
@@ -256,12 +261,14 @@ class RecordWriter:
 
     def cut(self) -> None:
         """Cut off the unfinished record that another process appended through this descriptor."""
-        os.ftruncate(self._descriptor, self._end)
+        with naming(self.path):
+            os.ftruncate(self._descriptor, self._end)
 
     def flush(self) -> None:
         """Make all records survive a crash of this machine."""
         if self._flushed != self._end:
-            os.fsync(self._descriptor)
+            with naming(self.path):
+                os.fsync(self._descriptor)
             self._flushed = self._end
 
     def close(self) -> None:
@@ -286,7 +293,8 @@ def _write_all(descriptor: int, parts: Sequence[Part], end: int) -> int:
             if done < len(pending):
                 pending[done] = pending[done][written:]
     except OSError:
-        os.ftruncate(descriptor, end)
+        with suppress(OSError):  # the storage may refuse this, too
+            os.ftruncate(descriptor, end)
         raise
     return stop
 
@@ -428,8 +436,12 @@ def create(path: Path, data: bytes) -> os.stat_result:
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, data)
-        return os.fstat(descriptor)
+        with naming(path):
+            os.write(descriptor, data)
+            return os.fstat(descriptor)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     finally:
         os.close(descriptor)
 

@@ -254,6 +254,11 @@ def read_rounds(folder: RunFolder, start: int = 0) -> Iterator[Round]:
             return
 
 
+def items_of_later_rounds(folder: RunFolder, number: int) -> set[int]:
+    """Return the items that belong to later rounds: a task of this round that starts late leaves them alone."""
+    return {item for later in read_rounds(folder, number + 1) for item in later.plan.items or ()}
+
+
 def round_of_task(folder: RunFolder, task: int) -> Round:
     """Return the round that has a task.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,14 +16,14 @@ import pytest
 from slurmlaunch import Executor, SlurmlaunchError, attach
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client.futures import FutureArray
-from slurmlaunch.client.item_status import ItemStatus, Ledger
+from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.run import FuturesRegistry, Run
 from slurmlaunch.client.watcher import SAVED_VISITS, RateLimit, Watch, Watcher, current_client
 from slurmlaunch.errors import WorkerDied
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.layout import EndMark, Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter
-from slurmlaunch.runfolder.rounds import read_rounds
+from slurmlaunch.runfolder.rounds import read_rounds, write_cancellations
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import PATIENCE, Gate, wait_until
 from tests.unit.test_collector import poll, write_value
@@ -131,18 +133,19 @@ def watch_of(path: Path, **options: Any) -> Watch:
 
 
 def test_a_cancel_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After Ctrl-C in the middle of it, the next poll completes the cancellation: no item stays reserved."""
-    watch = watch_of(tmp_path / "run")
-    ledger, reserve = watch.run.ledger, Ledger.reserve
+    """Ctrl-C ends the waiting for a cancellation that is being recorded, and not the cancellation."""
+    run = watch_of(tmp_path / "run").run
+    ledger, goes_on = run.ledger, threading.Event()
 
-    def interrupted(items: range) -> None:
-        reserve(ledger, items[:1])
-        raise KeyboardInterrupt
+    def interrupt(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        goes_on.wait()
+        write_cancellations(*arguments)
 
-    monkeypatch.setattr(ledger, "reserve", interrupted)
+    monkeypatch.setattr("slurmlaunch.client.run.write_cancellations", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        watch.run.cancel(range(4))
-    poll(watch)
+        run.cancel(range(4))
+    goes_on.set()
 
     wait_until(lambda: not ledger.open)
     assert 4 == ledger.count(ItemStatus.CANCELLED)
@@ -178,6 +181,21 @@ def test_ctrl_c_within_the_handling_of_ctrl_c(tmp_path: Path) -> None:
     program = [sys.executable, "-c", TWICE_AT_ONCE, str(tmp_path)]
     done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stderr.splitlines()[-1].startswith("KeyboardInterrupt")
+
+
+def test_a_cancel_in_a_signal_handler(tmp_path: Path) -> None:
+    """A handler may cancel, even where it interrupts slurmlaunch while that changes the same run."""
+    run = watch_of(tmp_path / "run").run
+    before = signal.signal(signal.SIGUSR1, lambda *_: run.cancel(range(4)))
+    try:
+        with run.changed:
+            signal.raise_signal(signal.SIGUSR1)
+            assert 4 == run.ledger.open
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    wait_until(lambda: not run.ledger.open)
+    assert 4 == run.ledger.count(ItemStatus.CANCELLED)
 
 
 def test_no_thread_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

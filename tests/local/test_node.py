@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -19,8 +20,9 @@ from slurmlaunch.node import system
 from slurmlaunch.runfolder.claims import Claimer
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, STARTED_VARIABLE, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter
-from slurmlaunch.runfolder.plan import Blocks
+from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RoundPlan, Slices
 from slurmlaunch.runfolder.records import Kind
+from slurmlaunch.runfolder.rounds import Round
 from tests.support.frames import own_frames
 from tests.support.tasks import REPOSITORY, OneRun, finish, rows
 from tests.support.waiting import Gate, Story, is_alive, wait_until
@@ -529,8 +531,71 @@ def test_a_node_ends_with_its_client(tmp_path: Path, gate: Gate) -> None:
     assert not is_alive(gate.process_of(1))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
+def test_a_signal_to_a_worker_ends_its_item_from_outside(tmp_path: Path, gate: Gate, number: signal.Signals) -> None:
+    """A signal that comes from outside is no failure of the function, whatever that makes of a KeyboardInterrupt."""
+
+    def work(item: int) -> str:
+        try:
+            return gate.enter(item)
+        except KeyboardInterrupt as interrupt:
+            raise ValueError(item) from interrupt
+
+    run = OneRun(tmp_path / "run", work, rows([0, 1]))
+    node = run.start()
+    gate.await_arrival(0)
+
+    os.kill(gate.process_of(0), number)
+    gate.await_arrival(1)
+    gate.open()
+
+    assert finish(node).status == 1
+    error = run.errors()[0]
+    assert isinstance(error, WorkerDied)
+    assert (error.signal, error.item) == (number, 0)
+    assert run.values() == {1: "1"}
+
+
+def test_a_function_may_handle_an_interrupt(tmp_path: Path, gate: Gate) -> None:
+    """A function that returns after a SIGINT has a value, and its later items fail as themselves."""
+
+    def work(item: int) -> str:
+        try:
+            return gate.enter(item)
+        except KeyboardInterrupt:
+            return "interrupted"
+        finally:
+            if item:
+                raise KeyError(item)
+
+    run = OneRun(tmp_path / "run", work, rows([0, 1]))
+    node = run.start()
+    gate.await_arrival(0)
+    os.kill(gate.process_of(0), signal.SIGINT)
+    gate.await_arrival(1)
+    gate.open()
+
+    assert finish(node).status == 1
+    assert run.values() == {0: "interrupted"}
+    assert isinstance(run.errors()[1], KeyError)
+
+
+@pytest.mark.parametrize("schedule", [None, "dynamic"])
+def test_a_start_leaves_the_items_of_later_rounds_alone(tmp_path: Path, story: Story, schedule: str | None) -> None:
+    """A task that the scheduler starts again after a retry took over some of its items runs only the others."""
+    blocks = None if schedule is None else Blocks(4, 1, schedule, 1)
+    run = OneRun(tmp_path / "run", story.tell, rows(range(4)), blocks=blocks)
+    plan = RoundPlan(Slices(2, 1), 1, (ArrayPlan("again", 1, 1),), 1, 1, 1, items=array("Q", [1, 3]))
+    Round.make(run.folder, 1, plan)
+
+    assert run.run().status == 0
+    assert story.lines == ["0", "2"]
+    assert run.run(1).status == 0
+    assert story.lines == ["0", "2", "1", "3"]
+
+
 def test_ctrl_c_is_no_end(tmp_path: Path, gate: Gate) -> None:
-    """SIGINT, which a terminal sends to all, does not end the supervisor; for an item it is a KeyboardInterrupt."""
+    """SIGINT, which a terminal sends to all, does not end the supervisor, only the items that run."""
     run = OneRun(tmp_path / "run", gate.enter, rows([0, 1]))
     node = run.start()
     gate.await_arrival(0)
@@ -540,7 +605,7 @@ def test_ctrl_c_is_no_end(tmp_path: Path, gate: Gate) -> None:
     gate.open()
 
     assert finish(node).status == 1
-    assert isinstance(run.errors()[0], KeyboardInterrupt)
+    assert isinstance(run.errors()[0], WorkerDied)
     assert run.values() == {1: "1"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,7 @@ from slurmlaunch.errors import (
     Place,
     Preempted,
     ResultLost,
+    StorageFailure,
     TaskCancelled,
     TaskEnded,
     TimeLimitExceeded,
@@ -28,7 +30,7 @@ PLACE = Place(task=3, job_id="12_3")
 
 BY_STATE: dict[TaskState, type[ItemError]] = {
     TaskState.COMPLETED: ResultLost,
-    TaskState.FAILED: NodeStartError,
+    TaskState.FAILED: WorkerDied,
     TaskState.CANCELLED: TaskCancelled,
     TaskState.REVOKED: TaskCancelled,
     TaskState.TIMEOUT: TimeLimitExceeded,
@@ -66,10 +68,13 @@ def test_the_error_quotes_slurm() -> None:
 @pytest.mark.parametrize(
     ("exit_code", "kind", "expected"),
     [
-        ("0:9", WorkerDied, "supervisor was killed by SIGKILL (9)"),
+        ("0:9", WorkerDied, "the task was killed by SIGKILL (9) before the start of its node"),
+        ("0:53", StorageFailure, "Slurm could not open the task's log"),
+        ("81:0", StorageFailure, "Read-only file system: the task could not write into the run folder"),
+        ("78:0", StorageFailure, "the task could not write into the run folder"),
         ("1:0", NodeStartError, "the node ended with status 1"),
         ("3:0", NodeStartError, "the set-up lines failed"),
-        (None, NodeStartError, "the node ended, and its log is empty"),
+        (None, WorkerDied, "the task was killed before the start of its node"),
         ("?", NodeStartError, "the node ended, and its log is empty"),
     ],
 )
@@ -85,6 +90,9 @@ def test_failed(exit_code: str | None, kind: type[ItemError], expected: str) -> 
     ("status", "kind", "expected"),
     [
         (Status.VALUES, ResultLost, "the task ended well, but"),
+        (Status.DISK_FULL, StorageFailure, "No space left on device: the task could not"),
+        (Status.INPUT_OUTPUT, StorageFailure, "Input/output error: the task could not"),
+        (Status.QUOTA, StorageFailure, "quota exceeded: the task could not"),
         (Status.FAILURES, NodeStartError, "the node ended with status 1, and its log is empty"),
         (Status.SETUP, NodeStartError, "the set-up lines failed"),
         (Status.NODE, NodeStartError, "the node ended with status 4"),
@@ -121,7 +129,7 @@ def test_a_program_that_is_not_there() -> None:
 @pytest.mark.parametrize("state", list(TaskState))
 def test_names_cause(state: TaskState) -> None:
     """A state names a cause if it means more than the end of the task."""
-    expected = issubclass(BY_STATE.get(state, ResultLost), TaskEnded)
+    expected = state is not TaskState.FAILED and issubclass(BY_STATE.get(state, ResultLost), TaskEnded)
 
     assert expected == reasons.names_cause(TaskRecord(state))
 
@@ -149,7 +157,14 @@ def test_batch_script_killed() -> None:
     record = TaskRecord(TaskState.FAILED)
 
     assert "batch script was killed" in str(reasons.error_of_state(record, PLACE, started=True))
-    assert NodeStartError is type(reasons.error_of_state(record, PLACE))
+    reported = replace(record, exit_code="1:0", reason="JobLaunchFailure")
+    assert "before the start of its node (JobLaunchFailure)" in str(reasons.error_of_state(reported, PLACE))
+
+
+def test_a_killed_supervisor() -> None:
+    """The error of a task that was killed later names the supervisor."""
+    record = TaskRecord(TaskState.FAILED, exit_code="0:9")
+    assert "supervisor was killed by SIGKILL (9)" in str(reasons.error_of_state(record, PLACE, started=True))
 
 
 def test_unclaimed() -> None:

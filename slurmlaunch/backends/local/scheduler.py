@@ -35,6 +35,7 @@ from slurmlaunch.backends.local.process import LIFELINE_FD, STATUS_UNKNOWN, Sess
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
+from slurmlaunch.runfolder.storage import PATIENCE, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -46,7 +47,9 @@ KILL_WAIT = 5.0
 
 _PENDING = TaskRecord(TaskState.PENDING)
 _SIGNALLED = 128
-_CANNOT_START = 126  # a shell's status for a program that exists and cannot be run
+_STORAGE_PAUSE = 0.2
+_PROGRAM_OR_LOG = frozenset({None, Status.STORAGE})  # permissions among them, which the program may lack
+_CANNOT_START: int = 126  # a shell's status for a program that exists and cannot be run
 
 _MEMORY_INTERVAL = 0.2
 _MEMORY_SHARE = 20
@@ -142,6 +145,8 @@ class LocalJob:
         self.records = [_PENDING] * self.array.length
         self.pending = deque(range(self.array.length))
         self.running = 0
+        self.start_after = -math.inf  # while the storage refuses the logs
+        self._refused_since: float | None = None
         self._folder = RunFolder(self.array.run_folder)
 
     @property
@@ -153,6 +158,12 @@ class LocalJob:
     def throttled(self) -> bool:
         """Whether as many elements run as may; a throttle of 0 is none, as in Slurm."""
         return bool(self.throttle) and self.running >= self.throttle  # type: ignore[operator]
+
+    @property
+    def may_start(self) -> bool:
+        """Whether an element may start now, as far as this job is concerned."""
+        after = self.after is None or self.after.ended
+        return bool(self.pending) and not self.throttled and after and time.monotonic() >= self.start_after
 
     def drop(self, elements: Collection[int], record: TaskRecord) -> None:
         """Take pending elements out of the queue."""
@@ -168,19 +179,31 @@ class LocalJob:
         self.pending.clear()
         self.running = 0
 
+    def put_back(self, element: int, error: Exception) -> bool:
+        """Queue an element again whose log the storage refused; False for other errors, and if it lasts too long."""
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if status_of(error) in _PROGRAM_OR_LOG or now - self._refused_since > PATIENCE:
+            return False
+        self.pending.appendleft(element)
+        self.start_after = now + _STORAGE_PAUSE
+        return True
+
     def log(self, element: int, stream: str) -> str:
         """Return the path of an element's ``out`` or ``err``."""
         return str(self._folder.log(self.array.round, self.array.array, element, stream))
 
     def start(self, element: int, lifeline: int) -> TaskProcess:
         """Start an element; raises as `TaskProcess` does."""
-        return TaskProcess(
+        process = TaskProcess(
             (*self.command, str(self.array.first_task + element)),
             self.env,
             stdout=self.log(element, "out"),
             stderr=self.log(element, "err"),
             lifeline=lifeline,
         )
+        self._refused_since = None
+        return process
 
     def settle(self, element: int, record: TaskRecord, status: int) -> None:
         """Record how an element ended, in memory and on disk."""
@@ -443,7 +466,7 @@ class LocalScheduler:
     def _startable(self) -> Iterator[tuple[LocalJob, int]]:
         """Yield the elements that may start; each must run before the next is asked for."""
         for job in self._queue:
-            while job.pending and not job.throttled and (job.after is None or job.after.ended):
+            while job.may_start:
                 if not self.fits(job.resources, [task.job.resources for task in self._running]):
                     return
                 yield job, job.pending.popleft()
@@ -452,9 +475,14 @@ class LocalScheduler:
         try:
             process = job.start(element, pipes.lifeline)
         except (OSError, ValueError) as error:
+            if job.put_back(element, error):
+                return
             # The system does not say which of the files it means, and names the shell.
             reason = f"the process or its logs ({job.log(element, 'out')} and beside it) could not be created: {error}"
-            job.settle(element, TaskRecord(TaskState.FAILED, reason=reason), _CANNOT_START)
+            status: int | None = status_of(error)
+            if status is None or status in _PROGRAM_OR_LOG:
+                status = _CANNOT_START
+            job.settle(element, TaskRecord(TaskState.FAILED, reason=reason), status)
             return
         self._running.append(LocalTask(job, element, process))
         if process.pidfd is not None:
@@ -466,6 +494,7 @@ class LocalScheduler:
         pauses = [task.due - now for task in self._running]
         if self._measures_memory():
             pauses.append(self._memory_due - now)
+        pauses += [job.start_after - now for job in self._queue if job.start_after > now]
         if any(task.process.pidfd is None for task in self._running):
             pauses.append(_POLL_PAUSE)
         return min(pauses, default=math.inf)
