@@ -250,7 +250,7 @@ class RecordWriter:
         parts = [part for entry in entries for part in (entry.header.encode(self._salt), *entry.parts)]
         with naming(self.path):
             if self._torn:
-                self.cut()
+                os.ftruncate(self._descriptor, self._end)
             self._torn = True
             self._end = _write_all(self._descriptor, parts, self._end)
             self._torn = False

@@ -64,9 +64,15 @@ def named(error: Exception) -> Exception:
     if status_of(error) is None:
         return error
     cause = error if isinstance(error, OSError) else error.__cause__
-    failure = StorageFailure.of(getattr(cause, "errno", None), f"{error}")
+    path = getattr(cause, "filename", None)
+    what = f"{path} could not be written or read" if path else f"{error}"
+    failure = StorageFailure.of(getattr(cause, "errno", None), what)
     failure.__cause__ = error
     return failure
+
+
+def _is_lasting(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EFBIG  # a limit of the process's own
 
 
 class Patience:
@@ -92,7 +98,7 @@ class Patience:
                 result = work()
             except Exception as error:
                 limit = 0.0 if self._in_vain else _HURRIED if self.hurried else PATIENCE
-                if status_of(error) is None:
+                if status_of(error) is None or _is_lasting(error):
                     raise
                 if time.monotonic() - began >= limit:
                     self._in_vain = True

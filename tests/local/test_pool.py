@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch import current_task
-from slurmlaunch.errors import WorkerDied
+from slurmlaunch.errors import StorageFailure, WorkerDied
 from slurmlaunch.node.queue import Queue
+from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.rounds import CancellationReader, write_cancellations
@@ -472,11 +473,14 @@ def test_a_death_while_appending_spoils_nothing(tmp_path: Path) -> None:
 # A full disk.
 
 
-@pytest.fixture(params=["limit", pytest.param("disk", marks=needs_root)])
-def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Return a run's folder with space for 3 MB of outcomes, and the words that go before a command."""
-    if request.param == "limit":
-        yield tmp_path, ["bash", "-c", 'ulimit -f 3000; exec "$@"', "_"]
+@pytest.fixture(params=[1, 3, pytest.param(0, marks=needs_root)])
+def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, list[str], int]]:
+    """Return a run's folder with space for 3 MB of outcomes, the words that go before a command, and the processes.
+
+    A limit of the process makes the node fail at once, a full disk after its patience.
+    """
+    if request.param:
+        yield tmp_path, ["bash", "-c", 'ulimit -f 3000; exec "$@"', "_"], request.param
         return
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -485,14 +489,13 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path
     )
     if mounted.returncode:
         pytest.skip("no tmpfs may be mounted here")
-    yield folder, []
+    yield folder, [], 2
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_a_large_value_that_finds_no_room_fails(small: tuple[Path, list[str]], processes: int) -> None:
-    """On a full disk a large value becomes an OSError of its item; recorded values stay, smaller ones are recorded."""
-    folder, prefix = small
+def test_a_large_value_that_finds_no_room_fails(small: tuple[Path, list[str], int]) -> None:
+    """On a full disk a large value is a StorageFailure of its item; recorded values stay, smaller ones are recorded."""
+    folder, prefix, processes = small
     run = OneRun(folder / "run", content, [(item, 900_000) for item in range(9)], processes=processes)
 
     ended = run.run(prefix=prefix)
@@ -501,14 +504,13 @@ def test_a_large_value_that_finds_no_room_fails(small: tuple[Path, list[str]], p
     assert len(run.values()) == 3
     assert all(value == content(item, 900_000) for item, value in run.values().items())
     for error in run.errors().values():
-        assert isinstance(error, OSError)
-        assert error.strerror in {"No space left on device", "File too large"}
+        assert isinstance(error, StorageFailure)
+        assert error.what.partition(":")[0] in {"No space left on device", "File too large"}
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_a_task_that_finds_no_room_says_so(small: tuple[Path, list[str]], processes: int, tmp_path: Path) -> None:
-    """If small values fill the disk, the node ends with status 4 and the reason; recorded values stay."""
-    folder, prefix = small
+def test_a_task_that_finds_no_room_says_so(small: tuple[Path, list[str], int], tmp_path: Path) -> None:
+    """If small values fill the disk, the node ends with a status for it and the reason; recorded values stay."""
+    folder, prefix, processes = small
     story = Story(tmp_path / "story")
 
     def work(item: int) -> bytes:
@@ -519,7 +521,7 @@ def test_a_task_that_finds_no_room_says_so(small: tuple[Path, list[str]], proces
 
     ended = run.run(prefix=prefix)
 
-    assert ended.status == 4
+    assert ended.status == (Status.STORAGE if prefix else Status.DISK_FULL)
     assert ("No space left on device" in ended.err) or ("File too large" in ended.err)
     assert damages(run) == []
     values = run.values()
