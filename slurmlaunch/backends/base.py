@@ -122,7 +122,7 @@ class ArrayJob:
         Raises:
             OptionError: the container cannot bind one of the folders.
         """
-        words = (*self.python, "-m", "slurmlaunch.node", str(self.run_folder), task)
+        words = (*self.python, "-P", "-m", "slurmlaunch.node", str(self.run_folder), task)
         if self.container is None:
             return words
         gpus = asks_for_gpus(self.options, self.flags)

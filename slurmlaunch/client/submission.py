@@ -131,7 +131,7 @@ def _ranks_plan(options: Options, backend: Backend, shape: Shape) -> RanksPlan |
     if launcher is None:
         return None
     chosen = launcher if options.launcher is None else options.launcher
-    return RanksPlan(options.ranks, chosen, (*options.python, "-m", "slurmlaunch.node.rank"))
+    return RanksPlan(options.ranks, chosen, (*options.python, "-P", "-m", "slurmlaunch.node.rank"))
 
 
 def _time_limit(options: Options) -> tuple[float | None, int | None]:

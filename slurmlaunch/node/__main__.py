@@ -1,4 +1,4 @@
-"""``python -m slurmlaunch.node RUN_FOLDER TASK_INDEX``: run one task.
+"""``python -P -m slurmlaunch.node RUN_FOLDER TASK_INDEX``: run one task.
 
 The batch script and the local backend start this command; run folders of 0.1.0 name it.
 The exit status is one of `slurmlaunch.runfolder.layout.Status`.
@@ -14,6 +14,10 @@ gc.disable()
 
 import os
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # the working directory: batch scripts of 0.1.0 start Python without -P
+
 from pathlib import Path
 
 from slurmlaunch.errors import SlurmlaunchError

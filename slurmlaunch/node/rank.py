@@ -1,4 +1,4 @@
-"""``python -m slurmlaunch.node.rank RUN_FOLDER TASK ATTEMPT LAUNCH``: one rank of a task.
+"""``python -P -m slurmlaunch.node.rank RUN_FOLDER TASK ATTEMPT LAUNCH``: one rank of a task.
 
 The launcher (srun, mpiexec) or `mpi` starts this command; run folders of 0.1.0 name it.
 
@@ -331,4 +331,6 @@ def _run(rank: _Rank) -> int:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the working directory: run folders of 0.1.0 start Python without -P
     sys.exit(main(sys.argv))

@@ -6,7 +6,6 @@ slices and schedules: callers say which item to run, and record its outcome.
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 from functools import partial
@@ -273,12 +272,7 @@ def _unwrapped(call: _Call) -> _Call:
 
 
 def take_search_path(entries: list[str]) -> None:
-    """Search for modules where the client does: first in its own folders, then among the packages installed here.
-
-    ``python -m`` puts the working directory first, which the client's path may not contain at all.
-    """
-    if sys.path and sys.path[0] not in entries and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109
-        del sys.path[0]
+    """Search for modules where the client does: first in its own folders, then among the packages installed here."""
     here = list(sys.path)
     ahead = list(takewhile(lambda entry: entry not in here or entry == here[0], entries))
     behind = [entry for entry in entries if entry not in here and entry not in ahead]

@@ -66,7 +66,7 @@ def test_script_has_the_command_line(tmp_path: Path) -> None:
 
     assert "unset PYTHONPATH PYTHONHOME\n" in script
     assert "exec apptainer exec --bind=" in script
-    assert f"docker://python:3.11 python3 -m slurmlaunch.node {tmp_path}/runs/" in script
+    assert f"docker://python:3.11 python3 -P -m slurmlaunch.node {tmp_path}/runs/" in script
 
 
 def test_read_only_binds() -> None:
@@ -126,7 +126,7 @@ def test_the_first_that_is_there(tmp_path: Path) -> None:
         said, _ = process.communicate()
 
     assert said.startswith(f"singularity {process.pid} exec --bind=")
-    assert said.endswith("docker://python python3 -m slurmlaunch.node /project/me/runs/1 0\n")
+    assert said.endswith("docker://python python3 -P -m slurmlaunch.node /project/me/runs/1 0\n")
 
 
 # Bound folders.

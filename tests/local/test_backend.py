@@ -1,6 +1,6 @@
 """The local backend: tasks of this machine, started as the batch script starts them.
 
-The node is played by a line of shell: ``$3`` is the run folder, ``$4`` the task index.
+The node is played by a line of shell: ``$4`` is the run folder, ``$5`` the task index.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ needs_proc = pytest.mark.skipif(not LINUX, reason="needs Linux's /proc")
 needs_bash = pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 
 # Each writes when it begins and when it ends, with one system call.
-LOGGED = 'echo "+$4" >>"$3/story"; sleep 0.02; echo "-$4" >>"$3/story"'
+LOGGED = 'echo "+$5" >>"$4/story"; sleep 0.02; echo "-$5" >>"$4/story"'
 # Runs until the gate is opened.
-GATED = 'while [ ! -e "$3/gate" ]; do sleep 0.01; done'
+GATED = 'while [ ! -e "$4/gate" ]; do sleep 0.01; done'
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_task_runs_the_nodes_command_in_its_folder(folder: Path, tmp_path: Pat
     """A task is the node's command with the run folder and the task index, in the job's working directory."""
     assert run(array(folder, 'echo "$PWD" "$@"', cwd=tmp_path, first_task=7)) == [TaskState.COMPLETED]
     log = folder / "logs" / "0-0-0.out"
-    assert log.read_text() == f"{tmp_path} -m slurmlaunch.node {folder} 7\n"
+    assert log.read_text() == f"{tmp_path} -P -m slurmlaunch.node {folder} 7\n"
 
 
 def test_logs_are_named_by_element_and_private(folder: Path) -> None:
@@ -132,7 +132,7 @@ def test_logs_are_named_by_element_and_private(folder: Path) -> None:
 
 def test_the_exit_status_becomes_state_and_end_mark(folder: Path) -> None:
     """Each task's end is reported by its state and by an end mark with its exit status, 128 + n for signal n."""
-    job = array(folder, "case $4 in 10) exit 0;; 11) exit 7;; 12) kill -KILL $$;; esac", 3, first_task=10)
+    job = array(folder, "case $5 in 10) exit 0;; 11) exit 7;; 12) kill -KILL $$;; esac", 3, first_task=10)
     job_id = backend.submit(job)
     assert states(job_id, 3) == [TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED]
     assert marks(folder) == ["10.0.0", "11.0.7", "12.0.137"]
@@ -234,7 +234,7 @@ def test_modules_are_loaded_where_there_are_modules(
 
 def test_the_script_runs_the_same_tasks(folder: Path, tmp_path: Path) -> None:
     """The commands that `script` shows run the same tasks, whatever the names of folders and the values."""
-    job = array(folder, 'echo "$PWD" "$ODD" "$4"', 3, first_task=5, cwd=tmp_path, env={"ODD": "a'b\nc $d"})
+    job = array(folder, 'echo "$PWD" "$ODD" "$5"', 3, first_task=5, cwd=tmp_path, env={"ODD": "a'b\nc $d"})
     subprocess.run(["/bin/sh", "-c", backend.script(job)], check=True)
     shown = [(folder / "logs" / f"0-0-{i}.out").read_text() for i in range(3)]
     shutil.rmtree(folder / "logs")
@@ -411,7 +411,7 @@ def test_cancelling_ended_tasks_changes_nothing(folder: Path) -> None:
 def test_a_task_that_ignores_sigterm_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL follows SIGTERM, and reaches the task's child processes."""
     monkeypatch.setattr(scheduler, "KILL_WAIT", 0.1)
-    script = 'trap "" TERM; sleep 1000 & echo $! >"$3/pid"; mv "$3/pid" "$3/child"; wait'
+    script = 'trap "" TERM; sleep 1000 & echo $! >"$4/pid"; mv "$4/pid" "$4/child"; wait'
     job_id = backend.submit(array(folder, script))
     until((folder / "child").exists)
     backend.cancel(job_id)
@@ -423,7 +423,7 @@ def test_a_task_that_ignores_sigterm_is_killed(folder: Path, monkeypatch: pytest
 def test_to_cancel_again_gains_no_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a task is cancelled, SIGKILL comes when it was due."""
     monkeypatch.setattr(scheduler, "KILL_WAIT", 0.3)
-    job_id = backend.submit(array(folder, 'trap "" TERM; touch "$3/started"; while :; do sleep 0.01; done'))
+    job_id = backend.submit(array(folder, 'trap "" TERM; touch "$4/started"; while :; do sleep 0.01; done'))
     until((folder / "started").exists)
     while not state(job_id).is_final:
         backend.cancel(job_id)
@@ -433,7 +433,7 @@ def test_to_cancel_again_gains_no_time(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_nothing_of_a_task_outlives_it(folder: Path) -> None:
     """Processes that a task left in its process group are killed when it ends."""
-    run(array(folder, 'sleep 1000 & echo $! >"$3/child"'))
+    run(array(folder, 'sleep 1000 & echo $! >"$4/child"'))
     until(lambda: not alive(int((folder / "child").read_text())))
 
 
@@ -441,7 +441,7 @@ def test_nothing_of_a_task_outlives_it(folder: Path) -> None:
 @needs_bash
 def test_a_group_of_its_own_is_no_refuge(folder: Path) -> None:
     """A cancelled task's processes are found by their session, also in another process group."""
-    script = 'set -m; sleep 1000 & echo $! >"$3/pid"; mv "$3/pid" "$3/child"; wait'
+    script = 'set -m; sleep 1000 & echo $! >"$4/pid"; mv "$4/pid" "$4/child"; wait'
     job_id = backend.submit(array(folder, "", python=("bash", "-c", script, "node")))
     until((folder / "child").exists)
     child = int((folder / "child").read_text())
@@ -633,7 +633,7 @@ def test_the_interpreter_waits_for_the_queue(folder: Path, python: str) -> None:
 def test_an_interrupt_at_exit_ends_the_tasks(folder: Path, *, ignored: bool) -> None:
     """Ctrl-C during the wait at exit ends running tasks and drops pending ones; a second one kills."""
     trap = "trap '' TERM;" if ignored else ""
-    process = client(folder, f"submit({trap!r} + 'touch \"$3/started\"; while :; do sleep 0.1; done', 3)")
+    process = client(folder, f"submit({trap!r} + 'touch \"$4/started\"; while :; do sleep 0.1; done', 3)")
     until((folder / "started").exists)
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -660,7 +660,7 @@ def test_a_wait_at_exit_says_what_goes_on(folder: Path, end: str) -> None:
 # Plays the node: ends when its parent does.
 WATCHER = """\
 import os, pathlib, sys
-folder = pathlib.Path(sys.argv[3])
+folder = pathlib.Path(sys.argv[4])
 (folder / "node").write_text(str(os.getpid()))
 os.read(int(os.environ["SLURMLAUNCH_LIFELINE"]), 1)
 """
@@ -703,7 +703,7 @@ def test_a_forked_child_has_no_jobs(folder: Path) -> None:
         """
         from slurmlaunch.client.watcher import current_client
         backend = current_client().backend("local")
-        job_id = submit('while [ ! -e "$3/gate" ]; do sleep 0.01; done')
+        job_id = submit('while [ ! -e "$4/gate" ]; do sleep 0.01; done')
         until(lambda: state(job_id) == "RUNNING")
         if not os.fork():
             print(backend.query([job_id]).get(job_id, 0), backend.find("test", 0), flush=True)

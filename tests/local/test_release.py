@@ -82,8 +82,10 @@ def test_an_old_run_is_retried(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", SCRIPTS)
 def test_a_batch_script_is_the_same(case: str) -> None:
-    """The same call submits the same script, byte by byte."""
-    assert script(case) == (DATA / f"{case}.sh").read_text(encoding="utf-8")
+    """The same call submits the same script, byte by byte, but for the -P that keeps the client's folder out."""
+    before = (DATA / f"{case}.sh").read_text(encoding="utf-8")
+    assert before.count(" -m slurmlaunch.node ") == 1
+    assert script(case) == before.replace(" -m slurmlaunch.node ", " -P -m slurmlaunch.node ")
 
 
 def test_every_script_is_compared() -> None:

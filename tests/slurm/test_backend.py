@@ -501,7 +501,7 @@ def test_a_clusters_own_limits_are_read(
 @pytest.mark.slurm
 def test_states_of_a_real_array(backend: SlurmBackend, array: Callable[..., ArrayJob]) -> None:
     """Each element's end is reported: done, failed, cancelled while running, and cancelled before it started."""
-    stay = 'case "$4" in 0) exit 0;; 1) exit 1;; esac; exec sleep 600'
+    stay = 'case "$5" in 0) exit 0;; 1) exit 1;; esac; exec sleep 600'
     job_id = backend.submit(array(stay, length=5, throttle=3))
     done, fails, runs, waits = TaskState.COMPLETED, TaskState.FAILED, TaskState.RUNNING, TaskState.PENDING
     await_states(backend, job_id, done, fails, runs, runs, runs)
@@ -645,7 +645,7 @@ def test_without_accounts_the_queue_is_enough(
     for part in ("ended", "logs"):
         (tmp_path / part).mkdir()
     backend = SlurmBackend(intervals=QUICK)
-    stay = 'case "$4" in 0) exit 0;; esac; exec sleep 600'
+    stay = 'case "$5" in 0) exit 0;; esac; exec sleep 600'
     job = ArrayJob(
         tmp_path, f"law-{time.time_ns()}", length=3, throttle=1, cwd=tmp_path, python=("/bin/sh", "-c", stay, "sh")
     )

@@ -224,10 +224,10 @@ def test_quoted_values_reach_bash(text: str) -> None:
 
 def test_the_node_gets_the_folder_and_its_task(job: ArrayJob) -> None:
     """The node's arguments are the run folder, whatever its name, and the index of the task in the run."""
-    code = "print(sys.argv[-4:], os.getcwd())"
+    code = "print(sys.argv[-5:], os.getcwd())"
     job = replace(job, first_task=40, length=5, python=node(job.run_folder, code))
     status, marks, stdout, _ = outcome(job, start(job, SLURM_ARRAY_TASK_ID="2"))
-    assert stdout.strip() == f"{['-m', 'slurmlaunch.node', str(job.run_folder), '42']} {job.cwd}"
+    assert stdout.strip() == f"{['-P', '-m', 'slurmlaunch.node', str(job.run_folder), '42']} {job.cwd}"
     assert (status, marks) == (0, [EndMark(42, 0, 0)])
 
 

@@ -86,7 +86,7 @@ class OneRun:
     ) -> subprocess.Popen[str]:
         """Start the node of a task, in a session of its own, below a command if one is given."""
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "slurmlaunch.node", str(self.folder.path), str(task)],
+            [*prefix, sys.executable, "-P", "-m", "slurmlaunch.node", str(self.folder.path), str(task)],
             env={**os.environ, "PYTHONUNBUFFERED": "", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
