@@ -36,6 +36,7 @@ from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import OptionError, RunFolderError, SchedulerError
 from slurmlaunch.runfolder.function import write_function
+from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.items import write_items
 from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, python_version, salt_of
 from slurmlaunch.runfolder.rounds import Round
@@ -363,6 +364,7 @@ class Executor(concurrent.futures.Executor):
             client=platform.node(),
             created=time.time(),
             seed=call.options.seed or 0,
+            interpreter=Interpreter.current().to_json(),
         )
 
     def _plan(self, call: Call, backend: Backend, manifest: Manifest, *, stacklevel: int = 5) -> RoundPlan:

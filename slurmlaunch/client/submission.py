@@ -28,6 +28,7 @@ from slurmlaunch.client.sbatch_options import as_count
 from slurmlaunch.client.state import ArrayRefused, CancelJobs, CancellationSeen, JobsSeen
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
 from slurmlaunch.runfolder.storage import status_of
@@ -119,11 +120,11 @@ def make_plan(
         client=ClientId.current(),
         items=items,
         blocks=planned.blocks,
-        ranks=_ranks_plan(options, backend, shape),
+        ranks=_ranks_plan(options, backend, shape, manifest),
     )
 
 
-def _ranks_plan(options: Options, backend: Backend, shape: Shape) -> RanksPlan | None:
+def _ranks_plan(options: Options, backend: Backend, shape: Shape, manifest: Manifest) -> RanksPlan | None:
     """Return how the tasks of a round start their ranks; None if each has one rank."""
     if options.ranks == 1:
         return None
@@ -131,7 +132,12 @@ def _ranks_plan(options: Options, backend: Backend, shape: Shape) -> RanksPlan |
     if launcher is None:
         return None
     chosen = launcher if options.launcher is None else options.launcher
-    return RanksPlan(options.ranks, chosen, (*options.python, "-P", "-m", "slurmlaunch.node.rank"))
+    return RanksPlan(options.ranks, chosen, (*_python(options, manifest), "-P", "-m", "slurmlaunch.node.rank"))
+
+
+def _python(options: Options, manifest: Manifest) -> tuple[str, ...]:
+    """Return the words that start Python on the node, as the client of the run was started."""
+    return (*options.python, *Interpreter.from_json(manifest.interpreter).options)
 
 
 def _time_limit(options: Options) -> tuple[float | None, int | None]:
@@ -165,7 +171,7 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
         length=planned.length,
         throttle=throttle,
         cwd=Path(run.manifest.cwd),
-        python=options.python,
+        python=_python(options, run.manifest),
         cpus_per_task=plan.cpus_per_task,
         threads=plan.threads,
         options=options.slurm,

@@ -30,6 +30,7 @@ from slurmlaunch.node import main_module, system
 from slurmlaunch.node.events import Events, Signals
 from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
 from slurmlaunch.runfolder.function import Work
+from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile
 from slurmlaunch.runfolder.records import Damage, Kind
@@ -213,6 +214,7 @@ class _Caller:
         caps.apply(plan.threads)
         caps.set_ours({name: value for name, value in variables.items() if name not in users})
         system.line_buffer()
+        Interpreter.from_json(self._rank.manifest.interpreter).take_over()
 
     def _run(self, work: Work, item: int) -> bool:
         pid, self._task.item = os.getpid(), item

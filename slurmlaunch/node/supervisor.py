@@ -23,6 +23,7 @@ from slurmlaunch.node.pool import Pool
 from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.node.worker import Worker
 from slurmlaunch.runfolder.function import Work, read_function
+from slurmlaunch.runfolder.interpreter import Interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -157,7 +158,8 @@ class Supervisor(TaskSupervisor):
         Signals.ignore()
         mask = self._masks[slot] if self._masks else None
         load = partial(Work, self._folder, self._manifest, self._checkpoints, function=self._function)
-        Worker(connection, channel, self._writer, task).main(mask, load)
+        interpreter = Interpreter.from_json(self._manifest.interpreter)
+        Worker(connection, channel, self._writer, task, interpreter).main(mask, load)
 
     def _handle_death(self, death: Death) -> None:
         """Fail the item of a dead worker, or return it to the queue; `Pool.fill` replaces the worker if needed."""

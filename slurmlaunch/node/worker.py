@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from slurmlaunch.node.channel import Channel, Connection
     from slurmlaunch.runfolder.function import Work
+    from slurmlaunch.runfolder.interpreter import Interpreter
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
 
 LENGTH = struct.Struct("<I")
@@ -73,8 +74,16 @@ _NUMBERS = frozenset({int, float})
 class Worker:
     """Runs its assignments until the supervisor closes the connection."""
 
-    def __init__(self, connection: Connection, channel: Channel, writer: OutcomeWriter, task: context.Task) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        channel: Channel,
+        writer: OutcomeWriter,
+        task: context.Task,
+        interpreter: Interpreter,
+    ) -> None:
         self._connection, self._channel, self._writer, self._task = connection, channel, writer, task
+        self._interpreter = interpreter
         self._is_copy = False
 
     def main(self, mask: frozenset[int] | None, load: Callable[[], Work]) -> NoReturn:
@@ -102,6 +111,7 @@ class Worker:
         os.environ.update(caps.share_of_gpus(os.environ, task.process, task.processes))
         caps.apply(task.threads)
         system.line_buffer()
+        self._interpreter.take_over()
 
     def _mark_copy(self) -> None:
         self._is_copy = True

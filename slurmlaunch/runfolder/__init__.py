@@ -34,7 +34,8 @@ then is anything submitted. Everything that a task reads is on disk before, exce
 **Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 1; a reader refuses another number and ignores unknown
 keys. ``python`` is the minor version that pickled the function, as ``"3.11"``: the pickle holds bytecode, and a node
 of another version must not unpickle it. ``items`` is the number of items, ``shared`` the number of bytes of buffers
-that the function refers to, and ``seed`` the seed of the items' random streams.
+that the function refers to, ``seed`` the seed of the items' random streams, and ``interpreter`` the settings of the
+client's Python that tasks take over (`interpreter.Interpreter`).
 
 **Function** (`function`). One record of kind FUNCTION, a pickle of a callable, made by cloudpickle. `submit` binds its
 arguments into it and has one item ``()``. Buffers of 1 MiB and more that it refers to (pickle protocol 5, out of band)

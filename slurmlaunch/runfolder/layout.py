@@ -10,7 +10,7 @@ import json
 import sys
 import zlib
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol
 from slurmlaunch.runfolder.records import check_folder, read_owned, write_whole
@@ -95,6 +95,7 @@ class Manifest(NamedTuple):
     clusters: str | None = None  # the cluster of ``-M``
     seed: int = 0  # of its items' random streams (`slurmlaunch.context.Task.rng`)
     shared: int = 0  # how many bytes of buffers the function refers to
+    interpreter: dict[str, Any] = {}  # noqa: RUF012  (the settings of the client's Python, see `interpreter`)
     protocol: int = PROTOCOL
 
     def write(self, folder: RunFolder) -> None:

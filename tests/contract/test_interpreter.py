@@ -67,3 +67,79 @@ def test_the_clients_own_path_counts(backend: str, tmp_path: Path) -> None:
     )
 
     assert said == "[0, 2, 4]\n"
+
+
+SETTINGS = """
+    import logging, sys
+    from slurmlaunch import Executor
+
+    logging.basicConfig(level=logging.INFO)
+    sys.setrecursionlimit(20_000)
+
+    def deep(calls):
+        return 0 if calls == 0 else 1 + deep(calls - 1)
+
+    def seen(_):
+        import logging, multiprocessing, sys, warnings
+        try:
+            warnings.warn("mind the gap", UserWarning)
+            warned = "as usual"
+        except UserWarning:
+            warned = "as an error"
+        logging.getLogger("mine").info("said by an item")
+        flags = sys.flags.optimize, sys.flags.bytes_warning, sys.flags.no_user_site, sys.flags.utf8_mode
+        limits = sys.get_int_max_str_digits(), sys.getrecursionlimit(), deep(15_000)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            there = pool.apply(eval, ("(__import__('sys').flags.optimize, __import__('sys').warnoptions)",))
+        return flags, limits, sorted(sys._xoptions), sys.warnoptions, logging.getLogger().level, warned, there
+
+    if __name__ == "__main__":  # as this script opens a pool of its own
+        executor = Executor("runs", cluster=sys.argv[1])
+        array = executor.map_array(seen, range(2), tasks=1)
+        ranks = executor.options(ntasks=2).submit(seen, 0)
+        here = seen(0)
+        print(here, array.results(timeout=90) == [here, here], ranks.result(timeout=90) == here)
+        print(repr(array[0].stderr()))
+"""
+
+
+@elsewhere
+def test_the_clients_settings_are_the_tasks(backend: str, tmp_path: Path) -> None:
+    """Options of the client's Python, its recursion limit and its log level hold in items, in ranks and in children."""
+    options = ["-OO", "-b", "-s", "-Xutf8", "-Xint_max_str_digits=5000", "-Xfaulthandler", "-Werror::UserWarning"]
+
+    said = scripts.run(tmp_path, SETTINGS, backend, options=options).splitlines()
+
+    flags = f"((2, 1, 1, 1), (5000, 20000, 15000), {['faulthandler', 'int_max_str_digits', 'utf8']}, "
+    assert said[0].startswith(flags)
+    assert said[0].endswith("True True")
+    assert "20, 'as an error', (2, [" in said[0]
+    assert said[1].count("INFO:mine:said by an item") == 2
+
+
+@elsewhere
+def test_some_settings_stay(backend: str, tmp_path: Path) -> None:
+    """An isolated client has tasks that are not, and a level of a logger without a handler stays where it is."""
+    said = scripts.run(
+        tmp_path,
+        """
+        import logging, sys
+        from slurmlaunch import Executor
+
+        def seen():
+            import logging, sys
+            flags = sys.flags.isolated, sys.flags.ignore_environment, sys._xoptions
+            before = logging.getLogger().level
+            logging.basicConfig(format="here: %(message)s")
+            logging.error("formatted")
+            return flags, before
+
+        logging.getLogger().setLevel(logging.DEBUG)
+        future = Executor("runs", cluster=sys.argv[1]).submit(seen)
+        print(future.result(timeout=90), future.stderr())
+        """,
+        backend,
+        options=["-I", "-Xfrozen_modules=off", "-Xtracemalloc=2"],
+    )
+
+    assert said == "((0, 0, {}), 30) here: formatted\n\n"

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 from subprocess import TimeoutExpired
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.waiting import PATIENCE
 
@@ -29,12 +29,20 @@ def end_all() -> None:
 
 
 def start(
-    folder: Path, text: str, *arguments: object, cwd: Path | None = None, within: Sequence[str] = ()
+    folder: Path,
+    text: str,
+    *arguments: object,
+    cwd: Path | None = None,
+    within: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
-    """Write a script into a folder and start it, in another folder if one is given, and *within* another command."""
+    """Write a script into a folder and start it, in another folder if one is given, and *within* another command.
+
+    *options* are Python's own.
+    """
     script = folder / "script.py"
     script.write_text(textwrap.dedent(text), encoding="utf-8")
-    command = [*within, sys.executable, str(script), *map(str, arguments)]
+    command = [*within, sys.executable, *options, str(script), *map(str, arguments)]
     # The scripts use helpers of these tests, which are no installed package.
     here = str(Path(__file__).resolve().parents[2])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here]))}
@@ -51,8 +59,8 @@ def finish(script: subprocess.Popen[str]) -> tuple[int, str, str]:
     return script.returncode, out, err
 
 
-def run(folder: Path, text: str, *arguments: object, cwd: Path | None = None, within: Sequence[str] = ()) -> str:
-    """Run a script that should succeed; return its output."""
-    status, out, err = finish(start(folder, text, *arguments, cwd=cwd, within=within))
+def run(folder: Path, text: str, *arguments: object, **how: Any) -> str:
+    """Run a script that should succeed, as `start` does; return its output."""
+    status, out, err = finish(start(folder, text, *arguments, **how))
     assert status == 0, err
     return out
