@@ -5,11 +5,18 @@ Created by `context.task_pool` only; knows nothing of tasks.
 
 from __future__ import annotations
 
+import atexit
+import gc
+import io
 import multiprocessing
 import os
 import pickle
+import signal
+import weakref
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,11 +47,39 @@ class TaskPool(ProcessPoolExecutor):
 
 
 def _start_worker(threads: int) -> None:
+    _leave_to_parent()
+    Finalize(None, _end, exitpriority=_LAST)
     caps.apply(threads)
     parent = multiprocessing.parent_process()
     if parent is not None:
         # The death of the parent gives no end of file: the workers hold each other's pipes.
         Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _leave_to_parent() -> None:
+    """Leave the functions of atexit, the temporary folders and the open files of the parent to the parent."""
+    atexit._clear()  # noqa: SLF001  (as multiprocessing does in newer versions of Python)
+    finalizers: Any = weakref.finalize
+    for each in [*finalizers._registry]:  # noqa: SLF001
+        each.detach()
+    finalizers._registered_with_atexit = False  # noqa: SLF001
+    gc.freeze()
+
+
+def _end() -> None:
+    """End as Python ends: multiprocessing leaves a forked process by `os._exit`."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_END_SECONDS)
+    atexit._run_exitfuncs()  # noqa: SLF001
+    for each in gc.get_objects():  # without those of the parent
+        if _FILE in type(each).__mro__:
+            with suppress(Exception):  # it is closed, or its disk is full
+                each.flush()
+
+
+_FILE = io.IOBase.__base__
+_LAST = -100
+_END_SECONDS = 10
 
 
 def _end_with(sentinel: int) -> None:

@@ -17,6 +17,8 @@ import os
 from array import array
 from typing import TYPE_CHECKING
 
+from slurmlaunch.runfolder.records import identity
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -163,10 +165,11 @@ class Connection:
     `reading` is the descriptor to read from, -1 once closed.
     """
 
-    __slots__ = ("_writing", "reading")
+    __slots__ = ("_pipes", "_writing", "reading")
 
     def __init__(self, reading: int, writing: int) -> None:
         self.reading, self._writing = reading, writing
+        self._pipes = identity(reading), identity(writing)
 
     @classmethod
     def pair(cls) -> tuple[Connection, Connection]:
@@ -179,13 +182,20 @@ class Connection:
 
         Raises:
             BrokenPipeError: the other end is closed.
+            ConnectionAbortedError: the user's function closed this end; the number may be that of another file now.
         """
+        self._check()
         view = memoryview(data)
         while view:
             view = view[os.write(self._writing, view) :]
 
     def receive(self, size: int) -> bytes | None:
-        """Return exactly *size* bytes, or None at the end of file."""
+        """Return exactly *size* bytes, or None at the end of file.
+
+        Raises:
+            ConnectionAbortedError: as for `send`.
+        """
+        self._check()
         pieces = []
         while size:
             piece = os.read(self.reading, min(size, 1 << 20))
@@ -194,6 +204,10 @@ class Connection:
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)
+
+    def _check(self) -> None:
+        if (identity(self.reading), identity(self._writing)) != self._pipes:
+            raise ConnectionAbortedError
 
     def close(self) -> None:
         """Close this end; do nothing the second time."""

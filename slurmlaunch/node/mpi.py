@@ -29,6 +29,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, WorkerDied
+from slurmlaunch.node import system
 from slurmlaunch.node.rank import RANK, RANKS
 from slurmlaunch.node.system import kill_descendants, log_size, log_tail
 from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
@@ -98,13 +99,19 @@ class MpiSupervisor(TaskSupervisor):
             self._fail(NodeStartError(f"the ranks cannot be launched: {error}", advice=_LAUNCHER_ADVICE), None)
             return
         failed_at: float | None = None
+        done_at: float | None = None
         while processes.alive:
             self._events.wait(self._tick)
             self._read(results)
             self._cancel()
-            if failed_at is None and any(results.failure(item) for item in self._left):
+            if failed_at is None and results.failed:
                 failed_at = monotonic()
-            if self._is_over(results, failed_at):
+            if done_at is None and not self._left:
+                done_at = monotonic()
+                self._writer.flush()
+            if self._is_over(results, failed_at, done_at):
+                if not (self._left or failed_at or self._stop_at or results.ending):
+                    system.log(system.describe_end("a rank", -signal.SIGALRM))
                 results.ending = True
                 processes.end()
         kill_descendants()
@@ -128,10 +135,12 @@ class MpiSupervisor(TaskSupervisor):
         self._left.remove(item)
         self._writer.copy(outcome, item)
 
-    def _is_over(self, results: RankResults, failed_at: float | None) -> bool:
+    def _is_over(self, results: RankResults, failed_at: float | None, done_at: float | None) -> bool:
         now = monotonic()
         if self._stop_at is not None:
             return now >= self._stop_at
+        if done_at is not None and failed_at is None:
+            return now >= done_at + system.END_SECONDS
         if self._limit.may_requeue and self._recorded and self._limit.is_due:
             self._queue.closed = True
             return True
@@ -159,7 +168,7 @@ class MpiSupervisor(TaskSupervisor):
             if failure is not None:
                 self._copy(failure, item)
         self._left = [item for item in self._left if item not in self._queue.cancelled]
-        if len(self._left) < before or self._queue.closed:
+        if len(self._left) < before or self._queue.closed or results.failed:
             return
         # The ranks ended without a report. If none had started, they get another launch.
         began = results.began
@@ -207,6 +216,7 @@ class RankResults:
     """The outcomes and notes that the ranks of one launch have recorded so far.
 
     Attributes:
+        failed: whether a rank has failed an item.
         death: the report on the rank that died first, or None; others may have died because of it.
         ending: the supervisor ends the ranks: deaths from now on are its own doing.
     """
@@ -214,6 +224,7 @@ class RankResults:
     def __init__(self, files: list[OutcomeFile], launch: int) -> None:
         """Read the files from where earlier launches ended."""
         self._files, self._launch = files, launch
+        self.failed = False
         self.death: dict[str, Any] | None = None
         self.ending = False
         self._outcomes: list[dict[int, Recorded]] = [{} for _ in files]
@@ -224,6 +235,7 @@ class RankResults:
             for found in file.read(final=final):
                 if not isinstance(found, Damage):
                     outcomes.update(dict.fromkeys(range(found.header.first, found.header.stop), found))
+                    self.failed |= found.header.kind == Kind.FAILURE
         if self.death is None and not self.ending:
             deaths = [note["died"] for file in self._files for note in self._notes(file) if "died" in note]
             self.death = min(deaths, key=lambda death: float(death["time"]), default=None)

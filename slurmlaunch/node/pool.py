@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from array import array
 from contextlib import suppress
-from time import monotonic, sleep
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.node.channel import FAILED, FLOAT, INTEGER, MARKS, MAX_ITEMS, Channel, Connection
 from slurmlaunch.node.system import RUSAGE_UNIT, kill_trees, mapped_file_bytes, reap_orphans
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from slurmlaunch.node.queue import Queue
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
 
-    _Child = Callable[[int, Connection, Channel], NoReturn]
+    _Child = Callable[[int, Connection, Channel], None]
 
 ASSIGNMENT_SECONDS = 0.1
 """The work of one assignment, by measured duration: enough to make the hand-over negligible,
@@ -37,9 +38,6 @@ _GROWTH = 8
 
 PATIENCE = 0.25
 """Seconds that an item may run before the items behind it go to other workers."""
-
-_CLOSING_SECONDS = 2.0
-_CLOSING_TICK = 0.001
 
 
 class Death(NamedTuple):
@@ -231,6 +229,7 @@ class Pool:
             for other in self.workers.values():
                 other.connection.close()  # else the others would not see the end of the supervisor
             self._child(slot, theirs, channel)
+            sys.exit()  # through the supervisor's frames: this process ends as Python ends, and not by `os._exit`
         theirs.close()
         worker = self.workers[pid] = WorkerHandle(slot, pid, ours, channel)
         self._events.add(ours.reading, lambda: self._receive(worker))
@@ -390,18 +389,9 @@ class Pool:
                     break
         return appended
 
-    def close(self) -> list[Death]:
-        """Let idle workers end, wait for all, and kill those that take too long; return their deaths."""
-        deaths = []
+    def close(self) -> None:
+        """Let idle workers end; `reap` returns their deaths."""
         for worker in self.workers.values():
+            self._events.remove(worker.connection.reading)
             if not worker.busy:  # busy ones were killed, and may have sent that their last outcome is in the file
-                self._events.remove(worker.connection.reading)
                 worker.connection.close()
-        deadline = monotonic() + _CLOSING_SECONDS
-        while self.workers:
-            deaths += self.reap()
-            if monotonic() > deadline:
-                self.kill()
-            if self.workers:
-                sleep(_CLOSING_TICK)
-        return deaths

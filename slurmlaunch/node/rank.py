@@ -28,6 +28,7 @@ from slurmlaunch import caps, context
 from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError, StorageFailure
 from slurmlaunch.node import main_module, system
 from slurmlaunch.node.events import Events, Signals
+from slurmlaunch.node.report import FailureLog, Reporter
 from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
@@ -177,6 +178,8 @@ class _Caller:
         threads, seed = rank.round.plan.threads, rank.manifest.seed
         self._task = context.Task(rank.folder.path, rank.task, rank.writer.attempt, threads=threads, seed=seed)
         self._task.rank, self._task.ranks = rank.environment.rank, rank.environment.ranks
+        self._who = f"rank {self._task.rank} of {self._task.ranks}"
+        self._log = FailureLog.of_rank(self._task.ranks, rank.launch.number)
 
     def run(self) -> int:
         """Run the items of the launch; return the exit status."""
@@ -188,16 +191,18 @@ class _Caller:
         except (NodeStartError, StorageFailure) as error:
             system.end_if_interrupted(self._task.item)
             data = self._located(Failure(error, failure_of(error.__cause__ or error).traceback))
+            self._log.show(f"the function on {self._who}", data)
             for item in items:
                 self._writer.failure(item, data)
             return 0
         main_module.function_is_loaded()
         self._writer.note(launch=self._rank.launch.number, loaded=True)
+        reporter = Reporter(work, self._log, self._writer.descriptor)
         for item in items:
-            if not self._run(work, item) and item != items[-1]:
+            if not self._run(reporter, item) and item != items[-1]:
                 self._writer.flush()
-                while True:
-                    signal.pause()  # the supervisor ends all ranks together
+                system.wait_for_term()  # the supervisor ends all ranks together
+                return 0
         self._writer.close()
         return 0
 
@@ -216,15 +221,13 @@ class _Caller:
         system.line_buffer()
         Interpreter.from_json(self._rank.manifest.interpreter).take_over()
 
-    def _run(self, work: Work, item: int) -> bool:
-        pid, self._task.item = os.getpid(), item
-        kind, data = work.run(item)
+    def _run(self, reporter: Reporter, item: int) -> bool:
+        pid, self._task.item, who = os.getpid(), item, f"item {item} on {self._who}"
+        kind, data = reporter.run(who, item, lambda: os.getpid() != pid)
         succeeded = kind != Kind.FAILURE
         if not succeeded:
             system.end_if_interrupted(item)
         system.flush_streams()
-        if os.getpid() != pid:  # the function forked, and returned in the copy too
-            os._exit(not succeeded)
         if succeeded or isinstance(data, Bundle):
             self._writer.value(item, data)
         else:
@@ -233,8 +236,7 @@ class _Caller:
 
     def _located(self, failure: Failure) -> bytes:
         """Add rank and node to a failure, and pickle it."""
-        rank, ranks, *_ = self._rank.environment
-        add_note(failure.error, f"on rank {rank} of {ranks}, node {system.node_name()}")
+        add_note(failure.error, f"on {self._who}, node {system.node_name()}")
         if isinstance(failure.error, ModuleNotFoundError) and failure.error.name == "mpi4py":  # the user's own import
             add_note(failure.error, str(MissingPackage.of("MPI", "mpi4py")))
         return failure.dump()
@@ -263,6 +265,7 @@ class _Monitor:
             self._writer.adopt(failed=False)
             self._writer.flush()
             if self._signals.terminated and kill_at is None:
+                os.kill(child, signal.SIGTERM)  # it may wait for that
                 kill_at = monotonic() + _GRACE_SECONDS
             if kill_at is not None and monotonic() >= kill_at:
                 os.kill(child, signal.SIGKILL)
@@ -292,7 +295,9 @@ class _Monitor:
 
     def _report(self, code: int, left: list[int], *, loaded: bool) -> int:
         """Record how the child died, if it did; return the exit status."""
-        if code == 0 and not left:
+        if not left:
+            if code:
+                system.log(system.describe_end(f"rank {self._rank.environment.rank}", code))
             return 0
         death: dict[str, Any] = {
             "rank": self._rank.environment.rank,

@@ -12,7 +12,7 @@ import os
 import signal
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch import caps
 from slurmlaunch.context import Task
@@ -20,6 +20,7 @@ from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, Work
 from slurmlaunch.node import system
 from slurmlaunch.node.events import Signals
 from slurmlaunch.node.pool import Pool
+from slurmlaunch.node.report import FailureLog
 from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.node.worker import Worker
 from slurmlaunch.runfolder.function import Work, read_function
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 _TICK, _LONG_TICK = 0.1, 0.5
 _LOADING_TRIES = 3
+_SOON, _SOON_KILLED, _LATE_KILLED = 0.2, 2.0, system.END_SECONDS + 1.0
+"""Seconds for workers to end: before what is recorded is flushed; before they are killed if the task is being ended,
+and if it is not (`system.limit_end` comes first)."""
+
 _FLUSHES_PER_SECOND = 200
 """The load that all running tasks together may put on the file system."""
 
@@ -55,6 +60,7 @@ class Supervisor(TaskSupervisor):
         super().__init__(folder, manifest, round_, task)
         plan = self._plan
         self._checkpoints = {**round_.checkpoints(), **self._earlier.checkpoints}
+        self._log = FailureLog()
         self._pool = Pool(self._events, self._writer, self._queue, self._run_worker, shares=bool(manifest.shared))
         self._slots: Collection[int] = range(max(1, min(plan.processes, self._queue.left)))
         alone = plan.processes == 1
@@ -72,10 +78,25 @@ class Supervisor(TaskSupervisor):
         if self._pool.busy:
             self._pool.kill()
         self._queue.put_back([each.item for each in self._unconfirmed])
-        for death in self._pool.close():
-            if death.item is not None:
-                self._queue.put_back([death.item])  # the supervisor ended it
+        self._close_pool()
         self._peak = self._pool.peak
+
+    def _close_pool(self) -> None:
+        """Let the workers end as Python ends, and wait for them."""
+        self._pool.close()
+        closed_at = monotonic()
+        while self._pool.workers:
+            self._events.wait(_TICK)
+            for death in self._pool.reap():
+                if death.item is not None:
+                    self._queue.put_back([death.item])  # the supervisor ended it
+                elif death.code and not self._signals.terminated:
+                    system.log(system.describe_end(f"process {death.worker.slot} of the task", death.code))
+            seconds = monotonic() - closed_at
+            if seconds > _SOON:
+                self._writer.flush()
+            if seconds > (_SOON_KILLED if self._signals.terminated or self._queue.closed else _LATE_KILLED):
+                self._pool.kill()
 
     def _prepare_fork(self) -> None:
         """Read, check, import and freeze once, rather than in each worker."""
@@ -151,7 +172,7 @@ class Supervisor(TaskSupervisor):
 
     # Workers.
 
-    def _run_worker(self, slot: int, connection: Connection, channel: Channel) -> NoReturn:
+    def _run_worker(self, slot: int, connection: Connection, channel: Channel) -> None:
         plan = self._plan
         task = Task(self._folder.path, self._task, self._writer.attempt, threads=plan.threads, seed=self._manifest.seed)
         task.process, task.processes = slot, plan.processes
@@ -159,7 +180,7 @@ class Supervisor(TaskSupervisor):
         mask = self._masks[slot] if self._masks else None
         load = partial(Work, self._folder, self._manifest, self._checkpoints, function=self._function)
         interpreter = Interpreter.from_json(self._manifest.interpreter)
-        Worker(connection, channel, self._writer, task, interpreter).main(mask, load)
+        Worker(connection, channel, self._writer, task, interpreter, self._log).main(mask, load)
 
     def _handle_death(self, death: Death) -> None:
         """Fail the item of a dead worker, or return it to the queue; `Pool.fill` replaces the worker if needed."""

@@ -13,9 +13,10 @@ import stat
 import sys
 from _thread import get_ident
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from slurmlaunch import context
+from slurmlaunch.errors import signal_name
 from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
 from slurmlaunch.runfolder.storage import status_of
@@ -165,6 +166,40 @@ _masks: dict[int, set[int | signal.Signals]] = {}
 """The signal mask of each thread that is about to fork."""
 
 
+# The end of a process that runs user code.
+
+END_SECONDS = 10
+"""How long a process may take to end as Python does: threads are joined, and functions of `atexit` are called."""
+
+
+def leave(*, status: int) -> NoReturn:
+    """End this process at once."""
+    flush_streams()
+    os._exit(status)
+
+
+def wait_for_term() -> None:
+    """Return when SIGTERM arrives."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.sigwait({signal.SIGTERM})
+
+
+def limit_end() -> None:
+    """Have the kernel end this process by SIGALRM if it does not end by itself."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.alarm(END_SECONDS)
+
+
+def describe_end(who: str, code: int) -> str:
+    """Return a line about a process that did not end well after its last item; *code* is negative for a signal."""
+    if code == -signal.SIGALRM:
+        how = f"did not end within {END_SECONDS} s (a function of atexit, or a thread that an item left) and was killed"
+    else:
+        how = f"was killed by {signal_name(-code)} while it ended" if code < 0 else f"ended with exit status {code}"
+    return f"slurmlaunch: {who} {how}: this changes no outcome"
+
+
 # Standard output and the log.
 
 
@@ -194,7 +229,7 @@ def line_buffer() -> None:
 
 def log(text: str) -> None:
     """Write a line of slurmlaunch's own to standard error, if it can be written."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream that an item closed or replaced
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 

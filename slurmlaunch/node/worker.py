@@ -36,12 +36,13 @@ import struct
 import sys
 from array import array
 from time import monotonic
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from slurmlaunch import caps, context
 from slurmlaunch.errors import NodeStartError, StorageFailure
 from slurmlaunch.node import main_module, system
-from slurmlaunch.node.channel import LARGE
+from slurmlaunch.node.channel import DATA_BYTES, LARGE
+from slurmlaunch.node.report import Reporter
 from slurmlaunch.outcome import Bundle, Failure, failure_of, in_series
 from slurmlaunch.runfolder.outcomes import outcome_entry
 from slurmlaunch.runfolder.records import Kind
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurmlaunch.node.channel import Channel, Connection
+    from slurmlaunch.node.report import FailureLog
     from slurmlaunch.runfolder.function import Work
     from slurmlaunch.runfolder.interpreter import Interpreter
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
@@ -71,6 +73,16 @@ _NUMBERS = frozenset({int, float})
 """The types that `Channel.put_number` takes; bool is not among them."""
 
 
+_NOT_HANDED_OVER = (
+    "the large result could not be handed over, since the function closed descriptors that are not its own: "
+    "close those that you opened, rather than all by os.closerange()"
+)
+
+
+class _CheckpointSent(BaseException):
+    """Ends the running item: the next attempt resumes it from its checkpoint."""
+
+
 class Worker:
     """Runs its assignments until the supervisor closes the connection."""
 
@@ -81,24 +93,27 @@ class Worker:
         writer: OutcomeWriter,
         task: context.Task,
         interpreter: Interpreter,
+        log: FailureLog,
     ) -> None:
         self._connection, self._channel, self._writer, self._task = connection, channel, writer, task
-        self._interpreter = interpreter
-        self._is_copy = False
+        self._interpreter, self._log = interpreter, log
+        self._is_copy = self._is_checkpointed = False
 
-    def main(self, mask: frozenset[int] | None, load: Callable[[], Work]) -> NoReturn:
-        """Run to the end of the process on these CPUs (None: on all of the task's); never return to the caller."""
-        status = 70
+    def main(self, mask: frozenset[int] | None, load: Callable[[], Work]) -> None:
+        """Run assignments on these CPUs (None: on all of the task's); return when the process is to end normally."""
         try:
             self._set_up(mask)
-            status = self._serve(load)
+            self._serve(load)
+        except _CheckpointSent:
+            pass
+        except ConnectionAbortedError:
+            system.log("slurmlaunch: an item closed the descriptors of its process (os.closerange?), which is replaced")
         except ConnectionError:  # the supervisor has ended, and reported why
-            status = 0
+            system.leave(status=0)
         except BaseException:  # noqa: BLE001  (nothing may pass: above is the supervisor's stack)
             sys.excepthook(*sys.exc_info())
-        finally:
-            system.flush_streams()
-            os._exit(status)
+            system.leave(status=70)
+        system.limit_end()
 
     def _set_up(self, mask: frozenset[int] | None) -> None:
         task = self._task
@@ -116,34 +131,49 @@ class Worker:
     def _mark_copy(self) -> None:
         self._is_copy = True
 
-    def _serve(self, load: Callable[[], Work]) -> int:
+    def _serve(self, load: Callable[[], Work]) -> None:
         main_module.install(self._task.run_folder)
         try:
             work = load()
         except (NodeStartError, StorageFailure) as error:
             system.end_if_interrupted(self._task.item)
             data = Failure(error, failure_of(error.__cause__ or error).traceback).dump()
+            self._log.show("the function", data)
             self._connection.send(b"X" + LENGTH.pack(len(data)) + data)
-            return 0
+            return
         main_module.function_is_loaded()
         gc.enable()
         system.end_with_parent()  # before, the end of the connection was enough
+        reporter = Reporter(work, self._log, self._connection.reading)
+        call = work.call
         if work.can_checkpoint:
+            call = self._until_checkpoint(call)
             signal.signal(signal.SIGUSR2, lambda *_: self._checkpoint(work))
         self._connection.send(b"C" if work.can_checkpoint else b"R")
         while (items := self._assignment()) is not None:
-            self._run(work, items)
+            self._run(call, reporter, items)
             system.flush_streams()
             self._connection.send(b"E")
-        return 0
 
     def _checkpoint(self, work: Work) -> None:
         """Send the checkpoint of the running item, and end: running on would only get beyond it."""
-        pickled = work.checkpoint()
+        pickled = None if self._is_checkpointed else work.checkpoint()
         if pickled is not None:
-            system.flush_streams()
             self._connection.send(b"P" + LENGTH.pack(len(pickled)) + pickled)
-            os._exit(0)
+            self._is_checkpointed = True
+            raise _CheckpointSent
+
+    def _until_checkpoint(self, call: Callable[[int], Any]) -> Callable[[int], Any]:
+        """Return a function that has no outcome once the checkpoint was sent, even if the user's catches all."""
+
+        def call_until_checkpoint(item: int) -> Any:
+            try:
+                return call(item)
+            finally:
+                if self._is_checkpointed:
+                    raise _CheckpointSent
+
+        return call_until_checkpoint
 
     def _assignment(self) -> array[int] | None:
         header = self._connection.receive(LENGTH.size)
@@ -153,31 +183,40 @@ class Worker:
         self._channel.restart()
         return array("Q", data)
 
-    def _run(self, work: Work, items: array[int]) -> None:
-        call, task, channel = work.call, self._task, self._channel
+    def _run(self, call: Callable[[int], Any], reporter: Reporter, items: array[int]) -> None:
+        task, channel = self._task, self._channel
         announced = monotonic()
         for item, position in zip(items, channel.begin(len(items)), strict=False):
             task.item = item
             try:
                 value = call(item)
+            except _CheckpointSent:
+                raise
             except BaseException as error:  # noqa: BLE001  (any exception of the function is its outcome)
+                self._check_copy(failed=True)
                 system.end_if_interrupted(item)
-                self._deliver(item, _FAILURE, work.failure(error))
+                self._deliver(item, _FAILURE, reporter.failure(f"item {item}", error))
             else:
                 if type(value) not in _NUMBERS or self._is_copy or not channel.put_number(value):
-                    self._deliver(item, *work.pickled(value))
+                    self._check_copy(failed=False)
+                    self._deliver(item, *reporter.pickled(f"item {item}", value))
                 del value  # free a large array before the next one is made
             if not position % _ANNOUNCE_ONE_IN and monotonic() - announced > _ANNOUNCE_AFTER:
                 self._connection.send(b"B")
                 announced = monotonic()
 
-    def _deliver(self, item: int, kind: Kind, data: bytes | Bundle) -> None:
+    def _check_copy(self, *, failed: bool) -> None:
+        """End a copy: the function forked, and returned there as well. Only the worker's own outcome counts."""
         if self._is_copy:
-            # The function forked, and returned in the copy as well: only the worker's own outcome counts.
-            system.flush_streams()
-            os._exit(kind is _FAILURE)
+            system.leave(status=failed)
+
+    def _deliver(self, item: int, kind: Kind, data: bytes | Bundle) -> None:
         if isinstance(data, Bundle) or len(data) >= LARGE:
-            failure = self._append(item, kind, data)
+            try:
+                failure = self._append(item, kind, data)
+            except ConnectionAbortedError:
+                self._put_last(kind, data)
+                raise
             if failure is None:
                 return
             kind, data = _FAILURE, failure
@@ -185,6 +224,14 @@ class Worker:
             data = in_series(data)
         while not self._channel.put(data, failed=kind is _FAILURE):
             self._ask(b"F")
+
+    def _put_last(self, kind: Kind, data: bytes | Bundle) -> None:
+        """Put a large outcome into the channel, which is emptied after all, or a failure if it is too large."""
+        if isinstance(data, Bundle) or len(data) > DATA_BYTES // 2:
+            kind, data = _FAILURE, failure_of(OSError(_NOT_HANDED_OVER)).dump()
+        elif kind is Kind.VALUES:
+            data = in_series(data)
+        self._channel.put(data, failed=kind is _FAILURE)
 
     def _append(self, item: int, kind: Kind, data: bytes | Bundle) -> bytes | None:
         """Append a large outcome to the file; return the failure if that fails."""

@@ -27,7 +27,7 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN, Bundle
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, read_bundle
-from slurmlaunch.runfolder.records import HEADER_SIZE, Entry, Kind, open_owned, write_whole
+from slurmlaunch.runfolder.records import HEADER_SIZE, Entry, Kind, identity, open_owned, write_whole
 from slurmlaunch.runfolder.storage import Patience, named
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class ItemReader:
     def _open(self) -> None:
         self._items = open_owned(self._folder.items)
         self._index = open_owned(self._folder.items_index)
-        self._identity = _identity(self._items), _identity(self._index)
+        self._identity = identity(self._items), identity(self._index)
         self._blocks = os.fstat(self._index).st_size // _ENTRY.size
         self._size = os.fstat(self._items).st_size
 
@@ -226,8 +226,8 @@ class ItemReader:
 
     def _find(self, item: int) -> tuple[records.Header, int]:
         """Return the header of the block that holds the item, and its offset."""
-        if (_identity(self._items), _identity(self._index)) != self._identity:
-            self._open()  # the user's function may have closed these, as daemons do, and reused their numbers
+        if (identity(self._items), identity(self._index)) != self._identity:
+            self._open()
         block = bisect_right(range(self._blocks), item, key=lambda block: self._entry(block)[0]) - 1
         _, offset = self._entry(max(block, 0))
         data = os.pread(self._items, HEADER_SIZE, offset) if offset < self._size else b""
@@ -265,11 +265,3 @@ def advice_on_import(error: ImportError) -> str:
         f"Install {package} for {sys.executable} on the node or, if it is a module of your own, "
         f'let its code travel with the function: by_value=["{package}"].'
     )
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    try:
-        status = os.fstat(descriptor)
-    except OSError:  # closed
-        return -1, -1
-    return status.st_dev, status.st_ino

@@ -116,7 +116,7 @@ class AttemptWriter(RecordWriter):
             self.withheld += 1
             self.cut()
             return
-        self._end = os.fstat(self._descriptor).st_size
+        self._end = os.fstat(self.descriptor).st_size
         self.failures += failed
 
 

@@ -23,6 +23,7 @@ is read that another user owns or may write to, and no symbolic link is followed
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -231,9 +232,26 @@ class RecordWriter:
         that exists.
         """
         self.path, self._salt = path, salt
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
-        self._end = self._flushed = os.fstat(self._descriptor).st_size
+        self._opened = self._open(flags)
+        self._identity = identity(self._opened)
+        self._end = self._flushed = os.fstat(self._opened).st_size
         self._torn = False
+
+    def _open(self, flags: int) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the file, opened again if the user's function closed it: another file may have its number.
+
+        Raises:
+            OSError: it cannot be opened, or another file is there.
+        """
+        if identity(self._opened) != self._identity:
+            self._opened = self._open(os.O_NOFOLLOW)
+            if identity(self._opened) != self._identity:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self.path))
+        return self._opened
 
     def __enter__(self) -> Self:
         return self
@@ -250,9 +268,9 @@ class RecordWriter:
         parts = [part for entry in entries for part in (entry.header.encode(self._salt), *entry.parts)]
         with naming(self.path):
             if self._torn:
-                os.ftruncate(self._descriptor, self._end)
+                os.ftruncate(self.descriptor, self._end)
             self._torn = True
-            self._end = _write_all(self._descriptor, parts, self._end)
+            self._end = _write_all(self.descriptor, parts, self._end)
             self._torn = False
 
     def note(self, **content: Any) -> None:
@@ -262,13 +280,13 @@ class RecordWriter:
     def cut(self) -> None:
         """Cut off the unfinished record that another process appended through this descriptor."""
         with naming(self.path):
-            os.ftruncate(self._descriptor, self._end)
+            os.ftruncate(self.descriptor, self._end)
 
     def flush(self) -> None:
         """Make all records survive a crash of this machine."""
         if self._flushed != self._end:
             with naming(self.path):
-                os.fsync(self._descriptor)
+                os.fsync(self.descriptor)
             self._flushed = self._end
 
     def close(self) -> None:
@@ -276,7 +294,19 @@ class RecordWriter:
         try:
             self.flush()
         finally:
-            os.close(self._descriptor)
+            os.close(self.descriptor)
+
+
+def identity(descriptor: int) -> tuple[int, int]:
+    """Return the device and the inode behind a descriptor, none if it is closed.
+
+    The user's function may close all descriptors, as daemons do; files that it opens then have their numbers.
+    """
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return -1, -1
+    return status.st_dev, status.st_ino
 
 
 def _write_all(descriptor: int, parts: Sequence[Part], end: int) -> int:

@@ -631,7 +631,7 @@ def test_a_function_that_forks_and_returns_twice_counts_once(tmp_path: Path) -> 
 
 
 def test_leftovers_of_an_item_delay_nothing(tmp_path: Path, story: Story) -> None:
-    """Processes and threads that outlive their item neither delay the end of the task nor cost other items."""
+    """Processes and daemon threads that outlive their item neither delay the end of the task nor cost other items."""
 
     def leave_behind(item: int) -> int:
         child = os.fork()
@@ -642,7 +642,7 @@ def test_leftovers_of_an_item_delay_nothing(tmp_path: Path, story: Story) -> Non
         program = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         story.tell(child)
         story.tell(program.pid)
-        threading.Thread(target=time.sleep, args=(600,)).start()
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
         return item
 
     run = OneRun(tmp_path / "run", leave_behind, rows(range(4)), processes=2)
