@@ -153,6 +153,38 @@ def is_ordinary(kind: type) -> bool:
     return inherited and kind is not functools.cached_property
 
 
+class NotingPickler(Pickler):
+    """Pickles by value, and notes the random generators that travel along.
+
+    Attributes:
+        generators: the random generators that were met.
+    """
+
+    def __init__(self, *arguments: Any, generators: list[object] | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.generators = [] if generators is None else generators
+        self._kinds = tuple(_generator_kinds())
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce as `Pickler` does, and note generators."""
+        if isinstance(obj, self._kinds):
+            self.generators.append(obj)
+        return super().reducer_override(obj)
+
+
+_GENERATORS = (
+    ("random", ("Random",)),
+    ("numpy.random", ("Generator", "BitGenerator", "RandomState")),
+    ("torch", ("Generator",)),
+)
+
+
+def _generator_kinds() -> Iterator[type]:
+    for name, kinds in _GENERATORS:
+        if name in sys.modules:
+            yield from (getattr(sys.modules[name], kind) for kind in kinds)
+
+
 class _Namespace(dict[str, Any]):
     """The attributes of ``__main__`` that its functions refer to by themselves."""
 

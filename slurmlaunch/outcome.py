@@ -21,7 +21,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
-from slurmlaunch.errors import FunctionExited, UnpicklableResult
+from slurmlaunch.errors import FunctionExited, ItemError, UnpicklableResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -195,11 +195,11 @@ class Value(Generic[T]):
         except BaseException as error:
             if is_interrupt(error):
                 raise
-            name = type(error).__name__
-            lost = UnpicklableResult(
-                f"the result does not unpickle here: {name}: {error}",
-                advice="Make the modules of the result importable here, or return plain data.",
-            )
+            reason = f"{type(error).__name__}: {error}"
+            advice = "Make the modules of the result importable here, or return plain data."
+            if isinstance(error, ItemError):  # which `unpickling` and its definitions raise
+                reason, advice = error.what, error.advice
+            lost = UnpicklableResult(f"the result does not unpickle here: {reason}", advice=advice)
             lost.__cause__ = error
             return Failure(lost)
 

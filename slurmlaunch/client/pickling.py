@@ -12,7 +12,6 @@ import importlib
 import inspect
 import io
 import pickle
-import sys
 import threading
 import types
 import warnings
@@ -69,38 +68,6 @@ class SharedGenerator(UserWarning):
     """A random generator travels with the function, so that all processes draw the same numbers from it."""
 
 
-class NotingPickler(byvalue.Pickler):
-    """Pickles by value.
-
-    Attributes:
-        generators: the random generators that were met.
-    """
-
-    def __init__(self, *arguments: Any, generators: list[object] | None = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.generators = [] if generators is None else generators
-        self._kinds = tuple(_generator_kinds())
-
-    def reducer_override(self, obj: Any) -> Any:
-        """Reduce as `byvalue.Pickler` does, and note generators."""
-        if isinstance(obj, self._kinds):
-            self.generators.append(obj)
-        return super().reducer_override(obj)
-
-
-_GENERATORS = (
-    ("random", ("Random",)),
-    ("numpy.random", ("Generator", "BitGenerator", "RandomState")),
-    ("torch", ("Generator",)),
-)
-
-
-def _generator_kinds() -> Iterator[type]:
-    for name, kinds in _GENERATORS:
-        if name in sys.modules:
-            yield from (getattr(sys.modules[name], kind) for kind in kinds)
-
-
 def _dumps_noting(
     value: object,
     protocol: int | None = None,
@@ -109,7 +76,7 @@ def _dumps_noting(
     generators: list[object],
 ) -> bytes:
     with io.BytesIO() as file:
-        NotingPickler(file, protocol, buffer_callback, generators=generators).dump(value)
+        byvalue.NotingPickler(file, protocol, buffer_callback, generators=generators).dump(value)
         return file.getvalue()
 
 

@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Never
 
 from slurmlaunch import byvalue
@@ -339,7 +339,12 @@ class _Pickled:
 
     def __reduce__(self) -> tuple[Any, ...]:
         file = io.BytesIO()
-        _Pickler(file, self._numbers).dump(self._value)
+        pickler = _Pickler(file, self._numbers)
+        pickler.dump(self._value)
+        if pickler.generators and isinstance(self._value, FunctionType):
+            from slurmlaunch.client.pickling import warn_of_generators  # here, because nodes import this module, too
+
+            warn_of_generators(self._value, pickler.generators)
         return bytes, (file.getvalue(),)
 
 
@@ -360,7 +365,7 @@ class _WithSharedValues:
         return _Unpickler(io.BytesIO(pickled), self._shared).load()()
 
 
-class _Pickler(byvalue.Pickler):
+class _Pickler(byvalue.NotingPickler):
     def __init__(self, file: io.BytesIO, numbers: Mapping[int, int]) -> None:
         super().__init__(file, PICKLE_PROTOCOL)
         self._numbers = numbers

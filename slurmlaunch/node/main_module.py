@@ -15,7 +15,6 @@ from __future__ import annotations
 import builtins
 import pickle
 import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -50,8 +49,8 @@ class _Carrier(str):
 
 
 class _MainModule(ModuleType):
-    # Here, so that the user's functions do not find it among their globals.
-    __spec__ = ModuleSpec(_Carrier(_FOR_CHILDREN), None)
+    # Here, so that the user's functions do not find it among their globals. Its class takes milliseconds to import.
+    __spec__ = type(__spec__)(_Carrier(_FOR_CHILDREN), None)
 
     def __init__(self) -> None:
         super().__init__(MAIN)

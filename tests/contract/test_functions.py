@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import NotPicklable
+from slurmlaunch import Executor, NotPicklable
 from tests.support import scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slurmlaunch import Executor
     from tests.conftest import ExecutorFactory
 
 FACTOR = 3
@@ -194,6 +193,18 @@ class TestByValue:
 
         assert [2, 2, 3] == [box.content for box in boxes]
         assert {travels.Box} == {type(box) for box in boxes}
+
+
+def test_a_module_that_the_arguments_need(tmp_path: Path, beside: Callable[[str], Any]) -> None:
+    """If an argument's module is missing on the node, the error of the item names it and the remedy."""
+    module = beside("class Box:\n    pass\n")
+    Path(module.__file__).unlink()
+    executor = Executor(tmp_path / "runs", cluster="local")
+    errors = executor.map_array(repr, [module.Box(), 3]).results(return_exceptions=True)
+
+    assert isinstance(errors[0], ModuleNotFoundError)
+    assert 'by_value=["lies_beside"]' in str(errors[0])
+    assert errors[1] == "3"
 
 
 class TestScripts:
