@@ -377,6 +377,19 @@ class Executor(concurrent.futures.Executor):
 
     # The end.
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Wait for all items; after an error in the block, say first that this delays the error, and how to stop it."""
+        runs = self._runs.close() if kind is not None else ()
+        left = sum(run.ledger.open for run in runs)
+        if kind is not None and left:
+            folders = " and ".join(f"slurmlaunch.attach({str(run.folder.path)!r})" for run in runs)
+            print(  # noqa: T201  (nothing else would be seen until the items are done)
+                f"slurmlaunch: {kind.__name__} was raised in a with block: {error}\nIt passes on when {left} items are "
+                f"done. Ctrl-C ends the waiting, and cancel() of {folders} in another process ends the items.",
+                file=sys.stderr,
+            )
+        self.shutdown()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Accept no more calls.
 

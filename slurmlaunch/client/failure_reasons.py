@@ -6,6 +6,7 @@ outcome is missing. To treat a new scheduler state, add it to `_BY_STATE`.
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -96,7 +97,8 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
         return kind(f"{kind.what}{reason}", place=place, **where)
     if record.state is TaskState.COMPLETED:
         return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
-    code, _, number = (record.exit_code or "0:0").partition(":")
+    raised = re.match(r"RaisedSignal:(\d+)", record.reason or "")  # a newer Slurm's squeue
+    code, _, number = (record.exit_code or (f"0:{raised[1]}" if raised else "0:0")).partition(":")
     if number.isdigit() and int(number):
         return _killed(int(number), place, record.state, started=started)
     if record.state is TaskState.FAILED and (record.exit_code is None or record.reason == _LAUNCH_FAILURE):

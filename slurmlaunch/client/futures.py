@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
-import sys
 import time
 from array import array
 from collections.abc import Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client.attach import find_run, retry
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.item_status import ItemStatus, consecutive
-from slurmlaunch.client.submission import Submission
+from slurmlaunch.client.submission import Submission, advice_on_interrupt
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import Failure, Value
 
@@ -487,23 +485,6 @@ def _those_in(items: range, among: Collection[int]) -> Sequence[int]:
     if isinstance(among, range) and among.step == 1:
         return range(max(items.start, among.start), min(items.stop, among.stop))
     return [item for item in items if item in among]
-
-
-@contextmanager
-def advice_on_interrupt(run: Run) -> Iterator[None]:
-    """Print, at Ctrl-C, that the jobs continue and how to come back to them."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if run.ledger.open and run.backend.name == "slurm":
-            folder = str(run.folder.path)
-            print(  # noqa: T201  (Ctrl-C is answered where it was pressed)
-                f"\nThe jobs {', '.join(run.job_ids)} go on. Come back to them, from any process, with\n"
-                f"    fs = slurmlaunch.attach({folder!r})\n"
-                "or end them with fs.cancel().",
-                file=sys.stderr,
-            )
-        raise
 
 
 def _find_array(folder: str, items: Sequence[int], rounds: int) -> FutureArray[Any]:

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import random
+import sys
 import threading
 import time
 from array import array
@@ -34,7 +35,7 @@ from slurmlaunch.runfolder.rounds import CancellationReader, Round
 from slurmlaunch.runfolder.storage import status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.options import Shape
@@ -211,10 +212,11 @@ class Submission:
         if not latest.plan.arrays:
             return
         try:
-            if not patiently:
-                self._submit_array(latest, 0)
-            elif not self._submit_when_possible(latest, 0):
-                return  # the interpreter exits: another client submits it
+            with advice_on_interrupt(self._run):
+                if not patiently:
+                    self._submit_array(latest, 0)
+                elif not self._submit_when_possible(latest, 0):
+                    return  # the interpreter exits: another client submits it
         except BaseException as error:
             refused = isinstance(error, SlurmlaunchError) and not getattr(error, "ambiguous", False)
             with contextlib.suppress(OSError):  # a full disk may be the very reason
@@ -411,6 +413,24 @@ class Submission:
             run.backend.set_throttle(job_id, throttle, after=before if throttle else None)
             before = job_id
         latest.throttled(throttle)
+
+
+@contextlib.contextmanager
+def advice_on_interrupt(run: Run) -> Iterator[None]:
+    """Print, at Ctrl-C, that the jobs continue, or may have been submitted, and how to come back to them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.ledger.open and run.backend.name == "slurm":
+            folder, jobs = str(run.folder.path), ", ".join(run.job_ids)
+            what = f"The jobs {jobs} go on." if jobs else "sbatch may have submitted a job, which then goes on."
+            print(  # noqa: T201  (Ctrl-C is answered where it was pressed)
+                f"\n{what} Come back to them, from any process, with\n"
+                f"    fs = slurmlaunch.attach({folder!r})\n"
+                "or end them with fs.cancel().",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _worth_waiting_for(error: SubmissionError | SchedulerError | OSError) -> str | None:

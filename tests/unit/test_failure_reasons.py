@@ -161,6 +161,13 @@ def test_batch_script_killed() -> None:
     assert "before the start of its node (JobLaunchFailure)" in str(reasons.error_of_state(reported, PLACE))
 
 
+def test_the_signal_in_a_reason() -> None:
+    """Where squeue gives no exit code, a newer Slurm's reason names the signal."""
+    error = reasons.error_of_state(TaskRecord(TaskState.FAILED, reason="RaisedSignal:9(Killed)"), PLACE)
+    assert isinstance(error, WorkerDied)
+    assert error.signal == 9
+
+
 def test_a_killed_supervisor() -> None:
     """The error of a task that was killed later names the supervisor."""
     record = TaskRecord(TaskState.FAILED, exit_code="0:9")
