@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -140,6 +141,23 @@ def test_a_file_system_without_hard_links(folder: Path, monkeypatch: pytest.Monk
     with pytest.raises(NodeStartError, match="makes no hard links") as caught:
         Claimer(folder, 0, 0, 3).claim()
     assert "leave schedule= out" in caught.value.advice
+
+
+@pytest.mark.parametrize("number", [errno.EMLINK, errno.ENOSPC])
+def test_a_limit_on_links_to_one_file(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Where no more links to one file are made, as GlusterFS says with ENOSPC, claims go on with another file."""
+    link, made = os.link, Counter[str]()
+
+    def refuse_the_third(source: Path, target: Path) -> None:
+        made[source.name] += 1
+        if made[source.name] > 2:
+            raise OSError(number, os.strerror(number))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", refuse_the_third)
+    claimer = Claimer(folder, 0, 0, 5)
+    assert [claimer.claim() for _ in range(6)] == [0, 1, 2, 3, 4, None]
+    assert owners(folder) == dict.fromkeys(range(5), Claimant(0, 0))
 
 
 def test_a_folder_that_cannot_be_written(folder: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from slurmlaunch import Executor, SlurmlaunchError, attach
 from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.client.futures import FutureArray
+from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.run import FuturesRegistry, Run
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import SAVED_VISITS, RateLimit, Watch, Watcher, current_client
 from slurmlaunch.errors import WorkerDied
 from slurmlaunch.outcome import Failure
@@ -196,6 +197,129 @@ def test_a_cancel_in_a_signal_handler(tmp_path: Path) -> None:
 
     wait_until(lambda: not run.ledger.open)
     assert 4 == run.ledger.count(ItemStatus.CANCELLED)
+
+
+def late(value: Any) -> Any:
+    """Unpickle, when the event allows it."""
+    GO_ON.wait()
+    return value
+
+
+GO_ON = threading.Event()
+
+
+class LateValue:
+    """A value that takes long to unpickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return late, ("late",)
+
+
+def late_error() -> LateError:
+    """Unpickle a `LateError`, when the event allows it."""
+    GO_ON.wait()
+    return LateError()
+
+
+class LateError(Exception):
+    """An exception that takes long to unpickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return late_error, ()
+
+
+def test_a_slow_result_delays_no_poll(tmp_path: Path) -> None:
+    """The thread that watches all runs unpickles neither values nor exceptions of the function."""
+    watch = watch_of(tmp_path / "run")
+    futures: list[Future[Any]] = [watch.run.future(item, Future) for item in range(2)]
+    GO_ON.set()
+    failure = Failure(LateError()).dump()
+    GO_ON.clear()
+    with OutcomeWriter(watch.run.folder, 0) as writer:
+        write_value(writer, 0, LateValue())
+        writer.failure(1, failure)
+
+    poll(watch)
+
+    assert not any(future.done() for future in futures)
+    GO_ON.set()
+    assert futures[0].result(PATIENCE) == "late"
+    assert isinstance(futures[1].exception(PATIENCE), LateError)
+
+
+def test_callbacks_of_one_run_delay_no_other(tmp_path: Path) -> None:
+    """A callback that hangs delays only the futures behind it, and no other run."""
+    goes_on = threading.Event()
+    watches = [watch_of(tmp_path / name) for name in "ab"]
+    futures: list[Future[str]] = [watch.run.future(0, Future) for watch in watches]
+    first, second = futures
+    first.add_done_callback(lambda _: goes_on.wait())
+    for watch in watches:
+        with OutcomeWriter(watch.run.folder, 0) as writer:
+            write_value(writer, 0, "value")
+        poll(watch)
+
+    assert [first.result(PATIENCE), second.result(PATIENCE)] == ["value"] * 2
+    goes_on.set()
+
+
+@pytest.mark.parametrize("wait", [Future.result, lambda future, _: future.run[:2].results(PATIENCE)[1]])
+def test_a_callback_may_wait_for_its_own_run(tmp_path: Path, wait: Callable[[Future[str], float], str]) -> None:
+    """A callback that asks for another future of its run gets it, also if that would be notified later."""
+    watch, found = watch_of(tmp_path / "run"), []
+    futures: list[Future[str]] = [watch.run.future(item, Future) for item in range(2)]
+    first, second = futures
+    first.add_done_callback(lambda _: found.append(wait(second, PATIENCE)))
+    with OutcomeWriter(watch.run.folder, 0) as writer:
+        write_value(writer, 0, "first")
+        write_value(writer, 1, "second")
+
+    poll(watch)
+
+    wait_until(lambda: found)
+    assert found == ["second"]
+
+
+def test_ctrl_c_while_an_array_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while sbatch runs says how to come back to the job that may have been submitted."""
+    run = watch_of(tmp_path / "run").run
+
+    def interrupted(_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.backend, "name", "slurm")
+    monkeypatch.setattr(run.backend, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Submission(run).submit(run.rounds[0])
+    said = capsys.readouterr().err
+    assert "sbatch may have submitted a job" in said
+    assert f"slurmlaunch.attach({str(run.folder.path)!r})" in said
+
+
+def test_an_error_in_a_with_block(tmp_path: Path, gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error in the block says at once that it waits, for what, and how to end that."""
+    said: list[str] = []
+
+    def read_then_open() -> None:
+        wait_until(lambda: said.append(capsys.readouterr().err) or "".join(said))  # type: ignore[func-returns-value]
+        gate.open()
+
+    def raise_in_the_block() -> None:
+        with Executor(tmp_path / "runs", cluster="local") as executor:
+            folders.append(executor.map_array(gate.enter, "ab", tasks=1).folder)
+            thread.start()
+            raise ValueError("mine")
+
+    folders: list[Path] = []
+    thread = threading.Thread(target=read_then_open)
+    with pytest.raises(ValueError, match="mine"):
+        raise_in_the_block()
+    thread.join()
+    assert "ValueError was raised in a with block: mine" in "".join(said)
+    assert "2 items" in "".join(said)
+    assert f"slurmlaunch.attach({str(folders[0])!r})" in "".join(said)
 
 
 def test_no_thread_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

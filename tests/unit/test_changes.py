@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from slurmlaunch.runfolder.changes import NewNames
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from slurmlaunch.runfolder.changes import NewNames, is_on_network
 
 
 class Watched:
@@ -91,3 +89,10 @@ def test_forgotten(watched: Watched) -> None:
     watched.names.forget({"a"})
 
     assert [{"a"}, set()] == [watched.after(0.001), watched.after(0.001)]
+
+
+def test_a_file_system_that_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a chroot or a container no mount may hold the folder: then it is this machine's."""
+    mounts = "server:/x /data nfs rw 0 0\nserver:/y /my\\040data nfs rw 0 0\n"
+    monkeypatch.setattr(Path, "open", lambda *_, **__: io.StringIO(mounts))
+    assert [is_on_network(Path(each)) for each in ("/runs", "/data/runs", "/my data/runs")] == [False, True, True]
