@@ -38,6 +38,7 @@ from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.backends.slurm.commands import Finished
 from slurmlaunch.backends.slurm.job_states import Elements
 from slurmlaunch.backends.slurm.shared_states import Intervals
+from slurmlaunch.client.environment import record
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.plan import plan
 from slurmlaunch.client.run import Run
@@ -303,7 +304,8 @@ class Simulation:
         manifest = _manifest(size, self.clock())
         shape = options.shape(single_item=False, available=None)
         planned = plan(size.items, limits=self._backend.limits(), tasks=size.tasks)
-        first = Round.make(self.folder, 0, make_plan(planned, options, manifest, 0, shape, self._backend))
+        made = make_plan(planned, options, record(options), manifest, 0, shape, self._backend)
+        first = Round.make(self.folder, 0, made)
         manifest.write(self.folder)
         self.cluster.plan = first
         run = Run(self.folder, manifest, self._backend, [first], clock=self.clock)

@@ -129,7 +129,7 @@ class AllocationBackend(LocalBackend):
 
     def environment(self, job: ArrayJob) -> dict[str, str]:
         """Return the environment of srun, which the tasks inherit."""
-        return task_environment(job, for_steps(os.environ))
+        return task_environment(job, for_steps(job.environment.variables))
 
     def submit(self, job: ArrayJob) -> str:
         """Put the array in the queue of this process; return its job id."""

@@ -14,8 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from slurmlaunch.backends import start_with
 from slurmlaunch.backends.container import asks_for_gpus
 from slurmlaunch.errors import SchedulerError
+from slurmlaunch.runfolder.environment import Environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -106,7 +108,9 @@ class ArrayJob:
     # sbatch's long option names (with underscores): text without line breaks, or True for a bare flag.
     options: Mapping[str, str | bool] = field(default_factory=dict)
     flags: tuple[str, ...] = ()  # further sbatch arguments, passed on unchanged
-    env: Mapping[str, str] = field(default_factory=dict)  # in addition to the client's environment
+    env: Mapping[str, str] = field(default_factory=dict)  # in addition to the environment
+    secret_env: Mapping[str, str] = field(default_factory=dict)  # the same; a script must not hold them
+    environment: Environment = field(default_factory=Environment.of_this_process)  # of the submission
     modules: tuple[str, ...] = ()  # the arguments of ``module load``, in order
     setup: tuple[str, ...] = ()  # shell lines that run before Python starts
     after: str | None = None  # the id of a job that must have ended before this one starts
@@ -115,6 +119,13 @@ class ArrayJob:
     container: Container | None = None
     folders: tuple[Path, ...] = ()  # the client's folders that must be visible in the container
     ranks: int = 1  # the processes, with *cpus_per_task* CPUs each, that call the function of a task together
+
+    @property
+    def start(self) -> tuple[str, ...]:
+        """The words before a command that start it with the umask and the soft limits of the submission."""
+        wanted, here = self.environment, Environment.of_this_process()
+        limits = {name: soft for name, soft in wanted.limits.items() if soft != here.limits.get(name)}
+        return start_with.words(None if wanted.umask == here.umask else wanted.umask, limits)
 
     def command(self, task: str) -> tuple[str, ...]:
         """Return the node's command line; its last word is *task*, a task index or the shell word for one.

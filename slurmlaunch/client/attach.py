@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slurmlaunch.client.environment import record
 from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.options import Options, refuse_fixed
 from slurmlaunch.client.run import Run
@@ -79,6 +80,7 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
     _await_states(run)
     watch = _open(run.folder.path)
     again = watch.run
+    again.environments = run.environments  # which know the secrets of this process
     while True:
         if again.ledger.open:
             watch.submission.take_over()
@@ -87,7 +89,8 @@ def retry(run: Run, wanted: Collection[int], changes: Mapping[str, Any]) -> Run:
             break
         options = Options.from_json(again.rounds[-1].plan.options).changed(**changes)
         try:
-            added = add_round(again, items, options)
+            earlier = again.environments.of_round(again.rounds[-1].number)
+            added = add_round(again, items, options, record(options, earlier))
         except FileExistsError:  # another client was first: what it retries is not ours to retry
             with contextlib.suppress(FileNotFoundError):  # this view has the round if it was its own automatic retry
                 added = Round.read(run.folder, len(again.rounds))

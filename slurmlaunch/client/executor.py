@@ -27,6 +27,7 @@ from slurmlaunch.backends.allocation import require_allocation
 from slurmlaunch.backends.container import own_folders
 from slurmlaunch.caps import usable_cpus
 from slurmlaunch.client.arguments import check_function, rows_of, with_kwargs, zip_equal
+from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import Options, check_cluster, job_name, misplaced_option, with_options_listed
 from slurmlaunch.client.pickling import full_name_of, pickle_arguments, pickle_function, travelling
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.options import Shape
     from slurmlaunch.client.plan import Cost
+    from slurmlaunch.runfolder.environment import Environment
     from slurmlaunch.runfolder.plan import RoundPlan
 
 __all__ = ["Executor"]
@@ -275,8 +277,10 @@ class Executor(concurrent.futures.Executor):
         backend, token = self._backend(), "0" * _TOKEN_LENGTH
         folder = self._folder_of(call, token)
         manifest = self._manifest(call, token, count)
-        first = Round(folder, 0, self._plan(call, backend, manifest, stacklevel=3))
+        environment = record(call.options)
+        first = Round(folder, 0, self._plan(call, backend, manifest, environment, stacklevel=3))
         run = Run(folder, manifest, backend, [first])
+        run.environments.add(0, environment)
         return "\n".join(backend.script(array_job(run, first, i)) for i in range(len(first.plan.arrays)))
 
     def _mapped(self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How) -> Call:
@@ -342,9 +346,13 @@ class Executor(concurrent.futures.Executor):
             shared = write_function(folder, pickled)
             count = write_items(folder, call.rows, pickle_arguments)
         manifest = self._manifest(call, token, count)._replace(shared=shared)
-        first = Round.make(folder, 0, self._plan(call, backend, manifest))
+        environment = record(call.options)
+        environment.write(folder.environment(0))
+        first = Round.make(folder, 0, self._plan(call, backend, manifest, environment))
         manifest.write(folder)
-        return Run(folder, manifest, backend, [first])
+        run = Run(folder, manifest, backend, [first])
+        run.environments.add(0, environment)
+        return run
 
     def _manifest(self, call: Call, token: str, items: int) -> Manifest:
         search_path = [str(Path(entry).absolute()) for entry in sys.path]
@@ -367,13 +375,16 @@ class Executor(concurrent.futures.Executor):
             interpreter=Interpreter.current().to_json(),
         )
 
-    def _plan(self, call: Call, backend: Backend, manifest: Manifest, *, stacklevel: int = 5) -> RoundPlan:
+    def _plan(
+        self, call: Call, backend: Backend, manifest: Manifest, environment: Environment, *, stacklevel: int = 5
+    ) -> RoundPlan:
         limits = backend.limits()
         shape = call.options.shape(single_item=call.single, available=limits.cpus)
         planned, items = call.plan(manifest.items, limits, shape)
         if planned.notice:
             warnings.warn(planned.notice, LongSlices, stacklevel=stacklevel)
-        return make_plan(planned, call.options, manifest, 0, shape, backend, items)
+        made = make_plan(planned, call.options, environment, manifest, 0, shape, backend)
+        return made._replace(items=items)
 
     # The end.
 

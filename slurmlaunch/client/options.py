@@ -125,12 +125,17 @@ def _as_setup(option: str, value: object) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _as_names(option: str, value: object) -> tuple[str, ...]:
+    for name in _listed(value):
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)):
+            raise refused(option, f"{name!r} is no name of a variable: letters, digits and _, no digit first")
+    return tuple(_listed(value))
+
+
 def _as_env(option: str, value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise refused(option, f"must be a dict of names and values, not {value!r}")
-    for name in value:
-        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)):
-            raise refused(option, f"{name!r} is no name of a variable: letters, digits and _, no digit first")
+    _as_names(option, [*value])
     texts = {name: (f"{option}[{name!r}]", given) for name, given in value.items()}
     return {name: _without_nul(where, plain_text(where, given)) for name, (where, given) in texts.items()}
 
@@ -238,8 +243,11 @@ class Options:
         _as_setup, flag="--setup LINE ...", backends=TASKS)
     container: Container | None = _row(None, "Container or path", "The image in which tasks run.",  # noqa: RUF009
         _as_container, backends=TASKS, default="none")
-    env: Mapping[str, str] = _row(dict, "dict of str", "Variables to set for the tasks.",
+    env: Mapping[str, str | None] = _row(dict, "dict of str", "Variables to set for the tasks.",
         _as_env, flag="--env NAME=VALUE ...", backends=TASKS)
+    env_secret: tuple[str, ...] = _row((), _WORDS,
+        "Names of variables whose values are secret, besides those that look so: the run folder does not hold them.",
+        _as_names, flag="--env-secret NAME ...", backends=TASKS)
     by_value: tuple[str, ...] = _row((), "module, name or list",
         "Modules whose code travels with the function, since nodes cannot import them.", _as_by_value)
     name: str | None = _row(None, "str", "The name of the run and of its jobs.",

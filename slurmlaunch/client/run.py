@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, ref
 
+from slurmlaunch.client.environment import Environments
 from slurmlaunch.client.item_status import ItemStatus, common
 from slurmlaunch.client.notifier import Notifier
 from slurmlaunch.client.state import (
@@ -223,6 +224,7 @@ class Run:
         clock: returns the seconds by which it is watched.
         state: the state machine, with its ledger and tasks; changed under the lock.
         changed: the lock, and a condition that is notified whenever items settle.
+        environments: the environments of its rounds, in which their tasks start.
         on_demand: whether it is watched no longer than somebody holds an array or a future of it.
         keep: has the shutdown of an executor wait for a later view of this run, too; None if the run has no executor.
         submitting: the numbers of the rounds that this view submits.
@@ -248,6 +250,7 @@ class Run:
         )
         self.ledger, self.tasks = self.state.ledger, self.state.tasks
         self.changed = _Changed()
+        self.environments = Environments(folder)
         self.on_demand = False
         self.keep: Callable[[Run], None] | None = None
         self.submitting: set[int] = set()

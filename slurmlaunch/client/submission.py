@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import random
 import sys
 import threading
 import time
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from slurmlaunch.client.options import Shape
     from slurmlaunch.client.plan import Plan
     from slurmlaunch.client.run import Run
+    from slurmlaunch.runfolder.environment import Environment
     from slurmlaunch.runfolder.layout import Manifest
 
 _NEVER_SUBMITTED = (
@@ -66,8 +67,17 @@ _log = logging.getLogger("slurmlaunch")
 # Rounds.
 
 
-def add_round(run: Run, items: Sequence[int], options: Options, *, automatic: bool = False) -> Round:
-    """Make a round on disk that retries some items of a run; *automatic* says that ``retries=`` caused it.
+def add_round(
+    run: Run, items: Sequence[int], options: Options, environment: Environment | None = None, *, automatic: bool = False
+) -> Round:
+    """Make a round on disk that retries some items of a run.
+
+    Args:
+        run: a view of the run that has all its rounds.
+        items: the items, in order.
+        options: how the round runs.
+        environment: the one in which its tasks start; None is that of the round before.
+        automatic: ``retries=`` caused it.
 
     Raises:
         FileExistsError: another client made one first.
@@ -87,25 +97,30 @@ def add_round(run: Run, items: Sequence[int], options: Options, *, automatic: bo
         schedule=blocks.schedule if blocks else STATIC,
     )
     number = before.number + 1
-    made = make_plan(planned, options, run.manifest, number, shape, run.backend, array("Q", items))
-    return Round.make(run.folder, number, made._replace(automatic=automatic), run.tasks.last_checkpoints(items))
+    used = environment or run.environments.of_round(before.number)
+    made = make_plan(planned, options, used, run.manifest, number, shape, run.backend)
+    made = made._replace(automatic=automatic, items=array("Q", items))
+    added = Round.make(run.folder, number, made, run.tasks.last_checkpoints(items), environment)
+    run.environments.add(number, used)
+    return added
 
 
 def make_plan(
     planned: Plan,
     options: Options,
+    environment: Environment,
     manifest: Manifest,
     number: int,
     shape: Shape,
     backend: Backend,
-    items: array[int] | None = None,
 ) -> RoundPlan:
-    """Return the plan of a round as it is written to disk."""
+    """Return the plan of a round as it is written to disk, but for a list of its items."""
     arrays = tuple(
         ArrayPlan(job_name(manifest.name, f"{manifest.run}-{number}-{i}"), each.start, len(each))
         for i, each in enumerate(planned.arrays)
     )
-    limit, warning = _time_limit(options)
+    limit, warning = _time_limit(options, environment)
+    variables = {name: None if name in environment.secrets else value for name, value in options.env.items()}
     return RoundPlan(
         slices=planned.slices,
         first_task=planned.first_task,
@@ -117,9 +132,9 @@ def make_plan(
         time_limit=limit,
         warning=warning,
         requeues=options.requeues if manifest.backend == "slurm" else 0,
-        options=options.to_json(),
+        options=replace(options, env=variables).to_json(),
         client=ClientId.current(),
-        items=items,
+        items=None,
         blocks=planned.blocks,
         ranks=_ranks_plan(options, backend, shape, manifest),
     )
@@ -141,9 +156,9 @@ def _python(options: Options, manifest: Manifest) -> tuple[str, ...]:
     return (*options.python, *Interpreter.from_json(manifest.interpreter).options)
 
 
-def _time_limit(options: Options) -> tuple[float | None, int | None]:
+def _time_limit(options: Options, environment: Environment) -> tuple[float | None, int | None]:
     """Return the time limit in seconds, and how long before it a task is warned: at most a fifth of it."""
-    text = options.slurm.get("time") or os.environ.get("SBATCH_TIMELIMIT")
+    text = options.slurm.get("time") or environment.variables.get("SBATCH_TIMELIMIT")
     try:
         limit = parse_time(str(text))
     except ValueError:
@@ -157,6 +172,8 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
     """Return everything that the scheduler gets to know of an array."""
     plan, planned = round_.plan, round_.plan.arrays[number]
     options = Options.from_json(plan.options)
+    environment = run.environments.for_submission(round_.number)
+    variables = dict(environment.variables)
     throttle = round_.throttle
     jobs = next(each.jobs for each in run.tasks.rounds if each.number == round_.number)
     earlier = [jobs[each] for each in sorted(jobs) if each < number]
@@ -177,7 +194,11 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
         threads=plan.threads,
         options=options.slurm,
         flags=options.sbatch,
-        env=options.env,
+        env={name: value for name, value in options.env.items() if value is not None},
+        secret_env={
+            name: variables.pop(name) for name, value in options.env.items() if value is None and name in variables
+        },
+        environment=replace(environment, variables=variables),
         modules=options.modules,
         setup=options.setup,
         # One throttle for all arrays of a round: each waits for the one before it.

@@ -6,10 +6,12 @@
         manifest.json              the description of the run
         function                   records: the pickled function
         function.buffers           the large arrays that it refers to, if any
+        environment                the environment of the submission
         items                      records: the arguments, in blocks
         items.index                the first item and the offset of each block
         rounds/R/plan.json         which task has which items in round R = 0, 1, ...
         rounds/R/items             one record: the items of the round, if not all
+        rounds/R/environment       the environment of the round, if not that of the round before
         rounds/R/checkpoints       records: the calls that resume items
         rounds/R/journal           records: the submissions of the round's arrays
         rounds/R/ends.C            records: the ends of tasks that client C learned from the scheduler
@@ -28,8 +30,9 @@ Numbers in names are decimal, from 0. No name depends on a Slurm job id. C is an
 **Writing** (`records`). A file either appears whole (written beside its place as ``NAME.new``, flushed, and renamed),
 or one writer appends records to it. A reader uses whole records and ignores a torn tail. Headers in ``items`` and the
 outcome files are salted with the manifest's ``run``. The order is ``function.buffers``, ``function``, ``items``,
-``items.index``, the round's folder with its plan, ``manifest.json``. The manifest makes the folder a run, and only
-then is anything submitted. Everything that a task reads is on disk before, except cancellations and claims.
+``items.index``, ``environment``, the round's folder with its plan, ``manifest.json``. The manifest makes the folder a
+run, and only then is anything submitted. Everything that a task reads is on disk before, except cancellations and
+claims.
 
 **Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 1; a reader refuses another number and ignores unknown
 keys. ``python`` is the minor version that pickled the function, as ``"3.11"``: the pickle holds bytecode, and a node
@@ -68,6 +71,14 @@ blocks that they claim. ``journal`` holds NOTE records, each with its ``time``: 
 submitted, ``{"submitted": N, "job_id": ...}`` after it, ``{"refused": N, "error": ...}``, ``{"abandoned": N}`` if its
 client does not know whether it was submitted and will not retry, ``{"throttle": n}``, ``{"waiting": N, "client": ...}``
 while there is no room for it in the queue.
+
+**Environment** (`environment`). A JSON object: ``variables``, with which the first array was submitted; ``secrets``,
+the names of further variables, whose values look secret; ``umask``, in octal; ``limits``, the soft limits by name
+(``RLIMIT_NOFILE``), null for none. Variables that describe a job, a machine or a session are left out. A client that
+submits a later array of the run, or a round of ``retries=``, does so with this umask, these limits and variables, with
+its own variables of its machine and session, and with the secrets that it has. A round that a person submits has its
+own file, which also applies to the rounds after it. Tasks do not read these files. In a plan, ``env`` of the
+``options`` has null for a secret.
 
 **Clients** (`clients`). A client is a machine, a process id and the start time of that process, in the kernel's
 ticks since boot. Another client may act in its place if it has ended, or if it is on another machine and its round's

@@ -27,6 +27,9 @@ client holds, and never writes to. It reads an end of file then."""
 
 FOLDERS = ("rounds", "outcomes", "ended", "cancelled", "logs")
 
+ENVIRONMENT = "environment"
+"""The name of the file of an environment, in the run folder or in the folder of a round."""
+
 PROTOCOL = 1
 
 
@@ -54,6 +57,10 @@ class RunFolder:
     def round(self, number: int) -> Path:
         """Return the folder of a submission round."""
         return self.rounds / str(number)
+
+    def environment(self, number: int) -> Path:
+        """Return the file of the environment of a round; the first round's is the run's."""
+        return (self.round(number) if number else self.path) / ENVIRONMENT
 
     def claims(self, number: int) -> Path:
         """Return the folder of the claims of a dynamic round."""

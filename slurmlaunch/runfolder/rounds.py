@@ -25,6 +25,7 @@ from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.changes import NewNames
 from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.layout import ENVIRONMENT
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import RoundPlan, compact
 from slurmlaunch.runfolder.records import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from slurmlaunch.runfolder.environment import Environment
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
 
@@ -75,11 +77,17 @@ class Round:
 
     @classmethod
     def make(
-        cls, folder: RunFolder, number: int, plan: RoundPlan, checkpoints: Mapping[int, Recorded] = MappingProxyType({})
+        cls,
+        folder: RunFolder,
+        number: int,
+        plan: RoundPlan,
+        checkpoints: Mapping[int, Recorded] = MappingProxyType({}),
+        environment: Environment | None = None,
     ) -> Round:
         """Make the round; the process for which this succeeds submits it.
 
-        *checkpoints* are the calls that resume items which tasks of earlier rounds began.
+        *checkpoints* are the calls that resume items which tasks of earlier rounds began; *environment* is the round's
+        own, if it does not have that of the round before.
 
         Raises:
             FileExistsError: another process made it.
@@ -91,6 +99,8 @@ class Round:
         beside.mkdir(mode=0o700)
         try:
             cls._write(beside, plan)
+            if environment is not None:
+                environment.write(beside / ENVIRONMENT)
             if checkpoints:
                 with RecordWriter(beside / "checkpoints", salt=folder.salt) as file:
                     for item, recorded in checkpoints.items():

@@ -16,18 +16,21 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from slurmlaunch import caps
+from slurmlaunch.backends import start_with
 from slurmlaunch.backends.base import ArrayJob, Limits, TaskState, parse_memory, parse_time
 from slurmlaunch.backends.local import LocalBackend, scheduler
 from slurmlaunch.backends.local.scheduler import TaskResources, machine_cpus, new_job_id, owner_of
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import SchedulerError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.environment import Environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -149,6 +152,23 @@ def test_the_environment_is_the_clients_and_the_jobs(folder: Path, monkeypatch: 
     monkeypatch.setenv("OF_CLIENT", "changed too late")
     states(job_id, 1)
     assert (folder / "logs" / "0-0-0.out").read_text() == "it's job\n"
+
+
+def test_umask_and_soft_limits_are_the_submissions(folder: Path) -> None:
+    """A task has the umask and soft limits of the submission; starting it so leaves no signal ignored."""
+    environment = replace(Environment.of_this_process(), umask=0o013, limits={"RLIMIT_NOFILE": 77})
+    lines = "umask; ulimit -S -n; grep SigIgn /proc/self/status"
+    assert run(array(folder, lines, environment=environment)) == [TaskState.COMPLETED]
+    umask, limit, ignored = (folder / "logs" / "0-0-0.out").read_text().splitlines()
+    assert (umask, limit) == ("0013", "77")
+    assert not int(ignored.split()[1], 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+
+
+def test_a_missing_program_that_is_started_with_another_umask() -> None:
+    """It is named, and the exit status is the shell's."""
+    words = start_with.words(0o077, {})
+    done = subprocess.run([*words, "/no/program"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (127, "/no/program: No such file or directory\n")
 
 
 @pytest.mark.parametrize(
@@ -575,6 +595,7 @@ def test_jobs_of_another_machine_are_unknown() -> None:
 
 PRELUDE = """\
 import os, signal, sys, time
+from dataclasses import replace
 from pathlib import Path
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.local import LocalBackend

@@ -33,6 +33,7 @@ from slurmlaunch.backends.local.scheduler import (
     new_job_id,
     owner_of,
 )
+from slurmlaunch.backends.outer_job import inside_job
 from slurmlaunch.errors import OptionError, SchedulerError, SubmissionError
 from slurmlaunch.runfolder.layout import RunFolder, Status
 
@@ -86,7 +87,7 @@ class LocalBackend(Backend):
         """Return shell commands that run the same tasks, one after the other."""
         folder = RunFolder(job.run_folder)
         out, err = (_log_words(folder.log(job.round, job.array, _ELEMENT, stream)) for stream in ("out", "err"))
-        variables = added_variables(job, caps.without_ours(os.environ))
+        variables = added_variables(job, job.environment.variables)
         at_once = min(job.length, job.throttle or job.length, self.at_once(job))
         command = shlex.join((*self.starter(job), *job.command("")[:-1]))
         lines = [
@@ -111,7 +112,7 @@ class LocalBackend(Backend):
                 new_job_id(),
                 job,
                 resources=self.resources(job),
-                command=self.command(job),
+                command=(*job.start, *self.command(job)),
                 env=env,
                 after=self._own(job.after, "waited for") if job.after else None,
             )
@@ -170,8 +171,8 @@ class LocalBackend(Backend):
         return (str(_shell(job)), "-c", "\n".join(lines), job.name, str(_cwd(job)), *job.command("")[:-1])
 
     def environment(self, job: ArrayJob) -> dict[str, str]:
-        """Return the environment of the tasks: the client's, without the variables of an outer task."""
-        outer = caps.without_ours(os.environ)
+        """Return the variables of the tasks: those of the submission, without what describes an outer task."""
+        outer = inside_job(job.environment.variables)
         return task_environment(job, {k: v for k, v in outer.items() if not k.startswith(_OF_AN_OUTER_TASK)})
 
     def _own(self, job_id: str, deed: str) -> LocalJob | None:
@@ -199,7 +200,8 @@ def refusal(job: ArrayJob, message: str) -> SubmissionError:
 def task_environment(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the tasks from the inherited variables."""
     hidden = OF_THE_HOST if job.container else ()
-    return {**{k: v for k, v in inherited.items() if k not in hidden}, **added_variables(job, inherited)}
+    kept = {k: v for k, v in inherited.items() if k not in hidden}
+    return {**kept, **job.secret_env, **added_variables(job, inherited)}
 
 
 def added_variables(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:

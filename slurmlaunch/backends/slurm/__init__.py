@@ -103,8 +103,10 @@ class SlurmBackend(Backend):
         If Slurm is unreachable for a moment, or sbatch got no answer, it tries
         again for half a minute, and looks for the job by its name before each try.
         """
-        env = for_submission(os.environ, sbatch_words(job))
-        command = Command(("sbatch", "--parsable"), env, _SUBMIT_TIMEOUT, stdin=render(job), cwd=job.cwd)
+        env = for_submission({**job.environment.variables, **job.secret_env}, sbatch_words(job))
+        command = Command(
+            ("sbatch", "--parsable"), env, _SUBMIT_TIMEOUT, stdin=render(job), cwd=job.cwd, start=job.start
+        )
         before, in_doubt = time.time(), False
         for pause in (*_PAUSES, None):
             done = self._run(command)

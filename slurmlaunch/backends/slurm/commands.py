@@ -1,9 +1,8 @@
 """Runs Slurm's commands: in bounded time, apart from the terminal, with clean environment variables.
 
-A job that is submitted from inside another job (or from ``salloc``) must not inherit the variables that describe the
-outer one: a leaked ``SLURM_ARRAY_TASK_ID`` would run the wrong slice, a leaked binding would run it on the wrong CPUs.
-Variables that users set on purpose stay: where Slurm is, and defaults such as ``SBATCH_ACCOUNT``. The backend,
-`queries` and the allocation backend call it, and read the output themselves.
+They do not inherit the variables of a job around this process (`slurmlaunch.backends.outer_job`). Variables that users
+set on purpose stay: where Slurm is, and defaults such as ``SBATCH_ACCOUNT``. The backend, `queries` and the allocation
+backend call it, and read the output themselves.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slurmlaunch.caps import GPU_VARIABLES, without_ours
+from slurmlaunch.backends.outer_job import outside_jobs
 from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Command:
     timeout: float  # seconds
     stdin: str = ""
     cwd: Path | None = None
+    start: tuple[str, ...] = ()  # words before the program, which they become (`slurmlaunch.backends.start_with`)
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,14 @@ Runner = Callable[[Command], Finished]
 
 def run(command: Command, /) -> Finished:
     """Run a command in a session of its own, so that a Ctrl-C at the terminal does not end it half-way."""
+    # On this process's PATH: the variables of the program may come from another machine.
+    program = shutil.which(command.words[0])
+    if program is None:
+        return Finished(None, stderr=f"{command.words[0]}: command not found", missing=True)
+    words = (*command.start, program, *command.words[1:])
     try:
         process = subprocess.Popen(
-            command.words,
+            words,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -83,9 +89,7 @@ def run(command: Command, /) -> Finished:
             errors="surrogateescape",
         )
     except OSError as error:
-        # A missing working directory is an OSError as well, but then the directory is named.
-        missing = isinstance(error, FileNotFoundError) and error.filename == command.words[0]
-        return Finished(None, stderr=str(error), missing=missing)
+        return Finished(None, stderr=str(error))
     with process:
         try:
             stdout, stderr = process.communicate(command.stdin, timeout=command.timeout)
@@ -141,18 +145,7 @@ def scheduler_error(words: tuple[str, ...], done: Finished) -> SchedulerError:
     )
 
 
-# How a client finds its cluster and prints, and how sites name Slurm's own folders: Slurm never
-# sets these for a job. All other SLURM_ variables describe one.
-_CLIENT = frozenset({
-    "SLURM_BITSTR_LEN", "SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_DEBUG_FLAGS", "SLURM_DIR",
-    "SLURM_HOME", "SLURM_JWT", "SLURM_MPI_TYPE", "SLURM_PATH", "SLURM_PREFIX", "SLURM_ROOT", "SLURM_TIME_FORMAT",
-    "SLURM_VERSION",
-})  # fmt: skip
-_OF_A_JOB = re.compile(
-    r"_?SLURM_.*|SLURMD_.*|SLURMSTEPD_.*|SRUN_.*|PMI.*|MPI_LOCAL.*|OMPI_COMM_WORLD_.*|SBATCH_.*_BIND(_.*)?"
-)
 _OF_THE_ALLOCATION = re.compile(r"SLURM_(JOB_.*|JOBID|NODELIST|CLUSTER_NAME|WORKING_CLUSTER)")
-_INSIDE_A_JOB = ("SLURM_JOB_ID", "SLURM_JOBID")
 
 # sbatch's variables outrank the script's #SBATCH lines. Those named after their option
 # (SBATCH_GPUS_PER_TASK) need no entry.
@@ -200,18 +193,21 @@ def for_submission(environ: Mapping[str, str], words: Collection[str]) -> dict[s
     for group in _EXCLUSIVE:
         if given & group:
             given |= group
-    return {name: value for name, value in _outside(environ).items() if _option_named(name) not in given}
+    return {name: value for name, value in outside_jobs(environ).items() if _option_named(name) not in given}
 
 
 def for_steps(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of srun in an allocation: its identity, without the options it was requested with."""
-    ours = {name: value for name, value in environ.items() if _OF_THE_ALLOCATION.fullmatch(name)}
-    return {**_outside(environ), **ours}
+    """Return the variables of srun in the allocation of this process: those given, and the allocation's identity.
+
+    The options with which the allocation was requested are not among them.
+    """
+    identity = {name: value for name, value in os.environ.items() if _OF_THE_ALLOCATION.fullmatch(name)}
+    return {**outside_jobs(environ), **identity}
 
 
 def for_queries(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of all other commands, so that their output has one form."""
-    kept = {name: value for name, value in _outside(environ).items() if not _OF_QUERIES.fullmatch(name)}
+    kept = {name: value for name, value in outside_jobs(environ).items() if not _OF_QUERIES.fullmatch(name)}
     return {
         **kept,
         "LC_ALL": "C",
@@ -225,16 +221,6 @@ def option_of(word: str) -> str:
     if word.startswith("--"):
         return word[2:].partition("=")[0]
     return SHORT.get(word[1:2], "").replace("_", "-")
-
-
-def _outside(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables without those that describe the job or task that this process is in."""
-    dropped = set(GPU_VARIABLES) if any(name in environ for name in _INSIDE_A_JOB) else set()
-    return {
-        name: value
-        for name, value in without_ours(environ).items()
-        if name not in dropped and (name in _CLIENT or not _OF_A_JOB.fullmatch(name))
-    }
 
 
 def _option_named(variable: str) -> str | None:
