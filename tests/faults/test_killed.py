@@ -54,6 +54,25 @@ def test_a_process_of_the_pool(faulty: Cluster, launch: Launch, deed: Callable[.
     assert work.runs == ONCE
 
 
+@pytest.mark.parametrize("words", [("--signal=INT", "--full"), ("--signal=HUP", "--batch")])
+def test_a_signal_by_scancel(faulty: Cluster, launch: Launch, deed: Callable[..., Any], words: tuple[str, str]) -> None:
+    """A signal to all processes, or to the batch script, is an end from outside: the items are retried."""
+    work = deed(Deed, 1)
+    futures = launch(faulty, retries=1).map_array(work, range(3), tasks=1)
+    work.gate.await_arrival(1)
+    faulty.run("scancel", *words, f"{futures.job_ids[0]}_0")
+    wait_until(lambda: len(futures.job_ids) == 2)
+    work.gate.open()
+    assert outcomes(futures) == squares(items=3)
+
+
+def test_a_batch_script_before_its_node(faulty: Cluster, launch: Launch) -> None:
+    """A batch script that is killed in its set-up lines was ended from outside, and the error says so."""
+    error = launch(faulty, setup=["kill -9 $$"]).submit(abs, -1).exception(PATIENCE)
+    assert isinstance(error, WorkerDied)
+    assert "before the start of its node" in str(error)
+
+
 def test_an_item_that_leaves(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
     """The error of an item that calls os._exit names the status."""
     work = deed(Exits, 1, 4)
