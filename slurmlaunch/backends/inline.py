@@ -56,8 +56,8 @@ class InlineBackend(Backend):
     def submit(self, job: ArrayJob) -> str:
         """Run the tasks of the array to their end; return its job id."""
         folder = RunFolder(job.run_folder)
-        manifest = Manifest.read(folder)
         round_ = Round.read(folder, job.round)
+        manifest = Manifest.read(folder).changed(round_.plan.manifest)
         with _noting_interrupts() as interrupted:
             for task in range(job.first_task, job.first_task + job.length):
                 _run_task(folder, manifest, round_, task, interrupted)

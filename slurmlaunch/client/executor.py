@@ -21,25 +21,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
 
-import cloudpickle
-
 from slurmlaunch.backends.allocation import require_allocation
-from slurmlaunch.backends.container import own_folders
 from slurmlaunch.caps import usable_cpus
 from slurmlaunch.client.arguments import check_function, rows_of, with_kwargs, zip_equal
 from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import Options, check_cluster, job_name, misplaced_option, with_options_listed
-from slurmlaunch.client.pickling import full_name_of, pickle_arguments, pickle_function, travelling
+from slurmlaunch.client.pickling import description_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.client.plan import STATIC, Call, How, LongSlices
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import OptionError, RunFolderError, SchedulerError
-from slurmlaunch.runfolder.function import write_function
+from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.items import write_items
-from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, python_version, salt_of
+from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, salt_of
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
@@ -171,7 +168,8 @@ class Executor(concurrent.futures.Executor):
         """
         check_function(fn)
         call = functools.partial(fn, *args, **kwargs) if args or kwargs else fn
-        array: FutureArray[T] = self._submit(Call(call, [()], self._options))
+        bound = [""] * len(args) + list(kwargs)
+        array: FutureArray[T] = self._submit(Call(call, [()], self._options, bound=bound))
         return array[0]
 
     def map_array(
@@ -223,7 +221,7 @@ class Executor(concurrent.futures.Executor):
         if not iterables:
             raise TypeError("map_array(fn, items) runs the function on each item: give the items, or use submit(fn)")
         how = How(tasks, chunksize, throttle, schedule, cost, name)
-        return self._submit(self._mapped(function, zip_equal(fn, iterables), how))
+        return self._submit(self._mapped(function, zip_equal(fn, iterables), how, bound=kwargs or ()))
 
     def starmap_array(  # noqa: PLR0913  (as many as map_array)
         self, fn: Callable[..., T], argument_tuples: Iterable[Iterable[Any]], *,
@@ -234,7 +232,7 @@ class Executor(concurrent.futures.Executor):
         """Run the function on each tuple of arguments; otherwise as `map_array`."""
         _refuse(misplaced)
         function, how = with_kwargs(fn, kwargs), How(tasks, chunksize, throttle, schedule, cost, name)
-        return self._submit(self._mapped(function, rows_of(argument_tuples), how))
+        return self._submit(self._mapped(function, rows_of(argument_tuples), how, bound=kwargs or ()))
 
     def map(
         self,
@@ -283,11 +281,13 @@ class Executor(concurrent.futures.Executor):
         run.environments.add(0, environment)
         return "\n".join(backend.script(array_job(run, first, i)) for i in range(len(first.plan.arrays)))
 
-    def _mapped(self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How) -> Call:
+    def _mapped(
+        self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How, *, bound: Iterable[str] = ()
+    ) -> Call:
         given = {key: value for key in ("throttle", "name") if (value := getattr(how, key)) is not None}
         options = self._options.changed(**given)
         how.check(options)
-        return Call(fn, rows, options, how)
+        return Call(fn, rows, options, how, bound=bound)
 
     # From a call to a run.
 
@@ -343,9 +343,9 @@ class Executor(concurrent.futures.Executor):
         """Write everything that tasks read; the manifest last, because it makes the folder a run."""
         with travelling(call.options.by_value):
             pickled = pickle_function(call.function, single=call.single, stacklevel=4)
-            shared = write_function(folder, pickled)
+            write_function(folder.function, pickled)
             count = write_items(folder, call.rows, pickle_arguments)
-        manifest = self._manifest(call, token, count)._replace(shared=shared)
+        manifest = self._manifest(call, token, count)._replace(shared=shared_bytes(pickled))
         environment = record(call.options)
         environment.write(folder.environment(0))
         first = Round.make(folder, 0, self._plan(call, backend, manifest, environment))
@@ -355,24 +355,19 @@ class Executor(concurrent.futures.Executor):
         return run
 
     def _manifest(self, call: Call, token: str, items: int) -> Manifest:
-        search_path = [str(Path(entry).absolute()) for entry in sys.path]
         return Manifest(
             run=token,
             name=call.name,
-            function=full_name_of(call.function),
             items=items,
             single=call.single,
             backend=self._cluster,
             clusters=self._clusters,
             cwd=str(Path.cwd()),
-            # An image has its own packages, even if it sees the folders of this machine's.
-            sys_path=search_path if call.options.container is None else own_folders(search_path),
-            python=python_version(),
-            cloudpickle=cloudpickle.__version__,
             client=platform.node(),
-            created=time.time(),
             seed=call.options.seed or 0,
             interpreter=Interpreter.current().to_json(),
+            bound=call.bound,
+            **description_of(call.function, call.options),
         )
 
     def _plan(

@@ -15,9 +15,10 @@ from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
-from slurmlaunch.client.attach import find_run, retry
+from slurmlaunch.client.attach import find_run
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.item_status import ItemStatus, consecutive
+from slurmlaunch.client.rerun import retry
 from slurmlaunch.client.submission import Submission, advice_on_interrupt
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import Failure, Value
@@ -458,10 +459,12 @@ class FutureArray(Sequence[Future[T]]):
     def throttle(self, throttle: int | None) -> None:
         Submission(self._run).set_throttle(throttle)
 
-    def retry(self, **changes: Any) -> FutureArray[T]:
-        """Retry the items that failed or are missing, perhaps with other options.
+    def retry(self, fn: Callable[..., T] | None = None, /, **changes: Any) -> FutureArray[T]:
+        """Retry the items that failed or are missing, perhaps with another function or other options.
 
         Args:
+            fn: a function to run in place of the one that was submitted; it gets the same arguments, and does not
+                resume from checkpoints of the other.
             changes: options as `slurmlaunch.Executor` takes them.
 
         Returns:
@@ -469,12 +472,15 @@ class FutureArray(Sequence[Future[T]]):
             This array is unchanged.
 
         Raises:
+            TypeError: the function is not callable, or asynchronous.
+            NotPicklable: the function does not pickle.
+            RunFolderError: it is to get the arguments of a single call, and these cannot be loaded here.
             SubmissionError: the scheduler refused it.
             UnknownOption: a name is no option.
             OptionError: a value is invalid, or cannot change within a run.
         """
         wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
-        again = retry(self._run, wanted, changes)
+        again = retry(self._run, wanted, fn, changes)
         array: FutureArray[T] = FutureArray(again, self._items)
         again.on_demand = not again.submitting  # not before the array holds it
         return array

@@ -12,21 +12,28 @@ import importlib
 import inspect
 import io
 import pickle
+import sys
 import threading
+import time
 import types
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from slurmlaunch import byvalue
+from slurmlaunch.backends.container import own_folders
 from slurmlaunch.errors import NotPicklable, SlurmlaunchError
 from slurmlaunch.outcome import APART, PICKLE_PROTOCOL, Bundle, pickle_apart
 from slurmlaunch.runfolder.buffers import SHARED
+from slurmlaunch.runfolder.layout import python_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from slurmlaunch.client.options import Options
 
     _Part = tuple[str, object]
 
@@ -119,6 +126,19 @@ def name_of(function: Callable[..., Any]) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__qualname__", None) or type(function).__qualname__
+
+
+def description_of(function: Callable[..., Any], options: Options) -> dict[str, Any]:
+    """Return the manifest's keys that describe a function which this process pickles now."""
+    search_path = [str(Path(entry).absolute()) for entry in sys.path]
+    return {
+        "function": full_name_of(function),
+        # An image has its own packages, even if it sees the folders of this machine's.
+        "sys_path": search_path if options.container is None else own_folders(search_path),
+        "python": python_version(),
+        "cloudpickle": cloudpickle.__version__,
+        "created": time.time(),
+    }
 
 
 _REGISTERED: Counter[str] = Counter()

@@ -63,12 +63,21 @@ class How(NamedTuple):
 
 
 class Call:
-    """A function, its items, and how to run them; without a `How` it is a single item."""
+    """A function, its items, and how to run them; without a `How` it is a single item.
+
+    *bound* names the arguments of the call that are bound to the function (`Manifest.bound`).
+    """
 
     def __init__(
-        self, function: Callable[..., Any], rows: Iterable[tuple[Any, ...]], options: Options, how: How | None = None
+        self,
+        function: Callable[..., Any],
+        rows: Iterable[tuple[Any, ...]],
+        options: Options,
+        how: How | None = None,
+        *,
+        bound: Iterable[str] = (),
     ) -> None:
-        self.function, self.options = function, options
+        self.function, self.options, self.bound = function, options, list(bound)
         self.single, self._how = how is None, how or How()
         self._costs = None if self._how.cost is None else Costs(self._how.cost)
         self.rows = rows if self._costs is None else self._costs.watching(rows)

@@ -19,7 +19,8 @@ import time
 from array import array
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.base import ArrayJob, parse_time
 from slurmlaunch.backends.container import folders_inside
@@ -30,12 +31,13 @@ from slurmlaunch.client.state import ArrayRefused, CancelJobs, CancellationSeen,
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.interpreter import Interpreter
+from slurmlaunch.runfolder.layout import ENVIRONMENT
 from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
 from slurmlaunch.runfolder.storage import status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.options import Shape
@@ -67,17 +69,23 @@ _log = logging.getLogger("slurmlaunch")
 # Rounds.
 
 
-def add_round(
-    run: Run, items: Sequence[int], options: Options, environment: Environment | None = None, *, automatic: bool = False
-) -> Round:
+class Program(NamedTuple):
+    """What the tasks of a round run, and where."""
+
+    manifest: Mapping[str, Any]  # the keys of the run's manifest that have other values in the round
+    environment: Environment | None = None  # in which its tasks start; None is that of the round before
+    files: Mapping[str, Callable[[Path], object]] = MappingProxyType({})  # as for `Round.make`
+    resumes: bool = True  # from the checkpoints of earlier rounds
+
+
+def add_round(run: Run, items: Sequence[int], options: Options, *, program: Program | None = None) -> Round:
     """Make a round on disk that retries some items of a run.
 
     Args:
         run: a view of the run that has all its rounds.
         items: the items, in order.
         options: how the round runs.
-        environment: the one in which its tasks start; None is that of the round before.
-        automatic: ``retries=`` caused it.
+        program: what a person has it run; None if ``retries=`` caused it, which runs what the last round ran.
 
     Raises:
         FileExistsError: another client made one first.
@@ -97,11 +105,20 @@ def add_round(
         schedule=blocks.schedule if blocks else STATIC,
     )
     number = before.number + 1
-    used = environment or run.environments.of_round(before.number)
-    made = make_plan(planned, options, used, run.manifest, number, shape, run.backend)
-    made = made._replace(automatic=automatic, items=array("Q", items))
-    added = Round.make(run.folder, number, made, run.tasks.last_checkpoints(items), environment)
-    run.environments.add(number, used)
+    automatic = program is None
+    program = program or Program(before.plan.manifest)
+    manifest = run.manifest.changed(program.manifest)
+    own = {name: run.folder.in_round(number, name) for name in program.files}
+    environment = program.environment or run.environments.of_round(before.number)
+    made = make_plan(planned, options, environment, manifest, number, shape, run.backend)._replace(
+        automatic=automatic,
+        items=array("Q", items),
+        manifest={**program.manifest, "files": {**manifest.files, **own}},
+    )
+    checkpoints = run.tasks.last_checkpoints(items) if program.resumes else {}
+    files = dict(program.files) if program.environment is None else {**program.files, ENVIRONMENT: environment.write}
+    added = Round.make(run.folder, number, made, checkpoints=checkpoints, files=files)
+    run.environments.add(number, environment)
     return added
 
 
@@ -177,9 +194,8 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
     throttle = round_.throttle
     jobs = next(each.jobs for each in run.tasks.rounds if each.number == round_.number)
     earlier = [jobs[each] for each in sorted(jobs) if each < number]
-    folders = (
-        folders_inside(run.folder.path, Path(run.manifest.cwd), run.manifest.sys_path) if options.container else ()
-    )
+    manifest = run.manifest.changed(plan.manifest)
+    folders = folders_inside(run.folder.path, Path(manifest.cwd), manifest.sys_path) if options.container else ()
     return ArrayJob(
         run_folder=run.folder.path,
         name=planned.name,
@@ -188,8 +204,8 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
         first_task=planned.first_task,
         length=planned.length,
         throttle=throttle,
-        cwd=Path(run.manifest.cwd),
-        python=_python(options, run.manifest),
+        cwd=Path(manifest.cwd),
+        python=_python(options, manifest),
         cpus_per_task=plan.cpus_per_task,
         threads=plan.threads,
         options=options.slurm,

@@ -200,7 +200,7 @@ class Watch:
         """Make and submit a round for items that failed for an external reason."""
         run, ended = self.run, state.RetryEnded()
         try:
-            added = Patience().run(lambda: add_round(run, effect.items, effect.options, automatic=True))
+            added = Patience().run(lambda: add_round(run, effect.items, effect.options))
             run.handle(state.RoundAdded(added.number, added.plan))
             self.submission.submit(added, patiently=True)
             _log.info("slurmlaunch retries %d items of %s", len(effect.items), run.folder.path)

@@ -50,6 +50,7 @@ def _run(folder: RunFolder, task: int) -> int:
     patience = Patience()
     manifest = patience.run(lambda: Manifest.read(folder))
     round_ = patience.run(lambda: round_of_task(folder, task))
+    manifest = manifest.changed(round_.plan.manifest)
     if round_.plan.ranks is None:
         return Supervisor(folder, manifest, round_, task).run()
     from slurmlaunch.node.mpi import MpiSupervisor  # late, since most tasks have no ranks

@@ -6,8 +6,8 @@ user's script: it may have no ``if __name__ == "__main__"``, and would submit th
 
 A child of a pool that is not forked gets it from the data by which its parent prepares it: multiprocessing, loky and
 their kin pickle the search path, and the name in ``__main__``'s spec. Both are strings here that take along where the
-run is (`_Carrier`). The child makes its ``__main__`` before anything else is unpickled, and loads the definitions when
-it needs one. mpi4py runs the module that the spec names, which is `child_main`.
+function is (`_Carrier`). The child makes its ``__main__`` before anything else is unpickled, and loads the definitions
+when it needs one. mpi4py runs the module that the spec names, which is `child_main`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch import unpickling
 from slurmlaunch.runfolder.function import load_function
-from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.unpickling import MAIN
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class _Carrier(str):
         prepares = any(sys.modules[name].get_spawning_popen() for name in _SPAWNERS if name in sys.modules)
         if _main is None or not (prepares or _MPI4PY in sys.modules):
             return str, (str(self),)
-        return _arrive, (str(self), str(_main.run_folder), _main.attributes, _main.later(), prepares)
+        return _arrive, (str(self), str(_main.function), _main.attributes, _main.later(), prepares)
 
 
 class _MainModule(ModuleType):
@@ -69,9 +68,9 @@ class _MainModule(ModuleType):
 class _Main:
     """The ``__main__`` of this process, and what its children get of it."""
 
-    def __init__(self, run_folder: Path, later: bytes | None = None) -> None:
+    def __init__(self, function: Path, later: bytes | None = None) -> None:
         """Make it; *later* are definitions that a child is to load after those of the function."""
-        self.run_folder, self._later = run_folder, later
+        self.function, self._later = function, later
         self.module = _MainModule()
         self._with_function: Mapping[str, Any] = {}
         self._replaced = sys.modules[MAIN]  # its code still runs
@@ -89,7 +88,7 @@ class _Main:
         """Load the definitions, if this is a child that has not."""
         later, self._later = self._later, None
         if later is not None:
-            load_function(RunFolder(self.run_folder))
+            load_function(self.function)
             self.has_loaded_function()
             pickle.loads(later)
 
@@ -139,9 +138,9 @@ def _take(main: _Main) -> _Main:
     return main
 
 
-def install(run_folder: Path) -> None:
-    """Make the ``__main__`` of a process that runs items; call it before the function is loaded."""
-    _take(_Main(run_folder)).install()
+def install(function: Path) -> None:
+    """Make the ``__main__`` of a process that runs items; call it before the function is loaded from this file."""
+    _take(_Main(function)).install()
 
 
 def function_is_loaded() -> None:
@@ -152,13 +151,13 @@ def function_is_loaded() -> None:
         sys.path[-1] = _Carrier(sys.path[-1])  # the last: programs insert and remove at the front
 
 
-def _arrive(text: str, run_folder: str, attributes: dict[str, Any], later: bytes, prepares: bool) -> str:  # noqa: FBT001
+def _arrive(text: str, function: str, attributes: dict[str, Any], later: bytes, prepares: bool) -> str:  # noqa: FBT001
     """Make the ``__main__`` of a child as its preparation data is unpickled; return the string that brought it.
 
     mpi4py installs a ``__main__`` of its own, in which `child_main` looks this one's definitions up.
     """
     if _main is None:
-        main = _take(_Main(Path(run_folder), later))
+        main = _take(_Main(Path(function), later))
         vars(main.module).update(attributes)
         if prepares:
             main.install()

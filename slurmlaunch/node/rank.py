@@ -149,8 +149,9 @@ class _Rank:
     def __init__(self, path: str, task: int, attempt: int, launch: int) -> None:
         self.folder, self.task = RunFolder(Path(path).absolute()), task
         patience = Patience()
-        self.manifest = patience.run(lambda: Manifest.read(self.folder))
+        manifest = patience.run(lambda: Manifest.read(self.folder))
         self.round = patience.run(lambda: round_of_task(self.folder, task))
+        self.manifest = manifest.changed(self.round.plan.manifest)
         self.environment = RankEnvironment.of(os.environ)
         number, ranks = self.environment.rank, self.environment.ranks
         wanted = self.round.plan.ranks.number if self.round.plan.ranks else 1
@@ -185,7 +186,7 @@ class _Caller:
         """Run the items of the launch; return the exit status."""
         items = self._rank.launch.items
         self._set_up()
-        main_module.install(self._task.run_folder)
+        main_module.install(self._rank.manifest.function_in(self._rank.folder))
         try:
             work = Work(self._rank.folder, self._rank.manifest)
         except (NodeStartError, StorageFailure) as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from slurmlaunch import caps
 from slurmlaunch.context import Task
 from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, WorkerDied
-from slurmlaunch.node import system
+from slurmlaunch.node import main_module, system
 from slurmlaunch.node.events import Signals
 from slurmlaunch.node.pool import Pool
 from slurmlaunch.node.report import FailureLog
@@ -101,7 +101,7 @@ class Supervisor(TaskSupervisor):
     def _prepare_fork(self) -> None:
         """Read, check, import and freeze once, rather than in each worker."""
         try:
-            self._function = read_function(self._folder)
+            self._function = read_function(self._manifest.function_in(self._folder))
             for _ in self._function.check():
                 if self._signals.terminated:
                     return
@@ -178,6 +178,7 @@ class Supervisor(TaskSupervisor):
         task.process, task.processes = slot, plan.processes
         Signals.ignore()
         mask = self._masks[slot] if self._masks else None
+        main_module.install(self._manifest.function_in(self._folder))
         load = partial(Work, self._folder, self._manifest, self._checkpoints, function=self._function)
         interpreter = Interpreter.from_json(self._manifest.interpreter)
         Worker(connection, channel, self._writer, task, interpreter, self._log).main(mask, load)

@@ -132,7 +132,6 @@ class Worker:
         self._is_copy = True
 
     def _serve(self, load: Callable[[], Work]) -> None:
-        main_module.install(self._task.run_folder)
         try:
             work = load()
         except (NodeStartError, StorageFailure) as error:

@@ -1,4 +1,4 @@
-"""The run folder, through which client and node communicate. This page is its specification, protocol 1.
+"""The run folder, through which client and node communicate. This page is its specification, protocol 2.
 
 ::
 
@@ -12,6 +12,7 @@
         rounds/R/plan.json         which task has which items in round R = 0, 1, ...
         rounds/R/items             one record: the items of the round, if not all
         rounds/R/environment       the environment of the round, if not that of the round before
+        rounds/R/function, ...     the function of the round and its large arrays, if it has its own
         rounds/R/checkpoints       records: the calls that resume items
         rounds/R/journal           records: the submissions of the round's arrays
         rounds/R/ends.C            records: the ends of tasks that client C learned from the scheduler
@@ -34,17 +35,25 @@ outcome files are salted with the manifest's ``run``. The order is ``function.bu
 run, and only then is anything submitted. Everything that a task reads is on disk before, except cancellations and
 claims.
 
-**Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 1; a reader refuses another number and ignores unknown
-keys. ``python`` is the minor version that pickled the function, as ``"3.11"``: the pickle holds bytecode, and a node
-of another version must not unpickle it. ``items`` is the number of items, ``shared`` the number of bytes of buffers
-that the function refers to, ``seed`` the seed of the items' random streams, and ``interpreter`` the settings of the
-client's Python that tasks take over (`interpreter.Interpreter`).
+**Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 2, or 1 in a run folder of 0.1.0, which has none of
+the keys and files that came with 2; a reader refuses other numbers and ignores unknown keys. ``python`` is the minor
+version that pickled the function, as ``"3.11"``: the pickle holds bytecode, and a node of another version must not
+unpickle it. ``items`` is the number of items, ``shared`` the number of bytes of buffers that the function refers to,
+``seed`` the seed of the items' random streams, and ``interpreter`` the settings of the client's Python that tasks take
+over (`interpreter.Interpreter`). Since protocol 2, ``files`` has the paths in the run folder of the files that the
+tasks read besides their items, by name: ``{"function": "function"}`` if the key is missing.
+
+A round may have other values for some keys: they are in the key ``manifest`` of its plan. So a round that runs another
+function has ``function``, ``python``, ``cloudpickle``, ``sys_path``, ``shared`` and ``created`` of that function, and
+``files`` with ``rounds/R/function``. If a person has the function of an earlier round run again, ``repeated`` is the
+``created`` of that. The next round begins with the values of the last one.
 
 **Function** (`function`). One record of kind FUNCTION, a pickle of a callable, made by cloudpickle. `submit` binds its
-arguments into it and has one item ``()``. Buffers of 1 MiB and more that it refers to (pickle protocol 5, out of band)
-are in ``function.buffers``, and a record of kind SHARED is their table (`buffers`). A task verifies their checksums
-once. Then each of its processes maps the file, so that a machine holds the bytes once: read-only, or, for `submit`,
-as a private copy that this process may write to.
+arguments into it and has one item ``()``; ``bound`` in the manifest has a text for each argument that a call bound:
+its name, or an empty one for a positional argument. Buffers of 1 MiB and more that the function refers to (pickle
+protocol 5, out of band) are in ``function.buffers`` beside it, and a record of kind SHARED is their table (`buffers`).
+A task verifies their checksums once. Then each of its processes maps the file, so that a machine holds the bytes once:
+read-only, or, for `submit`, as a private copy that this process may write to.
 
 **Items** (`items`). Blocks, in order and without gaps, each a record whose ``first`` and ``number`` give its items:
 kind ITEMS, one pickled tuple of positional arguments per item, packed; or kind COLUMN, one pickled list of such
@@ -61,6 +70,7 @@ and its maker submits it. ``plan.json``::
     blocks       null, or {"items": n, "tasks": k, "schedule", "chunksize": c or null}
     automatic    true if ``retries=`` made the round: it counts as one
     ranks        null, or {"number", "launcher", "command"}: see below
+    manifest     the keys of the manifest that have other values in this round: see above
     client       its maker, [machine, pid, start time]: see below
     cpus_per_task, processes, threads, throttle, time_limit, warning, requeues, options
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import pickle
 import sys
+import time
 from functools import partial
 from itertools import takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slurmlaunch import unpickling
 from slurmlaunch.errors import NodeStartError, StorageFailure, UnpicklableResult, UnsafeRunFolder
 from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Value, failure_of
 from slurmlaunch.runfolder import records
@@ -23,25 +25,34 @@ from slurmlaunch.runfolder.storage import Patience, named, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
     from slurmlaunch.runfolder.results import Results
 
 
-def write_function(folder: RunFolder, pickled: bytes | Bundle) -> int:
-    """Write the pickled function of a run; return the bytes of the buffers that it refers to.
+def write_function(path: Path, pickled: bytes | Bundle) -> None:
+    """Write a pickled function, and beside it the buffers that it refers to.
 
     Raises:
         OSError: it could not be written.
     """
     if not isinstance(pickled, Bundle):
-        write_whole(folder.function, [records.encode(Kind.FUNCTION, pickled)])
-        return 0
-    table = write_shared(folder.function_buffers, pickled.buffers)
+        write_whole(path, [records.encode(Kind.FUNCTION, pickled)])
+        return
+    table = write_shared(_buffers_of(path), pickled.buffers)
     record = records.encode(Kind.FUNCTION, pickled.pickled)
-    write_whole(folder.function, [record, records.encode(Kind.SHARED, table, count=len(pickled.buffers))])
-    return sum(map(len, pickled.buffers))
+    write_whole(path, [record, records.encode(Kind.SHARED, table, count=len(pickled.buffers))])
+
+
+def _buffers_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.buffers")
+
+
+def shared_bytes(pickled: bytes | Bundle) -> int:
+    """Return how many bytes of buffers a pickled function refers to (`Manifest.shared`)."""
+    return sum(map(len, pickled.buffers)) if isinstance(pickled, Bundle) else 0
 
 
 class PickledFunction(NamedTuple):
@@ -81,29 +92,29 @@ class PickledFunction(NamedTuple):
 _BEGINNING = 1 << 16
 
 
-def read_function(folder: RunFolder) -> PickledFunction:
-    """Read the pickled function of a run.
+def read_function(path: Path) -> PickledFunction:
+    """Read a pickled function.
 
     Raises:
         NodeStartError: the file is damaged or cannot be read, or others may have changed it.
         StorageFailure: the storage fails for too long.
     """
     try:
-        found = Patience().run(lambda: list(read_records(folder.function)))
+        found = Patience().run(lambda: list(read_records(path)))
     except (OSError, UnsafeRunFolder) as error:
         if status_of(error) is not None:
             raise named(error) from error
         raise NodeStartError(f"the function cannot be read: {error}") from error
     payloads = {each.header.kind: each.payload for each in found if isinstance(each, Record)}
     if Kind.FUNCTION not in payloads or len(payloads) < len(found):
-        raise NodeStartError(f"the function on disk is damaged: {folder.function}")
-    buffers = SharedBuffers(folder.function_buffers, payloads.get(Kind.SHARED, b""))
+        raise NodeStartError(f"the function on disk is damaged: {path}")
+    buffers = SharedBuffers(_buffers_of(path), payloads.get(Kind.SHARED, b""))
     return PickledFunction(payloads[Kind.FUNCTION], buffers)
 
 
-def load_function(folder: RunFolder, *, writable: bool = False) -> Callable[..., Any]:
-    """Read, check and unpickle the function of a run, as `read_function` and `PickledFunction` do."""
-    function = read_function(folder)
+def load_function(path: Path, *, writable: bool = False) -> Callable[..., Any]:
+    """Read, check and unpickle a function, as `read_function` and `PickledFunction` do."""
+    function = read_function(path)
     for _ in function.check():
         pass
     return function.load(writable=writable)
@@ -129,7 +140,7 @@ class Work:
 
         Args:
             folder: the run folder.
-            manifest: its manifest.
+            manifest: its manifest, as it applies to the round.
             checkpoints: the calls that resume items which an earlier attempt began.
             function: the function, if it has been read and checked on this machine.
 
@@ -145,8 +156,10 @@ class Work:
         self._shares = bool(manifest.shared) and not manifest.single
         take_search_path(manifest.sys_path)
         try:
-            load = function.load if function else partial(load_function, folder)
+            load = function.load if function else partial(load_function, manifest.function_in(folder))
             self._function = load(writable=manifest.single)
+            repeated = manifest.repeated is not None and _came_by_value(self._function)
+            self._note = _as_submitted(manifest.repeated) if repeated else None
             self._items = ItemReader(folder)
             _define_in_main(self._function)
             self.can_checkpoint = hasattr(_unwrapped(_Call(self._function, (), {})).function, "checkpoint")
@@ -174,6 +187,8 @@ class Work:
         failure = failure_of(error)
         if self._shares and _is_about_read_only(error):
             failure = failure.noted(_READ_ONLY)
+        if self._note is not None:
+            failure = failure.noted(self._note)
         return failure.dump()
 
     def pickled(self, value: object) -> tuple[Kind, bytes | Bundle]:
@@ -244,6 +259,20 @@ def _is_about_read_only(error: BaseException) -> bool:
 
 _TEXT = frozenset({bytes, str})
 """Plain types whose values may be too long for a series, which holds less than 4 GiB each."""
+
+
+def _as_submitted(created: float | None) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
+    return f"ran the function as it was submitted at {when}; retry(fn) runs another"
+
+
+def _came_by_value(function: Callable[..., Any]) -> bool:
+    """Whether the function, or its class, came in its pickle, and not from a module that was imported here."""
+    function = _unwrapped(_Call(function, (), {})).function
+    definition = getattr(function, "__func__", function)
+    if not hasattr(definition, "__qualname__"):
+        definition = type(definition)
+    return definition.__module__ == unpickling.MAIN or not unpickling.is_named(definition)
 
 
 def _define_in_main(function: Callable[..., Any]) -> None:

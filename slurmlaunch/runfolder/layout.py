@@ -16,6 +16,7 @@ from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol
 from slurmlaunch.runfolder.records import check_folder, read_owned, write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 STARTED_VARIABLE = "SLURMLAUNCH_STARTED"
@@ -27,10 +28,15 @@ client holds, and never writes to. It reads an end of file then."""
 
 FOLDERS = ("rounds", "outcomes", "ended", "cancelled", "logs")
 
+FUNCTION = "function"
+"""The file of the pickled function, in the run folder or in a round's."""
+
 ENVIRONMENT = "environment"
 """The name of the file of an environment, in the run folder or in the folder of a round."""
 
-PROTOCOL = 1
+PROTOCOL = 2
+READABLE = (1, PROTOCOL)
+"""The protocols that this release reads, and continues: run folders of 0.1.0 have the first."""
 
 
 class RunFolder:
@@ -44,8 +50,7 @@ class RunFolder:
         self.path = path
         self.salt = 0
         self.manifest = path / "manifest.json"
-        self.function = path / "function"
-        self.function_buffers = path / "function.buffers"
+        self.function = path / FUNCTION
         self.items = path / "items"
         self.items_index = path / "items.index"
         self.definitions = path / "definitions"
@@ -61,6 +66,10 @@ class RunFolder:
     def environment(self, number: int) -> Path:
         """Return the file of the environment of a round; the first round's is the run's."""
         return (self.round(number) if number else self.path) / ENVIRONMENT
+
+    def in_round(self, number: int, name: str) -> str:
+        """Return the path of a round's file in the run folder, as `Manifest.files` has it."""
+        return f"{self.rounds.name}/{number}/{name}"
 
     def claims(self, number: int) -> Path:
         """Return the folder of the claims of a dynamic round."""
@@ -103,6 +112,10 @@ class Manifest(NamedTuple):
     seed: int = 0  # of its items' random streams (`slurmlaunch.context.Task.rng`)
     shared: int = 0  # how many bytes of buffers the function refers to
     interpreter: dict[str, Any] = {}  # noqa: RUF012  (the settings of the client's Python, see `interpreter`)
+    # The arguments of the call that are bound to the function: the names of keywords, "" for others; None: not known.
+    bound: list[str] | None = None
+    files: Mapping[str, str] = {FUNCTION: FUNCTION}  # by name: paths in the run folder, perhaps of a round
+    repeated: float | None = None  # the `created` of the function, if a person has it run again
     protocol: int = PROTOCOL
 
     def write(self, folder: RunFolder) -> None:
@@ -122,10 +135,10 @@ class Manifest(NamedTuple):
         path = folder.manifest
         try:
             content = json.loads(read_owned(path))
-            if (protocol := content["protocol"]) != PROTOCOL:
+            if (protocol := content["protocol"]) not in READABLE:
                 msg = (
                     f"{folder.path} is written in protocol {protocol}, and this slurmlaunch knows "
-                    f"{PROTOCOL}: use the slurmlaunch that wrote it"
+                    f"{' and '.join(map(str, READABLE))}: use the slurmlaunch that wrote it"
                 )
                 raise UnknownProtocol(msg, path=str(path))
             manifest = cls(**{key: value for key, value in content.items() if key in cls._fields})
@@ -136,6 +149,18 @@ class Manifest(NamedTuple):
         for name in FOLDERS:
             check_folder(folder.path / name)
         return manifest
+
+    def changed(self, changes: Mapping[str, Any]) -> Manifest:
+        """Return the manifest as it applies to a round, whose plan has these changes; unknown keys are ignored."""
+        return self._replace(**{key: value for key, value in changes.items() if key in self._fields})
+
+    def function_in(self, folder: RunFolder) -> Path:
+        """Return the file of the pickled function."""
+        return folder.path / self.files[FUNCTION]
+
+    def source(self, folder: RunFolder, name: str) -> Path | None:
+        """Return the file from which tasks take something of that name besides the function; None if there is none."""
+        return folder.path / self.files[name] if name in self.files else None
 
     def check_versions(self, cloudpickle: str) -> None:
         """Refuse to unpickle the function if another Python or another cloudpickle pickled it.

@@ -272,6 +272,7 @@ class RoundPlan(NamedTuple):
     automatic: bool = False  # ``retries=`` made it, and not a user's call
     blocks: Blocks | None = None
     ranks: RanksPlan | None = None
+    manifest: Mapping[str, Any] = {}  # the keys of the run's manifest that have other values in the round
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``plan.json``."""

@@ -25,7 +25,6 @@ from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.changes import NewNames
 from slurmlaunch.runfolder.clients import ClientId
-from slurmlaunch.runfolder.layout import ENVIRONMENT
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import RoundPlan, compact
 from slurmlaunch.runfolder.records import (
@@ -44,10 +43,9 @@ from slurmlaunch.runfolder.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from slurmlaunch.runfolder.environment import Environment
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
 
@@ -81,13 +79,18 @@ class Round:
         folder: RunFolder,
         number: int,
         plan: RoundPlan,
+        *,
         checkpoints: Mapping[int, Recorded] = MappingProxyType({}),
-        environment: Environment | None = None,
+        files: Mapping[str, Callable[[Path], object]] = MappingProxyType({}),
     ) -> Round:
         """Make the round; the process for which this succeeds submits it.
 
-        *checkpoints* are the calls that resume items which tasks of earlier rounds began; *environment* is the round's
-        own, if it does not have that of the round before.
+        Args:
+            folder: the run folder.
+            number: the number of the round.
+            plan: its plan.
+            checkpoints: the calls that resume items which tasks of earlier rounds began.
+            files: the round's own files by name, and what writes each to the path that it is given.
 
         Raises:
             FileExistsError: another process made it.
@@ -98,9 +101,9 @@ class Round:
         beside = folder.rounds / f"{number}.{secrets.token_hex(4)}.new"
         beside.mkdir(mode=0o700)
         try:
+            for name, write in files.items():
+                write(beside / name)
             cls._write(beside, plan)
-            if environment is not None:
-                environment.write(beside / ENVIRONMENT)
             if checkpoints:
                 with RecordWriter(beside / "checkpoints", salt=folder.salt) as file:
                     for item, recorded in checkpoints.items():

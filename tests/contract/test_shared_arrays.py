@@ -109,7 +109,7 @@ class TestFunction:
         """A task whose shared arrays are damaged runs nothing, and the error names the file."""
         field = np.zeros(NUMBERS)
         run = OneRun(tmp_path / "run", lambda item: look_up(field, item), rows(range(3)), processes=2, blocks=blocks)
-        path = run.folder.function_buffers
+        path = run.folder.path / "function.buffers"
         if spoil == "flip":
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
@@ -131,15 +131,16 @@ class TestFunction:
         """A task that is ended while it checks its arrays stops checking, and records nothing."""
         field = np.zeros(NUMBERS)
         run = OneRun(tmp_path / "run", lambda item: look_up(field, item), rows(range(3)))
-        pickled = read_function(run.folder).pickled
-        with run.folder.function_buffers.open("r+b") as file:
+        pickled = read_function(run.folder.function).pickled
+        buffers = run.folder.path / "function.buffers"
+        with buffers.open("r+b") as file:
             file.truncate(1 << 40)  # a sparse file: reading it takes a quarter of an hour
         table = records.encode(Kind.SHARED, struct.pack("<QQI", 0, 1 << 40, 0))
         run.folder.function.write_bytes(records.encode(Kind.FUNCTION, bytes(pickled)) + table)
 
         node = run.start()
         opened = Path(f"/proc/{node.pid}/fd")
-        wait_until(lambda: str(run.folder.function_buffers) in {os.path.realpath(each) for each in opened.iterdir()})
+        wait_until(lambda: str(buffers) in {os.path.realpath(each) for each in opened.iterdir()})
         node.terminate()
 
         assert Status.STOPPED == finish(node).status

@@ -185,7 +185,7 @@ def by_reference(path: Path, function: Any, **changes: Any) -> OneRun:
     from slurmlaunch.client.pickling import pickle_function
     from slurmlaunch.runfolder.function import write_function
 
-    write_function(run.folder, pickle_function(function))
+    write_function(run.folder.function, pickle_function(function))
     return run
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
 import sys
 import tarfile
 from typing import TYPE_CHECKING, Any
@@ -78,6 +80,49 @@ def test_an_old_run_is_retried(tmp_path: Path) -> None:
     assert [type(error) for error in [future.exception() for future in again] if error] == [ArithmeticError]
     assert READ["local-dynamic"]["items"] == summary(again)["items"]
     assert [1] * 7 + [2] + [1] * 5 == summary(again)["attempts"]
+
+
+# Tasks that 0.1.0 submitted, and that start under this release.
+
+QUEUED = ("values", "single", "dynamic", "guided", "packed", "ranks", "shared")
+"""The kinds of runs whose items need no file of the machine that recorded them."""
+
+
+def as_submitted(archive: Path, folder: Path) -> Path:
+    """Unpack a run folder as it was before its tasks started, with this Python for its ranks."""
+    run = unpack(archive, folder)
+    for written in ("outcomes/*", "ended/*", "cancelled/*", "rounds/*/claims/*", "rounds/*/ranks/*", "rounds/*/ends.*"):
+        for path in run.glob(written):
+            path.unlink()
+    for path in run.glob("rounds/*/plan.json"):
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if plan["ranks"]:
+            plan["ranks"] |= {"command": [sys.executable, *plan["ranks"]["command"][1:]]}
+            path.write_text(json.dumps(plan), encoding="utf-8")
+    return run
+
+
+@same_python
+@pytest.mark.parametrize("kind", QUEUED)
+def test_a_queued_task_runs(kind: str, tmp_path: Path) -> None:
+    """A batch script and a run folder of an older release give the same results under the node of this one."""
+    run = as_submitted(DATA / f"local-{kind}.tar.xz", tmp_path)
+    script = (DATA / "queued.txt").read_text(encoding="utf-8")
+    script = script.replace("/runs/STAMP-len-00000000", str(run)).replace("python3", sys.executable)
+    slices = json.loads((run / "rounds" / "0" / "plan.json").read_text(encoding="utf-8"))["slices"]
+    for task in range(slices["tasks"]):
+        subprocess.run(
+            ["bash", "-c", script], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}, cwd=tmp_path, check=False
+        )
+
+    found = summary(attach(run))
+
+    assert READ[f"local-{kind}"]["items"] == found["items"]
+    assert READ[f"local-{kind}"]["attempts"] == found["attempts"]
+    assert slices["tasks"] == len(list((run / "ended").iterdir()))
+
+
+# Batch scripts.
 
 
 @pytest.mark.parametrize("case", SCRIPTS)

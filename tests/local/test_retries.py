@@ -12,7 +12,7 @@ import pytest
 
 from slurmlaunch import Executor
 from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.client import attach, submission
+from slurmlaunch.client import rerun, submission
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import JobsSeen, OutcomesSeen, RoundAdded, Tick
@@ -215,14 +215,14 @@ def test_a_round_that_the_view_has_already(tmp_path: Path, monkeypatch: pytest.M
     """A manual retry proceeds if the competing round is an automatic retry of its own view."""
     really = submission.add_round
 
-    def late(run: Run, *args: Any) -> Round:
-        monkeypatch.setattr(attach, "add_round", really)
-        added = really(run, *args)
+    def late(run: Run, *args: Any, **options: Any) -> Round:
+        monkeypatch.setattr(rerun, "add_round", really)
+        added = really(run, *args, **options)
         run.handle(RoundAdded(added.number, added.plan))
         raise FileExistsError
 
     array = Executor(tmp_path, cluster="inline").map_array(int, ["1", "x", "y"], tasks=3)
-    monkeypatch.setattr(attach, "add_round", late)
+    monkeypatch.setattr(rerun, "add_round", late)
     again = array.retry()
 
     assert [1, ValueError, ValueError] == [

@@ -12,9 +12,9 @@ import pytest
 
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client import submission
-from slurmlaunch.client.attach import unfinished
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.rerun import unfinished
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import JobsSeen
 from slurmlaunch.client.submission import Submission

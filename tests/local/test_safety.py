@@ -204,8 +204,8 @@ def test_a_manifest_says_which_protocol_it_follows(tmp_path: Path) -> None:
     write_whole(run.folder.manifest, [json.dumps({**content, "later": 1}).encode()])
     assert Manifest.read(run.folder).items == 1
 
-    write_whole(run.folder.manifest, [json.dumps({**content, "protocol": 2}).encode()])
-    with pytest.raises(UnknownProtocol, match=r"protocol 2.* knows 1"):
+    write_whole(run.folder.manifest, [json.dumps({**content, "protocol": 3}).encode()])
+    with pytest.raises(UnknownProtocol, match=r"protocol 3.* knows 1 and 2"):
         Manifest.read(run.folder)
     assert (run.run().status, list(run.folder.outcomes.iterdir())) == (4, [])
 

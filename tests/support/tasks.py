@@ -15,7 +15,7 @@ import cloudpickle
 
 from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.outcome import Failure, Value
-from slurmlaunch.runfolder.function import write_function
+from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.items import write_items
 from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, python_version, salt_of
 from slurmlaunch.runfolder.outcomes import OutcomeFile
@@ -69,7 +69,8 @@ class OneRun:
         for each in (path, *(path / name for name in FOLDERS)):
             each.mkdir(mode=0o700)
         with travelling([function.__module__]):
-            shared = write_function(self.folder, pickle_function(function))
+            pickled = pickle_function(function)
+            write_function(self.folder.function, pickled)
         items = write_items(self.folder, rows, pickle_arguments)
         plan: dict[str, Any] = {"cpus_per_task": 1, "processes": 1, "threads": 1}
         plan |= {name: changes.pop(name) for name in RoundPlan._fields if name in changes}
@@ -78,7 +79,7 @@ class OneRun:
         manifest: dict[str, Any] = {"name": "test", "run": "0", "backend": "local", "items": items}
         manifest |= {"function": name_of(function), "cwd": str(path.parent), "sys_path": [str(REPOSITORY)]}
         manifest |= {"python": python_version(), "cloudpickle": cloudpickle.__version__, "client": "", "created": 0.0}
-        manifest["shared"] = shared
+        manifest["shared"] = shared_bytes(pickled)
         Manifest(**manifest | changes).write(self.folder)
 
     def start(

@@ -66,8 +66,7 @@ class SlurmlaunchJob(core.Job[core.R]):
         from slurmlaunch.runfolder.items import ItemReader
 
         folder = RunFolder(self._future.run.folder)
-        Manifest.read(folder)  # sets how the rest is read
-        calls: Any = load_function(folder)
+        calls: Any = load_function(Manifest.read(folder).function_in(folder))
         with contextlib.closing(ItemReader(folder)) as items:
             submitted: utils.DelayedSubmission = calls.submission(*items[self._future.index])
         return submitted

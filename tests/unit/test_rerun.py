@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch.client import attach
+from slurmlaunch.client import rerun
 from slurmlaunch.runfolder.clients import ClientId
 from tests.support.state_tables import LATENCY, attempt, mark, new_state, scheduler, values
 
@@ -47,8 +47,8 @@ def seconds_waited(
         changed=threading.RLock(),
         rounds=[SimpleNamespace(plan=SimpleNamespace(client=client))],
     )
-    monkeypatch.setattr(attach, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
-    attach._await_states(run)  # noqa: SLF001
+    monkeypatch.setattr(rerun, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    rerun._await_states(run)  # noqa: SLF001
     return now[0]
 
 

@@ -1,0 +1,172 @@
+"""A retry by a person: which items run again, and what they run.
+
+Used by futures. Making the round and submitting it is up to `submission`, as for automatic retries (`retries`), and
+both report it to the run as `RoundAdded`. It polls nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from slurmlaunch.client.arguments import check_function
+from slurmlaunch.client.attach import open_view
+from slurmlaunch.client.environment import record
+from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.options import Options, refuse_fixed
+from slurmlaunch.client.pickling import description_of, pickle_function, travelling
+from slurmlaunch.client.state import RoundAdded
+from slurmlaunch.client.submission import Program, Submission, add_round
+from slurmlaunch.client.watcher import current_client
+from slurmlaunch.errors import RunFolderError
+from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.function import load_function, shared_bytes, write_function
+from slurmlaunch.runfolder.layout import FUNCTION
+from slurmlaunch.runfolder.rounds import Round
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from slurmlaunch.client.run import Run
+    from slurmlaunch.runfolder.layout import Manifest
+
+
+def retry(run: Run, wanted: Collection[int], function: Callable[..., Any] | None, changes: Mapping[str, Any]) -> Run:
+    """Make and submit a round of those of the wanted items that have failed or are missing; return a view with it.
+
+    Raises:
+        As `slurmlaunch.FutureArray.retry` does.
+    """
+    refuse_fixed(changes)
+    # A mistake is reported even if nothing is missing.
+    Options.from_json(run.rounds[-1].plan.options).changed(**changes)
+    if function is not None:
+        check_function(function)
+    _await_states(run)
+    watch = open_view(run.folder.path)
+    again = watch.run
+    again.environments = run.environments  # which know the secrets of this process
+    while True:
+        if again.ledger.open:
+            watch.submission.take_over()
+        items = [item for item in unfinished(again, run) if item in wanted]
+        if not items:
+            break
+        options = Options.from_json(again.rounds[-1].plan.options).changed(**changes)
+        try:
+            added = add_round(again, items, options, program=_program(again, options, function))
+        except FileExistsError:  # another client was first: what it retries is not ours to retry
+            with contextlib.suppress(FileNotFoundError):  # this view has the round if it was its own automatic retry
+                added = Round.read(run.folder, len(again.rounds))
+                again.handle(RoundAdded(added.number, added.plan, reopen=True))
+            watch.submission.read_refusals()
+            watch.first_poll()
+            continue
+        again.handle(RoundAdded(added.number, added.plan, reopen=True))
+        watch.submission.submit(added)
+        if run.keep is not None:
+            run.keep(again)
+        break
+    current_client().watcher.keep_watching(watch)
+    return again
+
+
+# What they run.
+
+
+def _program(run: Run, options: Options, function: Callable[..., Any] | None) -> Program:
+    """Return what the next round runs: another function, or that of the last round again."""
+    before = run.rounds[-1].plan.manifest
+    manifest = run.manifest.changed(before)
+    environment = record(options, run.environments.of_round(run.rounds[-1].number))
+    if function is None:
+        return Program({**before, "repeated": manifest.repeated or manifest.created}, environment)
+    with travelling(options.by_value):
+        pickled = pickle_function(_with_arguments(function, run, manifest))
+    described = description_of(function, options) | {"shared": shared_bytes(pickled), "repeated": None}
+    # Modules that the items need may lie where only the first submission found them.
+    described["sys_path"] += [entry for entry in manifest.sys_path if entry not in described["sys_path"]]
+    # A checkpoint is a call of the earlier function.
+    files = {FUNCTION: lambda path: write_function(path, pickled)}
+    return Program({**before, **described}, environment, files, resumes=False)
+
+
+def _with_arguments(function: Callable[..., Any], run: Run, manifest: Manifest) -> Callable[..., Any]:
+    """Return the function with the arguments that the run's call bound to the earlier one.
+
+    Raises:
+        RunFolderError: they cannot be read here.
+    """
+    bound = manifest.bound
+    if not (bound or (bound is None and manifest.single)):
+        return function
+    path = manifest.function_in(run.folder)
+    try:
+        earlier = load_function(path, writable=True)
+    except Exception as error:  # the user's modules may raise anything
+        what = f"{type(error).__name__}: {error}"
+        msg = f"the arguments of the call lie beside its function in {path}, which cannot be loaded here ({what})"
+        raise RunFolderError(msg, path=str(path)) from error
+    if not isinstance(earlier, functools.partial):
+        return function
+    if bound is None:  # as 0.1.0 submitted it
+        return functools.partial(function, *earlier.args, **earlier.keywords)
+    args = earlier.args[len(earlier.args) - bound.count("") :]
+    return functools.partial(function, *args, **{name: earlier.keywords[name] for name in bound if name})
+
+
+# Which items.
+
+
+_ANSWER_WITHIN, _TICK = 40.0, 0.05
+"""Seconds within which the scheduler is queried for a job that is new to this machine, and between two checks."""
+
+
+def _await_states(run: Run) -> None:
+    """Wait until the states of the tasks of another process's run are known, if any item is missing.
+
+    Otherwise a task that was cancelled overnight would be taken for one that runs.
+    """
+    client = run.rounds[-1].plan.client
+    if not run.ledger.open or client is None or client == ClientId.current():
+        return
+    with run.changed:
+        # A task of which the scheduler says nothing by now may stay unknown for ever.
+        known = any(view.record is not None for view in list(run.tasks.views.values()))
+        unclear = [task for each in run.tasks.rounds for number in each.jobs for task in each.tasks_of(number)]
+    until = time.monotonic() + run.state.latency + _ANSWER_WITHIN
+    # Fewer each time: a task that ends meanwhile is not waited for, or a long run would never let go.
+    while (unclear := [task for task in unclear if _is_unclear(run, task, known=known)]) and time.monotonic() < until:
+        time.sleep(_TICK)
+
+
+def _is_unclear(run: Run, task: int, *, known: bool) -> bool:
+    state = run.tasks.view(task).state
+    return (not known if state is None else state.is_final) and bool(run.tasks.open_items(task))
+
+
+def unfinished(run: Run, earlier: Run) -> list[int]:
+    """Return the items that failed, were cancelled, or were never submitted.
+
+    Nothing on disk tells of items that ended without an outcome; an earlier view may know of them.
+    """
+    may_come = cache(Submission(run).may_be_submitted)  # an array has many items, and its journal is read for it
+    with run.changed:
+        return [item for item in range(run.manifest.items) if _is_unfinished(run, item, earlier, may_come)]
+
+
+def _is_unfinished(run: Run, item: int, earlier: Run, may_come: Callable[[Round, int], bool]) -> bool:
+    status, tasks = run.ledger.status(item), run.tasks
+    if status != ItemStatus.OPEN:
+        return status != ItemStatus.VALUE
+    view = tasks.view(tasks.task_of(item))
+    round_ = view.round
+    arrays = range(len(round_.plan.arrays)) if tasks.claimant_of(item) is None else [view.array]
+    if round_.jobs.keys().isdisjoint(arrays):
+        on_disk = next(each for each in run.rounds if each.number == round_.number)
+        return not any(may_come(on_disk, number) for number in arrays)
+    ended = earlier.ledger.status(item) == ItemStatus.ENDED
+    return ended and earlier.tasks.round_of(item).number == round_.number

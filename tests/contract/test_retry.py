@@ -1,0 +1,229 @@
+"""A retry by a person: what runs again, and which function runs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from slurmlaunch import NotPicklable, attach, current_task
+from slurmlaunch.runfolder.buffers import SHARED
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
+from slurmlaunch.runfolder.records import Entry, Kind, RecordWriter
+from tests.conftest import elsewhere
+from tests.support.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from slurmlaunch import Executor, FutureArray
+    from tests.conftest import ExecutorFactory
+
+
+def reciprocals(executor: Executor, **options: Any) -> FutureArray[float]:
+    """Return a finished run of four items, of which 0 and 2 fail."""
+
+    def reciprocal(number: int) -> float:
+        return 1 / (number % 2)
+
+    array = executor.map_array(reciprocal, range(4), tasks=2, **options)
+    array.wait(PATIENCE)
+    return array
+
+
+def notes_of(error: BaseException | None) -> str:
+    """Return the notes on an error."""
+    return "\n".join(getattr(error, "__notes__", ()))
+
+
+class TestAnotherFunction:
+    """``retry(fn)`` runs another function for what is missing."""
+
+    def test_what_failed_runs_again_by_it(self, executor: Executor) -> None:
+        """The items that failed run by the new function, the others stay; every process sees the same."""
+        array = reciprocals(executor)
+
+        again = array.retry(lambda number: number + 0.5)
+
+        assert [0.5, 1.0, 2.5, 1.0] == again.results(PATIENCE)
+        assert again.results() == attach(array.folder).results() == pickle.loads(pickle.dumps(again)).results()
+        assert [2, 1, 2, 1] == [len(future.attempts) for future in again]
+        assert isinstance(array[0].exception(), ZeroDivisionError)
+
+    def test_it_stays_for_further_retries(self, executor: Executor) -> None:
+        """A retry without a function runs the one that was given last."""
+        array = reciprocals(executor)
+
+        def second(number: int) -> float:
+            raise LookupError(number)
+
+        array = array.retry(second)
+        array.wait(PATIENCE)
+        array = array.retry()
+
+        assert [LookupError, float, LookupError, float] == [
+            type(each) for each in array.results(PATIENCE, return_exceptions=True)
+        ]
+        assert [0.0, 1.0, -2.0, 1.0] == array.retry(lambda number: -float(number)).results(PATIENCE)
+
+    def test_a_part(self, executor: Executor) -> None:
+        """A retry of a slice runs the function for its items only."""
+        again = reciprocals(executor)[:2].retry(float)
+
+        assert [0.0, 1.0] == again.results(PATIENCE)
+        assert isinstance(attach(again.folder)[2].exception(PATIENCE), ZeroDivisionError)
+
+    def test_a_dynamic_schedule(self, executor: Executor) -> None:
+        """The tasks of a dynamic round run the new function, too."""
+        assert [0.0, 1.0, 2.0, 1.0] == reciprocals(executor, schedule="dynamic").retry(float).results(PATIENCE)
+
+    def test_a_single_call(self, executor: Executor) -> None:
+        """The new function gets the arguments of `submit`."""
+
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            raise LookupError
+
+        future = executor.submit(functools.partial(fail, "own"), 1, second="b")
+        future.exception(PATIENCE)
+
+        again = future.run.retry(lambda *args, **kwargs: (args, kwargs))
+
+        assert ((1,), {"second": "b"}) == again[0].result(PATIENCE)
+
+    def test_arguments_in_common(self, executor: Executor) -> None:
+        """The new function gets the keyword arguments that all items have in common."""
+        array = executor.map_array(lambda number, *, divisor: number / divisor, range(2), kwargs={"divisor": 0})
+        array.wait(PATIENCE)
+
+        assert [0, 1] == array.retry(lambda number, *, divisor: number + divisor).results(PATIENCE)
+
+    def test_a_call_without_arguments(self, executor: Executor) -> None:
+        """A partial that was submitted is replaced as a whole."""
+        future = executor.submit(functools.partial(int, "x"))
+        future.exception(PATIENCE)
+
+        assert [3] == future.run.retry(functools.partial(int, "3")).results(PATIENCE)
+
+    def test_large_arrays(self, executor: Executor) -> None:
+        """The new function has large arrays of its own; those of a single call's arguments stay."""
+        before, field = np.zeros(SHARED), np.ones(SHARED)
+        future = executor.submit(lambda array: array[-1:] // "", before)
+        future.exception(PATIENCE)
+
+        again = future.run.retry(lambda array: float(array.sum() + field.sum()))
+
+        assert [SHARED] == again.results(PATIENCE)
+
+    @elsewhere
+    def test_automatic_retries(self, make_executor: ExecutorFactory, tmp_path: Path) -> None:
+        """``retries=`` runs the function that was given last."""
+        mark = str(tmp_path / "mark")
+
+        def die_once(number: int) -> float:
+            if not os.path.exists(mark):  # noqa: PTH110
+                open(mark, "w").close()  # noqa: PTH123
+                os.kill(os.getpid(), signal.SIGKILL)
+            return number + 0.5
+
+        array = reciprocals(make_executor(retries=1))
+
+        assert [0.5, 1.0, 2.5, 1.0] == array.retry(die_once).results(PATIENCE)
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_checkpoints(self, executor: Executor) -> None:
+        """The new function does not resume what the other one began; the same one does."""
+
+        class Resuming:
+            def __call__(self, item: int) -> int:
+                if item == 0:
+                    raise LookupError(item)
+                return item
+
+            def checkpoint(self, _: int) -> None:
+                """Return no checkpoint: that of item 0 is written below."""
+
+        for functions, value in (((), 7.0), ((Resuming(),), LookupError)):
+            array = executor.map_array(Resuming(), range(1))
+            array.wait(PATIENCE)
+            folder = RunFolder(array.folder)
+            Manifest.read(folder)
+            with RecordWriter(folder.outcome_file(0, 0), salt=folder.salt, flags=0) as file:
+                file.append(Entry.of(Kind.CHECKPOINT, [pickle.dumps((float, (7,), {}))], first=0, number=1))
+            again = attach(array.folder).retry(*functions)
+            result = again.results(PATIENCE, return_exceptions=True)[0]
+            assert value in (result, type(result))
+
+    @elsewhere
+    def test_ranks(self, make_executor: ExecutorFactory) -> None:
+        """All ranks of a task call the new function."""
+
+        def fail(item: int) -> Any:
+            raise LookupError(item)
+
+        array = make_executor(ntasks=2).map_array(fail, range(1))
+        array.wait(PATIENCE)
+        again = array.retry(lambda item: (item, current_task().rank))
+
+        assert [(0, 0), (0, 1)] == again[0].ranks(PATIENCE)
+
+    def test_by_value(self, make_executor: ExecutorFactory, beside: Callable[[str], Any]) -> None:
+        """The modules of ``by_value=`` travel with the new function, too."""
+        module = beside("def double(x): return 2 * x\ndef fail(x): raise LookupError(x)\n")
+        array = make_executor(by_value=[module]).map_array(module.fail, range(2))
+        array.wait(PATIENCE)
+
+        assert [0, 2] == array.retry(module.double).results(PATIENCE)
+
+    @pytest.mark.parametrize("function", [3, "reciprocal"])
+    def test_no_function(self, finished: FutureArray[int], function: Any) -> None:
+        """What cannot be called is refused, whatever is missing."""
+        with pytest.raises(TypeError, match="not callable"):
+            finished.retry(function)
+        with pytest.raises(TypeError, match="not callable"):
+            finished[:1].retry(function)
+
+    def test_one_that_does_not_pickle(self, executor: Executor) -> None:
+        """A function that does not pickle is refused, and the run is as it was."""
+        array = reciprocals(executor)
+        lock = threading.Lock()
+
+        with pytest.raises(NotPicklable, match="lock"):
+            array.retry(lambda number: number + lock.locked())
+
+        assert ["0"] == os.listdir(array.folder / "rounds")  # noqa: PTH208
+
+
+class TestTheSameFunction:
+    """A retry without a function runs the stored one; where that came by value, a renewed failure says so."""
+
+    def test_a_function_of_the_script(self, executor: Executor) -> None:
+        """The note says which function ran, and what runs another; a first failure has no such note."""
+        array = reciprocals(executor)
+        again = array.retry()
+
+        assert "ran the function as it was submitted at 20" in notes_of(again[0].exception(PATIENCE))
+        assert "retry(fn) runs another" in notes_of(again[2].exception(PATIENCE))
+        assert "retry(fn)" not in notes_of(array[0].exception())
+
+    def test_another_function(self, executor: Executor) -> None:
+        """The failure of a function that was just given has no such note."""
+        again = reciprocals(executor).retry(lambda number: 1 / (number % 2))
+
+        assert "retry(fn)" not in notes_of(again[0].exception(PATIENCE))
+
+    def test_a_function_of_a_module(self, executor: Executor, beside: Callable[[str], Any]) -> None:
+        """The failure of a function that the node imports has no such note."""
+        module = beside("class A:\n    def __call__(self, x): raise LookupError(x)\n    def fail(self, x): self(x)\n")
+        for function in (module.A(), module.A().fail, functools.partial(module.A().fail)):
+            array = executor.map_array(function, range(1))
+            array.wait(PATIENCE)
+            error = array.retry()[0].exception(PATIENCE)
+            assert isinstance(error, LookupError)
+            assert "retry(fn)" not in notes_of(error)
