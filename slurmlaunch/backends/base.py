@@ -68,6 +68,11 @@ class TaskState(StrEnum):
         """Whether a task in this state waits to start."""
         return self in _QUEUED
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a task in this state has started; an unknown state says nothing of that."""
+        return not self.is_queued and self is not TaskState.UNKNOWN
+
     @classmethod
     def parse(cls, text: str) -> TaskState:
         """Read a state as squeue or sacct print it, ``CANCELLED by 1000`` included.

@@ -1,7 +1,7 @@
 """From the end of a task to an exception: the reasons of missing outcomes, by end marks and scheduler states.
 
 Pure functions, used by `RunState`. Files are the truth; a state only explains why an
-outcome is missing. To treat a new scheduler state, add it to `_BY_STATE`.
+outcome is missing. To treat a new scheduler state, add it to `TaskState` in `backends/base.py` first.
 """
 
 from __future__ import annotations

@@ -451,7 +451,7 @@ class RunState:
             if self.tasks.has_open(view.index):
                 self._set_missing(view, record)
             return
-        if not record.state.is_queued:
+        if record.state.has_begun:
             view.started = True
         self._not_missing(view)
         if view.error is not None:  # it was taken for ended, and may claim more after all

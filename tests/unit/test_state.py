@@ -155,7 +155,14 @@ class TestTasks:
 
     @pytest.mark.parametrize(
         ("state", "started"),
-        [("PENDING", False), ("CONFIGURING", False), ("REQUEUED", False), ("RUNNING", True), ("SUSPENDED", True)],
+        [
+            ("PENDING", False),
+            ("CONFIGURING", False),
+            ("REQUEUED", False),
+            ("RUNNING", True),
+            ("SUSPENDED", True),
+            ("UNKNOWN", False),
+        ],
     )
     def test_started(self, state: str, *, started: bool) -> None:
         """A task has started once it is past the queue."""

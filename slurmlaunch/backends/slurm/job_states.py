@@ -323,8 +323,7 @@ def _is_unexplained(record: TaskRecord) -> bool:
 
 def _presumed_end(last: TaskRecord) -> TaskRecord:
     """Return the end of an element that left no record: cancelled if it never started, else failed."""
-    started = not last.state.is_queued and last.state is not TaskState.UNKNOWN
-    return replace(_ENDED_UNSEEN, node=last.node) if started else _CANCELLED
+    return replace(_ENDED_UNSEEN, node=last.node) if last.state.has_begun else _CANCELLED
 
 
 def _all(groups: Iterable[Group]) -> Elements:
