@@ -149,7 +149,7 @@ class Future(concurrent.futures.Future[T]):
         if "_condition" not in known and "_result" in known:
             return cast("T", self._result)  # it was made with its value
         self._wait(timeout)
-        return super().result(0 if timeout is not None else None)
+        return super().result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception that `result` would raise, or None; *timeout* is in seconds.
@@ -160,7 +160,7 @@ class Future(concurrent.futures.Future[T]):
         """
         self._wait(timeout)
         self._run.check_owned(self._index)
-        return super().exception(0 if timeout is not None else None)
+        return super().exception()
 
     def done(self) -> bool:
         """Return whether its outcome is known, or it was cancelled."""
@@ -179,10 +179,19 @@ class Future(concurrent.futures.Future[T]):
         return [first, *values_of_further_ranks(self._run, self._index)]
 
     def _wait(self, timeout: float | None) -> None:
-        if self.done():
-            return
-        with advice_on_interrupt(self._run):
-            self._run.wait_for_future(self, timeout)
+        """Wait, and raise what the base class raises without a word if there is neither a value nor an error."""
+        if not self.done():
+            with advice_on_interrupt(self._run):
+                self._run.wait_for_future(self, timeout)
+        if self.cancelled():
+            raise concurrent.futures.CancelledError(f"{self._name} was cancelled; {self._run.folder.path}")
+        if not self.done():
+            text = f"{self._name} was not done within {timeout} s, and is {self._progress()}; {self._run.folder.path}"
+            raise concurrent.futures.TimeoutError(text)
+
+    @property
+    def _name(self) -> str:
+        return f"item {self._index} of {self._run.manifest.name}"
 
     def disown(self, error: BaseException) -> None:
         """Become done with an error, in a forked child: only the parent's threads settle the future."""
@@ -212,7 +221,7 @@ class Future(concurrent.futures.Future[T]):
         return _find_future, (str(self._run.folder.path), self._index, len(self._run.rounds))
 
     def __repr__(self) -> str:
-        return f"<Future item {self._index} of {self._run.manifest.name} {self.job_id} {self._progress()}>"
+        return f"<Future {self._name} {self.job_id} {self._progress()}>"
 
     def _progress(self) -> str:
         """Return the progress of the item in the standard library's words."""

@@ -253,8 +253,12 @@ _READ_ONLY = (
 def _is_about_read_only(error: BaseException) -> bool:
     """Whether NumPy, Cython or Python itself may have raised this on a write to shared memory."""
     return isinstance(error, (TypeError, ValueError)) and any(
-        isinstance(word, str) and "read-only" in word for word in error.args
+        words in text for text in error.args if isinstance(text, str) for words in _ABOUT_READ_ONLY
     )
+
+
+_ABOUT_READ_ONLY = ("read-only", "cannot set WRITEABLE flag", "cannot resize this array")
+"""The last two are NumPy's, of ``setflags`` and ``resize``."""
 
 
 _TEXT = frozenset({bytes, str})

@@ -87,7 +87,7 @@ class TestFuture:
             assert isinstance(waiting.exception(), CancelledError)
 
         for question in (future.result, future.exception):
-            with pytest.raises(CancelledError):
+            with pytest.raises(CancelledError, match=r"item \d of .* was cancelled"):
                 question(timeout=0)
         assert ({future}, set()) == concurrent.futures.wait([future], timeout=0)
         assert [future] == list(concurrent.futures.as_completed([future], timeout=0))

@@ -113,7 +113,7 @@ class TestWaiting:
 
         for question in (future.result, future.exception):
             for timeout in (0, SOON):
-                with pytest.raises(concurrent.futures.TimeoutError):
+                with pytest.raises(concurrent.futures.TimeoutError, match=rf"item 0 of enter .* within {timeout} s"):
                     question(timeout=timeout)
 
         assert not future.done()

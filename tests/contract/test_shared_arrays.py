@@ -24,6 +24,8 @@ from tests.support.tasks import OneRun, finish, rows
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slurmlaunch import Executor
     from tests.conftest import ExecutorFactory
 
@@ -76,6 +78,26 @@ class TestFunction:
         assert "read-only" in str(error)
         assert "array.copy()" in "".join(getattr(error, "__notes__", []))
         assert "array.copy()" in str(error.__cause__)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda array, _: array.resize(3),
+            lambda array, _: array.setflags(write=True),
+            lambda array, _: setattr(array.flags, "writeable", True),
+            lambda array, _: array.sort(),
+            lambda array, _: np.add(array, 1, out=array),
+            lambda array, _: np.copyto(array, 1),
+            lambda array, _: array.byteswap(inplace=True),
+        ],
+        ids=["resize", "setflags", "flags", "sort", "out", "copyto", "byteswap"],
+    )
+    @pytest.mark.parametrize("backend", ["inline"], indirect=True)
+    def test_every_way_to_write(self, executor: Executor, call: Callable[[Any, int], object]) -> None:
+        """Whatever NumPy says of a change to a shared array, the error names the remedy."""
+        error = executor.map_array(partial(call, np.zeros(NUMBERS)), [0])[0].exception()
+
+        assert "array.copy()" in "".join(getattr(error, "__notes__", []))
 
     def test_other_errors_have_no_hint(self, executor: Executor) -> None:
         """Unrelated errors get no hint."""

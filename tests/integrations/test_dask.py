@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import dask.base
 import pytest
 
 import slurmlaunch.integrations.dask
@@ -254,3 +255,11 @@ except slurmlaunch.MissingPackage as error:
 
     assert printed == f"dask_cluster() needs {package}: install it with {sys.executable} -m pip install {package}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_calls_in_flight(tmp_path: Path) -> None:
+    """Where Dask computes on an executor, it keeps as many calls in flight as tasks run, not as this machine has CPUs."""
+    executor = Executor(tmp_path, cluster="slurm")
+    throttled = executor.options(throttle=7)
+
+    assert [100, 7] == [dask.base.get_scheduler(scheduler=each).args[1] for each in (executor, throttled)]

@@ -41,6 +41,11 @@ def test_our_variables_are_not_taken_for_the_users(environ: dict[str, str], oute
     assert caps.variables(inner, in_task) == caps.variables(inner, environ)
 
 
+def test_pools_of_tests_are_capped() -> None:
+    """pytest-xdist's ``-n auto``, which counts the machine's CPUs, has the share of the process."""
+    assert caps.variables(3, {})["PYTEST_XDIST_AUTO_NUM_WORKERS"] == "3"
+
+
 def test_variables_set_in_a_task_stay() -> None:
     """Variables that a task's set-up lines set before us keep their values."""
     # The batch script has set one variable itself, before Python started.
