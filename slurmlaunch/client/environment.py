@@ -30,6 +30,9 @@ _OF_THE_PLACE = re.compile(
     rf"SLURM_.*|MUNGE_.*|XDG_RUNTIME_DIR|XDG_SESSION_.*|DBUS_.*|SSH_(AUTH_SOCK|AGENT_PID|CLIENT|CONNECTION|TTY)|KRB5CCNAME|{STARTED_VARIABLE}"
 )
 
+_last: Environment | None = None
+"""What `record` has returned last."""
+
 _log = logging.getLogger("slurmlaunch")
 
 
@@ -41,6 +44,7 @@ def record(options: Options, earlier: Environment | None = None) -> Environment:
         earlier: what an earlier round of the run was submitted with: it may know secrets among ``env``, of which the
             folder has the names alone.
     """
+    global _last  # noqa: PLW0603
     variables = {name: value for name, value in outside_jobs(os.environ).items() if not _OF_THE_PLACE.fullmatch(name)}
     set_by_user = {name: value for name, value in options.env.items() if value is not None}
     secret = secret_names({**variables, **set_by_user}, options.env_secret)
@@ -50,7 +54,11 @@ def record(options: Options, earlier: Environment | None = None) -> Environment:
             secrets[name] = (earlier and earlier.secrets.get(name)) or secrets.get(name)
         elif name in secret:
             secrets[name] = value
-    return Environment.of_this_process({name: variables[name] for name in variables.keys() - secrets.keys()}, secrets)
+    plain = {name: value for name, value in variables.items() if name not in secrets}
+    recorded = Environment.of_this_process(plain, secrets)
+    if recorded != _last:  # else a thousand runs would keep a thousand copies
+        _last = recorded
+    return _last
 
 
 class Environments:

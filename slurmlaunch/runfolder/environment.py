@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.errors import RunFolderError
-from slurmlaunch.runfolder.records import read_owned, write_whole
+from slurmlaunch.runfolder.records import link_unchanged, read_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -34,6 +34,9 @@ _LOGIN = re.compile(r"://[^\s/:@]*:(?P<password>[^\s@]+)@")
 
 _LONG_ENOUGH = 6
 """The length from which a secret's value is looked for in other values: "1" or "true" would be found everywhere."""
+
+_written: tuple[bytes, Path, os.stat_result] | None = None
+"""The content of the last file that this process has written, its path and its status."""
 
 _UMASK = re.compile(r"^Umask:\s+([0-7]+)$", re.MULTILINE)
 
@@ -55,14 +58,18 @@ class Environment:
         return cls(dict(os.environ if variables is None else variables), secrets or {}, _umask(), _soft_limits())
 
     def write(self, path: Path) -> None:
-        """Write it, without the values of secrets."""
-        data = {
+        """Write it, without the values of secrets, or link the last file if that is the same."""
+        global _written  # noqa: PLW0603  (a process that submits again and again writes the same each time)
+        content = {
             "variables": dict(self.variables),
             "secrets": sorted(self.secrets),
             "umask": f"{self.umask:04o}",
             "limits": {name: None if soft == resource.RLIM_INFINITY else soft for name, soft in self.limits.items()},
         }
-        write_whole(path, [json.dumps(data, indent=1).encode()])
+        data = json.dumps(content, indent=1).encode()
+        if _written is None or _written[0] != data or not link_unchanged(*_written[1:], path):
+            write_whole(path, [data])
+        _written = data, path, path.stat()
 
     @classmethod
     def read(cls, path: Path) -> Environment:

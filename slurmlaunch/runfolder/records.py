@@ -458,6 +458,18 @@ def write_whole(path: Path, parts: Iterable[Part]) -> None:
         raise
 
 
+def link_unchanged(source: Path, status: os.stat_result, path: Path) -> bool:
+    """Give a file of this process a further name, unless it is no longer as *status* says; return whether it has it."""
+    try:
+        found = source.lstat()
+        if (found.st_ino, found.st_mtime_ns, found.st_size) != (status.st_ino, status.st_mtime_ns, status.st_size):
+            return False
+        path.hardlink_to(source)
+    except OSError:  # it is gone, on another file system, or has too many names
+        return False
+    return True
+
+
 def create(path: Path, data: bytes) -> os.stat_result:
     """Create a file that does not exist, for one writer alone; return its status.
 

@@ -76,6 +76,25 @@ def test_what_is_stored(tmp_path: Path) -> None:
         Environment.read(path)
 
 
+def test_the_same_environment_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that submits again shares the record and its file, as long as both are unchanged."""
+    paths = [tmp_path / name for name in "abcd"]
+    first = record(Options())
+    first.write(paths[0])
+    again = record(Options())
+    again.write(paths[1])
+    monkeypatch.setenv("KEPT", "another")
+    changed = record(Options())
+    changed.write(paths[2])
+    paths[2].write_text("damaged", encoding="utf-8")
+    changed.write(paths[3])
+
+    assert first is again
+    assert [2, 2, 1, 1] == [path.stat().st_nlink for path in paths]
+    assert ["KEPT" in Environment.read(paths[number]).variables for number in (0, 1, 3)] == [False, False, True]
+    assert changed.variables["KEPT"] == "another"
+
+
 def test_this_process_is_described_as_it_is() -> None:
     """The umask and the soft limits are those of this process, and asking for them changes neither."""
     umask = os.umask(0o013)
