@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurmlaunch import Executor, ResultLost, StorageFailure, attach
+from slurmlaunch import Executor, ResultLost, RunFolderError, StorageFailure, attach
 from tests.support.waiting import Gate
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def test_a_read_only_folder(small: Callable[[int], Path]) -> None:
     time.sleep(1)  # until the node has closed its files
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
 
-    with pytest.raises(OSError, match="Read-only file system") as caught:
+    with pytest.raises(RunFolderError, match="Read-only file system") as caught:
         executor.submit(int)
     assert str(folder) in str(caught.value)
     again = attach(array.folder)

@@ -26,7 +26,7 @@ def test_a_process_of_the_pool(strict: Cluster, launch: Launch, deed: Callable[.
     work = deed(Hungry, 1)
     futures = launch(strict, mem="200M", cpus_per_task=2, processes=2).map_array(work, range(6), tasks=2)
     assert outcomes(futures) == squares(1, kind=OutOfMemory)
-    assert "of 0.195 GiB" in str(futures[1].exception())
+    assert "of 200 MiB" in str(futures[1].exception())
     assert work.runs == ONCE
 
 
