@@ -7,7 +7,9 @@
          └── reads ──────────── their files ◄── append ───┘
 
 The ranks run the items of a launch on their own, and MPI synchronizes them where
-the function needs it. An item has an outcome once all ranks have one. A failure
+the function needs it. An item has an outcome once all ranks have one. Near the time
+limit they get USR1: a function with ``checkpoint()`` then records one on rank 0, with
+which the task is requeued, and any other may do as it likes. A failure
 ends the launch, since the other ranks may wait forever for the one that failed;
 they have a moment to finish the item. The remaining items, without the one that
 a rank died of, get another launch.
@@ -76,6 +78,7 @@ class MpiSupervisor(TaskSupervisor):
         self._ranks = ranks
         self._left: list[int] = []
         self._recorded = self._unstarted = 0
+        self._resumable: set[int] = set()
         self._tick = max(_TICK, ranks.number / _READS_PER_SECOND)
 
     def _run_items(self) -> None:
@@ -106,6 +109,8 @@ class MpiSupervisor(TaskSupervisor):
             self._cancel()
             if failed_at is None and results.failed:
                 failed_at = monotonic()
+            if self._limit.is_near and self._limit.may_requeue:
+                processes.warn()
             if done_at is None and not self._left:
                 done_at = monotonic()
                 self._writer.flush()
@@ -125,6 +130,10 @@ class MpiSupervisor(TaskSupervisor):
         """Read the ranks' files; record the items that all ranks have finished."""
         self._patience.run(partial(results.read, final=final))
         self._check_end()  # after it: a failure that was read may come from the end of the task
+        for item, checkpoint in results.checkpoints.items():
+            if item in self._left and item not in self._resumable:
+                self._writer.copy(checkpoint, item)
+                self._resumable.add(item)
         for item in self._left.copy():
             outcome = results.outcome(item)
             if outcome and (outcome.header.kind != Kind.FAILURE or self._stop_at is None):
@@ -141,7 +150,7 @@ class MpiSupervisor(TaskSupervisor):
             return now >= self._stop_at
         if done_at is not None and failed_at is None:
             return now >= done_at + system.END_SECONDS
-        if self._limit.may_requeue and self._recorded and self._limit.is_due:
+        if self._resumable or (self._limit.may_requeue and self._recorded and self._limit.is_due):
             self._queue.closed = True
             return True
         if failed_at is not None and now >= failed_at + self._grace_seconds:
@@ -165,7 +174,7 @@ class MpiSupervisor(TaskSupervisor):
             return
         for item in self._left.copy():
             failure = results.failure(item)
-            if failure is not None:
+            if failure is not None and item not in self._resumable:  # else the end of rank 0 may have caused it
                 self._copy(failure, item)
         self._left = [item for item in self._left if item not in self._queue.cancelled]
         if len(self._left) < before or self._queue.closed or results.failed:
@@ -269,6 +278,11 @@ class RankResults:
             return None
         return self.failure(item) or self._outcomes[0][item]
 
+    @property
+    def checkpoints(self) -> dict[int, Recorded]:
+        """The checkpoints that rank 0 has recorded in this attempt, by item."""
+        return self._files[0].checkpoints
+
     def is_running(self, item: int, before: Sequence[int]) -> bool:
         """Return True if a rank runs an item: it has finished all those *before* it."""
         return any(item not in each and each.keys() >= set(before) for each in self._outcomes)
@@ -285,6 +299,7 @@ class RankProcesses:
         """
         self._log_start = log_size()
         self._kill_at: float | None = None
+        self._warned = False
         self._processes: list[subprocess.Popen[bytes]] = []
         for rank in range(1 if plan.launcher else plan.number):
             env = None if plan.launcher else {**os.environ, RANK: str(rank), RANKS: str(plan.number)}
@@ -297,6 +312,12 @@ class RankProcesses:
         if any(codes) and None in codes:
             self.end()
         return None in codes
+
+    def warn(self) -> None:
+        """Tell the ranks, once, that the time limit is near: every launcher passes USR1 on."""
+        if not self._warned:
+            self._warned = True
+            self._signal(signal.SIGUSR1)
 
     def end(self) -> None:
         """End them: to be called again until they have ended."""

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,8 @@ from slurmlaunch.runfolder.storage import STORAGE, Patience, status_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from slurmlaunch.runfolder.outcomes import Recorded
+
 _GRACE_SECONDS = 1.0
 """How long an item may continue after SIGTERM."""
 
@@ -52,6 +55,8 @@ RANK, RANKS = "SLURMLAUNCH_RANK", "SLURMLAUNCH_RANKS"
 _OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
 _HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
+
+_PER_NODE = "SLURM_NTASKS_PER_NODE"
 
 _FLUSH_EVERY = 1.0
 _NOTE_PATIENCE, _NOTE_TICK = 70.0, 0.1
@@ -106,7 +111,17 @@ class RankEnvironment(NamedTuple):
             "NODE_RANK": str(self.node_rank),
             "MASTER_ADDR": self._master(environ, host),
             "MASTER_PORT": str(port),
+            **self._per_node(environ),
         }
+
+    def _per_node(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the number of ranks on each node in a job of Slurm's, if it is the same; sbatch sets it if asked for.
+
+        PyTorch Lightning insists on the variable.
+        """
+        nodes = environ.get("SLURM_NNODES", "")
+        equal = nodes.isdigit() and int(nodes) * self.local_ranks == self.ranks
+        return {_PER_NODE: str(self.local_ranks)} if equal and _PER_NODE not in environ else {}
 
     def _master(self, environ: Mapping[str, str], host: str) -> str:
         """Return the address of rank 0's machine, which each rank determines without the others."""
@@ -188,7 +203,7 @@ class _Caller:
         self._set_up()
         main_module.install(self._rank.manifest.function_in(self._rank.folder))
         try:
-            work = Work(self._rank.folder, self._rank.manifest)
+            work = Work(self._rank.folder, self._rank.manifest, self._checkpoints())
         except (NodeStartError, StorageFailure) as error:
             system.end_if_interrupted(self._task.item)
             data = self._located(Failure(error, failure_of(error.__cause__ or error).traceback))
@@ -198,6 +213,9 @@ class _Caller:
             return 0
         main_module.function_is_loaded()
         self._writer.note(launch=self._rank.launch.number, loaded=True)
+        if work.can_checkpoint:
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                signal.signal(number, lambda *_: self._checkpoint(work))
         reporter = Reporter(work, self._log, self._writer.descriptor)
         for item in items:
             if not self._run(reporter, item) and item != items[-1]:
@@ -207,10 +225,37 @@ class _Caller:
         self._writer.close()
         return 0
 
+    def _checkpoints(self) -> dict[int, Recorded]:
+        """Return the calls that resume items which an earlier attempt, or round, began."""
+        rank, number = self._rank, self._rank.round.number
+        found = dict(rank.round.checkpoints())
+        for attempt in range(rank.writer.attempt):
+            # In the file of rank 0, since the supervisor may have been ended before it read that.
+            file = OutcomeFile(rank.folder.rank_file(number, rank.task, attempt, 0), rank.folder.salt)
+            with suppress(FileNotFoundError):
+                for _ in file.read(final=True):
+                    pass  # only the checkpoints matter here
+            found |= file.checkpoints
+        return found
+
+    def _checkpoint(self, work: Work) -> None:
+        """Record the checkpoint of the running item, on rank 0, and run no further: that would only get beyond it."""
+        if self._rank.environment.rank or os.getpid() != self._pid:
+            return
+        pickled = work.checkpoint()
+        if pickled is not None:
+            system.flush_streams()
+            self._writer.checkpoint(self._task.item, pickled)
+            self._writer.flush()
+            while True:
+                signal.pause()  # the supervisor ends all ranks together
+
     def _set_up(self) -> None:
+        self._pid = os.getpid()
         system.end_with_parent()
         context.swap(self._task)
         system.leave_signals_to_supervisor()
+        system.offer_warning()
         system.prefer_for_oom_kill()
         rank, plan = self._rank, self._rank.round.plan
         variables = rank.environment.variables(os.environ, rank.launch.host, rank.launch.port)
@@ -265,6 +310,9 @@ class _Monitor:
             self._events.wait(_FLUSH_EVERY if kill_at is None else max(0.0, kill_at - monotonic()))
             self._writer.adopt(failed=False)
             self._writer.flush()
+            if self._signals.warned:  # some launchers signal only their own child, this process
+                self._signals.warned = False
+                os.kill(child, signal.SIGUSR1)
             if self._signals.terminated and kill_at is None:
                 os.kill(child, signal.SIGTERM)  # it may wait for that
                 kill_at = monotonic() + _GRACE_SECONDS

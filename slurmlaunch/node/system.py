@@ -120,6 +120,22 @@ def leave_signals_to_supervisor() -> None:
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_restore_defaults)
 
 
+_SIG_IGN = 1
+"""C's ``SIG_IGN``."""
+
+
+def offer_warning() -> None:
+    """Leave USR1, the warning of the time limit, to the user's code: ignore it until a handler is installed.
+
+    For Python it has its default, because libraries that checkpoint on it (PyTorch Lightning) install a handler only
+    then. What is started by exec ignores it, too.
+    """
+    import ctypes
+
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGUSR1), ctypes.c_void_p(_SIG_IGN))
+
+
 def _ignore(_number: int, _frame: object) -> None:
     pass
 

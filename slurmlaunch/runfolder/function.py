@@ -227,8 +227,8 @@ class Work:
     def checkpoint(self) -> bytes | None:
         """Return the pickled call that resumes the running item; None if nothing runs, or it cannot be resumed.
 
-        As in submitit, ``function.checkpoint(*args, **kwargs)`` returns an object with ``function``, ``args`` and
-        ``kwargs``.
+        ``function.checkpoint(*args, **kwargs)`` returns the function to call with the same arguments, or, as in
+        submitit, an object with ``function``, ``args`` and ``kwargs``.
         """
         if self._call is None:
             return None
@@ -238,6 +238,8 @@ class Work:
         later = call.function.checkpoint(*call.args, **call.kwargs)
         if later is None:
             return None
+        if not hasattr(later, "function"):
+            later = call._replace(function=later)
         return byvalue.dumps((later.function, tuple(later.args), dict(later.kwargs)))
 
 

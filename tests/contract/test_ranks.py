@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -334,6 +335,63 @@ def test_requeue(cluster: Cluster, ranked: Executor, gate: Gate, story: Story) -
     assert [story.lines.count(f"1 {rank}") for rank in ALL] == [2] * 4
 
 
+class _Resumed:
+    """Adds up numbers on every rank; resumes from its checkpoint, which only rank 0 is asked for."""
+
+    def __init__(self, gate: Gate, begun: int = 0) -> None:
+        self.gate, self.begun = gate, begun
+
+    def __call__(self, item: int) -> tuple[int, int]:
+        rank = current_task().rank
+        before, self.begun = self.begun, item
+        if not before:
+            self.gate.enter(rank)
+        return before, rank
+
+    def checkpoint(self, _item: int) -> _Resumed:
+        return _Resumed(self.gate, self.begun)
+
+
+@pytest.mark.parametrize("backend", [SLURM], indirect=True)
+def test_checkpoint(cluster: Cluster, ranked: Executor, gate: Gate) -> None:
+    """A requeued task resumes on all ranks from the checkpoint of rank 0."""
+    future = ranked.submit(_Resumed(gate), 7)
+    gate.await_arrival(*ALL)
+
+    cluster.run("scontrol", "requeue", str(future.job_id))
+
+    assert future.ranks(PATIENCE) == [(7, rank) for rank in ALL]
+
+
+@elsewhere
+def test_warning(ranked: Executor, backend: str) -> None:
+    """USR1 has no handler in a rank and does no harm; what the function installs gets the warning of its task."""
+
+    def warned() -> tuple[bool, bool, str | None]:
+        free = signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGUSR1)
+        subprocess.run(["sh", "-c", "kill -USR1 $$"], check=True)
+        got: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, _: got.append(number))
+        os.kill(os.getppid(), signal.SIGUSR1)  # the process that the launcher signals
+        wait_until(lambda: got)
+        return free, got[0] == signal.SIGUSR1, os.environ.get("SLURM_NTASKS_PER_NODE")
+
+    ranks = ranked.options(nodes=1).submit(warned).ranks(PATIENCE)
+    assert ranks == [(True, True, "4" if backend == "slurm" else None)] * 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("backend", [SLURM], indirect=True)
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_time_limit(ranked: Executor, gate: Gate, nodes: int) -> None:
+    """Near its time limit a task with a checkpoint is requeued, though it has finished no item."""
+    future = ranked.options(time=1, nodes=nodes).submit(_Resumed(gate), 7)
+
+    assert future.ranks(3 * PATIENCE) == [(7, rank) for rank in ALL]
+    assert len(future.attempts) == 2
+
+
 @elsewhere
 def test_retry(mpi: None, ranked: Executor) -> None:
     """A retry runs the failed items again, on all ranks."""
@@ -472,6 +530,22 @@ def test_master() -> None:
     assert RankEnvironment.of(known).variables(known, "head", 1)["MASTER_ADDR"] == "localhost"
     assert RankEnvironment.of(SRUN).variables(SRUN, "head", 1)["MASTER_ADDR"] == "192.0.2.7"
     assert RankEnvironment.of(SRUN | HYDRA).variables(SRUN | HYDRA, "head", 1)["MASTER_ADDR"] == "head"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes", "expected"),
+    [
+        ("2", {}, "2"),
+        ("4", {}, None),
+        ("x", {}, None),
+        ("2", {"SLURM_NTASKS_PER_NODE": "9"}, None),
+    ],
+)
+def test_ranks_per_node(nodes: str, changes: dict[str, str], expected: str | None) -> None:
+    """A rank gets Slurm's number of ranks per node if all nodes have as many, and sbatch has not set it."""
+    environ = HYDRA | {"SLURM_NNODES": nodes} | changes
+
+    assert expected == RankEnvironment.of(environ).variables(environ, "head", 1).get("SLURM_NTASKS_PER_NODE")
 
 
 @pytest.mark.parametrize(
