@@ -387,7 +387,10 @@ class TestSubmission:
     def test_wait_for_room(
         self, own_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Later arrays wait for capacity; if the waiting client is killed, an attaching client submits them."""
+        """Later arrays wait for capacity; if the waiting client is killed, an attaching client submits them.
+
+        All have the environment of the first submission.
+        """
         cluster = own_cluster(ClusterSpec(lines=("AccountingStorageEnforce=limits", "MaxArraySize=4")))
         cluster.run(
             "sacctmgr",
@@ -409,14 +412,16 @@ class TestSubmission:
 
         gate = Gate(tmp_path / "gate")
         script = """
-            import sys, time
+            import os, sys, time
             from pathlib import Path
             from slurmlaunch import Executor
             from tests.support.waiting import Gate
 
             gate = Gate.__new__(Gate)
             gate.folder = Path(sys.argv[2])
-            print(Executor(sys.argv[1], cluster="slurm").map_array(gate.enter, "abcdefgh", tasks=8).folder, flush=True)
+            os.environ["PLACE"] = "there"
+            enter = lambda item: gate.enter(item) + os.environ["PLACE"]
+            print(Executor(sys.argv[1], cluster="slurm").map_array(enter, "abcdefgh", tasks=8).folder, flush=True)
             time.sleep(600)
             """
         process = client(tmp_path / "client", script, tmp_path / "killed", gate.folder)
@@ -426,10 +431,11 @@ class TestSubmission:
         wait_until(lambda: b'"waiting"' in (folder / "rounds" / "0" / "journal").read_bytes())
         process.kill()
         process.communicate()
+        monkeypatch.setenv("PLACE", "here")
         first, second = attach(folder), attach(folder)
         gate.open()
 
-        assert [*"abcdefgh"] == first.results(timeout=120) == second.results(timeout=10)
+        assert [f"{item}there" for item in "abcdefgh"] == first.results(timeout=120) == second.results(timeout=10)
         wait_until(lambda: not queue(*first.job_ids))
         assert len(first.job_ids) == len({*first.job_ids, *second.job_ids})
 

@@ -10,6 +10,7 @@ import pytest
 from slurmlaunch import Executor, OptionError, attach
 from slurmlaunch.backends.allocation import fits
 from slurmlaunch.backends.local.scheduler import TaskResources
+from tests.contract.test_environment import SUBMITTED
 from tests.support import scripts
 from tests.support.cluster import ClusterSpec
 from tests.support.waiting import is_alive, wait_until
@@ -103,6 +104,33 @@ print(found == ([os.environ["SLURM_JOB_ID"], "1", "3", None, "darkgreen"], 3, os
     )
 
     assert printed.startswith("True "), printed
+
+
+@pytest.mark.slurm
+def test_a_retry_by_another_client(cluster: Cluster, tmp_path: Path) -> None:
+    """It runs in the environment of the submission, as a step of the allocation that the other client is in."""
+    (tmp_path / "client.py").write_text(SUBMITTED, encoding="utf-8")
+    printed = scripts.run(
+        tmp_path,
+        BEGIN
+        + """
+import subprocess
+
+words = ["sh", "-c", 'umask 027; ulimit -S -n 300; exec "$@"', "sh", sys.executable, "client.py", "allocation", "gate"]
+client = subprocess.Popen(words, env={**os.environ, "VALUE": "first"}, stdout=subprocess.PIPE, text=True)
+folder = client.stdout.readline().strip()
+gate.await_arrival("first")
+client.kill()
+client.wait()
+os.environ |= {"VALUE": "second", "ABSENT": "here"}
+gate.open()
+[(variables, umask, soft, _)] = slurmlaunch.attach(folder).results(PATIENCE)
+print(variables, umask == 0o027, soft)
+""",
+        within=SALLOC,
+    )
+
+    assert printed == "['first', None, None, None] True 300\n"
 
 
 @pytest.mark.slurm
