@@ -24,9 +24,17 @@ from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
 from slurmlaunch.backends.allocation import require_allocation
 from slurmlaunch.caps import usable_cpus
 from slurmlaunch.client.arguments import check_function, rows_of, with_kwargs, zip_equal
+from slurmlaunch.client.code import Snapshot
 from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray
-from slurmlaunch.client.options import Options, check_cluster, job_name, misplaced_option, with_options_listed
+from slurmlaunch.client.options import (
+    LIVE,
+    Options,
+    check_cluster,
+    job_name,
+    misplaced_option,
+    with_options_listed,
+)
 from slurmlaunch.client.pickling import description_of, pickle_arguments, pickle_function, travelling
 from slurmlaunch.client.plan import STATIC, Call, How, LongSlices
 from slurmlaunch.client.run import Run
@@ -36,7 +44,7 @@ from slurmlaunch.errors import OptionError, RunFolderError, SchedulerError
 from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.items import write_items
-from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, salt_of
+from slurmlaunch.runfolder.layout import FOLDERS, FUNCTION, MODULES, Manifest, RunFolder, salt_of
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
@@ -345,7 +353,8 @@ class Executor(concurrent.futures.Executor):
             pickled = pickle_function(call.function, single=call.single, stacklevel=4)
             write_function(folder.function, pickled)
             count = write_items(folder, call.rows, pickle_arguments)
-        manifest = self._manifest(call, token, count)._replace(shared=shared_bytes(pickled))
+            code = self._write_code(call, folder)
+        manifest = self._manifest(call, token, count)._replace(shared=shared_bytes(pickled), **code)
         environment = record(call.options)
         environment.write(folder.environment(0))
         first = Round.make(folder, 0, self._plan(call, backend, manifest, environment))
@@ -353,6 +362,16 @@ class Executor(concurrent.futures.Executor):
         run = Run(folder, manifest, backend, [first])
         run.environments.add(0, environment)
         return run
+
+    def _write_code(self, call: Call, folder: RunFolder) -> dict[str, Any]:
+        """Write the user's modules; return what the manifest says of the code."""
+        files = {FUNCTION: FUNCTION}
+        snapshot = Snapshot(call.options.code_exclude, live=call.options.code == LIVE)
+        if snapshot:
+            snapshot.warn_of_changes(call.function, stacklevel=5)
+            snapshot.write(folder.path / MODULES)
+            files[MODULES] = MODULES
+        return {"files": files, "code": snapshot.identity()}
 
     def _manifest(self, call: Call, token: str, items: int) -> Manifest:
         return Manifest(

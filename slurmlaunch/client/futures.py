@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client.attach import find_run
+from slurmlaunch.client.code import Code
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.item_status import ItemStatus, consecutive
 from slurmlaunch.client.rerun import retry
@@ -458,6 +459,15 @@ class FutureArray(Sequence[Future[T]]):
     def folder(self) -> Path:
         """The absolute path of the run folder, for `slurmlaunch.attach`."""
         return self._run.folder.path
+
+    @property
+    def code(self) -> Code:
+        """The code that tasks run: the stored modules, git commits, installed distributions.
+
+        Raises:
+            RunFolderError, UnsafeRunFolder, OSError: the run folder cannot be read.
+        """
+        return Code.read(self._run.folder, self._run.manifest)
 
     @property
     def throttle(self) -> int | None:

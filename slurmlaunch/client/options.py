@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SUBMITTED, LIVE = "submitted", "live"
+"""The code of the user's modules that tasks run: as it was at the submission, or as it is when they start."""
+
 CLUSTERS = ("slurm", "allocation", "local", "inline")
 JOB_NAME_LENGTH = 64
 
@@ -146,7 +149,13 @@ def _without_nul(option: str, text: str) -> str:
     return text
 
 
-def _as_by_value(option: str, value: object) -> tuple[str, ...]:
+def _as_code(option: str, value: object) -> str:
+    if isinstance(value, str) and value in {SUBMITTED, LIVE}:
+        return value
+    raise refused(option, f"must be {SUBMITTED!r} or {LIVE!r}, not {value!r}")
+
+
+def _as_module_names(option: str, value: object) -> tuple[str, ...]:
     names = [module.__name__ if isinstance(module, ModuleType) else module for module in _listed(value)]
     for name in names:
         if not (isinstance(name, str) and all(part.isidentifier() for part in name.split("."))):
@@ -249,7 +258,12 @@ class Options:
         "Names of variables whose values are secret, besides those that look so: the run folder does not hold them.",
         _as_names, flag="--env-secret NAME ...", backends=TASKS)
     by_value: tuple[str, ...] = _row((), "module, name or list",
-        "Modules whose code travels with the function, since nodes cannot import them.", _as_by_value)
+        "Modules whose code travels with the function, since nodes cannot import them.", _as_module_names)
+    code: str = _row(SUBMITTED, "str", "The code of your own modules that tasks run: 'submitted', as it was at the "
+        "submission, or 'live', as it is when a task imports it.", _as_code)
+    code_exclude: tuple[str, ...] = _row((), "module, name or list",
+        "Modules of your own that are not stored at the submission: tasks import them as they are then.",
+        _as_module_names)
     name: str | None = _row(None, "str", "The name of the run and of its jobs.",
         _as_name, flag="--name NAME", default="the function's name")
     seed: int | None = _row(None, "int", "The seed of current_task().rng().",

@@ -6,8 +6,9 @@ user's script: it may have no ``if __name__ == "__main__"``, and would submit th
 
 A child of a pool that is not forked gets it from the data by which its parent prepares it: multiprocessing, loky and
 their kin pickle the search path, and the name in ``__main__``'s spec. Both are strings here that take along where the
-function is (`_Carrier`). The child makes its ``__main__`` before anything else is unpickled, and loads the definitions
-when it needs one. mpi4py runs the module that the spec names, which is `child_main`.
+function is (`_Carrier`). The child makes its ``__main__`` before anything else is unpickled, imports the user's modules
+as its parent does (`finder`), and loads the definitions when it needs one. mpi4py runs the module that the spec names,
+which is `child_main`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch import unpickling
+from slurmlaunch.node import finder
 from slurmlaunch.runfolder.function import load_function
 from slurmlaunch.unpickling import MAIN
 
@@ -44,7 +46,8 @@ class _Carrier(str):
         prepares = any(sys.modules[name].get_spawning_popen() for name in _SPAWNERS if name in sys.modules)
         if _main is None or not (prepares or _MPI4PY in sys.modules):
             return str, (str(self),)
-        return _arrive, (str(self), str(_main.function), _main.attributes, _main.later(), prepares)
+        main = (str(_main.function), _main.attributes, _main.later())
+        return _arrive, (str(self), main, finder.installed(), prepares)
 
 
 class _MainModule(ModuleType):
@@ -151,16 +154,24 @@ def function_is_loaded() -> None:
         sys.path[-1] = _Carrier(sys.path[-1])  # the last: programs insert and remove at the front
 
 
-def _arrive(text: str, function: str, attributes: dict[str, Any], later: bytes, prepares: bool) -> str:  # noqa: FBT001
-    """Make the ``__main__`` of a child as its preparation data is unpickled; return the string that brought it.
+def _arrive(
+    text: str,
+    main: tuple[str, dict[str, Any], bytes],
+    modules: tuple[str, float] | None,
+    prepares: bool,  # noqa: FBT001
+) -> str:
+    """Prepare a child as its preparation data is unpickled; return the string that brought ``__main__``.
 
     mpi4py installs a ``__main__`` of its own, in which `child_main` looks this one's definitions up.
     """
+    if modules is not None:
+        finder.install(finder.read_modules(Path(modules[0])), modules[1])
     if _main is None:
-        main = _take(_Main(Path(function), later))
-        vars(main.module).update(attributes)
+        function, attributes, later = main
+        made = _take(_Main(Path(function), later))
+        vars(made.module).update(attributes)
         if prepares:
-            main.install()
+            made.install()
     return _Carrier(text)
 
 

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch import caps, context
 from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError, StorageFailure
-from slurmlaunch.node import main_module, system
+from slurmlaunch.node import finder, main_module, system
 from slurmlaunch.node.events import Events, Signals
 from slurmlaunch.node.report import FailureLog, Reporter
 from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
-from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
+from slurmlaunch.runfolder.layout import MODULES, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.rounds import round_of_task
@@ -201,9 +201,11 @@ class _Caller:
         """Run the items of the launch; return the exit status."""
         items = self._rank.launch.items
         self._set_up()
-        main_module.install(self._rank.manifest.function_in(self._rank.folder))
+        folder, manifest = self._rank.folder, self._rank.manifest
+        main_module.install(manifest.function_in(folder))
         try:
-            work = Work(self._rank.folder, self._rank.manifest, self._checkpoints())
+            finder.install(finder.read_modules(manifest.source(folder, MODULES)), manifest.created)
+            work = Work(folder, manifest, self._checkpoints())
         except (NodeStartError, StorageFailure) as error:
             system.end_if_interrupted(self._task.item)
             data = self._located(Failure(error, failure_of(error.__cause__ or error).traceback))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from slurmlaunch import caps
 from slurmlaunch.context import Task
 from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, WorkerDied
-from slurmlaunch.node import main_module, system
+from slurmlaunch.node import finder, main_module, system
 from slurmlaunch.node.events import Signals
 from slurmlaunch.node.pool import Pool
 from slurmlaunch.node.report import FailureLog
@@ -25,6 +25,7 @@ from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.node.worker import Worker
 from slurmlaunch.runfolder.function import Work, read_function
 from slurmlaunch.runfolder.interpreter import Interpreter
+from slurmlaunch.runfolder.layout import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -105,6 +106,7 @@ class Supervisor(TaskSupervisor):
             for _ in self._function.check():
                 if self._signals.terminated:
                     return
+            self._modules = finder.read_modules(self._manifest.source(self._folder, MODULES))
         except (NodeStartError, StorageFailure) as error:
             self._give_up(self._dump(error))
             return
@@ -179,6 +181,7 @@ class Supervisor(TaskSupervisor):
         Signals.ignore()
         mask = self._masks[slot] if self._masks else None
         main_module.install(self._manifest.function_in(self._folder))
+        finder.install(self._modules, self._manifest.created)
         load = partial(Work, self._folder, self._manifest, self._checkpoints, function=self._function)
         interpreter = Interpreter.from_json(self._manifest.interpreter)
         Worker(connection, channel, self._writer, task, interpreter, self._log).main(mask, load)

@@ -7,6 +7,7 @@
         function                   records: the pickled function
         function.buffers           the large arrays that it refers to, if any
         environment                the environment of the submission
+        modules                    records: the user's modules, if any
         items                      records: the arguments, in blocks
         items.index                the first item and the offset of each block
         rounds/R/plan.json         which task has which items in round R = 0, 1, ...
@@ -31,9 +32,9 @@ Numbers in names are decimal, from 0. No name depends on a Slurm job id. C is an
 **Writing** (`records`). A file either appears whole (written beside its place as ``NAME.new``, flushed, and renamed),
 or one writer appends records to it. A reader uses whole records and ignores a torn tail. Headers in ``items`` and the
 outcome files are salted with the manifest's ``run``. The order is ``function.buffers``, ``function``, ``items``,
-``items.index``, ``environment``, the round's folder with its plan, ``manifest.json``. The manifest makes the folder a
-run, and only then is anything submitted. Everything that a task reads is on disk before, except cancellations and
-claims.
+``items.index``, ``modules``, ``environment``, the round's folder with its plan, ``manifest.json``. The manifest makes
+the folder a run, and only then is anything submitted. Everything that a task reads is on disk before, except
+cancellations and claims.
 
 **Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 2, or 1 in a run folder of 0.1.0, which has none of
 the keys and files that came with 2; a reader refuses other numbers and ignores unknown keys. ``python`` is the minor
@@ -54,6 +55,22 @@ its name, or an empty one for a positional argument. Buffers of 1 MiB and more t
 protocol 5, out of band) are in ``function.buffers`` beside it, and a record of kind SHARED is their table (`buffers`).
 A task verifies their checksums once. Then each of its processes maps the file, so that a machine holds the bytes once:
 read-only, or, for `submit`, as a private copy that this process may write to.
+
+**Modules** (`modules`). The source of the user's own modules as it was at the submission, from which tasks import.
+The manifest's ``files`` has the path of each file that tasks read besides their items, by name; without a ``modules``
+in it, tasks import what they find on disk. The first record is a NOTE, the index::
+
+    optimize     the level of optimization for which the modules are compiled
+    hashes       the position of the last record
+    modules      [[name, file, search, mtime, size, offset, code], ...]
+
+``file`` and ``search`` are ``__file__`` and ``__path__``, or null; ``mtime`` (in nanoseconds) and ``size`` are the
+file's. The source is in the record of kind MODULE at ``offset``, and the next record is the content of the ``.pyc``
+file, ``code`` bytes long; 0 says that there is none. A module without ``offset`` is not stored: an extension module if
+it has a ``file``, else a namespace package or a parent of other modules. Positions count from the end of the index. The
+last record is a NOTE with the SHA-256 of each stored source by the module's name. Several runs may share the file by
+hard links. The manifest's ``code`` says what else identifies the code: ``live`` modules, which are imported as they are
+on disk, ``commits`` of git by folder, each ``[commit, dirty]``, and ``distributions``, by folder, name and version.
 
 **Items** (`items`). Blocks, in order and without gaps, each a record whose ``first`` and ``number`` give its items:
 kind ITEMS, one pickled tuple of positional arguments per item, packed; or kind COLUMN, one pickled list of such

@@ -34,6 +34,9 @@ FUNCTION = "function"
 ENVIRONMENT = "environment"
 """The name of the file of an environment, in the run folder or in the folder of a round."""
 
+MODULES = "modules"
+"""The file of the user's modules, in the run folder or in a round's."""
+
 PROTOCOL = 2
 READABLE = (1, PROTOCOL)
 """The protocols that this release reads, and continues: run folders of 0.1.0 have the first."""
@@ -116,6 +119,7 @@ class Manifest(NamedTuple):
     bound: list[str] | None = None
     files: Mapping[str, str] = {FUNCTION: FUNCTION}  # by name: paths in the run folder, perhaps of a round
     repeated: float | None = None  # the `created` of the function, if a person has it run again
+    code: Mapping[str, Any] = {}  # what identifies the code besides the stored modules; for clients only
     protocol: int = PROTOCOL
 
     def write(self, folder: RunFolder) -> None:

@@ -84,6 +84,8 @@ class Kind(IntEnum):
     """Values that are floats, each f64 (IEEE 754)."""
     DEFINITION = 15
     """One definition that results refer to (see `definitions`)."""
+    MODULE = 16
+    """The source of a module, or the content of its .pyc file (see `modules`)."""
 
 
 class Header(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from slurmlaunch.client import versions
+
 
 @pytest.fixture(autouse=True)
 def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +20,4 @@ def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(versions, "_ask_git", lambda _: {})  # which each submission does, also an inline one

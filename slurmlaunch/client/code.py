@@ -1,0 +1,415 @@
+"""The code of the user's own modules at a submission: which modules these are, and what is stored of them.
+
+The user's own are all imported modules that are neither Python's nor below a ``site-packages`` folder: those beside
+the script, on ``PYTHONPATH``, and of editable installs. Their files are read at the call, not the objects in memory;
+a warning says so if the submitted function differs. The executor takes a `Snapshot` for each run. The format of the
+file is `runfolder.modules`'s, and `node.finder` imports from it in the tasks; what else identifies the code (git,
+installed distributions) is `versions`'s matter.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import marshal
+import os
+import sys
+import types
+import warnings
+from contextlib import closing, suppress
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder, SourceFileLoader
+from importlib.util import MAGIC_NUMBER, cache_from_source
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cloudpickle
+
+from slurmlaunch.client.versions import Commit, Distribution, attributes_of, commits, distributions, search_of
+from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.layout import MODULES
+from slurmlaunch.runfolder.modules import Module, ModulesReader, Source, write_modules
+from slurmlaunch.runfolder.records import read_owned, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
+
+__all__ = ["Code"]
+
+MOST_SOURCE = 32 << 20
+"""The most bytes of source that the modules of a run may have together."""
+
+_SHOWN = 3
+_MAIN = frozenset({"__main__", "__mp_main__"})
+_OURS = __name__.partition(".")[0]
+
+
+class ModuleChanged(UserWarning):
+    """The submitted function was imported from a file that has changed since; the tasks run the file."""
+
+
+class Code(NamedTuple):
+    """The code that tasks run.
+
+    Attributes:
+        modules: the SHA-256 of the source of each of the user's modules that is stored with the run, by name.
+        live: the user's modules that are not: tasks import their files as they are then.
+        commits: by the folder of each repository with user's code, the commit and whether a file differed from it.
+        distributions: version and location of the installed distributions that had been imported, by name.
+    """
+
+    modules: dict[str, str]
+    live: list[str]
+    commits: dict[str, Commit]
+    distributions: dict[str, Distribution]
+
+    @classmethod
+    def read(cls, folder: RunFolder, manifest: Manifest) -> Code:
+        """Read it from a run folder.
+
+        Raises:
+            OSError: the modules cannot be read.
+            RunFolderError: they are damaged.
+            UnsafeRunFolder: they are not safe to read.
+        """
+        path, code = manifest.source(folder, MODULES), manifest.code
+        modules = {}
+        if path is not None:
+            with closing(ModulesReader(path)) as reader:
+                modules = reader.hashes()
+        places = code.get("distributions", {})
+        installed = {name: Distribution(v, place) for place, found in places.items() for name, v in found.items()}
+        known = {folder: Commit(*each) for folder, each in code.get("commits", {}).items()}
+        return cls(modules, code.get("live", []), known, installed)
+
+
+# The user's modules.
+
+
+class _Found(NamedTuple):
+    """One of the user's modules, as this process has imported it."""
+
+    name: str
+    file: str | None
+    search: tuple[str, ...] | None
+    is_stored: bool
+    is_plain: bool  # Python itself loaded it from its file, so that its code in memory can be compared with that
+
+    @property
+    def is_live(self) -> bool:
+        """True if tasks import the file as it is then: neither a namespace package nor an extension module."""
+        return not self.is_stored and self.file is not None and not self.file.endswith(_EXTENSIONS)
+
+
+_EXTENSIONS = tuple(EXTENSION_SUFFIXES)
+
+_known: dict[str, tuple[object, _Found | None]] = {}
+"""What was found out about each module that is or was imported, with the module."""
+
+
+def _own_modules(left_out: Sequence[str]) -> list[_Found]:
+    """Return the user's modules that are imported, without some and their submodules."""
+    found = []
+    for name, module in sys.modules.copy().items():
+        known = _known.get(name)
+        if known is None or known[0] is not module:
+            known = _known[name] = (module, _classify(name, module))
+        if known[1] is not None:
+            found.append(known[1])
+    if not left_out:
+        return found
+    beginnings = tuple(f"{name}." for name in left_out)
+    return [each for each in found if not f"{each.name}.".startswith(beginnings)]
+
+
+def _classify(name: str, module: Any) -> _Found | None:
+    """Return what to do with a module; None if it is not the user's, or nothing on disk belongs to it."""
+    if name in _MAIN or name.partition(".")[0] == _OURS:
+        return None
+    attributes = attributes_of(module)
+    spec, file = attributes.get("__spec__"), attributes.get("__file__")
+    if name not in (getattr(spec, "name", None), attributes.get("__name__")):
+        return None  # another module under a second name
+    search = search_of(attributes)
+    if not isinstance(file, str):
+        own = search and not all(map(is_installed, search))
+        return _Found(name, None, search, is_stored=False, is_plain=False) if own else None
+    file = os.path.abspath(file)  # noqa: PTH100  (Path.resolve would follow links, and cost more)
+    if is_installed(file):
+        return None
+    is_plain = _is_plain(getattr(spec, "loader", None) or attributes.get("__loader__"))
+    is_stored = is_plain or (file.endswith(".py") and not _finds(name, file))
+    return _Found(name, file, search, is_stored, is_plain)
+
+
+_OF_PYTHON = (f"{os.path.dirname(os.__file__)}/", f"{sys.base_exec_prefix}/{sys.platlibdir}/python")  # noqa: PTH120
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+
+
+def is_installed(file: str) -> bool:
+    """Return whether a file is Python's own, or of an installed distribution."""
+    return any(folder in f"{file}/" for folder in _INSTALLED) or file.startswith(_OF_PYTHON)
+
+
+_LOADING = ("create_module", "exec_module", "get_code", "get_data", "source_to_code")
+
+
+def _is_plain(loader: object) -> bool:
+    """Return whether a loader executes the text of a file as it is: Python's own, also within that of an install."""
+    methods = (getattr(getattr(loader, name, None), "__func__", None) for name in _LOADING)
+    return all(found is getattr(SourceFileLoader, name) for found, name in zip(methods, _LOADING, strict=True))
+
+
+def _finds(name: str, file: str) -> bool:
+    """Return whether a module is found on the search path, so that a task finds it, too."""
+    parent = sys.modules.get(name.rpartition(".")[0])
+    try:
+        spec = PathFinder.find_spec(name, getattr(parent, "__path__", None if parent is None else []))
+        return spec is not None and spec.origin is not None and Path(spec.origin).samefile(file)
+    except (ImportError, OSError, ValueError):
+        return False
+
+
+# Their content.
+
+
+_Stamp = tuple[int, int, int, int]
+"""What tells that a file has changed: the times of its content and of its status, its size, its inode."""
+
+_SIZE = 2
+
+
+def _stamp_of(status: os.stat_result) -> _Stamp:
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def _stamp(file: str | None) -> _Stamp | None:
+    try:
+        # Not Path.stat, nor suppress: thousands of modules cost milliseconds.
+        return None if file is None else _stamp_of(os.stat(file))  # noqa: PTH116
+    except OSError:
+        return None
+
+
+def _read(file: str, *, may_compile: bool = True) -> tuple[_Stamp, Source] | None:
+    """Read a module; None if its file is gone."""
+    try:
+        with open(file, "rb", buffering=0) as opened:  # noqa: PTH123
+            stamp, text = _stamp_of(os.fstat(opened.fileno())), opened.read()
+    except OSError:
+        return None
+    pyc = _valid_pyc(file, stamp) or (_compiled(file, stamp, text) if may_compile else b"")
+    return stamp, Source(text, pyc, hashlib.sha256(text).hexdigest())
+
+
+def _pyc_head(stamp: _Stamp) -> bytes:
+    time_, _, size, _ = stamp
+    numbers = (0, time_ // 10**9, size)
+    return MAGIC_NUMBER + b"".join((number & 0xFFFFFFFF).to_bytes(4, "little") for number in numbers)
+
+
+def _valid_pyc(file: str, stamp: _Stamp) -> bytes:
+    """Return the content of the ``.pyc`` file if it is of this source; otherwise nothing.
+
+    Its head has the source's time in whole seconds only. So it counts if it was written after the source, too.
+    """
+    with suppress(OSError, NotImplementedError), open(cache_from_source(file), "rb", buffering=0) as opened:  # noqa: PTH123
+        if os.fstat(opened.fileno()).st_mtime_ns >= stamp[0]:
+            content = opened.read()
+            return content if content.startswith(_pyc_head(stamp)) else b""
+    return b""
+
+
+_COMPILING_SECONDS = 0.05
+"""How long a submission may compile modules that have no ``.pyc`` file. The tasks compile what is left."""
+
+
+def _compiled(file: str, stamp: _Stamp, text: bytes) -> bytes:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python warned when it imported the module
+            return _pyc_head(stamp) + marshal.dumps(compile(text, file, "exec", dont_inherit=True))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the import on the node says what is wrong
+        return b""
+
+
+class _Written(NamedTuple):
+    """The file that this process wrote last, and the content that it has."""
+
+    found: list[_Found]
+    stamps: list[_Stamp | None]
+    path: Path
+    stamp: tuple[int, int]
+
+
+_written: _Written | None = None
+
+
+class Snapshot:
+    """The user's modules as their files are now."""
+
+    def __init__(self, left_out: Iterable[str] = (), *, live: bool = False) -> None:
+        """Take it, without modules that travel by value.
+
+        Args:
+            left_out: modules that are left out, with their submodules.
+            live: whether tasks import all files as they are then: nothing is stored.
+
+        Raises:
+            OptionError: they have too much source.
+        """
+        self._found = _own_modules([*left_out, *cloudpickle.list_registry_pickle_by_value()])
+        self._is_live = live
+        self._stamps = [_stamp(each.file) for each in self._found]
+        if not live:
+            self._check_size()
+
+    def _check_size(self) -> None:
+        pairs = zip(self._found, self._stamps, strict=True)
+        sizes = [(stamp[_SIZE], each) for each, stamp in pairs if stamp is not None and each.is_stored]
+        total = sum(size for size, _ in sizes)
+        if total > MOST_SOURCE:
+            largest = sorted(sizes, reverse=True)[:_SHOWN]
+            named = ", ".join(f"{each.name} ({_mebibytes(size)}, {each.file})" for size, each in largest)
+            message = (
+                f"the modules of your own that this process has imported have {_mebibytes(total)} of source, and a run "
+                f"stores at most {_mebibytes(MOST_SOURCE)}. The largest: {named}. "
+                'Leave modules out with code_exclude=[...], or store none with code="live".'
+            )
+            raise OptionError(message, option="code_exclude")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what identifies the code besides the stored modules, for `Manifest.code`."""
+        pairs = zip(self._found, self._stamps, strict=True)
+        live = [each.name for each, stamp in pairs if self._is_live or each.is_live or (each.is_stored and not stamp)]
+        files = [each.file for each in self._found if each.file is not None]
+        main = getattr(sys.modules.get("__main__"), "__file__", None) or os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+        by_place: dict[str, dict[str, str]] = {}
+        for name, (version, location) in distributions().items():
+            by_place.setdefault(location, {})[name] = version
+        found = commits((os.path.abspath(main), *files), self._stamps)  # noqa: PTH100
+        return {"live": live, "commits": found, "distributions": by_place}
+
+    def __bool__(self) -> bool:
+        """Return whether there is anything to write."""
+        return not self._is_live and any(not each.is_live for each in self._found)
+
+    def write(self, path: Path) -> None:
+        """Write the modules, or link the last file with the same content.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        if not self._link(path):
+            self._write_anew(path)
+
+    def _link(self, path: Path) -> bool:
+        global _written  # noqa: PLW0603  (see there)
+        last = _written
+        if last is None or (last.found, last.stamps) != (self._found, self._stamps):
+            return False
+        try:
+            if _file_stamp(last.path) != last.stamp:
+                return False
+            try:
+                os.link(last.path, path)
+            except OSError:  # another file system, or one without links, or too many
+                write_whole(path, [read_owned(last.path)])
+            _written = last._replace(path=path, stamp=_file_stamp(path))
+        except FileNotFoundError:  # that run was removed
+            return False
+        return True
+
+    def _write_anew(self, path: Path) -> None:
+        global _written  # noqa: PLW0603  (see there)
+        modules: list[tuple[Module, Source | None]] = []
+        until = monotonic() + _COMPILING_SECONDS
+        for position, each in enumerate(self._found):
+            may_compile = monotonic() < until
+            read = _read(each.file, may_compile=may_compile) if each.is_stored and each.file is not None else None
+            if read is not None:
+                self._stamps[position] = read[0]  # it may have changed just now
+            stamp = self._stamps[position]
+            if not each.is_live and (read is not None or not each.is_stored):
+                mtime, _, size, _ = stamp or (0, 0, 0, 0)
+                modules.append((Module(each.name, each.file, each.search, mtime, size), read and read[1]))
+        write_modules(path, [*modules, *_parents({module.name for module, _ in modules})], sys.flags.optimize)
+        _written = _Written(self._found, self._stamps, path, _file_stamp(path))
+
+    def warn_of_changes(self, function: Callable[..., Any], *, stacklevel: int = 1) -> None:
+        """Warn if the code of a function in memory is not that of its file."""
+        found = {each.name: each for each in self._found if each.is_plain}
+        for each in _functions(function):
+            module = found.get(each.__module__)
+            if module is not None and module.file is not None and _differs(each, module.file):
+                message = f"{Path(module.file).name} changed after this process imported it; the tasks run the file"
+                warnings.warn(message, ModuleChanged, stacklevel=stacklevel + 1)
+                return
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def _file_stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size
+
+
+def _parents(names: set[str]) -> Iterator[tuple[Module, None]]:
+    """Yield the packages that modules are in, as far as they are missing: a task may find no such package."""
+    missing: set[str] = set()
+    for name in names:
+        parent = name.rpartition(".")[0]
+        while parent and parent not in names and parent not in missing:
+            missing.add(parent)
+            parent = parent.rpartition(".")[0]
+    for name in sorted(missing):
+        yield Module(name, None, list(getattr(sys.modules.get(name), "__path__", ()))), None
+
+
+# The submitted function.
+
+
+def _functions(call: Any) -> Iterator[types.FunctionType]:
+    """Yield the functions that a call is made of: itself, what it wraps, or the methods of its class."""
+    while isinstance(call, functools.partial):
+        call = call.func
+    call = getattr(call, "__func__", call)
+    if not isinstance(call, types.FunctionType) and not hasattr(call, "__wrapped__"):
+        members = vars(call if isinstance(call, type) else type(call)).values()
+        yield from (each for each in members if isinstance(each, types.FunctionType))
+    while call is not None:
+        if isinstance(call, types.FunctionType):
+            yield call
+        call = vars(call).get("__wrapped__") if hasattr(call, "__dict__") else None
+
+
+def _differs(function: types.FunctionType, file: str) -> bool:
+    """Return whether a file defines a function, and differently."""
+    code = function.__code__
+    if code.co_filename != file or "<" in code.co_qualname:
+        return False  # made by a program, or inside a function: it travels by value
+    return not _is_in_file(code, file, _stamp(file))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_in_file(code: types.CodeType, file: str, stamp: _Stamp | None) -> bool:
+    del stamp  # the result is for the file as it was then
+    read = _read(file)
+    if read is None:
+        return True
+    pyc = read[1].pyc
+    return bool(pyc) and any(code == each for each in _codes(marshal.loads(pyc[_PYC_HEAD:])))  # noqa: S302  (just compiled)
+
+
+_PYC_HEAD = 16
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
