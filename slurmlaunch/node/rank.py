@@ -242,9 +242,11 @@ class _Caller:
 
     def _checkpoint(self, work: Work) -> None:
         """Record the checkpoint of the running item, on rank 0, and run no further: that would only get beyond it."""
-        if self._rank.environment.rank or os.getpid() != self._pid:
+        if self._rank.environment.rank or os.getpid() != self._pid or self._asked:
             return
+        self._asked = True  # the signal may come from the launcher and from the parent, and SIGTERM follows
         pickled = work.checkpoint()
+        self._asked = pickled is not None
         if pickled is not None:
             system.flush_streams()
             self._writer.checkpoint(self._task.item, pickled)
@@ -253,7 +255,7 @@ class _Caller:
                 signal.pause()  # the supervisor ends all ranks together
 
     def _set_up(self) -> None:
-        self._pid = os.getpid()
+        self._pid, self._asked = os.getpid(), False
         system.end_with_parent()
         context.swap(self._task)
         system.leave_signals_to_supervisor()

@@ -24,7 +24,8 @@ from sklearn.datasets import load_iris
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 
-from slurmlaunch import caps
+from slurmlaunch import Executor, caps
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,6 +212,27 @@ def check_torch_all_reduce(printed: str, where: str) -> None:
     assert printed == f"4 ranks computed the sums {[10.0] * 4}\n"
 
 
+def check_lightning_training(printed: str, where: str) -> None:
+    """See that both ranks trained to the end."""
+    assert printed == "2 ranks found the slope 3.00\n"
+
+
+@pytest.mark.long
+@pytest.mark.slurm
+@pytest.mark.skipif(find_spec("lightning") is None, reason="needs lightning, which is large: pip install lightning")
+def test_lightning_goes_on(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that is requeued goes on from the last epoch that it saved, on both ranks."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("lightning_training")
+    executor = Executor(tmp_path / "runs", cluster="slurm", ntasks=2, nodes=1, time=10)
+    future = executor.submit(example.Training(tmp_path, seconds=0.1), 20)
+    wait_until((tmp_path / "last.ckpt").exists)
+    future.requeue()
+
+    (first, slope), other = future.ranks(3 * PATIENCE)
+    assert (0 < first < 20, other) == (True, (first, slope))
+
+
 @pytest.mark.slurm
 def test_allocation(cluster: Cluster, tmp_path: Path) -> None:
     """The script that wants an allocation prints the right values in one, and uses both of its nodes."""
@@ -230,6 +252,7 @@ SCRIPTS: dict[str, Callable[[str, str], None]] = {
     "dask_cluster.py": check_dask_cluster,
     "fibonacci.py": check_fibonacci,
     "from_submitit.py": check_from_submitit,
+    "lightning_training.py": check_lightning_training,
     "grid_search.py": check_grid_search,
     "matrix_product.py": check_matrix_product,
     "monte_carlo_pi.py": check_monte_carlo_pi,
@@ -251,9 +274,10 @@ MARKS = {
         pytest.mark.skipif(caps.usable_cpus() < 2, reason="its two nodes need two CPUs"),
     ],
     "torch_all_reduce.py": [pytest.mark.long],
+    "lightning_training.py": [pytest.mark.long],
 }
 # Examples whose requirements are too large to install for a test.
-NEEDS = {"torch_all_reduce.py": "torch"}
+NEEDS = {"torch_all_reduce.py": "torch", "lightning_training.py": "lightning"}
 
 
 @pytest.mark.anywhere
