@@ -191,6 +191,7 @@ class _Caller:
 
     def __init__(self, rank: _Rank) -> None:
         self._rank, self._writer = rank, rank.writer
+        self._asked = False  # for a checkpoint
         threads, seed = rank.round.plan.threads, rank.manifest.seed
         self._task = context.Task(rank.folder.path, rank.task, rank.writer.attempt, threads=threads, seed=seed)
         self._task.rank, self._task.ranks = rank.environment.rank, rank.environment.ranks
@@ -255,7 +256,7 @@ class _Caller:
                 signal.pause()  # the supervisor ends all ranks together
 
     def _set_up(self) -> None:
-        self._pid, self._asked = os.getpid(), False
+        self._pid = os.getpid()
         system.end_with_parent()
         context.swap(self._task)
         system.leave_signals_to_supervisor()
