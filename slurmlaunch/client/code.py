@@ -17,6 +17,7 @@ import sys
 import types
 import warnings
 from contextlib import closing, suppress
+from datetime import datetime
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
@@ -54,12 +55,16 @@ class Code(NamedTuple):
     """The code that tasks run.
 
     Attributes:
+        function: module and qualified name of the function.
+        recorded: the time at which the function was submitted, or its modules were read again by a retry.
         modules: the SHA-256 of the source of each of the user's modules that is stored with the run, by name.
         live: the user's modules that are not: tasks import their files as they are then.
         commits: by the folder of each repository with user's code, the commit and whether a file differed from it.
         distributions: version and location of the installed distributions that had been imported, by name.
     """
 
+    function: str
+    recorded: datetime
     modules: dict[str, str]
     live: list[str]
     commits: dict[str, Commit]
@@ -82,7 +87,8 @@ class Code(NamedTuple):
         places = code.get("distributions", {})
         installed = {name: Distribution(v, place) for place, found in places.items() for name, v in found.items()}
         known = {folder: Commit(*each) for folder, each in code.get("commits", {}).items()}
-        return cls(modules, code.get("live", []), known, installed)
+        recorded = datetime.fromtimestamp(manifest.created).astimezone()
+        return cls(manifest.function, recorded, modules, code.get("live", []), known, installed)
 
 
 # The user's modules.
@@ -97,6 +103,12 @@ class _Found(NamedTuple):
     is_stored: bool
     is_plain: bool  # Python itself loaded it from its file, so that its code in memory can be compared with that
 
+    @classmethod
+    def of(cls, module: Module) -> _Found:
+        """Return a module of another run or round."""
+        search = None if module.search is None else tuple(module.search)
+        return cls(module.name, module.file, search, module.is_stored, is_plain=False)
+
     @property
     def is_live(self) -> bool:
         """True if tasks import the file as it is then: neither a namespace package nor an extension module."""
@@ -109,8 +121,8 @@ _known: dict[str, tuple[object, _Found | None]] = {}
 """What was found out about each module that is or was imported, with the module."""
 
 
-def _own_modules(left_out: Sequence[str]) -> list[_Found]:
-    """Return the user's modules that are imported, without some and their submodules."""
+def _own_modules() -> list[_Found]:
+    """Return the user's modules that are imported."""
     found = []
     for name, module in sys.modules.copy().items():
         known = _known.get(name)
@@ -118,6 +130,11 @@ def _own_modules(left_out: Sequence[str]) -> list[_Found]:
             known = _known[name] = (module, _classify(name, module))
         if known[1] is not None:
             found.append(known[1])
+    return found
+
+
+def _without(found: list[_Found], left_out: Sequence[str]) -> list[_Found]:
+    """Return the modules that are not left out, nor are submodules of those."""
     if not left_out:
         return found
     beginnings = tuple(f"{name}." for name in left_out)
@@ -250,17 +267,29 @@ _written: _Written | None = None
 class Snapshot:
     """The user's modules as their files are now."""
 
-    def __init__(self, left_out: Iterable[str] = (), *, live: bool = False) -> None:
+    def __init__(
+        self,
+        left_out: Iterable[str] = (),
+        *,
+        live: bool = False,
+        earlier: Iterable[Module] = (),
+        imported: bool = True,
+    ) -> None:
         """Take it, without modules that travel by value.
 
         Args:
             left_out: modules that are left out, with their submodules.
             live: whether tasks import all files as they are then: nothing is stored.
+            earlier: modules that another process had imported.
+            imported: whether it has the modules that this process has imported, which come before the others.
 
         Raises:
             OptionError: they have too much source.
         """
-        self._found = _own_modules([*left_out, *cloudpickle.list_registry_pickle_by_value()])
+        found = _own_modules() if imported else []
+        known = {each.name for each in found}
+        found += [_Found.of(each) for each in earlier if each.name not in known]
+        self._found = _without(found, [*left_out, *cloudpickle.list_registry_pickle_by_value()])
         self._is_live = live
         self._stamps = [_stamp(each.file) for each in self._found]
         if not live:

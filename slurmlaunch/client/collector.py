@@ -19,7 +19,7 @@ from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client import failure_reasons as reasons
 from slurmlaunch.client import state
 from slurmlaunch.client.item_status import ItemStatus
-from slurmlaunch.errors import ResultLost, UnsafeRunFolder
+from slurmlaunch.errors import ResultLost, RunFolderError, UnsafeRunFolder
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.changes import NewNames, is_on_network, latency_of
 from slurmlaunch.runfolder.claims import ClaimReader
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from slurmlaunch.client.code import Code
     from slurmlaunch.client.run import Run
     from slurmlaunch.client.state import Event, ReadTasks
     from slurmlaunch.client.tasks import TaskView
@@ -312,6 +313,7 @@ class Attempt(NamedTuple):
             counted once, if the node lived to say so.
         duration: for how many seconds the node ran, if it lived to say so.
         job_id: the Slurm job id of the task, as ``"123_4"``.
+        code: the code that it ran; None if it cannot be read.
     """
 
     state: TaskState
@@ -320,14 +322,25 @@ class Attempt(NamedTuple):
     peak_memory: int | None = None
     duration: float | None = None
     job_id: str | None = None
+    code: Code | None = None
 
 
 def attempts_of(run: Run, item: int) -> tuple[Attempt, ...]:
     """Return every start of the tasks that had an item, over requeues and rounds."""
     tasks = run.tasks
     rounds = [each for each in tasks.rounds if each.plan.items is None or item in each.plan.items]
-    claimants = [task for task in (each.task_of(item) for each in rounds) if task is not None]
-    return tuple(attempt for task in claimants for attempt in _starts_of(run, tasks.view(task), item))
+    claimants = [(each.number, task) for each in rounds if (task := each.task_of(item)) is not None]
+    return tuple(
+        attempt._replace(code=_code_of(run, number))
+        for number, task in claimants
+        for attempt in _starts_of(run, tasks.view(task), item)
+    )
+
+
+def _code_of(run: Run, number: int) -> Code | None:
+    with contextlib.suppress(OSError, RunFolderError, UnsafeRunFolder):
+        return run.code(number)
+    return None
 
 
 def _starts_of(run: Run, view: TaskView, item: int) -> Iterator[Attempt]:
@@ -356,9 +369,17 @@ def _last_state(run: Run, view: TaskView, item: int, status: int | None) -> Task
     if state is None or not state.is_final:
         requeued = state is not None and state.is_queued and bool(run.tasks.open_items(view.index))
         state = reasons.state_of_status(status, requeued=requeued) or run.tasks.state_of(view.index)
-    if state is TaskState.FAILED and status in {None, Status.FAILURES} and run.ledger.status(item) == ItemStatus.VALUE:
+    if state is TaskState.FAILED and status in {None, Status.FAILURES} and _returned_in(run, view.index, item):
         return TaskState.COMPLETED  # only another item of the task failed
     return state
+
+
+def _returned_in(run: Run, task: int, item: int) -> bool:
+    """Whether a task recorded the value of an item; it may have one from a later round."""
+    if run.ledger.status(item) != ItemStatus.VALUE:
+        return False
+    file: Path = run.ledger.records.find(item).source
+    return file.name.partition(".")[0] == str(task)
 
 
 def _notes_of(run: Run, task: int) -> Mapping[int, Mapping[str, Any]]:

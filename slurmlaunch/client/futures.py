@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client.attach import find_run
-from slurmlaunch.client.code import Code
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
+from slurmlaunch.client.differences import say
 from slurmlaunch.client.item_status import ItemStatus, consecutive
-from slurmlaunch.client.rerun import retry
+from slurmlaunch.client.rerun import CURRENT, Retry, retry
 from slurmlaunch.client.submission import Submission, advice_on_interrupt
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import Failure, Value
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slurmlaunch.backends.base import TaskState
+    from slurmlaunch.client.code import Code
     from slurmlaunch.client.run import Run
     from slurmlaunch.outcome import Outcome
 
@@ -462,12 +463,12 @@ class FutureArray(Sequence[Future[T]]):
 
     @property
     def code(self) -> Code:
-        """The code that tasks run: the stored modules, git commits, installed distributions.
+        """The code that the last round runs: the function, the stored modules, git commits, installed distributions.
 
         Raises:
             RunFolderError, UnsafeRunFolder, OSError: the run folder cannot be read.
         """
-        return Code.read(self._run.folder, self._run.manifest)
+        return self._run.code(len(self._run.rounds) - 1)
 
     @property
     def throttle(self) -> int | None:
@@ -478,12 +479,14 @@ class FutureArray(Sequence[Future[T]]):
     def throttle(self, throttle: int | None) -> None:
         Submission(self._run).set_throttle(throttle)
 
-    def retry(self, fn: Callable[..., T] | None = None, /, **changes: Any) -> FutureArray[T]:
+    def retry(self, fn: Callable[..., T] | None = None, /, *, code: str = CURRENT, **changes: Any) -> FutureArray[T]:
         """Retry the items that failed or are missing, perhaps with another function or other options.
 
         Args:
             fn: a function to run in place of the one that was submitted; it gets the same arguments, and does not
                 resume from checkpoints of the other.
+            code: ``"current"``: your own modules and the environment as they are now; a line says what has changed.
+                ``"submitted"``: function, modules and environment of the submission.
             changes: options as `slurmlaunch.Executor` takes them.
 
         Returns:
@@ -499,10 +502,14 @@ class FutureArray(Sequence[Future[T]]):
             OptionError: a value is invalid, or cannot change within a run.
         """
         wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
-        again = retry(self._run, wanted, fn, changes)
+        again = retry(self._run, wanted, Retry(fn, code, changes))
         array: FutureArray[T] = FutureArray(again, self._items)
         again.on_demand = not again.submitting  # not before the array holds it
         return array
+
+
+_SAID: set[Path] = set()
+"""The run folders of which this process has said what changed."""
 
 
 def _those_in(items: range, among: Collection[int]) -> Sequence[int]:
@@ -521,7 +528,7 @@ def _find_future(folder: str, index: int, rounds: int) -> Future[Any]:
 
 
 def attach(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
-    """Return the futures of a run, from any process, at any time.
+    """Return the futures of a run, from any process, at any time; a line says which of its code has changed since.
 
     Args:
         run_folder: the run folder (`FutureArray.folder`).
@@ -532,6 +539,18 @@ def attach(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
         UnknownProtocol: a newer slurmlaunch wrote it.
     """
     run = find_run(run_folder)
+    if run.folder.path not in _SAID and (changed := run.changed_code()):
+        _SAID.add(run.folder.path)
+        say(changed)
+    return _held(run)
+
+
+def open_run(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
+    """Return the futures of a run, as `attach` does, without a word."""
+    return _held(find_run(run_folder))
+
+
+def _held(run: Run) -> FutureArray[Any]:
     array: FutureArray[Any] = FutureArray(run)
     run.on_demand = True  # not before the array holds it
     return array

@@ -10,41 +10,46 @@ import contextlib
 import functools
 import time
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.client.arguments import check_function
 from slurmlaunch.client.attach import open_view
+from slurmlaunch.client.code import Snapshot
+from slurmlaunch.client.differences import say, time_of
 from slurmlaunch.client.environment import record
 from slurmlaunch.client.item_status import ItemStatus
-from slurmlaunch.client.options import Options, refuse_fixed
+from slurmlaunch.client.options import LIVE, SUBMITTED, Options, refuse_fixed
 from slurmlaunch.client.pickling import description_of, pickle_function, travelling
+from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.state import RoundAdded
 from slurmlaunch.client.submission import Program, Submission, add_round
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.function import load_function, shared_bytes, write_function
-from slurmlaunch.runfolder.layout import FUNCTION
+from slurmlaunch.runfolder.interpreter import Interpreter
+from slurmlaunch.runfolder.layout import FUNCTION, MODULES
+from slurmlaunch.runfolder.modules import ModulesReader
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from slurmlaunch.client.run import Run
     from slurmlaunch.runfolder.layout import Manifest
 
 
-def retry(run: Run, wanted: Collection[int], function: Callable[..., Any] | None, changes: Mapping[str, Any]) -> Run:
+CURRENT = "current"
+"""The code and the environment of now, as opposed to those of the submission."""
+
+
+def retry(run: Run, wanted: Collection[int], what: Retry) -> Run:
     """Make and submit a round of those of the wanted items that have failed or are missing; return a view with it.
 
     Raises:
         As `slurmlaunch.FutureArray.retry` does.
     """
-    refuse_fixed(changes)
-    # A mistake is reported even if nothing is missing.
-    Options.from_json(run.rounds[-1].plan.options).changed(**changes)
-    if function is not None:
-        check_function(function)
+    what.check(Options.from_json(run.rounds[-1].plan.options))
     _await_states(run)
     watch = open_view(run.folder.path)
     again = watch.run
@@ -55,9 +60,10 @@ def retry(run: Run, wanted: Collection[int], function: Callable[..., Any] | None
         items = [item for item in unfinished(again, run) if item in wanted]
         if not items:
             break
-        options = Options.from_json(again.rounds[-1].plan.options).changed(**changes)
+        options = Options.from_json(again.rounds[-1].plan.options).changed(**what.changes)
         try:
-            added = add_round(again, items, options, program=_program(again, options, function))
+            summary = what.summary(again, items)
+            added = add_round(again, items, options, program=what.program(again, options))
         except FileExistsError:  # another client was first: what it retries is not ours to retry
             with contextlib.suppress(FileNotFoundError):  # this view has the round if it was its own automatic retry
                 added = Round.read(run.folder, len(again.rounds))
@@ -65,6 +71,8 @@ def retry(run: Run, wanted: Collection[int], function: Callable[..., Any] | None
             watch.submission.read_refusals()
             watch.first_poll()
             continue
+        if summary:
+            say(summary)
         again.handle(RoundAdded(added.number, added.plan, reopen=True))
         watch.submission.submit(added)
         if run.keep is not None:
@@ -77,21 +85,68 @@ def retry(run: Run, wanted: Collection[int], function: Callable[..., Any] | None
 # What they run.
 
 
-def _program(run: Run, options: Options, function: Callable[..., Any] | None) -> Program:
-    """Return what the next round runs: another function, or that of the last round again."""
-    before = run.rounds[-1].plan.manifest
-    manifest = run.manifest.changed(before)
-    environment = record(options, run.environments.of_round(run.rounds[-1].number))
-    if function is None:
-        return Program({**before, "repeated": manifest.repeated or manifest.created}, environment)
-    with travelling(options.by_value):
-        pickled = pickle_function(_with_arguments(function, run, manifest))
-    described = description_of(function, options) | {"shared": shared_bytes(pickled), "repeated": None}
-    # Modules that the items need may lie where only the first submission found them.
-    described["sys_path"] += [entry for entry in manifest.sys_path if entry not in described["sys_path"]]
-    # A checkpoint is a call of the earlier function.
-    files = {FUNCTION: lambda path: write_function(path, pickled)}
-    return Program({**before, **described}, environment, files, resumes=False)
+class Retry(NamedTuple):
+    """What a person wants to run again."""
+
+    function: Callable[..., Any] | None  # None is that of the last round
+    code: str  # CURRENT or SUBMITTED
+    changes: Mapping[str, Any]  # options
+
+    def check(self, options: Options) -> None:
+        """Raise for mistakes, which are reported even if nothing is missing."""
+        if self.code not in (CURRENT, SUBMITTED):
+            raise refused("code", f"of a retry must be {CURRENT!r} or {SUBMITTED!r}, not {self.code!r}")
+        refuse_fixed(self.changes)
+        options.changed(**self.changes)
+        if self.function is not None:
+            check_function(self.function)
+
+    def program(self, run: Run, options: Options) -> Program:
+        """Return what the next round of a run with these options runs, and where."""
+        before = run.manifest.changed(run.rounds[-1].plan.manifest)
+        if self.code == SUBMITTED:
+            program = Program({"repeated": run.manifest.created}, run.environments.of_round(0))
+        else:
+            program = self._current(run, before, options)
+        if self.function is None:
+            return program
+        with travelling(options.by_value):
+            pickled = pickle_function(_with_arguments(self.function, run, before))
+        described = description_of(self.function, options) | {"shared": shared_bytes(pickled), "repeated": None}
+        # Modules that the items need may lie where only the first submission found them.
+        described["sys_path"] += [entry for entry in before.sys_path if entry not in described["sys_path"]]
+        files = {**program.files, FUNCTION: lambda path: write_function(path, pickled)}
+        # A checkpoint is a call of the earlier function.
+        return Program({**program.manifest, **described}, program.environment, files, resumes=False)
+
+    def _current(self, run: Run, before: Manifest, options: Options) -> Program:
+        """Return the function of the last round with the modules and the environment of now."""
+        recorded = before.source(run.folder, MODULES)
+        # Another process has other modules, as long as it does not give a function that uses them.
+        ours = self.function is not None or run.rounds[0].plan.client == ClientId.current()
+        with contextlib.ExitStack() as opened:
+            earlier = opened.enter_context(contextlib.closing(ModulesReader(recorded))) if recorded else ()
+            left_out = (*options.code_exclude, *options.by_value)
+            snapshot = Snapshot(left_out, live=options.code == LIVE, earlier=earlier, imported=ours)
+        if self.function is not None and snapshot:
+            snapshot.warn_of_changes(self.function, stacklevel=5)
+        changes = {
+            **run.rounds[-1].plan.manifest,
+            "files": {name: path for name, path in before.files.items() if name != MODULES},
+            "code": snapshot.identity(),
+            "created": time.time(),
+            "interpreter": Interpreter.current().to_json(),
+            "repeated": before.repeated or before.created,
+        }
+        environment = record(options, run.environments.of_round(run.rounds[-1].number))
+        return Program(changes, environment, {MODULES: snapshot.write} if snapshot else {})
+
+    def summary(self, run: Run, items: Sequence[int]) -> str:
+        """Return a line that says what has changed since the last round of a run; an empty one if nothing has."""
+        changed = run.changed_code()
+        if self.code == SUBMITTED:
+            changed = f"code and environment as submitted at {time_of(run.manifest.created)}"
+        return f"{len(items)} item{'s' * (len(items) != 1)}; {changed}" if changed else ""
 
 
 def _with_arguments(function: Callable[..., Any], run: Run, manifest: Manifest) -> Callable[..., Any]:

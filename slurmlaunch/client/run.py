@@ -19,6 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, ref
 
+from slurmlaunch.client.code import Code
+from slurmlaunch.client.differences import differences
 from slurmlaunch.client.environment import Environments
 from slurmlaunch.client.item_status import ItemStatus, common
 from slurmlaunch.client.notifier import Notifier
@@ -33,7 +35,7 @@ from slurmlaunch.client.state import (
     ranges_in,
 )
 from slurmlaunch.errors import ItemError, Place, ResultLost, SchedulerError, SlurmlaunchError, UnsafeRunFolder
-from slurmlaunch.outcome import Failure, Value
+from slurmlaunch.outcome import Failure, Value, add_note
 from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.clients import writer_name
 from slurmlaunch.runfolder.outcomes import read_record
@@ -254,6 +256,7 @@ class Run:
         self.on_demand = False
         self.keep: Callable[[Run], None] | None = None
         self.submitting: set[int] = set()
+        self._codes: dict[int, Code] = {}
         self._futures = FuturesRegistry()
         self.reader = OutcomeReader(self.ledger, folder.salt)
         self._notifier = Notifier(self._notify, self._notified)
@@ -266,6 +269,16 @@ class Run:
         """The ids of all jobs, in the order of submission."""
         with self.changed:
             return self.tasks.job_ids
+
+    def code(self, number: int) -> Code:
+        """Return the code that the tasks of a round run; raises as `Code.read` does."""
+        if number not in self._codes:
+            self._codes[number] = Code.read(self.folder, self.manifest.changed(self.rounds[number].plan.manifest))
+        return self._codes[number]
+
+    def changed_code(self) -> str:
+        """Return what has changed since the code of the last round was recorded, or an empty text."""
+        return differences(self.folder, self.manifest.changed(self.rounds[-1].plan.manifest))
 
     # Events.
 
@@ -325,6 +338,8 @@ class Run:
             task = self.tasks.claimant_of(item)
             place = Place() if task is None else self.tasks.place_of(task)
             outcome.error.located(**place._replace(item=item)._asdict())
+            if isinstance(outcome.error.__cause__, ImportError) and (changed := self.changed_code()):
+                add_note(outcome.error, changed)
         return outcome
 
     def future(self, item: int, make: Callable[[Run, int], F]) -> F:

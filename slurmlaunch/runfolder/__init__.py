@@ -13,7 +13,7 @@
         rounds/R/plan.json         which task has which items in round R = 0, 1, ...
         rounds/R/items             one record: the items of the round, if not all
         rounds/R/environment       the environment of the round, if not that of the round before
-        rounds/R/function, ...     the function of the round and its large arrays, if it has its own
+        rounds/R/function, ...     the function of the round, its large arrays, the modules, if it has its own
         rounds/R/checkpoints       records: the calls that resume items
         rounds/R/journal           records: the submissions of the round's arrays
         rounds/R/ends.C            records: the ends of tasks that client C learned from the scheduler
@@ -46,8 +46,10 @@ tasks read besides their items, by name: ``{"function": "function"}`` if the key
 
 A round may have other values for some keys: they are in the key ``manifest`` of its plan. So a round that runs another
 function has ``function``, ``python``, ``cloudpickle``, ``sys_path``, ``shared`` and ``created`` of that function, and
-``files`` with ``rounds/R/function``. If a person has the function of an earlier round run again, ``repeated`` is the
-``created`` of that. The next round begins with the values of the last one.
+``files`` with ``rounds/R/function``. A retry by a person has the user's modules of now in ``rounds/R/modules``, and
+``code``, ``created`` and ``interpreter`` of that time; or none of this, if it is to run what was submitted. If it runs
+a function of an earlier round, ``repeated`` is the ``created`` of that. A round that ``retries=`` made has the values
+of the last one.
 
 **Function** (`function`). One record of kind FUNCTION, a pickle of a callable, made by cloudpickle. `submit` binds its
 arguments into it and has one item ``()``; ``bound`` in the manifest has a text for each argument that a call bound:

@@ -317,4 +317,21 @@ def take_search_path(entries: list[str]) -> None:
 def _not_loaded(manifest: Manifest, error: BaseException) -> NodeStartError:
     advice = advice_on_import(error) if isinstance(error, ImportError) else ""
     what = f"{manifest.function} cannot be loaded on the node: {type(error).__name__}: {error}"
+    if isinstance(error, ImportError) and error.name:
+        what += _other_version(manifest, error.name.partition(".")[0])
     return NodeStartError(what, advice=advice)
+
+
+def _other_version(manifest: Manifest, module: str) -> str:
+    """Return what differs from the submission in the distribution of a module, as text that follows an error."""
+    from importlib import metadata  # here, because a node must start fast
+
+    recorded = {name: each[name] for each in manifest.code.get("distributions", {}).values() for name in each}
+    for name, version in recorded.items():
+        if name.lower().replace("-", "_") == module.lower():
+            try:
+                here = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                return f"; the client has {name} {version}, and the node has none"
+            return "" if here == version else f"; the client has {name} {version}, and the node has {here}"
+    return ""

@@ -215,7 +215,7 @@ def changes_between(old: ModulesReader, new: ModulesReader | None = None) -> lis
         other = new.find(module.name) if new else None
         if not module.is_stored:
             if not _is_unchanged(module):
-                found.append(Change(module.file, "" if Path(module.file).exists() else _DELETED))
+                found.append(Change(module.file, "" if Path(module.file).exists() else DELETED))
             continue
         if new and other and other.is_stored:
             text: bytes | None = new.source(other)
@@ -225,11 +225,11 @@ def changes_between(old: ModulesReader, new: ModulesReader | None = None) -> lis
             text = _content(module.file)
         source = old.source(module)
         if text != source:
-            found.append(Change(module.file, _DELETED if text is None else _lines_between(source, text)))
+            found.append(Change(module.file, DELETED if text is None else _lines_between(source, text)))
     return found
 
 
-_DELETED = "deleted"
+DELETED = "deleted"
 
 
 def _is_unchanged(module: Module) -> bool:

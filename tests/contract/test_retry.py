@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import pickle
+import re
 import signal
 import threading
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from slurmlaunch import NotPicklable, attach, current_task
+from slurmlaunch import NotPicklable, OptionError, attach, current_task
+from slurmlaunch.client.code import ModuleChanged
 from slurmlaunch.runfolder.buffers import SHARED
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from slurmlaunch.runfolder.records import Entry, Kind, RecordWriter
 from tests.conftest import elsewhere
+from tests.support import scripts
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from slurmlaunch import Executor, FutureArray
     from tests.conftest import ExecutorFactory
@@ -54,7 +59,8 @@ class TestAnotherFunction:
 
         assert [0.5, 1.0, 2.5, 1.0] == again.results(PATIENCE)
         assert again.results() == attach(array.folder).results() == pickle.loads(pickle.dumps(again)).results()
-        assert [2, 1, 2, 1] == [len(future.attempts) for future in again]
+        states = [[attempt.state.value for attempt in future.attempts] for future in again]
+        assert [["FAILED", "COMPLETED"], ["COMPLETED"]] * 2 == states
         assert isinstance(array[0].exception(), ZeroDivisionError)
 
     def test_it_stays_for_further_retries(self, executor: Executor) -> None:
@@ -227,3 +233,138 @@ class TestTheSameFunction:
             error = array.retry()[0].exception(PATIENCE)
             assert isinstance(error, LookupError)
             assert "retry(fn)" not in notes_of(error)
+
+
+OLD = "import os\ndef work(x):\n    raise LookupError(x)\ndef place(x):\n    raise KeyError(os.environ.get('PLACE'))\n"
+NEW = OLD.replace("raise LookupError(x)", "return x + 100")
+
+
+class TestTheCode:
+    """A retry runs the user's modules and the environment of now, or those of the submission."""
+
+    pytestmark = pytest.mark.parametrize("backend", ["local"], indirect=True)
+
+    def edit(self, module: Any, text: str) -> None:
+        """Edit a module's file, without importing it again."""
+        Path(module.__file__).write_text(text, encoding="utf-8")
+
+    def test_of_now(self, executor: Executor, beside: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+        """A plain retry runs the edited module, and a line says what changed; each attempt tells its code."""
+        module = beside(OLD)
+        array = executor.map_array(module.work, range(2))
+        array.wait(PATIENCE)
+        self.edit(module, NEW)
+        capsys.readouterr()
+
+        again = array.retry()
+
+        assert [100, 101] == again.results(PATIENCE)
+        assert re.fullmatch(
+            r"slurmlaunch: 2 items; lies_beside\.py changed since \d\d:\d\d \(line 3\)\n", capsys.readouterr().err
+        )
+        first, second = (attempt.code for attempt in again[0].attempts)
+        assert first is not None
+        assert second is not None
+        assert first == array.code
+        assert second == again.code
+        assert first.modules["lies_beside"] != second.modules["lies_beside"]
+        assert first.recorded < second.recorded
+
+    def test_of_the_submission(
+        self, executor: Executor, beside: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A retry runs the module as it was at the submission, also after another that did not."""
+        module = beside(NEW.replace("x + 100", "x / 0"))
+        array = executor.map_array(module.work, range(1))
+        array.wait(PATIENCE)
+        self.edit(module, OLD)
+        array = array.retry()
+        assert isinstance(array[0].exception(PATIENCE), LookupError)
+        capsys.readouterr()
+
+        array = array.retry(code="submitted")
+
+        assert isinstance(array[0].exception(PATIENCE), ZeroDivisionError)
+        assert "1 item; code and environment as submitted at" in capsys.readouterr().err
+        codes = [attempt.code for attempt in array[0].attempts]
+        assert codes[0] == codes[2] != codes[1]
+
+    def test_the_functions_of_the_submission(self, executor: Executor) -> None:
+        """The record includes the function."""
+        array = reciprocals(executor).retry(lambda number: [][number])
+        array.wait(PATIENCE)
+
+        assert isinstance(array[0].exception(), IndexError)
+        assert isinstance(array.retry(code="submitted")[0].exception(PATIENCE), ZeroDivisionError)
+
+    def test_the_environment(
+        self, executor: Executor, beside: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The variables are the caller's, or those of the submission."""
+        module = beside(OLD)
+        monkeypatch.setenv("PLACE", "before")
+        array = executor.map_array(module.place, range(1))
+        assert array[0].exception(PATIENCE).args == ("before",)  # type: ignore[union-attr]
+        monkeypatch.setenv("PLACE", "after")
+        array = array.retry()
+        assert array[0].exception(PATIENCE).args == ("after",)  # type: ignore[union-attr]
+        array = array.retry(code="submitted")
+        assert array[0].exception(PATIENCE).args == ("before",)  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("reload", [False, True])
+    def test_another_function(self, executor: Executor, beside: Callable[[str], Any], *, reload: bool) -> None:
+        """A function of a module is that of the file, whether or not it was imported again."""
+        module = beside(OLD)
+        array = executor.map_array(module.work, range(2))
+        array.wait(PATIENCE)
+        self.edit(module, NEW)
+        with nullcontext() if reload else pytest.warns(ModuleChanged, match=r"lies_beside\.py changed after"):
+            again = array.retry(importlib.reload(module).work if reload else module.work)
+
+        assert [100, 101] == again.results(PATIENCE)
+
+    def test_another_process(self, executor: Executor, beside: Callable[[str], Any], tmp_path: Path) -> None:
+        """A process that has imported nothing retries the modules of the run, in its own environment."""
+        module = beside(OLD)
+        array = executor.map_array(module.work, range(2))
+        array.wait(PATIENCE)
+        self.edit(module, NEW)
+
+        text = f"import slurmlaunch\nprint(slurmlaunch.attach({str(array.folder)!r}).retry().results(60))"
+        (tmp_path / "elsewhere").mkdir()
+
+        assert scripts.run(tmp_path / "elsewhere", text) == "[100, 101]\n"
+        assert attach(array.folder).code.modules.keys() == array.code.modules.keys()
+
+    def test_attach(self, executor: Executor, beside: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+        """The first `attach` in a process says which modules have changed."""
+        module = beside(NEW)
+        array = executor.map_array(module.work, range(1))
+        array.wait(PATIENCE)
+        attach(array.folder)
+        assert capsys.readouterr().err == ""
+        self.edit(module, OLD)
+
+        attach(array.folder)
+        attach(array.folder)
+
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.fullmatch(r"slurmlaunch: lies_beside\.py changed since \d\d:\d\d \(line 3\)", line)
+
+    def test_a_result_whose_module_is_gone(
+        self, executor: Executor, beside: Callable[[str], Any], tmp_path: Path
+    ) -> None:
+        """The error about a result that needs a module says what became of it."""
+        module = beside("class A: pass\ndef work(x): return A()\n")
+        array = executor.map_array(module.work, range(1))
+        array.wait(PATIENCE)
+        Path(module.__file__).unlink()
+
+        text = f"import slurmlaunch\nprint(slurmlaunch.attach({str(array.folder)!r})[0].exception(60).__notes__)"
+
+        assert "lies_beside.py was deleted since" in scripts.run(tmp_path, text)
+
+    def test_wrong_words(self, finished: FutureArray[int]) -> None:
+        """Another word for the code is refused."""
+        with pytest.raises(OptionError, match="'current' or 'submitted'"):
+            finished.retry(code="old")

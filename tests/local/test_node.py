@@ -199,6 +199,14 @@ def test_a_module_that_is_missing_is_named_once(tmp_path: Path, beside: Callable
     assert 'by_value=["lies_beside"]' in str(error)
 
 
+def test_another_version_is_named(tmp_path: Path, beside: Callable[[str], Any]) -> None:
+    """The error about a module says if its distribution is another one on the node than at the submission."""
+    code = {"distributions": {"/client/site-packages": {"numpy": "1.0", "Lies-Beside": "2.0"}}}
+    run = by_reference(tmp_path / "run", beside("def double(x): return 2 * x").double, code=code)
+
+    assert "; the client has Lies-Beside 2.0, and the node has none" in str(one_error(run))
+
+
 def test_a_module_that_fails_says_where(tmp_path: Path, beside: Callable[[str], Any]) -> None:
     """If the import of the function's module raises, the error has the exception and its traceback."""
     module = beside("def double(x): return 2 * x")

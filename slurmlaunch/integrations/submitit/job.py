@@ -151,7 +151,7 @@ class SlurmlaunchJob(core.Job[core.R]):
 
 def _find(folder: Path | str, job_id: str) -> Future[Any]:
     """Return the future of a job in a folder, also if another process submitted it."""
-    from slurmlaunch.client.futures import attach
+    from slurmlaunch.client.futures import open_run
 
     number, _, element = job_id.rpartition("_")
     for manifest in sorted(fixed_part(folder).glob("*/manifest.json"), reverse=True):
@@ -159,7 +159,7 @@ def _find(folder: Path | str, job_id: str) -> Future[Any]:
             for array, known in each.job_ids().items():
                 if known == number and element.isdigit():
                     task = each.plan.arrays[array].first_task + int(element)
-                    return attach(manifest.parent)[each.plan.items_of(task)[0]]
+                    return open_run(manifest.parent)[each.plan.items_of(task)[0]]
     raise RunFolderError(f"no run in {folder} has the job {job_id}", path=str(folder))
 
 

@@ -1,0 +1,84 @@
+"""What has changed since the code of a run was recorded, in words.
+
+`rerun` and `attach` say it to the user. What is recorded, and how it is compared, is the matter of `code`, `versions`
+and `runfolder.modules`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slurmlaunch.client.versions import commits
+from slurmlaunch.errors import RunFolderError, UnsafeRunFolder
+from slurmlaunch.runfolder.layout import MODULES
+from slurmlaunch.runfolder.modules import DELETED, ModulesReader, changes_between
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
+
+_SHOWN = 5
+_ABBREVIATED = 7
+
+
+def say(text: str) -> None:
+    """Print a line to the user."""
+    print(f"slurmlaunch: {text}", file=sys.stderr)  # noqa: T201  (said where the call was made)
+
+
+def differences(folder: RunFolder, manifest: Manifest) -> str:
+    """Return what has changed since the manifest's code was recorded, or an empty text: on disk, not in memory."""
+    found = [*_of_modules(folder, manifest), *_of_distributions(manifest), *_of_commits(manifest)]
+    more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return "; ".join([*found[:_SHOWN], *more])
+
+
+def time_of(seconds: float) -> str:
+    """Return a time for people: with its date, unless it was today."""
+    then, now = time.localtime(seconds), time.localtime()
+    return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+
+
+def _of_modules(folder: RunFolder, manifest: Manifest) -> Iterator[str]:
+    path, when = manifest.source(folder, MODULES), time_of(manifest.created)
+    if path is None:
+        return
+    # A retry is not to fail because it cannot say what changed.
+    with suppress(OSError, RunFolderError, UnsafeRunFolder), closing(ModulesReader(path)) as reader:
+        for change in changes_between(reader):
+            name = Path(change.file).name
+            if change.where == DELETED:
+                yield f"{name} was deleted since {when}"
+            else:
+                yield f"{name} changed since {when}" + (f" ({change.where})" if change.where else "")
+
+
+def _of_distributions(manifest: Manifest) -> Iterator[str]:
+    for recorded in manifest.code.get("distributions", {}).values():
+        for name, version in recorded.items():
+            here = _version_of(name)
+            if here is None:
+                yield f"{name} {version} is not installed here"
+            elif here != version:
+                yield f"{name} is {here}, and was {version}"
+
+
+def _version_of(name: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return None
+
+
+def _of_commits(manifest: Manifest) -> Iterator[str]:
+    recorded = manifest.code.get("commits", {})
+    now = commits([f"{root}/" for root in recorded], time.time())
+    for root, (commit, _) in recorded.items():
+        if root in now and now[root].commit != commit:
+            here, then = now[root].commit[:_ABBREVIATED], commit[:_ABBREVIATED]
+            yield f"{Path(root).name} is at commit {here}, and was at {then}"
