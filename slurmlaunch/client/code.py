@@ -30,7 +30,7 @@ from slurmlaunch.client.versions import Commit, Distribution, attributes_of, com
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import MODULES
 from slurmlaunch.runfolder.modules import Module, ModulesReader, Source, write_modules
-from slurmlaunch.runfolder.records import read_owned, write_whole
+from slurmlaunch.runfolder.records import link_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -258,7 +258,7 @@ class _Written(NamedTuple):
     found: list[_Found]
     stamps: list[_Stamp | None]
     path: Path
-    stamp: tuple[int, int]
+    status: os.stat_result
 
 
 _written: _Written | None = None
@@ -339,16 +339,9 @@ class Snapshot:
         last = _written
         if last is None or (last.found, last.stamps) != (self._found, self._stamps):
             return False
-        try:
-            if _file_stamp(last.path) != last.stamp:
-                return False
-            try:
-                os.link(last.path, path)
-            except OSError:  # another file system, or one without links, or too many
-                write_whole(path, [read_owned(last.path)])
-            _written = last._replace(path=path, stamp=_file_stamp(path))
-        except FileNotFoundError:  # that run was removed
+        if not link_unchanged(last.path, last.status, path):
             return False
+        _written = last._replace(path=path)
         return True
 
     def _write_anew(self, path: Path) -> None:
@@ -365,7 +358,7 @@ class Snapshot:
                 mtime, _, size, _ = stamp or (0, 0, 0, 0)
                 modules.append((Module(each.name, each.file, each.search, mtime, size), read and read[1]))
         write_modules(path, [*modules, *_parents({module.name for module, _ in modules})], sys.flags.optimize)
-        _written = _Written(self._found, self._stamps, path, _file_stamp(path))
+        _written = _Written(self._found, self._stamps, path, path.stat())
 
     def warn_of_changes(self, function: Callable[..., Any], *, stacklevel: int = 1) -> None:
         """Warn if the code of a function in memory is not that of its file."""
@@ -380,11 +373,6 @@ class Snapshot:
 
 def _mebibytes(size: int) -> str:
     return f"{size / (1 << 20):.1f} MiB"
-
-
-def _file_stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_size
 
 
 def _parents(names: set[str]) -> Iterator[tuple[Module, None]]:

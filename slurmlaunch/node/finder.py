@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from slurmlaunch.errors import NodeStartError, RunFolderError, UnsafeRunFolder
+from slurmlaunch.node import system
 from slurmlaunch.runfolder.modules import ModulesReader
 from slurmlaunch.runfolder.storage import Patience, named, status_of
 
@@ -101,7 +102,7 @@ class _StoredModules:
             changed = (status.st_mtime_ns, status.st_size) != (module.mtime, module.size)
         if changed:
             why = "an extension module" if module else "had not been imported then"
-            _say(f"{file} changed after the submission, and is used as it is now: {why}")
+            system.log(f"slurmlaunch: {file} changed after the submission, and is used as it is now: {why}")
 
 
 def _find_behind(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -224,7 +225,3 @@ class _Lines(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._lines())
-
-
-def _say(text: str) -> None:
-    print(f"slurmlaunch: {text}", file=sys.stderr)  # noqa: T201

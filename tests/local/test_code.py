@@ -218,6 +218,16 @@ def test_pools_in_an_item(executor: Executor, gate: Gate, project: Project, chan
     assert [("old", 1)] * 5 == results[1]
 
 
+def test_ranks(make_executor: ExecutorFactory, gate: Gate, project: Project, change: Change) -> None:
+    """The ranks of an item import the stored modules."""
+    project.write({"ranked.py": "def work(gate, row):\n    row.number or gate.enter()\n    return 'old', row.number\n"})
+    module = project.load("ranked")
+
+    array = run_across(make_executor(ntasks=2), gate, module.work, project, change)
+
+    assert [[("old", number)] * 2 for number in range(2)] == [future.ranks(90) for future in array]
+
+
 SCRIPT = """
 import os, pathlib, sys, time
 from slurmlaunch import Executor
