@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.subcommand is None:
         parser.print_help(sys.stderr)
         return USAGE_STATUS
-    from slurmlaunch.cli.flags import in_flags  # here, since --version and --help need nothing of the package
+    from slurmlaunch.cli.flag_errors import in_flags  # here, since --version and --help need nothing of the package
 
     warnings.formatwarning = lambda message, *_, **__: f"slurmlaunch: {in_flags(message)}\n"
     subcommand = import_module(f"slurmlaunch.cli.{given.subcommand}")

@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from slurmlaunch.backends.slurm.commands import SHORT
-from slurmlaunch.cli.flags import flag_of, in_flags
+from slurmlaunch.cli.flag_errors import flag_of, in_flags
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.client.options import CLUSTERS, OURS
 from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, unknown_option

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
 
 from slurmlaunch.backends.allocation import require_allocation
 from slurmlaunch.caps import usable_cpus
-from slurmlaunch.client.arguments import check_function, rows_of, with_kwargs, zip_equal
+from slurmlaunch.client.call_checks import check_function, rows_of, with_kwargs, zip_equal
 from slurmlaunch.client.code import Snapshot
 from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray

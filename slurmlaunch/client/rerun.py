@@ -12,8 +12,8 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slurmlaunch.client.arguments import check_function
 from slurmlaunch.client.attach import open_view
+from slurmlaunch.client.call_checks import check_function
 from slurmlaunch.client.code import Snapshot
 from slurmlaunch.client.differences import say, time_of
 from slurmlaunch.client.environment import record

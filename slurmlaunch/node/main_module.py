@@ -8,7 +8,7 @@ A child of a pool that is not forked gets it from the data by which its parent p
 their kin pickle the search path, and the name in ``__main__``'s spec. Both are strings here that take along where the
 function is (`_Carrier`). The child makes its ``__main__`` before anything else is unpickled, imports the user's modules
 as its parent does (`finder`), and loads the definitions when it needs one. mpi4py runs the module that the spec names,
-which is `child_main`.
+which is `mpi4py_main`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from slurmlaunch.unpickling import MAIN
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_FOR_CHILDREN = "slurmlaunch.node.child_main"
+_FOR_CHILDREN = "slurmlaunch.node.mpi4py_main"
 _IN_CHILDREN = "__mp_main__"
 """The second name of ``__main__`` in a child of multiprocessing."""
 
@@ -162,7 +162,7 @@ def _arrive(
 ) -> str:
     """Prepare a child as its preparation data is unpickled; return the string that brought ``__main__``.
 
-    mpi4py installs a ``__main__`` of its own, in which `child_main` looks this one's definitions up.
+    mpi4py installs a ``__main__`` of its own, in which `mpi4py_main` looks this one's definitions up.
     """
     if modules is not None:
         finder.install(finder.read_modules(Path(modules[0])), modules[1])

@@ -139,7 +139,7 @@ and those that a later round has.
 If two attempts of a task recorded one item, the lowest attempt's record counts. A value counts before failures of
 other rounds, and of these the last round's counts. Appended records are flushed within max(1 s, running tasks / 200 s).
 
-**Definitions** (`definitions`). Where a result refers to a class or function of ``__main__``, or of a module that
+**Definitions** (`user_classes`). Where a result refers to a class or function of ``__main__``, or of a module that
 travels by value, its pickle calls `stored`, `new` or `call` of `slurmlaunch.unpickling` with a number N. The process
 that ran the item has written ``definitions/N`` before: one record of kind DEFINITION, the pickle of the definition's
 identity, a word in hexadecimal, and of its own pickle. N is half the identity's first 32 bits. Of two definitions with

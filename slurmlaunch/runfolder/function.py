@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
-    from slurmlaunch.runfolder.results import Results
+    from slurmlaunch.runfolder.result_pickling import Results
 
 
 def write_function(path: Path, pickled: bytes | Bundle) -> None:
@@ -207,7 +207,7 @@ class Work:
 
     def _dumps_by_value(self, value: object, *arguments: Any, **options: Any) -> bytes:
         if self._results is None:
-            from slurmlaunch.runfolder.results import Results  # here, because cloudpickle takes long to import
+            from slurmlaunch.runfolder.result_pickling import Results  # here, because cloudpickle takes long to import
 
             self._results = Results(self._definitions, self._apart.stays)
             self._dumps = self._results.dumps

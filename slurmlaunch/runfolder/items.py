@@ -150,11 +150,10 @@ class ItemReader:
         self._arguments_of = self.calling(lambda *arguments: arguments)
 
     def _open(self) -> None:
-        self._items = open_owned(self._folder.items)
-        self._index = open_owned(self._folder.items_index)
+        self._items, items = open_owned(self._folder.items)
+        self._index, index = open_owned(self._folder.items_index)
         self._identity = identity(self._items), identity(self._index)
-        self._blocks = os.fstat(self._index).st_size // _ENTRY.size
-        self._size = os.fstat(self._items).st_size
+        self._blocks, self._size = index.st_size // _ENTRY.size, items.st_size
 
     def close(self) -> None:
         """Close the files."""

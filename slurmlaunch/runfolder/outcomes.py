@@ -21,10 +21,10 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value, is_interrupt
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
-from slurmlaunch.runfolder.definitions import definitions_in
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Entry, Kind, RecordWriter, create, opened, read_at
 from slurmlaunch.runfolder.storage import Patience
+from slurmlaunch.runfolder.user_classes import definitions_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

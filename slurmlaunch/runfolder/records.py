@@ -83,7 +83,7 @@ class Kind(IntEnum):
     FLOATS = 14
     """Values that are floats, each f64 (IEEE 754)."""
     DEFINITION = 15
-    """One definition that results refer to (see `definitions`)."""
+    """One definition that results refer to (see `user_classes`)."""
     MODULE = 16
     """The source of a module, or the content of its .pyc file (see `modules`)."""
 
@@ -379,8 +379,8 @@ def check_folder(path: Path) -> None:
     _check(status, path)
 
 
-def open_owned(path: Path) -> int:
-    """Open a file for reading and return its descriptor.
+def open_owned(path: Path) -> tuple[int, os.stat_result]:
+    """Open a file for reading and return its descriptor and status.
 
     Raises:
         OSError: it cannot be opened.
@@ -393,22 +393,23 @@ def open_owned(path: Path) -> int:
             msg = f"{path} is a symbolic link, which may lead out of the run folder: it is not read"
             raise UnsafeRunFolder(msg, path=str(path)) from None
         raise
+    status = os.fstat(descriptor)
     try:
-        _check(os.fstat(descriptor), path)
+        _check(status, path)
     except UnsafeRunFolder:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, status
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
     """Open a file as `open_owned` does, and close it at the end."""
-    descriptor = open_owned(path)
+    found = open_owned(path)
     try:
-        yield descriptor, os.fstat(descriptor)
+        yield found
     finally:
-        os.close(descriptor)
+        os.close(found[0])
 
 
 def read_owned(path: Path) -> bytes:

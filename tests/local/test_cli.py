@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import slurmlaunch
-from slurmlaunch.cli.flags import in_flags
+from slurmlaunch.cli.flag_errors import in_flags
 from tests.conftest import several_cpus
 from tests.support.waiting import PATIENCE, wait_until
 

@@ -1,6 +1,6 @@
 """Pickles the results that refer to classes and functions of ``__main__``, or of modules that travel by value.
 
-These definitions are written once per run (`definitions`), and results refer to them. `function` imports this when the
+These definitions are written once per run (`user_classes`), and results refer to them. `function` imports this when the
 first result needs it, since cloudpickle takes long to import.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch import byvalue, unpickling
 from slurmlaunch.outcome import PICKLE_PROTOCOL
-from slurmlaunch.runfolder.definitions import number_of, write_definition
+from slurmlaunch.runfolder.user_classes import number_of, write_definition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
