@@ -107,7 +107,7 @@ class ModulesReader:
             UnsafeRunFolder: it is not safe to read.
         """
         self.path = path
-        self._descriptor = open_owned(path)
+        self._descriptor, _ = open_owned(path)
         try:
             index, self._contents = self._read_note(0)
             self._modules = {each.name: each for each in (Module(*fields) for fields in index["modules"])}
@@ -172,7 +172,7 @@ class ModulesReader:
 
     def _read_anew(self, position: int, length: int) -> bytes | None:
         """Read through another descriptor: the user's function may have closed this one, or a server lost it."""
-        self._descriptor = open_owned(self.path)
+        self._descriptor, _ = open_owned(self.path)
         return self._payload(position, length)
 
     def _payload(self, position: int, length: int) -> bytes | None:
