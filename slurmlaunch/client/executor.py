@@ -368,7 +368,8 @@ class Executor(concurrent.futures.Executor):
         files = {FUNCTION: FUNCTION}
         snapshot = Snapshot(call.options.code_exclude, live=call.options.code == LIVE)
         if snapshot:
-            snapshot.warn_of_changes(call.function, stacklevel=5)
+            if self._cluster != "inline":  # which runs what this process has imported
+                snapshot.warn_of_changes(call.function, stacklevel=5)
             snapshot.write(folder.path / MODULES)
             files[MODULES] = MODULES
         return {"files": files, "code": snapshot.identity()}

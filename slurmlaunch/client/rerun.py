@@ -111,7 +111,8 @@ class Retry(NamedTuple):
         if self.function is None:
             return program
         with travelling(options.by_value):
-            pickled = pickle_function(_with_arguments(self.function, run, before))
+            called = _with_arguments(self.function, run, before)
+            pickled = pickle_function(called, single=before.single, stacklevel=4)
         described = description_of(self.function, options) | {"shared": shared_bytes(pickled), "repeated": None}
         # Modules that the items need may lie where only the first submission found them.
         described["sys_path"] += [entry for entry in before.sys_path if entry not in described["sys_path"]]
@@ -128,7 +129,7 @@ class Retry(NamedTuple):
             earlier = opened.enter_context(contextlib.closing(ModulesReader(recorded))) if recorded else ()
             left_out = (*options.code_exclude, *options.by_value)
             snapshot = Snapshot(left_out, live=options.code == LIVE, earlier=earlier, imported=ours)
-        if self.function is not None and snapshot:
+        if self.function is not None and snapshot and run.backend.name != "inline":
             snapshot.warn_of_changes(self.function, stacklevel=5)
         changes = {
             **run.rounds[-1].plan.manifest,

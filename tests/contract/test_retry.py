@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import pickle
+import random
 import re
 import signal
 import threading
@@ -102,6 +103,15 @@ class TestAnotherFunction:
         again = future.run.retry(lambda *args, **kwargs: (args, kwargs))
 
         assert ((1,), {"second": "b"}) == again[0].result(PATIENCE)
+
+    def test_a_generator(self, executor: Executor) -> None:
+        """The new function's warnings point to the caller."""
+        generator = random.Random(1)
+
+        with pytest.warns(UserWarning, match="random generator") as caught:
+            reciprocals(executor).retry(lambda number: number + generator.random()).wait(PATIENCE)
+
+        assert __file__ == caught[0].filename
 
     def test_arguments_in_common(self, executor: Executor) -> None:
         """The new function gets the keyword arguments that all items have in common."""
@@ -368,3 +378,18 @@ class TestTheCode:
         """Another word for the code is refused."""
         with pytest.raises(OptionError, match="'current' or 'submitted'"):
             finished.retry(code="old")
+
+
+@pytest.mark.parametrize("backend", ["inline"], indirect=True)
+def test_modules_of_inline_items(
+    executor: Executor, beside: Callable[[str], Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Items that run in this process run the module that it has imported, and no warning says otherwise."""
+    module = beside(OLD)
+    Path(module.__file__).write_text(NEW, encoding="utf-8")
+
+    array = executor.map_array(module.work, range(1))
+    again = array.retry(module.work)
+
+    assert [LookupError] * 2 == [type(each[0].exception(PATIENCE)) for each in (array, again)]
+    assert [] == [each for each in recwarn if each.category is ModuleChanged]

@@ -14,6 +14,7 @@ import pytest
 
 from slurmlaunch import attach
 from tests.support.release import DATA, SCRIPTS, script, summary
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +81,28 @@ def test_an_old_run_is_retried(tmp_path: Path) -> None:
     assert [type(error) for error in [future.exception() for future in again] if error] == [ArithmeticError]
     assert READ["local-dynamic"]["items"] == summary(again)["items"]
     assert [1] * 7 + [2] + [1] * 5 == summary(again)["attempts"]
+
+
+@same_python
+def test_an_old_run_is_retried_as_it_was_submitted(tmp_path: Path) -> None:
+    """A run of which no code and no environment is recorded is retried with the stored function, too."""
+    run = attach(unpack(DATA / "local-dynamic.tar.xz", tmp_path))
+
+    again = run.retry(python=[sys.executable], code="submitted")
+
+    assert READ["local-dynamic"]["items"] == summary(again)["items"]
+    assert READ["local-dynamic"]["items"] == summary(attach(run.folder))["items"]
+
+
+@same_python
+def test_an_old_run_by_another_function(tmp_path: Path) -> None:
+    """Another function gets the arguments of an older release's single call."""
+    run = attach(as_submitted(DATA / "local-single.tar.xz", tmp_path))
+    run.wait(PATIENCE)
+
+    again = run.retry(lambda *args, **kwargs: (args, kwargs), python=[sys.executable])
+
+    assert [((1,), {"second": "b"})] == again.results(PATIENCE)
 
 
 # Tasks that 0.1.0 submitted, and that start under this release.
