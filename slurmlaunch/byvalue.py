@@ -235,8 +235,9 @@ def refuse_coroutines(function: Callable[..., object]) -> None:
     """Raise `TypeError` for an ``async def``: a call only makes a coroutine, which runs nothing and does not pickle."""
     import inspect  # here, because a node must start fast
 
-    while isinstance(function, partial):
-        function = function.func
+    cached = type(functools.lru_cache(refuse_coroutines))
+    while isinstance(function, (partial, cached)):
+        function = function.func if isinstance(function, partial) else function.__wrapped__
     for each in (function, getattr(type(function), "__call__", None)):  # noqa: B004  (not whether it can be called)
         if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
             name = getattr(function, "__qualname__", None) or f"the object of class {type(function).__qualname__}"

@@ -104,7 +104,14 @@ def rows_of(argument_tuples: Iterable[Iterable[Any]]) -> Iterator[tuple[Any, ...
     Raises:
         TypeError: an item is no tuple.
     """
-    for item, row in enumerate(argument_tuples):
+    try:
+        rows = enumerate(argument_tuples)
+    except TypeError:
+        raise TypeError(
+            f"starmap_array takes an iterable with a tuple of arguments for each item, not "
+            f"{reprlib.repr(argument_tuples)}, which is not iterable"
+        ) from None
+    for item, row in rows:
         try:
             arguments = tuple(row)
         except TypeError:

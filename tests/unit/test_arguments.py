@@ -80,9 +80,11 @@ class TestIterables:
         assert [] == executor.map_array(scaled, []).results()
 
     def test_rows(self, executor: Executor) -> None:
-        """An item of starmap_array that is no tuple is named."""
+        """An item of starmap_array that is no tuple is named, and so is a value in place of the items."""
         with pytest.raises(TypeError, match=re.escape("item 1 is 2, and starmap_array takes a tuple")):
             executor.starmap_array(scaled, [(1,), 2])  # type: ignore[list-item]
+        with pytest.raises(TypeError, match=r"starmap_array takes an iterable .*, not 5"):
+            executor.starmap_array(scaled, 5)  # type: ignore[arg-type]
 
 
 class TestKeywords:
@@ -157,7 +159,7 @@ class TestAsync:
             executor.submit, executor.map_array, executor.starmap_array, executor.map, executor.script,
             task_pool(1).submit,
         ]  # fmt: skip
-        for function in (wait, stream, Waiting(), functools.partial(wait, item=1)):
+        for function in (wait, stream, Waiting(), functools.partial(wait, item=1), functools.cache(wait)):
             for call in calls:
                 with pytest.raises(TypeError, match=r"asynchronous.*asyncio\.run"):
                     call(function, [(1,)])
