@@ -108,6 +108,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
             reduced = super().reducer_override(obj)
             if not isinstance(reduced, tuple) or len(reduced) < _WITH_SETTER:
                 return reduced  # by name
+            if isinstance(obj, type) and _has_own_slots(obj):
+                reduced = _with_slots(obj, *reduced)
         return self._identified(obj, *reduced)
 
     def _identified(self, obj: Any, make: Any, arguments: Any, state: Any, *rest: Any) -> Reduced:
@@ -145,6 +147,19 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
         if obj.__module__ == MAIN:  # the node may have another module
             raise pickle.PicklingError(f"{MAIN}.{reduced} pickles as its name alone, which the node does not have")
         return reduced
+
+
+def _has_own_slots(cls: type) -> bool:
+    """Return whether a class defines its slots itself: neither an enumeration nor a named tuple may."""
+    named = typing.NamedTuple in vars(cls).get("__orig_bases__", ())
+    return "__slots__" in vars(cls) and not isinstance(cls, enum.EnumMeta) and not named
+
+
+def _with_slots(cls: Any, make: Any, arguments: Any, *rest: Any) -> Reduced:
+    """Let a class be made with its slots, which cloudpickle sets too late: instances would have a ``__dict__``."""
+    kind, name, bases, members, *others = arguments
+    slots = cls.__slots__ if isinstance(cls.__slots__, str) else tuple(cls.__slots__)
+    return make, (kind, name, bases, {**members, "__slots__": slots}, *others), *rest
 
 
 def is_ordinary(kind: type) -> bool:

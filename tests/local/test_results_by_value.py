@@ -44,6 +44,10 @@ SCRIPT = """
     class Row(typing.NamedTuple):
         a: int
 
+    @dataclasses.dataclass(slots=True)
+    class Bare:
+        x: int
+
     class Outer:
         class Inner:
             def __init__(self, x):
@@ -75,7 +79,7 @@ SCRIPT = """
     def work(n):
         return (
             Grade.OK, Bits.A | Bits.B, Slotted(n), [Point(n, Point(1))], {"row": Row(n)}, Outer.Inner(n),
-            Pair(n, Grade), kind(n), kind("text"), cached(n), Outer().cached(n), cached, kind, work, Point,
+            Pair(n, Grade), kind(n), kind("text"), cached(n), Outer().cached(n), cached, kind, work, Point, Bare(n),
         )
 
     array = Executor(sys.argv[1], cluster=sys.argv[2]).map_array(work, range(3))
