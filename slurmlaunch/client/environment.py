@@ -46,19 +46,25 @@ def record(options: Options, earlier: Environment | None = None) -> Environment:
     """
     global _last  # noqa: PLW0603
     variables = {name: value for name, value in outside_jobs(os.environ).items() if not _OF_THE_PLACE.fullmatch(name)}
-    set_by_user = {name: value for name, value in options.env.items() if value is not None}
-    secret = secret_names({**variables, **set_by_user}, options.env_secret)
-    secrets: dict[str, str | None] = {name: value for name, value in variables.items() if name in secret}
+    recorded = with_secrets_of(options, Environment.of_this_process(variables), earlier)
+    if recorded != _last:  # else a thousand runs would keep a thousand copies
+        _last = recorded
+    return _last
+
+
+def with_secrets_of(options: Options, environment: Environment, earlier: Environment | None = None) -> Environment:
+    """Return an environment in which the variables that these options make secret are secrets; parameters as above."""
+    variables, given = environment.variables, {name: value for name, value in options.env.items() if value is not None}
+    known = {name: value for name, value in environment.secrets.items() if value is not None}
+    secret = secret_names({**known, **variables, **given}, {*known, *options.env_secret})
+    secrets = {**environment.secrets, **{name: value for name, value in variables.items() if name in secret}}
     for name, value in options.env.items():
         if value is None:
             secrets[name] = (earlier and earlier.secrets.get(name)) or secrets.get(name)
         elif name in secret:
             secrets[name] = value
     plain = {name: value for name, value in variables.items() if name not in secrets}
-    recorded = Environment.of_this_process(plain, secrets)
-    if recorded != _last:  # else a thousand runs would keep a thousand copies
-        _last = recorded
-    return _last
+    return replace(environment, variables=plain, secrets=secrets)
 
 
 class Environments:

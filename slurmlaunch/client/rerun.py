@@ -16,7 +16,7 @@ from slurmlaunch.client.attach import open_view
 from slurmlaunch.client.call_checks import check_function
 from slurmlaunch.client.code import Snapshot
 from slurmlaunch.client.differences import say, time_of
-from slurmlaunch.client.environment import record
+from slurmlaunch.client.environment import record, with_secrets_of
 from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.options import LIVE, SUBMITTED, Options, refuse_fixed
 from slurmlaunch.client.pickling import description_of, pickle_function, travelling
@@ -105,7 +105,9 @@ class Retry(NamedTuple):
         """Return what the next round of a run with these options runs, and where."""
         before = run.manifest.changed(run.rounds[-1].plan.manifest)
         if self.code == SUBMITTED:
-            program = Program({"repeated": run.manifest.created}, run.environments.of_round(0))
+            latest = run.environments.of_round(run.rounds[-1].number)
+            environment = with_secrets_of(options, run.environments.of_round(0), latest)
+            program = Program({"repeated": run.manifest.created}, environment)
         else:
             program = self._current(run, before, options)
         if self.function is None:

@@ -321,6 +321,20 @@ class TestTheCode:
         array = array.retry(code="submitted")
         assert array[0].exception(PATIENCE).args == ("before",)  # type: ignore[union-attr]
 
+    def test_secrets_beside_the_environment_of_the_submission(
+        self, executor: Executor, beside: Callable[[str], Any]
+    ) -> None:
+        """A secret that a retry adds reaches it and the next one, and no file, also with the recorded environment."""
+        module = beside(OLD)
+        array = executor.options(env_secret=["PLACE"]).map_array(module.place, range(1))
+        array.wait(PATIENCE)
+        for changes in ({"env": {"PLACE": "hidden place"}}, {}):
+            array = array.retry(code="submitted", **changes)
+            assert array[0].exception(PATIENCE).args == ("hidden place",)  # type: ignore[union-attr]
+
+        files = [path.read_bytes() for path in (array.folder / "rounds").glob("*/*") if path.is_file()]
+        assert not any(b"hidden place" in content for content in files)
+
     @pytest.mark.parametrize("reload", [False, True])
     def test_another_function(self, executor: Executor, beside: Callable[[str], Any], *, reload: bool) -> None:
         """A function of a module is that of the file, whether or not it was imported again."""
