@@ -15,8 +15,8 @@ import signal
 import weakref
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import util
 from multiprocessing.connection import wait
-from multiprocessing.util import Finalize
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +48,7 @@ class TaskPool(ProcessPoolExecutor):
 
 def _start_worker(threads: int) -> None:
     _leave_to_parent()
-    Finalize(None, _end, exitpriority=_LAST)
+    util.Finalize(None, _end, exitpriority=_LAST)
     caps.apply(threads)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -59,6 +59,7 @@ def _start_worker(threads: int) -> None:
 def _leave_to_parent() -> None:
     """Leave the functions of atexit, the temporary folders and the open files of the parent to the parent."""
     atexit._clear()  # noqa: SLF001  (as multiprocessing does in newer versions of Python)
+    atexit.register(util._exit_function)  # type: ignore[attr-defined]  # noqa: SLF001  (which these end by)
     finalizers: Any = weakref.finalize
     for each in [*finalizers._registry]:  # noqa: SLF001
         each.detach()
