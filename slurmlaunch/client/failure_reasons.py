@@ -104,7 +104,7 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
     if record.state is TaskState.FAILED and (record.exit_code is None or record.reason == _LAUNCH_FAILURE):
         # squeue gives no exit status. A batch script that ended by itself would have left an end mark.
         what = "the task's batch script was killed" if started else "the task was killed before the start of its node"
-        reason = f" ({record.reason})" if record.reason else ""
+        reason = f" ({record.reason})" if record.reason not in {None, "NonZeroExitCode"} else ""  # which would mislead
         return WorkerDied(f"{what}{reason}", state=record.state.value, place=place)
     if code.isdigit() and int(code):
         return error_of_status(int(code), place, log_tail, started=started)
