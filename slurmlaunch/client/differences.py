@@ -60,18 +60,20 @@ def _of_modules(folder: RunFolder, manifest: Manifest) -> Iterator[str]:
 
 
 def _of_distributions(manifest: Manifest) -> Iterator[str]:
-    for recorded in manifest.code.get("distributions", {}).values():
+    for folder, recorded in manifest.code.get("distributions", {}).items():
         for name, version in recorded.items():
-            here = _version_of(name)
+            here = _version_of(name, folder)
             if here is None:
                 yield f"{name} {version} is not installed here"
             elif here != version:
                 yield f"{name} is {here}, and was {version}"
 
 
-def _version_of(name: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
+def _version_of(name: str, folder: str) -> str | None:
+    """Return the version of a distribution where it was, or else where this process would import it from."""
+    for path in ([folder], sys.path):
+        for found in metadata.distributions(name=name, path=path):
+            return found.version
     return None
 
 
