@@ -149,6 +149,8 @@ class Retry(NamedTuple):
         changed = run.changed_code()
         if self.code == SUBMITTED:
             changed = f"code and environment as submitted at {time_of(run.manifest.created)}"
+            if not run.folder.environment(0).exists():  # as 0.1.0 submitted it
+                changed = f"function as submitted at {time_of(run.manifest.created)}; no environment was recorded"
         return f"{len(items)} item{'s' * (len(items) != 1)}; {changed}" if changed else ""
 
 

@@ -321,6 +321,17 @@ class TestTheCode:
         array = array.retry(code="submitted")
         assert array[0].exception(PATIENCE).args == ("before",)  # type: ignore[union-attr]
 
+    def test_a_run_without_a_recorded_environment(self, executor: Executor, capsys: pytest.CaptureFixture[str]) -> None:
+        """The line about a retry of a run of 0.1.0 does not promise the environment of its submission."""
+        array = reciprocals(executor)
+        (array.folder / "environment").unlink()
+
+        array.retry(code="submitted").wait(PATIENCE)
+
+        assert re.search(
+            r"2 items; function as submitted at .*; no environment was recorded\n", capsys.readouterr().err
+        )
+
     def test_secrets_beside_the_environment_of_the_submission(
         self, executor: Executor, beside: Callable[[str], Any]
     ) -> None:
