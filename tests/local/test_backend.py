@@ -668,7 +668,7 @@ def test_an_interrupt_at_exit_ends_the_tasks(folder: Path, *, ignored: bool) -> 
 @pytest.mark.parametrize("end", ["pass", "raise ValueError"])
 def test_a_wait_at_exit_says_what_goes_on(folder: Path, end: str) -> None:
     """A script that ends, or raises, before its tasks do says how many are left and how to end them."""
-    process = client(folder, f"submit('until [ -e \"$3/gate\" ]; do sleep 0.05; done', 3)\n{end}")
+    process = client(folder, f"submit('until [ -e \"$4/gate\" ]; do sleep 0.05; done', 3)\n{end}")
     assert process.stderr
     lines = iter(process.stderr.readline, "")
     line = next(line for line in lines if line.startswith("slurmlaunch"))
