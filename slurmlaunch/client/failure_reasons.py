@@ -156,6 +156,8 @@ def _advice(status: int | None, log_tail: str, image: str | None) -> str:
         if f"No module named {module!r}" in log_tail or f"No module named {module}" in log_tail:
             where = f"for the Python in the image {image}" if image else "for the Python that runs on the node"
             return f"Install {module} {where}, or name another: python=[...]."
+    if "Unknown option: -P" in log_tail:
+        return "The Python on the node is older than 3.11; name a newer one: python=[...]."
     if status == _NOT_FOUND:
         named = "Container(..., runtime=...), and python=[...] in the image" if image else "python=[...]"
         return f"Name what the node has: {named}; or load what is missing, with modules=[...]."

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def another_python() -> str:
     """Return a Python of another minor version."""
-    for path in sorted(Path("~/.pyenv/versions").expanduser().glob("3.1*/bin/python")):
+    for path in sorted(Path("~/.pyenv/versions").expanduser().glob("3.1[1-9]*/bin/python")):
         if path.parent.parent.name.rpartition(".")[0] != f"3.{sys.version_info.minor}":
             return str(path)
     pytest.skip("there is no other Python here")
@@ -113,7 +113,9 @@ def test_no_such_python(cluster: Cluster, tmp_path: Path) -> None:
 def test_without_the_users_module(cluster: Cluster, tmp_path: Path, beside: Callable[[str], Any]) -> None:
     """The error names the module, and how to let its code travel; the rest of the run is not started."""
     module = beside("def double(x): return 2 * x")
-    executor = Executor(tmp_path / "runs", cluster="slurm", cpus_per_task=4, setup=[f"rm -rf {tmp_path}/beside"])
+    executor = Executor(
+        tmp_path / "runs", cluster="slurm", cpus_per_task=4, setup=[f"rm -rf {tmp_path}/beside"], code="live"
+    )
     array = executor.map_array(module.double, range(ITEMS), tasks=ITEMS, throttle=2)
     errors = refused(array)
 

@@ -373,7 +373,7 @@ def test_a_retry_without_work_is_watched(tmp_path: Path, monkeypatch: pytest.Mon
         keep(watch)
 
     monkeypatch.setattr(current_client().watcher, "keep_watching", note)
-    monkeypatch.setattr("slurmlaunch.client.attach.unfinished", lambda *_: [])
+    monkeypatch.setattr("slurmlaunch.client.rerun.unfinished", lambda *_: [])
     again: FutureArray[int] = FutureArray(watch.run).retry()
 
     assert [True] == wanted
