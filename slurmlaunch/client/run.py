@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("slurmlaunch")
 
+_HELP_AGAIN = 0.02
+"""Seconds between two looks for futures that settled while a callback waits for a later one of its run."""
+
 _LOOK_AGAIN = 0.5
 """Seconds after which a waiting thread looks again: a callback that hangs keeps its run from waking it."""
 
@@ -384,24 +387,24 @@ class Run:
         """
         if self._disowned is not None and not ready():
             raise self._disowned
-        self._help_until(ready)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        with self.changed:
-            while not (done := self.changed.wait_for(ready, min(_LOOK_AGAIN, max(0.0, deadline - time.monotonic())))):
-                if time.monotonic() >= deadline:
-                    break
-            return done
+        while True:
+            pause = _LOOK_AGAIN
+            if self._notifier.is_current:  # a callback waits for futures that only this thread can notify
+                pause = _HELP_AGAIN
+                while not ready() and self._notifier.notify_next():
+                    pass
+            with self.changed:
+                left = max(0.0, deadline - time.monotonic())
+                if self.changed.wait_for(ready, min(pause, left)) or not left:
+                    return ready()
 
     def wait_for_future(self, future: Future[Any], timeout: float | None) -> None:
         """Wait until a future of this run is done, or for so many seconds."""
-        self._help_until(future.done)
-        wait([future], timeout)
-
-    def _help_until(self, ready: Callable[[], bool]) -> None:
-        """Notify other futures while a callback waits for one of them, or it would wait for itself."""
         if self._notifier.is_current:
-            while not ready() and self._notifier.notify_next():
-                pass
+            self.wait_for(future.done, timeout)
+        else:
+            wait([future], timeout)
 
     def check_owned(self, item: int) -> None:
         """Raise a `SlurmlaunchError` if the item is open and only the parent of this forked process settles it."""

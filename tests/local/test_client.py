@@ -280,6 +280,29 @@ def test_a_callback_may_wait_for_its_own_run(tmp_path: Path, wait: Callable[[Fut
     assert found == ["second"]
 
 
+def test_a_callback_waits_for_an_item_that_has_not_ended(tmp_path: Path) -> None:
+    """The other future gets its outcome, also if its item ends while the callback waits."""
+    watch, begun = watch_of(tmp_path / "run"), threading.Event()
+    found: list[str] = []
+    futures: list[Future[str]] = [watch.run.future(item, Future) for item in range(2)]
+    first, second = futures
+
+    def wait_for_second(_: Future[str]) -> None:
+        begun.set()
+        found.append(second.result(PATIENCE))
+
+    first.add_done_callback(wait_for_second)
+    with OutcomeWriter(watch.run.folder, 0) as writer:
+        write_value(writer, 0, "first")
+        poll(watch)
+        begun.wait(PATIENCE)
+        write_value(writer, 1, "second")
+        poll(watch)
+
+    wait_until(lambda: found)
+    assert found == ["second"]
+
+
 def test_ctrl_c_while_an_array_is_submitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
