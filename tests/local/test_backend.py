@@ -164,6 +164,19 @@ def test_umask_and_soft_limits_are_the_submissions(folder: Path) -> None:
     assert not int(ignored.split()[1], 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
 
 
+def test_a_task_that_starts_later_has_the_umask_of_the_submission(folder: Path) -> None:
+    """What this process has by the time a queued task starts does not matter."""
+    umask = os.umask(0o026)
+    try:
+        job_id = backend.submit(array(folder, f"umask; {GATED}", 2, throttle=1))
+        os.umask(0o013)
+        (folder / "gate").touch()
+        states(job_id, 2)
+    finally:
+        os.umask(umask)
+    assert (folder / "logs" / "0-0-1.out").read_text() == "0026\n"
+
+
 def test_a_missing_program_that_is_started_with_another_umask() -> None:
     """It is named, and the exit status is the shell's."""
     words = start_with.words(0o077, {})

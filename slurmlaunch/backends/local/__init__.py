@@ -112,7 +112,7 @@ class LocalBackend(Backend):
                 new_job_id(),
                 job,
                 resources=self.resources(job),
-                command=(*job.start, *self.command(job)),
+                command=self.command(job),
                 env=env,
                 after=self._own(job.after, "waited for") if job.after else None,
             )

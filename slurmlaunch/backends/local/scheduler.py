@@ -196,7 +196,8 @@ class LocalJob:
     def start(self, element: int, lifeline: int) -> TaskProcess:
         """Start an element; raises as `TaskProcess` does."""
         process = TaskProcess(
-            (*self.command, str(self.array.first_task + element)),
+            # Umask and limits of this process may have changed since the submission.
+            (*self.array.start, *self.command, str(self.array.first_task + element)),
             self.env,
             stdout=self.log(element, "out"),
             stderr=self.log(element, "err"),
