@@ -60,7 +60,7 @@ def test_full_in_the_middle_of_a_result(
     def large(number: int) -> bytes:
         return os.urandom(1) * (200_000 if number < 3 else 900_000)
 
-    executor = Executor(folder, cluster=backend)
+    executor = Executor(folder, cluster=backend, code="live")  # the modules of all tests would not fit either
     array = executor.map_array(large, range(5), tasks=1)
     found = array.results(timeout=60, return_exceptions=True)
 
@@ -80,11 +80,11 @@ def test_full_on_the_client(small: Callable[[int], Path]) -> None:
     folder = small(512)
 
     with pytest.raises(OSError, match="No space left on device") as caught:
-        Executor(folder, cluster="local").map_array(len, [os.urandom(1_000_000)])
+        Executor(folder, cluster="local", code="live").map_array(len, [os.urandom(1_000_000)])
 
     assert str(folder) in str(caught.value)
     assert [] == list(folder.iterdir())
-    assert [1] == Executor(folder, cluster="local").map_array(len, ["a"]).results(timeout=60)
+    assert [1] == Executor(folder, cluster="local", code="live").map_array(len, ["a"]).results(timeout=60)
 
 
 @needs_root
