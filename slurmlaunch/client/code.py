@@ -117,39 +117,46 @@ class _Found(NamedTuple):
 
 _EXTENSIONS = tuple(EXTENSION_SUFFIXES)
 
-_known: dict[str, tuple[object, _Found | None]] = {}
-"""What was found out about each module that is or was imported, with the module."""
+_known: dict[str, tuple[object, tuple[object, ...], _Found | None]] = {}
+"""What was found out about each module that is or was imported, with the module, and with its origin at that time."""
 
 
 def _own_modules() -> list[_Found]:
     """Return the user's modules that are imported."""
     found = []
     for name, module in sys.modules.copy().items():
+        attributes = attributes_of(module)
+        # `importlib.reload` may find another file for the same module.
+        origin = attributes.get("__spec__"), attributes.get("__file__"), search_of(attributes)
         known = _known.get(name)
-        if known is None or known[0] is not module:
-            known = _known[name] = (module, _classify(name, module))
-        if known[1] is not None:
-            found.append(known[1])
+        if known is None or known[0] is not module or known[1] != origin:
+            known = _known[name] = (module, origin, _classify(name, attributes, origin[-1]))
+        if known[-1] is not None:
+            found.append(known[-1])
     return found
 
 
-def _without(found: list[_Found], left_out: Sequence[str]) -> list[_Found]:
-    """Return the modules that are not left out, nor are submodules of those."""
-    if not left_out:
+def _chosen(found: list[_Found], by_value: Sequence[str], excluded: Sequence[str]) -> list[_Found]:
+    """Return the modules that do not travel by value. Those that are excluded stay live."""
+    if not (by_value or excluded):
         return found
-    beginnings = tuple(f"{name}." for name in left_out)
-    return [each for each in found if not f"{each.name}.".startswith(beginnings)]
+    kept = [each for each in found if not _is_in(each, by_value)]
+    marked = [each._replace(is_stored=False) if _is_in(each, excluded) else each for each in kept]
+    return [each for each in marked if each.is_live or not _is_in(each, excluded)]
 
 
-def _classify(name: str, module: Any) -> _Found | None:
+def _is_in(module: _Found, names: Sequence[str]) -> bool:
+    """Return whether a module has one of these names, or is a submodule of such a module."""
+    return f"{module.name}.".startswith(tuple(f"{name}." for name in names))
+
+
+def _classify(name: str, attributes: dict[str, Any], search: tuple[str, ...] | None) -> _Found | None:
     """Return what to do with a module; None if it is not the user's, or nothing on disk belongs to it."""
     if name in _MAIN or name.partition(".")[0] == _OURS:
         return None
-    attributes = attributes_of(module)
     spec, file = attributes.get("__spec__"), attributes.get("__file__")
     if name not in (getattr(spec, "name", None), attributes.get("__name__")):
         return None  # another module under a second name
-    search = search_of(attributes)
     if not isinstance(file, str):
         own = search and not all(map(is_installed, search))
         return _Found(name, None, search, is_stored=False, is_plain=False) if own else None
@@ -269,16 +276,18 @@ class Snapshot:
 
     def __init__(
         self,
-        left_out: Iterable[str] = (),
+        excluded: Sequence[str] = (),
         *,
+        by_value: Iterable[str] = (),
         live: bool = False,
         earlier: Iterable[Module] = (),
         imported: bool = True,
     ) -> None:
-        """Take it, without modules that travel by value.
+        """Take it, without the modules that are registered with cloudpickle to travel by value.
 
         Args:
-            left_out: modules that are left out, with their submodules.
+            excluded: modules that are not stored, with their submodules: tasks import their files as they are then.
+            by_value: further modules that travel by value, with their submodules.
             live: whether tasks import all files as they are then: nothing is stored.
             earlier: modules that another process had imported.
             imported: whether it has the modules that this process has imported, which come before the others.
@@ -289,7 +298,7 @@ class Snapshot:
         found = _own_modules() if imported else []
         known = {each.name for each in found}
         found += [_Found.of(each) for each in earlier if each.name not in known]
-        self._found = _without(found, [*left_out, *cloudpickle.list_registry_pickle_by_value()])
+        self._found = _chosen(found, [*by_value, *cloudpickle.list_registry_pickle_by_value()], excluded)
         self._is_live = live
         self._stamps = [_stamp(each.file) for each in self._found]
         if not live:
@@ -361,12 +370,17 @@ class Snapshot:
         _written = _Written(self._found, self._stamps, path, path.stat())
 
     def warn_of_changes(self, function: Callable[..., Any], *, stacklevel: int = 1) -> None:
-        """Warn if the code of a function in memory is not that of its file."""
+        """Warn if the code of a function in memory is not that of its file, or the file is gone."""
         found = {each.name: each for each in self._found if each.is_plain}
         for each in _functions(function):
             module = found.get(each.__module__)
             if module is not None and module.file is not None and _differs(each, module.file):
                 message = f"{Path(module.file).name} changed after this process imported it; the tasks run the file"
+                if _stamp(module.file) is None:
+                    message = (
+                        f"{module.file} was deleted after this process imported it, so the run cannot store it; "
+                        f"tasks fail if they do not find the module {module.name} elsewhere"
+                    )
                 warnings.warn(message, ModuleChanged, stacklevel=stacklevel + 1)
                 return
 
@@ -405,7 +419,7 @@ def _functions(call: Any) -> Iterator[types.FunctionType]:
 
 
 def _differs(function: types.FunctionType, file: str) -> bool:
-    """Return whether a file defines a function, and differently."""
+    """Return whether a function comes from a file that defines it differently now, or that is gone."""
     code = function.__code__
     if code.co_filename != file or "<" in code.co_qualname:
         return False  # made by a program, or inside a function: it travels by value
@@ -417,7 +431,7 @@ def _is_in_file(code: types.CodeType, file: str, stamp: _Stamp | None) -> bool:
     del stamp  # the result is for the file as it was then
     read = _read(file)
     if read is None:
-        return True
+        return False
     pyc = read[1].pyc
     return bool(pyc) and any(code == each for each in _codes(marshal.loads(pyc[_PYC_HEAD:])))  # noqa: S302  (just compiled)
 

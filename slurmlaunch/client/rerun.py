@@ -129,8 +129,13 @@ class Retry(NamedTuple):
         ours = self.function is not None or run.rounds[0].plan.client == ClientId.current()
         with contextlib.ExitStack() as opened:
             earlier = opened.enter_context(contextlib.closing(ModulesReader(recorded))) if recorded else ()
-            left_out = (*options.code_exclude, *options.by_value)
-            snapshot = Snapshot(left_out, live=options.code == LIVE, earlier=earlier, imported=ours)
+            snapshot = Snapshot(
+                options.code_exclude,
+                by_value=options.by_value,
+                live=options.code == LIVE,
+                earlier=earlier,
+                imported=ours,
+            )
         if self.function is not None and snapshot and run.backend.name != "inline":
             snapshot.warn_of_changes(self.function, stacklevel=5)
         changes = {

@@ -101,7 +101,7 @@ class _StoredModules:
         else:
             changed = (status.st_mtime_ns, status.st_size) != (module.mtime, module.size)
         if changed:
-            why = "an extension module" if module else "had not been imported then"
+            why = "an extension module" if module else "the run has no copy of it"
             system.log(f"slurmlaunch: {file} changed after the submission, and is used as it is now: {why}")
 
 

@@ -393,6 +393,20 @@ def test_code_live(make_executor: ExecutorFactory, gate: Gate, project: Project)
         assert [word] == array.results(60)
         assert (number > 0) == ("one" in array.code.modules)
         assert "two" not in array.code.modules
+        assert ("two" in array.code.live) == ("by_value" not in chosen)
+
+
+def test_excluded_module(make_executor: ExecutorFactory, gate: Gate, project: Project) -> None:
+    """A module that is excluded is named as live, and the log says why a task runs what its file is now."""
+    project.write(PACKAGE)
+    module = project.load("pack.other", "pack.work")
+
+    array = run_across(make_executor(code_exclude=["pack.other"]), gate, module.other, project, Project.edit)
+
+    assert [None, "new other"] == array.results(60)
+    assert "pack.other" in array.code.live
+    log = (array.folder / "logs" / "0-0-1.err").read_text()
+    assert "other.py changed after the submission, and is used as it is now: the run has no copy of it" in log
 
 
 def test_changed_function(executor: Executor, project: Project) -> None:
@@ -408,6 +422,35 @@ def test_changed_function(executor: Executor, project: Project) -> None:
         array = executor.map_array(module.work, [1])
 
     assert [("new", 1)] == array.results(60)
+
+
+def test_deleted_before_the_call(executor: Executor, project: Project) -> None:
+    """If the file of the submitted function is gone, the call says so, before tasks wait in a queue and fail."""
+    project.write({"process.py": "def work(x):\n    return 'old', x\n"})
+    module = project.load("process")
+    project.delete()
+
+    with pytest.warns(
+        ModuleChanged, match=r"process.py was deleted after .* do not find the module process elsewhere$"
+    ):
+        array = executor.map_array(module.work, [1])
+
+    assert "process" in str(array[0].exception(60))
+    assert "process" in array.code.live
+
+
+def test_reloaded_from_another_file(executor: Executor, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is reloaded from another file is stored from that file, also if it was submitted before."""
+    project.write(
+        {"process.py": "def work():\n    return 'one'\n", "two/process.py": "def work():\n    return 'two'\n"}
+    )
+    module = project.load("process")
+    assert executor.submit(module.work).result(60) == "one"
+
+    monkeypatch.syspath_prepend(project.folder / "two")
+    importlib.reload(module)
+
+    assert executor.submit(module.work).result(60) == "two"
 
 
 def test_unchanged_modules_are_stored_once(
