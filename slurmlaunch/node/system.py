@@ -67,6 +67,12 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def adopt_orphans_of(processes: Collection[int]) -> None:
+    """Become the parent of what these processes leave when they end, if they have started anything."""
+    if any(_lines(file) for process in processes for file in Path(f"/proc/{process}/task").glob("*/children")):
+        adopt_orphans()
+
+
 def reap_orphans(ours: Collection[int]) -> None:
     """Reap adopted processes that have ended; *ours* are the children that others wait for."""
     with contextlib.suppress(ChildProcessError):  # there are no children

@@ -102,14 +102,7 @@ time.sleep(1000)
         wait_until(lambda each=each: not is_alive(each))  # type: ignore[misc]
 
 
-def leave_running() -> int:
-    """Leave a program running, after the supervisor has begun to adopt orphans."""
-    left = in_a_session()
-    time.sleep(2)
-    return left
-
-
 def test_an_item_that_returned(tmp_path: Path) -> None:
-    """What an item left running ends with its task."""
-    left = Executor(tmp_path, cluster="local").submit(leave_running).result()
+    """What an item left running ends with its task, however soon."""
+    left = Executor(tmp_path, cluster="local").submit(in_a_session).result()
     wait_until(lambda: not is_alive(left))
