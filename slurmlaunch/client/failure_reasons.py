@@ -100,7 +100,7 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
     raised = re.match(r"RaisedSignal:(\d+)", record.reason or "")  # a newer Slurm's squeue
     code, _, number = (record.exit_code or (f"0:{raised[1]}" if raised else "0:0")).partition(":")
     if number.isdigit() and int(number):
-        return _killed(int(number), place, record.state, started=started)
+        return _killed(int(number), place, record.state, "the task's batch script" if started else None)
     if record.state is TaskState.FAILED and (record.exit_code is None or record.reason == _LAUNCH_FAILURE):
         # squeue gives no exit status. A batch script that ended by itself would have left an end mark.
         what = "the task's batch script was killed" if started else "the task was killed before the start of its node"
@@ -114,7 +114,7 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
 def error_of_status(status: int, place: Place, log_tail: str = "", *, started: bool = True) -> ItemError:
     """Return the error of items without outcomes whose task ended with this exit status."""
     if status > _SIGNALLED:
-        return _killed(status - _SIGNALLED, place, TaskState.FAILED, started=started)
+        return _killed(status - _SIGNALLED, place, TaskState.FAILED, "the task's supervisor" if started else None)
     if status in STORAGE:
         what = "the task could not write into the run folder, or read from it"
         end = f"; the end of its log:\n{log_tail}" if log_tail else ""
@@ -130,14 +130,13 @@ def error_of_status(status: int, place: Place, log_tail: str = "", *, started: b
     return _not_started(status, place, log_tail)
 
 
-def _killed(number: int, place: Place, state: TaskState, *, started: bool) -> ItemError:
+def _killed(number: int, place: Place, state: TaskState, who: str | None) -> ItemError:
     if number == _NO_LOG:
         return StorageFailure(
             "Slurm could not open the task's log or working directory", state=state.value, place=place
         )
-    who = "the task's supervisor" if started else "the task"
-    error = WorkerDied.of(number, None, who, state=state.value, place=place)
-    if not started:
+    error = WorkerDied.of(number, None, who or "the task", state=state.value, place=place)
+    if who is None:
         error.what += " before the start of its node"
     return error
 

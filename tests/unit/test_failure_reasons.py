@@ -168,10 +168,11 @@ def test_the_signal_in_a_reason() -> None:
     assert error.signal == 9
 
 
-def test_a_killed_supervisor() -> None:
-    """The error of a task that was killed later names the supervisor."""
-    record = TaskRecord(TaskState.FAILED, exit_code="0:9")
-    assert "supervisor was killed by SIGKILL (9)" in str(reasons.error_of_state(record, PLACE, started=True))
+@pytest.mark.parametrize(("exit_code", "who"), [("0:9", "the task's batch script"), ("137:0", "the task's supervisor")])
+def test_killed_after_its_start(exit_code: str, who: str) -> None:
+    """Slurm's signal is that of the batch script, whose exit status tells the supervisor's."""
+    record = TaskRecord(TaskState.FAILED, exit_code=exit_code)
+    assert f"{who} was killed by SIGKILL (9)" in str(reasons.error_of_state(record, PLACE, started=True))
 
 
 def test_unclaimed() -> None:
