@@ -26,7 +26,7 @@ import sys
 import typing
 from collections import ChainMap
 from functools import partial
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
@@ -90,8 +90,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
             return self._definition(obj)
         if issubclass(kind, BaseException):
             for_all = copyreg.dispatch_table.get(BaseException)
-            if for_all is not None and copyreg.dispatch_table.get(kind) is for_all:
-                return obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            registered = for_all is not None and copyreg.dispatch_table.get(kind) is for_all
+            if registered or type(kind.__setattr__) is not WrapperDescriptorType:
+                return with_any_state(obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL))
         if kind is functools.cached_property:
             return unpickling.cached_property, (obj.func, obj.attrname)
         return NotImplemented if is_ordinary(kind) else self._unless_by_name(obj)
@@ -147,6 +148,13 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
         if obj.__module__ == MAIN:  # the node may have another module
             raise pickle.PicklingError(f"{MAIN}.{reduced} pickles as its name alone, which the node does not have")
         return reduced
+
+
+def with_any_state(reduced: Reduced) -> Reduced:
+    """Return the reduction of an exception, whose state is set also if it is a frozen dataclass."""
+    if isinstance(reduced, tuple) and len(reduced) == 3 and isinstance(reduced[2], dict):  # noqa: PLR2004
+        return *reduced, None, None, unpickling.set_attributes
+    return reduced
 
 
 def _has_own_slots(cls: type) -> bool:

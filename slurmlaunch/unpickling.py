@@ -155,6 +155,12 @@ def complete(definition: Definition, state: tuple[Setter | None, Any, bool]) -> 
         vars(_main)[definition.__qualname__] = definition
 
 
+def set_attributes(error: BaseException, state: Mapping[str, Any]) -> None:
+    """Give an exception its attributes, also one that lets nobody set them."""
+    for name, value in state.items():
+        object.__setattr__(error, name, value)
+
+
 def cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:  # noqa: FBT001
     """Return a function with an empty cache, as `functools.lru_cache` makes it."""
     return functools.lru_cache(maxsize, typed)(function)

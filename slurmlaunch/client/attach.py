@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.watcher import Watch, current_client
+from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from slurmlaunch.runfolder.rounds import read_rounds
 
@@ -28,7 +29,10 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
         RunFolderError, UnsafeRunFolder, UnknownProtocol: as `slurmlaunch.attach` does.
     """
     client = current_client()
-    path = Path(run_folder).resolve()
+    try:
+        path = Path(run_folder).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links that form a ring, a NUL character
+        raise RunFolderError(f"no run folder at {run_folder!r}: {error}", path=str(run_folder)) from error
     known = client.views.get((path, rounds or 0))
     if rounds is not None and known is not None:
         return known

@@ -59,6 +59,14 @@ def with_kwargs(
     return functools.partial(function, **kwargs) if kwargs else function
 
 
+def unknown_keywords(function: Callable[..., Any], keywords: Iterable[str]) -> list[str]:
+    """Return the keywords for which a function has no parameter, as far as that is known."""
+    signature = _signature(function)
+    if signature is None or any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
+        return []
+    return [name for name in keywords if name not in signature.parameters]
+
+
 def zip_equal(function: Callable[..., Any], iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
     """Zip iterables of equal length.
 
@@ -66,6 +74,19 @@ def zip_equal(function: Callable[..., Any], iterables: tuple[Iterable[Any], ...]
         TypeError: one is not iterable.
         ValueError: while the items are read, one proves to be shorter than another.
     """
+    return _zipped(function, iterables, _iterators(function, iterables, "map_array"))
+
+
+def zip_shortest(function: Callable[..., Any], iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
+    """Zip iterables as `concurrent.futures.Executor.map` does: the shortest ends all.
+
+    Raises:
+        TypeError: one is not iterable.
+    """
+    return zip(*_iterators(function, iterables, "map"), strict=False)
+
+
+def _iterators(function: Callable[..., Any], iterables: tuple[Iterable[Any], ...], call: str) -> list[Iterator[Any]]:
     iterators = []
     for number, each in enumerate(iterables, 1):
         try:
@@ -73,8 +94,8 @@ def zip_equal(function: Callable[..., Any], iterables: tuple[Iterable[Any], ...]
         except TypeError:
             what = f"number {number}{_parameter(function, number)} is {reprlib.repr(each)}"
             advice = _advice(function, number, each)
-            raise TypeError(f"map_array takes iterables, and {what}, which is not iterable: {advice}") from None
-    return _zipped(function, iterables, iterators)
+            raise TypeError(f"{call} takes iterables, and {what}, which is not iterable: {advice}") from None
+    return iterators
 
 
 def _zipped(
@@ -126,7 +147,7 @@ def _advice(function: Callable[..., Any], number: int, value: object) -> str:
     name = _names(function).get(number, "name")
     assigned = f"{name}={reprlib.repr(value)}"
     return (
-        f"a value that all items have in common goes into kwargs={{{name!r}: {reprlib.repr(value)}}}, "
+        f"a value that all items have in common goes into map_array(..., kwargs={{{name!r}: {reprlib.repr(value)}}}), "
         f"or into functools.partial({name_of(function)}, {assigned})"
     )
 

@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
 
 from slurmlaunch.backends.allocation import require_allocation
 from slurmlaunch.caps import usable_cpus
-from slurmlaunch.client.call_checks import check_function, rows_of, with_kwargs, zip_equal
+from slurmlaunch.client.call_checks import (
+    check_function,
+    rows_of,
+    unknown_keywords,
+    with_kwargs,
+    zip_equal,
+    zip_shortest,
+)
 from slurmlaunch.client.code import Snapshot
 from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray
@@ -31,6 +38,7 @@ from slurmlaunch.client.options import (
     LIVE,
     Options,
     check_cluster,
+    is_option,
     job_name,
     misplaced_option,
     with_options_listed,
@@ -68,6 +76,8 @@ _JOBLIB = "slurmlaunch.integrations.joblib"
 
 _TOKEN_LENGTH = 8
 
+_OF_YOURS = f"give a folder that you may write to, as Executor(folder=...), or by ${FOLDER_VARIABLE}"
+
 _CONCURRENT_TASKS = 100
 """How many tasks are assumed to run at once on a cluster without a throttle, for callers that ask for a number."""
 
@@ -96,10 +106,7 @@ class Executor(concurrent.futures.Executor):
         self._cluster = check_cluster(chosen)
         if self._cluster == "allocation":
             require_allocation()
-        if not isinstance(folder, str | os.PathLike | None) or isinstance(folder and os.fspath(folder), bytes):
-            reason = f"{folder!r} is no path: it is the folder for the run folders, and the function goes into the call"
-            raise OptionError(f"folder: {reason}", option="folder")
-        self._folder = Path(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs").expanduser().absolute()
+        self._folder = _path_of(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs")
         self._options = Options().changed(**options)
         named = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
         if self._cluster == "slurm" and named and "clusters" not in self._options.slurm:
@@ -173,8 +180,12 @@ class Executor(concurrent.futures.Executor):
             SubmissionError: the scheduler refused the job.
             RuntimeError: the executor was shut down.
             TypeError: the function is not callable, or asynchronous.
+            UnknownOption: a keyword is an option, and the function has no such parameter.
         """
         check_function(fn)
+        for name in unknown_keywords(fn, kwargs):
+            if is_option(name):
+                raise misplaced_option(name, kwargs[name], "ex.options({}=...).submit(...)")
         call = functools.partial(fn, *args, **kwargs) if args or kwargs else fn
         bound = [""] * len(args) + list(kwargs)
         array: FutureArray[T] = self._submit(Call(call, [()], self._options, bound=bound))
@@ -256,13 +267,14 @@ class Executor(concurrent.futures.Executor):
         determines the number of items. Closing the iterator cancels all items without a result.
 
         Raises:
+            TypeError: an argument is not iterable.
             ValueError: *chunksize* is below 1.
             TimeoutError: a result is missing *timeout* seconds after this call.
         """
         _refuse(misplaced)
         check_function(fn)
         deadline = None if timeout is None else time.monotonic() + timeout
-        call = self._mapped(fn, zip(*iterables, strict=False), How(chunksize=chunksize))
+        call = self._mapped(fn, zip_shortest(fn, iterables), How(chunksize=chunksize))
         return _results_of(self._submit(call), deadline)
 
     def script(
@@ -342,8 +354,7 @@ class Executor(concurrent.futures.Executor):
             for path in (folder.path, *(folder.path / part for part in FOLDERS)):
                 path.mkdir(mode=0o700)
         except OSError as error:
-            advice = f"give a folder that you may write to, as Executor(folder), or by ${FOLDER_VARIABLE}"
-            message = f"the folder for the run folders, {self._folder}, cannot be used: {error}; {advice}"
+            message = f"the folder for the run folders, {self._folder}, cannot be used: {_reason(error)}; {_OF_YOURS}"
             raise RunFolderError(message, path=str(self._folder)) from error
         return folder
 
@@ -481,6 +492,26 @@ class _Runs:
             self._open = False
             self._changed.wait_for(lambda: not self._submitting)
             return [run for run in self._runs if not run.over]
+
+
+def _path_of(folder: object) -> Path:
+    try:
+        path = Path(folder).expanduser().absolute()  # type: ignore[arg-type]  # else a TypeError
+        if "\0" not in str(path):
+            return path
+        reason = f"{folder!r} holds a NUL character: it is the folder for the run folders; {_OF_YOURS}"
+    except TypeError:
+        reason = f"{folder!r} is no path: it is the folder for the run folders, and the function goes into the call"
+    except RuntimeError:  # of expanduser
+        reason = f"{folder!r} begins with a user that does not exist: it is the folder for the run folders; {_OF_YOURS}"
+    raise OptionError(f"folder: {reason}", option="folder")
+
+
+def _reason(error: OSError) -> str:
+    path = Path(error.filename or "")
+    if isinstance(error, FileExistsError) and path.is_symlink():
+        return f"{path} is a symbolic link to {path.readlink()}, which is no folder"
+    return f"{path} is a file" if isinstance(error, FileExistsError) else str(error)
 
 
 def _refuse(misplaced: Mapping[str, object]) -> None:

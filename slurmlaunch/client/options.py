@@ -375,12 +375,17 @@ _DEFAULTS = Options()
 _OF_A_CALL = ("chunksize", "cost", "kwargs", "schedule", "tasks")
 
 
+def is_option(name: str) -> bool:
+    """Return whether an executor takes a keyword as an option."""
+    return name in OURS or name in NAMES
+
+
 def misplaced_option(name: str, value: object, place: str) -> UnknownOption:
     """Return the error for a keyword of a call that is no parameter of it: an option, or an argument of the function.
 
     *place* shows where options go, as ``"ex.options({}=...)"``.
     """
-    if name in OURS or name in NAMES:
+    if is_option(name):
         text = f"{name} says how a run runs, and belongs to the executor: {place.format(name)}"
         return UnknownOption(text, option=name, suggestions=(name,))
     known = unknown_option(name, (*OURS, *_OF_A_CALL))

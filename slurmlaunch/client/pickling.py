@@ -216,8 +216,8 @@ def _dumps(
 
 def _culprit(value: object, parts: Iterator[_Part], depth: int) -> list[str]:
     """Return the path from a value to the innermost part that does not pickle."""
-    if depth:
-        for name, part in parts:
+    with contextlib.suppress(Exception):  # an object may let nobody look at it
+        for name, part in parts if depth else ():
             if part is not value and not _pickles(part):
                 return [name, *_culprit(part, _parts(part), depth - 1)]
     return []

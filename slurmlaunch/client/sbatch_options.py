@@ -187,31 +187,30 @@ def as_time(option: str, value: object) -> str:
     """Read a duration: a `timedelta`, whole minutes, sbatch's own text for one, or numbers with units (``1h30m``)."""
     if isinstance(value, timedelta):
         return _duration(option, value)
-    if isinstance(value, float):
+    if isinstance(value, float) and not value.is_integer():
         # sbatch reads "0.5" as 0, and 0 as no limit.
-        raise refused(option, f"minutes are whole: give datetime.timedelta(minutes={value!r})")
-    text = _DAYS_AND_CLOCK.sub(r"\1-", as_line(option, value).strip())
+        raise refused(option, f"minutes are whole: give datetime.timedelta(minutes={float(value)!r})")
+    wrong = f"{value!r} is no time: {_TIMES}"
+    text = _DAYS_AND_CLOCK.sub(r"\1-", _amount(option, value, wrong))
     parts = list(_UNIT_OF_TIME.finditer(text.lower()))
     if parts and "".join(part[0] for part in parts) == text.lower():
         amounts = [timedelta(**{_NAME_OF_UNIT[part["unit"]]: float(part["number"])}) for part in parts]
         return _duration(option, sum(amounts, timedelta()))
-    return _checked(option, text, parse_time, f"{value!r} is no time: {_TIMES}")
+    return _checked(option, text, parse_time, wrong)
 
 
 _AMOUNTS = "give megabytes (4000), or a text with a unit, as '4G', '1.5G' or '512M'"
 _UNIT_OF_MEMORY = re.compile(
-    r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgtp]?)(?P<bytes>i?b|(?:ilo|ega|iga|era|eta|ibi|ebi)?bytes?)?"
+    r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgtp]?)(?P<bytes>i?b|(?<=[kmgtp])i|(?:ilo|ega|iga|era|eta|ibi|ebi)?bytes?)?"
 )
 
 
 def as_memory(option: str, value: object) -> str:
     """Read an amount of memory: whole megabytes, or sbatch's own text, also with a point, a blank or ``B``."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = as_line(option, value).strip()
     wrong = f"{value!r} is no amount of memory: {_AMOUNTS}"
+    text = _amount(option, value, wrong)
     found = _UNIT_OF_MEMORY.fullmatch(text.lower())
-    if found is None or (isinstance(value, float) or ("." in text and not (found["unit"] or found["bytes"]))):
+    if found is None or ("." in text and not (found["unit"] or found["bytes"])):
         raise refused(option, wrong)
     if "." not in text and not found["bytes"] and " " not in text and found["unit"] != "p":
         return _checked(option, text, parse_memory, wrong)
@@ -223,6 +222,14 @@ def as_memory(option: str, value: object) -> str:
             return f"{whole}{letter}"
         whole //= 1024
     return f"{whole}T"
+
+
+def _amount(option: str, value: object, wrong: str) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if _whole(value) is None and not isinstance(value, (str, float)):
+        raise refused(option, wrong)
+    return as_line(option, value).strip()
 
 
 def _checked(option: str, text: str, parse: Callable[[str], float], wrong: str) -> str:

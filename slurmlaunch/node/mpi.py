@@ -83,7 +83,6 @@ class MpiSupervisor(TaskSupervisor):
 
     def _run_items(self) -> None:
         number = 0
-        system.adopt_orphans()  # a launch takes so long that this does not count
         while self._queue.left and not self._queue.closed:
             self._left = list(self._queue.take_all())
             before = len(self._left)

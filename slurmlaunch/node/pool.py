@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.node.channel import FAILED, FLOAT, INTEGER, MARKS, MAX_ITEMS, Channel, Connection
-from slurmlaunch.node.system import RUSAGE_UNIT, adopt_orphans_of, kill_trees, mapped_file_bytes, reap_orphans
+from slurmlaunch.node.system import RUSAGE_UNIT, kill_trees, mapped_file_bytes, reap_orphans
 from slurmlaunch.node.worker import ABOUT_ITSELF, APPENDED, LENGTH
 from slurmlaunch.runfolder.records import Kind
 
@@ -391,7 +391,6 @@ class Pool:
 
     def close(self) -> None:
         """Let idle workers end; `reap` returns their deaths."""
-        adopt_orphans_of(self.workers)
         for worker in self.workers.values():
             self._events.remove(worker.connection.reading)
             if not worker.busy:  # busy ones were killed, and may have sent that their last outcome is in the file

@@ -258,6 +258,7 @@ class _Caller:
     def _set_up(self) -> None:
         self._pid = os.getpid()
         system.end_with_parent()
+        system.adopt_orphans()
         context.swap(self._task)
         system.leave_signals_to_supervisor()
         system.offer_warning()

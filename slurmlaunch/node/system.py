@@ -39,9 +39,10 @@ def end_with_parent() -> None:
 
 
 def _prctl(option: int, argument: int) -> None:
-    import ctypes  # late: the workers of a pool import it side by side
+    import _ctypes  # in less than a millisecond; ctypes itself would take ten of a task's start
 
-    ctypes.CDLL(None).prctl(option, argument)
+    program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # as dlopen(3), it takes NULL for the program itself
+    _ctypes.call_function(_ctypes.dlsym(program, "prctl"), (option, argument))
 
 
 def client_pipe() -> int | None:
@@ -63,14 +64,11 @@ def node_name() -> str:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose parent ends, so that they can be found."""
+    """Become the parent of descendants whose parent ends, so that they can be found.
+
+    Workers do so for the cancellation of an item, supervisors for the end of a worker.
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def adopt_orphans_of(processes: Collection[int]) -> None:
-    """Become the parent of what these processes leave when they end, if they have started anything."""
-    if any(_lines(file) for process in processes for file in Path(f"/proc/{process}/task").glob("*/children")):
-        adopt_orphans()
 
 
 def reap_orphans(ours: Collection[int]) -> None:

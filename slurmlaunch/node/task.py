@@ -40,9 +40,6 @@ CONFIRM_SECONDS = 1.0
 
 _LONGEST_MARGIN = 5.0
 
-_ADOPT_AFTER = 0.5
-"""Seconds until the supervisor adopts orphans: at its start that would cost a short task time."""
-
 
 class TaskSupervisor:
     """Runs one task; a subclass runs its items in `_run_items`."""
@@ -68,7 +65,6 @@ class TaskSupervisor:
         self._cancellations = CancellationReader(folder, [round_.number])
         self._stop_at: float | None = None
         self._parent = os.getppid()
-        self._adopt_at = monotonic() + _ADOPT_AFTER
 
     def _make_queue(self, round_: Round) -> Queue:
         attempt, done = self._writer.attempt, self._earlier.done
@@ -92,6 +88,7 @@ class TaskSupervisor:
         if client is not None:
             self._events.add(client, lambda: self._stop(0.0))
         self._signals.listen()
+        system.adopt_orphans()
         self._run_items()
         system.kill_descendants()
         self._signals.ignore()
@@ -112,9 +109,6 @@ class TaskSupervisor:
 
     def _check_end(self) -> None:
         """React to SIGTERM, to the parent's death and to the warning of the time limit."""
-        if self._adopt_at < monotonic():
-            self._adopt_at = float("inf")
-            system.adopt_orphans()
         if self._stop_at is None and self._signals.terminated:
             self._stop(self._grace_seconds)
         if self._stop_at is None and os.getppid() != self._parent:

@@ -143,6 +143,7 @@ class Worker:
         main_module.function_is_loaded()
         gc.enable()
         system.end_with_parent()  # before, the end of the connection was enough
+        system.adopt_orphans()
         reporter = Reporter(work, self._log, self._connection.reading)
         call = work.call
         if work.can_checkpoint:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 from types import MappingProxyType
@@ -286,8 +287,9 @@ def _define_in_main(function: Callable[..., Any]) -> None:
     function = _unwrapped(_Call(function, (), {})).function
     main = sys.modules.get("__main__")
     for name, value in list(getattr(function, "__globals__", {}).items()):
-        if getattr(value, "__module__", None) == "__main__" and not hasattr(main, name):
-            setattr(main, name, value)
+        with suppress(Exception):  # an object may let nobody look at it, as a proxy without its object
+            if value.__module__ == "__main__" and not hasattr(main, name):
+                setattr(main, name, value)
 
 
 class _Call(NamedTuple):

@@ -118,8 +118,8 @@ def _reducer(cls: type, number: int) -> Callable[[Any], Any]:
         if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
             return unpickling.new, (number, *reduced[1][1:]), *reduced[2:]
         if isinstance(reduced, tuple) and reduced[0] is cls:
-            return unpickling.call, (number, *reduced[1]), *reduced[2:]
-        return reduced
+            reduced = unpickling.call, (number, *reduced[1]), *reduced[2:]
+        return byvalue.with_any_state(reduced) if issubclass(cls, BaseException) else reduced
 
     return reduce
 

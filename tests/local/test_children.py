@@ -40,6 +40,12 @@ def in_a_shell() -> int:
     return int(shell.stdout.readline())
 
 
+def as_a_daemon() -> int:
+    """Start a program as daemons are: what started it ends at once."""
+    command = ["sh", "-c", "setsid nohup sleep 1000 >/dev/null 2>&1 & echo $!"]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
 def in_a_pool() -> int:
     """Start a program in a process of a pool."""
     pool = ProcessPoolExecutor(1, get_context("fork"))
@@ -47,7 +53,7 @@ def in_a_pool() -> int:
     return pool.submit(in_a_session).result()
 
 
-WAYS = [in_the_group, in_a_session, in_a_shell, in_a_pool]
+WAYS = [in_the_group, in_a_session, in_a_shell, as_a_daemon, in_a_pool]
 
 
 def start_and_wait(start: Start, file: Path) -> None:

@@ -60,6 +60,11 @@ SCRIPT = """
         def cached(self, number):
             return number
 
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Exception):
+        x: int
+
+    frozen = Frozen(1)
     factor = 2
 
     @functools.singledispatch
@@ -80,6 +85,7 @@ SCRIPT = """
         return (
             Grade.OK, Bits.A | Bits.B, Slotted(n), [Point(n, Point(1))], {"row": Row(n)}, Outer.Inner(n),
             Pair(n, Grade), kind(n), kind("text"), cached(n), Outer().cached(n), cached, kind, work, Point, Bare(n),
+            frozen, Frozen(n),
         )
 
     array = Executor(sys.argv[1], cluster=sys.argv[2]).map_array(work, range(3))

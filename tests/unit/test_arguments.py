@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import Executor, task_pool
+from slurmlaunch import Executor, attach, task_pool
 from slurmlaunch.errors import OptionError, RunFolderError, UnknownOption
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class TestIterables:
                 call(scaled, *iterables)
 
             assert [] == [each for each in expected if each not in str(caught.value)]
+        with pytest.raises(TypeError, match="map takes iterables") as caught:
+            executor.map(scaled, *iterables)
+
+        assert [] == [each for each in expected if each not in str(caught.value)]
         assert not executor.folder.exists()
 
     @pytest.mark.parametrize(
@@ -128,6 +132,17 @@ class TestKeywords:
                 call(scaled, [(1,)], **{name: "1"})
 
             assert (name, isinstance(caught.value, TypeError)) == (caught.value.option, True)
+        with pytest.raises(UnknownOption, match=re.escape(f"ex.options({name}=...).submit(...)")):
+            executor.submit(scaled, 1, **{name: "1"})  # type: ignore[arg-type]
+
+    def test_a_parameter_that_is_called_like_an_option(self, executor: Executor) -> None:
+        """A keyword that the function of submit takes is the function's."""
+
+        def timed(time: str, **others: str) -> tuple[str, dict[str, str]]:
+            return time, others
+
+        assert ("1", {"mem": "2"}) == executor.submit(timed, time="1", mem="2").result()
+        assert {"mem": 3} == executor.submit(dict, mem=3).result()
 
     @pytest.mark.parametrize(
         ("name", "said"),
@@ -168,7 +183,7 @@ class TestAsync:
 class TestFolder:
     """Folders that cannot hold run folders."""
 
-    @pytest.mark.parametrize("folder", [scaled, 5, ["runs"], b"runs"])
+    @pytest.mark.parametrize("folder", [scaled, 5, ["runs"], b"runs", "runs\0", "~no-such-user/runs"])
     def test_no_path(self, folder: Any) -> None:
         """What is no path is refused when the executor is made."""
         with pytest.raises(OptionError, match="folder for the run folders"):
@@ -184,3 +199,14 @@ class TestFolder:
             caught.value.path,
             type(caught.value.__cause__),
         )
+
+    def test_links(self, tmp_path: Path) -> None:
+        """A link that leads nowhere, or to itself, is named with its target; attach takes neither for a folder."""
+        for name, target in (("dangling", "nowhere"), ("ring", "ring")):
+            link = tmp_path / name
+            link.symlink_to(target)
+            with pytest.raises(RunFolderError, match=f"link to {target}, which is no folder.*SLURMLAUNCH_FOLDER"):
+                Executor(link, cluster="inline").submit(os.getpid)
+        for no_folder in (tmp_path / "dangling", tmp_path / "ring", "runs\0"):
+            with pytest.raises(RunFolderError):
+                attach(no_folder)

@@ -86,7 +86,7 @@ class TestSbatchOptions:
             ("time", 0.5, "timedelta"),
             ("time", timedelta(0), "longer than nothing"),
             ("time", timedelta(seconds=-5), "longer than nothing"),
-            ("mem", timedelta(1), "text or a number"),
+            ("mem", timedelta(1), "no amount of memory"),
             ("cpus_per_task", 0, "at least 1"),
             ("seed", -1, "at least 0"),
             ("seed", "dice", "whole number"),
@@ -110,10 +110,10 @@ class TestSbatchOptions:
         [
             ("90s", 90), ("10m", 600), ("10 min", 600), ("1h", 3600), ("1.5h", 5400), ("1h30m", 5400),
             ("2 hours", 7200), ("1 hour and 30 minutes", 5400), ("1d12h", 129600), ("1 day", 86400), ("2W", 1209600),
-            (str(timedelta(days=1, hours=2)), 93600), (str(timedelta(minutes=10)), 600),
+            (str(timedelta(days=1, hours=2)), 93600), (str(timedelta(minutes=10)), 600), (90.0, 5400),
         ],
     )  # fmt: skip
-    def test_times_with_units(self, given: str, seconds: int) -> None:
+    def test_times_with_units(self, given: object, seconds: int) -> None:
         """A time as people write it means the same to sbatch, also as a limit of retries."""
         chosen = Options().changed(time=given, max_time=given)
 
@@ -122,9 +122,9 @@ class TestSbatchOptions:
     @pytest.mark.parametrize(
         ("given", "expected"),
         [
-            ("4 GB", "4G"), ("4GB", "4G"), ("4 gb", "4G"), ("4GiB", "4G"), ("1.5G", "1536M"), ("1.5 TB", "1536G"),
-            ("0.1G", "104858K"), ("512 MB", "512M"), ("2 gigabytes", "2G"), ("1P", "1024T"), (4000.0, "4000"),
-            ("4G", "4G"), ("4000", "4000"), (4000, "4000"), ("0", "0"), ("100k", "100k"),
+            ("4 GB", "4G"), ("4GB", "4G"), ("4 gb", "4G"), ("4GiB", "4G"), ("4Gi", "4G"), ("1.5G", "1536M"),
+            ("1.5 TB", "1536G"), ("0.1G", "104858K"), ("512 MB", "512M"), ("2 gigabytes", "2G"), ("1P", "1024T"),
+            (4000.0, "4000"), ("4G", "4G"), ("4000", "4000"), (4000, "4000"), ("0", "0"), ("100k", "100k"),
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("option", ["mem", "mem_per_cpu", "mem_per_gpu", "tmp"])
@@ -137,6 +137,7 @@ class TestSbatchOptions:
         [
             *(("time", value, "'1h30m'") for value in ("10 bananas", "h", "1h30", "1-2-3", "٣", "-5", "1e3")),
             *(("mem", value, "'1.5G'") for value in ("lots", "4X", "-4G", "1.5", 1.5, "G", "1e3", "٣")),
+            *((option, (1, 30), form) for option, form in (("time", "'1h30m'"), ("mem", "'1.5G'"))),
             ("max_time", "soon", "'1h30m'"),
             ("max_mem", "4 apples", "'1.5G'"),
         ],

@@ -153,6 +153,23 @@ def test_reduce_of_the_user() -> None:
     assert "argument 1 → element 0" == caught.value.path
 
 
+class Closed:
+    """Lets nobody read an attribute."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Refuse."""
+        raise NotImplementedError(name)
+
+
+def test_an_object_that_cannot_be_inspected() -> None:
+    """An object that raises at any access to an attribute does not pickle, and is named."""
+    with pytest.raises(NotPicklable, match="element 0"):
+        pickle_arguments(([Closed()],))
+    closed = Closed()
+    with pytest.raises(NotPicklable, match="closure variable 'closed'"):
+        pickle_function(lambda: closed)
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
