@@ -153,6 +153,7 @@ class TaskRecord:
     exit_code: str | None = None  # Slurm's ``code:signal``
     node: str | None = None
     reason: str | None = None  # why it is pending or was ended, in the scheduler's words
+    starts: float | None = None  # of a pending one: its expected start, in seconds since the epoch
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,11 @@ class Future(concurrent.futures.Future[T]):
         return self._run.tasks.state_of_item(self._index)
 
     @property
+    def reason(self) -> str | None:
+        """Why its task is pending, in words; None if it is not, or the scheduler has not said."""
+        return self._run.tasks.why_item_waits(self._index)
+
+    @property
     def attempts(self) -> tuple[Attempt, ...]:
         """Every start of its task, over requeues and retries, the earliest first."""
         return attempts_of(self._run, self._index)
@@ -188,8 +193,9 @@ class Future(concurrent.futures.Future[T]):
         if self.cancelled():
             raise concurrent.futures.CancelledError(f"{self._name} was cancelled; {self._run.folder.path}")
         if not self.done():
-            text = f"{self._name} was not done within {timeout} s, and is {self._progress()}; {self._run.folder.path}"
-            raise concurrent.futures.TimeoutError(text)
+            why = f" ({self.reason})" if self.reason else ""
+            text = f"{self._name} was not done within {timeout} s, and is {self._progress()}{why}"
+            raise concurrent.futures.TimeoutError(f"{text}; {self._run.folder.path}")
 
     @property
     def _name(self) -> str:
@@ -371,7 +377,8 @@ class FutureArray(Sequence[Future[T]]):
             in_time = self._run.wait_for(ready, left)
         if not in_time:
             done = len(self) - self._run.ledger.count(ItemStatus.OPEN, self._part)
-            raise concurrent.futures.TimeoutError(f"{done} of {len(self)} items were done in time; {self.folder}")
+            why = "".join(f"; a task is pending: {reason}" for reason in self._run.tasks.why_tasks_wait()[:1])
+            raise concurrent.futures.TimeoutError(f"{done} of {len(self)} items were done in time{why}; {self.folder}")
 
     @property
     def _part(self) -> Sequence[int] | None:

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch.backends.pending_reasons import explain
 from slurmlaunch.client import failure_reasons as reasons
 from slurmlaunch.client.item_status import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.retries import Cause, PendingRetries, next_options
@@ -51,9 +52,6 @@ RETRY_AFTER = 60.0
 
 SCHEDULER_SILENT_FOR = 30.0
 """Seconds after which ends that earlier clients recorded count for tasks of which the scheduler says nothing."""
-
-_NEEDS_A_PERSON = re.compile(r"held|hold|never.?satisfied|bad.?constraints|invalid", re.IGNORECASE)
-"""Reasons of squeue for pending jobs that do not go away by themselves."""
 
 
 # Events from the run folder, made by the collector.
@@ -439,11 +437,17 @@ class RunState:
                         self._update_record(known or self.tasks.view(task), record)
                         if record.state.is_queued and record.reason:
                             waiting[record.reason] = job_id
-        for reason, job_id in waiting.items():
-            if reason not in self._warned and _NEEDS_A_PERSON.search(reason):
-                self._warned.add(reason)
-                advice = f"correct what the reason names, then run: scontrol release {job_id}; or cancel the job"
-                self._effects.append(Warn(f"Slurm does not start job {job_id} ({reason}): {advice}"))
+        for text, job_id in waiting.items():
+            reason = explain(text)
+            if text not in self._warned and reason.never_starts:
+                self._warned.add(text)
+                advice = reason.advice.replace("scontrol release", f"scontrol release {job_id}")
+                self._effects.append(
+                    Warn(
+                        f"Slurm says {reason.word} of job {job_id}: {reason.meaning}; unless the request or the site "
+                        f"changes, the job will not start. To change it: {advice}; or cancel the job"
+                    )
+                )
 
     def _update_record(self, view: TaskView, record: TaskRecord) -> None:
         view.record, view.end_recorded = record, False

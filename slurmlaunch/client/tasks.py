@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import TaskState
+from slurmlaunch.backends.pending_reasons import in_words
 from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.errors import Place
 
@@ -343,6 +345,16 @@ class Tasks:
             return self.state_of(task)
         # It may have an outcome: claims may be listed later than outcomes.
         return TaskState.PENDING if self._ledger.is_open(item) else self._state_of_settled([item])
+
+    def why_item_waits(self, item: int) -> str | None:
+        """Return why the task of an item is pending, in words; None if it is not, or nothing is known."""
+        view = self.views.get(self.task_of(item)) if self._ledger.is_open(item) else None
+        return in_words(view.record) if view and view.record and not view.started else None
+
+    def why_tasks_wait(self) -> list[str]:
+        """Return why tasks of the run are pending, in words, the most frequent reason first."""
+        records = [view.record for view in list(self.views.values()) if view.record and not view.closed]
+        return [text for text, _ in Counter(filter(None, map(in_words, records))).most_common()]
 
     def place_of(self, task: int) -> Place:
         """Return where a task ran, as errors say it."""

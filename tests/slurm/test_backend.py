@@ -115,7 +115,7 @@ def test_jobs_of_the_same_number_are_kept_apart(runtime: Path) -> None:
     """A snapshot of two clusters has the state of each job from its own cluster."""
 
     def run(given: Command, /) -> Finished:
-        return Finished(0, f"7_0|{'RUNNING' if '--clusters=alpha' in given.words else 'PENDING'}|n1|None")
+        return Finished(0, f"7_0|{'RUNNING' if '--clusters=alpha' in given.words else 'PENDING'}|n1|N/A|None")
 
     snapshot = SlurmBackend("alpha", run=run).query({"7": 0.0, "7;beta": 0.0})
     assert snapshot

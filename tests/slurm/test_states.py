@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 # Recorded on Slurm 22.05: an array of ten, three at a time, of which 5, 7 and 8 were cancelled while they were pending.
 SQUEUE = """\
-81_0|COMPLETED|n1|None
-81_1|FAILED|n1|NonZeroExitCode
-81_[4,6,9%2]|PENDING|n/a|JobArrayTaskLimit
-81_3|RUNNING|n1|None
-81_2|COMPLETING|n1|None
+81_0|COMPLETED|n1|N/A|None
+81_1|FAILED|n1|N/A|NonZeroExitCode
+81_[4,6,9%2]|PENDING|n/a|N/A|JobArrayTaskLimit
+81_3|RUNNING|n1|N/A|None
+81_2|COMPLETING|n1|N/A|None
 """
 SACCT = """\
 81_0|COMPLETED|0:0|n1
@@ -47,9 +47,9 @@ SACCT = """\
 81_[4,6,9%2]|PENDING|0:0|None assigned
 """
 AFTER_SCANCEL = """\
-81_[6,9%5]|CANCELLED|n/a|JobArrayTaskLimit
-81_4|CANCELLED|n2|None
-81_0|COMPLETED|n1|None
+81_[6,9%5]|CANCELLED|n/a|N/A|JobArrayTaskLimit
+81_4|CANCELLED|n2|N/A|None
+81_0|COMPLETED|n1|N/A|None
 """
 
 START = 1_000_000.0
@@ -102,12 +102,12 @@ def test_other_text_is_no_element_list(text: str) -> None:
 @given(st.text("0123456789-,:%[]_.|", max_size=30))
 def test_no_row_breaks_the_reader(text: str) -> None:
     """Reading rows raises nothing for any text in place of an id."""
-    assert len([*squeue_rows(f"{text}|RUNNING|n1|None"), *sacct_rows(f"12_{text}|RUNNING|0:0|n1")]) <= 2
+    assert len([*squeue_rows(f"{text}|RUNNING|n1|N/A|None"), *sacct_rows(f"12_{text}|RUNNING|0:0|n1")]) <= 2
 
 
 def test_a_hundred_thousand_pending_elements_are_one_row() -> None:
     """A bracket is never expanded into its elements."""
-    (row,) = squeue_rows("12_[0-99999%500]|PENDING|n/a|Priority")
+    (row,) = squeue_rows("12_[0-99999%500]|PENDING|n/a|N/A|Priority")
     assert len(row.elements) == 100_000
     assert len(json.dumps(JobStates().after_squeue([row], START).to_json())) < 200
 
@@ -117,7 +117,7 @@ def test_a_hundred_thousand_pending_elements_are_one_row() -> None:
 
 def test_rows_of_squeue() -> None:
     """Each line of squeue is an element or a bracket; other lines are none."""
-    rows = list(squeue_rows("CLUSTER: alpha\n" + SQUEUE + "77|RUNNING|n1|None\n"))
+    rows = list(squeue_rows("CLUSTER: alpha\n" + SQUEUE + "77|RUNNING|n1|N/A|None\n"))
     assert [(row.job, str(row.elements), row.shared, row.record.state.value) for row in rows] == [
         ("81", "0", False, "COMPLETED"),
         ("81", "1", False, "FAILED"),
@@ -140,7 +140,7 @@ def test_rows_of_sacct() -> None:
 @pytest.mark.parametrize("text", ["7_[1,3,5...%3]", "7_[1,3,5,...]", "7_[1,3,51"])
 def test_a_list_that_was_cut_says_so(text: str) -> None:
     """Only the whole numbers of a cut list count, and the list is marked as incomplete."""
-    (row,) = squeue_rows(f"{text}|PENDING|n/a|None")
+    (row,) = squeue_rows(f"{text}|PENDING|n/a|N/A|None")
     assert row.elided
     assert set(row.elements) <= {1, 3, 5}
 
@@ -168,7 +168,10 @@ def test_squeue_gives_the_states_of_elements() -> None:
 
 def test_an_own_row_outranks_the_bracket() -> None:
     """While an element starts, both rows contain it, and its own row is newer."""
-    for text in ("9_3|RUNNING|n1|None\n9_[3-5]|PENDING|n/a|x", "9_[3-5]|PENDING|n/a|x\n9_3|RUNNING|n1|None"):
+    for text in (
+        "9_3|RUNNING|n1|N/A|None\n9_[3-5]|PENDING|n/a|N/A|x",
+        "9_[3-5]|PENDING|n/a|N/A|x\n9_3|RUNNING|n1|N/A|None",
+    ):
         assert states_of(JobStates().after_squeue(squeue_rows(text), START), 6)[3:] == ["RUNN", "PEND", "PEND"]
 
 
@@ -200,26 +203,26 @@ def test_a_bracket_may_be_final() -> None:
 )
 def test_a_reason_to_wait_is_no_reason_of_an_end(name: str, state: str, reason: str, kept: bool) -> None:  # noqa: FBT001
     """An element that ended has no reason that says why it was pending before; one that is pending has."""
-    record = JobStates().after_squeue(squeue_rows(f"{name}|{state}|n/a|{reason}"), START).get(0)
+    record = JobStates().after_squeue(squeue_rows(f"{name}|{state}|n/a|N/A|{reason}"), START).get(0)
     assert record == TaskRecord(TaskState(state), reason=reason if kept else None)
 
 
 def test_a_final_state_counts_only_when_squeue_agrees() -> None:
     """An element that sacct reports as preempted is alive as long as squeue reports it."""
-    states = JobStates().after_squeue(squeue_rows("9_0|PENDING|n/a|BeginTime"), START)
+    states = JobStates().after_squeue(squeue_rows("9_0|PENDING|n/a|N/A|BeginTime"), START)
     states = with_accounts(states, sacct_rows("9_0|PREEMPTED|0:0|n1"))
     assert states_of(states, 1) == ["PEND"]
 
 
 def test_an_element_that_starts_again_is_alive() -> None:
     """A final state is dropped once squeue shows the element as alive."""
-    states = JobStates().after_squeue(squeue_rows("9_0|FAILED|n1|x"), START)
-    assert states_of(states.after_squeue(squeue_rows("9_0|PENDING|n/a|BeginTime"), START), 1) == ["PEND"]
+    states = JobStates().after_squeue(squeue_rows("9_0|FAILED|n1|N/A|x"), START)
+    assert states_of(states.after_squeue(squeue_rows("9_0|PENDING|n/a|N/A|BeginTime"), START), 1) == ["PEND"]
 
 
 def test_the_queues_end_is_newer_than_the_accounts() -> None:
     """An earlier attempt's end in sacct does not change a failure that squeue reported."""
-    states = JobStates().after_squeue(squeue_rows("9_0|FAILED|n1|x"), START)
+    states = JobStates().after_squeue(squeue_rows("9_0|FAILED|n1|N/A|x"), START)
     assert states_of(with_accounts(states, sacct_rows("9_0|PREEMPTED|0:0|n1")), 1) == ["FAIL"]
 
 
@@ -228,7 +231,7 @@ def test_out_of_memory_is_found_in_the_steps(task: str, state: str) -> None:
     """A task that ended while one of its steps was out of memory is OUT_OF_MEMORY, unless its state says more."""
     text = f"9_0|{task}|0:0|n1\n9_0.batch|COMPLETED|0:0|n1\n9_0.0|OUT_OF_MEMORY|0:125|n1"
     assert states_of(with_accounts(JobStates(), sacct_rows(text)), 1) == [state]
-    seen = JobStates().after_squeue(squeue_rows(f"9_0|{task}|n1|None"), START)
+    seen = JobStates().after_squeue(squeue_rows(f"9_0|{task}|n1|N/A|None"), START)
     assert states_of(with_accounts(seen, sacct_rows(text)), 1) == [state]
 
 
@@ -240,7 +243,7 @@ def look(states: JobStates, now: float, queue: str = "", accounts: str | None = 
 
 def test_sacct_names_the_signal_that_squeue_leaves_out() -> None:
     """The state of a batch script that was killed is squeue's, its signal sacct's; both are kept."""
-    queue, accounts = "9_0|FAILED|n1|JobLaunchFailure", "9_0|FAILED|0:9|n1\n9_0.batch|CANCELLED|0:9|"
+    queue, accounts = "9_0|FAILED|n1|N/A|JobLaunchFailure", "9_0|FAILED|0:9|n1\n9_0.batch|CANCELLED|0:9|"
     states = look(JobStates(), START, queue, "")
     assert states.get(0) == TaskRecord(TaskState.FAILED, None, "n1", "JobLaunchFailure")
     assert states.needs_sacct()
@@ -253,8 +256,8 @@ def test_sacct_names_the_signal_that_squeue_leaves_out() -> None:
 
 def test_an_element_that_vanished_while_pending_was_cancelled() -> None:
     """An element that left the bracket without a row is cancelled after two polls, 70 s apart, and not before."""
-    states = look(JobStates(), START, "9_[0-4%2]|PENDING|n/a|x")
-    rest = "9_[0-1,3-4%2]|PENDING|n/a|x"
+    states = look(JobStates(), START, "9_[0-4%2]|PENDING|n/a|N/A|x")
+    rest = "9_[0-1,3-4%2]|PENDING|n/a|N/A|x"
     for later in (10, 20, 10 + GONE - 1):
         states = look(states, START + later, rest)
         assert states_of(states, 5) == ["PEND"] * 5
@@ -264,13 +267,13 @@ def test_an_element_that_vanished_while_pending_was_cancelled() -> None:
 
 def test_one_query_reports_no_cancellation() -> None:
     """A first missing row is not an end, however long ago the last poll was."""
-    states = look(JobStates(), START, "9_[0-1]|PENDING|n/a|x")
-    assert states_of(look(states, START + 9999, "9_[0]|PENDING|n/a|x"), 2) == ["PEND", "PEND"]
+    states = look(JobStates(), START, "9_[0-1]|PENDING|n/a|N/A|x")
+    assert states_of(look(states, START + 9999, "9_[0]|PENDING|n/a|N/A|x"), 2) == ["PEND", "PEND"]
 
 
 def test_an_element_listed_again_is_not_lost() -> None:
     """If an element is seen again, the wait for its end starts over."""
-    full, less = "9_[0-1]|PENDING|n/a|x", "9_[0]|PENDING|n/a|x"
+    full, less = "9_[0-1]|PENDING|n/a|N/A|x", "9_[0]|PENDING|n/a|N/A|x"
     states = JobStates()
     for later, queue in enumerate((full, less, full, less)):
         states = look(states, START + later * GONE, queue)
@@ -279,17 +282,17 @@ def test_an_element_listed_again_is_not_lost() -> None:
 
 def test_sacct_explains_elements_that_vanished_while_running() -> None:
     """The state from sacct counts when it arrives; if it never does, the element failed."""
-    running = look(JobStates(), START, "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None")
-    lagging = look(running, START + 30, "9_1|RUNNING|n1|None", "9_0|RUNNING|0:0|n1")
+    running = look(JobStates(), START, "9_0|RUNNING|n1|N/A|None\n9_1|RUNNING|n1|N/A|None")
+    lagging = look(running, START + 30, "9_1|RUNNING|n1|N/A|None", "9_0|RUNNING|0:0|n1")
     assert states_of(lagging, 2) == ["RUNN", "RUNN"]
-    told = look(lagging, START + 60, "9_1|RUNNING|n1|None", "9_0|TIMEOUT|0:0|n1")
+    told = look(lagging, START + 60, "9_1|RUNNING|n1|N/A|None", "9_0|TIMEOUT|0:0|n1")
     assert states_of(told, 2) == ["TIME", "RUNN"]
-    assert states_of(look(lagging, START + 30 + GONE, "9_1|RUNNING|n1|None"), 2) == ["FAIL", "RUNN"]
+    assert states_of(look(lagging, START + 30 + GONE, "9_1|RUNNING|n1|N/A|None"), 2) == ["FAIL", "RUNN"]
 
 
 def test_accounts_that_fail_are_waited_for_longer_but_not_for_ever() -> None:
     """With sacct failing, a missing element ends only after several times as long."""
-    states = look(JobStates(), START, "9_[0]|PENDING|n/a|x")
+    states = look(JobStates(), START, "9_[0]|PENDING|n/a|N/A|x")
     states = look(states, START, "", None)
     assert states_of(look(states, START + GONE, "", None), 1) == ["PEND"]
     assert states_of(look(states, START + 20 * GONE, "", None), 1) == ["CANC"]
@@ -304,15 +307,15 @@ def test_an_unknown_job_is_over() -> None:
 
 def test_a_list_that_was_cut_makes_nothing_lost() -> None:
     """Elements that may be in the cut part of a list are not reported as lost."""
-    states = look(JobStates(), START, "9_[0-9]|PENDING|n/a|x")
+    states = look(JobStates(), START, "9_[0-9]|PENDING|n/a|N/A|x")
     for later in (0, 100, 200):
-        states = look(states, START + later, "9_[0,3,...]|PENDING|n/a|x")
+        states = look(states, START + later, "9_[0,3,...]|PENDING|n/a|N/A|x")
     assert not states.needs_sacct()
 
 
 def test_the_queue_alone_may_be_silent() -> None:
     """If squeue fails, the final states of sacct count, except those of tasks that Slurm requeues."""
-    states = JobStates().after_squeue(squeue_rows("9_0|RUNNING|n1|x\n9_1|RUNNING|n1|x"), START)
+    states = JobStates().after_squeue(squeue_rows("9_0|RUNNING|n1|N/A|x\n9_1|RUNNING|n1|N/A|x"), START)
     rows = list(sacct_rows("9_0|COMPLETED|0:0|n1\n9_1|NODE_FAIL|0:0|n1"))
     assert states_of(states.after_sacct_alone(rows), 2) == ["COMP", "RUNN"]
 
@@ -388,7 +391,7 @@ def watch(slurm: FakeSlurm, processes: list[SharedStates], jobs: dict[str, float
 
 def test_a_job_just_submitted_is_not_asked_for(slurm: FakeSlurm) -> None:
     """No query is made in a job's first 30 s; then its state is known."""
-    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     process = slurm.process()
     watch(slurm, [process], {"9": START}, 29)
     assert (process.query({"9": START}), slurm.asked) == (None, [])
@@ -398,22 +401,24 @@ def test_a_job_just_submitted_is_not_asked_for(slurm: FakeSlurm) -> None:
 
 def test_a_job_of_old_is_asked_for_at_once(slurm: FakeSlurm) -> None:
     """A job that another process submitted is queried when it is first watched."""
-    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     assert state(slurm.process().query({"9": 0.0})) == "RUNNING"
 
 
 def test_a_run_of_a_minute_costs_three_queries_at_most(slurm: FakeSlurm) -> None:
     """Watching a run for a minute, with ending tasks and a failing one, takes at most three commands."""
-    slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|FAILED|n1|x\n9_2|RUNNING|n1|None\n9_[3-9]|PENDING|n/a|x"
+    slurm.squeue = "9_0|COMPLETED|n1|N/A|None\n9_1|FAILED|n1|N/A|x\n9_2|RUNNING|n1|N/A|None\n9_[3-9]|PENDING|n/a|N/A|x"
     watch(slurm, [slurm.process()], {"9": START}, 45)
-    slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|FAILED|n1|x\n9_2|COMPLETED|n1|None\n9_[3-9]|PENDING|n/a|x"
+    slurm.squeue = (
+        "9_0|COMPLETED|n1|N/A|None\n9_1|FAILED|n1|N/A|x\n9_2|COMPLETED|n1|N/A|None\n9_[3-9]|PENDING|n/a|N/A|x"
+    )
     watch(slurm, [slurm.process()], {"9": START}, 20)
     assert len(slurm.asked) <= 3
 
 
 def test_ten_processes_query_as_often_as_one(slurm: FakeSlurm) -> None:
     """In two minutes ten processes with jobs of their own make no more queries than one."""
-    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     watch(slurm, [slurm.process()], {"9": START}, 120)
     alone, slurm.asked = len(slurm.asked), []
     slurm.now = began = START + 10_000
@@ -435,7 +440,7 @@ from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates
 def run(command):
     with open({str(tmp_path / "asked")!r}, "a") as file:
         file.write(command.words[0] + "\\n")
-    return Finished(0, "9_0|RUNNING|n1|None")
+    return Finished(0, "9_0|RUNNING|n1|N/A|None")
 snapshots = SharedStates(Cluster(run), Intervals())
 sys.stdin.readline()
 found = snapshots.query({{"9": 0.0}})
@@ -459,7 +464,7 @@ sys.stdin.readline()
 
 def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm) -> None:
     """The interval of queries grows to three minutes, and is short again after an end."""
-    slurm.squeue = "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None\n9_1|RUNNING|n1|N/A|None"
     process = slurm.process()
 
     def gaps(seconds: int) -> list[float]:
@@ -474,13 +479,13 @@ def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm) -> None:
     growing = gaps(1200)
     assert growing == sorted(growing)
     assert (growing[0], growing[-1]) == (45, 180)
-    slurm.squeue = "9_0|COMPLETED|n1|None\n9_1|RUNNING|n1|None"
+    slurm.squeue = "9_0|COMPLETED|n1|N/A|None\n9_1|RUNNING|n1|N/A|None"
     assert gaps(300)[0] == 30
 
 
 def test_a_new_job_forces_no_question(slurm: FakeSlurm) -> None:
     """Watching another job forces no query: the last answers stand until the next one is due."""
-    slurm.squeue = "9_0|RUNNING|n1|None\n10_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None\n10_0|RUNNING|n1|N/A|None"
     process = slurm.process()
     process.query({"9": 0.0})
     slurm.now += 20
@@ -507,7 +512,7 @@ def test_the_dead_watch_nothing(slurm: FakeSlurm, runtime: Path) -> None:
 
 def test_clusters_share_nothing(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each cluster and each configuration has separate answers."""
-    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     slurm.process().query({"9": 0.0})
     slurm.process("other").query({"9": 0.0})
     monkeypatch.setenv("SLURM_CONF", "/another/slurm.conf")
@@ -517,10 +522,10 @@ def test_clusters_share_nothing(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatc
 
 def test_sacct_is_queried_for_ends_that_squeue_no_longer_lists(slurm: FakeSlurm) -> None:
     """An end that squeue no longer shows is looked up in sacct, once."""
-    slurm.squeue = "9_0|RUNNING|n1|None\n9_1|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None\n9_1|RUNNING|n1|N/A|None"
     process = slurm.process()
     process.query({"9": 0.0})
-    slurm.squeue, slurm.sacct = "9_1|RUNNING|n1|None", "9_0|NODE_FAIL|0:0|n1\n9_1|RUNNING|0:0|n1"
+    slurm.squeue, slurm.sacct = "9_1|RUNNING|n1|N/A|None", "9_0|NODE_FAIL|0:0|n1\n9_1|RUNNING|0:0|n1"
     slurm.now += 60
     assert state(process.query({"9": 0.0})) == "NODE_FAIL"
     slurm.now += 60
@@ -530,10 +535,10 @@ def test_sacct_is_queried_for_ends_that_squeue_no_longer_lists(slurm: FakeSlurm)
 
 def test_a_site_without_accounts_is_not_asked_for_them(slurm: FakeSlurm) -> None:
     """If accounting is off, squeue alone is used, and sacct is tried once."""
-    slurm.squeue, slurm.sacct = "9_0|RUNNING|n1|None\n9_[1]|PENDING|n/a|x", DISABLED
+    slurm.squeue, slurm.sacct = "9_0|RUNNING|n1|N/A|None\n9_[1]|PENDING|n/a|N/A|x", DISABLED
     process = slurm.process()
     process.query({"9": 0.0})
-    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     for _ in range(3):
         slurm.now += 100
         snapshot = process.query({"9": 0.0})
@@ -543,7 +548,7 @@ def test_a_site_without_accounts_is_not_asked_for_them(slurm: FakeSlurm) -> None
 
 def test_a_scheduler_away_is_reported_once(slurm: FakeSlurm, caplog: pytest.LogCaptureFixture) -> None:
     """While every command fails the last answer stands, one warning is logged, and the recovery is noticed."""
-    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     process = slurm.process()
     first = process.query({"9": 0.0})
     up, slurm.squeue, slurm.sacct = slurm.squeue, DOWN, DOWN
@@ -582,14 +587,14 @@ def test_a_clock_that_was_set_back_stops_nothing(slurm: FakeSlurm) -> None:
     process = slurm.process()
     process.query({"9": START})
     slurm.now -= 100_000
-    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     assert state(process.query({"9": START})) == "RUNNING"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 99}', '{"version": 1}', '{"version":1,"asked":"x"}'])
 def test_a_damaged_file_is_an_empty_one(slurm: FakeSlurm, runtime: Path, content: str) -> None:
     """A damaged shared file is ignored, and Slurm is queried."""
-    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     slurm.process().query({"9": 0.0})
     (file,) = runtime.glob("slurmlaunch/*.json")
     file.write_text(content)
@@ -616,7 +621,7 @@ def test_a_folder_that_is_not_ours_alone_is_not_used(
 ) -> None:
     """In a folder where others may write, nothing is read or written; the process queries Slurm itself."""
     make(runtime / "slurmlaunch")
-    slurm.squeue = "9_0|RUNNING|n1|None"
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     process = slurm.process()
     assert state(process.query({"9": 0.0})) == "RUNNING"
     assert (state(process.query({"9": 0.0})), slurm.asked) == ("RUNNING", ["squeue"])

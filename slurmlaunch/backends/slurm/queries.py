@@ -10,6 +10,7 @@ has a row of its own; all pending elements share one row with a bracket at the e
 
 from __future__ import annotations
 
+import calendar
 import os
 import re
 import time
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.slurm.commands import Cluster, Finished
 
 # The fields that `squeue_rows` and `sacct_rows` read.
-_SQUEUE_FORMAT = "%i|%T|%B|%r"
+_SQUEUE_FORMAT = "%i|%T|%B|%S|%r"
 _SACCT_FORMAT = "JobID,State,ExitCode,NodeList"
 
 _ID = re.compile(r"(?P<job>\d+)_(?:(?P<one>\d+)|\[(?P<many>[^\]]*)(?P<closed>\]?))(?:\.(?P<step>\S+))?")
 _ELIDED = "..."
+_TIME = "%Y-%m-%dT%H:%M:%S"
 _NOTHING = frozenset({"", "None", "n/a", "(null)", "None assigned"})
 
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled", re.IGNORECASE)
@@ -107,11 +109,13 @@ def find_job(cluster: Cluster, name: str, since: float) -> str | None:
 def squeue_rows(text: str) -> Iterator[Row]:
     """Read the answer to `squeue`; lines that are no row of an array are skipped."""
     for line in text.splitlines():
-        fields = line.split("|", 3)  # a reason may hold anything
+        fields = line.split("|", _SQUEUE_FORMAT.count("|"))  # a reason may hold anything
         if len(fields) == _SQUEUE_FORMAT.count("|") + 1:
-            name, state, node, reason = fields
-            record = TaskRecord(TaskState.parse(state), node=_known(node), reason=_known(reason))
-            yield from _row(name, record)
+            name, word, node, starts, reason = fields
+            state = TaskState.parse(word)
+            # Those of elements that run differ, and nobody needs them: a record is shared by all elements like it.
+            expected = _seconds(starts) if state.is_queued else None
+            yield from _row(name, TaskRecord(state, node=_known(node), reason=_known(reason), starts=expected))
 
 
 def sacct_rows(text: str) -> Iterator[Row]:
@@ -143,10 +147,18 @@ def _known(field: str) -> str | None:
     return None if field.strip() in _NOTHING else field.strip()
 
 
+def _seconds(field: str) -> float | None:
+    """Return a time that squeue printed, with the variables of `Cluster.call`, in seconds since the epoch."""
+    try:
+        return float(calendar.timegm(time.strptime(field.strip(), _TIME)))
+    except ValueError:  # N/A
+        return None
+
+
 def _start_time(since: float) -> str:
     """Return a time a little before *since*, as sacct reads it with the variables of `Cluster.call`."""
     start = since - _MARGIN if since > 0 else time.time() - _LONG_AGO
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(max(0.0, start)))
+    return time.strftime(_TIME, time.gmtime(max(0.0, start)))
 
 
 def _numbers(done: Finished) -> list[str]:
