@@ -98,7 +98,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
         return NotImplemented if is_ordinary(kind) else self._unless_by_name(obj)
 
     def _definition(self, obj: Any) -> Reduced:
-        if _is_dispatcher(obj) and self._travels(obj):
+        if _is_dispatcher(obj) and not self._is_found(obj):
             default = obj.registry[object]
             others = {key: value for key, value in obj.registry.items() if key is not object}
             attributes = {key: value for key, value in vars(obj).items() if key not in _OF_DISPATCHERS}
@@ -129,13 +129,19 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships n
             module == each or module.startswith(f"{each}.") for each in self._by_value
         )
 
+    def _is_found(self, obj: Any) -> bool:
+        """Return whether a function is there under its name in a task; one that wraps another may not be."""
+        return not self._travels(obj) and unpickling.is_named(obj)
+
     def _unless_by_name(self, obj: Any) -> Reduced:
-        if not self._travels(obj):
-            return NotImplemented
         kind = type(obj)
+        if not self._travels(obj) and (kind is not _CACHED or unpickling.is_named(obj)):
+            return NotImplemented
         if kind is _CACHED:
             maxsize, typed = obj.cache_parameters().values()
-            state = {key: value for key, value in vars(obj).items() if key not in _OF_CACHES}
+            wrapped = getattr(obj.__wrapped__, "__dict__", {})  # `functools.lru_cache` copies it, that of a class, too
+            known = _OF_CACHES.union(key for key, value in wrapped.items() if vars(obj).get(key) is value)
+            state = {key: value for key, value in vars(obj).items() if key not in known}
             return self._identified(obj, unpickling.cached, (obj.__wrapped__, maxsize, typed), state)
         reduce = self.dispatch_table.get(kind)
         reduced = obj.__reduce_ex__(self.proto) if reduce is None else reduce(obj)

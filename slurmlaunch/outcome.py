@@ -329,6 +329,14 @@ def _text_of(error: BaseException) -> str:
         return type(error).__qualname__
 
 
+_ADVICE = {
+    "builtins.coroutine": "Run it in the function: return asyncio.run(...). Return plain data.",
+    "builtins.async_generator": "Go through it in the function, in an async function that asyncio.run(...) runs. "
+    "Return plain data, such as a list of what it yields.",
+    "builtins.generator": "Return plain data: list(...) of it, or write to a file and return its path.",
+}
+"""By the type of a result that never pickles."""
+
 _BYTES = frozenset({bytes, bytearray})
 _MAIN = b"__main__"
 
@@ -346,7 +354,7 @@ def _described(value: object, dumps: Callable[[object], D]) -> D:
     except BaseException as error:  # noqa: BLE001  (as above)
         type_name = f"{type(value).__module__}.{type(value).__qualname__}"
         message = f"the function returned a {type_name}, which does not pickle: {_text_of(error)}"
-        advice = "Return plain data, or write to a file and return its path."
+        advice = _ADVICE.get(type_name, "Return plain data, or write to a file and return its path.")
         raise UnpicklableResult(message, type_name=type_name, advice=advice) from (
             error.with_traceback(_users_frames(error))
         )

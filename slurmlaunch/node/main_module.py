@@ -9,11 +9,15 @@ their kin pickle the search path, and the name in ``__main__``'s spec. Both are 
 function is (`_Carrier`). The child makes its ``__main__`` before anything else is unpickled, imports the user's modules
 as its parent does (`finder`), and loads the definitions when it needs one. mpi4py runs the module that the spec names,
 which is `mpi4py_main`.
+
+No process of a task imports from the folder in which it starts, unless the client does. Its children learn this from
+Python's option ``-P``, which multiprocessing and mpi4py hand on. loky does not, so it gets it here.
 """
 
 from __future__ import annotations
 
 import builtins
+import functools
 import pickle
 import sys
 from pathlib import Path
@@ -26,7 +30,7 @@ from slurmlaunch.runfolder.function import load_function
 from slurmlaunch.unpickling import MAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _FOR_CHILDREN = "slurmlaunch.node.mpi4py_main"
 _IN_CHILDREN = "__mp_main__"
@@ -35,6 +39,7 @@ _IN_CHILDREN = "__mp_main__"
 _ATTRIBUTES = ("__file__", "__package__")
 _SPAWNERS = ("multiprocessing.context", "multiprocess.context", "billiard.context")
 _MPI4PY = "mpi4py.futures"
+_LOKY = "popen_loky_posix"
 
 
 class _Carrier(str):
@@ -43,11 +48,32 @@ class _Carrier(str):
     __slots__ = ()
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
-        prepares = any(sys.modules[name].get_spawning_popen() for name in _SPAWNERS if name in sys.modules)
+        prepared = [sys.modules[name].get_spawning_popen() for name in _SPAWNERS if name in sys.modules]
+        prepares = any(prepared)
         if _main is None or not (prepares or _MPI4PY in sys.modules):
             return str, (str(self),)
+        for popen in filter(None, prepared):
+            _hand_on_safe_path(popen)
         main = (str(_main.function), _main.attributes, _main.later())
         return _arrive, (str(self), main, finder.installed(), prepares)
+
+
+def _hand_on_safe_path(popen: object) -> None:
+    """Let loky, if it starts this child, start it with this process's ``-P``."""
+    package, _, module = type(popen).__module__.rpartition(".")
+    if module != _LOKY or not sys.flags.safe_path:
+        return
+    import importlib
+
+    starter = importlib.import_module(f"{package}.fork_exec")
+    start = starter.fork_exec
+    if not isinstance(start, functools.partial):
+        starter.fork_exec = functools.partial(_start_safely, start)  # type: ignore[attr-defined]
+
+
+def _start_safely(start: Callable[..., Any], command: list[str], *arguments: Any, **keywords: Any) -> Any:
+    program, *rest = command
+    return start([program, "-P", *rest], *arguments, **keywords)
 
 
 class _MainModule(ModuleType):

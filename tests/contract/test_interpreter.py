@@ -27,6 +27,9 @@ FOLDER = """
         here = [importlib.import_module(name).__file__ for name in names]
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             there = [pool.apply(importlib.import_module("importlib.util").find_spec, (name,)).origin for name in names]
+        from joblib.externals.loky import ProcessPoolExecutor as Loky
+        with Loky(1) as pool:
+            there += [spec.origin for spec in pool.map(importlib.import_module("importlib.util").find_spec, names)]
         return [path for path in here + there if path.startswith(os.getcwd())], os.environ.get("PYTHONSAFEPATH")
 
     executor = Executor("../runs", cluster=sys.argv[1])

@@ -63,7 +63,7 @@ def test_other_things_travel_as_ever() -> None:
 # Objects of a script that pickle as their name alone.
 
 SCRIPT = """
-import dataclasses, enum, functools, typing
+import dataclasses, enum, functools, json, typing
 from dataclasses import MISSING
 
 @functools.lru_cache(maxsize=3, typed=True)
@@ -118,6 +118,8 @@ P = typing.ParamSpec("P")
 def annotated(user: UserId) -> typing.Callable[P, None]:
     return user
 
+wrapped = functools.lru_cache(len), functools.cache(dict), functools.singledispatch(json.dumps)
+
 class Single:
     def __reduce__(self):
         return "SINGLE"
@@ -164,6 +166,7 @@ def elsewhere(script: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[object]
         ("fibonacci", lambda it: it(30), 832040),
         ("kind", lambda it: (it("a"), it([1, "a"]), len(it.registry)), ("object", ["int", "object"], 3)),
         ("Methods", lambda it: (it().cached(2), it().once, it().kind(1), it().kind("")), (6, 4, "int", "object")),
+        ("wrapped", lambda it: (it[0]("ab"), it[1](a=1), it[2]({})), (2, {"a": 1}, "{}")),
         ("Bits", lambda it: ((it.A | it.B).value, len(it)), (3, 2)),
         ("annotated", lambda it: it.__annotations__["user"].__supertype__, int),
         ("Base", lambda it: dataclasses.fields(it)[0].default is dataclasses.MISSING, True),

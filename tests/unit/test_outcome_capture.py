@@ -143,6 +143,21 @@ def test_a_value_that_does_not_pickle_is_named(function: Callable[[], Any], name
     assert failed.value.type_name.endswith(name)
 
 
+def test_a_coroutine_is_to_be_run() -> None:
+    """A lambda that calls an ``async def`` cannot be refused at the call; its result says how to run it."""
+
+    async def late() -> int:
+        return 1
+
+    coroutine = late()
+    value = capture(lambda: coroutine)
+    assert isinstance(value, Value)
+
+    with pytest.raises(UnpicklableResult, match=r"return asyncio\.run\(\.\.\.\)"):
+        value.dump()
+    coroutine.close()
+
+
 def test_a_value_that_does_not_unpickle_is_a_failure() -> None:
     """A value that this side cannot unpickle is a failure with the reason as its cause."""
     outcome = travel(Trap)
