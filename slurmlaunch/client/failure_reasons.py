@@ -57,9 +57,15 @@ _NOT_FOUND = 127
 """The status of a shell that has not found the command."""
 
 
-def explains_end(mark: EndMark | None, attempts: int) -> bool:
-    """Whether an end mark says how its task ended; *attempts* is how many of its attempts are known."""
-    return mark is not None and mark.status not in _EXPLAINED_BY_THE_SCHEDULER and attempts <= mark.start + 1
+def explains_end(mark: EndMark | None, attempts: int, record: TaskRecord | None = None) -> bool:
+    """Whether an end mark says how its task ended; *attempts* is how many of its attempts are known.
+
+    *record* is the scheduler's report, if there is one: it does not know who sent a signal to the node.
+    """
+    if mark is None or attempts > mark.start + 1:
+        return False
+    signalled = mark.status == Status.STOPPED and record is not None and record.state is TaskState.FAILED
+    return signalled or mark.status not in _EXPLAINED_BY_THE_SCHEDULER
 
 
 def recorded_everything(mark: EndMark) -> bool:

@@ -551,7 +551,7 @@ class RunState:
     def _reason_of_end(self, task: int, log_tail: str) -> ItemError:
         view, place = self.tasks.view(task), self.tasks.place_of(task)
         mark, record = view.end_mark, view.missing_record
-        explained = reasons.explains_end(mark, view.attempts)
+        explained = reasons.explains_end(mark, view.attempts, record)
         if mark is not None and (record is None or (explained and not reasons.names_cause(record))):
             return reasons.error_of_status(mark.status, place, log_tail, started=view.attempts > 0)
         record = record or TaskRecord(TaskState.UNKNOWN)

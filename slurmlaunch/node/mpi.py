@@ -30,7 +30,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, WorkerDied
+from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, WorkerDied, signal_name
 from slurmlaunch.node import system
 from slurmlaunch.node.rank import RANK, RANKS
 from slurmlaunch.node.system import kill_descendants, log_size, log_tail
@@ -53,6 +53,8 @@ _LAUNCH_TRIES = 2
 
 _LAUNCHER_PATIENCE = 10.0
 """Seconds for a launcher to end its ranks, more than srun takes, before it is killed itself."""
+
+_SIGNALLED = 128
 
 _TICK = 0.25
 _READS_PER_SECOND = 200
@@ -362,7 +364,8 @@ def _storage_failure(status: int | None, who: str) -> StorageFailure | None:
 def _launcher_error(ranks: RanksPlan, processes: RankProcesses, *, began: bool) -> ItemError:
     """Return the error for ranks that ended without a report."""
     launcher, status = ranks.launcher[0] if ranks.launcher else "they", processes.status
-    ended = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+    number = _signal_in(status)
+    ended = f"ended with exit status {status}" if number is None else f"was ended by {signal_name(number)}"
     if (failure := _storage_failure(status, "a rank")) is not None:
         return failure
     tail = processes.log_tail()
@@ -370,4 +373,11 @@ def _launcher_error(ranks: RanksPlan, processes: RankProcesses, *, began: bool) 
     if not began:
         what = f"the ranks did not start: {launcher} {ended}{log}"
         return NodeStartError(what, advice=_LAUNCHER_ADVICE, exit_code=status)
-    return WorkerDied(f"the ranks ended too early: {launcher} {ended}{log}", exit_code=status)
+    code = status if number is None else None
+    return WorkerDied(f"the ranks ended too early: {launcher} {ended}{log}", signal=number, exit_code=code)
+
+
+def _signal_in(status: int) -> int | None:
+    """Return the signal that a status stands for: its negative, or as srun and shells write it, 128 more."""
+    number = -status if status < 0 else status - _SIGNALLED
+    return number if number in signal.valid_signals() else None

@@ -307,13 +307,15 @@ class _Monitor:
         self._start = self._writer.path.stat().st_size
 
     def run(self, child: int) -> int:
-        """Wait for the end of the child; return the exit status of the rank."""
+        """Wait for the end of the child, and end what it leaves; return the exit status of the rank."""
+        system.adopt_orphans()
         kill_at: float | None = None
         while True:
             pid, status, usage = os.wait4(child, os.WNOHANG)
             if pid:
                 break
             self._events.wait(_FLUSH_EVERY if kill_at is None else max(0.0, kill_at - monotonic()))
+            system.reap_orphans({child})
             self._writer.adopt(failed=False)
             self._writer.flush()
             if self._signals.warned:  # some launchers signal only their own child, this process
@@ -324,6 +326,7 @@ class _Monitor:
                 kill_at = monotonic() + _GRACE_SECONDS
             if kill_at is not None and monotonic() >= kill_at:
                 os.kill(child, signal.SIGKILL)
+        system.kill_descendants()  # some launchers wait for all that writes into the log
         code = os.waitstatus_to_exitcode(status)
         self._writer.patience.hurried = code in STORAGE  # the child has waited
         left, loaded = self._read_records()

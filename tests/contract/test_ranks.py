@@ -18,7 +18,9 @@ import pytest
 from slurmlaunch import Executor, FunctionExited, NodeStartError, OptionError, WorkerDied, attach, current_task
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.slurm.batch_script import sbatch_words
+from slurmlaunch.node.mpi import RankProcesses, _launcher_error
 from slurmlaunch.node.rank import RankEnvironment, first_host
+from slurmlaunch.runfolder.plan import RanksPlan
 from tests.conftest import SLURM
 from tests.support import scripts, together
 from tests.support.waiting import PATIENCE, is_alive, wait_until
@@ -285,6 +287,26 @@ def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) ->
     assert isinstance(error, NodeStartError)
     assert launcher in str(error)
     assert "launcher=" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("end", "signal", "expected"),
+    [
+        ("kill -TERM $$", 15, "sh was ended by SIGTERM (15)"),
+        ("exit 129", 1, "sh was ended by SIGHUP (1)"),
+        ("exit 255", None, "sh ended with exit status 255"),
+    ],
+)
+def test_a_launcher_that_a_signal_ends(end: str, signal: int | None, expected: str) -> None:
+    """The status of a launcher whose ranks a signal has ended, 128 more than its number, is read as the signal."""
+    plan = RanksPlan(2, ("sh", "-c", end), ())
+    processes = RankProcesses(plan, ())
+    wait_until(lambda: not processes.alive)
+
+    error = _launcher_error(plan, processes, began=True)
+
+    assert isinstance(error, WorkerDied)
+    assert (error.signal, error.what) == (signal, f"the ranks ended too early: {expected}")
 
 
 @elsewhere

@@ -130,6 +130,23 @@ DEEDS: dict[str, tuple[Callable[[], None], str]] = {
 }
 
 
+def test_what_a_rank_leaves_running_delays_no_end(tmp_path: Path) -> None:
+    """A program that an item left, whose output mpiexec waits for, ends with its rank."""
+
+    def work(number: int) -> int:
+        import subprocess
+
+        subprocess.Popen(["sleep", "600"])
+        return number
+
+    executor = Executor(tmp_path / "runs", cluster="local", ntasks=2)
+    future = executor.submit(work, 8)
+
+    assert future.result(PATIENCE) == 8
+    executor.shutdown()
+    assert "did not end" not in future.stderr()
+
+
 @pytest.mark.parametrize("deed", DEEDS)
 def test_a_bad_end_changes_no_outcome(tmp_path: Path, deed: str) -> None:
     """A crash, an exception or another status at the end of a process changes nothing but the log."""

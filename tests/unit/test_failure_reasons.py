@@ -152,6 +152,16 @@ def test_explains_end(status: int, start: int, attempts: int, *, expected: bool)
     assert expected == reasons.explains_end(EndMark(0, start, status), attempts)
 
 
+@pytest.mark.parametrize(("state", "expected"), [(TaskState.FAILED, True), (TaskState.TIMEOUT, False)])
+def test_a_signal_that_the_scheduler_knows_nothing_of(state: TaskState, *, expected: bool) -> None:
+    """After a SIGTERM that somebody sent, the scheduler only knows that the task failed; the mark names the signal."""
+    mark = EndMark(0, 0, Status.STOPPED)
+
+    assert expected == reasons.explains_end(mark, 1, TaskRecord(state))
+    assert not reasons.explains_end(mark, 2, TaskRecord(state))
+    assert "the task's supervisor was killed by SIGTERM (15)" in str(reasons.error_of_status(mark.status, PLACE))
+
+
 def test_batch_script_killed() -> None:
     """FAILED without an exit code, from the queue alone: the batch script left no end mark, so it was killed."""
     record = TaskRecord(TaskState.FAILED)
