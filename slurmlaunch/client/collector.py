@@ -203,7 +203,8 @@ class Collector:
 
     def _list_attempts(self) -> Iterator[Event]:
         self.visits["folders"] += 1
-        for name in sorted(self._attempts.new()):
+        entries = self._attempts.new_entries()
+        for name in sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)):
             first, _, second = name.partition(".")
             if first.isdigit() and second.isdigit() and self._is_ours(int(first), name):
                 key = task, attempt = int(first), int(second)
@@ -387,7 +388,7 @@ def _notes_of(run: Run, task: int) -> Mapping[int, Mapping[str, Any]]:
     notes = {}
     for path in run.folder.outcomes.glob(f"{task}.*"):
         attempt = path.name.partition(".")[2]
-        if attempt.isdigit():
+        if attempt.isdigit() and not path.is_dir():
             file = OutcomeFile(path, run.folder.salt)
             for _ in file.read():
                 pass  # the outcomes are known

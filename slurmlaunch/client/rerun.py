@@ -21,8 +21,8 @@ from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.options import LIVE, SUBMITTED, Options, refuse_fixed
 from slurmlaunch.client.pickling import description_of, pickle_function, travelling
 from slurmlaunch.client.sbatch_options import refused
-from slurmlaunch.client.state import RoundAdded
-from slurmlaunch.client.submission import Program, Submission, add_round
+from slurmlaunch.client.state import RoundAdded, TasksBeganAgain
+from slurmlaunch.client.submission import Program, Submission, add_round, close_tasks
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.clients import ClientId
@@ -57,7 +57,7 @@ def retry(run: Run, wanted: Collection[int], what: Retry) -> Run:
     while True:
         if again.ledger.open:
             watch.submission.take_over()
-        items = [item for item in unfinished(again, run) if item in wanted]
+        items = _without_running(again, [item for item in unfinished(again, run) if item in wanted], run)
         if not items:
             break
         options = Options.from_json(again.rounds[-1].plan.options).changed(**what.changes)
@@ -221,6 +221,17 @@ def unfinished(run: Run, earlier: Run) -> list[int]:
     may_come = cache(Submission(run).may_be_submitted)  # an array has many items, and its journal is read for it
     with run.changed:
         return [item for item in range(run.manifest.items) if _is_unfinished(run, item, earlier, may_come)]
+
+
+def _without_running(run: Run, items: list[int], earlier: Run) -> list[int]:
+    """Have the tasks that left items open not start again; return the items without those of tasks that have."""
+    left = run.ledger.open_among(items)
+    began = close_tasks(run, left, earlier.tasks)
+    if not began:
+        return items
+    run.handle(TasksBeganAgain(began))
+    running = {item for item in left if not run.tasks.left_by([item]).keys().isdisjoint(began)}
+    return [item for item in items if item not in running]
 
 
 def _is_unfinished(run: Run, item: int, earlier: Run, may_come: Callable[[Round, int], bool]) -> bool:

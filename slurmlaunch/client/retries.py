@@ -35,12 +35,16 @@ _MEMORY = ("mem", "mem_per_cpu", "mem_per_gpu")
 
 
 class Cause(NamedTuple):
-    """The error for which items are retried; the node, the peak memory in bytes and the duration of their last task."""
+    """The error for which items are retried; the node, the peak memory in bytes and the duration of their last task.
+
+    *recorded* says that the task recorded the error, so that no later attempt of it runs the item.
+    """
 
     error: BaseException
     node: str | None = None
     memory: float | None = None
     seconds: float | None = None
+    recorded: bool = False
 
 
 class PendingRetries(dict[int, Cause]):
@@ -76,6 +80,10 @@ class PendingRetries(dict[int, Cause]):
         """Remove those of the items that wait."""
         for item in common(self, items):
             del self[item]
+
+    def forget(self, items: Collection[int]) -> None:
+        """Remove those of the items that wait because a task left them open."""
+        self.discard([item for item in common(self, items) if not self[item].recorded])
 
     def add_round(self, plan: RoundPlan) -> None:
         """Count a further round as a try of its items, which wait no longer; a manual one gives them 0 tries again."""

@@ -182,6 +182,12 @@ class ArrayRefused(NamedTuple):
     error: BaseException
 
 
+class TasksBeganAgain(NamedTuple):
+    """Another attempt of these tasks has begun, after the given number, although they were taken for ended."""
+
+    attempts: Mapping[int, int]
+
+
 class RetryEnded(NamedTuple):
     """Answer to `SubmitRound`: it was submitted, or another client made the round; or *error* says why not."""
 
@@ -373,7 +379,7 @@ class RunState:
         # Items that a later round has got wait for the outcome of that round.
         parts = [part for part in self.tasks.still_in(round_.number, [items]) if part]
         for part in parts:
-            failed = part if error is None else self._not_retried(part, error)
+            failed = part if error is None else self._not_retried(part, error, recorded=True)
             for each in consecutive(failed):
                 self._settle(ItemStatus.FAILURE, self.ledger.record(recorded, each))
         if error is None or not parts:
@@ -427,11 +433,13 @@ class RunState:
 
     def _scheduler_reported(self, event: SchedulerReported) -> None:
         waiting: dict[str, str] = {}
+        taken = event.snapshot.taken - self._clock_offset
         for round_ in self.tasks.rounds:
             for number, job_id in round_.jobs.items():
                 for element, task in enumerate(round_.tasks_of(number)):
                     known = self.tasks.views.get(task)
-                    record = None if known and known.closed else event.snapshot.get(job_id, element)
+                    unclear = known and not known.closed and known.began_again < taken
+                    record = event.snapshot.get(job_id, element) if known is None or unclear else None
                     if record is not None:
                         record = reasons.as_ended(record)
                         self._update_record(known or self.tasks.view(task), record)
@@ -506,12 +514,12 @@ class RunState:
 
     def _set_missing(self, view: TaskView, record: TaskRecord | None) -> None:
         if view.missing_since is None:
-            view.missing_since = self._now
+            view.missing_since, view.left_at = self._now, view.attempts
         view.missing_record = record
         self._missing.add(view.index)
 
     def _not_missing(self, view: TaskView) -> None:
-        view.missing_since = view.missing_record = None
+        view.missing_since = view.missing_record = view.left_at = None
         self._missing.discard(view.index)
         self._reading.discard(view.index)
 
@@ -527,7 +535,9 @@ class RunState:
             if not view.end_recorded:
                 record = view.missing_record
             view.ended_since = self._now if view.missing_since in (None, -math.inf) else view.missing_since
+            left_at = view.left_at
             self._not_missing(view)
+            view.left_at = left_at
             self._end(self.tasks.open_items(view.index), error)
             if view.round.claims:
                 view.error = error
@@ -652,11 +662,25 @@ class RunState:
                 add_note(error, note)
             self._end(items, error, final=True)
 
-    def _not_retried(self, items: Sequence[int], error: BaseException) -> Sequence[int]:
+    def _tasks_began_again(self, event: TasksBeganAgain) -> None:
+        """Leave to the tasks what they had left: it waits for no retry any more."""
+        for task, attempts in event.attempts.items():
+            view = self.tasks.view(task)
+            self._not_missing(view)
+            view.attempts, view.began_again = max(view.attempts, attempts), self._now
+            view.record = view.error = None
+            view.started, view.closed, view.settled_items = True, False, 0
+            self.pending.forget(self.tasks.items_of(task))
+            self.pending.forget(self.tasks.unclaimed_in(view.round))
+            if view.end_mark is not None:
+                self._ended.add(task)
+
+    def _not_retried(self, items: Sequence[int], error: BaseException, *, recorded: bool = False) -> Sequence[int]:
         """Have those of the open items wait for a retry that are worth one; return the others."""
         if not self.pending.enabled:
             return items
-        cause_of = functools.cache(functools.partial(self._cause, error))  # one for each task, not for each item
+        # One for each task, not for each item.
+        cause_of = functools.cache(lambda task: self._cause(error, task)._replace(recorded=recorded))
         for item in items:
             if self.ledger.is_open(item) and item not in self.pending and self.pending.wants(item, error):
                 self.pending.add(item, cause_of(self.tasks.claimant_of(item)), self._now)

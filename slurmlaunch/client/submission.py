@@ -32,6 +32,7 @@ from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import ENVIRONMENT
+from slurmlaunch.runfolder.outcomes import close_task
 from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
 from slurmlaunch.runfolder.storage import status_of
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from slurmlaunch.client.options import Shape
     from slurmlaunch.client.plan import Plan
     from slurmlaunch.client.run import Run
+    from slurmlaunch.client.tasks import Tasks
     from slurmlaunch.runfolder.environment import Environment
     from slurmlaunch.runfolder.layout import Manifest
 
@@ -120,6 +122,17 @@ def add_round(run: Run, items: Sequence[int], options: Options, *, program: Prog
     added = Round.make(run.folder, number, made, checkpoints=checkpoints, files=files)
     run.environments.add(number, environment)
     return added
+
+
+def close_tasks(run: Run, items: Iterable[int], known: Tasks | None = None) -> dict[int, int]:
+    """Have the tasks that left these items open not start again, before a round takes the items over.
+
+    Returns:
+        The tasks that have started again, and how many of their attempts have begun at least. They run their items.
+    """
+    with run.changed:
+        left = run.tasks.left_by(items, known)
+    return {task: number + 1 for task, number in left.items() if not close_task(run.folder, task, number)}
 
 
 def make_plan(

@@ -49,6 +49,8 @@ class TaskView:
         missing_since: since when it is known to have ended while outcomes are missing; -inf if none can appear later.
         ended_since: since when it was known to have ended when its open items were ended.
         missing_record: the scheduler's record that says so; None where the end mark does.
+        left_at: how many of its attempts were known when its end became known; None while it is not taken for ended.
+        began_again: since when it is known that another attempt has begun although it was taken for ended.
         end_recorded: whether that record comes from the run folder.
         error: why it takes no more items, in a dynamic round.
         damage: the file and offset of its first damaged record.
@@ -69,6 +71,8 @@ class TaskView:
     missing_since: float | None = None
     ended_since: float = -math.inf
     missing_record: TaskRecord | None = None
+    left_at: int | None = None
+    began_again: float = -math.inf
     end_recorded: bool = False
     error: BaseException | None = None
     damage: tuple[Path, int] | None = None
@@ -261,6 +265,26 @@ class Tasks:
         for part in parts:
             yield [item for item in part if last[item] == number] if last else part
 
+    def left_by(self, items: Iterable[int], known: Tasks | None = None) -> dict[int, int]:
+        """Return the tasks that left these items open, which may start again, and how many attempts each had begun.
+
+        Args:
+            items: the items.
+            known: the tasks of an earlier view, which may know better when they ended.
+        """
+        tasks: set[int] = set()
+        unclaimed: set[RoundView] = set()
+        for item in items:
+            task = self.claimant_of(item)
+            unclaimed.add(self.round_of(item)) if task is None else tasks.add(task)
+        tasks.update(task for each in unclaimed for task in each.plan.tasks)  # any of them may claim the item
+        return {task: self._attempts_at_end(task, known) for task in sorted(tasks)}
+
+    def _attempts_at_end(self, task: int, known: Tasks | None) -> int:
+        view = self.view(task)
+        earlier = known.views.get(task, view) if known else view
+        return view.attempts if earlier.left_at is None else earlier.left_at
+
     # Open items.
 
     def open_items(self, task: int) -> list[int]:
@@ -270,6 +294,10 @@ class Tasks:
     def unclaimed_items(self, round_: RoundView) -> list[int]:
         """Return the open items of a dynamic round that no task has claimed."""
         return self._open_in(self.still_in(round_.number, self._unclaimed_parts(round_)))
+
+    def unclaimed_in(self, round_: RoundView) -> list[int]:
+        """Return the items of a dynamic round that no task has claimed, without those that a later round has."""
+        return [item for part in self.still_in(round_.number, self._unclaimed_parts(round_)) for item in part]
 
     @staticmethod
     def _unclaimed_parts(round_: RoundView) -> Iterable[Sequence[int]]:

@@ -26,7 +26,7 @@ from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client import state
 from slurmlaunch.client.collector import Collector
-from slurmlaunch.client.submission import Submission, add_round
+from slurmlaunch.client.submission import Submission, add_round, close_tasks
 from slurmlaunch.errors import ResultLost, SchedulerError
 from slurmlaunch.runfolder.clients import writer_name
 from slurmlaunch.runfolder.storage import Patience
@@ -199,7 +199,12 @@ class Watch:
     def _retry(self, effect: state.SubmitRound) -> None:
         """Make and submit a round for items that failed for an external reason."""
         run, ended = self.run, state.RetryEnded()
+        with run.changed:
+            left = [item for item in effect.items if item in run.state.pending and not run.state.pending[item].recorded]
         try:
+            if began := Patience().run(lambda: close_tasks(run, left)):
+                run.handle(state.TasksBeganAgain(began))
+                return
             added = Patience().run(lambda: add_round(run, effect.items, effect.options))
             run.handle(state.RoundAdded(added.number, added.plan))
             self.submission.submit(added, patiently=True)
@@ -209,7 +214,8 @@ class Watch:
         except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for items that will not run)
             _log.warning("slurmlaunch could not submit a retry: %s", error)
             ended = state.RetryEnded(error)
-        run.handle(ended)
+        finally:
+            run.handle(ended)
 
     def report_trouble(self, error: OSError) -> None:
         """Poll again later; if the folder is gone for good, so are the outcomes."""

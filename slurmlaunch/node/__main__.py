@@ -24,6 +24,7 @@ from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.node.supervisor import Supervisor
 from slurmlaunch.node.system import flush_streams, log
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
+from slurmlaunch.runfolder.outcomes import TaskClosed
 from slurmlaunch.runfolder.rounds import round_of_task
 from slurmlaunch.runfolder.storage import Patience, status_of
 
@@ -35,6 +36,9 @@ def main(arguments: list[str]) -> int:
             case [_, path, task] if task.isdecimal():
                 return _run(RunFolder(Path(path).absolute()), int(task))
         log("usage: python -m slurmlaunch.node RUN_FOLDER TASK_INDEX")
+    except TaskClosed:
+        log("slurmlaunch: this start of the task runs nothing, since what the task had left belongs to a retry")
+        return Status.VALUES
     except Exception as error:  # noqa: BLE001  (Python's own exit status could be mistaken for one of ours)
         status = status_of(error)
         if status is not None or isinstance(error, SlurmlaunchError):

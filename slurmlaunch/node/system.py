@@ -59,6 +59,12 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
 
 
+def earlier_starts() -> int:
+    """Return how often the scheduler has started this task before: its end marks count so, too."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
+
+
 # Processes that items started. They may lead groups and sessions of their own, so only the tree of processes leads to
 # them all: Slurm finds them by the cgroup of the step, but not before its end, and on a laptop nothing does.
 

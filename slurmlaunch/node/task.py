@@ -54,7 +54,7 @@ class TaskSupervisor:
         self._cloudpickle = cloudpickle_version()  # first: without cloudpickle there is no attempt
         self._folder, self._manifest, self._plan, self._task = folder, manifest, round_.plan, task
         self._patience = Patience()
-        self._writer = OutcomeWriter(folder, task, self._patience)
+        self._writer = OutcomeWriter(folder, task, self._patience, start=system.earlier_starts())
         self._earlier = earlier_attempts(folder, task, self._writer.attempt)
         self._earlier.done.update(items_of_later_rounds(folder, round_.number))  # they may be running there
         self._writer.failures = self._earlier.failures

@@ -120,16 +120,44 @@ class AttemptWriter(RecordWriter):
         self.failures += failed
 
 
+class TaskClosed(Exception):
+    """No further attempt of the task may begin: what it left belongs to a later round."""
+
+
+def close_task(folder: RunFolder, task: int, attempts: int) -> bool:
+    """Have no attempt of a task begin after so many; False if another one has.
+
+    A folder takes the place of the next attempt's file. Only one of them can be made, on
+    every file system, so that an item runs in a later round or in the attempt, never in both.
+    """
+    path = folder.outcome_file(task, attempts)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return path.is_dir()
+    return True
+
+
 class OutcomeWriter(AttemptWriter):
     """Begins the next attempt of a task: the first one whose file it can create."""
 
-    def __init__(self, folder: RunFolder, task: int, patience: Patience | None = None) -> None:
+    def __init__(self, folder: RunFolder, task: int, patience: Patience | None = None, *, start: int = 0) -> None:
+        """Begin; before it there are *start* other starts, and those that got no further get empty files.
+
+        Raises:
+            TaskClosed: the task is closed.
+        """
         patience = patience or Patience()
         for attempt in count():
-            with suppress(FileExistsError):
-                path, flags = folder.outcome_file(task, attempt), os.O_CREAT | os.O_EXCL
-                patience.run(partial(super().__init__, path, attempt, folder.salt, flags, patience=patience))
-                return
+            path, flags = folder.outcome_file(task, attempt), os.O_CREAT | os.O_EXCL
+            try:
+                if attempt >= start:
+                    patience.run(partial(super().__init__, path, attempt, folder.salt, flags, patience=patience))
+                    return
+                patience.run(partial(create, path, b""))
+            except FileExistsError:
+                if path.is_dir():
+                    raise TaskClosed from None
 
 
 class Content:

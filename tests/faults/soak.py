@@ -171,7 +171,7 @@ class Soak:
                 Manifest.read(run)
             except RunFolderError:
                 continue  # its client was killed before the manifest was written
-            files = [OutcomeFile(each, run.salt) for each in run.outcomes.iterdir()]
+            files = [OutcomeFile(each, run.salt) for each in run.outcomes.iterdir() if each.is_file()]
             found = [each for file in files for each in file.read(final=True)]
             recorded = Counter(
                 item
