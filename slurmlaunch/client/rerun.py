@@ -224,8 +224,8 @@ def unfinished(run: Run, earlier: Run) -> list[int]:
 
 
 def _without_running(run: Run, items: list[int], earlier: Run) -> list[int]:
-    """Have the tasks that left items open not start again; return the items without those of tasks that have."""
-    left = run.ledger.open_among(items)
+    """Have the tasks that left items without outcomes not start again; return the items without those that have."""
+    left = [item for item in items if run.ledger.status(item) in {ItemStatus.OPEN, ItemStatus.ENDED}]
     began = close_tasks(run, left, earlier.tasks)
     if not began:
         return items

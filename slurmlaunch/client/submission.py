@@ -125,7 +125,7 @@ def add_round(run: Run, items: Sequence[int], options: Options, *, program: Prog
 
 
 def close_tasks(run: Run, items: Iterable[int], known: Tasks | None = None) -> dict[int, int]:
-    """Have the tasks that left these items open not start again, before a round takes the items over.
+    """Have the tasks that left these items without outcomes not start again, before a round takes the items over.
 
     Returns:
         The tasks that have started again, and how many of their attempts have begun at least. They run their items.

@@ -266,11 +266,11 @@ class Tasks:
             yield [item for item in part if last[item] == number] if last else part
 
     def left_by(self, items: Iterable[int], known: Tasks | None = None) -> dict[int, int]:
-        """Return the tasks that left these items open, which may start again, and how many attempts each had begun.
+        """Return the tasks that left these items without outcomes, and how many attempts of each had begun then.
 
         Args:
             items: the items.
-            known: the tasks of an earlier view, which may know better when they ended.
+            known: the tasks of an earlier view, for those that have not ended as far as this one knows.
         """
         tasks: set[int] = set()
         unclaimed: set[RoundView] = set()
@@ -283,7 +283,7 @@ class Tasks:
     def _attempts_at_end(self, task: int, known: Tasks | None) -> int:
         view = self.view(task)
         earlier = known.views.get(task, view) if known else view
-        return view.attempts if earlier.left_at is None else earlier.left_at
+        return next((at for at in (view.left_at, earlier.left_at) if at is not None), view.attempts)
 
     # Open items.
 

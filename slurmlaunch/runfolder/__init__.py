@@ -22,7 +22,7 @@
         rounds/R/successor.K       the client that submits the rest of the round for its maker
         rounds/R/ranks/T.A.K       records: the outcomes of rank K of attempt A of task T
         definitions/N              one record: a class or function that results refer to
-        outcomes/T.A               records: the outcomes of attempt A of task T
+        outcomes/T.A               records: the outcomes of attempt A of task T; a folder: the task is closed
         ended/T.S.X                empty: start S of task T ended with status X
         cancelled/R.C              records: the items that client C cancelled in round R
         logs/R-N-E.out, .err       the output of element E of array N of round R
@@ -129,7 +129,10 @@ begins with the blocks of the earlier ones, without the items that these recorde
 no task when all have ended, belongs to a later round. A task claims another block when one of its processes is idle,
 and none after it was told to end. A task that cannot load the function claims one block, to record the failure there.
 
-**Outcomes** (`outcomes`). Attempt A is the first number for which a task could create ``T.A`` (``O_EXCL``). Kinds:
+**Outcomes** (`outcomes`). Attempt A is the first number for which a task could create ``T.A`` (``O_EXCL``), and no
+less than the number of its start: earlier starts without a file first get an empty one. Before a client makes a round
+with items that a task left without outcomes, it makes the folder ``T.A`` for the next A, which closes the task: a start
+that meets it makes no attempt and exits with 0. If the attempt was first, its items are in no other round. Kinds:
 VALUES, one pickled value per item, packed; SERIES, the same in protocol 3 and without the STOP at the end of each, so
 that an empty list and a mark before them and APPENDS behind them make one pickle of all; INTEGERS and FLOATS, values
 that are numbers, eight bytes each; BUNDLE, one pickled value and its large buffers (`buffers`); FAILURE, one pickled

@@ -19,7 +19,7 @@ from slurmlaunch.errors import FunctionExited, NodeStartError, WorkerDied
 from slurmlaunch.node import system
 from slurmlaunch.runfolder.claims import Claimer
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, STARTED_VARIABLE, Status
-from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter
+from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, close_task
 from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RoundPlan, Slices
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import Round
@@ -602,6 +602,40 @@ def test_a_start_leaves_the_items_of_later_rounds_alone(tmp_path: Path, story: S
     assert story.lines == ["0", "2"]
     assert run.run(1).status == 0
     assert story.lines == ["0", "2", "1", "3"]
+
+
+@pytest.mark.parametrize("schedule", [None, "dynamic"])
+def test_a_start_of_a_closed_task_runs_nothing(tmp_path: Path, story: Story, schedule: str | None) -> None:
+    """A task can be closed until its next attempt has begun; from then on the scheduler starts it in vain."""
+    blocks = None if schedule is None else Blocks(4, 1, schedule, 1)
+    run = OneRun(tmp_path / "run", story.tell, rows(range(4)), blocks=blocks, tasks=2 if schedule else 1)
+    assert close_task(run.folder, 0, 0)
+    assert close_task(run.folder, 0, 0)
+
+    ended = run.run()
+    assert (0, "") == (ended.status, ended.out)
+    assert "belongs to a retry" in ended.err
+    assert story.lines == []
+    if schedule:
+        assert run.run(1).status == 0
+        assert sorted(story.lines) == ["0", "1", "2", "3"]
+        assert not close_task(run.folder, 1, 0)
+        assert close_task(run.folder, 1, 1)
+
+
+def test_an_attempt_has_at_least_the_number_of_its_start(tmp_path: Path, story: Story) -> None:
+    """Starts that were killed before they began an attempt count: an end mark of one says nothing about the next."""
+    run = OneRun(tmp_path / "run", story.tell, rows([0]))
+
+    assert run.run(env={"SLURM_RESTART_COUNT": "2"}).status == 0
+    assert {"0.0": 0, "0.1": 0} == {
+        path.name: path.stat().st_size for path in run.folder.outcomes.iterdir() if path.name != "0.2"
+    }
+    assert run.recorded() == [0]
+    run = OneRun(tmp_path / "closed", story.tell, rows([0]))
+    assert close_task(run.folder, 0, 1)
+    assert run.run(env={"SLURM_RESTART_COUNT": "2"}).status == 0
+    assert story.lines == ["0"]
 
 
 def test_ctrl_c_is_no_end(tmp_path: Path, gate: Gate) -> None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from slurmlaunch import Executor
+from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client import rerun, submission
+from slurmlaunch.client.collector import attempts_of
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import JobsSeen, OutcomesSeen, RoundAdded, Tick
+from slurmlaunch.client.state import EndMarkSeen, JobsSeen, OutcomesSeen, RoundAdded, SchedulerReported, Tick
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import SubmissionError, WorkerDied
-from slurmlaunch.runfolder.layout import Manifest
-from slurmlaunch.runfolder.outcomes import Recorded
+from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder
+from slurmlaunch.runfolder.outcomes import Recorded, close_task
 from slurmlaunch.runfolder.records import Header, Kind
 from slurmlaunch.runfolder.rounds import read_rounds
 from tests.support.tasks import OneRun, rows
@@ -127,6 +131,74 @@ def test_items_that_fail_late_are_not_forgotten(tmp_path: Path) -> None:
     error: Any = run.future(0, Future).exception(PATIENCE)
     assert ("items from 0 died", ["it could not be run again: invalid account"]) == (error.what, error.__notes__)
     assert [[0], [1]] == [list(each.plan.items or ()) for each in run.rounds[1:]]
+
+
+def test_a_task_that_has_begun_again_is_not_retried(tmp_path: Path) -> None:
+    """What a task left is retried only if the task cannot start any more, and so never runs twice at once."""
+    scheduler = Scheduler()
+    retried = Retried(tmp_path / "run", scheduler)
+    run, watch, folder = retried.run, retried.watch, retried.run.folder
+    failed = Snapshot(time.time() - 1.0, {"7": lambda _: TaskRecord(TaskState.FAILED)})
+    first, second = folder.outcome_file(0, 0), folder.outcome_file(0, 1)
+    first.touch(0o600)
+    poll(watch)
+    second.touch(0o600)  # the scheduler has started it again, which this client has not seen
+    watch.handle(EndMarkSeen(EndMark(0, 0, 137)))
+    retried.retry()
+    wait_until(lambda: run.tasks.view(0).attempts == 2)
+    watch.handle(SchedulerReported(failed))  # asked before
+    retried.now = 3600.0
+    poll(watch)
+    assert ([], 1, {}) == (scheduler.asked, len(run.rounds), run.state.pending)
+
+    watch.handle(EndMarkSeen(EndMark(0, 1, 137)))
+    retried.retry()
+    wait_until(lambda: len(run.job_ids) == 2)
+    assert [0, 1, 2, 3] == list(run.rounds[1].plan.items or ())
+    assert folder.outcome_file(0, 2).is_dir()
+
+
+def test_a_client_that_closed_a_task_and_made_no_round(tmp_path: Path) -> None:
+    """Another client retries what the task left: that it was closed is no attempt of it."""
+    retried = Retried(tmp_path / "run", Scheduler())
+    folder = retried.run.folder
+    folder.outcome_file(0, 0).touch(0o600)
+    (folder.ended / "0.0.137").touch(0o600)
+    assert close_task(folder, 0, 1)
+    poll(retried.watch)
+    retried.retry()
+    wait_until(lambda: len(retried.run.job_ids) == 2)
+
+    assert [0, 1, 2, 3] == list(retried.run.rounds[1].plan.items or ())
+    assert [137] == [each.exit_code for each in attempts_of(retried.run, 0)]
+    assert 1 == retried.run.tasks.view(0).attempts
+
+
+def kill_the_supervisor(path: Path) -> None:
+    """End the task, unless this was done before."""
+    if not path.exists():
+        path.touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(PATIENCE)
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_manual_retry_leaves_a_task_that_has_begun_again_alone(tmp_path: Path, *, restarted: bool) -> None:
+    """A retry by a person takes over what a task left, or the task's next attempt runs it: never both."""
+    array = Executor(tmp_path / "runs", cluster="local").map_array(kill_the_supervisor, [tmp_path / "done"])
+    assert isinstance(array[0].exception(PATIENCE), WorkerDied)
+    folder = RunFolder(array.folder)
+    if restarted:
+        folder.outcome_file(0, 1).touch(0o600)
+    again = array.retry()
+
+    assert [0] if restarted else [0, 1] == [each.number for each in read_rounds(folder)]
+    if restarted:
+        assert not again[0].done()
+        again.cancel()
+    else:
+        assert [None] == again.results(PATIENCE)
+        assert folder.outcome_file(0, 1).is_dir()
 
 
 def test_a_removed_folder(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from slurmlaunch.client.state import (
     Settle,
     SubmitRound,
     TaskFiles,
+    TasksBeganAgain,
     TasksRead,
     Tick,
     UnsafeSeen,
@@ -192,6 +193,11 @@ def made(*items: int) -> Happening:
 def submitted(round_: int = 1, array: int = 0) -> Happening:
     """Give an array of a round its job id."""
     return lambda _: [JobsSeen(round_, {array: str(_FIRST_JOB + round_)}, ours=True)]
+
+
+def began_again(task: int, attempts: int) -> Happening:
+    """Find, when a retry is about to be made, that another attempt of a task has begun."""
+    return lambda _: [TasksBeganAgain({task: attempts})]
 
 
 def retry_ended(error: Exception | None = None) -> Happening:
