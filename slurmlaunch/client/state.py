@@ -519,7 +519,7 @@ class RunState:
         self._missing.add(view.index)
 
     def _not_missing(self, view: TaskView) -> None:
-        view.missing_since = view.missing_record = view.left_at = None
+        view.missing_since = view.missing_record = None
         self._missing.discard(view.index)
         self._reading.discard(view.index)
 
@@ -535,9 +535,7 @@ class RunState:
             if not view.end_recorded:
                 record = view.missing_record
             view.ended_since = self._now if view.missing_since in (None, -math.inf) else view.missing_since
-            left_at = view.left_at
             self._not_missing(view)
-            view.left_at = left_at
             self._end(self.tasks.open_items(view.index), error)
             if view.round.claims:
                 view.error = error
@@ -668,7 +666,7 @@ class RunState:
             view = self.tasks.view(task)
             self._not_missing(view)
             view.attempts, view.began_again = max(view.attempts, attempts), self._now
-            view.record = view.error = None
+            view.record = view.error = view.left_at = None
             view.started, view.closed, view.settled_items = True, False, 0
             self.pending.forget(self.tasks.items_of(task))
             self.pending.forget(self.tasks.unclaimed_in(view.round))

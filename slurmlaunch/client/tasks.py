@@ -49,7 +49,7 @@ class TaskView:
         missing_since: since when it is known to have ended while outcomes are missing; -inf if none can appear later.
         ended_since: since when it was known to have ended when its open items were ended.
         missing_record: the scheduler's record that says so; None where the end mark does.
-        left_at: how many of its attempts were known when its end became known; None while it is not taken for ended.
+        left_at: how many of its attempts were known when its last end became known, if one has.
         began_again: since when it is known that another attempt has begun although it was taken for ended.
         end_recorded: whether that record comes from the run folder.
         error: why it takes no more items, in a dynamic round.

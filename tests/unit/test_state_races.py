@@ -6,8 +6,11 @@ the effects of the state machine. Nothing runs here: no folder, no thread, no cl
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
+from slurmlaunch.client.state import AttemptSeen, SchedulerReported, TaskFiles, TasksRead, Tick
 from slurmlaunch.errors import NodeStartError, SubmissionError, WorkerDied
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.rounds import SchedulerEnd
@@ -28,6 +31,7 @@ from tests.support.state_tables import (
     lost,
     made,
     mark,
+    new_state,
     play,
     raised,
     recorded,
@@ -35,6 +39,7 @@ from tests.support.state_tables import (
     reopened,
     retry_ended,
     scheduler,
+    snapshot,
     submitted,
     unsafe,
     values,
@@ -1072,6 +1077,26 @@ RETRIES = [
 def test_retries(each: Law) -> None:
     """Each item that ended from outside is in one retry, made by one client, as often as requested."""
     play(each)
+
+
+def test_a_task_that_is_queued_again_does_not_keep_its_items() -> None:
+    """Whatever is said of a task while its items wait for a retry, it is closed behind the attempts that left them."""
+    state = new_state(retries=1)
+    record = partial(snapshot, state=state)
+    for event in (
+        AttemptSeen(0, 0),
+        SchedulerReported(record({0: "FAILED"})),
+        Tick(),
+        TasksRead((TaskFiles(0),)),
+        SchedulerReported(record({0: "PENDING"})),
+        AttemptSeen(0, 1),
+        SchedulerReported(record({0: "RUNNING"})),
+        Tick(),
+    ):
+        state.handle(event, 100.0 if isinstance(event, Tick) else 0.0)
+
+    assert [0, 1] == sorted(state.pending)
+    assert {0: 1} == state.tasks.left_by([0, 1])
 
 
 # A run whose first tasks all fail to start in the same way.
