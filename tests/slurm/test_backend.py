@@ -183,6 +183,8 @@ _POLICY = (
         ("AssocMaxCpuMinutesPerJobLimit", "time=", False),
         ("QOSMinGRES", "larger jobs", False),
         ("AssocMaxBBPerNode", "sacctmgr show qos", False),
+        ("PartitionTimeLimit", "time=", False),
+        ("PartitionNodeLimit", "nodes=", False),
     ],
 )
 def test_the_reason_of_a_limit_decides_on_the_advice(job: ArrayJob, reason: str, advice: str, no_room: bool) -> None:  # noqa: FBT001
@@ -211,6 +213,13 @@ def test_the_reason_of_a_limit_decides_on_the_advice(job: ArrayJob, reason: str,
         ("use --licenses for this", "licenses="),
         ("Invalid --time specification", "'1h30m'"),
         ("Invalid --mem specification", "'4G'"),
+        ("invalid memory constraint 4X", "'4G'"),
+        ("walltime exceeds 24h for queue short", "time="),
+        ("user has reached the limit of 1000 jobs in queue", "fewer tasks="),
+        ("You have exceeded your maximum of 100 pending jobs", "fewer tasks="),
+        ("--mem, --mem-per-cpu, and --mem-per-gpu are mutually exclusive.", "only one"),
+        ("Invalid Trackable RESource (TRES) specification", "gres="),
+        ("QOS not permitted to use this partition", "qos="),
     ],
 )
 def test_a_sites_own_words_come_with_advice(job: ArrayJob, said: str, advice: str) -> None:

@@ -32,7 +32,10 @@ _FEATURES = "Check constraint=...; `sinfo --format='%P %f'` lists what nodes hav
 # Source of the words: slurm_errtab in Slurm's src/common/slurm_errno.c, the reasons in its job_state_reason.c (until
 # 23.02 in slurm_protocol_defs.c), and the errors of its sbatch.
 _OF_A_LIMIT = r"\b(?:QOS|Assoc|Max)(?:[A-Z]\w*)?"
-_NO_ROOM = rf"{_OF_A_LIMIT}Submit|too many.*\bjobs\b|(maximum|limit).*\b(queued|submitted) jobs\b"
+_NO_ROOM = (
+    rf"{_OF_A_LIMIT}Submit|too many.*\bjobs\b|(maximum|limit).*\b(queued|submitted) jobs\b|"
+    r"(maximum|limit|exceed\w*|more than|at most|only).*\b\d+ (\w+ )?jobs\b"
+)
 _ANY_LIMIT = "job violates accounting/QOS policy"
 _ADVICE = {
     _NO_ROOM: _TASKS,
@@ -46,7 +49,9 @@ _ADVICE = {
     rf"{_OF_A_LIMIT}GRES": _GPUS,
     rf"{_OF_A_LIMIT}(?<!Per)Node": _NODES,
     rf"{_OF_A_LIMIT}Jobs": _TASKS,
-    r"invalid qos|QOSNotAllowed": _QOS,
+    r"invalid qos|QOSNotAllowed|QOS not permitted": _QOS,
+    r"PartitionTimeLimit": _TIME,
+    r"PartitionNodeLimit": _NODES,
     rf"{_OF_A_LIMIT}(?:Per|Grp|Limit)|usage ?threshold": (
         "The QOS or the account limits this: ask for less, or give another qos=... or account=...; "
         "`sacctmgr show qos` and `sacctmgr show associations user=$USER` list the limits."
@@ -61,14 +66,16 @@ _ADVICE = {
     r"invalid --time|time-min specification": (
         "Write a time as minutes (90), 'HH:MM:SS', 'D-HH:MM:SS' or '1h30m', as in time='1h30m'."
     ),
-    r"invalid --(mem|tmp)": "Write memory as megabytes (4000) or with a unit, as in mem='4G'.",
+    r"invalid (--(mem|tmp)|memory constraint)": "Write memory as megabytes (4000) or with a unit, as in mem='4G'.",
+    r"mutually exclusive": "Give only one of these options.",
     r"time ?limit": _TIME,
-    r"invalid job array|job array.*(size|limit)": (
+    r"invalid job array|\barray.*(size|limit)": (
         "The array is longer than the cluster allows: give map_array fewer tasks= or a larger chunksize=."
     ),
     r"memory specification|memory required": _MEMORY,
-    r"cpu count|more processors|more tasks than|task count|number of (cpus|tasks)|threads per core": _CPUS,
-    r"generic resource|gres|\bgpus?\b": _GPUS,
+    r"cpu count|more (processors|tasks) than|processors requested|task count|tasks requested|number of (cpus|tasks)|"
+    r"threads per core": _CPUS,
+    r"generic resource|trackable resource|gres|\bgpus?\b": _GPUS,
     r"(invalid|preferred) feature|features not subset": _FEATURES,
     r"node configuration is not available|node count specification|invalid node|number of nodes": (
         "No node has all that was asked for: check cpus_per_task=, mem=, gpus=, constraint= and nodes=."
@@ -78,6 +85,8 @@ _ADVICE = {
     r"reservation": "Check reservation=...; `scontrol show reservations` lists them.",
     r"license": "Check licenses=...; `scontrol show licenses` lists them.",
     r"burst ?buffer": "Check bb=... or bbf=...",
+    r"mail.type": "Check mail_type=...",
+    r"wckey": "Check wckey=...; `sacctmgr show wckeys user=$USER` lists those you may use.",
     r"cluster name|eligible clusters|problem talking to the database|'.*' can't be reached": (
         "Check clusters=...; `sacctmgr show clusters` lists them."
     ),
@@ -91,13 +100,14 @@ _ADVICE = {
 }
 
 # A site's own checks (job_submit.lua) word their complaints freely, in a line that names the option, or at least speaks
-# of it and says that something is missing or wrong.
+# of it and says that something is missing or wrong. The first match counts here, too: a partition is often named for
+# the limit that it has.
 _WORDS = {
     "account": (r"accounts?|projects?|allocations?|budgets?|billing|charged?|grants?", _ACCOUNT),
-    "partition": (r"partitions?|queues?", _PARTITION),
-    "qos": (r"qos|quality of service", _QOS),
     "time": (r"wall ?-?_?(time|clock)|run ?-?time|time", _TIME),
     "mem": (r"mem|memory|ram", "Give the memory of a task with mem=..."),
+    "qos": (r"qos|quality of service", _QOS),
+    "partition": (r"partitions?|queues?", _PARTITION),
     "gres": (r"gres|gpus?", _GPUS),
     "cpus_per_task": (r"cpus?|cores?", "Check cpus_per_task=..."),
     "nodes": (r"nodes?", "Check nodes=..."),
