@@ -19,6 +19,7 @@ from slurmlaunch import context
 from slurmlaunch.errors import signal_name
 from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
+from slurmlaunch.runfolder.records import identity
 from slurmlaunch.runfolder.storage import status_of
 
 if TYPE_CHECKING:
@@ -241,9 +242,14 @@ class _Log(io.FileIO):
             return memoryview(data).nbytes
 
 
+_streams: dict[int, tuple[int, int]] = {}
+"""The files behind the standard streams of a process that runs items; such an item may put others in their place."""
+
+
 def line_buffer() -> None:
     """Write each line when it is complete, and as a whole, so that it outlives this process."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        _streams[descriptor] = identity(descriptor)
         before = getattr(sys, name)
         if before is None:
             continue
@@ -254,7 +260,9 @@ def line_buffer() -> None:
 
 
 def log(text: str) -> None:
-    """Write a line of slurmlaunch's own to standard error, if it can be written."""
+    """Write a line of slurmlaunch's own to standard error, if it can be written and is no file of the user's."""
+    if identity(2) != _streams.get(2, identity(2)):
+        return
     with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream that an item closed or replaced
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
