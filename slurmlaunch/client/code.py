@@ -20,6 +20,7 @@ from contextlib import closing, suppress
 from datetime import datetime
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
+from operator import attrgetter
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -205,8 +206,7 @@ _Stamp = tuple[int, int, int, int]
 _SIZE = 2
 
 
-def _stamp_of(status: os.stat_result) -> _Stamp:
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+_stamp_of: Callable[[os.stat_result], _Stamp] = attrgetter("st_mtime_ns", "st_ctime_ns", "st_size", "st_ino")
 
 
 def _stamp(file: str | None) -> _Stamp | None:
@@ -246,7 +246,7 @@ def _valid_pyc(file: str, stamp: _Stamp) -> bytes:
     return b""
 
 
-_COMPILING_SECONDS = 0.05
+_COMPILING_SECONDS = 0.03
 """How long a submission may compile modules that have no ``.pyc`` file. The tasks compile what is left."""
 
 
@@ -281,6 +281,7 @@ class Snapshot:
         by_value: Iterable[str] = (),
         live: bool = False,
         earlier: Iterable[Module] = (),
+        earlier_live: Iterable[str] = (),
         imported: bool = True,
     ) -> None:
         """Take it, without the modules that are registered with cloudpickle to travel by value.
@@ -290,6 +291,7 @@ class Snapshot:
             by_value: further modules that travel by value, with their submodules.
             live: whether tasks import all files as they are then: nothing is stored.
             earlier: modules that another process had imported.
+            earlier_live: the names of those that it had imported, and of which nothing was stored.
             imported: whether it has the modules that this process has imported, which come before the others.
 
         Raises:
@@ -299,6 +301,7 @@ class Snapshot:
         known = {each.name for each in found}
         found += [_Found.of(each) for each in earlier if each.name not in known]
         self._found = _chosen(found, [*by_value, *cloudpickle.list_registry_pickle_by_value()], excluded)
+        self._earlier_live = [name for name in earlier_live if name not in {each.name for each in found}]
         self._is_live = live
         self._stamps = [_stamp(each.file) for each in self._found]
         if not live:
@@ -328,7 +331,7 @@ class Snapshot:
         for name, (version, location) in distributions().items():
             by_place.setdefault(location, {})[name] = version
         found = commits((os.path.abspath(main), *files), self._stamps)  # noqa: PTH100
-        return {"live": live, "commits": found, "distributions": by_place}
+        return {"live": [*live, *self._earlier_live], "commits": found, "distributions": by_place}
 
     def __bool__(self) -> bool:
         """Return whether there is anything to write."""

@@ -134,6 +134,7 @@ class Retry(NamedTuple):
                 by_value=options.by_value,
                 live=options.code == LIVE,
                 earlier=earlier,
+                earlier_live=before.code.get("live", ()),
                 imported=ours,
             )
         if self.function is not None and snapshot and run.backend.name != "inline":

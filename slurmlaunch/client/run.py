@@ -12,9 +12,11 @@ import contextlib
 import logging
 import math
 import os
+import re
 import threading
 import time
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, ref
@@ -34,7 +36,16 @@ from slurmlaunch.client.state import (
     Settle,
     ranges_in,
 )
-from slurmlaunch.errors import ItemError, Place, ResultLost, SchedulerError, SlurmlaunchError, UnsafeRunFolder
+from slurmlaunch.errors import (
+    ItemError,
+    NodeStartError,
+    Place,
+    ResultLost,
+    RunFolderError,
+    SchedulerError,
+    SlurmlaunchError,
+    UnsafeRunFolder,
+)
 from slurmlaunch.outcome import Failure, Value, add_note
 from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.clients import writer_name
@@ -43,7 +54,7 @@ from slurmlaunch.runfolder.rounds import Round, write_cancellations
 from slurmlaunch.runfolder.storage import Patience, named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.item_status import Ledger
@@ -260,6 +271,7 @@ class Run:
         self.keep: Callable[[Run], None] | None = None
         self.submitting: set[int] = set()
         self._codes: dict[int, Code] = {}
+        self._changed: dict[int, str] = {}  # by round, as of the first error for want of a module
         self._futures = FuturesRegistry()
         self.reader = OutcomeReader(self.ledger, folder.salt)
         self._notifier = Notifier(self._notify, self._notified)
@@ -341,9 +353,21 @@ class Run:
             task = self.tasks.claimant_of(item)
             place = Place() if task is None else self.tasks.place_of(task)
             outcome.error.located(**place._replace(item=item)._asdict())
-            if isinstance(outcome.error.__cause__, ImportError) and (changed := self.changed_code()):
-                add_note(outcome.error, changed)
+        if not isinstance(outcome, Value) and _is_of_import(outcome.error):
+            for note in self._notes_on_import(outcome.error):
+                add_note(outcome.error, note)
         return outcome
+
+    def _notes_on_import(self, error: BaseException) -> Iterator[str]:
+        last = self.rounds[-1].number
+        if last not in self._changed:  # thousands of items may fail for it
+            self._changed[last] = self.changed_code()
+        if self._changed[last]:
+            yield self._changed[last]
+        name = missing[1] if (missing := _MISSING.search(f"{error} {error.__cause__}")) else ""
+        with suppress(OSError, RunFolderError, UnsafeRunFolder):
+            if name in self.code(0).modules and name not in self.code(last).modules:
+                yield f'the run has {name} as it was submitted: retry(code="submitted") runs that'
 
     def future(self, item: int, make: Callable[[Run, int], F]) -> F:
         """Return the one future of an item."""
@@ -486,3 +510,12 @@ class Run:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+
+_MISSING = re.compile(r"No module named '([^']+)'")
+
+
+def _is_of_import(error: BaseException) -> bool:
+    """Return whether an item failed because of an import, also of its function or in reading its result."""
+    not_loaded = isinstance(error, NodeStartError) and _MISSING.search(str(error)) is not None
+    return not_loaded or isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)

@@ -399,6 +399,40 @@ class TestTheCode:
 
         assert "lies_beside.py was deleted since" in scripts.run(tmp_path, text)
 
+    @pytest.mark.parametrize("late", [False, True])
+    def test_a_module_that_is_gone(self, executor: Executor, beside: Callable[[str], Any], *, late: bool) -> None:
+        """The error of a retry without a module of the submission names the way to run it all the same."""
+        module = beside("def work(x):\n    return 1 / x\n")
+
+        def call(x: int) -> float:
+            import lies_beside  # type: ignore[import-not-found]
+
+            found: float = lies_beside.work(x)
+            return found
+
+        array = executor.map_array(call if late else module.work, [0])
+        array.wait(PATIENCE)
+        Path(module.__file__).unlink()
+
+        again = array.retry()
+
+        notes = notes_of(again[0].exception(PATIENCE))
+        assert 'the run has lies_beside as it was submitted: retry(code="submitted") runs that' in notes
+        assert isinstance(again.retry(code="submitted")[0].exception(PATIENCE), ZeroDivisionError)
+
+    def test_what_another_process_does_not_store(
+        self, make_executor: ExecutorFactory, beside: Callable[[str], Any], tmp_path: Path
+    ) -> None:
+        """A retry by a process that has not imported them names the modules of which nothing is stored."""
+        module = beside(OLD)
+        array = make_executor(code="live").map_array(module.work, range(2))
+        array.wait(PATIENCE)
+
+        scripts.run(tmp_path, f"import slurmlaunch\nslurmlaunch.attach({str(array.folder)!r}).retry().wait(60)")
+
+        assert "lies_beside" in array.code.live
+        assert "lies_beside" in attach(array.folder).code.live
+
     def test_wrong_words(self, finished: FutureArray[int]) -> None:
         """Another word for the code is refused."""
         with pytest.raises(OptionError, match="'current' or 'submitted'"):
