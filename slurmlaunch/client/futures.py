@@ -13,13 +13,16 @@ import itertools
 import time
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client.attach import find_run
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.differences import say
 from slurmlaunch.client.item_status import ItemStatus, consecutive
+from slurmlaunch.client.progress import Progress
 from slurmlaunch.client.rerun import CURRENT, Retry, retry
+from slurmlaunch.client.status import Status, counts_of, status_of
 from slurmlaunch.client.submission import Submission, advice_on_interrupt
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import Failure, Value
@@ -137,8 +140,8 @@ class Future(concurrent.futures.Future[T]):
         return bool(self._run.cancel([self._index])) or self.cancelled()
 
     def running(self) -> bool:
-        """Return whether its task has started and its outcome is not known."""
-        return not self.done() and self._run.tasks.is_started(self._index)
+        """Return whether a process runs it, as far as is known."""
+        return not self.done() and self._run.tasks.is_running(self._index)
 
     def result(self, timeout: float | None = None) -> T:
         """Return the value that the function returned.
@@ -280,10 +283,17 @@ class FutureArray(Sequence[Future[T]]):
 
     # Waiting.
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all have settled, or for so many seconds; return whether all have."""
-        with advice_on_interrupt(self._run):
-            return self._run.wait_for(self.done, timeout)
+    def wait(self, timeout: float | None = None, *, progress: bool | None = None) -> bool:
+        """Wait until all have settled, or for so many seconds; return whether all have.
+
+        Args:
+            timeout: in seconds; None waits without limit.
+            progress: show on stderr how far it is: True, False, or None for where a person looks (a terminal or a
+                notebook) and the wait takes longer than three seconds. ``SLURMLAUNCH_PROGRESS=0`` silences it.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with advice_on_interrupt(self._run), Progress(self._run, self._items, wanted=progress) as display:
+            return display.wait(self.done, deadline)
 
     def done(self) -> bool:
         """Return whether all have settled, and all futures are done."""
@@ -292,19 +302,24 @@ class FutureArray(Sequence[Future[T]]):
             return (not ledger.open or ledger.all_settled(self._items)) and self._run.all_notified(self._items)
 
     @overload
-    def results(self, timeout: float | None = None, *, return_exceptions: Literal[False] = False) -> list[T]: ...
+    def results(
+        self, timeout: float | None = None, *, return_exceptions: Literal[False] = False, progress: bool | None = None
+    ) -> list[T]: ...
 
     @overload
-    def results(self, timeout: float | None = None, *, return_exceptions: bool) -> list[T | BaseException]: ...
+    def results(
+        self, timeout: float | None = None, *, return_exceptions: bool, progress: bool | None = None
+    ) -> list[T | BaseException]: ...
 
     def results(
-        self, timeout: float | None = None, *, return_exceptions: bool = False
+        self, timeout: float | None = None, *, return_exceptions: bool = False, progress: bool | None = None
     ) -> list[T] | list[T | BaseException]:
         """Return all results, in order.
 
         Args:
             timeout: seconds to wait for all of them; None waits for ever.
             return_exceptions: return failures in their places, rather than raise.
+            progress: show on stderr how far it is, as `wait` does.
 
         Raises:
             concurrent.futures.TimeoutError: the time is up.
@@ -312,9 +327,15 @@ class FutureArray(Sequence[Future[T]]):
             BaseException: the failure of the lowest index, with a note that
                 says how many failed.
         """
+        # Not by iter_results(): no StopIteration of the function's can leave a generator.
+        with Progress(self._run, self._items, wanted=progress) as display:
+            return self._collect(self._outcomes(timeout, display), return_exceptions=return_exceptions)
+
+    def _collect(
+        self, outcomes: Iterator[tuple[int, list[T], Outcome[T] | None]], *, return_exceptions: bool
+    ) -> list[Any]:
         results: list[Any] = []
-        # A loop, and not over iter_results(): no StopIteration of the function's can leave a generator.
-        for item, values, outcome in self._outcomes(timeout):
+        for item, values, outcome in outcomes:
             if outcome is None:
                 results += values
             elif isinstance(outcome, Value):
@@ -334,7 +355,7 @@ class FutureArray(Sequence[Future[T]]):
         Raises:
             As `results` does.
         """
-        for item, values, outcome in self._outcomes(timeout):
+        for item, values, outcome in self._outcomes(timeout, self._unseen()):
             if outcome is None:
                 yield from values
             elif isinstance(outcome, Value):
@@ -342,7 +363,11 @@ class FutureArray(Sequence[Future[T]]):
             else:
                 raise self._noted(outcome.error, item)
 
-    def _outcomes(self, timeout: float | None) -> Iterator[tuple[int, list[T], Outcome[T] | None]]:
+    def _unseen(self) -> Progress:
+        """Return a display that shows nothing, for iterators: their caller may show something of its own."""
+        return Progress(self._run, self._items, wanted=False)
+
+    def _outcomes(self, timeout: float | None, display: Progress) -> Iterator[tuple[int, list[T], Outcome[T] | None]]:
         """Yield all outcomes, in order, waiting for each: the values of several items at once, or the outcome of one.
 
         Each comes with its item, or the first of its items.
@@ -354,7 +379,7 @@ class FutureArray(Sequence[Future[T]]):
             start = items.start
             while start < items.stop:
                 if ledger.is_open(start):
-                    self._wait_for(start, deadline)
+                    self._wait_until(partial(self._is_settled, start), deadline, display)
                 stop, values = self._run.reader.values(range(start, items.stop))
                 if stop > start:
                     yield start, values, None
@@ -368,13 +393,12 @@ class FutureArray(Sequence[Future[T]]):
             return Failure(concurrent.futures.CancelledError(f"item {item} was cancelled"))
         return self._run.outcome(item)
 
-    def _wait_for(self, item: int, deadline: float | None) -> None:
-        self._wait_until(lambda: not self._run.ledger.is_open(item), deadline)
+    def _is_settled(self, item: int) -> bool:
+        return not self._run.ledger.is_open(item)
 
-    def _wait_until(self, ready: Callable[[], bool], deadline: float | None) -> None:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    def _wait_until(self, ready: Callable[[], bool], deadline: float | None, display: Progress) -> None:
         with advice_on_interrupt(self._run):
-            in_time = self._run.wait_for(ready, left)
+            in_time = display.wait(ready, deadline)
         if not in_time:
             done = len(self) - self._run.ledger.count(ItemStatus.OPEN, self._part)
             why = "".join(f"; a task is pending: {reason}" for reason in self._run.tasks.why_tasks_wait()[:1])
@@ -414,7 +438,7 @@ class FutureArray(Sequence[Future[T]]):
         for position in itertools.count():
             if not left:
                 return
-            self._wait_for_log(position, deadline)
+            self._wait_until(partial(log.is_longer_than, position), deadline, self._unseen())
             for items in consecutive(_those_in(log[position], among)):
                 left -= len(items)
                 yield from self._settled(items)
@@ -430,22 +454,16 @@ class FutureArray(Sequence[Future[T]]):
                 yield future
             start = max(stop, start + 1)
 
-    def _wait_for_log(self, position: int, deadline: float | None) -> None:
-        self._wait_until(lambda: len(self._run.ledger.records) > position, deadline)
-
     def counts(self) -> dict[str, int]:
         """Return how many items are ``pending``, ``running``, ``done``, ``failed``, ``cancelled``."""
-        ledger, part = self._run.ledger, self._part
-        with self._run.changed:
-            open_ = ledger.count(ItemStatus.OPEN, part)
-            running = self._run.tasks.count_running(part) if open_ else 0
-            return {
-                "pending": open_ - running,
-                "running": running,
-                "done": ledger.count(ItemStatus.VALUE, part),
-                "failed": ledger.count(ItemStatus.FAILURE, part) + ledger.count(ItemStatus.ENDED, part),
-                "cancelled": ledger.count(ItemStatus.CANCELLED, part),
-            }
+        return counts_of(self._run, self._part)
+
+    def status(self) -> Status:
+        """Return how many items are where, what the tasks do and why some wait, without asking anybody."""
+        return status_of(self._run, self._items)
+
+    def _repr_html_(self) -> str:
+        return self.status()._repr_html_()
 
     # The run.
 

@@ -8,6 +8,7 @@ every race between a result and a cancellation.
 
 from __future__ import annotations
 
+import itertools
 import re
 from array import array
 from bisect import bisect_right, insort
@@ -73,6 +74,10 @@ class RecordIndex:
     def __getitem__(self, number: int) -> range:
         first = self._first[number]
         return range(first, first + self._length[number])
+
+    def is_longer_than(self, number: int) -> bool:
+        """Return whether there are more ranges than so many."""
+        return len(self) > number
 
     def __iter__(self) -> Iterator[range]:
         return (self[number] for number in range(len(self)))
@@ -164,6 +169,17 @@ class Ledger:
     def open_among(self, items: Iterable[int]) -> list[int]:
         """Return those of the items that have not settled."""
         return [item for item in items if not self._statuses[item] % _CANCELLING]
+
+    def first_open(self, items: Sequence[int], number: int) -> list[int]:
+        """Return the first of the items that have not settled, at most so many."""
+        if isinstance(items, range) and items.step == 1 and not self._statuses.count(_CANCELLING):
+            found: list[int] = []
+            start = items.start
+            while len(found) < number and (start := self._statuses.find(ItemStatus.OPEN, start, items.stop)) >= 0:
+                found.append(start)
+                start += 1
+            return found
+        return list(itertools.islice(filter(self.is_open, items), number))
 
     # Settling. Each method returns the ranges of items that have settled with the call.
 

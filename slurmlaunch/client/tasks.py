@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.backends.pending_reasons import in_words
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.item_status import ItemStatus, common
 from slurmlaunch.errors import Place
 
 if TYPE_CHECKING:
@@ -218,6 +218,11 @@ class Tasks:
             raise LookupError(task)
         return found
 
+    def all(self) -> Iterator[int]:
+        """Yield all tasks, round by round."""
+        for each in self.rounds:
+            yield from each.plan.tasks
+
     def __contains__(self, task: int) -> bool:
         """Whether a task belongs to a round of the view."""
         return any(task in each.plan.tasks for each in self.rounds)
@@ -343,11 +348,25 @@ class Tasks:
         return [view for view in views if view.round.number in done and all(map(settled, self._parts_of(view)))]
 
     def count_running(self, items: Sequence[int] | None = None) -> int:
-        """Return how many open items, of these or of all, are in tasks that have started."""
-        if items is not None:
-            return sum(self.is_started(item) for item in self._ledger.open_among(items))
-        started = [view for view in list(self.views.values()) if view.started]
-        return sum(self._ledger.count(ItemStatus.OPEN, part) for view in started for part in self._parts_of(view))
+        """Return how many open items, of these or of all, are in the hands of processes."""
+        running = [item for view in list(self.views.values()) for item in self._in_hand(view)]
+        return len(running if items is None else common(running, items))
+
+    def is_running(self, item: int) -> bool:
+        """Whether an item is in the hands of a process."""
+        task = self.claimant_of(item)
+        return task in self.views and item in self._in_hand(self.views[task])
+
+    def _in_hand(self, view: TaskView) -> list[int]:
+        """Return the items that a started task has in hand: processes take its items in order."""
+        found: list[int] = []
+        if view.started and not view.closed and not (view.state and (view.state.is_queued or view.state.is_final)):
+            number = 1 if view.round.plan.ranks else view.round.plan.processes
+            for part in self._parts_of(view):
+                found += self._ledger.first_open(part, number - len(found))
+                if len(found) >= number:
+                    break
+        return found
 
     # States, places and checkpoints.
 

@@ -1,0 +1,57 @@
+"""Pieces of the HTML that notebooks show: plain elements, which survive saving and need no widget library.
+
+The colours suit light and dark pages. All text is escaped: a result's repr, or a path, runs no script.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+GREEN, RED, BROWN, BLUE, GREY = "#2e9e5b", "#d64545", "#b07d2b", "#3b82c4", "#8a8f98"
+
+
+class Part(NamedTuple):
+    """A part of a strip: its share, its colour and the text under the mouse."""
+
+    share: int
+    colour: str
+    title: str
+
+
+def text(plain: object) -> str:
+    """Return text, escaped."""
+    return html.escape(str(plain))
+
+
+def coloured(plain: str, colour: str) -> str:
+    """Return text in a colour."""
+    return f'<span style="color:{colour};font-weight:600">{text(plain)}</span>'
+
+
+def row(content: str) -> str:
+    """Return a row of a box; *content* is HTML."""
+    return f"<div>{content}</div>"
+
+
+def small(plain: str) -> str:
+    """Return a row of small text."""
+    return f'<div style="opacity:.75;font-size:90%;overflow-wrap:anywhere">{text(plain)}</div>'
+
+
+def strip(parts: Iterable[Part], height: int) -> str:
+    """Return a strip of coloured parts; *height* is in pixels."""
+    cells = "".join(
+        f'<span title="{text(part.title)}" style="flex:{part.share} 0 2px;background:{part.colour}"></span>'
+        for part in parts
+    )
+    return f'<div style="display:flex;height:{height}px;margin:3px 0;border-radius:2px;overflow:hidden">{cells}</div>'
+
+
+def box(rows: Iterable[str]) -> str:
+    """Return a box with rows."""
+    style = "border:1px solid rgba(128,128,128,.4);border-radius:4px;padding:6px 10px;max-width:60em;line-height:1.5"
+    return f'<div style="{style}">{"".join(rows)}</div>'
