@@ -152,6 +152,7 @@ class RunFolderError(SlurmlaunchError):
     """A folder that cannot be used as a run folder."""
 
     path: str = ""  # the folder or file
+    offset: int | None = None  # the damaged position in the file, in bytes, if known
 
 
 class UnsafeRunFolder(RunFolderError):

@@ -13,6 +13,7 @@ without copying it. This module knows no file and no task.
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import traceback
@@ -256,15 +257,28 @@ class Failure:
         return pickle.dumps((_dump_exception(error), self.traceback, *described), PICKLE_PROTOCOL)
 
     @staticmethod
-    def class_of(data: bytes | memoryview) -> str:
-        """Return the module and name of the exception's class from the result of `dump`; runs no code of the user's."""
-        name: str = pickle.loads(data)[2]
-        return name
+    def parts(data: bytes | memoryview) -> FailureParts:
+        """Return the parts of the result of `dump`; runs no code of the user's.
+
+        Raises:
+            ValueError: it is no such result.
+        """
+        try:
+            found = _Plain(io.BytesIO(data)).load()
+        except Exception as error:  # what a damaged pickle raises is not specified
+            raise ValueError(f"no failure: {error}") from error
+        if type(found) is not tuple or tuple(map(type, found)) != _PARTS:
+            raise ValueError("no failure")
+        return FailureParts(*found)
 
     @classmethod
-    def load(cls, data: bytes | memoryview) -> Failure:
-        """Read the result of `dump`; an exception that does not unpickle here is described."""
-        pickled, text, type_name, message = pickle.loads(data)
+    def load(cls, data: bytes | memoryview | FailureParts) -> Failure:
+        """Read the result of `dump`; an exception that does not unpickle here is described.
+
+        Raises:
+            ValueError: *data* is no such result.
+        """
+        pickled, text, type_name, message = data if isinstance(data, FailureParts) else cls.parts(data)
         try:
             error = _load_exception(pickled)
         except BaseException as raised:
@@ -276,6 +290,25 @@ class Failure:
         if text:
             _set(error, "__cause__", RemoteTraceback(text))
         return cls(error, text)
+
+
+class FailureParts(NamedTuple):
+    """A pickled failure, taken apart."""
+
+    error: bytes  # the pickled exception
+    traceback: str
+    type_name: str  # module and qualified name of the exception's class
+    message: str
+
+
+_PARTS = (bytes, str, str, str)
+
+
+class _Plain(pickle.Unpickler):
+    """Unpickles tuples, texts and bytes alone."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"{module}.{name} is not expected")
 
 
 Outcome = Value[T] | Failure

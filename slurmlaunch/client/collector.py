@@ -23,7 +23,7 @@ from slurmlaunch.errors import ResultLost, RunFolderError, UnsafeRunFolder
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.changes import NewNames, is_on_network, latency_of
 from slurmlaunch.runfolder.claims import ClaimReader
-from slurmlaunch.runfolder.layout import EndMark, Status
+from slurmlaunch.runfolder.layout import EndMark, Status, numbers_in
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
@@ -205,9 +205,9 @@ class Collector:
         self.visits["folders"] += 1
         entries = self._attempts.new_entries()
         for name in sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)):
-            first, _, second = name.partition(".")
-            if first.isdigit() and second.isdigit() and self._is_ours(int(first), name):
-                key = task, attempt = int(first), int(second)
+            numbers = numbers_in(name)
+            if len(numbers) == len(("task", "attempt")) and self._is_ours(numbers[0], name):
+                key = task, attempt = numbers[0], numbers[1]
                 self._files[key] = OutcomeFile(self._run.folder.outcome_file(task, attempt), self._run.folder.salt)
                 self._growing[key] = None
                 yield state.AttemptSeen(task, attempt)
@@ -273,7 +273,10 @@ class Collector:
     def _error_in(self, recorded: Recorded) -> BaseException | None:
         if recorded.header.kind != Kind.FAILURE or not self._state.wants_errors:
             return None
-        content = recorded.read()
+        try:
+            content = recorded.read()
+        except ResultLost as error:
+            return error
         if not (self._state.wants_classes or content.raised.startswith(_OUR_ERRORS)):
             return RuntimeError(content.raised)  # unpickling it may take long, and every other run would wait
         outcome = content.outcome(recorded.header.first)

@@ -245,14 +245,14 @@ class RankResults:
         for file, outcomes in zip(self._files, self._outcomes, strict=True):
             for found in file.read(final=final):
                 if not isinstance(found, Damage):
-                    outcomes.update(dict.fromkeys(range(found.header.first, found.header.stop), found))
+                    outcomes[found.header.first] = found  # a rank's records have one item each
                     self.failed |= found.header.kind == Kind.FAILURE
         if self.death is None and not self.ending:
             deaths = [note["died"] for file in self._files for note in self._notes(file) if "died" in note]
             self.death = min(deaths, key=lambda death: float(death["time"]), default=None)
 
     def _notes(self, file: OutcomeFile) -> list[dict[str, Any]]:
-        return [note for note in file.notes if note["launch"] == self._launch]
+        return [note for note in file.notes if note.get("launch") == self._launch]
 
     @property
     def began(self) -> bool:

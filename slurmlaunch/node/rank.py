@@ -347,7 +347,7 @@ class _Monitor:
         found = self._writer.patience.run(lambda: list(file.read()))
         headers = [each.header for each in found if not isinstance(each, Damage)]
         self._writer.patience.run(lambda: os.truncate(self._writer.path, file.position))
-        done = {item for header in headers for item in range(header.first, header.stop)}
+        done = {item for header in headers for item in self._rank.folder.covered_by(header)}
         left = [item for item in self._rank.launch.items if item not in done]
         return left, any("loaded" in note for note in file.notes)
 

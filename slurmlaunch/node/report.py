@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import mmap
 import os
-import pickle
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from slurmlaunch.node import system
+from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.records import Kind, identity
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class FailureLog:
 
     def show(self, who: str, pickled: bytes) -> None:
         """Write a failure that this process has pickled, as far as there is space."""
-        _, traceback, type_name, message = pickle.loads(pickled)
+        _, traceback, type_name, message = Failure.parts(pickled)
         left = self._left[0]
         if left <= 0 or identity(2) != self._log:  # the user's function may have put another file in its place
             return

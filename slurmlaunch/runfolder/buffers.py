@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, SlurmlaunchError
 from slurmlaunch.outcome import Bundle
-from slurmlaunch.runfolder.records import opened, read_at, write_whole
+from slurmlaunch.runfolder.records import bytes_left, opened, read_at, write_whole
 from slurmlaunch.runfolder.storage import named, status_of
 
 if TYPE_CHECKING:
@@ -81,8 +81,14 @@ class SharedBuffers:
     """The buffers of a function on disk."""
 
     def __init__(self, path: Path, table: bytes | memoryview) -> None:
-        """Read their table."""
+        """Read their table.
+
+        Raises:
+            NodeStartError: it is damaged.
+        """
         self.path = path
+        if len(table) % _ENTRY.size:
+            raise self._damaged(0)
         self.extents = [Extent(*entry) for entry in _ENTRY.iter_unpack(table)]
 
     def check(self) -> Iterator[None]:
@@ -176,6 +182,8 @@ def read_bundle(descriptor: int, offset: int, length: int, crc: int) -> Bundle |
     A read-only buffer becomes ``bytes``, any other one ``bytearray``, as for pickle itself: nothing else refers to
     their memory.
     """
+    if bytes_left(descriptor, length, offset) < length:
+        return None
     table, lengths = _read_table(descriptor, offset, length)
     if not lengths or sum(entry & ~_READ_ONLY for entry in lengths) + len(table) != length:
         return None  # found out before so much memory is allocated

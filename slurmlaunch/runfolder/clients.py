@@ -13,6 +13,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from slurmlaunch.runfolder import forms
+
+CLIENT = forms.row(forms.text, forms.count, forms.text)
+"""The form of a client on disk."""
+
 SILENT_FOR = 3600.0
 """Seconds without a write after which a client on another machine, whose processes cannot be seen, is replaced."""
 

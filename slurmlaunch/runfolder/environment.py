@@ -14,9 +14,9 @@ import re
 import resource
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from slurmlaunch.errors import RunFolderError
+from slurmlaunch.runfolder import forms
 from slurmlaunch.runfolder.records import link_unchanged, read_owned, write_whole
 
 if TYPE_CHECKING:
@@ -80,12 +80,23 @@ class Environment:
             RunFolderError: it is damaged.
             UnsafeRunFolder: another user owns it, or may write to it.
         """
-        try:
-            data: dict[str, Any] = json.loads(read_owned(path))
-            limits = {name: resource.RLIM_INFINITY if soft is None else soft for name, soft in data["limits"].items()}
-            return cls(data["variables"], dict.fromkeys(data["secrets"]), int(data["umask"], 8), limits)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunFolderError(f"{path} is damaged ({error})", path=str(path)) from error
+        data = forms.parse(read_owned(path), _FORM, path)
+        limits = {name: resource.RLIM_INFINITY if soft is None else soft for name, soft in data["limits"].items()}
+        return cls(data["variables"], dict.fromkeys(data["secrets"]), int(data["umask"], 8), limits)
+
+
+_FORM = forms.Keys(
+    {
+        "variables": lambda value: forms.mapping(forms.text)(value) and all(map(_is_name, value)),
+        "secrets": forms.listing(lambda value: forms.text(value) and _is_name(value)),
+        "umask": lambda value: forms.text(value) and re.fullmatch("[0-7]{1,4}", value) is not None,
+        "limits": forms.mapping(forms.null_or(forms.count)),
+    }
+)
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and "=" not in name and "\0" not in name
 
 
 def secret_names(variables: Mapping[str, str], named: Collection[str] = ()) -> set[str]:

@@ -211,9 +211,12 @@ class ItemReader:
         payload = records.read_payload(self._items, header, offset)
         if payload is None:
             raise self._damaged(offset)
-        if header.kind == Kind.COLUMN:
-            return header, pickle.load(io.BytesIO(payload)).__getitem__
-        parts = records.unpack(memoryview(payload), header.number)
+        try:
+            if header.kind == Kind.COLUMN:
+                return header, _column(payload, header.number).__getitem__
+            parts = records.unpack(memoryview(payload), header.number)
+        except ValueError as error:
+            raise self._damaged(offset) from error
         return header, lambda position: _unpickled(parts[position])
 
     def _entry(self, block: int) -> tuple[int, int]:
@@ -243,6 +246,21 @@ class ItemReader:
 
     def _damaged(self, offset: int) -> ResultLost:
         return ResultLost("the arguments of the item are damaged on disk", file=str(self._folder.items), offset=offset)
+
+
+def _column(payload: bytes, number: int) -> list[Arguments]:
+    """Return the arguments of the items of a block, all of them plain values.
+
+    Raises:
+        ValueError: it is no such block.
+    """
+    try:
+        column = pickle.load(io.BytesIO(payload))
+    except Exception as error:  # what a damaged pickle raises is not specified
+        raise ValueError(f"no column: {error}") from error
+    if type(column) is not list or len(column) != number or set(map(type, column)) != {tuple}:
+        raise ValueError(f"no column of {number} items")
+    return column
 
 
 def _unpickled(pickled: bytes | memoryview, buffers: Iterable[Any] = ()) -> Arguments:

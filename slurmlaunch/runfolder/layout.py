@@ -7,17 +7,21 @@ contents of the files, except for the manifest, which makes a folder a run.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import zlib
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol
+from slurmlaunch.runfolder import forms
 from slurmlaunch.runfolder.records import check_folder, read_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from slurmlaunch.runfolder.records import Header
 
 STARTED_VARIABLE = "SLURMLAUNCH_STARTED"
 """The start of the task in seconds since the epoch: set-up lines count towards the time limit, too."""
@@ -47,11 +51,13 @@ class RunFolder:
 
     Attributes:
         salt: the salt of its records (`salt_of`); 0 until its manifest was read.
+        number_of_items: how many items the run has; None until its manifest was read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.salt = 0
+        self.number_of_items: int | None = None
         self.manifest = path / "manifest.json"
         self.function = path / FUNCTION
         self.items = path / "items"
@@ -85,6 +91,11 @@ class RunFolder:
     def rank_file(self, number: int, task: int, attempt: int, rank: int) -> Path:
         """Return the file of records of one rank in one attempt of a task of a round."""
         return self.round(number) / "ranks" / f"{task}.{attempt}.{rank}"
+
+    def covered_by(self, header: Header) -> range:
+        """Return the items of the run that a record covers: a damaged header may name any others."""
+        stop = header.stop if self.number_of_items is None else min(header.stop, self.number_of_items)
+        return range(header.first, stop)
 
     @classmethod
     def of_outcomes(cls, file: Path) -> RunFolder:
@@ -138,18 +149,20 @@ class Manifest(NamedTuple):
         check_folder(folder.path)
         path = folder.manifest
         try:
-            content = json.loads(read_owned(path))
-            if (protocol := content["protocol"]) not in READABLE:
-                msg = (
-                    f"{folder.path} is written in protocol {protocol}, and this slurmlaunch knows "
-                    f"{' and '.join(map(str, READABLE))}: use the slurmlaunch that wrote it"
-                )
-                raise UnknownProtocol(msg, path=str(path))
-            manifest = cls(**{key: value for key, value in content.items() if key in cls._fields})
-            folder.salt = salt_of(manifest.run)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            data = read_owned(path)
+        except OSError as error:
             msg = f"{folder.path} is no run folder: its manifest.json cannot be read ({error})"
             raise RunFolderError(msg, path=str(path)) from error
+        content = forms.parse(data, forms.Keys({"protocol": forms.integer}), path)
+        if (protocol := content["protocol"]) not in READABLE:
+            msg = (
+                f"{folder.path} is written in protocol {protocol}, and this slurmlaunch knows "
+                f"{' and '.join(map(str, READABLE))}: use the slurmlaunch that wrote it"
+            )
+            raise UnknownProtocol(msg, path=str(path))
+        forms.check(content, _MANIFEST, path)
+        manifest = cls(**{key: value for key, value in content.items() if key in cls._fields})
+        folder.salt, folder.number_of_items = salt_of(manifest.run), manifest.items
         for name in FOLDERS:
             check_folder(folder.path / name)
         return manifest
@@ -188,6 +201,55 @@ class Manifest(NamedTuple):
             )
 
 
+_FILE = re.compile(r"(rounds/\d+/)?[\w.]+")
+
+
+def _file(value: Any) -> bool:
+    """Whether it is the path of a file of the run or of a round: no other is read."""
+    return forms.text(value) and _FILE.fullmatch(value) is not None and value.rpartition("/")[2] not in {".", ".."}
+
+
+def _below_2_to_31(value: Any) -> bool:
+    return forms.count(value) and value < 1 << 31
+
+
+_REQUIRED: Mapping[str, forms.Form] = {
+    **dict.fromkeys(("run", "name", "function", "backend", "cwd", "python", "cloudpickle", "client"), forms.text),
+    "items": forms.count,
+    "created": forms.seconds,
+}
+_OPTIONAL: Mapping[str, forms.Form] = {
+    "sys_path": forms.listing(forms.text),
+    "single": forms.flag,
+    "clusters": forms.null_or(forms.text),
+    "seed": forms.integer,
+    "shared": forms.count,
+    "interpreter": forms.Keys(
+        optional={
+            "options": forms.listing(forms.text),
+            "warnings": forms.listing(forms.text),
+            "recursion_limit": forms.null_or(_below_2_to_31),
+            "int_max_str_digits": forms.null_or(_below_2_to_31),
+            "log_level": forms.null_or(_below_2_to_31),
+        }
+    ),
+    "bound": forms.null_or(forms.listing(forms.text)),
+    "files": lambda value: forms.mapping(_file)(value) and FUNCTION in value,
+    "repeated": forms.null_or(forms.seconds),
+    "code": forms.Keys(
+        optional={
+            "live": forms.listing(forms.text),
+            "commits": forms.mapping(forms.row(forms.text, forms.flag)),
+            "distributions": forms.mapping(forms.mapping(forms.text)),
+        }
+    ),
+}
+_MANIFEST = forms.Keys(_REQUIRED, _OPTIONAL)
+
+CHANGES = forms.Keys(optional={**_REQUIRED, **_OPTIONAL})
+"""The form of the changes to the manifest that the plan of a round holds."""
+
+
 def python_version() -> str:
     """Return the part of Python's version on which a pickled function depends: ``3.11``."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -201,7 +263,12 @@ def salt_of(token: str) -> int:
 def numbers_in(name: str) -> list[int]:
     """Return the numbers of a name that consists of numbers with dots between them; none of any other name."""
     parts = name.split(".")
-    return list(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else []
+    whole = all(part.isascii() and part.isdigit() and len(part) <= _DIGITS for part in parts)
+    return list(map(int, parts)) if whole else []
+
+
+_DIGITS = 18
+"""As many as an integer of 64 bits always holds."""
 
 
 class EndMark(NamedTuple):

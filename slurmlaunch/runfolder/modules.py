@@ -18,8 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slurmlaunch.errors import RunFolderError
-from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder import forms, records
 from slurmlaunch.runfolder.records import HEADER_SIZE, Kind, open_owned, parse_header, read_at, write_whole
 from slurmlaunch.runfolder.storage import Patience
 
@@ -109,22 +108,20 @@ class ModulesReader:
         self.path = path
         self._descriptor, _ = open_owned(path)
         try:
-            index, self._contents = self._read_note(0)
+            index, self._contents = self._read_note(0, _INDEX)
             self._modules = {each.name: each for each in (Module(*fields) for fields in index["modules"])}
             self.optimize, self._hashes = index["optimize"], index["hashes"]
-        except (ValueError, KeyError, TypeError) as error:
-            self.close()
-            raise self._damaged("the index of the modules is damaged") from error
         except BaseException:
             self.close()
             raise
 
-    def _read_note(self, position: int) -> tuple[Any, int]:
+    def _read_note(self, position: int, form: forms.Form) -> tuple[Any, int]:
         """Return the content of the NOTE at a position, and the position behind it."""
         header = parse_header(read_at(self._descriptor, HEADER_SIZE, position))
         if header is None:
-            raise ValueError("no record")
-        return json.loads(self._read(position, header.length)), position + HEADER_SIZE + header.length
+            raise forms.damaged(self.path, "no record of the modules is there", position)
+        content = forms.parse(self._read(position, header.length), form, self.path, position)
+        return content, position + HEADER_SIZE + header.length
 
     def __iter__(self) -> Iterator[Module]:
         """Iterate over the index."""
@@ -151,12 +148,15 @@ class ModulesReader:
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each stored source, by module; otherwise as `source`."""
-        hashes: dict[str, str] = self._read_note(self._contents + self._hashes)[0]
+        hashes: dict[str, str] = self._read_note(self._contents + self._hashes, forms.mapping(forms.text))[0]
+        missing = next((each.name for each in self if each.is_stored and each.name not in hashes), None)
+        if missing is not None:
+            raise forms.damaged(self.path, f"the hash of {missing} is missing", self._contents + self._hashes)
         return hashes
 
     def _position(self, module: Module) -> int:
         if module.offset is None:
-            raise self._damaged(f"the source of {module.name} is missing")
+            raise forms.damaged(self.path, f"the source of {module.name} is missing")
         return self._contents + module.offset
 
     def _read(self, position: int, length: int) -> bytes:
@@ -167,7 +167,7 @@ class ModulesReader:
         if payload is None:
             payload = Patience().run(partial(self._read_anew, position, length))
         if payload is None:
-            raise self._damaged("a module is damaged on disk")
+            raise forms.damaged(self.path, "a module is damaged", position)
         return payload
 
     def _read_anew(self, position: int, length: int) -> bytes | None:
@@ -181,13 +181,29 @@ class ModulesReader:
         whole = header is not None and header.length == length and zlib.crc32(payload) == header.payload_crc
         return bytes(payload) if whole else None
 
-    def _damaged(self, what: str) -> RunFolderError:
-        return RunFolderError(f"{what}: {self.path}", path=str(self.path))
-
     def close(self) -> None:
         """Close the file."""
         with suppress(OSError):
             os.close(self._descriptor)
+
+
+_INDEX = forms.Keys(
+    {
+        "optimize": forms.integer,
+        "hashes": forms.count,
+        "modules": forms.listing(
+            forms.row(
+                forms.text,
+                forms.null_or(forms.text),
+                forms.null_or(forms.listing(forms.text)),
+                forms.count,
+                forms.count,
+                forms.null_or(forms.count),
+                forms.count,
+            )
+        ),
+    }
+)
 
 
 # Changes.

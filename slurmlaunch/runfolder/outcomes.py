@@ -7,7 +7,6 @@ ranks of a task write files of the same kind. Nothing here decides about items w
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from array import array
@@ -17,9 +16,9 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch import unpickling
-from slurmlaunch.errors import ResultLost
+from slurmlaunch.errors import ResultLost, RunFolderError
 from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value, is_interrupt
-from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder import forms, records
 from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Entry, Kind, RecordWriter, create, opened, read_at
@@ -167,8 +166,12 @@ class Content:
         items: the items that it covers.
     """
 
-    def __init__(self, header: records.Header, payload: bytes | Bundle, file: Path) -> None:
-        """Begin with a record of an outcome file."""
+    def __init__(self, header: records.Header, payload: bytes | Bundle, file: Path, offset: int) -> None:
+        """Begin with a record of an outcome file.
+
+        Raises:
+            ResultLost: its payload is not what its kind and its number of items say.
+        """
         self._definitions = definitions_in(RunFolder.of_outcomes(file).definitions)
         self.items = range(header.first, header.stop)
         self._kind = header.kind
@@ -176,6 +179,14 @@ class Content:
         self._payload = memoryview(payload.pickled if isinstance(payload, Bundle) else payload)
         self._bounds: list[int] = []
         self._one_by_one = False
+        try:
+            if header.kind in _PACKED:
+                self._bounds = records.boundaries(self._payload, header.number)
+            self._failure = Failure.parts(self._payload) if header.kind == Kind.FAILURE else None
+        except ValueError as error:
+            raise _damaged(file, offset) from error
+        if not _is_possible(header):
+            raise _damaged(file, offset)
 
     def parts(self) -> Sequence[Part]:
         """Return the payload as it is on disk, in parts."""
@@ -185,21 +196,20 @@ class Content:
     @property
     def raised(self) -> str:
         """The name of the class of a failure, as ``"builtins.ValueError"``, without unpickling the exception."""
-        return Failure.class_of(self._payload)
+        return self._failure.type_name if self._failure else ""
 
     def _boundary(self, item: int) -> int:
         """Return the position of an item's outcome in the payload, which is also the end of the one before."""
-        if not self._bounds:
-            self._bounds = records.boundaries(self._payload, len(self.items))
         return self._bounds[item - self.items.start]
 
     def outcome(self, item: int) -> Outcome[Any]:
         """Unpickle the outcome of one of its items; large arrays share the memory that was read."""
-        if self._kind == Kind.FAILURE:
-            return Failure.load(self._payload)
+        if self._failure is not None:
+            return Failure.load(self._failure)
         if self._kind in _CODES:
             return Value(self._numbers(range(item, item + 1))[0])
-        part = self._payload[self._boundary(item) : self._boundary(item + 1)]
+        packed = self._kind in _PACKED
+        part = self._payload[self._boundary(item) : self._boundary(item + 1)] if packed else self._payload
         with self._reading():
             return Value.load(bytes(part) + pickle.STOP if self._kind == Kind.SERIES else part, self._buffers)
 
@@ -209,19 +219,17 @@ class Content:
             return self._numbers(items)
         if self._kind != Kind.SERIES or self._one_by_one:
             return None
-        if items == self.items:  # then the table of lengths need not be read
-            start, stop = (0 if len(items) == 1 else _LENGTH * len(items)), len(self._payload)
-        else:
-            start, stop = self._boundary(items.start), self._boundary(items.stop)
+        start, stop = self._boundary(items.start), self._boundary(items.stop)
         try:
             with self._reading():
-                values: list[Any] = pickle.loads(b"".join((_LIST, self._payload[start:stop], _END_OF_LIST)))
+                values: Any = pickle.loads(b"".join((_LIST, self._payload[start:stop], _END_OF_LIST)))
+            if type(values) is list and len(values) == len(items):
+                return values
         except BaseException as error:
             if is_interrupt(error):
                 raise
-            self._one_by_one = True  # one of them does not unpickle here: unpickling each finds out which, and why
-            return None
-        return values
+        self._one_by_one = True  # one of them does not unpickle here: unpickling each finds out which, and why
+        return None
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -241,7 +249,21 @@ class Content:
 _CODES: dict[int, str] = {Kind.INTEGERS: "q", Kind.FLOATS: "d"}
 """The types of numbers, as `array` names them."""
 
-_LENGTH = 4
+_PACKED = frozenset({Kind.VALUES, Kind.SERIES})
+_SINGLE = frozenset({Kind.BUNDLE, Kind.CHECKPOINT})
+"""The kinds of records that hold several items, packed, and those that hold one."""
+
+
+def _is_possible(header: records.Header) -> bool:
+    """Whether a header can be that of a record that slurmlaunch wrote, as far as the number of its items tells."""
+    if header.kind in _CODES:
+        return header.number > 0 and header.length == header.number * _NUMBER
+    if header.kind in _SINGLE:
+        return header.number == 1
+    return header.number > 0 or header.kind not in OUTCOMES
+
+
+_NUMBER = 8
 _LIST = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.EMPTY_LIST + pickle.MARK
 _END_OF_LIST = pickle.APPENDS + pickle.STOP
 
@@ -265,9 +287,12 @@ def read_record(file: Path, offset: int, salt: int = 0, header: records.Header |
         msg = f"the outcome was recorded, but cannot be read: {error.strerror}"
         raise ResultLost(msg, file=str(file), offset=offset) from error
     if header is None or payload is None:
-        msg = "the outcome was recorded, but its record on disk is damaged"
-        raise ResultLost(msg, file=str(file), offset=offset)
-    return Content(header, payload, file)
+        raise _damaged(file, offset)
+    return Content(header, payload, file, offset)
+
+
+def _damaged(file: Path, offset: int) -> ResultLost:
+    return ResultLost("the outcome was recorded, but its record on disk is damaged", file=str(file), offset=offset)
 
 
 class Recorded(NamedTuple):
@@ -293,7 +318,7 @@ class Recorded(NamedTuple):
             UnsafeRunFolder: it is not safe to read.
         """
         if self.failure is not None:
-            return Content(self.header, self.failure, self.file)
+            return Content(self.header, self.failure, self.file, self.offset)
         return read_record(self.file, self.offset, header=self.header)
 
 
@@ -367,7 +392,7 @@ class OutcomeFile:
         offset = self.position
         if checksum(descriptor, offset + HEADER_SIZE, header.length) == header.payload_crc:
             self.position = offset + HEADER_SIZE + header.length
-            yield from self._recorded(Recorded(self.path, offset, header))
+            yield from self._recorded(Recorded(self.path, offset, header), self.position)
         elif final:
             self.position = min(offset + HEADER_SIZE + header.length, size)
             yield Damage(offset, header, self.position)
@@ -387,12 +412,18 @@ class OutcomeFile:
                 continue
             self.position = found.offset + HEADER_SIZE + found.header.length
             if found.header.kind == Kind.NOTE:
-                self.notes.append(json.loads(bytes(found.payload)))
+                try:
+                    self.notes.append(forms.parse(found.payload, _NOTE, self.path, found.offset))
+                except RunFolderError:  # no outcome depends on it
+                    yield Damage(found.offset, found.header, self.position)
+                continue
             failure = bytes(found.payload) if found.header.kind == Kind.FAILURE else None
-            yield from self._recorded(Recorded(self.path, found.offset, found.header, failure))
+            yield from self._recorded(Recorded(self.path, found.offset, found.header, failure), self.position)
 
-    def _recorded(self, recorded: Recorded) -> Iterator[Recorded]:
-        if recorded.header.kind == Kind.CHECKPOINT:
+    def _recorded(self, recorded: Recorded, stop: int) -> Iterator[Recorded | Damage]:
+        if not _is_possible(recorded.header):
+            yield Damage(recorded.offset, recorded.header, stop)
+        elif recorded.header.kind == Kind.CHECKPOINT:
             self.checkpoints[recorded.header.first] = recorded
         elif recorded.header.kind in OUTCOMES:
             yield recorded
@@ -400,6 +431,28 @@ class OutcomeFile:
 
 OUTCOMES = frozenset({Kind.VALUES, Kind.SERIES, Kind.INTEGERS, Kind.FLOATS, Kind.BUNDLE, Kind.FAILURE})
 """The kinds of records that hold outcomes."""
+
+_NOTE = forms.Keys(
+    optional={
+        "node": forms.text,
+        **dict.fromkeys(("started", "ended"), forms.seconds),
+        **dict.fromkeys(("peak", "launch", "rank", "port"), forms.count),
+        "loaded": forms.flag,
+        "host": forms.text,
+        "items": forms.listing(forms.row(forms.count, forms.count)),
+        "died": forms.Keys(
+            {
+                "rank": forms.count,
+                "node": forms.text,
+                "loaded": forms.flag,
+                "oom": forms.flag,
+                "time": forms.seconds,
+                **dict.fromkeys(("item", "signal", "status"), forms.null_or(forms.count)),
+            }
+        ),
+    }
+)
+"""The form of the notes of an attempt, or of a rank, about itself."""
 
 _SMALL = 1 << 16
 """Bytes up to which a tail is read without checking first whether its record is whole."""
@@ -429,7 +482,7 @@ def earlier_attempts(folder: RunFolder, task: int, attempt: int) -> Earlier:
         with suppress(FileNotFoundError):
             for found in file.read(final=True):
                 if not isinstance(found, Damage):
-                    done.update(range(found.header.first, found.header.stop))
+                    done.update(folder.covered_by(found.header))
                     failures += found.header.number if found.header.kind == Kind.FAILURE else 0
         checkpoints.update(file.checkpoints)
     return Earlier(done, failures, checkpoints)
@@ -463,7 +516,7 @@ class Launch(NamedTuple):
         for _ in file.read():
             pass  # only the notes matter here
         for note in file.notes:
-            if note.get("launch") == number:
+            if note.get("launch") == number and note.keys() >= {"items", "host", "port"}:
                 items = chain.from_iterable(range(*each) for each in note["items"])
                 return cls(number, tuple(items), note["host"], note["port"])
         return None

@@ -20,17 +20,20 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from itertools import accumulate
-from operator import attrgetter
+from itertools import accumulate, islice
+from operator import attrgetter, ge
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from slurmlaunch.runfolder import forms
+from slurmlaunch.runfolder.clients import CLIENT, ClientId
+from slurmlaunch.runfolder.layout import CHANGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from slurmlaunch.runfolder.clients import ClientId
-
 
 _U32_MAX = (1 << 32) - 1
+_MOST_ITEMS = (1 << 63) - 1
 
 
 DYNAMIC, GUIDED = "dynamic", "guided"
@@ -128,7 +131,7 @@ class Slices(_Parts):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Slices:
-        """Read what `to_json` wrote; a damaged plan raises KeyError, TypeError or ValueError."""
+        """Read what `to_json` wrote, of the form `PLAN`; a damaged plan raises ValueError."""
         if "lengths" not in data:
             return Slices(data["items"], data["tasks"], data.get("chunksize"))
         slices = PackedSlices(data["lengths"])
@@ -146,8 +149,8 @@ class PackedSlices(Slices):
 
     def __init__(self, lengths: Iterable[int]) -> None:
         lengths = tuple(lengths)
-        if min(lengths, default=0) < 0:
-            raise ValueError("slices cannot be of negative length")
+        if min(lengths, default=0) < 0 or sum(lengths) > _MOST_ITEMS:
+            raise ValueError("slices cannot be of negative length, or hold more items than can be counted")
         starts = array("Q", accumulate(lengths, initial=0))
         _Parts.__init__(self, {"items": starts[-1], "tasks": len(lengths), "lengths": lengths}, len(lengths))
         self._firsts, self._starts, self._lengths = range(len(lengths)), starts, lengths
@@ -214,7 +217,7 @@ class Blocks(_Parts):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Blocks:
-        """Read what `to_json` wrote; a damaged plan raises KeyError, TypeError or ValueError."""
+        """Read what `to_json` wrote, of the form `PLAN`; a damaged plan raises ValueError."""
         return cls(data["items"], data["tasks"], data["schedule"], data["chunksize"])
 
 
@@ -286,13 +289,13 @@ class RoundPlan(NamedTuple):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, items: array[int] | None, client: ClientId | None) -> RoundPlan:
-        """Read what `to_json` wrote, in this version or a later one; other keys are ignored.
+        """Read what `to_json` wrote, in this version or a later one, of the form `PLAN`; other keys are ignored.
 
         Raises:
-            KeyError, TypeError, ValueError: it is damaged.
+            ValueError: it is damaged.
         """
         blocks, ranks = data.get("blocks"), data.get("ranks")
-        return _known(
+        plan = _known(
             cls,
             {
                 **data,
@@ -306,6 +309,38 @@ class RoundPlan(NamedTuple):
                 else None,
             },
         )
+        plan.check()
+        return plan
+
+    def check(self) -> None:
+        """Check that its parts agree: each item has one position, and each position a task, which is in an array.
+
+        Raises:
+            ValueError: they do not.
+        """
+        items, tasks = self.slices.items, self.slices.tasks
+        if tasks > items:
+            raise ValueError(f"{tasks} tasks have {items} items")
+        if self.blocks is not None and (self.blocks.items, self.blocks.tasks) != (items, tasks):
+            raise ValueError(f"its blocks are of {self.blocks.items} items in {self.blocks.tasks} tasks")
+        first = self.first_task
+        for each in self.arrays:
+            if each.first_task != first:
+                raise ValueError(f"an array begins with task {each.first_task}, and not with {first}")
+            first += each.length
+        if first != self.tasks.stop:
+            raise ValueError(f"its arrays have {first - self.first_task} tasks, and not {tasks}")
+        if self.items is not None:
+            self._check_list(self.items)
+
+    def _check_list(self, items: array[int]) -> None:
+        if len(items) != self.slices.items:
+            raise ValueError(f"its list has {len(items)} items, and not {self.slices.items}")
+        if isinstance(self.slices, PackedSlices):
+            if max(items, default=-1) >= len(items):
+                raise ValueError("its list has items that the run has not")
+        elif any(map(ge, items, islice(items, 1, None))):
+            raise ValueError("its list of items is not sorted")
 
     @property
     def tasks(self) -> range:
@@ -339,6 +374,64 @@ class RoundPlan(NamedTuple):
             return number, task - self.arrays[number].first_task
         raise LookupError(f"task {task} is in no array of its round")
 
+
+_SLICES = forms.Keys(
+    {"items": forms.count, "tasks": forms.count},
+    {"chunksize": forms.null_or(forms.count), "lengths": forms.listing(forms.count)},
+)
+_BLOCKS = forms.Keys(
+    {"items": forms.count, "tasks": forms.count, "schedule": forms.text, "chunksize": forms.null_or(forms.count)}
+)
+_RANKS = forms.Keys({"number": forms.few, "launcher": forms.listing(forms.text), "command": forms.listing(forms.text)})
+_CONTAINER = forms.Keys(
+    {"image": forms.text},
+    {
+        "binds": forms.listing(forms.text),
+        "runtime": forms.null_or(forms.text),
+        "flags": forms.listing(forms.text),
+    },
+)
+_OPTIONS = forms.Keys(
+    optional={
+        "slurm": forms.mapping(lambda value: forms.text(value) or forms.flag(value)),
+        "env": forms.mapping(forms.null_or(forms.text)),
+        "grow": forms.mapping(forms.limit),
+        "container": forms.null_or(_CONTAINER),
+        "launcher": forms.null_or(forms.listing(forms.text)),
+        "retries": forms.count,
+        "requeues": forms.count,
+        "seed": forms.null_or(forms.integer),
+        **dict.fromkeys(("throttle", "processes", "threads"), forms.null_or(forms.count)),
+        **dict.fromkeys(("name", "max_mem", "max_time"), forms.null_or(forms.text)),
+        **dict.fromkeys(
+            ("python", "modules", "setup", "env_secret", "by_value", "code_exclude", "retry_exceptions", "sbatch"),
+            forms.listing(forms.text),
+        ),
+        "code": forms.text,
+    }
+)
+
+PLAN = forms.Keys(
+    {
+        "slices": _SLICES,
+        "first_task": forms.count,
+        "arrays": forms.listing(forms.Keys({"name": forms.text, "first_task": forms.count, "length": forms.count})),
+        "items": forms.null_or(forms.flag),
+        **dict.fromkeys(("cpus_per_task", "processes", "threads"), forms.few),
+    },
+    {
+        **dict.fromkeys(("throttle", "warning"), forms.null_or(forms.count)),
+        "time_limit": forms.null_or(forms.seconds),
+        "requeues": forms.count,
+        "options": _OPTIONS,
+        "client": forms.null_or(CLIENT),
+        "automatic": forms.flag,
+        "blocks": forms.null_or(_BLOCKS),
+        "ranks": forms.null_or(_RANKS),
+        "manifest": CHANGES,
+    },
+)
+"""The form of ``plan.json``."""
 
 _FIRST_TASK = attrgetter("first_task")
 

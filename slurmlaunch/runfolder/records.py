@@ -148,12 +148,21 @@ def unpack(payload: memoryview, count: int) -> list[memoryview]:
 
 
 def boundaries(payload: memoryview, count: int) -> list[int]:
-    """Return the position of each part of a packed payload, and the end of the last one."""
+    """Return the position of each part of a packed payload, and the end of the last one.
+
+    Raises:
+        ValueError: it is not packed from so many parts.
+    """
     if count == 1:
         return [0, len(payload)]
     lengths = array("I")
-    lengths.frombytes(payload[: count * lengths.itemsize])
-    return list(accumulate(little_endian(lengths), initial=count * lengths.itemsize))
+    table = count * lengths.itemsize
+    if table <= len(payload):
+        lengths.frombytes(payload[:table])
+        found = list(accumulate(little_endian(lengths), initial=table))
+        if found[-1] == len(payload):
+            return found
+    raise ValueError(f"{len(payload)} bytes do not hold {count} parts")
 
 
 def little_endian(numbers: array[Any]) -> array[Any]:
@@ -337,19 +346,12 @@ _IOV_MAX = 64
 def read_payload(descriptor: int, header: Header, offset: int) -> bytes | None:
     """Return the payload of the record at an offset; None if it is damaged."""
     payload = read_at(descriptor, header.length, offset + HEADER_SIZE)
-    return payload if zlib.crc32(payload) == header.payload_crc else None
+    return payload if len(payload) == header.length and zlib.crc32(payload) == header.payload_crc else None
 
 
 def read_records(path: Path) -> Iterator[Record | Damage]:
     """Read the records of a whole file without salt, on the conditions of `open_owned`."""
     return scan(memoryview(read_owned(path)))
-
-
-def read_notes(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the content of each NOTE of a file, a torn last one left out, on the conditions of `open_owned`."""
-    for found in read_records(path):
-        if isinstance(found, Record) and found.header.kind == Kind.NOTE:
-            yield json.loads(bytes(found.payload))
 
 
 # Files: opened only if they are safe to read, and written so that they appear whole.
@@ -432,10 +434,23 @@ def _check(status: os.stat_result, path: Path) -> None:
 
 def read_at(descriptor: int, length: int, offset: int) -> bytes:
     """Return *length* bytes of a file, or fewer at its end; one ``pread`` may stop short of 2 GiB."""
+    if length > _PLAUSIBLE or offset > _PLAUSIBLE:  # Python allocates so much before it reads
+        length = bytes_left(descriptor, length, offset)
+        if not length:
+            return b""
     data = os.pread(descriptor, length, offset)
     while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
         data += more
     return data
+
+
+def bytes_left(descriptor: int, length: int, offset: int) -> int:
+    """Return *length*, or how many bytes a file has from an offset on, if that is less; a damaged file names any."""
+    return max(0, min(length, os.fstat(descriptor).st_size - offset))
+
+
+_PLAUSIBLE = 1 << 22
+"""A length and an offset, in bytes, that need no check: a file without so many causes neither an error nor a cost."""
 
 
 def write_whole(path: Path, parts: Iterable[Part]) -> None:

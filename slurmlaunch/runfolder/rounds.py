@@ -22,11 +22,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import RunFolderError
-from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder import forms, records
 from slurmlaunch.runfolder.changes import NewNames
-from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.clients import CLIENT, ClientId
 from slurmlaunch.runfolder.outcomes import OutcomeFile
-from slurmlaunch.runfolder.plan import RoundPlan, compact
+from slurmlaunch.runfolder.plan import PLAN, RoundPlan, compact
 from slurmlaunch.runfolder.records import (
     Entry,
     Kind,
@@ -35,7 +35,6 @@ from slurmlaunch.runfolder.records import (
     check_folder,
     opened,
     read_at,
-    read_notes,
     read_owned,
     read_records,
     write_once,
@@ -138,19 +137,20 @@ class Round:
             RunFolderError: it is damaged.
             UnsafeRunFolder: another user owns it, or may write to it.
         """
-        path = folder.round(number)
-        data = read_owned(path / "plan.json")
+        path, file = folder.round(number), folder.round(number) / "plan.json"
+        data = read_owned(file)
         check_folder(path)
+        content = forms.parse(data, PLAN, file)
+        if content.get("ranks"):
+            check_folder(path / "ranks")
+        items = _read_list(path / "items", folder.number_of_items) if content["items"] else None
+        client = content.get("client")
         try:
-            content = json.loads(data)
-            if content.get("ranks"):
-                check_folder(path / "ranks")
-            items = _read_list(path / "items") if content["items"] else None
-            client = content.get("client")
             plan = RoundPlan.from_json(content, items=items, client=client and ClientId(*client))
-        except (ValueError, KeyError, TypeError) as error:
-            msg = f"the plan of round {number} is damaged: {path / 'plan.json'} ({error})"
-            raise RunFolderError(msg, path=str(path)) from error
+        except ValueError as error:
+            raise forms.damaged(file, str(error)) from error
+        if items is None and folder.number_of_items not in {None, plan.slices.items}:
+            raise forms.damaged(file, f"it has {plan.slices.items} items, and the run {folder.number_of_items}")
         return cls(folder, number, plan)
 
     def checkpoints(self) -> dict[int, Recorded]:
@@ -196,7 +196,7 @@ class Round:
     def journal(self) -> list[dict[str, Any]]:
         """Return the entries of the journal, in order."""
         with suppress(FileNotFoundError):
-            return list(read_notes(self._path / "journal"))
+            return list(read_notes(self._path / "journal", _ENTRY))
         return []
 
     def job_ids(self) -> dict[int, str]:
@@ -237,7 +237,7 @@ class Round:
         for number in count():
             path = self._path / f"successor.{number}"
             try:
-                other = ClientId(*json.loads(read_owned(path)))
+                other = ClientId(*forms.parse(read_owned(path), CLIENT, path))
             except FileNotFoundError:
                 return write_once(path, json.dumps(client).encode())
             if not self.may_replace(other):
@@ -254,8 +254,35 @@ class Round:
     def ends(self) -> Iterator[SchedulerEnd]:
         """Yield the ends that clients recorded."""
         for path in sorted(self._path.glob("ends.*")):
-            for note in read_notes(path):
+            for note in read_notes(path, _ENDS):
                 yield from (SchedulerEnd(*each) for each in note["ends"])
+
+
+def read_notes(path: Path, form: forms.Form) -> Iterator[dict[str, Any]]:
+    """Yield the content of each NOTE of a file, a torn last one left out, on the conditions of `open_owned`.
+
+    Raises:
+        RunFolderError: a note is damaged.
+    """
+    for found in read_records(path):
+        if isinstance(found, Record) and found.header.kind == Kind.NOTE:
+            yield forms.parse(found.payload, form, path, found.offset)
+
+
+_ENTRY = forms.Keys(
+    {"time": forms.seconds},
+    {
+        **dict.fromkeys(("intent", "submitted", "refused", "abandoned", "waiting"), forms.count),
+        **dict.fromkeys(("job_id", "error"), forms.text),
+        "client": CLIENT,
+        "throttle": forms.null_or(forms.count),
+    },
+)
+"""The form of the journal's entries."""
+
+_ENDS = forms.Keys(
+    {"ends": forms.listing(forms.row(forms.count, forms.count, forms.text, *[forms.null_or(forms.text)] * 3))}
+)
 
 
 def read_rounds(folder: RunFolder, start: int = 0) -> Iterator[Round]:
@@ -285,14 +312,19 @@ def round_of_task(folder: RunFolder, task: int) -> Round:
     raise RunFolderError(msg, path=str(folder.path))
 
 
-def _read_list(path: Path) -> array[int]:
-    found = next(read_records(path), None)
-    if isinstance(found, Record):
-        items = array("Q")
-        items.frombytes(found.payload)
-        return compact(items)
-    msg = f"the list of a round's items is damaged: {path}"
-    raise ValueError(msg)
+def _read_list(path: Path, number: int | None) -> array[int]:
+    """Return the items of a round, of a run with so many."""
+    try:
+        found = next(read_records(path), None)
+    except FileNotFoundError as error:  # which would say that there is no round
+        raise forms.damaged(path, "it is missing") from error
+    items = array("Q")
+    if not isinstance(found, Record) or len(found.payload) % items.itemsize:
+        raise forms.damaged(path, "it is no list of items")
+    items.frombytes(found.payload)
+    if number is not None and max(items, default=0) >= max(1, number):
+        raise forms.damaged(path, f"it has item {max(items)}, and the run {number} items")
+    return compact(items)
 
 
 # Cancellations: one file of records per round and client. Tasks read them too.
@@ -313,7 +345,7 @@ class CancellationReader:
     """Reads the cancellations of some rounds."""
 
     def __init__(self, folder: RunFolder, rounds: Iterable[int]) -> None:
-        self._folder = folder.cancelled
+        self._run, self._folder = folder, folder.cancelled
         self._rounds = {str(number) for number in rounds}
         self._changes = NewNames(self._folder)
         self._positions: dict[str, int] = {}
@@ -348,4 +380,4 @@ class CancellationReader:
         for found in records.scan(memoryview(data), position):
             if isinstance(found, Record):
                 self._positions[name] = found.offset + records.HEADER_SIZE
-                yield range(found.header.first, found.header.stop)
+                yield self._run.covered_by(found.header)

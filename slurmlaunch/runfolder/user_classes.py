@@ -56,10 +56,14 @@ def _read(path: Path) -> tuple[str, bytes]:
     except OSError as error:
         msg = f"the result needs a definition of the task's, which cannot be read: {error.strerror}"
         raise ResultLost(msg, file=str(path)) from error
-    if len(found) != 1 or not isinstance(found[0], Record):
-        raise ResultLost("the result needs a definition of the task's, which is damaged on disk", file=str(path))
-    identity, pickled = pickle.loads(found[0].payload)
-    return identity, pickled
+    payload = found[0].payload if len(found) == 1 and isinstance(found[0], Record) else b""
+    try:
+        identity, pickled = pickle.loads(payload)
+        if (type(identity), type(pickled)) == (str, bytes):
+            return identity, pickled
+    except Exception:  # noqa: BLE001, S110  (what a damaged pickle raises is not specified)
+        pass
+    raise ResultLost("the result needs a definition of the task's, which is damaged on disk", file=str(path), offset=0)
 
 
 class Definitions(dict[int, Any]):

@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
+from slurmlaunch.runfolder import forms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # Slurm itself allows no larger index, whatever MaxArraySize says.
 _LARGEST = 4_000_000
-_PIECE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
+_PIECE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
 
 # Slurm may start these again by itself, so without squeue's word they are not final.
 _MAY_START_AGAIN = frozenset({TaskState.PREEMPTED, TaskState.NODE_FAIL, TaskState.BOOT_FAIL})
@@ -285,6 +286,19 @@ class JobStates:
         """Read the states from the shared file."""
         alive, ended, lost = (tuple(map(Group.from_json, data[name])) for name in ("alive", "ended", "lost"))
         return cls(alive, ended, lost, Elements.parse(data["seen"]) or _NONE, data["absent"], data["gone"])
+
+
+_GROUPS = forms.listing(forms.row(forms.text, forms.text, *[forms.null_or(forms.text)] * 3, forms.seconds))
+
+STATES = forms.Keys(
+    {
+        **dict.fromkeys(("alive", "ended", "lost"), _GROUPS),
+        "seen": forms.text,
+        "absent": forms.seconds,
+        "gone": forms.flag,
+    }
+)
+"""The form of the states in the shared file."""
 
 
 def _split(rows: list[Row]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:

@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from slurmlaunch.backends.slurm.job_states import JobStates
+from slurmlaunch.backends.slurm.job_states import STATES, JobStates
 from slurmlaunch.backends.slurm.queries import sacct, squeue
-from slurmlaunch.errors import OptionError
+from slurmlaunch.errors import OptionError, RunFolderError
+from slurmlaunch.runfolder import forms
 from slurmlaunch.runfolder.clients import ClientId
 
 if TYPE_CHECKING:
@@ -93,19 +94,17 @@ class Content:
     jobs: Mapping[str, JobStates] = field(default_factory=dict)  # by the job's number
 
     @classmethod
-    def parse(cls, text: bytes) -> Content:
+    def parse(cls, text: bytes, path: Path = Path()) -> Content:
         """Read a file; a damaged file, or one of another version, is an empty content."""
         try:
-            data = json.loads(text)
-            if data["version"] != _VERSION:
-                return cls()
-            return cls(
-                **{name: float(data[name]) for name in ("asked", "taken", "age", "no_accounts_until")},
-                watchers={who: {job: float(since) for job, since in j.items()} for who, j in data["watchers"].items()},
-                jobs={job: JobStates.from_json(states) for job, states in data["jobs"].items()},
-            )
-        except (AttributeError, KeyError, TypeError, ValueError):
+            data = forms.parse(text, _FORM, path)
+        except RunFolderError:
             return cls()
+        return cls(
+            **{name: float(data[name]) for name in ("asked", "taken", "age", "no_accounts_until")},
+            watchers=data["watchers"],
+            jobs={job: JobStates.from_json(states) for job, states in data["jobs"].items()},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the content as stored in the file."""
@@ -131,6 +130,16 @@ class Content:
         other_jobs = watched.keys().isdisjoint(self.watched())
         known = {job: states for job, states in self.jobs.items() if job in watched}
         return replace(new, age=0.0 if other_jobs else self.age, jobs=known)
+
+
+_FORM = forms.Keys(
+    {
+        "version": lambda value: value == _VERSION,
+        **dict.fromkeys(("asked", "taken", "age", "no_accounts_until"), forms.seconds),
+        "watchers": forms.mapping(forms.mapping(forms.seconds)),
+        "jobs": forms.mapping(STATES),
+    }
+)
 
 
 class SharedStates:
@@ -298,7 +307,7 @@ class _SharedFile:
             # Replaced as a whole, so another content is another file.
             version = (status.st_ino, status.st_mtime_ns, status.st_size)
             if self._read[0] != version:
-                self._read = (version, Content.parse(path.read_bytes()))
+                self._read = (version, Content.parse(path.read_bytes(), path))
         except OSError:
             return Content()
         return self._read[1]
