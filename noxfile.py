@@ -62,7 +62,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def everything(session: nox.Session) -> None:
-    """Run every test, with PyTorch and Ray and those of minutes; then other Pythons, the examples and the soak."""
+    """Run every test, with PyTorch and Ray and those of minutes; then the other sessions of tests."""
     install(session, "test", "examples")
     session.env["SLURMLAUNCH_REQUIRE_SLURM"] = "1"
     session.run(*PYTEST, *session.posargs)
@@ -71,6 +71,7 @@ def everything(session: nox.Session) -> None:
             session.notify(f"tests-{version}")
     session.notify("examples")
     session.notify("soak")
+    session.notify("fuzz")
 
 
 @nox.session
@@ -97,3 +98,18 @@ def soak(session: nox.Session) -> None:
     """Cause random faults on a throwaway Slurm for minutes, and count lost items; seconds may be given after `--`."""
     install(session, "test")
     session.run("python", "-m", "tests.faults.soak", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damage files of run folders, and have every reader read them; seconds may be given after `--`."""
+    install(session, "test")
+    session.run("python", "-m", "tests.faults.fuzz", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look up known vulnerabilities of what slurmlaunch and its extras install."""
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    session.install(f".[{extras}]", "pip-audit>=2.7")
+    session.run("pip-audit", "--skip-editable", *session.posargs)

@@ -5,7 +5,7 @@ together: with the ``with`` block, with the job, and some time after a client th
 
 Security: a Dask scheduler runs any code that it receives, and other users of the cluster reach its port. So all
 connections are TLS with a key of the cluster's own, which both sides must show; it is stored in the run folder,
-which only its user can read. The first item writes the scheduler's address there, for the others and the client.
+which only its user can read. Dask's pages, which ask for no key, are off by default. The first item writes the scheduler's address there, for the others and the client.
 A node imports this file, so imports of the client stand in functions.
 """
 
@@ -48,7 +48,10 @@ _FIRST_CLIENT_WITHIN = 120.0  # a new cluster waits for its client
 _POLL_EVERY = 0.5
 
 _HERE_ONLY = "127.0.0.1:0"
-"""The address of the dashboard, which asks for no key. From other machines it is reached by ``ssh -L``."""
+"""The address of Dask's pages, which ask for no key. From other machines it is reached by ``ssh -L``."""
+
+_NO_PAGES: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+"""Dask's configuration of servers that show nothing: they listen in any case."""
 
 
 @contextlib.contextmanager
@@ -59,6 +62,7 @@ def dask_cluster(
     interface: str | None = None,
     timeout: float | None = None,
     client_timeout: float = 120.0,
+    dashboard: bool = False,
 ) -> Iterator[distributed.Client]:
     """Run a Dask cluster as one job, and connect to it.
 
@@ -72,6 +76,8 @@ def dask_cluster(
         interface: the network to use, such as ``"ib0"``; by default Dask chooses.
         timeout: seconds to wait for the cluster to start, including the queue; None waits for ever.
         client_timeout: seconds that the cluster keeps running without a client.
+        dashboard: whether to serve Dask's pages, at ``client.dashboard_link``. They ask for no key, and show everybody
+            who is logged in on the compute node the names of tasks, call stacks, exceptions and logs.
 
     Yields:
         The client, which Dask's collections use, too.
@@ -99,7 +105,8 @@ def dask_cluster(
         raise OptionError("ntasks: the workers are tasks of one process each; workers= says how many", option="ntasks")
     shape = executor.shape(single_item=True)
     how = executor.options(processes=shape.processes, threads=shape.threads, requeues=0)
-    member = functools.partial(dask_member, security=security, interface=interface, client_timeout=client_timeout)
+    options = {"security": security, "interface": interface}
+    member = functools.partial(dask_member, client_timeout=client_timeout, dashboard=dashboard, **options)
     members = how.map_array(member, numbers, chunksize=shape.processes)
     try:
         address = _await(lambda: _address_or_failure(members), timeout)
@@ -161,19 +168,24 @@ def _names_of_workers(dask_scheduler: distributed.Scheduler) -> list[int]:
 # On the node.
 
 
-def dask_member(number: int, *, client_timeout: float, **options: Any) -> None:
+def dask_member(number: int, *, client_timeout: float, dashboard: bool = False, **options: Any) -> None:
     """Run a member of the cluster until it shuts down; number 0 is also the scheduler."""
+    if not dashboard:
+        import dask.config
+
+        dask.config.set(_NO_PAGES)  # a nanny hands the configuration on to its worker
     if number == 0:
-        asyncio.run(_serve_scheduler(client_timeout, **options))
+        asyncio.run(_serve_scheduler(client_timeout, dashboard=dashboard, **options))
     else:
         address = _await(lambda: _address_in(current_task().run_folder), _SCHEDULER_WITHIN)
         asyncio.run(_serve_worker(address, **options))
 
 
-async def _serve_scheduler(client_timeout: float, **options: Any) -> None:
+async def _serve_scheduler(client_timeout: float, *, dashboard: bool, **options: Any) -> None:
     from distributed import Scheduler
 
-    async with Scheduler(**options, protocol="tls", dashboard_address=_HERE_ONLY) as scheduler:
+    pages = {"dashboard": dashboard, "dashboard_address": _HERE_ONLY}
+    async with Scheduler(**options, **pages, protocol="tls") as scheduler:
         write_whole(current_task().run_folder / _ADDRESS, [scheduler.address.encode()])
         worker = asyncio.create_task(_serve_worker(scheduler.address, **options))
         await _await_last_client(scheduler, client_timeout)

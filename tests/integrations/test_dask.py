@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import http.client
 import os
 import subprocess
 import sys
@@ -25,6 +27,23 @@ if TYPE_CHECKING:
     from tests.conftest import ExecutorFactory
 
 pytestmark = pytest.mark.slow
+
+
+def pages_of(client: distributed.Client) -> set[int]:
+    """Return the answers of the scheduler's and the worker's servers to requests for pages that show something."""
+    client.wait_for_workers(1)
+    ports = [client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.http_server.port)]
+    ports += client.run(lambda dask_worker: dask_worker.http_server.port).values()
+    names = ("status", "info/main/workers.html", "json/counts.json", "metrics", "health", "individual-task-stream")
+    found = set()
+    for port in ports:
+        for name in names:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            with contextlib.closing(connection):
+                connection.request("GET", f"/{name}")
+                found.add(connection.getresponse().status)
+    return found
+
 
 locally = pytest.mark.parametrize("backend", ["local"], indirect=True)
 on_slurm = pytest.mark.parametrize("backend", [pytest.param("slurm", marks=pytest.mark.slurm)], indirect=True)
@@ -221,9 +240,17 @@ os._exit(0)
             command = [sys.executable, "-c", script.format(security), address]
             assert subprocess.run(command, check=False, capture_output=True).returncode == 3
         assert client.submit(abs, -1).result() == 1
+        assert pages_of(client) == {404}
 
     for path in executor.folder.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+@locally
+def test_pages_on_request(make_executor: ExecutorFactory) -> None:
+    """Dask's pages are served if one asks for them."""
+    with dask_cluster(make_executor(), dashboard=True) as client:
+        assert 200 in pages_of(client)
 
 
 def test_a_cluster_has_workers(tmp_path: Path) -> None:
