@@ -5,7 +5,8 @@ together: with the ``with`` block, with the job, and some time after a client th
 
 Security: a Dask scheduler runs any code that it receives, and other users of the cluster reach its port. So all
 connections are TLS with a key of the cluster's own, which both sides must show; it is stored in the run folder,
-which only its user can read. Dask's pages, which ask for no key, are off by default. The first item writes the scheduler's address there, for the others and the client.
+which only its user can read. Dask's pages, which ask for no key, are off by default. The first item writes the
+scheduler's address into the run folder, for the others and the client.
 A node imports this file, so imports of the client stand in functions.
 """
 

@@ -18,7 +18,7 @@ import pytest
 from slurmlaunch import Executor, FunctionExited, NodeStartError, OptionError, WorkerDied, attach, current_task
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.slurm.batch_script import sbatch_words
-from slurmlaunch.node.mpi import RankProcesses, _launcher_error
+from slurmlaunch.node.mpi import RankProcesses, _free_port, _launcher_error
 from slurmlaunch.node.rank import RankEnvironment, first_host
 from slurmlaunch.runfolder.plan import RanksPlan
 from tests.conftest import SLURM
@@ -89,6 +89,11 @@ def test_large_arrays(ranked: Executor) -> None:
     assert [(len(each), int(each.min()), int(each.max())) for each in future.ranks(PATIENCE)] == [
         (1_000_000, rank, rank) for rank in ALL
     ]
+
+
+def test_ports_are_random() -> None:
+    """The port at which ranks meet follows from nothing that others can see, such as a job id or a process id."""
+    assert len({_free_port() for _ in range(20)}) > 10
 
 
 @elsewhere

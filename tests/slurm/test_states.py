@@ -615,17 +615,63 @@ def link_elsewhere(folder: Path) -> None:
     folder.symlink_to(other)
 
 
-@pytest.mark.parametrize("make", [open_to_others, link_elsewhere])
+def make_for_another(folder: Path) -> None:
+    """Make a folder that belongs to another user."""
+    folder.mkdir(mode=0o700)
+    if os.geteuid() != 0:
+        pytest.skip("only root can give folders away")
+    os.chown(folder, 12345, -1)
+
+
+@pytest.mark.parametrize("make", [open_to_others, link_elsewhere, make_for_another])
 def test_a_folder_that_is_not_ours_alone_is_not_used(
-    slurm: FakeSlurm, runtime: Path, make: Callable[[Path], None]
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    make: Callable[[Path], None],
 ) -> None:
-    """In a folder where others may write, nothing is read or written; the process queries Slurm itself."""
-    make(runtime / "slurmlaunch")
+    """A folder that others may write to is not used, but one of the user's own, of which a warning tells once."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / f"slurmlaunch-{os.geteuid()}"
+    make(folder)
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
+    for process in (slurm.process(), slurm.process()):
+        assert state(process.query({"9": 0.0})) == "RUNNING"
+    assert slurm.asked == ["squeue"]
+    assert list(folder.glob("*")) == []
+    (file,) = tmp_path.glob("cache/slurmlaunch/*.json")
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert [str(folder) in message and str(file.parent) in message for message in caplog.messages] == [True]
+
+
+def test_without_a_folder_of_its_own_a_process_asks_for_itself(
+    slurm: FakeSlurm, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no folder is the user's alone, nothing is read or written; the process queries Slurm itself."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(runtime / "cache"))
+    open_to_others(runtime / "slurmlaunch")
+    (runtime / "cache").mkdir()
+    open_to_others(runtime / "cache" / "slurmlaunch")
     slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     process = slurm.process()
     assert state(process.query({"9": 0.0})) == "RUNNING"
     assert (state(process.query({"9": 0.0})), slurm.asked) == ("RUNNING", ["squeue"])
-    assert list(runtime.glob("slurmlaunch/*")) == []
+    assert list(runtime.glob("**/*.json")) == []
+
+
+def test_a_link_in_the_place_of_the_states_is_not_followed(slurm: FakeSlurm, runtime: Path, tmp_path: Path) -> None:
+    """What a link leads to is neither read nor changed; the states take the link's place."""
+    slurm.squeue = "9_0|RUNNING|n1|N/A|None"
+    slurm.process().query({"9": 0.0})
+    (file,) = runtime.glob("slurmlaunch/*.json")
+    other = file.rename(tmp_path / "other")
+    before = other.read_bytes()
+    file.symlink_to(other)
+    slurm.process().query({"9": 0.0})
+    assert (slurm.asked, other.read_bytes(), file.is_symlink()) == (["squeue", "squeue"], before, False)
 
 
 def test_without_a_runtime_folder_the_temporary_one_serves(

@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import socket
 import stat
 import tempfile
@@ -303,22 +304,27 @@ class _SharedFile:
     def read(self) -> Content:
         path = self._path()
         try:
-            status = path.stat()
+            status = path.lstat()
             # Replaced as a whole, so another content is another file.
             version = (status.st_ino, status.st_mtime_ns, status.st_size)
             if self._read[0] != version:
-                self._read = (version, Content.parse(path.read_bytes(), path))
+                self._read = (version, Content.parse(_own_content(path), path))
         except OSError:
             return Content()
         return self._read[1]
 
     def write(self, content: Content) -> None:
         path = self._path()
-        beside = path.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            json.dump(content.to_json(), file, separators=(",", ":"))
-        beside.replace(path)
+        # At a random name: what another user has put at one that can be guessed might be a link.
+        beside = path.with_suffix(f".{secrets.token_hex(8)}")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                json.dump(content.to_json(), file, separators=(",", ":"))
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
 
     def _path(self) -> Path:
         return _folder() / f"{self._name}.json"
@@ -347,19 +353,40 @@ def _file_name(cluster: str | None) -> str:
     return f"slurm-{hashlib.sha256(origin.encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
+def _own_content(path: Path) -> bytes:
+    """Return the content of a file of the user's; nothing of another user's, or behind a link."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        return file.read() if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() else b""
+
+
+_said: set[Path] = set()
+"""The folders of which this process has said that they are not used."""
+
+
 def _folder() -> Path:
-    """Return a folder of this machine that only the user may read."""
+    """Return a folder that only the user may read: of this machine, or else in the user's home."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and _is_private(Path(runtime)):
-        folder = Path(runtime, "slurmlaunch")
+        first = Path(runtime, "slurmlaunch")
     else:
-        folder = Path(tempfile.gettempdir(), f"slurmlaunch-{os.geteuid()}")
-    with contextlib.suppress(OSError):
-        folder.mkdir(mode=0o700)
-    if not _is_private(folder):
-        # Where anybody may write, somebody else may have made the folder first.
-        raise _UnsharableError(f"{folder} is not a folder that only you can open")
-    return folder
+        first = Path(tempfile.gettempdir(), f"slurmlaunch-{os.geteuid()}")
+    # Where anybody may write, somebody else may have made the folder first.
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "slurmlaunch")
+    for folder in (first, own):
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=folder is own)
+        if _is_private(folder):
+            if folder is own and first not in _said:
+                _said.add(first)
+                _log.warning(
+                    "%s is not a folder that only you can open: another user may have made it. slurmlaunch keeps the "
+                    "states of your jobs in %s instead",
+                    first,
+                    own,
+                )
+            return folder
+    raise _UnsharableError(f"neither {first} nor {own} is a folder that only you can open")
 
 
 def _is_private(folder: Path) -> bool:
