@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from slurmlaunch.errors import RunFolderError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Form: TypeAlias = Callable[[Any], bool]
 """Whether a value has the form."""
@@ -24,7 +22,7 @@ _MOST = 1 << 20
 """More than any task has of CPUs, processes or ranks."""
 
 
-def parse(data: bytes | memoryview, form: Form, path: Path, offset: int = 0) -> Any:
+def parse(data: bytes | memoryview, form: Form, path: os.PathLike[str], offset: int = 0) -> Any:
     """Return the value of JSON.
 
     Args:
@@ -43,7 +41,7 @@ def parse(data: bytes | memoryview, form: Form, path: Path, offset: int = 0) -> 
     return check(value, form, path, offset)
 
 
-def check(value: Any, form: Form, path: Path, offset: int = 0) -> Any:
+def check(value: Any, form: Form, path: os.PathLike[str], offset: int = 0) -> Any:
     """Return a value of JSON that has the form, and raise as `parse` does if it has another."""
     if not form(value):
         wrong = form.misfit(value) if isinstance(form, Keys) else "the whole"
@@ -51,9 +49,9 @@ def check(value: Any, form: Form, path: Path, offset: int = 0) -> Any:
     return value
 
 
-def damaged(path: Path, how: str, offset: int = 0) -> RunFolderError:
+def damaged(path: os.PathLike[str], how: str, offset: int = 0) -> RunFolderError:
     """Return the error for a damaged part of a file, which begins at *offset*."""
-    return RunFolderError(f"{path} is damaged, at byte {offset}: {how}", path=str(path), offset=offset)
+    return RunFolderError(f"{path} is damaged, at byte {offset}: {how}", path=os.fspath(path), offset=offset)
 
 
 class Keys:

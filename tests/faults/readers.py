@@ -388,7 +388,7 @@ def read_damaged(folder: Path, target: Target, random: Random) -> None:
 
 def read_snapshot(random: Random) -> None:
     """Read a damaged snapshot of the scheduler's answers: an empty one, or one that can be written again."""
-    group = ["0-4,7", "RUNNING", None, "node", None, 0.0]
+    group = ["0-4,7", "RUNNING", None, "node", None, None, 0.0]
     states = {"alive": [group], "ended": [], "lost": [group], "seen": "0-9", "absent": 0.0, "gone": False}
     times = dict.fromkeys(("asked", "taken", "age", "no_accounts_until"), 1.5)
     whole = {"version": 1, **times, "watchers": {"1-2-3": {"7": 1.5}}, "jobs": {"7": states}}

@@ -288,7 +288,8 @@ class JobStates:
         return cls(alive, ended, lost, Elements.parse(data["seen"]) or _NONE, data["absent"], data["gone"])
 
 
-_GROUPS = forms.listing(forms.row(forms.text, forms.text, *[forms.null_or(forms.text)] * 3, forms.seconds))
+_RECORD = (forms.text, *[forms.null_or(forms.text)] * 3, forms.null_or(forms.seconds))
+_GROUPS = forms.listing(forms.row(forms.text, *_RECORD, forms.seconds))
 
 STATES = forms.Keys(
     {
