@@ -164,5 +164,6 @@ has ended, so that the outcomes are on disk before. The status is one of `layout
 cancelled item stays cancelled even if an outcome was recorded; a later round may run it again.
 
 **Safety** (`records`). Nothing is unpickled that the current user does not own or that others may write to, and no
-symbolic link is followed.
+symbolic link is followed. A reader checks the form of JSON (`forms`), and that the payload of a record is what its
+header says, before it uses them: a file that holds anything else is damaged, and an error says where.
 """
