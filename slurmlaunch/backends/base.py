@@ -124,13 +124,14 @@ class ArrayJob:
     container: Container | None = None
     folders: tuple[Path, ...] = ()  # the client's folders that must be visible in the container
     ranks: int = 1  # the processes, with *cpus_per_task* CPUs each, that call the function of a task together
+    secret_file: str = ""  # in the run folder: nobody else knows its name (`RunFolder.secret_file`)
+    exposed: bool = False  # whether another user may exchange the run folder, or a folder above it
 
-    @property
-    def start(self) -> tuple[str, ...]:
-        """The words before a command that start it with the umask and the soft limits of the submission."""
-        wanted, here = self.environment, Environment.of_this_process()
-        limits = {name: soft for name, soft in wanted.limits.items() if soft != here.limits.get(name)}
-        return start_with.words(None if wanted.umask == here.umask else wanted.umask, limits)
+    def start(self, *, umask: int | None = None) -> tuple[str, ...]:
+        """Return the words before a command that start it with the soft limits of the submission, and with a umask."""
+        here = Environment.of_this_process()
+        limits = {name: soft for name, soft in self.environment.limits.items() if soft != here.limits.get(name)}
+        return start_with.words(None if umask == here.umask else umask, limits)
 
     def command(self, task: str) -> tuple[str, ...]:
         """Return the node's command line; its last word is *task*, a task index or the shell word for one.

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
@@ -49,10 +50,11 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import OptionError, RunFolderError, SchedulerError
+from slurmlaunch.runfolder import runs_folder
 from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.items import write_items
-from slurmlaunch.runfolder.layout import FOLDERS, FUNCTION, MODULES, Manifest, RunFolder, salt_of
+from slurmlaunch.runfolder.layout import FOLDERS, FUNCTION, MODULES, UNGUESSABLE, Manifest, RunFolder, salt_of
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class Executor(concurrent.futures.Executor):
         self._cluster = check_cluster(chosen)
         if self._cluster == "allocation":
             require_allocation()
-        self._folder = _path_of(folder or os.environ.get(FOLDER_VARIABLE) or "slurmlaunch-runs")
+        self._folder = _path_of(folder or os.environ.get(FOLDER_VARIABLE) or runs_folder.DEFAULT_NAME)
         self._options = Options().changed(**options)
         named = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
         if self._cluster == "slurm" and named and "clusters" not in self._options.slurm:
@@ -299,7 +301,8 @@ class Executor(concurrent.futures.Executor):
         first = Round(folder, 0, self._plan(call, backend, manifest, environment, stacklevel=3))
         run = Run(folder, manifest, backend, [first])
         run.environments.add(0, environment)
-        return "\n".join(backend.script(array_job(run, first, i)) for i in range(len(first.plan.arrays)))
+        jobs = (array_job(run, first, i) for i in range(len(first.plan.arrays)))
+        return "\n".join(backend.script(replace(job, secret_file=f"{UNGUESSABLE}{token}")) for job in jobs)
 
     def _mapped(
         self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How, *, bound: Iterable[str] = ()
@@ -349,7 +352,7 @@ class Executor(concurrent.futures.Executor):
 
     def _make_folder(self, call: Call, token: str) -> RunFolder:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            runs_folder.make_private(self._folder)
             folder = self._folder_of(call, token)
             for path in (folder.path, *(folder.path / part for part in FOLDERS)):
                 path.mkdir(mode=0o700)

@@ -53,6 +53,11 @@ _NO_LOG = 53
 """The number of the signal that Slurm reports if it cannot open a log."""
 _LAUNCH_FAILURE = "JobLaunchFailure"
 """Slurm's reason for the end of a batch script by a signal, too."""
+_EXCHANGED = (
+    "the batch script did not find the run folder at its path, or could not open the log there: another user may have "
+    "moved it, or a folder above it, or the node does not see that storage"
+)
+_OWN_FOLDER = "Put the run folders where nobody else may write to a folder above them: Executor(folder)."
 _NOT_FOUND = 127
 """The status of a shell that has not found the command."""
 
@@ -148,6 +153,8 @@ def _killed(number: int, place: Place, state: TaskState, who: str | None) -> Ite
 
 
 def _not_started(status: int | None, place: Place, log_tail: str) -> ItemError:
+    if status == Status.EXCHANGED:
+        return NodeStartError(_EXCHANGED, exit_code=status, place=place, advice=_OWN_FOLDER)
     what = "the node ended" if status is None else f"the node ended with status {status}"
     if status == Status.SETUP:
         what = "the set-up lines failed"

@@ -35,6 +35,7 @@ from slurmlaunch.runfolder.layout import ENVIRONMENT
 from slurmlaunch.runfolder.outcomes import close_task
 from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
+from slurmlaunch.runfolder.runs_folder import others_may_exchange
 from slurmlaunch.runfolder.storage import status_of
 
 if TYPE_CHECKING:
@@ -237,6 +238,7 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
         container=options.container,
         folders=folders,
         ranks=plan.ranks.number if plan.ranks else 1,
+        exposed=others_may_exchange(run.folder.path),
     )
 
 
@@ -318,7 +320,7 @@ class Submission:
 
     def _submit_array(self, round_: Round, number: int) -> None:
         run = self._run
-        job = array_job(run, round_, number)
+        job = replace(array_job(run, round_, number), secret_file=run.folder.secret_file())
         if job.container is not None:
             job.container.prepare(job.folders)
         round_.intend(number)

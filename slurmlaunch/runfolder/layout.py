@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol
 from slurmlaunch.runfolder import forms
-from slurmlaunch.runfolder.records import check_folder, read_owned, write_whole
+from slurmlaunch.runfolder.records import check_folder, create, read_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +40,9 @@ ENVIRONMENT = "environment"
 
 MODULES = "modules"
 """The file of the user's modules, in the run folder or in a round's."""
+
+UNGUESSABLE = "secret-"
+"""The beginning of the name of a file that only this user knows: see `RunFolder.secret_file`."""
 
 PROTOCOL = 2
 READABLE = (1, PROTOCOL)
@@ -96,6 +99,19 @@ class RunFolder:
         """Return the items of the run that a record covers: a damaged header may name any others."""
         stop = header.stop if self.number_of_items is None else min(header.stop, self.number_of_items)
         return range(header.first, stop)
+
+    def secret_file(self) -> str:
+        """Return the name of a file by which a batch script recognizes the run folder, and make it if there is none.
+
+        Nobody else can list the run folder, so that nobody else has a folder with a file of that name.
+        """
+        import secrets  # here, because a node must start fast
+
+        for path in self.path.glob(f"{UNGUESSABLE}*"):
+            return path.name
+        name = f"{UNGUESSABLE}{secrets.token_hex(16)}"
+        create(self.path / name, b"")
+        return name
 
     @classmethod
     def of_outcomes(cls, file: Path) -> RunFolder:
@@ -319,5 +335,7 @@ class Status(IntEnum):
     """The same, because the file system was read-only."""
     INPUT_OUTPUT = 82
     """The same, because of an input/output error."""
+    EXCHANGED = 83
+    """The batch script did not find the run folder of the submission at its path, or could not open its logs there."""
     STOPPED = 143
     """The task was ended from outside; the scheduler knows why."""

@@ -94,6 +94,7 @@ class ClusterSpec:
         cgroup: jobs are really held to their ``--mem``. Needs root.
         node: more properties of each node, as in slurm.conf: ``Features=fast ThreadsPerCore=2``.
         lines: more lines for slurm.conf, settings and partitions; each replaces ours of the same name.
+        users: all users of this machine may be its clients. Needs root.
     """
 
     nodes: int = 2
@@ -104,6 +105,7 @@ class ClusterSpec:
     cgroup: bool = False
     node: str = ""
     lines: tuple[str, ...] = ()
+    users: bool = False
 
     @property
     def node_names(self) -> tuple[str, ...]:
@@ -175,6 +177,8 @@ class Cluster:
             ports = [life.enter_context(_reserve_port()).getsockname()[1] for _ in range(2 + self.spec.nodes)]
             self._site = _Site(self.spec, life.enter_context(_guarded_folder()), ports)
             self._site.write()
+            if self.spec.users:
+                self._site.open_to_users()
             for daemon in _daemons(self._site):
                 self._daemons[daemon.name] = daemon
                 daemon.start()
@@ -246,8 +250,8 @@ def _check_possible(spec: ClusterSpec) -> None:
     if missing:
         packages = " ".join(sorted(set(missing.values())))
         raise ProgramsMissing(f"A throwaway Slurm needs {', '.join(missing)}. On Debian: apt-get install {packages}")
-    if spec.cgroup and os.getuid() != 0:
-        raise ClusterError("Only root can start a cluster with cgroup=True.")
+    if (spec.cgroup or spec.users) and os.getuid() != 0:
+        raise ClusterError("Only root can start a cluster with cgroup=True or users=True.")
 
 
 def _search_path() -> str:
@@ -315,6 +319,12 @@ class _Site:
             _write_private(self.folder / "slurmdbd.conf", _slurmdbd_conf(self).encode())
             _write_private(self.folder / "database.sql", _DATABASE_SQL.encode())
             _install_database(self.folder)
+
+    def open_to_users(self) -> None:
+        """Let all users of this machine find the controller, authenticate and run jobs."""
+        for folder in (self.folder, self.folder / "munge", self.folder / "spool", *(self.folder / "spool").iterdir()):
+            folder.chmod(0o711)
+        self.slurm_conf.chmod(0o644)
 
 
 _CGROUP_CONF = """\

@@ -195,9 +195,10 @@ class LocalJob:
 
     def start(self, element: int, lifeline: int) -> TaskProcess:
         """Start an element; raises as `TaskProcess` does."""
+        # Umask and limits of this process may have changed since the submission.
+        started = self.array.start(umask=self.array.environment.umask)
         process = TaskProcess(
-            # Umask and limits of this process may have changed since the submission.
-            (*self.array.start, *self.command, str(self.array.first_task + element)),
+            (*started, *self.command, str(self.array.first_task + element)),
             self.env,
             stdout=self.log(element, "out"),
             stderr=self.log(element, "err"),

@@ -43,6 +43,8 @@ _STARTED_ALREADY = re.compile(
 # Linux takes no argument of more than 128 KiB, and a few times as much in all.
 _LONGEST_ARGUMENT = 60_000
 _ARGUMENTS = 10
+# Slurm makes the logs with the umask of sbatch; the script restores the user's.
+_UMASK = 0o077
 # Seconds between two tries of a submission, half a minute in all.
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 _log = logging.getLogger("slurmlaunch")
@@ -105,7 +107,13 @@ class SlurmBackend(Backend):
         """
         env = for_submission({**job.environment.variables, **job.secret_env}, sbatch_words(job))
         command = Command(
-            ("sbatch", "--parsable"), env, _SUBMIT_TIMEOUT, stdin=render(job), cwd=job.cwd, start=job.start
+            ("sbatch", "--parsable"),
+            env,
+            _SUBMIT_TIMEOUT,
+            stdin=render(job),
+            cwd=job.cwd,
+            start=job.start(),
+            umask=_UMASK,
         )
         before, in_doubt = time.time(), False
         for pause in (*_PAUSES, None):

@@ -4,13 +4,18 @@ The Slurm backend submits it, and ``ex.script`` shows it. It must not read the e
 options stand in its ``#SBATCH`` lines and none on a command line, so that a person sees exactly the submitted script.
 Its steps in a task::
 
+    restore the umask         sbatch has another one, so that Slurm's logs are the user's alone
     ignore USR1 and TERM      both reach the script too, and it must outlive the node
+    open the logs             only where others may exchange the run folder; elsewhere Slurm does
     go to the client's working directory
     set the variables, load the modules, run the set-up lines
     start the node, forward USR1 to it, and wait until it has really ended
     write the end mark        an empty file whose name is the `EndMark`; it reports an
                               out-of-memory kill long before Slurm does
     end with the node's exit status
+
+The script makes files in the run folder only after it has gone there, and has seen that it is the one of the
+submission: whoever may write to a folder above could put another one, or a link, in its place.
 
 If a step before the node fails, the log names it, and the exit status and the end mark are `Status.SETUP`. The script
 uses only commands that are built into bash, because the set-up lines may change PATH.
@@ -69,8 +74,8 @@ def _our_options(job: ArrayJob, given: Mapping[str, str | bool]) -> dict[str, st
     options: dict[str, str | bool] = {
         "job-name": job.name,
         "array": f"0-{job.length - 1}{throttle}",
-        "output": _log_pattern(job, "out"),
-        "error": _log_pattern(job, "err"),
+        "output": "/dev/null" if job.exposed else _log_pattern(job, "out"),
+        "error": "/dev/null" if job.exposed else _log_pattern(job, "err"),
         "open-mode": "append",  # else a requeue would empty the log
         "export": "ALL",
         "dependency": _dependency(job, given.get("dependency")),
@@ -132,11 +137,14 @@ def _option_name(word: str) -> str:
 
 
 def _body(job: ArrayJob) -> Iterator[str]:
+    yield f"umask {job.environment.umask:04o}; unset SLURM_UMASK  # as at the submission; sbatch had 077, for the logs"
     yield "# Not at once: a signal for the task reaches this script too, which has to outlive the node."
     yield "trap '' USR1 TERM"
     yield f"export {STARTED_VARIABLE}; printf -v {STARTED_VARIABLE} '%(%s)T' -1"
     yield ""
     yield from _end(job)
+    if job.exposed:
+        yield from _logs(job)
     yield ""
     yield from _environment(job)
     yield from _python_cpu_count(job)
@@ -151,15 +159,19 @@ _MARK_AT_EXIT = "trap 'slurmlaunch_mark $?' EXIT"
 
 
 def _end(job: ArrayJob) -> Iterator[str]:
-    ended = shell_quote(str(RunFolder(job.run_folder).ended))
     start = "${SLURM_RESTART_COUNT:-0}"
     # The class that reads the name also writes it, here with the shell's words as its fields.
+    ended = RunFolder(job.run_folder).ended.name
     mark = EndMark(_TASK, start, "$1").filename  # type: ignore[arg-type]
+    known = f" && [ -e ./{job.secret_file} ]" if job.secret_file else ""
     yield f"slurmlaunch_task=$(({job.first_task} + SLURM_ARRAY_TASK_ID))"
+    yield "slurmlaunch_enter() {  # a folder in the run folder, unless another one is in its place"
+    yield f'    builtin cd -P -- {shell_quote(str(job.run_folder))} && [ -O . ]{known} && builtin cd -P -- ./"$1"'
+    yield "}"
     yield "slurmlaunch_marked= slurmlaunch_node="
     yield "slurmlaunch_mark() {  # how this start of the task ended"
     yield '    [ -z "$slurmlaunch_marked" ] || return 0; slurmlaunch_marked=1'
-    yield f'    (umask 077; : >| {ended}/"{mark}") || :'
+    yield f'    (umask 077; set -C; slurmlaunch_enter {ended} && : > ./"{mark}") || :'
     yield "}"
     yield "slurmlaunch_give_up() {"
     yield '    trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2'
@@ -173,6 +185,17 @@ def _end(job: ArrayJob) -> Iterator[str]:
     yield '    trap "slurmlaunch_killed $slurmlaunch_signal" "$slurmlaunch_signal"'
     yield "done"
     yield _MARK_AT_EXIT
+
+
+def _logs(job: ArrayJob) -> Iterator[str]:
+    folder = RunFolder(job.run_folder)
+    out, err = (folder.log(job.round, job.array, "$SLURM_ARRAY_TASK_ID", stream).name for stream in ("out", "err"))
+    yield ""
+    yield "# Others may exchange a folder above the logs, so Slurm does not open them."
+    yield "slurmlaunch_here=$PWD"
+    enter = f"slurmlaunch_enter {folder.logs.name} && umask 077"
+    yield f'{enter} && exec >>./"{out}" 2>>./"{err}" || exit {Status.EXCHANGED}'
+    yield f'umask {job.environment.umask:04o}; builtin cd -- "$slurmlaunch_here"'
 
 
 def _environment(job: ArrayJob) -> Iterator[str]:
@@ -274,9 +297,9 @@ _OUT_OF_MEMORY = (
 
 
 def _never_started(job: ArrayJob) -> Iterator[str]:
-    first = f'{shell_quote(str(RunFolder(job.run_folder).outcomes))}/"$slurmlaunch_task.0"'
+    first = f'(slurmlaunch_enter {RunFolder(job.run_folder).outcomes.name} && [ -e ./"$slurmlaunch_task.0" ])'
     yield "# A container that did not come up, or has no slurmlaunch, may end as a node does that ran its items."
-    yield f'[ "$slurmlaunch_status" -gt 1 ] || [ -e {first} ] || slurmlaunch_status={Status.NODE}'
+    yield f'[ "$slurmlaunch_status" -gt 1 ] || {first} || slurmlaunch_status={Status.NODE}'
 
 
 def _requeue() -> Iterator[str]:

@@ -41,6 +41,7 @@ class Command:
     stdin: str = ""
     cwd: Path | None = None
     start: tuple[str, ...] = ()  # words before the program, which they become (`slurmlaunch.backends.start_with`)
+    umask: int = -1  # this process's
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def run(command: Command, /) -> Finished:
             env=dict(command.env),
             cwd=command.cwd,
             start_new_session=True,
+            umask=command.umask,
             # Paths may hold any bytes; only plain parts of the output are read.
             encoding="utf-8",
             errors="surrogateescape",

@@ -1,0 +1,151 @@
+"""Two ordinary users of this machine, for tests of what one of them can do to the other.
+
+They are accounts that every Debian has and nobody uses, so that no test has to make or remove any. Only root can be
+both. Their programs run with the Python of the tests if they may execute it, else with the system's of that version.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import cloudpickle
+import pytest
+
+from tests.support.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NAMES = ("games", "news")
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+class User(NamedTuple):
+    """One of the two.
+
+    Attributes:
+        name: the name of the account.
+        home: a private folder.
+        python: the Python that this user may execute.
+    """
+
+    name: str
+    home: Path
+    python: str
+
+    def start(
+        self, text: str, *arguments: object, cwd: Path, packages: Path | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        """Start a script of this user; *packages* is the folder that holds slurmlaunch, if not the tests' own."""
+        script = Path(tempfile.mkdtemp(dir=self.home)) / "script.py"
+        script.write_text(textwrap.dedent(text), encoding="utf-8")
+        self.owns(script.parent, script)
+        return self.run(self.python, script, *arguments, cwd=cwd, packages=packages, **variables)
+
+    def run(
+        self, *command: object, cwd: Path, packages: Path | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        """Start a command of this user."""
+        return subprocess.Popen(
+            [*map(str, command)],
+            cwd=cwd,
+            env={**_environment(packages), "HOME": str(self.home), "TMPDIR": str(self.home), **variables},
+            user=self.name,
+            group=pwd.getpwnam(self.name).pw_gid,
+            extra_groups=[],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            umask=0o022,
+        )
+
+    def does(self, text: str, *arguments: object, cwd: Path) -> str:
+        """Run a script of this user that should succeed; return its output."""
+        script = self.start(text, *arguments, cwd=cwd)
+        out, err = script.communicate(timeout=PATIENCE)
+        assert script.returncode == 0, err
+        return out
+
+    def owns(self, *paths: Path) -> None:
+        """Give this user some files."""
+        for path in paths:
+            shutil.chown(path, self.name, pwd.getpwnam(self.name).pw_gid)
+
+    def belongings(self) -> dict[str, tuple[int, bytes]]:
+        """Return everything in the home folder, with modes and contents, but for scripts and shared states."""
+        return {
+            str(path): (path.lstat().st_mode, path.read_bytes() if path.is_file() and not path.is_symlink() else b"")
+            for path in self.home.rglob("*")
+            if not path.relative_to(self.home).parts[0].startswith(("tmp", "slurmlaunch-", "."))
+            or path.name == ".bashrc"
+        }
+
+
+class Machine(NamedTuple):
+    """Two users, and a folder that both may write to.
+
+    Attributes:
+        victim: the user of slurmlaunch.
+        rival: another one, who may rename whatever lies in the shared folder.
+        shared: a project folder, in which the victim's client is started.
+    """
+
+    victim: User
+    rival: User
+    shared: Path
+
+
+@contextmanager
+def two_users(mode: int = 0o777) -> Iterator[Machine]:
+    """Make the home folders of two users and their project folder, and remove all at the end."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be two users")
+    place = Path(tempfile.mkdtemp(prefix="slurmlaunch-users-", dir="/tmp"))  # noqa: S108  (it is private at first)
+    try:
+        place.chmod(0o755)
+        (place / "shared").mkdir()
+        (place / "shared").chmod(mode)
+        yield Machine(*(_user(name, place) for name in _NAMES), place / "shared")
+    finally:
+        shutil.rmtree(place)
+
+
+def _user(name: str, place: Path) -> User:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        pytest.skip(f"this machine has no account {name}")
+    home = place / name
+    home.mkdir(mode=0o700)
+    user = User(name, home, "")
+    user.owns(home)
+    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        found = user._replace(python=python)
+        try:
+            if found.run(python, "-c", "import slurmlaunch, cloudpickle", cwd=home).wait(PATIENCE) == 0:
+                return found
+        except OSError:
+            continue
+    pytest.skip(f"{name} may execute no Python of this version")
+
+
+def _environment(packages: Path | None) -> dict[str, str]:
+    repository = packages or Path(__file__).parents[2]
+    installed = Path(cloudpickle.__file__).parents[1]
+    kept = {name: os.environ[name] for name in ("SLURM_CONF", "SLURMLAUNCH_QUERY_INTERVAL") if name in os.environ}
+    return {
+        "PATH": _PATH,
+        "PYTHONPATH": f"{repository}:{installed}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **kept,
+    }
