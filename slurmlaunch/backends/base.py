@@ -124,7 +124,7 @@ class ArrayJob:
     container: Container | None = None
     folders: tuple[Path, ...] = ()  # the client's folders that must be visible in the container
     ranks: int = 1  # the processes, with *cpus_per_task* CPUs each, that call the function of a task together
-    secret_file: str = ""  # in the run folder: nobody else knows its name (`RunFolder.secret_file`)
+    recognized_by: str = ""  # in the run folder: nobody else knows its name (`RunFolder.secret_file`)
     exposed: bool = False  # whether another user may exchange the run folder, or a folder above it
 
     def start(self, *, umask: int | None = None) -> tuple[str, ...]:

@@ -302,7 +302,7 @@ class Executor(concurrent.futures.Executor):
         run = Run(folder, manifest, backend, [first])
         run.environments.add(0, environment)
         jobs = (array_job(run, first, i) for i in range(len(first.plan.arrays)))
-        return "\n".join(backend.script(replace(job, secret_file=f"{UNGUESSABLE}{token}")) for job in jobs)
+        return "\n".join(backend.script(replace(job, recognized_by=f"{UNGUESSABLE}{token}")) for job in jobs)
 
     def _mapped(
         self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How, *, bound: Iterable[str] = ()

@@ -320,7 +320,9 @@ class Submission:
 
     def _submit_array(self, round_: Round, number: int) -> None:
         run = self._run
-        job = replace(array_job(run, round_, number), secret_file=run.folder.secret_file())
+        job = array_job(run, round_, number)
+        if run.manifest.backend == "slurm":  # whose script goes to the run folder by its path
+            job = replace(job, recognized_by=run.folder.secret_file())
         if job.container is not None:
             job.container.prepare(job.folders)
         round_.intend(number)

@@ -10,6 +10,7 @@
         modules                    records: the user's modules, if any
         items                      records: the arguments, in blocks
         items.index                the first item and the offset of each block
+        secret-X                   empty: batch scripts recognize the run folder by this name
         rounds/R/plan.json         which task has which items in round R = 0, 1, ...
         rounds/R/items             one record: the items of the round, if not all
         rounds/R/environment       the environment of the round, if not that of the round before
@@ -156,6 +157,10 @@ the files of the ranks and appends the NOTE ``{"launch": L, "items": [[first, st
 at its death the NOTE ``{"launch", "died": {...}}``. In ``outcomes/T.A`` an item has the value of rank 0 once all ranks
 have one, else the failure of the lowest rank that failed. The value of rank K is in the last record of the item in the
 file of rank K.
+
+**Secret name**. Nobody else can list a run folder. Before its first array is submitted, a client makes an empty file with
+a random name in it. The batch script goes to the path of the run folder, and makes files in it only if the folder is
+the user's and has that file: another user who may rename a folder above might have put another one in its place.
 
 **End marks** (`layout.EndMark`). The batch script or the local backend, which started the node, makes them after it
 has ended, so that the outcomes are on disk before. The status is one of `layout.Status`, or 128 + n for signal n.

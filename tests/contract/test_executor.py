@@ -439,7 +439,7 @@ class TestConstruction:
 
 
 def test_folders_are_private(executor: Executor) -> None:
-    """Run folders and their files are private for any umask, except the logs that Slurm makes."""
+    """Run folders and their files are private for any umask, logs included."""
     before = os.umask(0)
     try:
         array = executor.map_array(lambda x: x, [1])
@@ -447,5 +447,5 @@ def test_folders_are_private(executor: Executor) -> None:
     finally:
         os.umask(before)
 
-    paths = [path for path in [array.folder, *array.folder.rglob("*")] if path.parent.name != "logs"]
+    paths = [array.folder, *array.folder.rglob("*")]
     assert {(True, 0o700), (False, 0o600)} == {(path.is_dir(), path.stat().st_mode & 0o777) for path in paths}

@@ -150,7 +150,7 @@ def test_a_queued_task_runs(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", SCRIPTS)
 def test_a_batch_script_is_the_same(case: str) -> None:
-    """The same call submits the same script, byte by byte, but for the -P that keeps the client's folder out."""
+    """The same call submits the same script, byte by byte; the files were written before the -P that nodes get."""
     before = (DATA / f"{case}.sh").read_text(encoding="utf-8")
     assert before.count(" -m slurmlaunch.node ") == 1
     assert script(case) == before.replace(" -m slurmlaunch.node ", " -P -m slurmlaunch.node ")

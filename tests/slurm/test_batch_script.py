@@ -17,6 +17,7 @@ from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.backends.slurm.batch_script import render, shell_quote
 from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.environment import Environment
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 from tests.support.waiting import wait_until
 
@@ -42,15 +43,19 @@ GOLDEN = """\
 #SBATCH --comment="for \\"us\\""
 #SBATCH --plugin=x
 
+umask 0027; unset SLURM_UMASK  # as at the submission; sbatch had 077, for the logs
 # Not at once: a signal for the task reaches this script too, which has to outlive the node.
 trap '' USR1 TERM
 export SLURMLAUNCH_STARTED; printf -v SLURMLAUNCH_STARTED '%(%s)T' -1
 
 slurmlaunch_task=$((100 + SLURM_ARRAY_TASK_ID))
+slurmlaunch_enter() {  # a folder in the run folder, unless another one is in its place
+    builtin cd -P -- /runs/r1 && [ -O . ] && [ -e ./secret-5e ] && builtin cd -P -- ./"$1"
+}
 slurmlaunch_marked= slurmlaunch_node=
 slurmlaunch_mark() {  # how this start of the task ended
     [ -z "$slurmlaunch_marked" ] || return 0; slurmlaunch_marked=1
-    (umask 077; : >| /runs/r1/ended/"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
+    (umask 077; set -C; slurmlaunch_enter ended && : > ./"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
 }
 slurmlaunch_give_up() {
     trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2
@@ -162,7 +167,9 @@ def test_a_job_has_one_script() -> None:
         },
         flags=("--plugin=x",),
         env={"MODE": "a b"},
+        environment=Environment({}, {}, 0o027, {}),
         after="12;other",
+        recognized_by="secret-5e",
     )
     assert render(job).startswith(GOLDEN)
     assert render(job) == render(replace(job))
@@ -257,6 +264,56 @@ def test_the_mark_is_the_users_alone(job: ArrayJob) -> None:
     _, _, stdout, _ = outcome(job, start(job))
     (mark,) = RunFolder(job.run_folder).ended.iterdir()
     assert (mark.stat().st_mode & 0o777, stdout.strip()) == (0o600, "0o2")
+
+
+def test_the_task_has_the_umask_of_the_submission(job: ArrayJob) -> None:
+    """The first line of the script restores the umask of the submission: sbatch is called with another one."""
+    code = "print(oct(os.umask(0)))"
+    job = replace(job, python=node(job.run_folder, code), environment=replace(job.environment, umask=0o026))
+    assert outcome(job, start(job))[2].strip() == "0o26"
+
+
+@pytest.fixture
+def exposed(job: ArrayJob) -> ArrayJob:
+    """Return an array whose script opens its logs itself, and whose node writes to both."""
+    code = "sys.stdout.write('out\\n'); sys.stderr.write('err\\n'); print(os.getcwd(), oct(os.umask(0)))"
+    (job.run_folder / "secret-5e").touch()
+    environment = replace(job.environment, umask=0o022)
+    python = node(job.run_folder, code)
+    return replace(job, python=python, environment=environment, exposed=True, recognized_by="secret-5e")
+
+
+def test_the_script_opens_its_logs_where_slurm_must_not(exposed: ArrayJob) -> None:
+    """Its logs are private, a second start appends to them, and the task's folder and umask stay the submission's."""
+    words = options(render(exposed))
+    assert {"--output=/dev/null", "--error=/dev/null"} <= {*words}
+    for restarts in range(2):
+        status, _, *output = outcome(exposed, start(exposed, SLURM_RESTART_COUNT=str(restarts)))
+        assert (0, ["", ""]) == (status, output)
+
+    out, err = (RunFolder(exposed.run_folder).log(0, 0, 0, stream) for stream in ("out", "err"))
+    assert (f"out\n{exposed.cwd} 0o22\n" * 2, "err\n" * 2) == (out.read_text(), err.read_text())
+    assert [0o600, 0o600] == [path.stat().st_mode & 0o777 for path in (out, err)]
+
+
+@pytest.mark.parametrize(("own_logs", "status"), [(True, Status.EXCHANGED), (False, 0)])
+def test_the_script_writes_into_no_other_folder(
+    exposed: ArrayJob, tmp_path: Path, *, own_logs: bool, status: int
+) -> None:
+    """If another folder is in the place of the run folder, even one of this user's, nothing is made in it."""
+    script, other = tmp_path / "script", tmp_path / "other"
+    job = replace(exposed, exposed=own_logs, cwd=tmp_path, python=node(tmp_path, "raise SystemExit(0)"))
+    script.write_text(render(job))
+    job.run_folder.rename(tmp_path / "aside")
+    for name in ("logs", "ended"):
+        (other / name).mkdir(parents=True)
+    job.run_folder.symlink_to(other)
+
+    env = {**os.environ, "SLURM_ARRAY_TASK_ID": "0"}
+    assert status == subprocess.run(["bash", script], env=env, capture_output=True, check=False).returncode
+
+    made = [path for place in (other, tmp_path / "aside") for path in place.rglob("*/*") if path.parent.parent == place]
+    assert made == []
 
 
 def test_a_python_that_is_not_there_is_a_status_of_its_own(job: ArrayJob) -> None:

@@ -58,10 +58,11 @@ SCRIPTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def script(case: str) -> str:
-    """Return the batch script of a case, from the folder ``/``, whatever the time and the search path."""
+    """Return the batch script of a case, from the folder ``/``, whatever the time, the umask and the search path."""
     options, call = SCRIPTS[case]
     folder = Path("/runs")
     before, found = os.getcwd(), sys.path[:]  # noqa: PTH109 - and back with os.chdir
+    umask = os.umask(0o022)
     try:
         os.chdir("/")
         sys.path[:] = ["/code"]
@@ -69,6 +70,7 @@ def script(case: str) -> str:
     finally:
         sys.path[:] = found
         os.chdir(before)
+        os.umask(umask)
     stamp = next(line for line in text.splitlines() if line.startswith("#SBATCH --output=")).split("/")[2][:15]
     return text.replace(f"/runs/{stamp}-", "/runs/STAMP-")
 

@@ -51,9 +51,7 @@ class User(NamedTuple):
         self.owns(script.parent, script)
         return self.run(self.python, script, *arguments, cwd=cwd, packages=packages, **variables)
 
-    def run(
-        self, *command: object, cwd: Path, packages: Path | None = None, **variables: str
-    ) -> subprocess.Popen[str]:
+    def run(self, *command: object, cwd: Path, packages: Path | None = None, **variables: str) -> subprocess.Popen[str]:
         """Start a command of this user."""
         return subprocess.Popen(
             [*map(str, command)],
@@ -110,12 +108,13 @@ def two_users(mode: int = 0o777) -> Iterator[Machine]:
     """Make the home folders of two users and their project folder, and remove all at the end."""
     if os.geteuid() != 0:
         pytest.skip("only root can be two users")
-    place = Path(tempfile.mkdtemp(prefix="slurmlaunch-users-", dir="/tmp"))  # noqa: S108  (it is private at first)
+    place = Path(tempfile.mkdtemp(prefix="slurmlaunch-users-", dir="/tmp"))
     try:
         place.chmod(0o755)
         (place / "shared").mkdir()
         (place / "shared").chmod(mode)
-        yield Machine(*(_user(name, place) for name in _NAMES), place / "shared")
+        victim, rival = (_user(name, place) for name in _NAMES)
+        yield Machine(victim, rival, place / "shared")
     finally:
         shutil.rmtree(place)
 

@@ -163,7 +163,7 @@ def _end(job: ArrayJob) -> Iterator[str]:
     # The class that reads the name also writes it, here with the shell's words as its fields.
     ended = RunFolder(job.run_folder).ended.name
     mark = EndMark(_TASK, start, "$1").filename  # type: ignore[arg-type]
-    known = f" && [ -e ./{job.secret_file} ]" if job.secret_file else ""
+    known = f" && [ -e ./{job.recognized_by} ]" if job.recognized_by else ""
     yield f"slurmlaunch_task=$(({job.first_task} + SLURM_ARRAY_TASK_ID))"
     yield "slurmlaunch_enter() {  # a folder in the run folder, unless another one is in its place"
     yield f'    builtin cd -P -- {shell_quote(str(job.run_folder))} && [ -O . ]{known} && builtin cd -P -- ./"$1"'

@@ -11,15 +11,19 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --gpus-per-task=1
 
+umask 0022; unset SLURM_UMASK  # as at the submission; sbatch had 077, for the logs
 # Not at once: a signal for the task reaches this script too, which has to outlive the node.
 trap '' USR1 TERM
 export SLURMLAUNCH_STARTED; printf -v SLURMLAUNCH_STARTED '%(%s)T' -1
 
 slurmlaunch_task=$((0 + SLURM_ARRAY_TASK_ID))
+slurmlaunch_enter() {  # a folder in the run folder, unless another one is in its place
+    builtin cd -P -- /runs/STAMP-len-00000000 && [ -O . ] && [ -e ./secret-00000000 ] && builtin cd -P -- ./"$1"
+}
 slurmlaunch_marked= slurmlaunch_node=
 slurmlaunch_mark() {  # how this start of the task ended
     [ -z "$slurmlaunch_marked" ] || return 0; slurmlaunch_marked=1
-    (umask 077; : >| /runs/STAMP-len-00000000/ended/"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
+    (umask 077; set -C; slurmlaunch_enter ended && : > ./"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
 }
 slurmlaunch_give_up() {
     trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2
@@ -67,7 +71,7 @@ slurmlaunch_status=0
 wait "$slurmlaunch_node" || slurmlaunch_status=$?
 [ "$slurmlaunch_status" -ge 0 ] || slurmlaunch_status=255
 # A container that did not come up, or has no slurmlaunch, may end as a node does that ran its items.
-[ "$slurmlaunch_status" -gt 1 ] || [ -e /runs/STAMP-len-00000000/outcomes/"$slurmlaunch_task.0" ] || slurmlaunch_status=4
+[ "$slurmlaunch_status" -gt 1 ] || (slurmlaunch_enter outcomes && [ -e ./"$slurmlaunch_task.0" ]) || slurmlaunch_status=4
 if [ "$slurmlaunch_status" -eq 75 ]; then
     slurmlaunch_mark "$slurmlaunch_status"  # before the requeue, which ends this script
     scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" || { slurmlaunch_marked=; slurmlaunch_status=76; }

@@ -9,15 +9,19 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --time=30
 
+umask 0022; unset SLURM_UMASK  # as at the submission; sbatch had 077, for the logs
 # Not at once: a signal for the task reaches this script too, which has to outlive the node.
 trap '' USR1 TERM
 export SLURMLAUNCH_STARTED; printf -v SLURMLAUNCH_STARTED '%(%s)T' -1
 
 slurmlaunch_task=$((0 + SLURM_ARRAY_TASK_ID))
+slurmlaunch_enter() {  # a folder in the run folder, unless another one is in its place
+    builtin cd -P -- /runs/STAMP-len-00000000 && [ -O . ] && [ -e ./secret-00000000 ] && builtin cd -P -- ./"$1"
+}
 slurmlaunch_marked= slurmlaunch_node=
 slurmlaunch_mark() {  # how this start of the task ended
     [ -z "$slurmlaunch_marked" ] || return 0; slurmlaunch_marked=1
-    (umask 077; : >| /runs/STAMP-len-00000000/ended/"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
+    (umask 077; set -C; slurmlaunch_enter ended && : > ./"${slurmlaunch_task}.${SLURM_RESTART_COUNT:-0}.$1") || :
 }
 slurmlaunch_give_up() {
     trap - ERR EXIT; echo "slurmlaunch: the task was not started: $1" >&2
