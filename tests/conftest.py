@@ -74,7 +74,7 @@ def cluster() -> Iterator[Cluster]:
 
     Where Slurm is not installed, its tests are skipped; with SLURMLAUNCH_REQUIRE_SLURM=1 they fail.
     """
-    with _started(ClusterSpec()) as started, _client_of(started):
+    with started_cluster(ClusterSpec()) as started, _client_of(started):
         yield started
 
 
@@ -85,7 +85,7 @@ def start_cluster() -> Iterator[Callable[[ClusterSpec], Cluster]]:
     A test that needs other settings, or that breaks its Slurm, has its own. Its clients need ``cluster.env``.
     """
     with contextlib.ExitStack() as clusters:
-        yield lambda spec: clusters.enter_context(_started(spec))
+        yield lambda spec: clusters.enter_context(started_cluster(spec))
 
 
 @pytest.fixture(params=["inline", "local", SLURM])
@@ -190,7 +190,8 @@ def finished(
 
 
 @contextlib.contextmanager
-def _started(spec: ClusterSpec) -> Iterator[Cluster]:
+def started_cluster(spec: ClusterSpec) -> Iterator[Cluster]:
+    """Start a cluster for a block; skip the test where Slurm is not installed, unless it must be."""
     try:
         with Cluster(spec) as cluster:
             yield cluster

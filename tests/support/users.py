@@ -25,8 +25,8 @@ from tests.support.waiting import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_started: list[subprocess.Popen[str]] = []
 _NAMES = ("games", "news")
-_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 class User(NamedTuple):
@@ -42,21 +42,28 @@ class User(NamedTuple):
     home: Path
     python: str
 
-    def start(
-        self, text: str, *arguments: object, cwd: Path, packages: Path | None = None, **variables: str
-    ) -> subprocess.Popen[str]:
-        """Start a script of this user; *packages* is the folder that holds slurmlaunch, if not the tests' own."""
+    def start(self, text: str, *arguments: object, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+        """Start a script of this user, as `run` does."""
         script = Path(tempfile.mkdtemp(dir=self.home)) / "script.py"
         script.write_text(textwrap.dedent(text), encoding="utf-8")
         self.owns(script.parent, script)
-        return self.run(self.python, script, *arguments, cwd=cwd, packages=packages, **variables)
+        return self.run(self.python, script, *arguments, cwd=cwd, **variables)
 
-    def run(self, *command: object, cwd: Path, packages: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+    def run(self, *command: object, cwd: Path, **variables: str) -> subprocess.Popen[str]:
         """Start a command of this user."""
-        return subprocess.Popen(
+        installed = Path(cloudpickle.__file__).parents[1]
+        defaults = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "PYTHONPATH": f"{Path(__file__).parents[2]}:{installed}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": str(self.home),
+            "TMPDIR": str(self.home),
+            "SLURMLAUNCH_QUERY_INTERVAL": "0.5",
+        }
+        started = subprocess.Popen(
             [*map(str, command)],
             cwd=cwd,
-            env={**_environment(packages), "HOME": str(self.home), "TMPDIR": str(self.home), **variables},
+            env={**defaults, **variables},
             user=self.name,
             group=pwd.getpwnam(self.name).pw_gid,
             extra_groups=[],
@@ -66,6 +73,8 @@ class User(NamedTuple):
             text=True,
             umask=0o022,
         )
+        _started.append(started)
+        return started
 
     def does(self, text: str, *arguments: object, cwd: Path) -> str:
         """Run a script of this user that should succeed; return its output."""
@@ -116,6 +125,9 @@ def two_users(mode: int = 0o777) -> Iterator[Machine]:
         victim, rival = (_user(name, place) for name in _NAMES)
         yield Machine(victim, rival, place / "shared")
     finally:
+        while _started:
+            with _started.pop() as left:
+                left.kill()
         shutil.rmtree(place)
 
 
@@ -131,20 +143,10 @@ def _user(name: str, place: Path) -> User:
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         found = user._replace(python=python)
         try:
-            if found.run(python, "-c", "import slurmlaunch, cloudpickle", cwd=home).wait(PATIENCE) == 0:
-                return found
+            probe = found.run(python, "-c", "import slurmlaunch, cloudpickle", cwd=home)
         except OSError:
             continue
+        probe.communicate(timeout=PATIENCE)
+        if probe.returncode == 0:
+            return found
     pytest.skip(f"{name} may execute no Python of this version")
-
-
-def _environment(packages: Path | None) -> dict[str, str]:
-    repository = packages or Path(__file__).parents[2]
-    installed = Path(cloudpickle.__file__).parents[1]
-    kept = {name: os.environ[name] for name in ("SLURM_CONF", "SLURMLAUNCH_QUERY_INTERVAL") if name in os.environ}
-    return {
-        "PATH": _PATH,
-        "PYTHONPATH": f"{repository}:{installed}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **kept,
-    }

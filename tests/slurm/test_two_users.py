@@ -1,0 +1,283 @@
+"""What another user may do who can rename or write to the folders around a run: nothing of the user's is his.
+
+Two ordinary users share a project folder in which both may rename everything. One of them runs slurmlaunch there, the
+other one attacks. He reads nothing, runs nothing and changes no file, and the first one gets a result that is right, or
+an error. That he can make runs fail is no promise of slurmlaunch's.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import started_cluster
+from tests.support.cluster import ClusterSpec
+from tests.support.tasks import OneRun
+from tests.support.users import Machine, two_users
+from tests.support.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.cluster import Cluster
+
+PRIVATE = "a word that only one of them knows"
+
+
+@contextmanager
+def users_with_files() -> Iterator[Machine]:
+    """Make two users, and files of the first one that the second one may not even see."""
+    with two_users() as machine:
+        project = machine.victim.home / "project"
+        for name in ("logs", "ended"):
+            (project / name).mkdir(parents=True)
+        for path in (machine.victim.home / "diary", machine.victim.home / ".bashrc"):
+            path.write_text("# mine\n")
+            path.chmod(0o600)
+        machine.victim.owns(*machine.victim.home.rglob("*"))
+        yield machine
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """Make two users with files."""
+    with users_with_files() as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    """Start a Slurm that every user of this machine may use."""
+    with started_cluster(ClusterSpec(nodes=1, accounting=False, users=True)) as cluster:
+        yield cluster
+
+
+SWAPPED = """
+    import os, sys
+    from slurmlaunch import Executor
+
+    class Argument:
+        def __reduce__(self):  # when the run folder has been made, and nothing is in it yet
+            (run,) = os.listdir("slurmlaunch-runs")
+            print(run, flush=True)
+            input()
+            return str, (sys.argv[1],)
+
+    try:
+        print("result", Executor(cluster="local").submit(str.upper, Argument()).result(60))
+    except Exception as error:
+        print("error", type(error).__name__, error)
+"""
+
+SWAP = """
+    import os, sys
+    run, diary = sys.argv[1:]
+    os.umask(0)
+    os.rename("slurmlaunch-runs", "aside")
+    for folder in ("rounds", "outcomes", "ended", "cancelled", "logs"):
+        os.makedirs(f"slurmlaunch-runs/{run}/{folder}")
+    for name in ("function", "manifest.json", "environment"):
+        open(f"slurmlaunch-runs/{run}/{name}.new", "w").close()
+    for name in ("items", "items.index"):
+        os.symlink(diary, f"slurmlaunch-runs/{run}/{name}.new")
+"""
+
+READ = """
+    import os, sys
+    for folder, _, names in os.walk("."):
+        for name in names:
+            try:
+                if sys.argv[1].encode() in open(f"{folder}/{name}", "rb").read():
+                    print(folder, name)
+            except OSError:
+                pass
+"""
+
+
+def test_a_swap_at_the_creation_of_a_run_folder(machine: Machine) -> None:
+    """If another folder is put in the place of a run folder as it is written, nothing goes there."""
+    victim, rival, shared = machine
+    before = victim.belongings()
+    client = victim.start(SWAPPED, PRIVATE, cwd=shared)
+    assert client.stdout is not None
+    run = client.stdout.readline().strip()
+    rival.does(SWAP, run, victim.home / "diary", cwd=shared)
+
+    said, _ = client.communicate("\n", timeout=PATIENCE)
+
+    assert rival.does(READ, PRIVATE, cwd=shared) == ""
+    assert before == victim.belongings()
+    assert said.startswith(("error", f"result {PRIVATE.upper()}\n"))
+
+
+HELD = """
+    import subprocess, sys, time
+    from slurmlaunch import Executor
+
+    executor = Executor(cluster="slurm", hold=True)
+    futures = [executor.submit(str.upper, sys.argv[1]) for _ in range(2)]
+    print(*(future.run.folder.name for future in futures), flush=True)
+    input()
+    jobs = ",".join(future.run.job_ids[0] for future in futures)
+    subprocess.run(["scontrol", "release", jobs], check=True)
+    for future in futures:
+        try:
+            print("result", future.result(60))
+        except Exception as error:
+            print("error", type(error).__name__)
+    while subprocess.run(["squeue", "--noheader", "--jobs", jobs], capture_output=True, check=True).stdout:
+        time.sleep(0.05)
+"""
+
+LINK = """
+    import os, sys
+    home, first, second = sys.argv[1:]
+    os.rename("slurmlaunch-runs", "aside")
+    os.makedirs(f"slurmlaunch-runs/{first}/logs")
+    for stream in ("out", "err"):
+        os.symlink(f"{home}/.bashrc", f"slurmlaunch-runs/{first}/logs/0-0-0.{stream}")
+    os.symlink(f"{home}/project", f"slurmlaunch-runs/{second}")
+"""
+
+
+@pytest.mark.slurm
+def test_a_link_in_the_place_of_a_log(machine: Machine, slurm: Cluster) -> None:
+    """Slurm and the batch script follow no link to a file of the user's, or to a folder, as another user may put it."""
+    victim, rival, shared = machine
+    before = victim.belongings()
+    client = victim.start(HELD, PRIVATE, cwd=shared, **slurm.env)
+    assert client.stdout is not None
+    runs = client.stdout.readline().split()
+    rival.does(LINK, victim.home, *runs, cwd=shared)
+
+    said, complaint = client.communicate("\n", timeout=PATIENCE)
+
+    assert before == victim.belongings()
+    assert ["error", "error"] == [line.split()[0] for line in said.splitlines()], complaint
+
+
+ARRAY = """
+    import sys
+    from slurmlaunch import Executor
+
+    def answer(item):
+        import time
+        time.sleep(0.02)
+        return item * item
+
+    executor = Executor(cluster="slurm", hold=True)
+    array = executor.map_array(answer, range(24), tasks=12)
+    print(array.folder.name, array.job_ids[0], flush=True)
+    input()
+    found = array.results(return_exceptions=True)
+    print(all(value == item * item or isinstance(value, Exception) for item, value in enumerate(found)))
+"""
+
+EXCHANGE = """
+    import ctypes, os, sys, time
+    run, archive = sys.argv[1:]
+    os.umask(0)
+    for number in (0, 1):
+        os.mkdir(f"bait{number}")
+    os.symlink(archive, f"bait0/{run}")
+    for name in ("rounds", "outcomes", "ended", "cancelled", "logs"):
+        os.makedirs(f"bait1/{run}/{name}")
+    for element in range(12):
+        os.symlink(os.path.dirname(archive) + "/.bashrc", f"bait1/{run}/logs/0-0-{element}.out")
+    exchange = lambda bait: ctypes.CDLL(None).renameat2(-100, b"slurmlaunch-runs", -100, bait, 2)
+    number = 0
+    while number < 200 or not os.path.exists("stop"):
+        bait = b"bait%d" % (number // 2 % 2)  # back with the second exchange
+        assert exchange(bait) == 0
+        number += 1
+        if number == 4:
+            print("begun", flush=True)
+        time.sleep(0.003)
+"""
+
+
+def _exchanges(machine: Machine, slurm: Cluster) -> None:
+    """Let the rival exchange the folder of runs 200 times, or more, while an array of the victim's runs."""
+    victim, rival, shared = machine
+    witness = shared / "witness"
+    archive = OneRun(victim.home / "archive", witness.touch, [()], tasks=1).folder.path
+    victim.owns(archive, *archive.rglob("*"))
+    before = victim.belongings()
+    client = victim.start(ARRAY, cwd=shared, **slurm.env)
+    assert client.stdout is not None
+    run, job = client.stdout.readline().split()
+    attack = rival.start(EXCHANGE, run, archive, cwd=shared)
+    assert attack.stdout is not None
+    assert attack.stdout.readline() == "begun\n"
+    slurm.run("scontrol", "release", job)
+
+    said, complaint = client.communicate("\n", timeout=PATIENCE)
+    (shared / "stop").touch()
+
+    attack.communicate(timeout=PATIENCE)
+    assert attack.returncode == 0
+    assert not witness.exists()
+    assert before == victim.belongings()
+    assert said == "True\n", complaint
+
+
+@pytest.mark.slurm
+def test_an_exchange_of_folders_during_an_array(machine: Machine, slurm: Cluster) -> None:
+    """While folders are exchanged, tasks run only what was submitted, and write only into their run folder."""
+    _exchanges(machine, slurm)
+
+
+@pytest.mark.slurm
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_exchanges_of_folders(slurm: Cluster) -> None:
+    """The same in fifty runs."""
+    for _ in range(50):
+        with users_with_files() as machine:
+            _exchanges(machine, slurm)
+
+
+HARMLESS = """\
+with open({witness!r}, "a") as _witness:
+    _witness.write("imported\\n")
+import sysconfig as _sysconfig
+exec(open(_sysconfig.get_path("stdlib") + "/token.py").read())
+"""
+
+INNOCENT = """
+    import sys
+    from slurmlaunch import Executor
+
+    def where(_):
+        import multiprocessing, token, tokenize
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            there = pool.apply(eval, ("__import__('token').__file__",))
+        return {token.__file__, there}
+
+    executor = Executor(cluster=sys.argv[1], code=sys.argv[2])
+    array = executor.options(cpus_per_task=2, processes=2).map_array(where, range(2))
+    ranks = executor.options(ntasks=2).submit(where, 0)
+    found = set().union(*array.results(), ranks.result())
+    import token
+    print(found == {token.__file__})
+"""
+
+
+@pytest.mark.parametrize("backend", ["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+def test_a_module_in_the_clients_folder(backend: str, request: pytest.FixtureRequest) -> None:
+    """A module that another user puts into the folder of the client, however harmless it looks, is not imported."""
+    env = request.getfixturevalue("slurm").env if backend == "slurm" else {}
+    with two_users() as (victim, rival, shared):
+        witness = shared / "witness"
+        (shared / "token.py").write_text(HARMLESS.format(witness=str(witness)))
+        rival.owns(shared / "token.py")
+        clients = [victim.start(INNOCENT, backend, code, cwd=shared, **env) for code in ("submitted", "live")]
+        words = ["-P", "-m", "slurmlaunch", "map", "--cluster", backend, "--quiet", "echo", "a", "b"]
+        clients.append(victim.run(victim.python, *words, cwd=shared, **env))
+
+        said = [client.communicate(timeout=PATIENCE) for client in clients]
+
+        assert ["True\n", "True\n", "a\nb\n"] == [out for out, _ in said], said
+        assert not witness.exists()
