@@ -46,6 +46,7 @@ from slurmlaunch.client.state import SchedulerReported
 from slurmlaunch.client.submission import Submission, make_plan
 from slurmlaunch.client.watcher import RateLimit, Watch
 from slurmlaunch.runfolder import records
+from slurmlaunch.runfolder.files import create
 from slurmlaunch.runfolder.layout import FOLDERS, EndMark, Manifest, RunFolder, Status, python_version, salt_of
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import Round
@@ -122,7 +123,7 @@ class Node:
     def end(self, now: float) -> None:
         """Record the remaining items, and leave the end mark."""
         self._append(b"".join(map(self._record, self._parts)) + self._note(ended=now, peak=10**8))
-        (self._folder.ended / EndMark(self._task, 0, Status.VALUES).filename).touch(0o600)
+        create(self._folder.ended / EndMark(self._task, 0, Status.VALUES).filename, b"")
 
     def _record(self, items: range) -> bytes:
         return records.encode(Kind.SERIES, b"", first=items.start, count=len(items), salt=self._folder.salt)
@@ -131,7 +132,7 @@ class Node:
         return records.encode(Kind.NOTE, json.dumps(content).encode(), count=0, salt=self._folder.salt)
 
     def _append(self, data: bytes) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = self._path.open(os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(descriptor, data)
         os.close(descriptor)
 

@@ -21,6 +21,7 @@ from slurmlaunch.backends.base import ArrayJob, Backend, Limits, Snapshot, TaskR
 from slurmlaunch.errors import NodeStartError
 from slurmlaunch.outcome import Bundle, Failure
 from slurmlaunch.runfolder.claims import Claimer
+from slurmlaunch.runfolder.files import create
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
@@ -91,7 +92,7 @@ def _run_task(folder: RunFolder, manifest: Manifest, round_: Round, task: int, i
         writer.note(ended=time.time())
         writer.close()
     status = Status.FAILURES if writer.failures else Status.VALUES
-    (folder.ended / EndMark(task, writer.attempt, status).filename).touch(0o600)
+    create(folder.ended / EndMark(task, writer.attempt, status).filename, b"")
 
 
 def _items_of(folder: RunFolder, round_: Round, task: int, attempt: int) -> Iterator[int]:

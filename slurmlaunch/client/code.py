@@ -29,13 +29,14 @@ import cloudpickle
 
 from slurmlaunch.client.versions import Commit, Distribution, attributes_of, commits, distributions, search_of
 from slurmlaunch.errors import OptionError
+from slurmlaunch.runfolder.files import link_unchanged
 from slurmlaunch.runfolder.layout import MODULES
 from slurmlaunch.runfolder.modules import Module, ModulesReader, Source, write_modules
-from slurmlaunch.runfolder.records import link_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
 __all__ = ["Code"]
@@ -264,7 +265,7 @@ class _Written(NamedTuple):
 
     found: list[_Found]
     stamps: list[_Stamp | None]
-    path: Path
+    path: Location
     status: os.stat_result
 
 
@@ -337,7 +338,7 @@ class Snapshot:
         """Return whether there is anything to write."""
         return not self._is_live and any(not each.is_live for each in self._found)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Location) -> None:
         """Write the modules, or link the last file with the same content.
 
         Raises:
@@ -346,7 +347,7 @@ class Snapshot:
         if not self._link(path):
             self._write_anew(path)
 
-    def _link(self, path: Path) -> bool:
+    def _link(self, path: Location) -> bool:
         global _written  # noqa: PLW0603  (see there)
         last = _written
         if last is None or (last.found, last.stamps) != (self._found, self._stamps):
@@ -356,7 +357,7 @@ class Snapshot:
         _written = last._replace(path=path)
         return True
 
-    def _write_anew(self, path: Path) -> None:
+    def _write_anew(self, path: Location) -> None:
         global _written  # noqa: PLW0603  (see there)
         modules: list[tuple[Module, Source | None]] = []
         until = monotonic() + _COMPILING_SECONDS
@@ -370,7 +371,7 @@ class Snapshot:
                 mtime, _, size, _ = stamp or (0, 0, 0, 0)
                 modules.append((Module(each.name, each.file, each.search, mtime, size), read and read[1]))
         write_modules(path, [*modules, *_parents({module.name for module, _ in modules})], sys.flags.optimize)
-        _written = _Written(self._found, self._stamps, path, path.stat())
+        _written = _Written(self._found, self._stamps, path, path.status())
 
     def warn_of_changes(self, function: Callable[..., Any], *, stacklevel: int = 1) -> None:
         """Warn if the code of a function in memory is not that of its file, or the file is gone."""

@@ -30,12 +30,12 @@ from slurmlaunch.runfolder.rounds import CancellationReader, Round
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from slurmlaunch.client.code import Code
     from slurmlaunch.client.run import Run
     from slurmlaunch.client.state import Event, ReadTasks
     from slurmlaunch.client.tasks import TaskView
+    from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.outcomes import Recorded
 
 __all__ = ["Attempt"]
@@ -132,7 +132,7 @@ class Collector:
                 self.visits["ended"] += 1
                 yield from self._read(task, attempt, final=True)
             last = self._run.folder.outcome_file(task, max(0, view.attempts - 1))
-            size = last.stat().st_size if last.exists() else 0
+            size = last.status().st_size if last.exists() else 0
             log_tail = _tail(self._state.tasks.log(task, "err")) if task in request.logs else ""
             files.append(state.TaskFiles(task, size, log_tail))
         yield state.TasksRead(tuple(files))
@@ -285,7 +285,7 @@ class Collector:
 
 def _damage_in(file: OutcomeFile, task: int, damage: Damage) -> state.DamageSeen:
     items = None  # of a torn tail: the record was never finished
-    if damage.header is not None and damage.stop <= file.path.stat().st_size:
+    if damage.header is not None and damage.stop <= file.path.status().st_size:
         items = range(damage.header.first, damage.header.stop)
     return state.DamageSeen(task, file.path, damage.offset, items)
 
@@ -294,12 +294,12 @@ def _merged(notes: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: value for note in notes for key, value in note.items()}
 
 
-def _tail(log: Path) -> str:
+def _tail(log: Location) -> str:
     try:
-        with log.open(encoding="utf-8", errors="replace") as file:
-            return "".join(file.readlines()[-_LOG_LINES:]).rstrip()
+        lines = log.read().decode(errors="replace").splitlines(keepends=True)
     except OSError:  # the task wrote none
         return ""
+    return "".join(lines[-_LOG_LINES:]).rstrip()
 
 
 # The attempts of one item.
@@ -348,8 +348,8 @@ def _code_of(run: Run, number: int) -> Code | None:
 
 
 def _starts_of(run: Run, view: TaskView, item: int) -> Iterator[Attempt]:
-    marked = map(EndMark.parse, (path.name for path in run.folder.ended.glob(f"{view.index}.*")))
-    marks = {mark.start: mark.status for mark in marked if mark is not None}
+    marked = map(EndMark.parse, run.folder.ended.names())
+    marks = {mark.start: mark.status for mark in marked if mark is not None and mark.task == view.index}
     notes, record = _notes_of(run, view.index), view.record
     starts = max([*marks, *notes], default=-1) + 1
     if not starts and record is not None and record.node is not None:
@@ -382,17 +382,17 @@ def _returned_in(run: Run, task: int, item: int) -> bool:
     """Whether a task recorded the value of an item; it may have one from a later round."""
     if run.ledger.status(item) != ItemStatus.VALUE:
         return False
-    file: Path = run.ledger.records.find(item).source
+    file: Location = run.ledger.records.find(item).source
     return file.name.partition(".")[0] == str(task)
 
 
 def _notes_of(run: Run, task: int) -> Mapping[int, Mapping[str, Any]]:
     """Return the notes of each attempt of a task, read now: the last note comes after the last outcome."""
     notes = {}
-    for path in run.folder.outcomes.glob(f"{task}.*"):
-        attempt = path.name.partition(".")[2]
-        if attempt.isdigit() and not path.is_dir():
-            file = OutcomeFile(path, run.folder.salt)
+    for name in run.folder.outcomes.names():
+        first, _, attempt = name.partition(".")
+        if first == str(task) and attempt.isdigit() and (run.folder.outcomes / name).is_file():
+            file = OutcomeFile(run.folder.outcomes / name, run.folder.salt)
             for _ in file.read():
                 pass  # the outcomes are known
             notes[int(attempt)] = _merged(file.notes)
@@ -418,7 +418,7 @@ def values_of_further_ranks(run: Run, item: int) -> list[Any]:
     return [_value_of_rank(path, run.folder.salt, item, deadline) for path in files]
 
 
-def _value_of_rank(path: Path, salt: int, item: int, deadline: float) -> Any:
+def _value_of_rank(path: Location, salt: int, item: int, deadline: float) -> Any:
     while True:
         last = None  # earlier records of the item are of launches that did not finish
         with contextlib.suppress(FileNotFoundError):

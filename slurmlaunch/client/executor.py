@@ -328,7 +328,7 @@ class Executor(concurrent.futures.Executor):
             # If sbatch cannot have accepted a job, no folder stays behind. After Ctrl-C it may have.
             doubtful = getattr(error, "ambiguous", False) or not isinstance(error, Exception)
             if run is None or not (run.job_ids or doubtful):
-                shutil.rmtree(folder.path, ignore_errors=True)
+                folder.root.remove()
             raise
         current_client().watch(run)
         array: FutureArray[Any] = FutureArray(run)
@@ -354,8 +354,8 @@ class Executor(concurrent.futures.Executor):
         try:
             runs_folder.make_private(self._folder)
             folder = self._folder_of(call, token)
-            for path in (folder.path, *(folder.path / part for part in FOLDERS)):
-                path.mkdir(mode=0o700)
+            for each in (folder.root, *(folder.root / part for part in FOLDERS)):
+                each.mkdir()
         except OSError as error:
             message = f"the folder for the run folders, {self._folder}, cannot be used: {_reason(error)}; {_OF_YOURS}"
             raise RunFolderError(message, path=str(self._folder)) from error
@@ -384,7 +384,7 @@ class Executor(concurrent.futures.Executor):
         if snapshot:
             if self._cluster != "inline":  # which runs what this process has imported
                 snapshot.warn_of_changes(call.function, stacklevel=5)
-            snapshot.write(folder.path / MODULES)
+            snapshot.write(folder.root / MODULES)
             files[MODULES] = MODULES
         return {"files": files, "code": snapshot.identity()}
 

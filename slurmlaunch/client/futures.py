@@ -14,6 +14,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client.attach import find_run
@@ -30,12 +31,12 @@ from slurmlaunch.outcome import Failure, Value
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Generator, Iterator
-    from pathlib import Path
 
     from slurmlaunch.backends.base import TaskState
     from slurmlaunch.client.code import Code
     from slurmlaunch.client.run import Run
     from slurmlaunch.outcome import Outcome
+    from slurmlaunch.runfolder.files import Location
 
 __all__ = ["Future", "FutureArray", "attach"]
 
@@ -109,11 +110,17 @@ class Future(concurrent.futures.Future[T]):
     def _log(self, stream: str) -> str:
         if self._run.tasks.claimant_of(self._index) is None:
             return ""
-        path = self.log(stream)
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        try:
+            content = self._log_file(stream).read()
+        except FileNotFoundError:
+            return ""
+        return content.decode(errors="replace")
 
     def log(self, stream: str) -> Path:
         """Return the path of the task's log, *stream* being ``out`` or ``err``; the file exists once it has started."""
+        return Path(self._log_file(stream))
+
+    def _log_file(self, stream: str) -> Location:
         return self._run.tasks.log(self._run.tasks.task_of(self._index), stream)
 
     def requeue(self) -> None:

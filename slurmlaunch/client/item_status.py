@@ -19,8 +19,8 @@ from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-    from pathlib import Path
 
+    from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.outcomes import Recorded
 
 
@@ -39,7 +39,7 @@ _CANCELLING = 5
 """An open item whose cancellation is being written to disk: no outcome settles it meanwhile."""
 
 
-Source: TypeAlias = "Path | Callable[[int], BaseException] | None"
+Source: TypeAlias = "Location | Callable[[int], BaseException] | None"
 """The outcome file; for items that ended without an outcome what makes the error of each; None for cancelled items."""
 
 

@@ -35,11 +35,11 @@ from slurmlaunch.runfolder.rounds import SchedulerEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from slurmlaunch.backends.base import Snapshot
     from slurmlaunch.client.options import Options
     from slurmlaunch.client.tasks import TaskView
+    from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
     from slurmlaunch.runfolder.plan import RoundPlan
@@ -82,7 +82,7 @@ class DamageSeen(NamedTuple):
     """A damaged record; *items* are those whose outcomes it held, if its header is readable."""
 
     task: int
-    file: Path
+    file: Location
     offset: int
     items: range | None = None
 
@@ -91,7 +91,7 @@ class UnsafeSeen(NamedTuple):
     """The outcome file of a task may have been written by others, and is not read."""
 
     task: int
-    file: Path
+    file: Location
     reason: str
 
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from slurmlaunch.client.run import Run
     from slurmlaunch.client.tasks import Tasks
     from slurmlaunch.runfolder.environment import Environment
+    from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import Manifest
 
 _NEVER_SUBMITTED = (
@@ -77,7 +78,7 @@ class Program(NamedTuple):
 
     manifest: Mapping[str, Any]  # the keys of the run's manifest that have other values in the round
     environment: Environment | None = None  # in which its tasks start; None is that of the round before
-    files: Mapping[str, Callable[[Path], object]] = MappingProxyType({})  # as for `Round.make`
+    files: Mapping[str, Callable[[Location], object]] = MappingProxyType({})  # as for `Round.make`
     resumes: bool = True  # from the checkpoints of earlier rounds
 
 

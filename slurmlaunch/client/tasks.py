@@ -22,11 +22,11 @@ from slurmlaunch.errors import Place
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from slurmlaunch.backends.base import TaskRecord
     from slurmlaunch.client.item_status import Ledger
     from slurmlaunch.errors import ItemError
+    from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
     from slurmlaunch.runfolder.plan import Blocks, RoundPlan
@@ -75,7 +75,7 @@ class TaskView:
     began_again: float = -math.inf
     end_recorded: bool = False
     error: BaseException | None = None
-    damage: tuple[Path, int] | None = None
+    damage: tuple[Location, int] | None = None
     closed: bool = False
     settled_items: int = 0
 
@@ -409,8 +409,8 @@ class Tasks:
         container = view.round.plan.options.get("container") or {}
         return Place(task=task, job_id=view.full_id, node=view.node, log=log, image=container.get("image"))
 
-    def log(self, task: int, stream: str) -> Path:
-        """Return the path of a task's log; the stream is ``out`` or ``err``."""
+    def log(self, task: int, stream: str) -> Location:
+        """Return a task's log; the stream is ``out`` or ``err``."""
         view = self.view(task)
         return self._folder.log(view.round.number, view.array, view.element, stream)
 

@@ -25,8 +25,8 @@ from slurmlaunch import caps
 from slurmlaunch.backends.base import parse_memory
 from slurmlaunch.context import cpu_count, current_task
 from slurmlaunch.errors import MissingPackage, OptionError, SlurmlaunchError
+from slurmlaunch.runfolder.files import read_owned, write_whole
 from slurmlaunch.runfolder.layout import RunFolder
-from slurmlaunch.runfolder.records import read_owned, write_whole
 from slurmlaunch.runfolder.rounds import round_of_task
 
 if TYPE_CHECKING:
@@ -130,10 +130,10 @@ def _address_or_failure(members: FutureArray[None]) -> str | None:
     return address
 
 
-def _address_in(folder: Path) -> str | None:
+def _address_in(run_folder: Path) -> str | None:
+    folder = RunFolder(run_folder).root
     # Opening a missing file would make a network file system cache its absence; listing the folder does not.
-    there = _ADDRESS in os.listdir(folder)  # noqa: PTH208  (only names are needed)
-    return read_owned(folder / _ADDRESS).decode() if there else None
+    return read_owned(folder / _ADDRESS).decode() if _ADDRESS in folder.names() else None
 
 
 def _await(poll: Callable[[], str | None], seconds: float | None) -> str:
@@ -187,7 +187,7 @@ async def _serve_scheduler(client_timeout: float, *, dashboard: bool, **options:
 
     pages = {"dashboard": dashboard, "dashboard_address": _HERE_ONLY}
     async with Scheduler(**options, **pages, protocol="tls") as scheduler:
-        write_whole(current_task().run_folder / _ADDRESS, [scheduler.address.encode()])
+        write_whole(RunFolder(current_task().run_folder).root / _ADDRESS, [scheduler.address.encode()])
         worker = asyncio.create_task(_serve_worker(scheduler.address, **options))
         await _await_last_client(scheduler, client_timeout)
         await scheduler.close(reason="the client is gone")

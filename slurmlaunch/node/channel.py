@@ -17,7 +17,7 @@ import os
 from array import array
 from typing import TYPE_CHECKING
 
-from slurmlaunch.runfolder.records import identity
+from slurmlaunch.runfolder.files import identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
+    from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.modules import Module
 
 
-def read_modules(path: Path | None) -> ModulesReader | None:
+def read_modules(path: Location | None) -> ModulesReader | None:
     """Open the modules of a run; None if it has none.
 
     Raises:
@@ -53,8 +54,8 @@ _installed: tuple[ModulesReader, float] | None = None
 
 
 def installed() -> tuple[str, float] | None:
-    """Return what children of this process need to `install` the same: the path of the modules, and their time."""
-    return None if _installed is None else (str(_installed[0].path), _installed[1])
+    """Return what children of this process need to `install` the same: the file of the modules, and their time."""
+    return None if _installed is None else (_installed[0].path.inside, _installed[1])
 
 
 def install(modules: ModulesReader | None, created: float) -> None:

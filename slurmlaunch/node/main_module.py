@@ -20,12 +20,12 @@ import builtins
 import functools
 import pickle
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch import unpickling
 from slurmlaunch.node import finder
+from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.function import load_function
 from slurmlaunch.unpickling import MAIN
 
@@ -54,7 +54,8 @@ class _Carrier(str):
             return str, (str(self),)
         for popen in filter(None, prepared):
             _hand_on_safe_path(popen)
-        main = (str(_main.function), _main.attributes, _main.later())
+        function = _main.function
+        main = (str(function.root), function.inside, _main.attributes, _main.later())
         return _arrive, (str(self), main, finder.installed(), prepares)
 
 
@@ -97,7 +98,7 @@ class _MainModule(ModuleType):
 class _Main:
     """The ``__main__`` of this process, and what its children get of it."""
 
-    def __init__(self, function: Path, later: bytes | None = None) -> None:
+    def __init__(self, function: Location, later: bytes | None = None) -> None:
         """Make it; *later* are definitions that a child is to load after those of the function."""
         self.function, self._later = function, later
         self.module = _MainModule()
@@ -167,7 +168,7 @@ def _take(main: _Main) -> _Main:
     return main
 
 
-def install(function: Path) -> None:
+def install(function: Location) -> None:
     """Make the ``__main__`` of a process that runs items; call it before the function is loaded from this file."""
     _take(_Main(function)).install()
 
@@ -182,7 +183,7 @@ def function_is_loaded() -> None:
 
 def _arrive(
     text: str,
-    main: tuple[str, dict[str, Any], bytes],
+    main: tuple[str, str, dict[str, Any], bytes],
     modules: tuple[str, float] | None,
     prepares: bool,  # noqa: FBT001
 ) -> str:
@@ -190,11 +191,12 @@ def _arrive(
 
     mpi4py installs a ``__main__`` of its own, in which `mpi4py_main` looks this one's definitions up.
     """
+    run_folder, function, attributes, later = main
+    folder = Location(run_folder)
     if modules is not None:
-        finder.install(finder.read_modules(Path(modules[0])), modules[1])
+        finder.install(finder.read_modules(folder / modules[0]), modules[1])
     if _main is None:
-        function, attributes, later = main
-        made = _take(_Main(Path(function), later))
+        made = _take(_Main(folder / function, later))
         vars(made.module).update(attributes)
         if prepares:
             made.install()

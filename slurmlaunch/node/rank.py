@@ -304,7 +304,7 @@ class _Monitor:
         self._signals = Signals(self._events)
         self._signals.listen()
         self._oom_kills = system.oom_kills()
-        self._start = self._writer.path.stat().st_size
+        self._start = self._writer.path.status().st_size
 
     def run(self, child: int) -> int:
         """Wait for the end of the child, and end what it leaves; return the exit status of the rank."""
@@ -346,7 +346,7 @@ class _Monitor:
         file.position = self._start
         found = self._writer.patience.run(lambda: list(file.read()))
         headers = [each.header for each in found if not isinstance(each, Damage)]
-        self._writer.patience.run(lambda: os.truncate(self._writer.path, file.position))
+        self._writer.patience.run(lambda: os.ftruncate(self._writer.descriptor, file.position))
         done = {item for header in headers for item in self._rank.folder.covered_by(header)}
         left = [item for item in self._rank.launch.items if item not in done]
         return left, any("loaded" in note for note in file.notes)

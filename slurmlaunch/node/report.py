@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.node import system
 from slurmlaunch.outcome import Failure
-from slurmlaunch.runfolder.records import Kind, identity
+from slurmlaunch.runfolder.files import identity
+from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

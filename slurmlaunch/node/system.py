@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from slurmlaunch import context
 from slurmlaunch.errors import signal_name
 from slurmlaunch.runfolder.clients import stat_fields
+from slurmlaunch.runfolder.files import identity
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
-from slurmlaunch.runfolder.records import identity
 from slurmlaunch.runfolder.storage import status_of
 
 if TYPE_CHECKING:

@@ -28,14 +28,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, SlurmlaunchError
 from slurmlaunch.outcome import Bundle
-from slurmlaunch.runfolder.records import bytes_left, opened, read_at, write_whole
+from slurmlaunch.runfolder.files import bytes_left, opened, read_at, write_whole
 from slurmlaunch.runfolder.storage import named, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-    from slurmlaunch.runfolder.records import Part
+    from slurmlaunch.runfolder.files import Location, Part
 
 SHARED = 1 << 20
 """Bytes from which on a buffer of the function is shared. A smaller one costs next to nothing in each process, and the
@@ -62,7 +61,7 @@ class Extent(NamedTuple):
     crc: int
 
 
-def write_shared(path: Path, buffers: Sequence[Part]) -> bytes:
+def write_shared(path: Location, buffers: Sequence[Part]) -> bytes:
     """Write the buffers of a function; return their table.
 
     Raises:
@@ -80,7 +79,7 @@ def write_shared(path: Path, buffers: Sequence[Part]) -> bytes:
 class SharedBuffers:
     """The buffers of a function on disk."""
 
-    def __init__(self, path: Path, table: bytes | memoryview) -> None:
+    def __init__(self, path: Location, table: bytes | memoryview) -> None:
         """Read their table.
 
         Raises:

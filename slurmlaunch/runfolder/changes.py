@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from slurmlaunch.runfolder.files import Location
+
 LATENCY_VARIABLE = "SLURMLAUNCH_LATENCY"
 
 _NETWORK_LATENCY = 70.0
@@ -42,7 +44,7 @@ class NewNames:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Location,
         clock: Callable[[], float] = time.monotonic,
         *,
         network: bool = False,
@@ -74,7 +76,7 @@ class NewNames:
         if not self.may_have_changed():
             return set()
         with self._listing():
-            names = os.listdir(self._folder)  # noqa: PTH208  (a Path for each of 10^5 names costs too much)
+            names = self._folder.names()
         new = set(names) - self._seen
         self._seen |= new
         return new
@@ -87,7 +89,7 @@ class NewNames:
         """
         if not self.may_have_changed():
             return []
-        with self._listing(), os.scandir(self._folder) as entries:
+        with self._listing(), self._folder.entries() as entries:
             new = [entry for entry in entries if entry.name not in self._seen]
         self._seen.update(entry.name for entry in new)
         return new
@@ -111,7 +113,7 @@ class NewNames:
         Raises:
             OSError: the folder does not exist, or its status cannot be read.
         """
-        now, modified = self._clock(), self._modification_time()
+        now, modified = self._clock(), self._folder.modified(anew=self._network)
         if modified != self._modified:
             self._modified, self._changed_at, self._gap, self._may_repeat = modified, now, self._first_gap, True
         elif self._may_repeat and now >= self._changed_at + self._gap:
@@ -121,15 +123,6 @@ class NewNames:
             return False
         self._listed_at = now
         return True
-
-    def _modification_time(self) -> int:
-        if not self._network:
-            return self._folder.stat().st_mtime_ns
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return os.fstat(descriptor).st_mtime_ns
-        finally:
-            os.close(descriptor)
 
 
 def latency_of(folder: Path) -> float:

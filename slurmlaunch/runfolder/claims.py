@@ -16,7 +16,6 @@ says which items a block has.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from bisect import bisect_left
 from contextlib import suppress
@@ -26,13 +25,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, UnsafeRunFolder
 from slurmlaunch.runfolder.changes import NewNames
+from slurmlaunch.runfolder.files import create, read_owned
 from slurmlaunch.runfolder.layout import numbers_in
-from slurmlaunch.runfolder.records import create, read_owned
 from slurmlaunch.runfolder.storage import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    from slurmlaunch.runfolder.files import Location
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 """Seconds to wait, at random, after other tasks were faster: a thousand tasks may start at once."""
@@ -59,7 +59,7 @@ class Claimant(NamedTuple):
 class ClaimReader:
     """Reads the claims in one folder, each once."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: Location, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._names = NewNames(folder, clock)
         self._claimants: dict[int, Claimant | None] = {}
@@ -104,12 +104,14 @@ _NO_MORE_LINKS = frozenset({errno.EMLINK, errno.ENOSPC})
 class Claimer:
     """Claims blocks for one attempt of a task."""
 
-    def __init__(self, folder: Path, task: int, attempt: int, number: int, patience: Patience | None = None) -> None:
+    def __init__(
+        self, folder: Location, task: int, attempt: int, number: int, patience: Patience | None = None
+    ) -> None:
         """Begin; only this process has this attempt's number, and there are *number* blocks."""
         self._folder, self._claimant, self._number = folder, Claimant(task, attempt), number
         self._patience = patience or Patience()
         self._next = 0
-        self._signed: tuple[Path, tuple[int, int]] | None = None
+        self._signed: tuple[Location, tuple[int, int]] | None = None
         self._reader = ClaimReader(folder)
 
     def own(self) -> list[int]:
@@ -120,7 +122,7 @@ class Claimer:
         new = self._patience.run(lambda: list(self._reader.new()))
         return sorted(block for block, claimant in new if claimant.task == self._claimant.task)
 
-    def _sign(self) -> tuple[Path, tuple[int, int]]:
+    def _sign(self) -> tuple[Location, tuple[int, int]]:
         """Make the file that the attempt's claims are links to; return its path, device and inode."""
         for serial in count():
             path = self._folder / f"{self._claimant.task}.{self._claimant.attempt}.{serial}"
@@ -167,10 +169,10 @@ class Claimer:
                 self._signed = self._patience.run(self._sign)
         return self._patience.run(partial(self._make_link, block, *self._signed))
 
-    def _make_link(self, block: int, path: Path, identity: tuple[int, int]) -> bool:
+    def _make_link(self, block: int, path: Location, identity: tuple[int, int]) -> bool:
         claim = self._folder / str(block)
         try:
-            os.link(path, claim)
+            claim.link_to(path)
         except OSError as error:
             if error.errno in _NO_LINKS:
                 msg = f"the file system of {self._folder} makes no hard links, through which tasks share their items"
@@ -178,7 +180,7 @@ class Claimer:
                     msg, advice="Use a run folder on another file system, or static slices (leave schedule= out)."
                 ) from None
             try:
-                status = claim.lstat()  # perhaps the link was made, and the answer was lost and the request repeated
+                status = claim.status()  # perhaps the link was made, and the answer was lost and the request repeated
             except FileNotFoundError:
                 raise error from None
             return (status.st_dev, status.st_ino) == identity
@@ -196,4 +198,4 @@ class Claimer:
         self._next = bisect_left(range(high), 1, low + 1, key=lambda block: not self._is_claimed(block))
 
     def _is_claimed(self, block: int) -> bool:
-        return os.path.lexists(self._folder / str(block))
+        return (self._folder / str(block)).exists()

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.runfolder import forms
-from slurmlaunch.runfolder.records import link_unchanged, read_owned, write_whole
+from slurmlaunch.runfolder.files import link_unchanged, read_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from slurmlaunch.runfolder.files import Location
 
 _SECRET_WORDS = frozenset({
     "AUTH", "COOKIE", "CREDENTIAL", "DSN", "KEY", "PASS", "PASSWD", "PASSWORD", "PAT", "PWD", "SECRET", "TOKEN",
@@ -35,7 +37,7 @@ _LOGIN = re.compile(r"://[^\s/:@]*:(?P<password>[^\s@]+)@")
 _LONG_ENOUGH = 6
 """The length from which a secret's value is looked for in other values: "1" or "true" would be found everywhere."""
 
-_written: tuple[bytes, Path, os.stat_result] | None = None
+_written: tuple[bytes, Location, os.stat_result] | None = None
 """The content of the last file that this process has written, its path and its status."""
 
 _UMASK = re.compile(r"^Umask:\s+([0-7]+)$", re.MULTILINE)
@@ -57,7 +59,7 @@ class Environment:
         """Return the environment of this process, by default with all its variables."""
         return cls(dict(os.environ if variables is None else variables), secrets or {}, _umask(), _soft_limits())
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Location) -> None:
         """Write it, without the values of secrets, or link the last file if that is the same."""
         global _written  # noqa: PLW0603  (a process that submits again and again writes the same each time)
         content = {
@@ -69,10 +71,10 @@ class Environment:
         data = json.dumps(content, indent=1).encode()
         if _written is None or _written[0] != data or not link_unchanged(*_written[1:], path):
             write_whole(path, [data])
-        _written = data, path, path.stat()
+        _written = data, path, path.status()
 
     @classmethod
-    def read(cls, path: Path) -> Environment:
+    def read(cls, path: Location) -> Environment:
         """Read what `write` wrote.
 
         Raises:

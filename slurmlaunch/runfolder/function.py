@@ -20,20 +20,21 @@ from slurmlaunch.errors import NodeStartError, StorageFailure, UnpicklableResult
 from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Value, failure_of
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
+from slurmlaunch.runfolder.files import write_whole
 from slurmlaunch.runfolder.items import ItemReader, advice_on_import
-from slurmlaunch.runfolder.records import Kind, Record, read_records, write_whole
+from slurmlaunch.runfolder.records import Kind, Record, read_records
 from slurmlaunch.runfolder.storage import Patience, named, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
+    from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
     from slurmlaunch.runfolder.result_pickling import Results
 
 
-def write_function(path: Path, pickled: bytes | Bundle) -> None:
+def write_function(path: Location, pickled: bytes | Bundle) -> None:
     """Write a pickled function, and beside it the buffers that it refers to.
 
     Raises:
@@ -47,8 +48,8 @@ def write_function(path: Path, pickled: bytes | Bundle) -> None:
     write_whole(path, [record, records.encode(Kind.SHARED, table, count=len(pickled.buffers))])
 
 
-def _buffers_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.buffers")
+def _buffers_of(path: Location) -> Location:
+    return path.beside(f"{path.name}.buffers")
 
 
 def shared_bytes(pickled: bytes | Bundle) -> int:
@@ -93,7 +94,7 @@ class PickledFunction(NamedTuple):
 _BEGINNING = 1 << 16
 
 
-def read_function(path: Path) -> PickledFunction:
+def read_function(path: Location) -> PickledFunction:
     """Read a pickled function.
 
     Raises:
@@ -113,7 +114,7 @@ def read_function(path: Path) -> PickledFunction:
     return PickledFunction(payloads[Kind.FUNCTION], buffers)
 
 
-def load_function(path: Path, *, writable: bool = False) -> Callable[..., Any]:
+def load_function(path: Location, *, writable: bool = False) -> Callable[..., Any]:
     """Read, check and unpickle a function, as `read_function` and `PickledFunction` do."""
     function = read_function(path)
     for _ in function.check():

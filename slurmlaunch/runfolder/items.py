@@ -27,14 +27,15 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN, Bundle
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, read_bundle
-from slurmlaunch.runfolder.records import HEADER_SIZE, Entry, Kind, identity, open_owned, write_whole
+from slurmlaunch.runfolder.files import identity, open_owned, write_whole
+from slurmlaunch.runfolder.records import HEADER_SIZE, Entry, Kind
 from slurmlaunch.runfolder.storage import Patience, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from slurmlaunch.runfolder.files import Part
     from slurmlaunch.runfolder.layout import RunFolder
-    from slurmlaunch.runfolder.records import Part
 
     Arguments = tuple[Any, ...]
     Pickled = bytes | Bundle

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol
 from slurmlaunch.runfolder import forms
-from slurmlaunch.runfolder.records import check_folder, create, read_owned, write_whole
+from slurmlaunch.runfolder.files import Location, create, read_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +38,9 @@ FUNCTION = "function"
 ENVIRONMENT = "environment"
 """The name of the file of an environment, in the run folder or in the folder of a round."""
 
+DEFINITIONS = "definitions"
+"""The folder of the definitions that results refer to."""
+
 MODULES = "modules"
 """The file of the user's modules, in the run folder or in a round's."""
 
@@ -50,48 +53,51 @@ READABLE = (1, PROTOCOL)
 
 
 class RunFolder:
-    """The paths in one run folder, absolute; `slurmlaunch.runfolder` says what each file holds.
+    """The files and folders in one run folder; `slurmlaunch.runfolder` says what each file holds.
 
     Attributes:
+        path: its absolute path.
+        root: the folder itself.
         salt: the salt of its records (`salt_of`); 0 until its manifest was read.
         number_of_items: how many items the run has; None until its manifest was read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.root = root = Location(path)
         self.salt = 0
         self.number_of_items: int | None = None
-        self.manifest = path / "manifest.json"
-        self.function = path / FUNCTION
-        self.items = path / "items"
-        self.items_index = path / "items.index"
-        self.definitions = path / "definitions"
-        self.rounds, self.outcomes, self.ended, self.cancelled, self.logs = (path / name for name in FOLDERS)
+        self.manifest = root / "manifest.json"
+        self.function = root / FUNCTION
+        self.items = root / "items"
+        self.items_index = root / "items.index"
+        self.definitions = root / DEFINITIONS
+        self.rounds, self.outcomes, self.ended, self.cancelled, self.logs = (root / name for name in FOLDERS)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
-    def round(self, number: int) -> Path:
+    def round(self, number: int) -> Location:
         """Return the folder of a submission round."""
         return self.rounds / str(number)
 
-    def environment(self, number: int) -> Path:
+    def environment(self, number: int) -> Location:
         """Return the file of the environment of a round; the first round's is the run's."""
-        return (self.round(number) if number else self.path) / ENVIRONMENT
+        return (self.round(number) if number else self.root) / ENVIRONMENT
 
     def in_round(self, number: int, name: str) -> str:
         """Return the path of a round's file in the run folder, as `Manifest.files` has it."""
         return f"{self.rounds.name}/{number}/{name}"
 
-    def claims(self, number: int) -> Path:
+    def claims(self, number: int) -> Location:
         """Return the folder of the claims of a dynamic round."""
         return self.round(number) / "claims"
 
-    def outcome_file(self, task: int, attempt: int) -> Path:
+    def outcome_file(self, task: int, attempt: int) -> Location:
         """Return the file of records of one attempt of a task."""
         return self.outcomes / f"{task}.{attempt}"
 
-    def rank_file(self, number: int, task: int, attempt: int, rank: int) -> Path:
+    def rank_file(self, number: int, task: int, attempt: int, rank: int) -> Location:
         """Return the file of records of one rank in one attempt of a task of a round."""
         return self.round(number) / "ranks" / f"{task}.{attempt}.{rank}"
 
@@ -107,18 +113,14 @@ class RunFolder:
         """
         import secrets  # here, because a node must start fast
 
-        for path in self.path.glob(f"{UNGUESSABLE}*"):
-            return path.name
+        for name in self.root.names():
+            if name.startswith(UNGUESSABLE):
+                return name
         name = f"{UNGUESSABLE}{secrets.token_hex(16)}"
-        create(self.path / name, b"")
+        create(self.root / name, b"")
         return name
 
-    @classmethod
-    def of_outcomes(cls, file: Path) -> RunFolder:
-        """Return the run folder that has an outcome file, or a rank's."""
-        return cls(file.parents[1] if file.parent.name == "outcomes" else file.parents[3])
-
-    def log(self, round_: int, array: int, element: int | str, stream: str) -> Path:
+    def log(self, round_: int, array: int, element: int | str, stream: str) -> Location:
         """Return the log of an element, which may be the scheduler's pattern; *stream* is ``out`` or ``err``."""
         return self.logs / f"{round_}-{array}-{element}.{stream}"
 
@@ -162,7 +164,7 @@ class Manifest(NamedTuple):
             UnsafeRunFolder: another user owns the folder, or one in it, or may write to it.
             UnknownProtocol: a newer slurmlaunch wrote it.
         """
-        check_folder(folder.path)
+        folder.root.check()
         path = folder.manifest
         try:
             data = read_owned(path)
@@ -179,21 +181,21 @@ class Manifest(NamedTuple):
         forms.check(content, _MANIFEST, path)
         manifest = cls(**{key: value for key, value in content.items() if key in cls._fields})
         folder.salt, folder.number_of_items = salt_of(manifest.run), manifest.items
-        for name in FOLDERS:
-            check_folder(folder.path / name)
+        for each in (folder.rounds, folder.outcomes, folder.ended, folder.cancelled, folder.logs):
+            each.check()
         return manifest
 
     def changed(self, changes: Mapping[str, Any]) -> Manifest:
         """Return the manifest as it applies to a round, whose plan has these changes; unknown keys are ignored."""
         return self._replace(**{key: value for key, value in changes.items() if key in self._fields})
 
-    def function_in(self, folder: RunFolder) -> Path:
+    def function_in(self, folder: RunFolder) -> Location:
         """Return the file of the pickled function."""
-        return folder.path / self.files[FUNCTION]
+        return folder.root / self.files[FUNCTION]
 
-    def source(self, folder: RunFolder, name: str) -> Path | None:
+    def source(self, folder: RunFolder, name: str) -> Location | None:
         """Return the file from which tasks take something of that name besides the function; None if there is none."""
-        return folder.path / self.files[name] if name in self.files else None
+        return folder.root / self.files[name] if name in self.files else None
 
     def check_versions(self, cloudpickle: str) -> None:
         """Refuse to unpickle the function if another Python or another cloudpickle pickled it.

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.runfolder import forms, records
-from slurmlaunch.runfolder.records import HEADER_SIZE, Kind, open_owned, parse_header, read_at, write_whole
+from slurmlaunch.runfolder.files import open_owned, read_at, write_whole
+from slurmlaunch.runfolder.records import HEADER_SIZE, Kind, parse_header
 from slurmlaunch.runfolder.storage import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from slurmlaunch.runfolder.files import Location
 
 
 class Module(NamedTuple):
@@ -60,7 +63,7 @@ class Source(NamedTuple):
     sha256: str
 
 
-def write_modules(path: Path, modules: Sequence[tuple[Module, Source | None]], optimize: int) -> None:
+def write_modules(path: Location, modules: Sequence[tuple[Module, Source | None]], optimize: int) -> None:
     """Write the file; offsets and lengths of the modules are computed here.
 
     Args:
@@ -97,7 +100,7 @@ class ModulesReader:
         optimize: the optimization level for which the modules are compiled.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         """Read the index.
 
         Raises:

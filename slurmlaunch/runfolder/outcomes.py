@@ -20,16 +20,17 @@ from slurmlaunch.errors import ResultLost, RunFolderError
 from slurmlaunch.outcome import SERIES_PROTOCOL, Bundle, Failure, Outcome, Value, is_interrupt
 from slurmlaunch.runfolder import forms, records
 from slurmlaunch.runfolder.buffers import bundle_parts, checksum, read_bundle
-from slurmlaunch.runfolder.layout import RunFolder
-from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Entry, Kind, RecordWriter, create, opened, read_at
+from slurmlaunch.runfolder.files import create, opened, read_at
+from slurmlaunch.runfolder.layout import DEFINITIONS
+from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Entry, Kind, RecordWriter
 from slurmlaunch.runfolder.storage import Patience
 from slurmlaunch.runfolder.user_classes import definitions_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
-    from slurmlaunch.runfolder.records import Part
+    from slurmlaunch.runfolder.files import Location, Part
+    from slurmlaunch.runfolder.layout import RunFolder
 
 
 def outcome_entry(item: int, pickled: bytes | Bundle, *, succeeded: bool) -> Entry:
@@ -51,7 +52,7 @@ class AttemptWriter(RecordWriter):
     """
 
     def __init__(
-        self, path: Path, attempt: int, salt: int, flags: int = 0, *, patience: Patience | None = None
+        self, path: Location, attempt: int, salt: int, flags: int = 0, *, patience: Patience | None = None
     ) -> None:
         super().__init__(path, salt=salt, flags=flags)
         self.attempt = attempt
@@ -131,7 +132,7 @@ def close_task(folder: RunFolder, task: int, attempts: int) -> bool:
     """
     path = folder.outcome_file(task, attempts)
     try:
-        path.mkdir(mode=0o700)
+        path.mkdir()
     except FileExistsError:
         return path.is_dir()
     return True
@@ -166,13 +167,13 @@ class Content:
         items: the items that it covers.
     """
 
-    def __init__(self, header: records.Header, payload: bytes | Bundle, file: Path, offset: int) -> None:
+    def __init__(self, header: records.Header, payload: bytes | Bundle, file: Location, offset: int) -> None:
         """Begin with a record of an outcome file.
 
         Raises:
             ResultLost: its payload is not what its kind and its number of items say.
         """
-        self._definitions = definitions_in(RunFolder.of_outcomes(file).definitions)
+        self._definitions = definitions_in(file.root / DEFINITIONS)
         self.items = range(header.first, header.stop)
         self._kind = header.kind
         self._buffers = payload.buffers if isinstance(payload, Bundle) else ()
@@ -268,7 +269,7 @@ _LIST = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.EMPTY_LIST + pickle.MAR
 _END_OF_LIST = pickle.APPENDS + pickle.STOP
 
 
-def read_record(file: Path, offset: int, salt: int = 0, header: records.Header | None = None) -> Content:
+def read_record(file: Location, offset: int, salt: int = 0, header: records.Header | None = None) -> Content:
     """Read a record that was found before, its header too unless that is at hand.
 
     Raises:
@@ -291,7 +292,7 @@ def read_record(file: Path, offset: int, salt: int = 0, header: records.Header |
     return Content(header, payload, file, offset)
 
 
-def _damaged(file: Path, offset: int) -> ResultLost:
+def _damaged(file: Location, offset: int) -> ResultLost:
     return ResultLost("the outcome was recorded, but its record on disk is damaged", file=str(file), offset=offset)
 
 
@@ -305,7 +306,7 @@ class Recorded(NamedTuple):
         failure: the payload of a failure that was just read: a client inspects it at once.
     """
 
-    file: Path
+    file: Location
     offset: int
     header: records.Header
     failure: bytes | None = None
@@ -334,7 +335,7 @@ class OutcomeFile:
 
     __slots__ = ("_salt", "checkpoints", "notes", "path", "position")
 
-    def __init__(self, path: Path, salt: int = 0) -> None:
+    def __init__(self, path: Location, salt: int = 0) -> None:
         """Begin at the start of a file whose headers have this salt (`RunFolder.salt`)."""
         self.path, self._salt = path, salt
         self.position = 0
@@ -348,7 +349,7 @@ class OutcomeFile:
         Raises:
             OSError: the file does not exist (yet).
         """
-        return self.path.stat().st_size != self.position
+        return self.path.status().st_size != self.position
 
     def read(self, *, final: bool = False) -> Iterator[Recorded | Damage]:
         """Yield the whole records that were appended since the last time.
@@ -537,7 +538,7 @@ def ranges_of(items: Iterable[int]) -> Iterator[range]:
 
 def make_rank_files(
     folder: RunFolder, number: int, task: int, attempt: int, ranks: int, patience: Patience
-) -> list[Path]:
+) -> list[Location]:
     """Make the files of an attempt's ranks; return their paths, by rank."""
     paths = [folder.rank_file(number, task, attempt, rank) for rank in range(ranks)]
     for path in paths:

@@ -1,4 +1,4 @@
-"""Records and files: the framing of every binary file in a run folder, and how its files are opened and written.
+"""Records: the framing of every binary file in a run folder.
 
 A record is a header of 33 bytes and a payload::
 
@@ -16,9 +16,8 @@ a payload of one part is that part. The header has its own checksum so that a re
 a damaged payload, and can tell a header from noise when it searches for the next one. It is salted in files that hold
 the user's bytes, so that none of these are taken for a record: a value may be the content of another run's files.
 
-Client and node use this module for everything that they read or write in a run folder. A pickle runs code, so no file
-is read that another user owns or may write to, and no symbolic link is followed. A file either appears whole
-(`write_whole`) or one writer appends records to it (`RecordWriter`). What the records mean is not known here.
+Client and node use this module for everything that they read or write in a run folder. A file either appears whole
+(`files.write_whole`) or one writer appends records to it (`RecordWriter`). What the records mean is not known here.
 """
 
 from __future__ import annotations
@@ -26,24 +25,22 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 import struct
 import sys
 import zlib
 from array import array
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import IntEnum
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slurmlaunch.errors import RunFolderError, UnsafeRunFolder
+from slurmlaunch.runfolder.files import identity, naming, read_at, read_owned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
     from typing import Self
 
-    Part = bytes | bytearray | memoryview
+    from slurmlaunch.runfolder.files import Location, Part
 
 MAGIC = b"\x93SLR"
 _FIELDS = struct.Struct("<4sBIQQI")
@@ -236,7 +233,7 @@ class Entry(NamedTuple):
 class RecordWriter:
     """Appends records to a file that nobody else appends to."""
 
-    def __init__(self, path: Path, *, salt: int = 0, flags: int = os.O_CREAT) -> None:
+    def __init__(self, path: Location, *, salt: int = 0, flags: int = os.O_CREAT) -> None:
         """Open the file, whose headers have this salt.
 
         *flags* are ``O_CREAT`` to create the file if it is missing, with ``O_EXCL`` to insist on that; 0 to open one
@@ -249,7 +246,7 @@ class RecordWriter:
         self._torn = False
 
     def _open(self, flags: int) -> int:
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
+        return self.path.open(os.O_WRONLY | os.O_APPEND | flags)
 
     @property
     def descriptor(self) -> int:
@@ -259,7 +256,7 @@ class RecordWriter:
             OSError: it cannot be opened, or another file is there.
         """
         if identity(self._opened) != self._identity:
-            self._opened = self._open(os.O_NOFOLLOW)
+            self._opened = self._open(0)
             if identity(self._opened) != self._identity:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self.path))
         return self._opened
@@ -308,18 +305,6 @@ class RecordWriter:
             os.close(self.descriptor)
 
 
-def identity(descriptor: int) -> tuple[int, int]:
-    """Return the device and the inode behind a descriptor, none if it is closed.
-
-    The user's function may close all descriptors, as daemons do; files that it opens then have their numbers.
-    """
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return -1, -1
-    return status.st_dev, status.st_ino
-
-
 def _write_all(descriptor: int, parts: Sequence[Part], end: int) -> int:
     """Append to a file that is *end* bytes long; return its new length. On an error, cut the written part off."""
     pending = [memoryview(part).cast("B") for part in parts if len(part)]
@@ -349,188 +334,6 @@ def read_payload(descriptor: int, header: Header, offset: int) -> bytes | None:
     return payload if len(payload) == header.length and zlib.crc32(payload) == header.payload_crc else None
 
 
-def read_records(path: Path) -> Iterator[Record | Damage]:
-    """Read the records of a whole file without salt, on the conditions of `open_owned`."""
-    return scan(memoryview(read_owned(path)))
-
-
-# Files: opened only if they are safe to read, and written so that they appear whole.
-
-_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_BESIDE = ".new"
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a folder that another user owns or may write to.
-
-    Raises:
-        RunFolderError: it does not exist, or is no folder.
-        UnsafeRunFolder: it is not safe to read from.
-    """
-    try:
-        status = path.lstat()
-    except OSError as error:
-        msg = f"no run folder at {path}: {error.strerror}"
-        raise RunFolderError(msg, path=str(path)) from error
-    if stat.S_ISLNK(status.st_mode):
-        msg = f"{path} is a symbolic link; name the folder that it points to"
-        raise UnsafeRunFolder(msg, path=str(path))
-    if not stat.S_ISDIR(status.st_mode):
-        msg = f"{path} is not a folder"
-        raise RunFolderError(msg, path=str(path))
-    _check(status, path)
-
-
-def open_owned(path: Path) -> tuple[int, os.stat_result]:
-    """Open a file for reading and return its descriptor and status.
-
-    Raises:
-        OSError: it cannot be opened.
-        UnsafeRunFolder: another user owns it or may write to it, or it is a symbolic link.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        if path.is_symlink():
-            msg = f"{path} is a symbolic link, which may lead out of the run folder: it is not read"
-            raise UnsafeRunFolder(msg, path=str(path)) from None
-        raise
-    status = os.fstat(descriptor)
-    try:
-        _check(status, path)
-    except UnsafeRunFolder:
-        os.close(descriptor)
-        raise
-    return descriptor, status
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
-    """Open a file as `open_owned` does, and close it at the end."""
-    found = open_owned(path)
-    try:
-        yield found
-    finally:
-        os.close(found[0])
-
-
-def read_owned(path: Path) -> bytes:
-    """Return the content of a file, on the conditions of `open_owned`."""
-    with opened(path) as (descriptor, status):
-        return read_at(descriptor, status.st_size, 0)
-
-
-def _check(status: os.stat_result, path: Path) -> None:
-    if status.st_uid != os.geteuid():
-        msg = f"{path} belongs to user {status.st_uid}, not to you: nothing in it is unpickled"
-        raise UnsafeRunFolder(msg, path=str(path))
-    if status.st_mode & _OTHERS_MAY_WRITE:
-        msg = (
-            f"{path} may be written by others (mode {stat.S_IMODE(status.st_mode):o}): nothing in it is unpickled. "
-            f"If you trust its content: chmod -R go-w"
-        )
-        raise UnsafeRunFolder(msg, path=str(path))
-
-
-def read_at(descriptor: int, length: int, offset: int) -> bytes:
-    """Return *length* bytes of a file, or fewer at its end; one ``pread`` may stop short of 2 GiB."""
-    if length > _PLAUSIBLE or offset > _PLAUSIBLE:  # Python allocates so much before it reads
-        length = bytes_left(descriptor, length, offset)
-        if not length:
-            return b""
-    data = os.pread(descriptor, length, offset)
-    while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
-        data += more
-    return data
-
-
-def bytes_left(descriptor: int, length: int, offset: int) -> int:
-    """Return *length*, or how many bytes a file has from an offset on, if that is less; a damaged file names any."""
-    return max(0, min(length, os.fstat(descriptor).st_size - offset))
-
-
-_PLAUSIBLE = 1 << 22
-"""A length and an offset, in bytes, that need no check: a file without so many causes neither an error nor a cost."""
-
-
-def write_whole(path: Path, parts: Iterable[Part]) -> None:
-    """Write a file beside its place, flush it, and rename it into its place.
-
-    Raises:
-        OSError: it could not be written (disk full, quota, ...); nothing is left behind.
-    """
-    beside = path.with_name(path.name + _BESIDE)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for part in parts:
-                with naming(path):
-                    file.write(part)
-                del part  # it may be large, and the next one is made only now
-            with naming(path):
-                file.flush()
-                os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def link_unchanged(source: Path, status: os.stat_result, path: Path) -> bool:
-    """Give a file of this process a further name, unless it is no longer as *status* says; return whether it has it."""
-    try:
-        found = source.lstat()
-        if (found.st_ino, found.st_mtime_ns, found.st_size) != (status.st_ino, status.st_mtime_ns, status.st_size):
-            return False
-        path.hardlink_to(source)
-    except OSError:  # it is gone, on another file system, or has too many names
-        return False
-    return True
-
-
-def create(path: Path, data: bytes) -> os.stat_result:
-    """Create a file that does not exist, for one writer alone; return its status.
-
-    Raises:
-        FileExistsError: it exists.
-    """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with naming(path):
-            os.write(descriptor, data)
-            return os.fstat(descriptor)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def write_once(path: Path, data: bytes) -> bool:
-    """Write a file that only one process can make; False if another process was first.
-
-    By a link, which is one step on every file system; with ``O_EXCL`` the file
-    would exist for a moment and be empty.
-    """
-    import secrets  # here, because a node must start fast
-
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_BESIDE}")
-    write_whole(beside, [data])
-    try:
-        path.hardlink_to(beside)
-    except FileExistsError:
-        return False
-    finally:
-        beside.unlink()
-    return True
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Add the file's name to the system's errors, which a full disk or a quota leaves out."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
+def read_records(location: Location) -> Iterator[Record | Damage]:
+    """Read the records of a whole file without salt, on the conditions of `files.open_owned`."""
+    return scan(memoryview(read_owned(location)))

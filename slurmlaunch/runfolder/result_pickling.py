@@ -16,8 +16,9 @@ from slurmlaunch.runfolder.user_classes import number_of, write_definition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from pickle import PickleBuffer
+
+    from slurmlaunch.runfolder.files import Location
 
 _MOST = 256
 """How many definitions a process writes: results that need others hold these themselves, so that there are never
@@ -32,7 +33,7 @@ class Results:
     by `dumps_by_value`.
     """
 
-    def __init__(self, folder: Path, buffer_callback: Callable[[PickleBuffer], Any]) -> None:
+    def __init__(self, folder: Location, buffer_callback: Callable[[PickleBuffer], Any]) -> None:
         """Begin; *folder* is for definitions, and *buffer_callback* is pickle's, for all results."""
         self._parts: list[bytes] = []
         self._pickler = pickle.Pickler(_Sink(self._parts), PICKLE_PROTOCOL, buffer_callback=buffer_callback)

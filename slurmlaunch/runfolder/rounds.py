@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import time
 from array import array
 from contextlib import suppress
@@ -25,26 +24,15 @@ from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import forms, records
 from slurmlaunch.runfolder.changes import NewNames
 from slurmlaunch.runfolder.clients import CLIENT, ClientId
+from slurmlaunch.runfolder.files import beside, opened, read_at, read_owned, write_once, write_whole
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import PLAN, RoundPlan, compact
-from slurmlaunch.runfolder.records import (
-    Entry,
-    Kind,
-    Record,
-    RecordWriter,
-    check_folder,
-    opened,
-    read_at,
-    read_owned,
-    read_records,
-    write_once,
-    write_whole,
-)
+from slurmlaunch.runfolder.records import Entry, Kind, Record, RecordWriter, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
+    from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
 
@@ -80,7 +68,7 @@ class Round:
         plan: RoundPlan,
         *,
         checkpoints: Mapping[int, Recorded] = MappingProxyType({}),
-        files: Mapping[str, Callable[[Path], object]] = MappingProxyType({}),
+        files: Mapping[str, Callable[[Location], object]] = MappingProxyType({}),
     ) -> Round:
         """Make the round; the process for which this succeeds submits it.
 
@@ -94,35 +82,32 @@ class Round:
         Raises:
             FileExistsError: another process made it.
         """
-        import secrets  # here, because a node makes no rounds and must start fast
-        import shutil
-
-        beside = folder.rounds / f"{number}.{secrets.token_hex(4)}.new"
-        beside.mkdir(mode=0o700)
+        new = beside(folder.round(number))
+        new.mkdir()
         try:
             for name, write in files.items():
-                write(beside / name)
-            cls._write(beside, plan)
+                write(new / name)
+            cls._write(new, plan)
             if checkpoints:
-                with RecordWriter(beside / "checkpoints", salt=folder.salt) as file:
+                with RecordWriter(new / "checkpoints", salt=folder.salt) as file:
                     for item, recorded in checkpoints.items():
                         file.append(Entry.of(Kind.CHECKPOINT, recorded.read().parts(), first=item, number=1))
             # In one step, so that a client that is killed leaves a whole round or none. This
             # would replace an empty folder in its place, but not one with a plan.
-            beside.rename(folder.round(number))
+            new.rename(folder.round(number))
         except BaseException as error:
-            shutil.rmtree(beside, ignore_errors=True)
+            new.remove()
             if isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise FileExistsError(*error.args) from error
             raise
         return cls(folder, number, plan)
 
     @staticmethod
-    def _write(path: Path, plan: RoundPlan) -> None:
+    def _write(path: Location, plan: RoundPlan) -> None:
         if plan.blocks is not None:
-            (path / "claims").mkdir(mode=0o700)
+            (path / "claims").mkdir()
         if plan.ranks is not None:
-            (path / "ranks").mkdir(mode=0o700)
+            (path / "ranks").mkdir()
         if plan.items is not None:
             data = array("Q", plan.items).tobytes()
             write_whole(path / "items", [records.encode(Kind.LIST, data, count=len(plan.items))])
@@ -139,10 +124,10 @@ class Round:
         """
         path, file = folder.round(number), folder.round(number) / "plan.json"
         data = read_owned(file)
-        check_folder(path)
+        path.check()
         content = forms.parse(data, PLAN, file)
         if content.get("ranks"):
-            check_folder(path / "ranks")
+            (path / "ranks").check()
         items = _read_list(path / "items", folder.number_of_items) if content["items"] else None
         client = content.get("client")
         try:
@@ -226,7 +211,7 @@ class Round:
     def may_replace(self, client: ClientId) -> bool:
         """Whether another client may act in this round in the place of *client* (`ClientId.may_be_replaced`)."""
         journal = self._path / "journal"
-        return client.may_be_replaced((journal if journal.exists() else self._path).stat().st_mtime)
+        return client.may_be_replaced((journal if journal.exists() else self._path).status().st_mtime)
 
     def take_over(self, client: ClientId) -> bool:
         """Become the client that submits the rest of the round; False if another one is and cannot be replaced.
@@ -253,12 +238,12 @@ class Round:
 
     def ends(self) -> Iterator[SchedulerEnd]:
         """Yield the ends that clients recorded."""
-        for path in sorted(self._path.glob("ends.*")):
-            for note in read_notes(path, _ENDS):
+        for name in sorted(name for name in self._path.names() if name.startswith("ends.")):
+            for note in read_notes(self._path / name, _ENDS):
                 yield from (SchedulerEnd(*each) for each in note["ends"])
 
 
-def read_notes(path: Path, form: forms.Form) -> Iterator[dict[str, Any]]:
+def read_notes(path: Location, form: forms.Form) -> Iterator[dict[str, Any]]:
     """Yield the content of each NOTE of a file, a torn last one left out, on the conditions of `open_owned`.
 
     Raises:
@@ -312,7 +297,7 @@ def round_of_task(folder: RunFolder, task: int) -> Round:
     raise RunFolderError(msg, path=str(folder.path))
 
 
-def _read_list(path: Path, number: int | None) -> array[int]:
+def _read_list(path: Location, number: int | None) -> array[int]:
     """Return the items of a round, of a run with so many."""
     try:
         found = next(read_records(path), None)
@@ -338,7 +323,7 @@ def write_cancellations(folder: RunFolder, number: int, client: str, ranges: Ite
     """
     with RecordWriter(folder.cancelled / f"{number}.{client}") as writer:
         writer.append(*(Entry.of(Kind.CANCELLED, (), first=items.start, number=len(items)) for items in ranges))
-    os.utime(folder.cancelled)  # the folder's modification time tells readers that a file in it has grown
+    folder.cancelled.mark_modified()  # this folder's modification time tells readers that a file in it has grown
 
 
 class CancellationReader:
@@ -362,7 +347,7 @@ class CancellationReader:
         if not self._changes.may_have_changed():
             return
         try:
-            with os.scandir(self._folder) as entries:
+            with self._folder.entries() as entries:
                 ours = [entry for entry in entries if entry.name.partition(".")[0] in self._rounds]
                 sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in ours}
             for name, size in sizes.items():

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from slurmlaunch import unpickling
 from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import PICKLE_PROTOCOL
-from slurmlaunch.runfolder.records import Kind, Record, encode, read_records, write_once
+from slurmlaunch.runfolder.files import write_once
+from slurmlaunch.runfolder.records import Kind, Record, encode, read_records
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from slurmlaunch.runfolder.files import Location
 
 
 def number_of(identity: str) -> int:
@@ -29,7 +30,7 @@ def number_of(identity: str) -> int:
     return int(identity[:8], 16) >> 1
 
 
-def write_definition(folder: Path, identity: str, pickled: bytes) -> bool:
+def write_definition(folder: Location, identity: str, pickled: bytes) -> bool:
     """Write a definition into the folder, unless another process has; return False if its number is taken.
 
     Raises:
@@ -38,13 +39,13 @@ def write_definition(folder: Path, identity: str, pickled: bytes) -> bool:
     path = folder / str(number_of(identity))
     if not path.exists():
         with suppress(FileExistsError):
-            folder.mkdir(0o700)
+            folder.mkdir()
         if write_once(path, encode(Kind.DEFINITION, pickle.dumps((identity, pickled), PICKLE_PROTOCOL))):
             return True
     return _read(path)[0] == identity
 
 
-def _read(path: Path) -> tuple[str, bytes]:
+def _read(path: Location) -> tuple[str, bytes]:
     """Return identity and pickle of a definition.
 
     Raises:
@@ -69,7 +70,7 @@ def _read(path: Path) -> tuple[str, bytes]:
 class Definitions(dict[int, Any]):
     """The definitions of one run by number, each read when it is first needed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         super().__init__()
         self._folder = folder
 
@@ -82,6 +83,6 @@ class Definitions(dict[int, Any]):
 
 
 @lru_cache(maxsize=64)
-def definitions_in(folder: Path) -> Definitions:
+def definitions_in(folder: Location) -> Definitions:
     """Return the definitions in a folder, the same for all readers in this process."""
     return Definitions(folder)

@@ -158,7 +158,7 @@ class TestFunction:
         with buffers.open("r+b") as file:
             file.truncate(1 << 40)  # a sparse file: reading it takes a quarter of an hour
         table = records.encode(Kind.SHARED, struct.pack("<QQI", 0, 1 << 40, 0))
-        run.folder.function.write_bytes(records.encode(Kind.FUNCTION, bytes(pickled)) + table)
+        Path(run.folder.function).write_bytes(records.encode(Kind.FUNCTION, bytes(pickled)) + table)
 
         node = run.start()
         opened = Path(f"/proc/{node.pid}/fd")

@@ -21,6 +21,7 @@ from slurmlaunch.outcome import Bundle, Failure, Value, in_series
 from slurmlaunch.runfolder.claims import Claimer, ClaimReader
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.environment import Environment
+from slurmlaunch.runfolder.files import create
 from slurmlaunch.runfolder.function import read_function, write_function
 from slurmlaunch.runfolder.items import ItemReader, write_items
 from slurmlaunch.runfolder.layout import FOLDERS, EndMark, Manifest, RunFolder, python_version, salt_of
@@ -65,16 +66,16 @@ def write_sample(path: Path) -> None:
         folder, ((n if n < 8 else [n],) for n in range(ITEMS)), lambda row: large if row[0] == [9] else _dumps(row)
     )
     found = (Module("a", str(path / "a.py"), None, 1, 5), Source(b"a = 1", b"pyc", "0" * 64))
-    write_modules(path / "modules", [found, (Module("space", None, ["/a"]), None)], optimize=0)
+    write_modules(folder.root / "modules", [found, (Module("space", None, ["/a"]), None)], optimize=0)
     Environment({"A": "b"}, {"TOKEN": "c"}, 0o022, {"RLIMIT_NOFILE": 256, "RLIMIT_CORE": -1}).write(
-        path / "environment"
+        folder.environment(0)
     )
     write_definition(folder.definitions, _IDENTITY, pickle.dumps(len))
     _write_rounds(folder)
     _write_outcomes(folder)
     write_cancellations(folder, 0, "c", [range(22, 24)])
     for mark in (EndMark(0, 0, 0), EndMark(1, 0, 75), EndMark(1, 1, 1), EndMark(2, 0, 143), EndMark(3, 0, 1)):
-        (folder.ended / mark.filename).touch()
+        create(folder.ended / mark.filename, b"")
     settings = {"options": ["-O"], "warnings": ["error"], "recursion_limit": 1000, "log_level": None}
     code = {"live": ["b"], "commits": {"/a": ["1", True]}, "distributions": {"/b": {"numpy": "2"}}}
     names: dict[str, Any] = dict.fromkeys(("name", "function", "cwd", "cloudpickle", "client"), "x")
@@ -251,8 +252,10 @@ def _read_all_rounds(folder: RunFolder) -> None:
 
 def _read_outcomes(folder: RunFolder) -> None:
     Manifest.read(folder)
-    for path in [*sorted(folder.outcomes.iterdir()), *sorted(folder.rounds.glob("1/ranks/*"))]:
-        file = OutcomeFile(path, folder.salt)
+    files: list[OutcomeFile] = []
+    for each in (folder.outcomes, folder.round(1) / "ranks"):
+        files += [OutcomeFile(each / name, folder.salt) for name in sorted(each.names())]
+    for file in files:
         for found in [*file.read(), *file.read(final=True)]:
             if not isinstance(found, Damage):
                 _read_content(folder, found)
@@ -297,7 +300,7 @@ def _read_function(folder: RunFolder) -> None:
 
 
 def _read_modules(folder: RunFolder) -> None:
-    with closing(ModulesReader(folder.path / "modules")) as reader:
+    with closing(ModulesReader(folder.root / "modules")) as reader:
         for module in reader:
             if module.is_stored:
                 with suppress(RunFolderError):
@@ -354,7 +357,7 @@ TARGETS: Mapping[str, Target] = {
     "items": Target(("items", "items.index"), _read_items),
     "function": Target(("function", "function.buffers"), _read_function),
     "modules": Target(("modules",), _read_modules),
-    "environment": Target(("environment",), lambda folder: Environment.read(folder.path / "environment")),
+    "environment": Target(("environment",), lambda folder: Environment.read(folder.environment(0))),
     "claims": Target(("rounds/2/claims/*",), _read_claims),
     "definitions": Target(("definitions/*",), _read_definition),
     "cancellations": Target(("cancelled/*",), _read_cancellations),

@@ -171,7 +171,8 @@ class Soak:
                 Manifest.read(run)
             except RunFolderError:
                 continue  # its client was killed before the manifest was written
-            files = [OutcomeFile(each, run.salt) for each in run.outcomes.iterdir() if each.is_file()]
+            places = [run.outcomes / name for name in run.outcomes.names()]
+            files = [OutcomeFile(each, run.salt) for each in places if each.is_file()]
             found = [each for file in files for each in file.read(final=True)]
             recorded = Counter(
                 item

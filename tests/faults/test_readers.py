@@ -7,6 +7,7 @@ import resource
 import shutil
 import threading
 from array import array
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +21,6 @@ from tests.faults.readers import TARGETS, read_damaged, read_snapshot, write_sam
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 EXAMPLES = 40
 """Of each reader. `tests.faults.fuzz` has Hypothesis look for more, for as long as one likes."""
@@ -81,7 +81,7 @@ def rewrite(folder: RunFolder, task: str, *entries: Entry) -> OutcomeFile:
 
 def test_a_plan_of_another_form(folder: RunFolder) -> None:
     """The error names the file, the position and the key."""
-    file = folder.round(0) / "plan.json"
+    file = Path(folder.round(0) / "plan.json")
     file.write_text(file.read_text().replace('"first_task": 0', '"first_task": "0"', 1))
     with pytest.raises(RunFolderError, match=r"plan\.json is damaged, at byte 0: first_task is not what") as raised:
         Round.read(folder, 0)
@@ -91,7 +91,7 @@ def test_a_plan_of_another_form(folder: RunFolder) -> None:
 def test_a_plan_that_contradicts_itself(folder: RunFolder) -> None:
     """A plan of other items than the run has is damaged, however many it says there are."""
     Manifest.read(folder)
-    file = folder.round(0) / "plan.json"
+    file = Path(folder.round(0) / "plan.json")
     file.write_text(file.read_text().replace('"items": 24', f'"items": {10**15}', 1))
     with pytest.raises(RunFolderError, match="it has 1000000000000000 items, and the run 24"):
         Round.read(folder, 0)
@@ -99,7 +99,7 @@ def test_a_plan_that_contradicts_itself(folder: RunFolder) -> None:
 
 def test_deep_json_in_a_thread(folder: RunFolder) -> None:
     """JSON that is nested deeper than Python can read is damage, also in a thread."""
-    folder.manifest.write_bytes(b"[" * 200_000)
+    Path(folder.manifest).write_bytes(b"[" * 200_000)
     found: list[BaseException] = []
 
     def read() -> None:
@@ -125,7 +125,7 @@ def test_a_note_of_no_json(folder: RunFolder) -> None:
     assert recorded.read().outcome(0).unwrap() == 0
 
     journal = folder.round(0) / "journal"
-    size = journal.stat().st_size
+    size = journal.status().st_size
     with RecordWriter(journal) as writer:
         writer.append(Entry.of(Kind.NOTE, [b"[1]"]))
     with pytest.raises(RunFolderError, match=f"journal is damaged, at byte {size}") as raised:

@@ -9,23 +9,23 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from slurmlaunch.errors import NodeStartError
 from slurmlaunch.runfolder.claims import Claimant, Claimer, ClaimReader
+from slurmlaunch.runfolder.files import Location
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 RACES = """
     import sys
-    from pathlib import Path
-
     from slurmlaunch.runfolder.claims import Claimer
+    from slurmlaunch.runfolder.files import Location
 
-    folder, task, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, task, number = Location(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     claimer = Claimer(folder, task, 0, number)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 def owners(folder: Path) -> dict[int, Claimant]:
     """Return the owner of each block, as a new reader sees it."""
-    return dict(ClaimReader(folder).new())
+    return dict(ClaimReader(Location(folder)).new())
 
 
 def test_a_race(folder: Path) -> None:
@@ -75,10 +75,10 @@ def test_a_race(folder: Path) -> None:
 
 def test_a_late_claim(folder: Path) -> None:
     """A claim after the last block finds nothing, and leaves nothing behind."""
-    first = Claimer(folder, 0, 0, 5)
+    first = Claimer(Location(folder), 0, 0, 5)
     assert [first.claim() for _ in range(6)] == [0, 1, 2, 3, 4, None]
     before = set(folder.iterdir())
-    late = Claimer(folder, 1, 0, 5)
+    late = Claimer(Location(folder), 1, 0, 5)
 
     assert (late.first_unclaimed(), late.claim()) == (None, None)
     assert set(folder.iterdir()) == before
@@ -86,7 +86,7 @@ def test_a_late_claim(folder: Path) -> None:
 
 def test_in_turns(folder: Path) -> None:
     """The first free block is found however far the others have come."""
-    first, second = Claimer(folder, 0, 0, 100), Claimer(folder, 1, 0, 100)
+    first, second = Claimer(Location(folder), 0, 0, 100), Claimer(Location(folder), 1, 0, 100)
     assert [first.claim() for _ in range(37)] == list(range(37))
     assert second.first_unclaimed() == 37
     assert second.claim() == 37
@@ -97,9 +97,9 @@ def test_in_turns(folder: Path) -> None:
 
 def test_the_next_attempt(folder: Path) -> None:
     """It learns of the blocks of those before it, of no others, and of each once."""
-    first, other = Claimer(folder, 3, 0, 9), Claimer(folder, 4, 0, 9)
+    first, other = Claimer(Location(folder), 3, 0, 9), Claimer(Location(folder), 4, 0, 9)
     taken = [first.claim(), other.claim(), first.claim()]
-    second = Claimer(folder, 3, 1, 9)
+    second = Claimer(Location(folder), 3, 1, 9)
     assert taken == [0, 1, 2]
     assert second.own() == [0, 2]
     assert second.claim() == 3
@@ -111,12 +111,12 @@ def test_the_next_attempt(folder: Path) -> None:
 
 def test_an_answer_that_was_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A link that was made, and is reported to exist since the request was sent twice, is a claim all the same."""
-    claimer = Claimer(folder, 0, 0, 3)
+    claimer = Claimer(Location(folder), 0, 0, 3)
     link = os.link
 
-    def twice(source: Path, target: Path) -> None:
-        link(source, target)
-        link(source, target)
+    def twice(source: str, target: str, **folders: Any) -> None:
+        link(source, target, **folders)
+        link(source, target, **folders)
 
     monkeypatch.setattr(os, "link", twice)
     assert [claimer.claim() for _ in range(4)] == [0, 1, 2, None]
@@ -124,8 +124,8 @@ def test_an_answer_that_was_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_cache_that_hides_claims(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a network file system's cache hides the claims of others, no block is claimed twice, and none is skipped."""
-    monkeypatch.setattr(os.path, "lexists", lambda _: False)
-    claimers = [Claimer(folder, task, 0, 40) for task in range(3)]
+    monkeypatch.setattr(Location, "exists", lambda _: False)
+    claimers = [Claimer(Location(folder), task, 0, 40) for task in range(3)]
     taken = [claimers[i % 3].claim() for i in range(42)]
 
     assert taken == [*range(40), None, None]
@@ -134,12 +134,12 @@ def test_a_cache_that_hides_claims(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_file_system_without_hard_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system without hard links, the error says so and names the remedy."""
 
-    def refuse(_source: Path, _target: Path) -> None:
+    def refuse(_source: str, _target: str, **_: int) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(NodeStartError, match="makes no hard links") as caught:
-        Claimer(folder, 0, 0, 3).claim()
+        Claimer(Location(folder), 0, 0, 3).claim()
     assert "leave schedule= out" in caught.value.advice
 
 
@@ -148,21 +148,21 @@ def test_a_limit_on_links_to_one_file(folder: Path, monkeypatch: pytest.MonkeyPa
     """Where no more links to one file are made, as GlusterFS says with ENOSPC, claims go on with another file."""
     link, made = os.link, Counter[str]()
 
-    def refuse_the_third(source: Path, target: Path) -> None:
-        made[source.name] += 1
-        if made[source.name] > 2:
+    def refuse_the_third(source: str, target: str, **folders: Any) -> None:
+        made[source] += 1
+        if made[source] > 2:
             raise OSError(number, os.strerror(number))
-        link(source, target)
+        link(source, target, **folders)
 
     monkeypatch.setattr(os, "link", refuse_the_third)
-    claimer = Claimer(folder, 0, 0, 5)
+    claimer = Claimer(Location(folder), 0, 0, 5)
     assert [claimer.claim() for _ in range(6)] == [0, 1, 2, 3, 4, None]
     assert owners(folder) == dict.fromkeys(range(5), Claimant(0, 0))
 
 
 def test_a_folder_that_cannot_be_written(folder: Path) -> None:
     """An error other than "file exists" is reported, and does not count as a lost race."""
-    claimer = Claimer(folder, 0, 0, 3)
+    claimer = Claimer(Location(folder), 0, 0, 3)
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError):
         claimer.claim()
@@ -174,7 +174,7 @@ def test_names_that_are_no_claims(folder: Path) -> None:
         (folder / name).touch()
     (folder / "0").write_text("torn", encoding="ascii")
     (folder / "1").mkdir()
-    claimer = Claimer(folder, 0, 0, 4)
+    claimer = Claimer(Location(folder), 0, 0, 4)
 
     assert [claimer.claim() for _ in range(3)] == [2, 3, None]
     assert owners(folder) == {2: Claimant(0, 0), 3: Claimant(0, 0)}
@@ -182,7 +182,7 @@ def test_names_that_are_no_claims(folder: Path) -> None:
 
 def test_a_copy(folder: Path, tmp_path: Path) -> None:
     """A copied run folder has the same claims, though its links are separate files."""
-    claimers = [Claimer(folder, task, 0, 6) for task in range(2)]
+    claimers = [Claimer(Location(folder), task, 0, 6) for task in range(2)]
     for _ in range(3):
         for claimer in claimers:
             claimer.claim()
@@ -194,7 +194,7 @@ def test_a_copy(folder: Path, tmp_path: Path) -> None:
 
 def test_news(folder: Path) -> None:
     """A reader reports each claim once, whenever it becomes visible."""
-    claimer, listing = Claimer(folder, 7, 2, 9), ClaimReader(folder)
+    claimer, listing = Claimer(Location(folder), 7, 2, 9), ClaimReader(Location(folder))
     seen = [list(listing.new())]
     for _ in range(2):
         claimer.claim()
@@ -206,7 +206,7 @@ def test_news(folder: Path) -> None:
 def test_a_folder_at_rest_is_not_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that has not changed for long is not listed; one that has is."""
     now = 0.0
-    claimer, reader = Claimer(folder, 0, 0, 9), ClaimReader(folder, lambda: now)
+    claimer, reader = Claimer(Location(folder), 0, 0, 9), ClaimReader(Location(folder), lambda: now)
     claimer.claim()
     assert len(list(reader.new())) == 1
     now = 3.0  # the coarsest step of a file system's time is over: listed once more, for files of that time
@@ -224,7 +224,7 @@ def test_a_folder_at_rest_is_not_listed(folder: Path, monkeypatch: pytest.Monkey
 def test_more_than_a_file_may_have_links(folder: Path) -> None:
     """The limit of the file system on the links of one file (ext4: 65000) is none on claims."""
     number = 66_000
-    claimer = Claimer(folder, 0, 0, number)
+    claimer = Claimer(Location(folder), 0, 0, number)
     count = sum(1 for _ in iter(claimer.claim, None))
 
     assert count == number

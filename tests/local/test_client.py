@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pytest
@@ -32,7 +33,6 @@ from tests.unit.test_collector import poll, write_value
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_no_thread_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """If no thread can be started, the items of a retry end as their tasks have, and nothing else ends."""
     watch = watch_of(tmp_path / "run", retries=1)
     for task in range(2):
-        (watch.run.folder.ended / EndMark(task, 0, 128 + 9).filename).touch(0o600)
+        Path(watch.run.folder.ended / EndMark(task, 0, 128 + 9).filename).touch(0o600)
 
     def refuse(_: object) -> NoReturn:
         raise RuntimeError("can't start new thread")

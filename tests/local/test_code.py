@@ -469,7 +469,7 @@ def test_unchanged_modules_are_stored_once(
     project.write({"process.py": "def work(x):\n    return 'old', x\n\n"})
     assert first != inode()
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError
 
     monkeypatch.setattr(os, "link", fail)

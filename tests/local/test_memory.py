@@ -58,7 +58,7 @@ def test_processes_share_an_array(tmp_path: Path) -> None:
     assert dict.fromkeys(range(processes), SIZE / 8) == run.values()
     assert SIZE < found < SIZE + (processes + 1) * LITTLE
     notes: dict[str, Any] = {}
-    for line in re.findall(rb'\{"[^}]*\}', (run.folder.outcomes / "0.0").read_bytes()):
+    for line in re.findall(rb'\{"[^}]*\}', Path(run.folder.outcomes / "0.0").read_bytes()):
         notes |= json.loads(line)
     assert SIZE < notes["peak"] < SIZE + (processes + 1) * LITTLE
 
@@ -113,7 +113,7 @@ def test_a_client_holds_results_once(tmp_path: Path, count: int, size: int) -> N
     """A client holds each result once, and little more at any moment."""
     run = OneRun(tmp_path / "run", lambda item: np.full(size // 8, item), rows(range(count)))
     assert run.run().status == 0
-    (run.folder.ended / "0.0.0").touch(0o600)
+    Path(run.folder.ended / "0.0.0").touch(0o600)
 
     text = """
         import sys, numpy, slurmlaunch

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from array import array
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -29,7 +30,6 @@ from tests.support.waiting import Gate, Story, is_alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_folders_and_tasks_that_do_not_exist_are_refused(tmp_path: Path) -> None
     """A folder that is no run, or a task that the run does not have, gives exit status 4 and a one-line message."""
     run = OneRun(tmp_path / "run", abs, rows([1]))
     no_task = run.run(7)
-    run.folder.manifest.unlink()
+    Path(run.folder.manifest).unlink()
     no_run = run.run(0)
 
     assert [no_task.status, no_run.status] == [4, 4]
@@ -96,7 +96,7 @@ def test_folders_and_tasks_that_do_not_exist_are_refused(tmp_path: Path) -> None
 def test_a_node_that_cannot_record_says_so(tmp_path: Path, story: Story) -> None:
     """If outcomes cannot be recorded, no item runs, and the node exits with status 4 and the reason."""
     run = OneRun(tmp_path / "run", story.tell, rows([1]))
-    run.folder.outcomes.rmdir()
+    Path(run.folder.outcomes).rmdir()
 
     ended = run.run()
 
@@ -117,7 +117,7 @@ def test_a_python_without_cloudpickle_says_so(tmp_path: Path) -> None:
 
     assert done.returncode not in {0, 75, 143}
     assert "No module named 'cloudpickle'" in done.stderr
-    assert list(run.folder.outcomes.iterdir()) == []
+    assert list(Path(run.folder.outcomes).iterdir()) == []
 
 
 # A function that cannot be loaded.
@@ -125,7 +125,7 @@ def test_a_python_without_cloudpickle_says_so(tmp_path: Path) -> None:
 
 def failures_recorded(run: OneRun) -> int:
     """Return how many records of failures there are."""
-    files = [OutcomeFile(path, run.folder.salt) for path in run.folder.outcomes.iterdir()]
+    files = [OutcomeFile(run.folder.outcomes / name, run.folder.salt) for name in run.folder.outcomes.names()]
     records = [each for file in files for each in file.read(final=True)]
     return sum(each.header is not None and each.header.kind == Kind.FAILURE for each in records)
 
@@ -299,7 +299,7 @@ def test_a_requeued_task_resumes(tmp_path: Path, story: Story, gate: Gate) -> No
     assert run.values() == {item: item for item in range(14)}
     assert run.recorded() == list(range(14))
     assert sorted(map(int, story.lines)) == sorted([*range(14), 10, 11])
-    assert sorted(path.name for path in run.folder.outcomes.iterdir()) == ["0.0", "0.1"]
+    assert sorted(path.name for path in Path(run.folder.outcomes).iterdir()) == ["0.0", "0.1"]
 
 
 LISTED_LATE = """
@@ -348,7 +348,7 @@ def test_outcomes_survive_a_killed_supervisor(tmp_path: Path, story: Story, gate
     wait_until(lambda: len(run.recorded()) == 10)
     node.kill()
     assert finish(node).status == -signal.SIGKILL
-    file = run.folder.outcome_file(0, 0)
+    file = Path(run.folder.outcome_file(0, 0))
     file.write_bytes(file.read_bytes()[:-5])
     lost = sorted(set(range(10)) - set(run.recorded()))
     gate.open()
@@ -629,7 +629,7 @@ def test_an_attempt_has_at_least_the_number_of_its_start(tmp_path: Path, story: 
 
     assert run.run(env={"SLURM_RESTART_COUNT": "2"}).status == 0
     assert {"0.0": 0, "0.1": 0} == {
-        path.name: path.stat().st_size for path in run.folder.outcomes.iterdir() if path.name != "0.2"
+        path.name: path.stat().st_size for path in Path(run.folder.outcomes).iterdir() if path.name != "0.2"
     }
     assert run.recorded() == [0]
     run = OneRun(tmp_path / "closed", story.tell, rows([0]))

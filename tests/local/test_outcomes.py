@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -26,7 +27,6 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_reader_keeps_up_with_another_process(folder: RunFolder) -> None:
     )
     source, path = folder.path / "source", folder.outcomes / "0.0"
     source.write_bytes(written)
-    path.touch(0o600)
+    Path(path).touch(0o600)
     program = """
 import random, sys
 with open(sys.argv[1], "rb") as source, open(sys.argv[2], "ab", buffering=0) as target:

@@ -52,7 +52,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 def damages(run: OneRun) -> list[Damage]:
     """Return the damaged records of all outcome files."""
-    files = [OutcomeFile(path, run.folder.salt) for path in run.folder.outcomes.iterdir()]
+    files = [OutcomeFile(run.folder.outcomes / name, run.folder.salt) for name in run.folder.outcomes.names()]
     found = [each for file in files for each in file.read(final=True)]
     return [each for each in found if isinstance(each, Damage)]
 
@@ -409,7 +409,7 @@ def test_numbers_keep_their_types(tmp_path: Path) -> None:
     assert expected == values
     assert all(type(expected[item]) is type(value) for item, value in values.items())
     assert math.copysign(1, values[6]) == -1
-    files = [OutcomeFile(path, run.folder.salt) for path in run.folder.outcomes.iterdir()]
+    files = [OutcomeFile(run.folder.outcomes / name, run.folder.salt) for name in run.folder.outcomes.names()]
     kinds_of_records = {each.header.kind for file in files for each in file.read() if isinstance(each, Recorded)}
     assert {Kind.INTEGERS, Kind.FLOATS, Kind.SERIES, Kind.FAILURE} == kinds_of_records
 

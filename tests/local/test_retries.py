@@ -22,6 +22,7 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import EndMarkSeen, JobsSeen, OutcomesSeen, RoundAdded, SchedulerReported, Tick
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import SubmissionError, WorkerDied
+from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder
 from slurmlaunch.runfolder.outcomes import Recorded, close_task
 from slurmlaunch.runfolder.records import Header, Kind
@@ -139,7 +140,7 @@ def test_a_task_that_has_begun_again_is_not_retried(tmp_path: Path) -> None:
     retried = Retried(tmp_path / "run", scheduler)
     run, watch, folder = retried.run, retried.watch, retried.run.folder
     failed = Snapshot(time.time() - 1.0, {"7": lambda _: TaskRecord(TaskState.FAILED)})
-    first, second = folder.outcome_file(0, 0), folder.outcome_file(0, 1)
+    first, second = Path(folder.outcome_file(0, 0)), Path(folder.outcome_file(0, 1))
     first.touch(0o600)
     poll(watch)
     second.touch(0o600)  # the scheduler has started it again, which this client has not seen
@@ -162,8 +163,8 @@ def test_a_client_that_closed_a_task_and_made_no_round(tmp_path: Path) -> None:
     """Another client retries what the task left: that it was closed is no attempt of it."""
     retried = Retried(tmp_path / "run", Scheduler())
     folder = retried.run.folder
-    folder.outcome_file(0, 0).touch(0o600)
-    (folder.ended / "0.0.137").touch(0o600)
+    Path(folder.outcome_file(0, 0)).touch(0o600)
+    Path(folder.ended / "0.0.137").touch(0o600)
     assert close_task(folder, 0, 1)
     poll(retried.watch)
     retried.retry()
@@ -189,7 +190,7 @@ def test_a_manual_retry_leaves_a_task_that_has_begun_again_alone(tmp_path: Path,
     assert isinstance(array[0].exception(PATIENCE), WorkerDied)
     folder = RunFolder(array.folder)
     if restarted:
-        folder.outcome_file(0, 1).touch(0o600)
+        Path(folder.outcome_file(0, 1)).touch(0o600)
     again = array.retry()
 
     assert [0] if restarted else [0, 1] == [each.number for each in read_rounds(folder)]
@@ -268,15 +269,15 @@ def test_a_retry_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.Monkey
         return number
 
     array = Executor(tmp_path, cluster="inline").map_array(work, range(20), tasks=20)
-    opened, views, really = [], [], os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(str(path)) or really(path, *rest))  # type: ignore[func-returns-value]
+    opened, views, really = [], [], Location.open
+    monkeypatch.setattr(Location, "open", lambda file, flags: opened.append(file) or really(file, flags))  # type: ignore[func-returns-value]
     made = Run.__init__
     monkeypatch.setattr(Run, "__init__", lambda run, *args, **kwargs: views.append(run) or made(run, *args, **kwargs))  # type: ignore[func-returns-value]
     monkeypatch.setattr(InlineBackend, "submit", lambda *_: "1")
     again = array.retry()
     monkeypatch.undo()
 
-    outcome_files = [path for path in opened if Path(path).parent.name == "outcomes"]
+    outcome_files = [file.name for file in opened if file.inside.startswith("outcomes/")]
     assert sorted(set(outcome_files)) == sorted(outcome_files)
     assert 1 == len(views)
     assert [[7]] == [list(each.plan.items or ()) for each in views[0].rounds[1:]]

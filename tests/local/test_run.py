@@ -23,10 +23,10 @@ from slurmlaunch.errors import NodeStartError, SchedulerError, SubmissionError
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder import rounds
 from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.files import Location, opened
 from slurmlaunch.runfolder.layout import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices
-from slurmlaunch.runfolder.records import opened
 from slurmlaunch.runfolder.rounds import CancellationReader, Round, read_rounds, write_cancellations
 from tests.support.tasks import OneRun, rows
 from tests.support.waiting import wait_until
@@ -174,9 +174,9 @@ def test_a_file_that_cannot_be_read_now(folder: RunFolder, monkeypatch: pytest.M
     futures: list[Future[Any]] = [run.future(item, Future) for item in (0, 2)]
     for client, item in enumerate((0, 2)):
         write_cancellations(folder, 0, str(client), [range(item, item + 1)])
-    tried: list[Path] = []
+    tried: list[Location] = []
 
-    def open_one(path: Path) -> Any:
+    def open_one(path: Location) -> Any:
         tried.append(path)
         return opened(path) if len(tried) == 1 else refuse()
 

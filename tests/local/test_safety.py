@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import resource
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from slurmlaunch.errors import RunFolderError, UnknownProtocol, UnsafeRunFolder
+from slurmlaunch.runfolder.files import Location, open_owned, read_owned, write_whole
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder
-from slurmlaunch.runfolder.records import check_folder, open_owned, read_owned, write_whole
+from tests.support.files import located
 from tests.support.tasks import OneRun, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -27,7 +28,7 @@ NOBODY = 65534
 def file(tmp_path: Path) -> Path:
     """Return a file that is safe to read."""
     path = tmp_path / "file"
-    write_whole(path, [b"content"])
+    write_whole(located(path), [b"content"])
     return path
 
 
@@ -39,31 +40,34 @@ def test_the_users_own_files_are_read(file: Path, mode: int) -> None:
     """A file that belongs to the user, and that nobody else may write to, is read."""
     file.chmod(mode)
 
-    assert read_owned(file) == b"content"
+    assert read_owned(located(file)) == b"content"
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o777])
 def test_files_writable_by_others_are_refused(file: Path, mode: int) -> None:
     """A file or folder that group or others may write to is refused; the error names it and how to mend it."""
-    file.chmod(mode)
-    file.parent.chmod(mode | 0o100)
-
-    for read, path in ((open_owned, file), (check_folder, file.parent)):
+    for read, path, location in (
+        (open_owned, file, located(file)),
+        (Location.check, file.parent, Location(file.parent)),
+    ):
+        path.chmod(mode | 0o100)
         with pytest.raises(UnsafeRunFolder, match="chmod -R go-w") as refused:
-            read(path)
+            read(location)
         assert refused.value.path == str(path)
-    file.parent.chmod(0o700)
+        path.chmod(0o700)
 
 
 @needs_root
 def test_files_of_other_users_are_refused(file: Path) -> None:
     """A file or folder of another user is refused for any mode; the error names the owner."""
-    os.chown(file, NOBODY, -1)
-    os.chown(file.parent, NOBODY, -1)
-
-    for read, path in ((open_owned, file), (check_folder, file.parent)):
+    for read, path, location in (
+        (open_owned, file, located(file)),
+        (Location.check, file.parent, Location(file.parent)),
+    ):
+        os.chown(path, NOBODY, -1)
         with pytest.raises(UnsafeRunFolder, match=f"user {NOBODY}"):
-            read(path)
+            read(location)
+        os.chown(path, 0, -1)
 
 
 def test_symbolic_links_are_refused(file: Path) -> None:
@@ -71,18 +75,18 @@ def test_symbolic_links_are_refused(file: Path) -> None:
     for name, target in (("to file", file), ("to folder", file.parent), ("to nothing", file / "none")):
         link = file.parent / name
         link.symlink_to(target)
-        for read in (open_owned, check_folder):
+        for read, location in ((open_owned, located(link)), (Location.check, Location(link))):
             with pytest.raises(UnsafeRunFolder, match="symbolic link"):
-                read(link)
+                read(location)
 
 
 def test_missing_files_are_not_unsafe(tmp_path: Path, file: Path) -> None:
     """A missing file raises FileNotFoundError; a missing folder, or a file in its place, is no run folder."""
     with pytest.raises(FileNotFoundError):
-        open_owned(tmp_path / "none")
+        open_owned(located(tmp_path / "none"))
     for path in (tmp_path / "none", file):
         with pytest.raises(RunFolderError, match="no") as refused:
-            check_folder(path)
+            Location(path).check()
         assert not isinstance(refused.value, UnsafeRunFolder)
 
 
@@ -93,7 +97,7 @@ def test_refused_files_are_closed(file: Path) -> None:
 
     for _ in range(3):
         with pytest.raises(UnsafeRunFolder):
-            open_owned(file)
+            open_owned(located(file))
 
     assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208 - as above
 
@@ -119,7 +123,7 @@ def test_a_node_refuses_a_run_folder_that_others_may_write(tmp_path: Path) -> No
     ended = run.run()
 
     assert (ended.status, ended.out, "may be written by others" in ended.err) == (4, "", True)
-    assert list(run.folder.outcomes.iterdir()) == []
+    assert list(Path(run.folder.outcomes).iterdir()) == []
 
 
 # Writing.
@@ -129,11 +133,11 @@ def test_written_files_are_private(tmp_path: Path) -> None:
     """Files are made 0600, for any umask."""
     before = os.umask(0)
     try:
-        write_whole(tmp_path / "file", [b"a", b"b"])
+        write_whole(located(tmp_path / "file"), [b"a", b"b"])
     finally:
         os.umask(before)
 
-    assert (0o600, b"ab") == ((tmp_path / "file").stat().st_mode & 0o777, read_owned(tmp_path / "file"))
+    assert (0o600, b"ab") == ((tmp_path / "file").stat().st_mode & 0o777, read_owned(located(tmp_path / "file")))
 
 
 def test_a_run_is_the_users_alone(tmp_path: Path) -> None:
@@ -154,9 +158,9 @@ def test_a_failed_write_leaves_the_old_file(file: Path) -> None:
 
     for error in (ValueError(), KeyboardInterrupt()):
         with pytest.raises(type(error)):
-            write_whole(file, parts(error))
+            write_whole(located(file), parts(error))
 
-    assert (read_owned(file), list(file.parent.iterdir())) == (b"content", [file])
+    assert (read_owned(located(file)), list(file.parent.iterdir())) == (b"content", [file])
 
 
 def test_a_full_disk_leaves_the_old_file(file: Path) -> None:
@@ -165,11 +169,11 @@ def test_a_full_disk_leaves_the_old_file(file: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            write_whole(file, [b"x" * 900, b"y" * 900])
+            write_whole(located(file), [b"x" * 900, b"y" * 900])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    assert (read_owned(file), list(file.parent.iterdir())) == (b"content", [file])
+    assert (read_owned(located(file)), list(file.parent.iterdir())) == (b"content", [file])
 
 
 def test_a_link_in_its_place_is_replaced(file: Path, tmp_path: Path) -> None:
@@ -177,9 +181,9 @@ def test_a_link_in_its_place_is_replaced(file: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(file)
 
-    write_whole(link, [b"new"])
+    write_whole(located(link), [b"new"])
 
-    assert (link.is_symlink(), read_owned(link), read_owned(file)) == (False, b"new", b"content")
+    assert (link.is_symlink(), read_owned(located(link)), read_owned(located(file))) == (False, b"new", b"content")
 
 
 # The manifest and end marks, which are read without a checksum.
@@ -199,7 +203,7 @@ def test_a_manifest_that_cannot_be_read_is_no_run(tmp_path: Path, content: bytes
 def test_a_manifest_says_which_protocol_it_follows(tmp_path: Path) -> None:
     """Unknown keys are ignored; another protocol is refused, and the error names both."""
     run = OneRun(tmp_path / "run", abs, rows([-1]))
-    content = json.loads(run.folder.manifest.read_text())
+    content = json.loads(Path(run.folder.manifest).read_text())
 
     write_whole(run.folder.manifest, [json.dumps({**content, "later": 1}).encode()])
     assert Manifest.read(run.folder).items == 1
@@ -207,7 +211,7 @@ def test_a_manifest_says_which_protocol_it_follows(tmp_path: Path) -> None:
     write_whole(run.folder.manifest, [json.dumps({**content, "protocol": 3}).encode()])
     with pytest.raises(UnknownProtocol, match=r"protocol 3.* knows 1 and 2"):
         Manifest.read(run.folder)
-    assert (run.run().status, list(run.folder.outcomes.iterdir())) == (4, [])
+    assert (run.run().status, list(Path(run.folder.outcomes).iterdir())) == (4, [])
 
 
 @pytest.mark.parametrize(

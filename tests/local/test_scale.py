@@ -13,6 +13,7 @@ import pytest
 from slurmlaunch import Executor, WorkerDied
 from slurmlaunch.client.item_status import Ledger
 from slurmlaunch.client.watcher import SAVED_VISITS, VISITS_PER_SECOND, RateLimit
+from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
 from tests.support import scripts
@@ -55,7 +56,7 @@ def test_an_unresolved_item_costs_a_byte() -> None:
     try:
         ledger = Ledger(MILLION)
         unresolved = tracemalloc.get_traced_memory()[0]
-        file = Path("0.0")
+        file = Location("0.0")
         for first in range(0, MILLION, 4096):
             ledger.record(Recorded(file, first, Header(Kind.SERIES, 4096, first, 0, 0)))
         resolved = tracemalloc.get_traced_memory()[0]
@@ -86,7 +87,7 @@ def test_a_record_for_each_item_costs_little() -> None:
     """Long items have a record each, which costs some forty bytes."""
     tracemalloc.start()
     try:
-        ledger, file = Ledger(MILLION // 100), Path("0.0")
+        ledger, file = Ledger(MILLION // 100), Location("0.0")
         for item in range(MILLION // 100):
             ledger.record(Recorded(file, item, Header(Kind.VALUES, 1, item, 0, 0)))
         taken = tracemalloc.get_traced_memory()[0]

@@ -120,7 +120,7 @@ def outcome(job: ArrayJob, process: subprocess.Popen[str]) -> tuple[int, list[En
 
 def end_marks(job: ArrayJob) -> list[EndMark | None]:
     """Return the end marks of a run, in the order of their tasks."""
-    return [EndMark.parse(file.name) for file in sorted(RunFolder(job.run_folder).ended.iterdir())]
+    return [EndMark.parse(file.name) for file in sorted(Path(RunFolder(job.run_folder).ended).iterdir())]
 
 
 def options(script: str) -> list[str]:
@@ -262,7 +262,7 @@ def test_the_mark_is_the_users_alone(job: ArrayJob) -> None:
     """The end mark has mode 0600, and the task keeps its umask."""
     job = replace(job, python=node(job.run_folder, "print(oct(os.umask(0)))"), setup=("umask 002",))
     _, _, stdout, _ = outcome(job, start(job))
-    (mark,) = RunFolder(job.run_folder).ended.iterdir()
+    (mark,) = Path(RunFolder(job.run_folder).ended).iterdir()
     assert (mark.stat().st_mode & 0o777, stdout.strip()) == (0o600, "0o2")
 
 
@@ -475,7 +475,7 @@ def test_a_task_runs_in_any_folder(cluster: Cluster, job: ArrayJob) -> None:
     folder = RunFolder(job.run_folder)
     wait_for(lambda: len(end_marks(job)) == job.length)
     assert end_marks(job) == [EndMark(5, 0, 1), EndMark(6, 0, 0), EndMark(7, 0, 1)]
-    assert [folder.log(0, 0, element, "out").read_text() for element in range(3)] == [f"{job.cwd}\n"] * 3
+    assert [folder.log(0, 0, element, "out").read().decode() for element in range(3)] == [f"{job.cwd}\n"] * 3
 
 
 def wait_for(happened: Callable[[], bool]) -> None:

@@ -104,8 +104,8 @@ class OneRun:
     def outcomes(self) -> dict[int, Outcome[Any]]:
         """Return the outcome of each item that has one: the whole record of the lowest attempt."""
         found: dict[int, Outcome[Any]] = {}
-        for path in sorted(self.folder.outcomes.iterdir(), key=lambda path: [int(n) for n in path.name.split(".")]):
-            for recorded in OutcomeFile(path, self.folder.salt).read(final=True):
+        for name in sorted(self.folder.outcomes.names(), key=lambda name: [int(n) for n in name.split(".")]):
+            for recorded in OutcomeFile(self.folder.outcomes / name, self.folder.salt).read(final=True):
                 if not isinstance(recorded, Damage):
                     content = recorded.read()
                     for item in range(recorded.header.first, recorded.header.stop):
@@ -114,7 +114,7 @@ class OneRun:
 
     def recorded(self) -> list[int]:
         """Return the items that have been recorded, as often as they have been."""
-        files = [OutcomeFile(path, self.folder.salt) for path in self.folder.outcomes.iterdir()]
+        files = [OutcomeFile(self.folder.outcomes / name, self.folder.salt) for name in self.folder.outcomes.names()]
         records = [each for file in files for each in file.read(final=True)]
         return sorted(
             item

@@ -10,6 +10,7 @@ import pickle
 import struct
 import weakref
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -27,10 +28,10 @@ from slurmlaunch.runfolder.items import ItemReader, write_items
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, Recorded
 from slurmlaunch.runfolder.records import Damage, Kind
+from tests.support.files import located
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 LARGE = APART // 8 + 1
 """Numbers of an array that is large."""
@@ -191,7 +192,7 @@ def test_an_empty_payload_is_no_bundle() -> None:
 def shared_in(folder: Path, *buffers: bytes) -> SharedBuffers:
     """Write the buffers of a function."""
     path = folder / "function.buffers"
-    return SharedBuffers(path, write_shared(path, buffers))
+    return SharedBuffers(located(path), write_shared(located(path), buffers))
 
 
 def check(shared: SharedBuffers) -> None:
@@ -215,7 +216,7 @@ def test_shared_buffers_are_mapped(tmp_path: Path, *, writable: bool) -> None:
     if writable:
         mapped[0][0] = 1
         assert bytes(shared.map()[0]) == written[0]
-    assert shared.path.stat().st_mode & 0o777 == 0o600
+    assert shared.path.status().st_mode & 0o777 == 0o600
 
 
 def test_a_mapping_outlives_its_file(tmp_path: Path) -> None:
@@ -233,9 +234,9 @@ def test_a_flipped_bit_of_a_shared_buffer(tmp_path_factory: pytest.TempPathFacto
     """A flipped bit in a shared buffer is detected, and the error names the file and the buffer."""
     shared = shared_in(tmp_path_factory.mktemp("shared"), bytes(5000), bytes(4000))
     at = bit // 8 if bit // 8 < 5000 else bit // 8 - 5000 + 8192
-    content = bytearray(shared.path.read_bytes())
+    content = bytearray(shared.path.read())
     content[at] ^= 1 << bit % 8
-    shared.path.write_bytes(content)
+    Path(shared.path).write_bytes(content)
 
     with pytest.raises(NodeStartError, match="damaged") as caught:
         check(shared)
@@ -252,10 +253,10 @@ def test_shared_buffers_that_are_not_to_be_mapped(tmp_path: Path, act: Any, spoi
     elif spoil == "remove":
         shared.path.unlink()
     elif spoil == "writable":
-        shared.path.chmod(0o620)
+        Path(shared.path).chmod(0o620)
     else:
-        shared.path.rename(tmp_path / "elsewhere")
-        shared.path.symlink_to(tmp_path / "elsewhere")
+        shared.path.rename(shared.path.beside("elsewhere"))
+        Path(shared.path).symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(NodeStartError) as caught:
         act(shared)
@@ -313,9 +314,9 @@ def test_a_damaged_item_says_where(tmp_path: Path) -> None:
     """Arguments with a flipped bit are reported as lost, never returned wrong."""
     folder = RunFolder(tmp_path)
     write_items(folder, [(np.zeros(LARGE),)], pickle_arguments)
-    content = bytearray(folder.items.read_bytes())
+    content = bytearray(Path(folder.items).read_bytes())
     content[-1] ^= 1
-    folder.items.write_bytes(content)
+    Path(folder.items).write_bytes(content)
 
     reader = ItemReader(folder)
     with pytest.raises(ResultLost) as lost:
@@ -375,9 +376,9 @@ def test_a_large_value_is_damaged_or_being_written(writer: OutcomeWriter, monkey
     for item in range(2):
         writer.value(item, Value(np.zeros(LARGE)).dump_apart())
     writer.close()
-    content = bytearray(writer.path.read_bytes())
+    content = bytearray(Path(writer.path).read_bytes())
     content[len(content) // 4] ^= 1
-    writer.path.write_bytes(content[:-1])
+    Path(writer.path).write_bytes(content[:-1])
     file = OutcomeFile(writer.path)
 
     assert list(file.read()) == []
@@ -393,9 +394,9 @@ def test_a_large_value_that_was_lost_since(writer: OutcomeWriter) -> None:
     writer.value(0, Value(np.zeros(LARGE)).dump_apart())
     writer.close()
     (recorded,) = OutcomeFile(writer.path).read()
-    content = bytearray(writer.path.read_bytes())
+    content = bytearray(Path(writer.path).read_bytes())
     content[-1] ^= 1
-    writer.path.write_bytes(content)
+    Path(writer.path).write_bytes(content)
 
     assert isinstance(recorded, Recorded)
     with pytest.raises(ResultLost) as lost:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from slurmlaunch.runfolder.changes import NewNames, is_on_network
+from slurmlaunch.runfolder.files import Location
 
 
 class Watched:
@@ -16,7 +17,7 @@ class Watched:
 
     def __init__(self, path: Path, *, network: bool) -> None:
         self.path, self.now = path, 100.0
-        self.names = NewNames(path, lambda: self.now, network=network, first_gap=0.02)
+        self.names = NewNames(Location(path), lambda: self.now, network=network, first_gap=0.02)
 
     def after(self, seconds: float) -> set[str]:
         """Return the new files after so many seconds."""

@@ -7,7 +7,9 @@ ended task's outcomes before the task's end mark.
 from __future__ import annotations
 
 from array import array
+from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,8 +21,6 @@ from slurmlaunch.runfolder.rounds import Round, write_cancellations
 from tests.unit.test_collector import Watched, poll, write_value
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from slurmlaunch.client.state import Event
 
 
@@ -68,8 +68,8 @@ def test_a_mark_that_is_listed_before_the_outcome_file(watched: Watched, monkeyp
     """The outcome file of a start was there before its end mark, so its outcomes are reported before the mark."""
     poll(watched.watch)
     attempts = watched.watch.collector._attempts  # noqa: SLF001
-    cached = attempts._modification_time()  # noqa: SLF001 - by a network file system, which shows the old time
-    monkeypatch.setattr(attempts, "_modification_time", lambda: cached)
+    cached = watched.folder.outcomes.modified()  # by a network file system, which shows the old time
+    monkeypatch.setattr(attempts, "_folder", Mock(wraps=watched.folder.outcomes, modified=lambda **_: cached))
     write_value(OutcomeWriter(watched.folder, 0), 0, "a")
     watched.end(0, 128 + 9)
     kinds = [type(event) for event in events(watched)]
@@ -93,15 +93,15 @@ def test_cancellations_are_read_before_outcomes(watched: Watched) -> None:
 def test_an_earlier_attempt_that_is_not_listed(watched: Watched) -> None:
     """The file of an earlier attempt may be missing, or visible later than a later one's, whose outcomes count."""
     first, second = OutcomeWriter(watched.folder, 0), OutcomeWriter(watched.folder, 0)
-    content = first.path.read_bytes()
-    first.path.unlink()
+    content = Path(first.path).read_bytes()
+    Path(first.path).unlink()
     write_value(second, 1, "second")
     watched.end(0, Status.STOPPED)
     watched.poll()
     assert {1: "VALUE"} == watched.statuses
 
-    first.path.touch(0o600)
-    first.path.write_bytes(content)
+    Path(first.path).touch(0o600)
+    Path(first.path).write_bytes(content)
     OutcomeWriter(watched.folder, 0)
     watched.poll()
     assert {1: "VALUE"} == watched.statuses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +13,7 @@ from slurmlaunch.client.options import Options
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.environment import Environment, secret_names
 from slurmlaunch.runfolder.layout import RunFolder
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.support.files import located
 
 
 @pytest.mark.parametrize(
@@ -67,31 +65,35 @@ def test_what_is_stored(tmp_path: Path) -> None:
     """The file holds everything but the values of secrets, and damage is reported."""
     limits = {"RLIMIT_NOFILE": 300, "RLIMIT_CORE": resource.RLIM_INFINITY}
     path = tmp_path / "environment"
-    Environment({"A": "ü\udcff"}, {"B": "hidden", "C": None}, 0o027, limits).write(path)
+    Environment({"A": "ü\udcff"}, {"B": "hidden", "C": None}, 0o027, limits).write(located(path))
 
     assert "hidden" not in path.read_text(encoding="utf-8")
-    assert Environment.read(path) == Environment({"A": "ü\udcff"}, {"B": None, "C": None}, 0o027, limits)
+    assert Environment.read(located(path)) == Environment({"A": "ü\udcff"}, {"B": None, "C": None}, 0o027, limits)
     path.write_text('{"variables": {}}', encoding="utf-8")
     with pytest.raises(RunFolderError, match="damaged"):
-        Environment.read(path)
+        Environment.read(located(path))
 
 
 def test_the_same_environment_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that submits again shares the record and its file, as long as both are unchanged."""
     paths = [tmp_path / name for name in "abcd"]
     first = record(Options())
-    first.write(paths[0])
+    first.write(located(paths[0]))
     again = record(Options())
-    again.write(paths[1])
+    again.write(located(paths[1]))
     monkeypatch.setenv("KEPT", "another")
     changed = record(Options())
-    changed.write(paths[2])
+    changed.write(located(paths[2]))
     paths[2].write_text("damaged", encoding="utf-8")
-    changed.write(paths[3])
+    changed.write(located(paths[3]))
 
     assert first is again
     assert [2, 2, 1, 1] == [path.stat().st_nlink for path in paths]
-    assert ["KEPT" in Environment.read(paths[number]).variables for number in (0, 1, 3)] == [False, False, True]
+    assert ["KEPT" in Environment.read(located(paths[number])).variables for number in (0, 1, 3)] == [
+        False,
+        False,
+        True,
+    ]
     assert changed.variables["KEPT"] == "another"
 
 
@@ -111,7 +113,7 @@ def test_what_belongs_to_the_process_that_submits(tmp_path: Path, monkeypatch: p
     recorded = {"SLURM_CONF": "/there", "XDG_RUNTIME_DIR": "/there", "SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "3"}
     for name, value in {**recorded, "KEPT": "there"}.items():
         monkeypatch.setenv(name, value)
-    record(Options()).write(tmp_path / "environment")
+    record(Options()).write(located(tmp_path / "environment"))
     for name in recorded:
         monkeypatch.delenv(name)
     monkeypatch.setenv("KEPT", "here")
@@ -127,7 +129,7 @@ def test_the_own_environment_of_a_round(tmp_path: Path) -> None:
     """A round without its own environment has that of the latest round before it that has one."""
     folder = RunFolder(tmp_path)
     for number, name in ((0, "A"), (2, "B")):
-        folder.environment(number).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder.environment(number)).parent.mkdir(parents=True, exist_ok=True)
         Environment({name: "x"}).write(folder.environment(number))
 
     environments = Environments(folder)

@@ -17,6 +17,7 @@ from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
+from tests.support.files import located
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,7 @@ def write(path: Path, first: int, values: list[Any]) -> Recorded:
     offset = path.stat().st_size
     with path.open("ab") as file:
         file.write(records.encode(Kind.VALUES, payload, first=first, count=len(values)))
-    return recorded(Kind.VALUES, first, len(values), path, offset, payload)
+    return recorded(Kind.VALUES, first, len(values), located(path), offset, payload)
 
 
 ranges = st.tuples(st.integers(0, ITEMS - 1), st.integers(0, ITEMS)).map(lambda t: range(t[0], min(sum(t), ITEMS)))

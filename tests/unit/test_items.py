@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -24,7 +25,6 @@ from tests.support.tasks import OneRun, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def write(folder: RunFolder, items: Iterable[Any]) -> ItemReader:
 
 def blocks(folder: RunFolder) -> list[Record]:
     """Return the blocks of a run's items."""
-    found = list(records.scan(memoryview(folder.items.read_bytes())))
+    found = list(records.scan(memoryview(Path(folder.items).read_bytes())))
     return [each for each in found if isinstance(each, Record)]
 
 
@@ -85,7 +85,7 @@ def test_blocks_follow_each_other_without_gaps(folder: RunFolder) -> None:
     """The blocks contain all items in order, and the index gives the start of each block."""
     write(folder, [*range(10_000), [1], *("text" * 100,) * 500, bytes(BLOCK_BYTES * 2), 1, 2]).close()
 
-    index = memoryview(folder.items_index.read_bytes()).cast("Q").tolist()
+    index = memoryview(Path(folder.items_index).read_bytes()).cast("Q").tolist()
     found = blocks(folder)
     assert list(zip(index[::2], index[1::2], strict=True)) == [(block.header.first, block.offset) for block in found]
     assert [block.header.stop for block in found] == [*index[2::2], 10_504]
@@ -95,7 +95,7 @@ def test_an_empty_run_has_empty_files(folder: RunFolder) -> None:
     """A run without items is written like any other."""
     write(folder, []).close()
 
-    assert (folder.items.stat().st_size, folder.items_index.stat().st_size) == (0, 0)
+    assert (Path(folder.items).stat().st_size, Path(folder.items_index).stat().st_size) == (0, 0)
 
 
 def test_many_items_take_little_room(folder: RunFolder) -> None:
@@ -103,15 +103,15 @@ def test_many_items_take_little_room(folder: RunFolder) -> None:
     reader = write(folder, range(100_000))
 
     assert [reader[i] for i in range(100_000)] == rows(range(100_000))
-    assert folder.items.stat().st_size < 10 * 100_000
-    assert folder.items_index.stat().st_size < 16 * (100_000 / BLOCK_ITEMS + 20)
+    assert Path(folder.items).stat().st_size < 10 * 100_000
+    assert Path(folder.items_index).stat().st_size < 16 * (100_000 / BLOCK_ITEMS + 20)
     reader.close()
 
 
 def test_a_slice_reads_little_beside_its_own(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that has ten items of a hundred thousand reads one block of each kind of file, not the whole."""
     write(folder, range(100_000)).close()
-    size = folder.items.stat().st_size
+    size = Path(folder.items).stat().st_size
     read = 0
     pread = os.pread
 
@@ -257,7 +257,7 @@ def test_damaged_arguments_are_never_mistaken_for_others(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slurmlaunch.runfolder.items.BLOCK_ITEMS", 64)
         write(folder, items).close()
-    path = data.draw(st.sampled_from([folder.items, folder.items_index]))
+    path = Path(data.draw(st.sampled_from([folder.items, folder.items_index])))
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, 8 * len(content) - 1))
     content[place // 8] ^= 1 << place % 8
@@ -311,7 +311,7 @@ def test_items_that_others_may_write_are_not_read(folder: RunFolder) -> None:
     """Neither file is unpickled where others may write to it."""
     for path in (folder.items, folder.items_index):
         write(folder, [1]).close()
-        path.chmod(0o602)
+        Path(path).chmod(0o602)
         with pytest.raises(UnsafeRunFolder):
             ItemReader(folder)
 

@@ -10,6 +10,7 @@ import pytest
 
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.modules import Change, Module, ModulesReader, Source, changes_between, write_modules
+from tests.support.files import located
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,13 +23,15 @@ def write(path: Path, sources: dict[str, bytes]) -> Path:
         file = path.parent / f"{name}.py"
         mtime = file.stat().st_mtime_ns if file.exists() else 0
         modules.append((Module(name, str(file), None, mtime, 0), Source(text, b"pyc" if text else b"", text.decode())))
-    write_modules(path, [*modules, (Module("space", None, ["/a", "/b"]), None)], optimize=1)
+    write_modules(located(path), [*modules, (Module("space", None, ["/a", "/b"]), None)], optimize=1)
     return path
 
 
 def test_content(tmp_path: Path) -> None:
     """All that was written is read, also of an empty module without compiled code."""
-    with closing(ModulesReader(write(tmp_path / "modules", {"a": b"a = 1", "empty": b"", "b": b"b = 22"}))) as reader:
+    with closing(
+        ModulesReader(located(write(tmp_path / "modules", {"a": b"a = 1", "empty": b"", "b": b"b = 22"})))
+    ) as reader:
         found = {module.name: (reader.source(module), reader.code(module)) for module in reader if module.is_stored}
 
         assert {"a": (b"a = 1", b"pyc"), "empty": (b"", b""), "b": (b"b = 22", b"pyc")} == found
@@ -50,7 +53,7 @@ def test_only_what_is_needed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return data
 
     monkeypatch.setattr(os, "pread", count)
-    with closing(ModulesReader(path)) as reader:
+    with closing(ModulesReader(located(path))) as reader:
         module = reader.find("b")
         assert module is not None
         assert reader.code(module) == b"pyc"
@@ -66,7 +69,7 @@ def test_closed_descriptors(tmp_path: Path, reused: bool) -> None:  # noqa: FBT0
     other = os.open(tmp_path / "other", os.O_RDONLY)
     lowest = os.dup(other)
     os.close(lowest)
-    with closing(ModulesReader(path)) as reader:
+    with closing(ModulesReader(located(path))) as reader:
         module = reader.find("a")
         assert module is not None
         if reused:
@@ -79,7 +82,7 @@ def test_closed_descriptors(tmp_path: Path, reused: bool) -> None:  # noqa: FBT0
 
 def read_all(path: Path) -> list[bytes]:
     """Read all modules."""
-    with closing(ModulesReader(path)) as reader:
+    with closing(ModulesReader(located(path))) as reader:
         return [reader.source(module) for module in reader]
 
 
@@ -114,12 +117,12 @@ def test_changes(tmp_path: Path, new: bytes | None, where: str | None) -> None:
     file = tmp_path / "a.py"
     file.write_bytes(OLD)
     expected = [] if where is None else [Change(str(file), where)]
-    with closing(ModulesReader(write(tmp_path / "modules", {"a": OLD}))) as old:
+    with closing(ModulesReader(located(write(tmp_path / "modules", {"a": OLD})))) as old:
         if new is None:
             file.unlink()
         else:
             file.write_bytes(new)
             os.utime(file, ns=(1, 1))
-            with closing(ModulesReader(write(tmp_path / "others", {"a": new}))) as other:
+            with closing(ModulesReader(located(write(tmp_path / "others", {"a": new})))) as other:
                 assert changes_between(old, other) == expected
         assert changes_between(old) == expected

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,9 +18,7 @@ from slurmlaunch.runfolder import outcomes, records
 from slurmlaunch.runfolder.layout import RunFolder, salt_of
 from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, Recorded, earlier_attempts, outcome_entry
 from slurmlaunch.runfolder.records import Damage, Kind
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.support.files import located
 
 
 @pytest.fixture
@@ -88,13 +87,13 @@ def test_recorded_outcomes_are_read(folder: RunFolder) -> None:
 
 def test_each_attempt_has_a_file_of_its_own(folder: RunFolder) -> None:
     """An attempt gets the first free number of its task, and its file is private."""
-    (folder.outcomes / "3.1").touch()
+    Path(folder.outcomes / "3.1").touch()
 
     writers = [OutcomeWriter(folder, task) for task in (3, 3, 4)]
 
     assert [writer.attempt for writer in writers] == [0, 2, 0]
     assert [writer.path.name for writer in writers] == ["3.0", "3.2", "4.0"]
-    assert [writer.path.stat().st_mode & 0o777 for writer in writers] == [0o600] * 3
+    assert [Path(writer.path).stat().st_mode & 0o777 for writer in writers] == [0o600] * 3
     for writer in writers:
         writer.close()
 
@@ -115,7 +114,7 @@ def test_another_processs_unfinished_record_is_cut_off(folder: RunFolder) -> Non
     """If a process of the attempt dies while it appends, its part is cut off, and recording continues after it."""
     writer = OutcomeWriter(folder, 0)
     record_values(writer, 0, "before")
-    with writer.path.open("ab") as other:
+    with Path(writer.path).open("ab") as other:
         other.write(records.encode(Kind.VALUES, bytes(1000))[:500])
 
     writer.cut()
@@ -128,7 +127,7 @@ def test_another_processs_unfinished_record_is_cut_off(folder: RunFolder) -> Non
 def test_another_processs_records_are_kept(folder: RunFolder) -> None:
     """A record that another process of the attempt appended stays where it is, once it is adopted."""
     writer = OutcomeWriter(folder, 0)
-    with writer.path.open("ab") as other:
+    with Path(writer.path).open("ab") as other:
         other.write(records.encode(Kind.VALUES, Value("other").dump(), first=7))
 
     writer.adopt(failed=False)
@@ -147,13 +146,13 @@ def test_a_reader_continues_where_it_stopped(folder: RunFolder) -> None:
     file = OutcomeFile(writer.path)
     record_values(writer, 0, "first")
     seen = [values_in(file)]
-    with writer.path.open("ab", buffering=0) as other:
+    with Path(writer.path).open("ab", buffering=0) as other:
         for start, stop in ((0, 10), (10, 33), (33, len(whole) - 1), (len(whole) - 1, len(whole))):
             other.write(whole[start:stop])
             seen.append(values_in(file))
 
     assert seen == [{0: "first"}, {}, {}, {}, {1: "torn"}]
-    assert (file.position, values_in(file)) == (writer.path.stat().st_size, {})
+    assert (file.position, values_in(file)) == (Path(writer.path).stat().st_size, {})
     writer.close()
 
 
@@ -161,7 +160,7 @@ def test_a_tail_that_was_cut_off_is_forgotten(folder: RunFolder) -> None:
     """A reader that saw a torn tail reads the record that replaced it."""
     writer = OutcomeWriter(folder, 0)
     file = OutcomeFile(writer.path)
-    with writer.path.open("ab") as other:
+    with Path(writer.path).open("ab") as other:
         other.write(records.encode(Kind.VALUES, bytes(1000), first=9)[:500])
     assert values_in(file) == {}
 
@@ -189,7 +188,7 @@ def test_records_of_a_later_version_are_passed_over(folder: RunFolder) -> None:
     writer = OutcomeWriter(folder, 0)
     record_values(writer, 0, "value")
     writer.close()
-    with writer.path.open("ab") as other:
+    with Path(writer.path).open("ab") as other:
         other.write(records.encode(99, b"?") + records.encode(Kind.VALUES, Value("next").dump(), first=1))
 
     assert values_in(OutcomeFile(writer.path), final=True) == {0: "value", 1: "next"}
@@ -220,7 +219,7 @@ def test_pieces_change_nothing(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outcomes, "_PIECE", piece)
-        found = list(OutcomeFile(path).read(final=True))
+        found = list(OutcomeFile(located(path)).read(final=True))
 
     assert [i for i in range(len(whole)) if i != lost] == [
         each.header.first for each in found if isinstance(each, Recorded)
@@ -254,9 +253,9 @@ def test_only_the_end_tells_damage_from_a_tail(folder: RunFolder) -> None:
         record_values(writer, i, "value")
     writer.close()
     record = len(records.encode(Kind.VALUES, Value("value").dump()))
-    content = bytearray(writer.path.read_bytes())
+    content = bytearray(Path(writer.path).read_bytes())
     content[record + 40] ^= 1
-    writer.path.write_bytes(content[:-1])
+    Path(writer.path).write_bytes(content[:-1])
     file = OutcomeFile(writer.path)
 
     assert shape_of(file) == [("Recorded", 0, 1)]
@@ -267,20 +266,20 @@ def test_only_the_end_tells_damage_from_a_tail(folder: RunFolder) -> None:
 def test_a_record_inside_a_value_is_none(folder: RunFolder, tmp_path: Path) -> None:
     """A value may hold the files of another run: if its header is damaged, nothing inside is read as an outcome."""
     other = RunFolder(tmp_path / "other")
-    for path in (other.path, other.outcomes):
-        path.mkdir(mode=0o700)
+    for each in (other.root, other.outcomes):
+        each.mkdir()
     other.salt, folder.salt = salt_of("other"), salt_of("this")
     nested = OutcomeWriter(other, 0)
     record_values(nested, 0, "wrong")
     nested.close()
     writer = OutcomeWriter(folder, 0)
-    record_values(writer, 0, nested.path.read_bytes())
+    record_values(writer, 0, Path(nested.path).read_bytes())
     record_values(writer, 1, "right")
     writer.close()
     assert values_in(OutcomeFile(nested.path, other.salt)) == {0: "wrong"}
-    content = bytearray(writer.path.read_bytes())
+    content = bytearray(Path(writer.path).read_bytes())
     content[5] ^= 1
-    writer.path.write_bytes(content)
+    Path(writer.path).write_bytes(content)
 
     found = [("Damage", -1, -1), ("Recorded", 1, 2)]
     assert shape_of(OutcomeFile(writer.path, folder.salt), final=True) == found
@@ -295,11 +294,11 @@ def test_an_outcome_that_was_lost_since_says_where(folder: RunFolder, spoil: str
     writer.close()
     recorded = list(OutcomeFile(writer.path).read())[1]
     assert isinstance(recorded, Recorded)
-    content = writer.path.read_bytes()
+    content = Path(writer.path).read_bytes()
     if spoil == "remove":
-        writer.path.unlink()
+        Path(writer.path).unlink()
     else:
-        writer.path.write_bytes(content[:-1] + (b"?" if spoil == "flip" else b""))
+        Path(writer.path).write_bytes(content[:-1] + (b"?" if spoil == "flip" else b""))
 
     with pytest.raises(ResultLost) as lost:
         recorded.read()
@@ -314,7 +313,7 @@ def test_outcomes_that_others_may_write_are_not_read(folder: RunFolder) -> None:
     writer.close()
     (recorded,) = OutcomeFile(writer.path).read()
     assert isinstance(recorded, Recorded)
-    writer.path.chmod(0o620)
+    Path(writer.path).chmod(0o620)
 
     with pytest.raises(UnsafeRunFolder):
         list(OutcomeFile(writer.path).read())
@@ -332,8 +331,8 @@ def test_earlier_attempts_are_read(folder: RunFolder) -> None:
         record_values(writer, 10 * attempt, "a", "b")
         record_values(writer, 10 * attempt + 5, "c")
         writer.close()
-    (folder.outcomes / "5.1").unlink()
-    with (folder.outcomes / "5.2").open("r+b") as file:
+    Path(folder.outcomes / "5.1").unlink()
+    with Path(folder.outcomes / "5.2").open("r+b") as file:
         file.seek(40)
         file.write(b"??")
 
@@ -347,7 +346,7 @@ def test_a_tail_that_is_cut_off_again_hides_nothing(folder: RunFolder) -> None:
     file = OutcomeFile(writer.path)
     large = outcome_entry(1, Failure(ValueError("x" * 1000)).dump(), succeeded=False)
     writer.only_values = True
-    with writer.path.open("ab") as other:  # another process of the attempt
+    with Path(writer.path).open("ab") as other:  # another process of the attempt
         other.write(large.header.encode(folder.salt) + b"".join(large.parts))
     assert [0, 1] == [each.header.first for each in file.read() if isinstance(each, Recorded)]
     writer.adopt(failed=True)

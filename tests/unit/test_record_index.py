@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from slurmlaunch.client.item_status import ItemStatus, Ledger, RecordIndex, consecutive
 from slurmlaunch.client.run import FuturesRegistry
+from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
 
@@ -32,13 +32,13 @@ def test_find(cut: list[int], random: Random, data: st.DataObject) -> None:
     random.shuffle(parts)
     index = RecordIndex()
     for number, items in enumerate(parts):
-        index.add(items, Path(f"{number // 2}.0") if number % 3 else None, 100 * number)
+        index.add(items, Location(f"{number // 2}.0") if number % 3 else None, 100 * number)
 
     assert parts == list(index)
     number = data.draw(st.integers(0, len(parts) - 1))
     for item in (parts[number].start, parts[number].stop - 1):
         if number % 3:
-            assert (parts[number], Path(f"{number // 2}.0"), 100 * number) == index.find(item)
+            assert (parts[number], Location(f"{number // 2}.0"), 100 * number) == index.find(item)
         else:
             with pytest.raises(LookupError):
                 index.find(item)
@@ -52,7 +52,7 @@ def test_reopened(cut: list[int], reopened: set[int]) -> None:
         if number % 2:
             ledger.end(range(a, b), ValueError)
         else:
-            ledger.record(Recorded(Path("0.0"), a, Header(Kind.FAILURE, b - a, a, 0, 0)))
+            ledger.record(Recorded(Location("0.0"), a, Header(Kind.FAILURE, b - a, a, 0, 0)))
     ledger.reopen(reopened)
 
     assert ledger.open == ledger.count(ItemStatus.OPEN, range(ITEMS)) == len(reopened)

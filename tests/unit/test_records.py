@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.records import HEADER_SIZE, MAGIC, Damage, Kind, Record
+from tests.support.files import located
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -219,7 +220,7 @@ def test_a_header_is_as_it_is_specified() -> None:
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[records.RecordWriter]:
     """Return a writer of an empty file."""
-    with records.RecordWriter(tmp_path / "log") as writer:
+    with records.RecordWriter(located(tmp_path / "log")) as writer:
         yield writer
 
 
@@ -277,4 +278,4 @@ def test_a_file_is_continued(log: records.RecordWriter) -> None:
     with pytest.raises(FileExistsError):
         records.RecordWriter(log.path, flags=os.O_CREAT | os.O_EXCL)
     with pytest.raises(FileNotFoundError):
-        records.RecordWriter(log.path.with_name("other"), flags=0)
+        records.RecordWriter(log.path.beside("other"), flags=0)

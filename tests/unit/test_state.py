@@ -6,7 +6,6 @@ Races are in test_state_races.py. Nothing runs here: no folder, no thread, no cl
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -30,6 +29,7 @@ from slurmlaunch.client.state import (
     Tick,
 )
 from slurmlaunch.errors import ItemError, NodeStartError, OutOfMemory, ResultLost, SubmissionError, WorkerDied
+from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
@@ -70,7 +70,7 @@ KILLED = 128 + 9
 
 def checkpoint(item: int) -> Recorded:
     """Return the record of a checkpoint, each at another place."""
-    return Recorded(Path("0.0"), next(_OFFSETS), Header(Kind.CHECKPOINT, 1, item, 0, 0))
+    return Recorded(Location("0.0"), next(_OFFSETS), Header(Kind.CHECKPOINT, 1, item, 0, 0))
 
 
 _OFFSETS = itertools.count()
@@ -384,7 +384,7 @@ class TestErrors:
             raise fault
 
         monkeypatch.setattr(state, "_count_death", fail)
-        failure = Recorded(Path("/nowhere/0.0"), 0, Header(Kind.FAILURE, 1, 0, 0, 0))
+        failure = Recorded(Location("/nowhere/0.0"), 0, Header(Kind.FAILURE, 1, 0, 0, 0))
         with pytest.raises(RuntimeError, match="a fault"):
             state.handle(OutcomesSeen(0, failure, ValueError()), 0.0)
 

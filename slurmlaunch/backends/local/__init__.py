@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from slurmlaunch.backends.base import ArrayJob
+    from slurmlaunch.runfolder.files import Location
 
 _CPU_COUNT = "PYTHON_CPU_COUNT"  # read as Python starts: too early for the node to set it
 
@@ -215,9 +216,10 @@ def added_variables(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, st
 
 def _check(job: ArrayJob, env: Mapping[str, str]) -> None:
     """Refuse at once an array with a missing folder or program: all its tasks would fail later."""
-    for folder in (RunFolder(job.run_folder).logs, _cwd(job)):
-        if not folder.is_dir():
-            raise refusal(job, f"there is no folder {folder}")
+    if not RunFolder(job.run_folder).logs.exists():
+        raise refusal(job, f"there is no folder {RunFolder(job.run_folder).logs}")
+    if not _cwd(job).is_dir():
+        raise refusal(job, f"there is no folder {_cwd(job)}")
     if _shell(job) is None:
         raise refusal(job, "modules and setup need bash, which is not on the PATH")
     programs = job.container.programs if job.container else (job.python[0],)
@@ -270,7 +272,7 @@ _PREPARATION_BEGINS = (
 )
 
 
-def _log_words(path: Path) -> str:
+def _log_words(path: Location) -> str:
     """Return the shell words for the log of ``$element``, whatever the folder is called."""
     name = path.name.replace(_ELEMENT, "${element}")
     return f"{shlex.quote(str(path.parent))}/{name}"

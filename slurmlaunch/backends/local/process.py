@@ -39,23 +39,22 @@ class TaskProcess:
     """
 
     def __init__(
-        self, command: tuple[str, ...], env: Mapping[str, str], *, stdout: str, stderr: str, lifeline: int
+        self, command: tuple[str, ...], env: Mapping[str, str], *, stdout: int, stderr: int, lifeline: int
     ) -> None:
         """Start a task: *command* begins with an absolute path, *lifeline* is the read end of a pipe.
 
         Raises:
-            OSError: the program or one of the files cannot be opened.
+            OSError: the program cannot be started.
             ValueError: a word or a variable holds a NUL character.
         """
-        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self.pid = os.posix_spawn(
             command[0],
             command,
             {**env, PARENT_DEATH_VARIABLE: str(LIFELINE_FD)},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, stdout, append, 0o600),
-                (os.POSIX_SPAWN_OPEN, 2, stderr, append, 0o600),
+                (os.POSIX_SPAWN_DUP2, stdout, 1),
+                (os.POSIX_SPAWN_DUP2, stderr, 2),
                 (os.POSIX_SPAWN_DUP2, lifeline, LIFELINE_FD),
             ],
             setsid=True,

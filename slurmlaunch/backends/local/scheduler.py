@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from slurmlaunch import caps, context
 from slurmlaunch.backends.base import TaskRecord, TaskState, parse_memory, parse_time
 from slurmlaunch.backends.local.process import LIFELINE_FD, STATUS_UNKNOWN, Sessions, TaskProcess
-from slurmlaunch.errors import OptionError
+from slurmlaunch.errors import OptionError, RunFolderError
 from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.files import create
 from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
 from slurmlaunch.runfolder.storage import PATIENCE, status_of
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from slurmlaunch.backends.base import ArrayJob
+    from slurmlaunch.runfolder.files import Location
 
 KILL_WAIT = 5.0
 """Seconds between SIGTERM and SIGKILL; the name is Slurm's."""
@@ -189,21 +191,17 @@ class LocalJob:
         self.start_after = now + _STORAGE_PAUSE
         return True
 
-    def log(self, element: int, stream: str) -> str:
-        """Return the path of an element's ``out`` or ``err``."""
-        return str(self._folder.log(self.array.round, self.array.array, element, stream))
+    def log(self, element: int, stream: str) -> Location:
+        """Return an element's ``out`` or ``err``."""
+        return self._folder.log(self.array.round, self.array.array, element, stream)
 
     def start(self, element: int, lifeline: int) -> TaskProcess:
         """Start an element; raises as `TaskProcess` does."""
         # Umask and limits of this process may have changed since the submission.
         started = self.array.start(umask=self.array.environment.umask)
-        process = TaskProcess(
-            (*started, *self.command, str(self.array.first_task + element)),
-            self.env,
-            stdout=self.log(element, "out"),
-            stderr=self.log(element, "err"),
-            lifeline=lifeline,
-        )
+        command = (*started, *self.command, str(self.array.first_task + element))
+        with _opened(self.log(element, "out")) as stdout, _opened(self.log(element, "err")) as stderr:
+            process = TaskProcess(command, self.env, stdout=stdout, stderr=stderr, lifeline=lifeline)
         self._refused_since = None
         return process
 
@@ -214,14 +212,29 @@ class LocalJob:
         if self.array.container and status <= Status.FAILURES and not self._folder.outcome_file(task, 0).exists():
             status = Status.NODE  # the container did not start, or has no slurmlaunch
         # With a full disk or a removed folder, the state alone has to say it.
-        with contextlib.suppress(OSError):
-            path = self._folder.ended / EndMark(task, 0, status).filename
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        with contextlib.suppress(OSError, RunFolderError):
+            create(self._folder.ended / EndMark(task, 0, status).filename, b"")
         self._free_environment()
 
     def _free_environment(self) -> None:
         if not self.pending:
             self.env = {}
+
+
+@contextlib.contextmanager
+def _opened(log: Location) -> Iterator[int]:
+    descriptor = log.open(os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        if descriptor < _STANDARD:  # this process has closed its own, and the task would get one in place of the other
+            above = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _STANDARD)
+            os.close(descriptor)
+            descriptor = above
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+_STANDARD = 3
 
 
 class LocalTask:

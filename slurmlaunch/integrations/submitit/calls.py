@@ -143,7 +143,7 @@ class SlurmlaunchJobEnvironment(SlurmJobEnvironment):
         folder = RunFolder(task.run_folder)
         round_ = round_of_task(folder, task.task)
         stdout = folder.log(round_.number, *round_.plan.element_of(task.task), "out")
-        return Paths(folder.path, stdout, self.job_id, self.global_rank)
+        return Paths(folder.path, Path(stdout), self.job_id, self.global_rank)
 
     @property
     def num_tasks(self) -> int:
@@ -190,6 +190,6 @@ class Paths(utils.JobPaths):
     def __init__(self, folder: Path, stdout: Path, job_id: str | None, rank: int = 0) -> None:
         super().__init__(str(folder), job_id=job_id, task_id=rank)
         run_folder = RunFolder(folder)
-        self.folder, self.submission_file = run_folder.path, run_folder.rounds
-        self.submitted_pickle, self.result_pickle = run_folder.function, run_folder.outcomes
+        self.folder, self.submission_file = run_folder.path, Path(run_folder.rounds)
+        self.submitted_pickle, self.result_pickle = Path(run_folder.function), Path(run_folder.outcomes)
         self.stdout, self.stderr = stdout, stdout.with_suffix(".err")

@@ -1,0 +1,481 @@
+"""Files and folders of a run folder: the one module that opens, makes, renames, links and lists them.
+
+A path leads elsewhere once another user, who may write to a folder above, renames one. So the run folder is held by a
+descriptor, and everything in it is opened relative to that, its subfolders too: see `Location`. A pickle runs code, so
+nothing is read that another user owns or may write to, and no symbolic link is followed. A file either appears whole
+(`write_whole`) or one writer appends to it (`records.RecordWriter`).
+
+Client, node and backends use it; what files hold is not known here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from _weakref import ref
+from collections import OrderedDict
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from slurmlaunch.errors import RunFolderError, UnsafeRunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    Part = bytes | bytearray | memoryview
+
+MOST_HELD = 64
+"""How many folders a process holds, whatever the number of its runs: many systems allow 256 descriptors."""
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
+
+
+class _Held:
+    """The descriptor of a folder. It is closed with its last reference: a thread may use one that others let go."""
+
+    __slots__ = ("identity", "number")
+
+    def __init__(self, number: int, status: os.stat_result) -> None:
+        self.number, self.identity = number, (status.st_dev, status.st_ino)
+
+    def __del__(self) -> None:
+        _recent.pop(id(self), None)
+        if identity(self.number) == self.identity:  # the user's function may have closed it
+            os.close(self.number)
+
+
+_recent: OrderedDict[int, ref[Location]] = OrderedDict()
+"""The locations that are held, the one that was used last at the end."""
+
+
+class Location:
+    """A file or folder of a run folder, by its name in a folder that is held by a descriptor.
+
+    A descriptor that had to be closed, or that the user's function closed, is opened again, and must lead to the folder
+    that it led to at first: the number of a closed one may be another folder's now. Text and ``os.fspath`` give the
+    path, for messages and for other programs.
+    """
+
+    __slots__ = ("__weakref__", "_held", "_identity", "name", "parent")
+
+    def __init__(self, name: str | os.PathLike[str], parent: Location | None = None) -> None:
+        """Name an entry of a folder; without one *name* is the absolute path of the run folder itself."""
+        self.name, self.parent = os.fspath(name), parent
+        self._held: _Held | None = None
+        self._identity: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.parent is None else f"{self.parent}/{self.name}"
+
+    __fspath__ = __str__
+
+    def __repr__(self) -> str:
+        return f"Location({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Location) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __truediv__(self, name: str) -> Location:
+        """Return what has this name in the folder; the name may lead through subfolders."""
+        found = self
+        for part in name.split("/"):
+            if part in {"", ".", ".."}:
+                raise RunFolderError(f"{name!r} is no name of a file in {self}", path=str(self))
+            found = Location(part, found)
+        return found
+
+    def beside(self, name: str) -> Location:
+        """Return what has another name in the same folder."""
+        return _parent(self) / name
+
+    @property
+    def root(self) -> Location:
+        """The run folder that it is in."""
+        return self if self.parent is None else self.parent.root
+
+    @property
+    def inside(self) -> str:
+        """The path in the run folder."""
+        return self.name if self.parent is None or self.parent.parent is None else f"{self.parent.inside}/{self.name}"
+
+    # As a name in its folder.
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a function of `os` for this name, relative to its folder."""
+        if self.parent is None:
+            return function(self.name, *arguments, **options)
+        folder, _ = self.parent._hold()  # noqa: SLF001
+        try:
+            return function(self.name, *arguments, dir_fd=folder.number, **options)
+        except OSError as error:
+            error.filename = str(self)
+            raise
+
+    def open(self, flags: int) -> int:
+        """Open the file, and return its descriptor; a file that this makes is for its owner alone."""
+        descriptor: int = self._call(os.open, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return descriptor
+
+    def status(self) -> os.stat_result:
+        """Return the status of the file, or of the link that is there."""
+        found: os.stat_result = self._call(os.stat, follow_symlinks=False)
+        return found
+
+    def exists(self) -> bool:
+        """Whether there is anything of this name, as far as the system says."""
+        return bool(self._mode())
+
+    def is_file(self) -> bool:
+        """Whether a file has this name, as far as the system says."""
+        return stat.S_ISREG(self._mode())
+
+    def is_dir(self) -> bool:
+        """Whether a folder has this name, as far as the system says."""
+        return stat.S_ISDIR(self._mode())
+
+    def _mode(self) -> int:
+        with suppress(OSError):
+            return self.status().st_mode
+        return 0
+
+    def read(self) -> bytes:
+        """Return the content of a file that nothing depends on, such as a log: it may be another user's."""
+        with os.fdopen(self.open(os.O_RDONLY), "rb") as file:
+            return file.read()
+
+    def link_to(self, other: Location) -> None:
+        """Give a file this name, too; FileExistsError if it is taken."""
+        self._pair(os.link, other, self)
+
+    def rename(self, other: Location) -> None:
+        """Move it to another place, in one step."""
+        self._pair(os.rename, self, other)
+
+    def _pair(self, function: Callable[..., None], source: Location, target: Location) -> None:
+        (one, _), (two, _) = _parent(source)._hold(), _parent(target)._hold()  # noqa: SLF001
+        try:
+            function(source.name, target.name, src_dir_fd=one.number, dst_dir_fd=two.number)
+        except OSError as error:
+            error.filename, error.filename2 = str(source), str(target)
+            raise
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Remove the file."""
+        try:
+            self._call(os.unlink)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    # As a folder.
+
+    def mkdir(self) -> None:
+        """Make the folder, for its owner alone.
+
+        Raises:
+            FileExistsError: it exists.
+            UnsafeRunFolder: the run folder that was made is not the one that is there.
+        """
+        self._call(os.mkdir, 0o700)
+        if self.parent is None:
+            # Who may rename it, or a folder above, may put another of the user's folders in its place. A folder of
+            # the user's without any file has none that could be overwritten.
+            _, status = self._hold()
+            if stat.S_IMODE(status.st_mode) & 0o077 or self.names():
+                raise self._exchanged()
+
+    def check(self) -> None:
+        """Refuse a folder that another user owns or may write to.
+
+        Raises:
+            RunFolderError: it does not exist, or is no folder.
+            UnsafeRunFolder: it is not safe to read from, or is no longer the folder that it was.
+        """
+        try:
+            self._hold()
+        except OSError as error:
+            raise RunFolderError(f"no run folder at {self}: {error.strerror}", path=str(self)) from error
+
+    def names(self) -> list[str]:
+        """Return the names in the folder."""
+        with self._opened() as descriptor:
+            return os.listdir(descriptor)  # noqa: PTH208  (a Path for each of 10^5 names costs too much)
+
+    @contextmanager
+    def entries(self) -> Iterator[Iterator[os.DirEntry[str]]]:
+        """Yield the directory entries of the folder."""
+        with self._opened() as descriptor, os.scandir(descriptor) as entries:
+            yield entries
+
+    def modified(self, *, anew: bool = False) -> int:
+        """Return the time at which the folder changed, in nanoseconds; *anew* opens it, for network file systems."""
+        if not anew:
+            return self._hold()[1].st_mtime_ns
+        with self._opened() as descriptor:
+            return os.fstat(descriptor).st_mtime_ns
+
+    def mark_modified(self) -> None:
+        """Set the time at which the folder changed to now."""
+        os.utime(self._hold()[0].number)
+
+    def remove(self) -> None:
+        """Remove the folder with its content, as far as that is possible."""
+        import shutil  # here, because a node must start fast
+
+        with suppress(OSError, RunFolderError):
+            folder, _ = self._hold()
+            for name in self.names():
+                with suppress(NotADirectoryError):
+                    shutil.rmtree(name, dir_fd=folder.number)
+                    continue
+                os.unlink(name, dir_fd=folder.number)
+            self._call(os.rmdir)
+
+    def _hold(self) -> tuple[_Held, os.stat_result]:
+        """Return the descriptor of the folder, and its status; keep a reference as long as you use it."""
+        held = self._held
+        if held is not None:
+            with suppress(OSError):
+                status = os.fstat(held.number)
+                if (status.st_dev, status.st_ino) == held.identity:
+                    with suppress(KeyError):  # another thread has just let it go
+                        _recent.move_to_end(id(held))
+                    return held, status
+        number, status = self._open_folder()
+        self._held = held = _Held(number, status)
+        _recent[id(held)] = ref(self)
+        while len(_recent) > MOST_HELD:
+            _, oldest = _recent.popitem(last=False)
+            if (other := oldest()) is not None:
+                other._held = None  # noqa: SLF001
+        return held, status
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Open the folder once more: a network file system may list an old state of one that is held."""
+        descriptor, _ = self._open_folder()
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open_folder(self) -> tuple[int, os.stat_result]:
+        """Open the folder; return its descriptor and status, if it is safe to use and the one that it was."""
+        try:
+            number: int = self._call(os.open, _FOLDER)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER:
+                raise
+            if stat.S_ISLNK(self.status().st_mode):
+                msg = f"{self} is a symbolic link; name the folder that it points to"
+                raise UnsafeRunFolder(msg, path=str(self)) from None
+            raise RunFolderError(f"{self} is not a folder", path=str(self)) from None
+        try:
+            status = os.fstat(number)
+            _check(status, self)
+            self._check_identity(status)
+        except BaseException:
+            os.close(number)
+            raise
+        return number, status
+
+    def _check_identity(self, status: os.stat_result) -> None:
+        found = status.st_dev, status.st_ino
+        self._identity = self._identity or found
+        if found != self._identity:
+            raise self._exchanged()
+
+    def _exchanged(self) -> UnsafeRunFolder:
+        msg = (
+            f"{self} is another folder than it was: somebody has exchanged it, or a folder above it. Nothing is read "
+            "from it or written to it. Use a folder for the run folders that only you may rename"
+        )
+        return UnsafeRunFolder(msg, path=str(self))
+
+
+def _parent(location: Location) -> Location:
+    if location.parent is None:
+        raise ValueError(f"{location} is a run folder")
+    return location.parent
+
+
+def identity(descriptor: int) -> tuple[int, int]:
+    """Return the device and the inode behind a descriptor, none if it is closed.
+
+    The user's function may close all descriptors, as daemons do; files that it opens then have their numbers.
+    """
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return -1, -1
+    return status.st_dev, status.st_ino
+
+
+# Reading.
+
+
+def open_owned(location: Location) -> tuple[int, os.stat_result]:
+    """Open a file for reading and return its descriptor and status.
+
+    Raises:
+        OSError: it cannot be opened.
+        UnsafeRunFolder: another user owns it or may write to it, or it is a symbolic link.
+    """
+    try:
+        descriptor = location.open(os.O_RDONLY)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            msg = f"{location} is a symbolic link, which may lead out of the run folder: it is not read"
+            raise UnsafeRunFolder(msg, path=str(location)) from None
+        raise
+    status = os.fstat(descriptor)
+    try:
+        _check(status, location)
+    except UnsafeRunFolder:
+        os.close(descriptor)
+        raise
+    return descriptor, status
+
+
+@contextmanager
+def opened(location: Location) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a file as `open_owned` does, and close it at the end."""
+    found = open_owned(location)
+    try:
+        yield found
+    finally:
+        os.close(found[0])
+
+
+def read_owned(location: Location) -> bytes:
+    """Return the content of a file, on the conditions of `open_owned`."""
+    with opened(location) as (descriptor, status):
+        return read_at(descriptor, status.st_size, 0)
+
+
+def _check(status: os.stat_result, location: Location) -> None:
+    if status.st_uid != os.geteuid():
+        msg = f"{location} belongs to user {status.st_uid}, not to you: nothing in it is unpickled"
+        raise UnsafeRunFolder(msg, path=str(location))
+    if status.st_mode & _OTHERS_MAY_WRITE:
+        msg = (
+            f"{location} may be written by others (mode {stat.S_IMODE(status.st_mode):o}): nothing in it is unpickled. "
+            f"If you trust its content: chmod -R go-w"
+        )
+        raise UnsafeRunFolder(msg, path=str(location))
+
+
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Return *length* bytes of a file, or fewer at its end; one ``pread`` may stop short of 2 GiB."""
+    if length > _PLAUSIBLE or offset > _PLAUSIBLE:  # Python allocates so much before it reads
+        length = bytes_left(descriptor, length, offset)
+        if not length:
+            return b""
+    data = os.pread(descriptor, length, offset)
+    while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def bytes_left(descriptor: int, length: int, offset: int) -> int:
+    """Return *length*, or how many bytes a file has from an offset on, if that is less; a damaged file names any."""
+    return max(0, min(length, os.fstat(descriptor).st_size - offset))
+
+
+_PLAUSIBLE = 1 << 22
+"""A length and an offset, in bytes, that need no check: a file without so many causes neither an error nor a cost."""
+
+
+# Writing.
+
+
+def beside(location: Location) -> Location:
+    """Return a new location in the same folder, whose name nobody can predict."""
+    return location.beside(f"{location.name}.{os.urandom(8).hex()}.new")
+
+
+def write_whole(location: Location, parts: Iterable[Part]) -> None:
+    """Write a file beside its place, flush it, and rename it into its place.
+
+    Raises:
+        OSError: it could not be written (disk full, quota, ...); nothing is left behind.
+    """
+    new = beside(location)
+    descriptor = new.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for part in parts:
+                with naming(location):
+                    file.write(part)
+                del part  # it may be large, and the next one is made only now
+            with naming(location):
+                file.flush()
+                os.fsync(file.fileno())
+        new.rename(location)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def link_unchanged(source: Location, status: os.stat_result, location: Location) -> bool:
+    """Give a file of this process a further name, unless it is no longer as *status* says; return whether it has it."""
+    try:
+        found = source.status()
+        if (found.st_ino, found.st_mtime_ns, found.st_size) != (status.st_ino, status.st_mtime_ns, status.st_size):
+            return False
+        location.link_to(source)
+    except (OSError, RunFolderError):  # it is gone, on another file system, or has too many names
+        return False
+    return True
+
+
+def create(location: Location, data: bytes) -> os.stat_result:
+    """Create a file that does not exist, for one writer alone; return its status.
+
+    Raises:
+        FileExistsError: it exists.
+    """
+    descriptor = location.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        with naming(location):
+            os.write(descriptor, data)
+            return os.fstat(descriptor)
+    except OSError:
+        location.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def write_once(location: Location, data: bytes) -> bool:
+    """Write a file that only one process can make; False if another process was first.
+
+    By a link, which is one step on every file system; with ``O_EXCL`` the file
+    would exist for a moment and be empty.
+    """
+    new = beside(location)
+    write_whole(new, [data])
+    try:
+        location.link_to(new)
+    except FileExistsError:
+        return False
+    finally:
+        new.unlink()
+    return True
+
+
+@contextmanager
+def naming(location: Location) -> Iterator[None]:
+    """Add the file's name to the system's errors, which a full disk or a quota leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(location)
+        raise
