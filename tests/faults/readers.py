@@ -262,7 +262,7 @@ def _read_outcomes(folder: RunFolder) -> None:
         for checkpoint in file.checkpoints.values():
             with suppress(ResultLost):
                 checkpoint.read().parts()
-        Launch.read(OutcomeFile(path, folder.salt), 0)
+        Launch.read(OutcomeFile(file.path, folder.salt), 0)
     for task in range(5):
         earlier_attempts(folder, task, 2)
 
