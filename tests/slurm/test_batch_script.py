@@ -292,8 +292,8 @@ def test_the_script_opens_its_logs_where_slurm_must_not(exposed: ArrayJob) -> No
         assert (0, ["", ""]) == (status, output)
 
     out, err = (RunFolder(exposed.run_folder).log(0, 0, 0, stream) for stream in ("out", "err"))
-    assert (f"out\n{exposed.cwd} 0o22\n" * 2, "err\n" * 2) == (out.read_text(), err.read_text())
-    assert [0o600, 0o600] == [path.stat().st_mode & 0o777 for path in (out, err)]
+    assert (f"out\n{exposed.cwd} 0o22\n" * 2, "err\n" * 2) == (out.read().decode(), err.read().decode())
+    assert [0o600, 0o600] == [path.status().st_mode & 0o777 for path in (out, err)]
 
 
 @pytest.mark.parametrize(("own_logs", "status"), [(True, Status.EXCHANGED), (False, 0)])
