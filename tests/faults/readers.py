@@ -287,8 +287,7 @@ def _read_items(folder: RunFolder) -> None:
             except ResultLost as error:
                 _check(error.file is not None and error.offset is not None, error)
             except Exception as error:
-                # The pickle of an item may raise anything. No other code of the reader may.
-                if traceback.extract_tb(error.__traceback__)[-1].name != "_unpickled":
+                if not _is_of_pickle(error, "_unpickled"):
                     raise
 
 
@@ -317,8 +316,18 @@ def _read_claims(folder: RunFolder) -> None:
 
 
 def _read_definition(folder: RunFolder) -> None:
-    with suppress(pickle.UnpicklingError):
+    try:
         _ = Definitions(folder.definitions)[int(_IDENTITY[:8], 16) >> 1]
+    except ResultLost:
+        raise
+    except Exception as error:
+        if not _is_of_pickle(error, "__missing__"):
+            raise
+
+
+def _is_of_pickle(error: Exception, caller: str) -> bool:
+    """Whether the user's pickle, which a function has loaded, raised this: it may raise anything, the function not."""
+    return traceback.extract_tb(error.__traceback__)[-1].name == caller
 
 
 def _read_cancellations(folder: RunFolder) -> None:
