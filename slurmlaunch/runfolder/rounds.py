@@ -181,7 +181,7 @@ class Round:
     def journal(self) -> list[dict[str, Any]]:
         """Return the entries of the journal, in order."""
         with suppress(FileNotFoundError):
-            return list(read_notes(self._path / "journal", _ENTRY))
+            return list(read_notes(self._path / "journal", _entry_of(len(self.plan.arrays))))
         return []
 
     def job_ids(self) -> dict[int, str]:
@@ -254,16 +254,27 @@ def read_notes(path: Location, form: forms.Form) -> Iterator[dict[str, Any]]:
             yield forms.parse(found.payload, form, path, found.offset)
 
 
-_ENTRY = forms.Keys(
-    {"time": forms.seconds},
-    {
-        **dict.fromkeys(("intent", "submitted", "refused", "abandoned", "waiting"), forms.count),
-        **dict.fromkeys(("job_id", "error"), forms.text),
-        "client": CLIENT,
-        "throttle": forms.null_or(forms.count),
-    },
-)
-"""The form of the journal's entries."""
+def _entry_of(arrays: int) -> forms.Form:
+    """Return the form of an entry of the journal of a round with so many arrays."""
+
+    def array(value: Any) -> bool:
+        return forms.count(value) and value < arrays
+
+    of_any = forms.Keys({"time": forms.seconds}, {"throttle": forms.null_or(forms.count)})
+    of_array = {
+        **dict.fromkeys(("intent", "abandoned"), forms.Keys()),
+        "submitted": forms.Keys({"job_id": forms.text}),
+        "refused": forms.Keys({"error": forms.text}),
+        "waiting": forms.Keys({"client": CLIENT}),
+    }
+
+    def entry(value: Any) -> bool:
+        return of_any(value) and all(
+            array(value[key]) and form(value) for key, form in of_array.items() if key in value
+        )
+
+    return entry
+
 
 _ENDS = forms.Keys(
     {"ends": forms.listing(forms.row(forms.count, forms.count, forms.text, *[forms.null_or(forms.text)] * 3))}

@@ -115,7 +115,7 @@ def test_deep_json_in_a_thread(folder: RunFolder) -> None:
 
 
 def test_a_note_of_no_json(folder: RunFolder) -> None:
-    """A damaged note costs no outcome; in a journal it is an error with its position."""
+    """A damaged note costs no outcome."""
     Manifest.read(folder)
     value = Entry.of(Kind.INTEGERS, [bytes(8)], first=0, number=1)
     file = rewrite(folder, "0.0", Entry.of(Kind.NOTE, [b"{"]), value)
@@ -124,10 +124,16 @@ def test_a_note_of_no_json(folder: RunFolder) -> None:
     assert isinstance(recorded, Recorded)
     assert recorded.read().outcome(0).unwrap() == 0
 
+
+@pytest.mark.parametrize(
+    "note", [b"[1]", b'{"time": 1, "submitted": 0}', b'{"time": 1, "submitted": 9, "job_id": "1"}']
+)
+def test_a_note_of_another_form_in_a_journal(folder: RunFolder, note: bytes) -> None:
+    """The error names the file and the position, also if the note is of an array that the round has not."""
     journal = folder.round(0) / "journal"
     size = journal.status().st_size
     with RecordWriter(journal) as writer:
-        writer.append(Entry.of(Kind.NOTE, [b"[1]"]))
+        writer.append(Entry.of(Kind.NOTE, [note]))
     with pytest.raises(RunFolderError, match=f"journal is damaged, at byte {size}") as raised:
         Round.read(folder, 0).journal()
     assert raised.value.offset == size
