@@ -384,18 +384,20 @@ def read_damaged(folder: Path, target: Target, random: Random) -> None:
     """
     files = sorted(path for pattern in target.files for path in folder.glob(pattern) if path.is_file())
     path = random.choice(files)
-    before, status = path.read_bytes(), path.stat()
-    path.write_bytes(damaged(before, random))
-    there = set(folder.rglob("*"))
+    whole = {each: (each.read_bytes(), each.stat()) for each in folder.rglob("*") if each.is_file()}
+    path.write_bytes(damaged(whole[path][0], random))
     try:
         target.read(RunFolder(folder))
     except SPECIFIED as error:
         _check(str(folder) in str(error), error)
     finally:
-        path.write_bytes(before)
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        for made in set(folder.rglob("*")) - there:
-            made.unlink()
+        for each in folder.rglob("*"):
+            if each.is_file() and each not in whole:
+                each.unlink()
+        for each, (content, status) in whole.items():
+            if each.read_bytes() != content:
+                each.write_bytes(content)
+                os.utime(each, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def read_snapshot(random: Random) -> None:
