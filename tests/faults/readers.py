@@ -90,7 +90,7 @@ def _dumps(value: object) -> bytes:
 
 def _write_rounds(folder: RunFolder) -> None:
     common: dict[str, Any] = {"cpus_per_task": 2, "processes": 2, "threads": 1, "client": _GONE, "time_limit": 60.0}
-    common["options"] = {"slurm": {"mem": "1G", "exclusive": True}, "env": {"A": "b", "TOKEN": None}, "retries": 1}
+    common["options"] = {"slurm": {"mem": "1G", "exclusive": True}, "env": {"A": "b", "TOKEN": None}, "retries": 0}
     first = RoundPlan(
         Slices(ITEMS, 3), 0, (ArrayPlan("a", 0, 2), ArrayPlan("b", 2, 1)), throttle=1, warning=9, **common
     )
