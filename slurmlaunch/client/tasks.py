@@ -394,8 +394,12 @@ class Tasks:
         return TaskState.PENDING if self._ledger.is_open(item) else self._state_of_settled([item])
 
     def why_item_waits(self, item: int) -> str | None:
-        """Return why the task of an item is pending, in words; None if it is not, or nothing is known."""
-        view = self.views.get(self.task_of(item)) if self._ledger.is_open(item) else None
+        """Return why the task of an item is pending, in words; None if it is not, or nothing is known.
+
+        An item that is cancelled keeps the reason until Slurm reports the end of its task.
+        """
+        never_ran = self._ledger.status(item) in {ItemStatus.OPEN, ItemStatus.CANCELLED}
+        view = self.views.get(self.task_of(item)) if never_ran else None
         return in_words(view.record) if view and view.record and not view.started else None
 
     def why_tasks_wait(self) -> list[str]:
