@@ -56,7 +56,7 @@ BUSY_SHARE = 0.05
 _LAST_POLL = 5.0
 """Seconds that a poll may take when the interpreter exits."""
 
-VISITS_PER_SECOND = {"folders": 4.0, "growing": 2.5, "ended": 3.0, "last": 50.0}
+VISITS_PER_SECOND = {"folders": 3.5, "growing": 2.5, "ended": 3.0, "last": 50.0}
 SAVED_VISITS = {"folders": 60.0, "growing": 40.0, "ended": 2000.0, "last": 500.0}
 """The bound on file operations on network file systems, for all runs of this process together: how many folders are
 looked at and files read per second on average, and how many visits may be saved up. A visit is about four file
