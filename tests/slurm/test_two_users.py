@@ -7,6 +7,7 @@ an error. That he can make runs fail is no promise of slurmlaunch's.
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,17 @@ import pytest
 
 from tests.conftest import started_cluster
 from tests.support.cluster import ClusterSpec
+from tests.support.images import make_image
 from tests.support.tasks import OneRun
 from tests.support.users import Machine, two_users
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.cluster import Cluster
+    from tests.support.users import User
 
 PRIVATE = "a word that only one of them knows"
 
@@ -249,6 +253,15 @@ import sysconfig as _sysconfig
 exec(open(_sysconfig.get_path("stdlib") + "/token.py").read())
 """
 
+
+def put_module(folder: Path, rival: User) -> Path:
+    """Let the rival put a module into a folder; return the file that tells of its imports."""
+    witness = folder / "witness"
+    (folder / "token.py").write_text(HARMLESS.format(witness=str(witness)))
+    rival.owns(folder / "token.py")
+    return witness
+
+
 INNOCENT = """
     import sys
     from slurmlaunch import Executor
@@ -273,9 +286,7 @@ def test_a_module_in_the_clients_folder(backend: str, request: pytest.FixtureReq
     """A module that another user puts into the folder of the client, however harmless it looks, is not imported."""
     env = request.getfixturevalue("slurm").env if backend == "slurm" else {}
     with two_users() as (victim, rival, shared):
-        witness = shared / "witness"
-        (shared / "token.py").write_text(HARMLESS.format(witness=str(witness)))
-        rival.owns(shared / "token.py")
+        witness = put_module(shared, rival)
         clients = [victim.start(INNOCENT, backend, code, cwd=shared, **env) for code in ("submitted", "live")]
         words = ["-P", "-m", "slurmlaunch", "map", "--cluster", backend, "--quiet", "echo", "a", "b"]
         clients.append(victim.run(victim.python, *words, cwd=shared, **env))
@@ -284,3 +295,32 @@ def test_a_module_in_the_clients_folder(backend: str, request: pytest.FixtureReq
 
         assert ["True\n", "True\n", "a\nb\n"] == [out for out, _ in said], said
         assert not witness.exists()
+
+
+CONTAINED = """
+    import sys
+    from slurmlaunch import Container, Executor
+
+    def where(_):
+        import os, token
+        return token.__file__.startswith(os.getcwd())
+
+    image, *binds = sys.argv[1:]
+    executor = Executor(cluster="local", container=Container(image, runtime="charliecloud", binds=binds))
+    array = executor.map_array(where, range(2))
+    print(array.results())
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("ch-run") is None, reason="needs charliecloud")
+def test_a_module_in_the_clients_folder_in_a_container() -> None:
+    """Nor is it in a container, whose Python starts in that folder."""
+    with two_users() as (victim, rival, shared):
+        witness = put_module(shared, rival)
+        image, binds = make_image(shared.parent, python=victim.python)
+        client = victim.start(CONTAINED, image, *binds, cwd=shared)
+
+        said = client.communicate(timeout=PATIENCE)
+
+        assert (said[0], witness.exists()) == ("[False, False]\n", False), said

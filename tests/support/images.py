@@ -21,7 +21,7 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _NEEDED = (slurmlaunch, cloudpickle)
 
 
-def make_image(folder: Path, *, without: str = "") -> tuple[Path, list[str]]:
+def make_image(folder: Path, *, without: str = "", python: str = sys.executable) -> tuple[Path, list[str]]:
     """Make an image, without one of the packages if asked; return its path, and the folders to bind."""
     image = folder / "image"
     for name in _FOLDERS:
@@ -34,13 +34,13 @@ def make_image(folder: Path, *, without: str = "") -> tuple[Path, list[str]]:
     binds = [library for library in _LIBRARIES if _adopt(image, Path(library))]
     # Its own Python is found on the PATH, and finds this machine's standard library.
     local = image / "usr/local"
-    subprocess.run([sys.executable, "-m", "venv", "--copies", "--without-pip", local], check=True)
+    subprocess.run([python, "-m", "venv", "--copies", "--without-pip", local], check=True)
     packages = local / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     for package in _NEEDED:
         if package.__name__ != without:
             source = Path(str(package.__file__)).parent
             shutil.copytree(source, packages / package.__name__, ignore=shutil.ignore_patterns("__pycache__"))
-    if sys.base_prefix != "/usr":
+    if not python.startswith("/usr/bin/") and sys.base_prefix != "/usr":
         binds.append(sys.base_prefix)
     return image, binds
 

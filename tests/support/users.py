@@ -56,6 +56,7 @@ class User(NamedTuple):
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "PYTHONPATH": f"{Path(__file__).parents[2]}:{installed}",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "USER": self.name,
             "HOME": str(self.home),
             "TMPDIR": str(self.home),
             "SLURMLAUNCH_QUERY_INTERVAL": "0.5",
