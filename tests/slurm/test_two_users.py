@@ -7,7 +7,10 @@ an error. That he can make runs fail is no promise of slurmlaunch's.
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import textwrap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -100,7 +103,6 @@ READ = """
 """
 
 
-@pytest.mark.xfail(reason="a run folder is not yet held by a descriptor")
 def test_a_swap_at_the_creation_of_a_run_folder(machine: Machine) -> None:
     """If another folder is put in the place of a run folder as it is written, nothing goes there."""
     victim, rival, shared = machine
@@ -160,6 +162,37 @@ def test_a_link_in_the_place_of_a_log(machine: Machine, slurm: Cluster) -> None:
     said, complaint = client.communicate("\n", timeout=PATIENCE)
 
     assert before == victim.belongings()
+    assert ["error", "error"] == [line.split()[0] for line in said.splitlines()], complaint
+
+
+MOVE = """
+    import os, sys
+    os.rename("slurmlaunch-runs", "aside")
+    os.rename("unpacked", "slurmlaunch-runs")
+"""
+
+
+@pytest.mark.slurm
+def test_another_run_of_the_users_in_its_place(machine: Machine, slurm: Cluster) -> None:
+    """A node runs nothing from another run folder, even if the user owns it, as after unpacking somebody's archive."""
+    victim, rival, shared = machine
+    client = victim.start(HELD, PRIVATE, cwd=shared, **slurm.env)
+    assert client.stdout is not None
+    witness, unpacked = victim.home / "witness", shared / "unpacked"
+    unpacked.mkdir()
+    for run in client.stdout.readline().split():
+        OneRun(unpacked / run, witness.touch, [()])
+    victim.owns(unpacked, *unpacked.rglob("*"))
+    before = {path: path.stat().st_mtime_ns for path in unpacked.rglob("*")}
+    rival.does(MOVE, cwd=shared)
+
+    said, complaint = client.communicate("\n", timeout=PATIENCE)
+
+    assert not witness.exists()
+    assert before == {
+        shared / "unpacked" / path.relative_to(shared / "slurmlaunch-runs"): path.stat().st_mtime_ns
+        for path in (shared / "slurmlaunch-runs").rglob("*")
+    }
     assert ["error", "error"] == [line.split()[0] for line in said.splitlines()], complaint
 
 
@@ -229,7 +262,6 @@ def _exchanges(machine: Machine, slurm: Cluster) -> None:
 
 
 @pytest.mark.slurm
-@pytest.mark.xfail(strict=False, reason="a run folder is not yet held by a descriptor; the rival must win a race")
 def test_an_exchange_of_folders_during_an_array(machine: Machine, slurm: Cluster) -> None:
     """While folders are exchanged, tasks run only what was submitted, and write only into their run folder."""
     _exchanges(machine, slurm)
@@ -238,7 +270,6 @@ def test_an_exchange_of_folders_during_an_array(machine: Machine, slurm: Cluster
 @pytest.mark.slurm
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.xfail(reason="a run folder is not yet held by a descriptor")
 def test_many_exchanges_of_folders(slurm: Cluster) -> None:
     """The same in fifty runs."""
     for _ in range(50):
@@ -319,8 +350,55 @@ def test_a_module_in_the_clients_folder_in_a_container() -> None:
     with two_users() as (victim, rival, shared):
         witness = put_module(shared, rival)
         image, binds = make_image(shared.parent, python=victim.python)
-        client = victim.start(CONTAINED, image, *binds, cwd=shared)
+        victim.owns(image, *image.rglob("*"))  # ch-run needs a place to bind folders at
+        client = victim.start(CONTAINED, image, *binds, cwd=shared, TMPDIR="/tmp")  # which ch-run shows inside
 
         said = client.communicate(timeout=PATIENCE)
 
         assert (said[0], witness.exists()) == ("[False, False]\n", False), said
+
+
+_CALLS = (
+    "trace=?open,openat,?creat,mkdirat,?mkdir,?rename,renameat,renameat2,linkat,?link,unlinkat,?unlink,symlinkat,?chmod"
+)
+
+TRACED = """
+    import sys
+    from slurmlaunch import Executor
+
+    executor = Executor(cluster=sys.argv[1], retries=1)
+    array = executor.map_array(bytes, [1, 2_000_000, 3, 4], schedule="dynamic", tasks=2)
+    print(array.folder, [len(each) for each in array.results()], executor.options(ntasks=2).submit(abs, -1).result())
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("backend", ["local", pytest.param("slurm", marks=pytest.mark.slurm)])
+def test_every_open_is_relative(backend: str, request: pytest.FixtureRequest) -> None:
+    """Client, batch script and node open nothing below the run folder by its path, and neither does Slurm."""
+    with two_users() as (victim, _, shared):
+        cluster = request.getfixturevalue("slurm") if backend == "slurm" else None
+        trace = ("strace", "-f", "-qq", "--seccomp-bpf", "-e", _CALLS, "-o")
+        daemon = None
+        if cluster is not None:
+            traced = [*trace[:3], *trace[4:], str(shared / "daemon"), "-p", str(cluster.pid("slurmd-n1"))]
+            daemon = subprocess.Popen(traced)
+        script = victim.home / "script.py"
+        script.write_text(textwrap.dedent(TRACED))
+        victim.owns(script)
+        command = (*trace, shared / "client", victim.python, script, backend)
+        client = victim.run(*command, cwd=shared, **(cluster.env if cluster else {}))
+
+        said, complaint = client.communicate(timeout=PATIENCE)
+        if daemon is not None:
+            daemon.terminate()
+            daemon.wait(PATIENCE)
+
+        assert said.split(maxsplit=1)[1:] == ["[1, 2000000, 3, 4] 1\n"], complaint
+        runs = re.escape(str(shared / "slurmlaunch-runs"))
+        calls = "".join(
+            path.read_text() for path in (shared / "client", shared / "daemon") if path.exists()
+        ).splitlines()
+        assert any(re.search(rf'"{runs}/[^/"]+"', line) for line in calls)  # the run folder itself
+        assert [line for line in calls if re.search(rf'"{runs}/[^/"]+/', line)] == []

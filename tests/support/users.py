@@ -85,9 +85,10 @@ class User(NamedTuple):
         return out
 
     def owns(self, *paths: Path) -> None:
-        """Give this user some files."""
+        """Give this user some files; of links the link itself."""
+        account = pwd.getpwnam(self.name)
         for path in paths:
-            shutil.chown(path, self.name, pwd.getpwnam(self.name).pw_gid)
+            os.lchown(path, account.pw_uid, account.pw_gid)
 
     def belongings(self) -> dict[str, tuple[int, bytes]]:
         """Return everything in the home folder, with modes and contents, but for scripts and shared states."""
