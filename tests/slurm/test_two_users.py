@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tempfile
 import textwrap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -351,7 +352,9 @@ def test_a_module_in_the_clients_folder_in_a_container() -> None:
         witness = put_module(shared, rival)
         image, binds = make_image(shared.parent, python=victim.python)
         victim.owns(image, *image.rglob("*"))  # ch-run needs a place to bind folders at
-        client = victim.start(CONTAINED, image, *binds, cwd=shared, TMPDIR="/tmp")  # which ch-run shows inside
+        client = victim.start(
+            CONTAINED, image, *binds, cwd=shared, TMPDIR=tempfile.gettempdir()
+        )  # which ch-run shows inside
 
         said = client.communicate(timeout=PATIENCE)
 
