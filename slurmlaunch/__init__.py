@@ -38,6 +38,7 @@ _MODULES = {
     "client.collector": ("Attempt",),
     "client.executor": ("Executor",),
     "client.futures": ("Future", "FutureArray", "attach"),
+    "client.runs": ("RunList", "RunSummary", "runs"),
     "client.status": ("Status",),
     "command": ("Command",),
     "context": ("Task", "cpu_count", "current_task", "task_pool"),
@@ -64,6 +65,7 @@ if TYPE_CHECKING:  # for type checkers alone, which read no table
     from slurmlaunch.client.collector import *
     from slurmlaunch.client.executor import *
     from slurmlaunch.client.futures import *
+    from slurmlaunch.client.runs import *
     from slurmlaunch.client.status import *
     from slurmlaunch.command import *
     from slurmlaunch.context import *

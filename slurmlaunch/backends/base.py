@@ -251,6 +251,15 @@ class Backend(Protocol):
         scheduler is unreachable: then it returns the last snapshot, or None.
         """
 
+    def listed(self, job_ids: Collection[str]) -> set[str]:
+        """Return those of the jobs that may still run, asking the scheduler now.
+
+        Raises:
+            SchedulerError: it does not answer.
+        """
+        del job_ids
+        return set()
+
 
 _MEMORY = re.compile(r"(?P<number>\d+)(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 _POWER = {"K": 1, "": 2, "M": 2, "G": 3, "T": 4}

@@ -33,6 +33,7 @@ from slurmlaunch.client.call_checks import (
     zip_shortest,
 )
 from slurmlaunch.client.code import Snapshot
+from slurmlaunch.client.default_folder import OF_YOURS, folder_of_runs
 from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import (
@@ -49,7 +50,7 @@ from slurmlaunch.client.plan import STATIC, Call, How, LongSlices
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
-from slurmlaunch.errors import OptionError, RunFolderError, SchedulerError
+from slurmlaunch.errors import RunFolderError, SchedulerError
 from slurmlaunch.runfolder import runs_folder
 from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.interpreter import Interpreter
@@ -71,14 +72,12 @@ __all__ = ["Executor"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
+CLUSTER_VARIABLE = "SLURMLAUNCH_CLUSTER"
 
 _JOBLIB = "slurmlaunch.integrations.joblib"
 """Loaded by name when it is asked for, because the client knows none of its neighbours."""
 
 _TOKEN_LENGTH = 8
-
-_OF_YOURS = f"give a folder that you may write to, as Executor(folder=...), or by ${FOLDER_VARIABLE}"
 
 _CONCURRENT_TASKS = 100
 """How many tasks are assumed to run at once on a cluster without a throttle, for callers that ask for a number."""
@@ -108,7 +107,7 @@ class Executor(concurrent.futures.Executor):
         self._cluster = check_cluster(chosen)
         if self._cluster == "allocation":
             require_allocation()
-        self._folder = _path_of(folder or os.environ.get(FOLDER_VARIABLE) or runs_folder.DEFAULT_NAME)
+        self._folder = folder_of_runs(folder)
         self._options = Options().changed(**options)
         named = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
         if self._cluster == "slurm" and named and "clusters" not in self._options.slurm:
@@ -357,7 +356,7 @@ class Executor(concurrent.futures.Executor):
             for each in (folder.root, *(folder.root / part for part in FOLDERS)):
                 each.mkdir()
         except OSError as error:
-            message = f"the folder for the run folders, {self._folder}, cannot be used: {_reason(error)}; {_OF_YOURS}"
+            message = f"the folder for the run folders, {self._folder}, cannot be used: {_reason(error)}; {OF_YOURS}"
             raise RunFolderError(message, path=str(self._folder)) from error
         return folder
 
@@ -495,19 +494,6 @@ class _Runs:
             self._open = False
             self._changed.wait_for(lambda: not self._submitting)
             return [run for run in self._runs if not run.over]
-
-
-def _path_of(folder: object) -> Path:
-    try:
-        path = Path(folder).expanduser().absolute()  # type: ignore[arg-type]  # else a TypeError
-        if "\0" not in str(path):
-            return path
-        reason = f"{folder!r} holds a NUL character: it is the folder for the run folders; {_OF_YOURS}"
-    except TypeError:
-        reason = f"{folder!r} is no path: it is the folder for the run folders, and the function goes into the call"
-    except RuntimeError:  # of expanduser
-        reason = f"{folder!r} begins with a user that does not exist: it is the folder for the run folders; {_OF_YOURS}"
-    raise OptionError(f"folder: {reason}", option="folder")
 
 
 def _reason(error: OSError) -> str:

@@ -55,3 +55,10 @@ def box(rows: Iterable[str]) -> str:
     """Return a box with rows."""
     style = "border:1px solid rgba(128,128,128,.4);border-radius:4px;padding:6px 10px;max-width:60em;line-height:1.5"
     return f'<div style="{style}">{"".join(rows)}</div>'
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table; the cells of *rows* are HTML, those of *head* text."""
+    titles = "".join(f'<th style="text-align:left">{text(title)}</th>' for title in head)
+    lines = ("".join(f'<td style="text-align:left">{cell}</td>' for cell in row) for row in rows)
+    return f"<table><tr>{titles}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

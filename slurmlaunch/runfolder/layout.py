@@ -30,6 +30,9 @@ PARENT_DEATH_VARIABLE = "SLURMLAUNCH_LIFELINE"
 """The descriptor from which a node learns that its client has died: the read end of a pipe whose write end only the
 client holds, and never writes to. It reads an end of file then."""
 
+MANIFEST = "manifest.json"
+"""The file that makes a folder a run."""
+
 FOLDERS = ("rounds", "outcomes", "ended", "cancelled", "logs")
 
 FUNCTION = "function"
@@ -67,7 +70,7 @@ class RunFolder:
         self.root = root = Location(path)
         self.salt = 0
         self.number_of_items: int | None = None
-        self.manifest = root / "manifest.json"
+        self.manifest = root / MANIFEST
         self.function = root / FUNCTION
         self.items = root / "items"
         self.items_index = root / "items.index"
@@ -164,26 +167,31 @@ class Manifest(NamedTuple):
             UnsafeRunFolder: another user owns the folder, or one in it, or may write to it.
             UnknownProtocol: a newer slurmlaunch wrote it.
         """
-        folder.root.check()
-        path = folder.manifest
-        try:
-            data = read_owned(path)
-        except OSError as error:
-            msg = f"{folder.path} is no run folder: its manifest.json cannot be read ({error})"
-            raise RunFolderError(msg, path=str(path)) from error
-        content = forms.parse(data, forms.Keys({"protocol": forms.integer}), path)
-        if (protocol := content["protocol"]) not in READABLE:
-            msg = (
-                f"{folder.path} is written in protocol {protocol}, and this slurmlaunch knows "
-                f"{' and '.join(map(str, READABLE))}: use the slurmlaunch that wrote it"
-            )
-            raise UnknownProtocol(msg, path=str(path))
-        forms.check(content, _MANIFEST, path)
-        manifest = cls(**{key: value for key, value in content.items() if key in cls._fields})
+        manifest = cls.of(folder.root)
         folder.salt, folder.number_of_items = salt_of(manifest.run), manifest.items
         for each in (folder.rounds, folder.outcomes, folder.ended, folder.cancelled, folder.logs):
             each.check()
         return manifest
+
+    @classmethod
+    def of(cls, root: Location) -> Manifest:
+        """Read the manifest in a folder without a look at anything else, for lists of runs; raises as `read` does."""
+        root.check()
+        path = root / MANIFEST
+        try:
+            data = read_owned(path)
+        except OSError as error:
+            msg = f"{root} is no run folder: its manifest.json cannot be read ({error})"
+            raise RunFolderError(msg, path=str(path)) from error
+        content = forms.parse(data, forms.Keys({"protocol": forms.integer}), path)
+        if (protocol := content["protocol"]) not in READABLE:
+            msg = (
+                f"{root} is written in protocol {protocol}, and this slurmlaunch knows "
+                f"{' and '.join(map(str, READABLE))}: use the slurmlaunch that wrote it"
+            )
+            raise UnknownProtocol(msg, path=str(path))
+        forms.check(content, _MANIFEST, path)
+        return cls(**{key: value for key, value in content.items() if key in cls._fields})
 
     def changed(self, changes: Mapping[str, Any]) -> Manifest:
         """Return the manifest as it applies to a round, whose plan has these changes; unknown keys are ignored."""

@@ -151,6 +151,16 @@ class LocalBackend(Backend):
                 jobs[job_id] = lambda _: _CLIENT_ENDED
         return Snapshot(taken, jobs)
 
+    def listed(self, job_ids: Collection[str]) -> set[str]:
+        """Return those of the jobs that may still run: another process tells nothing of its own while it lives."""
+        return {job_id for job_id in job_ids if self._may_run(job_id)}
+
+    def _may_run(self, job_id: str) -> bool:
+        if job := self.scheduler.get(job_id):
+            return not all(record.state.is_final for record in job.records)
+        owner = owner_of(job_id)
+        return owner is not None and not owner.has_ended
+
     # Overridden by the allocation backend.
 
     def at_once(self, job: ArrayJob) -> int:

@@ -20,7 +20,7 @@ from slurmlaunch.backends.base import Backend, Limits, Snapshot
 from slurmlaunch.backends.slurm.batch_script import render, sbatch_words
 from slurmlaunch.backends.slurm.commands import NO_SUCH_JOB, Cluster, Command, for_submission, run
 from slurmlaunch.backends.slurm.job_states import Elements
-from slurmlaunch.backends.slurm.queries import find_job
+from slurmlaunch.backends.slurm.queries import find_job, unended_jobs
 from slurmlaunch.backends.slurm.refusal import is_ambiguous, is_transient, submission_error
 from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates
 from slurmlaunch.errors import SchedulerError
@@ -195,6 +195,19 @@ class SlurmBackend(Backend):
             if cluster.name in contents and number in contents[cluster.name].jobs:
                 jobs[job_id] = contents[cluster.name].jobs[number].get
         return Snapshot(min(each.taken for each in contents.values()), jobs) if contents else None
+
+    def listed(self, job_ids: Collection[str]) -> set[str]:
+        """Return those of the jobs that squeue lists as not ended, also if it names a later job of that number."""
+        numbers: dict[str | None, dict[str, str]] = {}
+        for job_id in job_ids:
+            number, cluster = self._split(job_id)
+            numbers.setdefault(cluster.name, {})[number] = job_id
+        return {
+            jobs[number]
+            for name, jobs in numbers.items()
+            for number in unended_jobs(Cluster(self._run, name))
+            if number in jobs
+        }
 
     def _cluster_names(self) -> list[str | None]:
         return [*self.clusters.split(",")] if self.clusters else [None]

@@ -106,6 +106,24 @@ def find_job(cluster: Cluster, name: str, since: float) -> str | None:
     return next(iter(numbers), None)
 
 
+def unended_jobs(cluster: Cluster) -> set[str]:
+    """Return the numbers of this user's jobs that wait or run.
+
+    Raises:
+        SchedulerError: squeue does not say.
+    """
+    words = (
+        "squeue",
+        "--noheader",
+        "--format=%F",
+        f"--user={os.geteuid()}",
+    )  # without states: those that have not ended
+    done = cluster.call(*words)
+    if not done.ok:
+        raise scheduler_error(words, done)
+    return set(_numbers(done))
+
+
 def squeue_rows(text: str) -> Iterator[Row]:
     """Read the answer to `squeue`; lines that are no row of an array are skipped."""
     for line in text.splitlines():
