@@ -267,6 +267,7 @@ class _Written(NamedTuple):
     stamps: list[_Stamp | None]
     path: Location
     status: os.stat_result
+    sha256: str
 
 
 _written: _Written | None = None
@@ -338,26 +339,25 @@ class Snapshot:
         """Return whether there is anything to write."""
         return not self._is_live and any(not each.is_live for each in self._found)
 
-    def write(self, path: Location) -> None:
-        """Write the modules, or link the last file with the same content.
+    def write(self, path: Location) -> str:
+        """Write the modules, or link the last file with the same content; return the SHA-256 of the index.
 
         Raises:
             OSError: they could not be written.
         """
-        if not self._link(path):
-            self._write_anew(path)
+        return self._link(path) or self._write_anew(path)
 
-    def _link(self, path: Location) -> bool:
+    def _link(self, path: Location) -> str:
         global _written  # noqa: PLW0603  (see there)
         last = _written
         if last is None or (last.found, last.stamps) != (self._found, self._stamps):
-            return False
+            return ""
         if not link_unchanged(last.path, last.status, path):
-            return False
+            return ""
         _written = last._replace(path=path)
-        return True
+        return last.sha256
 
-    def _write_anew(self, path: Location) -> None:
+    def _write_anew(self, path: Location) -> str:
         global _written  # noqa: PLW0603  (see there)
         modules: list[tuple[Module, Source | None]] = []
         until = monotonic() + _COMPILING_SECONDS
@@ -370,8 +370,10 @@ class Snapshot:
             if not each.is_live and (read is not None or not each.is_stored):
                 mtime, _, size, _ = stamp or (0, 0, 0, 0)
                 modules.append((Module(each.name, each.file, each.search, mtime, size), read and read[1]))
-        write_modules(path, [*modules, *_parents({module.name for module, _ in modules})], sys.flags.optimize)
-        _written = _Written(self._found, self._stamps, path, path.status())
+        modules += _parents({module.name for module, _ in modules})
+        sha256 = write_modules(path, modules, sys.flags.optimize)
+        _written = _Written(self._found, self._stamps, path, path.status(), sha256)
+        return sha256
 
     def warn_of_changes(self, function: Callable[..., Any], *, stacklevel: int = 1) -> None:
         """Warn if the code of a function in memory is not that of its file, or the file is gone."""

@@ -55,7 +55,16 @@ from slurmlaunch.runfolder import runs_folder
 from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.items import write_items
-from slurmlaunch.runfolder.layout import FOLDERS, FUNCTION, MODULES, UNGUESSABLE, Manifest, RunFolder, salt_of
+from slurmlaunch.runfolder.layout import (
+    FOLDERS,
+    FUNCTION,
+    ITEMS_INDEX,
+    MODULES,
+    UNGUESSABLE,
+    Manifest,
+    RunFolder,
+    salt_of,
+)
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
@@ -77,6 +86,7 @@ CLUSTER_VARIABLE = "SLURMLAUNCH_CLUSTER"
 _JOBLIB = "slurmlaunch.integrations.joblib"
 """Loaded by name when it is asked for, because the client knows none of its neighbours."""
 
+_SECRET_BYTES = 16
 _TOKEN_LENGTH = 8
 
 _CONCURRENT_TASKS = 100
@@ -364,10 +374,13 @@ class Executor(concurrent.futures.Executor):
         """Write everything that tasks read; the manifest last, because it makes the folder a run."""
         with travelling(call.options.by_value):
             pickled = pickle_function(call.function, single=call.single, stacklevel=4)
-            write_function(folder.function, pickled)
+            sha256 = {FUNCTION: write_function(folder.function, pickled)}
             count = write_items(folder, call.rows, pickle_arguments)
-            code = self._write_code(call, folder)
-        manifest = self._manifest(call, token, count)._replace(shared=shared_bytes(pickled), **code)
+            sha256[ITEMS_INDEX] = folder.index_sha256
+            code = self._write_code(call, folder, sha256)
+        manifest = self._manifest(call, token, count)._replace(
+            shared=shared_bytes(pickled), secret=secrets.token_hex(_SECRET_BYTES), sha256=sha256, **code
+        )
         environment = record(call.options)
         environment.write(folder.environment(0))
         first = Round.make(folder, 0, self._plan(call, backend, manifest, environment))
@@ -376,14 +389,14 @@ class Executor(concurrent.futures.Executor):
         run.environments.add(0, environment)
         return run
 
-    def _write_code(self, call: Call, folder: RunFolder) -> dict[str, Any]:
-        """Write the user's modules; return what the manifest says of the code."""
+    def _write_code(self, call: Call, folder: RunFolder, sha256: dict[str, str]) -> dict[str, Any]:
+        """Write the user's modules, and note their hash; return what the manifest says of the code."""
         files = {FUNCTION: FUNCTION}
         snapshot = Snapshot(call.options.code_exclude, live=call.options.code == LIVE)
         if snapshot:
             if self._cluster != "inline":  # which runs what this process has imported
                 snapshot.warn_of_changes(call.function, stacklevel=5)
-            snapshot.write(folder.root / MODULES)
+            sha256[MODULES] = snapshot.write(folder.root / MODULES)
             files[MODULES] = MODULES
         return {"files": files, "code": snapshot.identity()}
 

@@ -171,7 +171,7 @@ def _with_arguments(function: Callable[..., Any], run: Run, manifest: Manifest) 
         return function
     path = manifest.function_in(run.folder)
     try:
-        earlier = load_function(path, writable=True)
+        earlier = load_function(path, manifest.function_sha256, writable=True)
     except Exception as error:  # the user's modules may raise anything
         what = f"{type(error).__name__}: {error}"
         msg = f"the arguments of the call lie beside its function in {path}, which cannot be loaded here ({what})"

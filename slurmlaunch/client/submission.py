@@ -31,7 +31,7 @@ from slurmlaunch.client.state import ArrayRefused, CancelJobs, CancellationSeen,
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.interpreter import Interpreter
-from slurmlaunch.runfolder.layout import ENVIRONMENT
+from slurmlaunch.runfolder.layout import ENVIRONMENT, RUN_VARIABLE
 from slurmlaunch.runfolder.outcomes import close_task
 from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
@@ -78,7 +78,7 @@ class Program(NamedTuple):
 
     manifest: Mapping[str, Any]  # the keys of the run's manifest that have other values in the round
     environment: Environment | None = None  # in which its tasks start; None is that of the round before
-    files: Mapping[str, Callable[[Location], object]] = MappingProxyType({})  # as for `Round.make`
+    files: Mapping[str, Callable[[Location], str | None]] = MappingProxyType({})  # as for `Round.make`
     resumes: bool = True  # from the checkpoints of earlier rounds
 
 
@@ -117,7 +117,7 @@ def add_round(run: Run, items: Sequence[int], options: Options, *, program: Prog
     made = make_plan(planned, options, environment, manifest, number, shape, run.backend)._replace(
         automatic=automatic,
         items=array("Q", items),
-        manifest={**program.manifest, "files": {**manifest.files, **own}},
+        manifest={**program.manifest, "files": {**manifest.files, **own}, "sha256": dict(manifest.sha256)},
     )
     checkpoints = run.tasks.last_checkpoints(items) if program.resumes else {}
     files = dict(program.files) if program.environment is None else {**program.files, ENVIRONMENT: environment.write}
@@ -227,7 +227,8 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
         flags=options.sbatch,
         env={name: value for name, value in options.env.items() if value is not None},
         secret_env={
-            name: variables.pop(name) for name, value in options.env.items() if value is None and name in variables
+            **({RUN_VARIABLE: run.folder.identity} if run.folder.identity else {}),  # none of a run that is only shown
+            **{name: variables.pop(name) for name, value in options.env.items() if value is None and name in variables},
         },
         environment=replace(environment, variables=variables),
         modules=options.modules,

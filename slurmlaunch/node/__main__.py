@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(folder: RunFolder, task: int) -> int:
     patience = Patience()
-    manifest = patience.run(lambda: Manifest.read(folder))
+    manifest = patience.run(lambda: Manifest.read_in_task(folder))
     round_ = patience.run(lambda: round_of_task(folder, task))
     manifest = manifest.changed(round_.plan.manifest)
     if round_.plan.ranks is None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.modules import Module
 
 
-def read_modules(path: Location | None) -> ModulesReader | None:
+def read_modules(path: Location | None, sha256: str = "") -> ModulesReader | None:
     """Open the modules of a run; None if it has none.
 
     Raises:
@@ -43,7 +43,7 @@ def read_modules(path: Location | None) -> ModulesReader | None:
         StorageFailure: the storage fails for too long.
     """
     try:
-        return None if path is None else Patience().run(lambda: ModulesReader(path))
+        return None if path is None else Patience().run(lambda: ModulesReader(path, sha256))
     except (OSError, RunFolderError, UnsafeRunFolder) as error:
         if status_of(error) is not None:
             raise named(error) from error

@@ -20,17 +20,20 @@ import builtins
 import functools
 import pickle
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch import unpickling
 from slurmlaunch.node import finder
-from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.function import load_function
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from slurmlaunch.unpickling import MAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from slurmlaunch.runfolder.files import Location
 
 _FOR_CHILDREN = "slurmlaunch.node.mpi4py_main"
 _IN_CHILDREN = "__mp_main__"
@@ -192,7 +195,9 @@ def _arrive(
     mpi4py installs a ``__main__`` of its own, in which `mpi4py_main` looks this one's definitions up.
     """
     run_folder, function, attributes, later = main
-    folder = Location(run_folder)
+    found = RunFolder(Path(run_folder))
+    Manifest.read_in_task(found)
+    folder = found.root
     if modules is not None:
         finder.install(finder.read_modules(folder / modules[0]), modules[1])
     if _main is None:

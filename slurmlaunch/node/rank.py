@@ -164,7 +164,7 @@ class _Rank:
     def __init__(self, path: str, task: int, attempt: int, launch: int) -> None:
         self.folder, self.task = RunFolder(Path(path).absolute()), task
         patience = Patience()
-        manifest = patience.run(lambda: Manifest.read(self.folder))
+        manifest = patience.run(lambda: Manifest.read_in_task(self.folder))
         self.round = patience.run(lambda: round_of_task(self.folder, task))
         self.manifest = manifest.changed(self.round.plan.manifest)
         self.environment = RankEnvironment.of(os.environ)
@@ -205,7 +205,10 @@ class _Caller:
         folder, manifest = self._rank.folder, self._rank.manifest
         main_module.install(manifest.function_in(folder))
         try:
-            finder.install(finder.read_modules(manifest.source(folder, MODULES)), manifest.created)
+            finder.install(
+                finder.read_modules(manifest.source(folder, MODULES), manifest.sha256.get(MODULES, "")),
+                manifest.created,
+            )
             work = Work(folder, manifest, self._checkpoints())
         except (NodeStartError, StorageFailure) as error:
             system.end_if_interrupted(self._task.item)

@@ -102,11 +102,13 @@ class Supervisor(TaskSupervisor):
     def _prepare_fork(self) -> None:
         """Read, check, import and freeze once, rather than in each worker."""
         try:
-            self._function = read_function(self._manifest.function_in(self._folder))
+            self._function = read_function(self._manifest.function_in(self._folder), self._manifest.function_sha256)
             for _ in self._function.check():
                 if self._signals.terminated:
                     return
-            self._modules = finder.read_modules(self._manifest.source(self._folder, MODULES))
+            self._modules = finder.read_modules(
+                self._manifest.source(self._folder, MODULES), self._manifest.sha256.get(MODULES, "")
+            )
         except (NodeStartError, StorageFailure) as error:
             self._give_up(self._dump(error))
             return

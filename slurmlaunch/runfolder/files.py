@@ -392,6 +392,19 @@ _PLAUSIBLE = 1 << 22
 """A length and an offset, in bytes, that need no check: a file without so many causes neither an error nor a cost."""
 
 
+def sha256_of(data: Part) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal."""
+    try:  # hashlib loads OpenSSL, which takes longer than to hash a function
+        from _sha2 import sha256  # type: ignore[import-not-found]
+    except ImportError:
+        try:
+            from _sha256 import sha256  # type: ignore[import-not-found]  # its name until Python 3.11
+        except ImportError:
+            from hashlib import sha256
+    digest: str = sha256(data).hexdigest()
+    return digest
+
+
 # Writing.
 
 

@@ -20,9 +20,9 @@ from slurmlaunch.errors import NodeStartError, StorageFailure, UnpicklableResult
 from slurmlaunch.outcome import APART, PLAIN, SERIES_PROTOCOL, Apart, Bundle, Value, failure_of
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import SharedBuffers, write_shared
-from slurmlaunch.runfolder.files import write_whole
+from slurmlaunch.runfolder.files import read_owned, sha256_of, write_whole
 from slurmlaunch.runfolder.items import ItemReader, advice_on_import
-from slurmlaunch.runfolder.records import Kind, Record, read_records
+from slurmlaunch.runfolder.records import Kind, Record
 from slurmlaunch.runfolder.storage import Patience, named, status_of
 
 if TYPE_CHECKING:
@@ -34,18 +34,21 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.result_pickling import Results
 
 
-def write_function(path: Location, pickled: bytes | Bundle) -> None:
-    """Write a pickled function, and beside it the buffers that it refers to.
+def write_function(path: Location, pickled: bytes | Bundle) -> str:
+    """Write a pickled function, and beside it the buffers that it refers to; return the SHA-256 of its file.
 
     Raises:
         OSError: it could not be written.
     """
     if not isinstance(pickled, Bundle):
-        write_whole(path, [records.encode(Kind.FUNCTION, pickled)])
-        return
+        data = records.encode(Kind.FUNCTION, pickled)
+        write_whole(path, [data])
+        return sha256_of(data)
     table = write_shared(_buffers_of(path), pickled.buffers)
     record = records.encode(Kind.FUNCTION, pickled.pickled)
-    write_whole(path, [record, records.encode(Kind.SHARED, table, count=len(pickled.buffers))])
+    data = record + records.encode(Kind.SHARED, table, count=len(pickled.buffers))
+    write_whole(path, [data])
+    return sha256_of(data)
 
 
 def _buffers_of(path: Location) -> Location:
@@ -94,19 +97,22 @@ class PickledFunction(NamedTuple):
 _BEGINNING = 1 << 16
 
 
-def read_function(path: Location) -> PickledFunction:
-    """Read a pickled function.
+def read_function(path: Location, sha256: str = "") -> PickledFunction:
+    """Read a pickled function, whose file has this SHA-256 if that is known.
 
     Raises:
-        NodeStartError: the file is damaged or cannot be read, or others may have changed it.
+        NodeStartError: the file is damaged, another one or cannot be read, or others may have changed it.
         StorageFailure: the storage fails for too long.
     """
     try:
-        found = Patience().run(lambda: list(read_records(path)))
+        data = Patience().run(partial(read_owned, path))
     except (OSError, UnsafeRunFolder) as error:
         if status_of(error) is not None:
             raise named(error) from error
         raise NodeStartError(f"the function cannot be read: {error}") from error
+    if sha256 and sha256_of(data) != sha256:
+        raise NodeStartError(f"the function on disk is damaged, or is not the one that was submitted: {path}")
+    found = list(records.scan(memoryview(data)))
     payloads = {each.header.kind: each.payload for each in found if isinstance(each, Record)}
     if Kind.FUNCTION not in payloads or len(payloads) < len(found):
         raise NodeStartError(f"the function on disk is damaged: {path}")
@@ -114,9 +120,9 @@ def read_function(path: Location) -> PickledFunction:
     return PickledFunction(payloads[Kind.FUNCTION], buffers)
 
 
-def load_function(path: Location, *, writable: bool = False) -> Callable[..., Any]:
+def load_function(path: Location, sha256: str = "", *, writable: bool = False) -> Callable[..., Any]:
     """Read, check and unpickle a function, as `read_function` and `PickledFunction` do."""
-    function = read_function(path)
+    function = read_function(path, sha256)
     for _ in function.check():
         pass
     return function.load(writable=writable)
@@ -158,7 +164,11 @@ class Work:
         self._shares = bool(manifest.shared) and not manifest.single
         take_search_path(manifest.sys_path)
         try:
-            load = function.load if function else partial(load_function, manifest.function_in(folder))
+            load = (
+                function.load
+                if function
+                else partial(load_function, manifest.function_in(folder), manifest.function_sha256)
+            )
             self._function = load(writable=manifest.single)
             repeated = manifest.repeated is not None and _came_by_value(self._function)
             self._note = _as_submitted(manifest.repeated) if repeated else None

@@ -27,7 +27,7 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN, Bundle
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, read_bundle
-from slurmlaunch.runfolder.files import identity, open_owned, write_whole
+from slurmlaunch.runfolder.files import identity, open_owned, read_owned, sha256_of, write_whole
 from slurmlaunch.runfolder.records import HEADER_SIZE, Entry, Kind
 from slurmlaunch.runfolder.storage import Patience, named
 
@@ -76,7 +76,9 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
             offset += HEADER_SIZE + header.length
 
     write_whole(folder.items, blocks())
-    write_whole(folder.items_index, index)
+    data = b"".join(index)
+    write_whole(folder.items_index, [data])
+    folder.index_sha256 = sha256_of(data)
     return total
 
 
@@ -141,25 +143,32 @@ def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments], Pickled])
 class ItemReader:
     """Reads the items of a run, one block at a time.
 
-    The files are opened once. Nothing depends on a file position, so a forked process may continue to read.
+    The file is opened once, and the index is kept. Nothing depends on a file position, so a forked process may continue
+    to read.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._patience = Patience()
         self._read(self._open)
+        self._index = self._read(self._read_index)
+        self._blocks = len(self._index) // _ENTRY.size
         self._arguments_of = self.calling(lambda *arguments: arguments)
 
     def _open(self) -> None:
         self._items, items = open_owned(self._folder.items)
-        self._index, index = open_owned(self._folder.items_index)
-        self._identity = identity(self._items), identity(self._index)
-        self._blocks, self._size = index.st_size // _ENTRY.size, items.st_size
+        self._identity, self._size = identity(self._items), items.st_size
+
+    def _read_index(self) -> bytes:
+        """Return the index: 16 bytes for each block, and so little beside the items."""
+        index = read_owned(self._folder.items_index)
+        if self._folder.index_sha256 and sha256_of(index) != self._folder.index_sha256:
+            raise ResultLost("the index of the items is damaged on disk", file=str(self._folder.items_index), offset=0)
+        return index
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the file."""
         os.close(self._items)
-        os.close(self._index)
 
     def __getitem__(self, item: int) -> Arguments:
         """Return the arguments of an item.
@@ -221,15 +230,14 @@ class ItemReader:
         return header, lambda position: _unpickled(parts[position])
 
     def _entry(self, block: int) -> tuple[int, int]:
-        data = os.pread(self._index, _ENTRY.size, block * _ENTRY.size)
-        if len(data) < _ENTRY.size:
+        if not self._blocks:
             raise self._damaged(self._size)
-        first, offset = _ENTRY.unpack(data)
+        first, offset = _ENTRY.unpack_from(self._index, block * _ENTRY.size)
         return first, offset
 
     def _find(self, item: int) -> tuple[records.Header, int]:
         """Return the header of the block that holds the item, and its offset."""
-        if (identity(self._items), identity(self._index)) != self._identity:
+        if identity(self._items) != self._identity:
             self._open()
         block = bisect_right(range(self._blocks), item, key=lambda block: self._entry(block)[0]) - 1
         _, offset = self._entry(max(block, 0))

@@ -7,15 +7,16 @@ contents of the files, except for the manifest, which makes a folder a run.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import zlib
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol
+from slurmlaunch.errors import NodeStartError, RunFolderError, UnknownProtocol, UnsafeRunFolder
 from slurmlaunch.runfolder import forms
-from slurmlaunch.runfolder.files import Location, create, read_owned, write_whole
+from slurmlaunch.runfolder.files import Location, create, read_owned, sha256_of, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 STARTED_VARIABLE = "SLURMLAUNCH_STARTED"
 """The start of the task in seconds since the epoch: set-up lines count towards the time limit, too."""
+
+RUN_VARIABLE = "SLURMLAUNCH_RUN"
+"""The identity of the run (`RunFolder.identity`), by which a node recognizes its run folder. Only this user and root
+can read it: it is in the environment of the job, and in no script, command line or name."""
 
 PARENT_DEATH_VARIABLE = "SLURMLAUNCH_LIFELINE"
 """The descriptor from which a node learns that its client has died: the read end of a pipe whose write end only the
@@ -43,6 +48,8 @@ ENVIRONMENT = "environment"
 
 DEFINITIONS = "definitions"
 """The folder of the definitions that results refer to."""
+
+ITEMS_INDEX = "items.index"
 
 MODULES = "modules"
 """The file of the user's modules, in the run folder or in a round's."""
@@ -63,6 +70,8 @@ class RunFolder:
         root: the folder itself.
         salt: the salt of its records (`salt_of`); 0 until its manifest was read.
         number_of_items: how many items the run has; None until its manifest was read.
+        identity: the SHA-256 of its manifest and the secret in it; empty until it was read or written.
+        index_sha256: the SHA-256 of ``items.index``; empty if it is not known.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,10 +79,11 @@ class RunFolder:
         self.root = root = Location(path)
         self.salt = 0
         self.number_of_items: int | None = None
+        self.identity = self.index_sha256 = ""
         self.manifest = root / MANIFEST
         self.function = root / FUNCTION
         self.items = root / "items"
-        self.items_index = root / "items.index"
+        self.items_index = root / ITEMS_INDEX
         self.definitions = root / DEFINITIONS
         self.rounds, self.outcomes, self.ended, self.cancelled, self.logs = (root / name for name in FOLDERS)
 
@@ -152,11 +162,34 @@ class Manifest(NamedTuple):
     files: Mapping[str, str] = {FUNCTION: FUNCTION}  # by name: paths in the run folder, perhaps of a round
     repeated: float | None = None  # the `created` of the function, if a person has it run again
     code: Mapping[str, Any] = {}  # what identifies the code besides the stored modules; for clients only
+    secret: str = ""  # 128 random bits that stand in no name, script or command line
+    sha256: Mapping[str, str] = {}  # by name, of the function, the index of the items, and the index of the modules
     protocol: int = PROTOCOL
 
     def write(self, folder: RunFolder) -> None:
         """Write it, which makes the folder a run."""
-        write_whole(folder.manifest, [json.dumps(self._asdict(), indent=1).encode()])
+        data = json.dumps(self._asdict(), indent=1).encode()
+        write_whole(folder.manifest, [data])
+        folder.identity = self._identity(data)
+
+    def _identity(self, data: bytes) -> str:
+        return f"{sha256_of(data)}-{self.secret}"
+
+    @classmethod
+    def read_in_task(cls, folder: RunFolder) -> Manifest:
+        """Read the manifest, as `read` does, in a process of a task, which knows its run.
+
+        Raises:
+            UnsafeRunFolder: the folder is not that of the run.
+        """
+        manifest = cls.read(folder)
+        if os.environ.get(RUN_VARIABLE, folder.identity) != folder.identity:  # a script of 0.1.0 does not set it
+            msg = (
+                f"{folder.path} is not the folder of the run that this task belongs to: somebody has exchanged it, "
+                "or a folder above it. Nothing in it is run"
+            )
+            raise UnsafeRunFolder(msg, path=str(folder.path))
+        return manifest
 
     @classmethod
     def read(cls, folder: RunFolder) -> Manifest:
@@ -167,8 +200,9 @@ class Manifest(NamedTuple):
             UnsafeRunFolder: another user owns the folder, or one in it, or may write to it.
             UnknownProtocol: a newer slurmlaunch wrote it.
         """
-        manifest = cls.of(folder.root)
+        manifest, data = cls._read(folder.root)
         folder.salt, folder.number_of_items = salt_of(manifest.run), manifest.items
+        folder.identity, folder.index_sha256 = manifest._identity(data), manifest.sha256.get(ITEMS_INDEX, "")
         for each in (folder.rounds, folder.outcomes, folder.ended, folder.cancelled, folder.logs):
             each.check()
         return manifest
@@ -176,6 +210,10 @@ class Manifest(NamedTuple):
     @classmethod
     def of(cls, root: Location) -> Manifest:
         """Read the manifest in a folder without a look at anything else, for lists of runs; raises as `read` does."""
+        return cls._read(root)[0]
+
+    @classmethod
+    def _read(cls, root: Location) -> tuple[Manifest, bytes]:
         root.check()
         path = root / MANIFEST
         try:
@@ -191,7 +229,7 @@ class Manifest(NamedTuple):
             )
             raise UnknownProtocol(msg, path=str(path))
         forms.check(content, _MANIFEST, path)
-        return cls(**{key: value for key, value in content.items() if key in cls._fields})
+        return cls(**{key: value for key, value in content.items() if key in cls._fields}), data
 
     def changed(self, changes: Mapping[str, Any]) -> Manifest:
         """Return the manifest as it applies to a round, whose plan has these changes; unknown keys are ignored."""
@@ -200,6 +238,11 @@ class Manifest(NamedTuple):
     def function_in(self, folder: RunFolder) -> Location:
         """Return the file of the pickled function."""
         return folder.root / self.files[FUNCTION]
+
+    @property
+    def function_sha256(self) -> str:
+        """The SHA-256 of the file of the function; empty if it is not known, as in a run of 0.1.0."""
+        return self.sha256.get(FUNCTION, "")
 
     def source(self, folder: RunFolder, name: str) -> Location | None:
         """Return the file from which tasks take something of that name besides the function; None if there is none."""
@@ -262,6 +305,8 @@ _OPTIONAL: Mapping[str, forms.Form] = {
     "bound": forms.null_or(forms.listing(forms.text)),
     "files": lambda value: forms.mapping(_file)(value) and FUNCTION in value,
     "repeated": forms.null_or(forms.seconds),
+    "secret": forms.text,
+    "sha256": forms.mapping(forms.text),
     "code": forms.Keys(
         optional={
             "live": forms.listing(forms.text),

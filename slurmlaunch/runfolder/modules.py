@@ -5,7 +5,7 @@ clients compare it with the files of now. An import system is no concern of this
 
 The file begins with a NOTE, the index: for each module its name and where its records are. They follow, each of kind
 MODULE: the source as it was, and the content of the ``.pyc`` file for it. A process reads the index and what it
-imports, and no source unless a traceback needs it. The last NOTE has the hash of each source, which only clients read.
+imports, and no source unless a traceback needs it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.runfolder import forms, records
-from slurmlaunch.runfolder.files import open_owned, read_at, write_whole
+from slurmlaunch.runfolder.files import open_owned, read_at, sha256_of, write_whole
 from slurmlaunch.runfolder.records import HEADER_SIZE, Kind, parse_header
 from slurmlaunch.runfolder.storage import Patience
 
@@ -43,6 +43,8 @@ class Module(NamedTuple):
     size: int = 0  # of the file, in bytes
     offset: int | None = None  # of its source's record, from the end of the index
     code: int = 0  # the length of its .pyc file, whose record follows the source's; 0: it has none
+    sha256: str = ""  # of its source
+    code_sha256: str = ""  # of its .pyc file
 
     @property
     def is_stored(self) -> bool:
@@ -63,8 +65,8 @@ class Source(NamedTuple):
     sha256: str
 
 
-def write_modules(path: Location, modules: Sequence[tuple[Module, Source | None]], optimize: int) -> None:
-    """Write the file; offsets and lengths of the modules are computed here.
+def write_modules(path: Location, modules: Sequence[tuple[Module, Source | None]], optimize: int) -> str:
+    """Write the file; return the SHA-256 of its index, in which offsets, lengths and hashes of the modules are set.
 
     Args:
         path: the file.
@@ -79,17 +81,15 @@ def write_modules(path: Location, modules: Sequence[tuple[Module, Source | None]
         if source is None:
             index.append(module)
             continue
-        index.append(module._replace(size=len(source.text), offset=position, code=len(source.pyc)))
+        code_sha256 = sha256_of(source.pyc) if source.pyc else ""
+        module = module._replace(size=len(source.text), offset=position, code=len(source.pyc))  # noqa: PLW2901
+        index.append(module._replace(sha256=source.sha256, code_sha256=code_sha256))
         parts = [records.encode(Kind.MODULE, part) for part in (source.text, source.pyc) if part or part is source.text]
         contents += parts
         position += sum(map(len, parts))
-    hashes = {module.name: source.sha256 for module, source in modules if source is not None}
-    head = {"optimize": optimize, "hashes": position, "modules": index}
-    write_whole(path, [_note(head), *contents, _note(hashes)])
-
-
-def _note(content: Any) -> bytes:
-    return records.encode(Kind.NOTE, json.dumps(content, separators=(",", ":")).encode())
+    head = json.dumps({"optimize": optimize, "modules": index}, separators=(",", ":")).encode()
+    write_whole(path, [records.encode(Kind.NOTE, head), *contents])
+    return sha256_of(head)
 
 
 class ModulesReader:
@@ -100,31 +100,31 @@ class ModulesReader:
         optimize: the optimization level for which the modules are compiled.
     """
 
-    def __init__(self, path: Location) -> None:
-        """Read the index.
+    def __init__(self, path: Location, sha256: str = "") -> None:
+        """Read the index, which has this SHA-256 if that is known: then each module is compared with its own.
 
         Raises:
             OSError: the file cannot be read.
             RunFolderError: it is damaged.
             UnsafeRunFolder: it is not safe to read.
         """
-        self.path = path
+        self.path, self._is_known = path, bool(sha256)
         self._descriptor, _ = open_owned(path)
         try:
-            index, self._contents = self._read_note(0, _INDEX)
+            index, self._contents = self._read_index(sha256)
             self._modules = {each.name: each for each in (Module(*fields) for fields in index["modules"])}
-            self.optimize, self._hashes = index["optimize"], index["hashes"]
+            self.optimize = index["optimize"]
         except BaseException:
             self.close()
             raise
 
-    def _read_note(self, position: int, form: forms.Form) -> tuple[Any, int]:
-        """Return the content of the NOTE at a position, and the position behind it."""
-        header = parse_header(read_at(self._descriptor, HEADER_SIZE, position))
+    def _read_index(self, sha256: str) -> tuple[Any, int]:
+        """Return the content of the index, and the position behind it."""
+        header = parse_header(read_at(self._descriptor, HEADER_SIZE, 0))
         if header is None:
-            raise forms.damaged(self.path, "no record of the modules is there", position)
-        content = forms.parse(self._read(position, header.length), form, self.path, position)
-        return content, position + HEADER_SIZE + header.length
+            raise forms.damaged(self.path, "no index of the modules is there")
+        content = forms.parse(self._read(0, header.length, sha256), _INDEX, self.path)
+        return content, HEADER_SIZE + header.length
 
     def __iter__(self) -> Iterator[Module]:
         """Iterate over the index."""
@@ -141,36 +141,33 @@ class ModulesReader:
             RunFolderError: it is damaged.
             OSError: it cannot be read.
         """
-        return self._read(self._position(module), module.size)
+        return self._read(self._position(module), module.size, self._is_known * module.sha256)
 
     def code(self, module: Module) -> bytes:
         """Return the content of the ``.pyc`` file of a stored module, empty if it has none; otherwise as `source`."""
         if not module.code:
             return b""
-        return self._read(self._position(module) + HEADER_SIZE + module.size, module.code)
+        position = self._position(module) + HEADER_SIZE + module.size
+        return self._read(position, module.code, self._is_known * module.code_sha256)
 
     def hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each stored source, by module; otherwise as `source`."""
-        hashes: dict[str, str] = self._read_note(self._contents + self._hashes, forms.mapping(forms.text))[0]
-        missing = next((each.name for each in self if each.is_stored and each.name not in hashes), None)
-        if missing is not None:
-            raise forms.damaged(self.path, f"the hash of {missing} is missing", self._contents + self._hashes)
-        return hashes
+        """Return the SHA-256 of each stored source, by module."""
+        return {each.name: each.sha256 for each in self if each.is_stored}
 
     def _position(self, module: Module) -> int:
         if module.offset is None:
             raise forms.damaged(self.path, f"the source of {module.name} is missing")
         return self._contents + module.offset
 
-    def _read(self, position: int, length: int) -> bytes:
-        """Return the payload of the record at a position, whose length is known."""
+    def _read(self, position: int, length: int, sha256: str) -> bytes:
+        """Return the payload of the record at a position, whose length is known, and perhaps its SHA-256."""
         payload = None
         with suppress(OSError):
             payload = self._payload(position, length)
         if payload is None:
             payload = Patience().run(partial(self._read_anew, position, length))
-        if payload is None:
-            raise forms.damaged(self.path, "a module is damaged", position)
+        if payload is None or (sha256 and sha256_of(payload) != sha256):
+            raise forms.damaged(self.path, "a module is damaged, or is not the one that was submitted", position)
         return payload
 
     def _read_anew(self, position: int, length: int) -> bytes | None:
@@ -193,7 +190,6 @@ class ModulesReader:
 _INDEX = forms.Keys(
     {
         "optimize": forms.integer,
-        "hashes": forms.count,
         "modules": forms.listing(
             forms.row(
                 forms.text,
@@ -203,6 +199,8 @@ _INDEX = forms.Keys(
                 forms.count,
                 forms.null_or(forms.count),
                 forms.count,
+                forms.text,
+                forms.text,
             )
         ),
     }

@@ -68,7 +68,7 @@ class Round:
         plan: RoundPlan,
         *,
         checkpoints: Mapping[int, Recorded] = MappingProxyType({}),
-        files: Mapping[str, Callable[[Location], object]] = MappingProxyType({}),
+        files: Mapping[str, Callable[[Location], str | None]] = MappingProxyType({}),
     ) -> Round:
         """Make the round; the process for which this succeeds submits it.
 
@@ -77,7 +77,8 @@ class Round:
             number: the number of the round.
             plan: its plan.
             checkpoints: the calls that resume items which tasks of earlier rounds began.
-            files: the round's own files by name, and what writes each to the path that it is given.
+            files: the round's own files by name, and what writes each where it is told, and returns its SHA-256 if
+                tasks read it.
 
         Raises:
             FileExistsError: another process made it.
@@ -85,8 +86,10 @@ class Round:
         new = beside(folder.round(number))
         new.mkdir()
         try:
-            for name, write in files.items():
-                write(new / name)
+            found = {name: write(new / name) for name, write in files.items()}
+            if hashes := {name: sha256 for name, sha256 in found.items() if sha256}:
+                hashes = {**plan.manifest.get("sha256", {}), **hashes}
+                plan = plan._replace(manifest={**plan.manifest, "sha256": hashes})
             cls._write(new, plan)
             if checkpoints:
                 with RecordWriter(new / "checkpoints", salt=folder.salt) as file:

@@ -17,7 +17,7 @@ from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_functi
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.items import write_items
-from slurmlaunch.runfolder.layout import FOLDERS, Manifest, RunFolder, python_version, salt_of
+from slurmlaunch.runfolder.layout import FOLDERS, FUNCTION, ITEMS_INDEX, Manifest, RunFolder, python_version, salt_of
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices
 from slurmlaunch.runfolder.records import Damage
@@ -70,7 +70,7 @@ class OneRun:
             each.mkdir(mode=0o700)
         with travelling([function.__module__]):
             pickled = pickle_function(function)
-            write_function(self.folder.function, pickled)
+            sha256 = {FUNCTION: write_function(self.folder.function, pickled)}
         items = write_items(self.folder, rows, pickle_arguments)
         plan: dict[str, Any] = {"cpus_per_task": 1, "processes": 1, "threads": 1}
         plan |= {name: changes.pop(name) for name in RoundPlan._fields if name in changes}
@@ -79,7 +79,8 @@ class OneRun:
         manifest: dict[str, Any] = {"name": "test", "run": "0", "backend": "local", "items": items}
         manifest |= {"function": name_of(function), "cwd": str(path.parent), "sys_path": [str(REPOSITORY)]}
         manifest |= {"python": python_version(), "cloudpickle": cloudpickle.__version__, "client": "", "created": 0.0}
-        manifest["shared"] = shared_bytes(pickled)
+        sha256[ITEMS_INDEX] = self.folder.index_sha256
+        manifest |= {"shared": shared_bytes(pickled), "sha256": sha256, "secret": "0" * 32}
         Manifest(**manifest | changes).write(self.folder)
 
     def start(
