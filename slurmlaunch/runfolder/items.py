@@ -151,8 +151,7 @@ class ItemReader:
         self._folder = folder
         self._patience = Patience()
         self._read(self._open)
-        self._index = self._read(self._read_index)
-        self._blocks = len(self._index) // _ENTRY.size
+        self._index: bytes | None = None
         self._arguments_of = self.calling(lambda *arguments: arguments)
 
     def _open(self) -> None:
@@ -230,7 +229,7 @@ class ItemReader:
         return header, lambda position: _unpickled(parts[position])
 
     def _entry(self, block: int) -> tuple[int, int]:
-        if not self._blocks:
+        if not self._index or len(self._index) < _ENTRY.size:
             raise self._damaged(self._size)
         first, offset = _ENTRY.unpack_from(self._index, block * _ENTRY.size)
         return first, offset
@@ -239,7 +238,9 @@ class ItemReader:
         """Return the header of the block that holds the item, and its offset."""
         if identity(self._items) != self._identity:
             self._open()
-        block = bisect_right(range(self._blocks), item, key=lambda block: self._entry(block)[0]) - 1
+        if self._index is None:
+            self._index = self._read_index()
+        block = bisect_right(range(len(self._index) // _ENTRY.size), item, key=lambda block: self._entry(block)[0]) - 1
         _, offset = self._entry(max(block, 0))
         data = os.pread(self._items, HEADER_SIZE, offset) if offset < self._size else b""
         header = records.parse_header(data, salt=self._folder.salt)

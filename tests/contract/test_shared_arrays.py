@@ -16,7 +16,7 @@ import pytest
 from slurmlaunch import NodeStartError, attach
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.function import read_function
-from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.layout import Manifest, Status
 from slurmlaunch.runfolder.plan import Blocks
 from slurmlaunch.runfolder.records import Kind
 from tests.support import scripts
@@ -159,6 +159,7 @@ class TestFunction:
             file.truncate(1 << 40)  # a sparse file: reading it takes a quarter of an hour
         table = records.encode(Kind.SHARED, struct.pack("<QQI", 0, 1 << 40, 0))
         Path(run.folder.function).write_bytes(records.encode(Kind.FUNCTION, bytes(pickled)) + table)
+        Manifest.read(run.folder)._replace(sha256={}).write(run.folder)
 
         node = run.start()
         opened = Path(f"/proc/{node.pid}/fd")

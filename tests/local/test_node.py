@@ -19,7 +19,7 @@ import pytest
 from slurmlaunch.errors import FunctionExited, NodeStartError, WorkerDied
 from slurmlaunch.node import system
 from slurmlaunch.runfolder.claims import Claimer
-from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, STARTED_VARIABLE, Status
+from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, STARTED_VARIABLE, Manifest, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, close_task
 from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RoundPlan, Slices
 from slurmlaunch.runfolder.records import Kind
@@ -185,7 +185,8 @@ def by_reference(path: Path, function: Any, **changes: Any) -> OneRun:
     from slurmlaunch.client.pickling import pickle_function
     from slurmlaunch.runfolder.function import write_function
 
-    write_function(run.folder.function, pickle_function(function))
+    sha256 = {"function": write_function(run.folder.function, pickle_function(function))}
+    Manifest.read(run.folder)._replace(sha256=sha256).write(run.folder)
     return run
 
 
