@@ -30,8 +30,8 @@
 
 Numbers in names are decimal, from 0. No name depends on a Slurm job id. C is any name that no other process uses.
 
-**Writing** (`records`). A file either appears whole (written beside its place as ``NAME.new``, flushed, and renamed),
-or one writer appends records to it. A reader uses whole records and ignores a torn tail. Headers in ``items`` and the
+**Writing** (`records`). A file either appears whole (written beside its place under a random name, flushed, and
+renamed), or one writer appends records to it. A reader uses whole records and ignores a torn tail. Headers in ``items`` and the
 outcome files are salted with the manifest's ``run``. The order is ``function.buffers``, ``function``, ``items``,
 ``items.index``, ``modules``, ``environment``, the round's folder with its plan, ``manifest.json``. The manifest makes
 the folder a run, and only then is anything submitted. Everything that a task reads is on disk before, except
@@ -64,14 +64,13 @@ The manifest's ``files`` has the path of each file that tasks read besides their
 in it, tasks import what they find on disk. The first record is a NOTE, the index::
 
     optimize     the level of optimization for which the modules are compiled
-    hashes       the position of the last record
-    modules      [[name, file, search, mtime, size, offset, code], ...]
+    modules      [[name, file, search, mtime, size, offset, code, sha256, code_sha256], ...]
 
 ``file`` and ``search`` are ``__file__`` and ``__path__``, or null; ``mtime`` (in nanoseconds) and ``size`` are the
 file's. The source is in the record of kind MODULE at ``offset``, and the next record is the content of the ``.pyc``
 file, ``code`` bytes long; 0 says that there is none. A module without ``offset`` is not stored: an extension module if
-it has a ``file``, else a namespace package or a parent of other modules. Positions count from the end of the index. The
-last record is a NOTE with the SHA-256 of each stored source by the module's name. Several runs may share the file by
+it has a ``file``, else a namespace package or a parent of other modules. Positions count from the end of the index.
+``sha256`` is the source's, and ``code_sha256`` that of the ``.pyc`` file. Several runs may share the file by
 hard links. The manifest's ``code`` says what else identifies the code: ``live`` modules, which are imported as they are
 on disk, ``commits`` of git by folder, each ``[commit, dirty]``, and ``distributions``, by folder, name and version.
 
@@ -168,7 +167,11 @@ has ended, so that the outcomes are on disk before. The status is one of `layout
 **Cancellations** (`rounds`). Records of kind CANCELLED. Each changes the modification time of the folder. A
 cancelled item stays cancelled even if an outcome was recorded; a later round may run it again.
 
-**Safety** (`records`). Nothing is unpickled that the current user does not own or that others may write to, and no
-symbolic link is followed. A reader checks the form of JSON (`forms`), and that the payload of a record is what its
-header says, before it uses them: a file that holds anything else is damaged, and an error says where.
+**Safety** (`files`). Nothing is read that the current user does not own or that others may write to, and no symbolic
+link is followed. A process holds the run folder, and each folder in it, by a descriptor, and opens, makes, renames and
+lists everything relative to that: whoever may rename a folder above gains nothing. A descriptor that had to be closed
+is opened again by path, and must lead to the device and inode of before. The manifest has a ``secret`` of 128 bits in
+hexadecimal, and by name, in ``sha256``, the SHA-256 of ``function`` and ``items.index`` and, for ``modules``, of the
+index, which has those of the modules. A job's environment has ``SLURMLAUNCH_RUN``, the SHA-256 of the manifest, a
+hyphen and the secret. A node that finds this variable refuses any other folder.
 """

@@ -312,7 +312,7 @@ def test_items_that_others_may_write_are_not_read(folder: RunFolder) -> None:
         write(folder, [1]).close()
         Path(path).chmod(0o602)
         with pytest.raises(UnsafeRunFolder):
-            ItemReader(folder)
+            ItemReader(folder)[0]
 
 
 def test_the_function_is_on_disk_once(tmp_path: Path) -> None:

@@ -1,0 +1,283 @@
+"""Held folders: who exchanges a run folder, or a folder above it, gains nothing, and the user is told."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurmlaunch import Executor, SlurmlaunchError
+from slurmlaunch.errors import UnsafeRunFolder
+from slurmlaunch.runfolder import files
+from slurmlaunch.runfolder.files import Location, create, read_owned, write_whole
+from slurmlaunch.runfolder.function import write_function
+from slurmlaunch.runfolder.layout import RUN_VARIABLE, Manifest
+from tests.support.tasks import REPOSITORY, OneRun, rows
+from tests.support.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# One module opens files.
+
+# Calls on paths that are not in a run folder, or on a `Location`, by the file and the beginning of the call.
+ELSEWHERE = {
+    "backends/container.py": ("",),
+    "backends/local/process.py": ("Path(f'/proc/", "os.scandir('/proc')"),
+    "backends/local/scheduler.py": ("log.open(",),
+    "backends/pending_reasons.py": ("resources.files(",),
+    "backends/slurm/shared_states.py": ("",),
+    "caps.py": ("path.read_text(",),
+    "cli/main.py": ("os.open(os.devnull",),
+    "cli/map.py": ("open(sys.stdin",),
+    "client/code.py": ("open(file", "open(cache_from_source(", "os.stat(file)"),
+    "client/pickling.py": ("pickler.file.truncate(",),
+    "client/versions.py": ("",),
+    "integrations/submitit/job.py": ("fixed_part(folder).glob('*/manifest.json')",),
+    "node/finder.py": ("Path(file).stat()",),
+    "node/system.py": ("Path('/proc/", "os.listdir('/proc')", "path.read_text("),
+    "node/task.py": ("Path(spec and spec.origin or '').read_text(",),
+    "runfolder/changes.py": ("Path('/proc/self/mounts')",),
+    "runfolder/clients.py": ("Path(f'/proc/",),
+    "runfolder/environment.py": ("Path('/proc/self/status')",),
+    "runfolder/modules.py": ("Path(module.file or '').stat()", "Path(file).read_bytes()"),
+    "runfolder/records.py": ("self.path.open(",),
+    "runfolder/rounds.py": ("entry.stat(",),
+    "runfolder/runs_folder.py": ("",),
+}
+OPENERS = {
+    "open", "fdopen", "memmap", "read_text", "read_bytes", "write_text", "write_bytes", "touch", "listdir", "scandir",
+    "walk", "iterdir", "glob", "rglob", "stat", "lstat", "truncate", "utime", "hardlink_to", "symlink_to", "link",
+    "symlink", "rmtree", "makedirs", "copyfile", "copytree", "chmod", "lexists",
+}  # fmt: skip
+
+
+def test_one_module_opens_files() -> None:
+    """No other module opens, lists or looks at a file by its path, but for files that are in no run folder."""
+    package = REPOSITORY / "slurmlaunch"
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or name == "runfolder/files.py":
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            text = ast.unparse(node)
+            if called in OPENERS and not text.startswith(ELSEWHERE.get(name, ("nothing",))):
+                found.append(f"{name}: {text}")
+
+    assert [] == found
+
+
+# Descriptors.
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process hold two folders."""
+    monkeypatch.setattr(files, "MOST_HELD", 2)
+
+
+def held() -> int:
+    """Return how many folders this process holds."""
+    return sum(place() is not None for place in list(files._recent.values()))  # noqa: SLF001
+
+
+def made(path: Path) -> Location:
+    """Make a folder with a file; return it."""
+    folder = Location(path)
+    folder.mkdir()
+    write_whole(folder / "file", [path.name.encode()])
+    return folder
+
+
+def test_no_more_than_some_are_held(tmp_path: Path) -> None:
+    """However many run folders a process uses, it holds no more than some, and finds all of them again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        folders = [made(tmp_path / str(number)) for number in range(300)]
+        assert [str(number).encode() for number in range(300)] == [read_owned(each / "file") for each in folders]
+        assert held() <= files.MOST_HELD
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_many_submissions(tmp_path: Path) -> None:
+    """Two thousand runs fit into a process that may have 256 descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with Executor(tmp_path, cluster="inline") as executor:
+            assert list(range(2000)) == [executor.submit(abs, number).result(PATIENCE) for number in range(2000)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_exchanged_folder(tmp_path: Path, few: None) -> None:
+    """A folder that had to be closed must be the one that it was when it is opened again; the error says so."""
+    del few
+    folder = made(tmp_path / "run")
+    assert read_owned(folder / "file") == b"run"
+    (tmp_path / "run").rename(tmp_path / "away")
+    other = made(tmp_path / "run")
+    assert read_owned(folder / "file") == b"run"  # it is still held
+
+    others = [made(tmp_path / name) for name in "abc"]
+    for use in (lambda: read_owned(folder / "file"), lambda: create(folder / "new", b""), folder.names):
+        with pytest.raises(UnsafeRunFolder, match="exchanged"):
+            use()
+    assert [["file"]] * 4 == [each.names() for each in (other, *others)]
+
+
+def test_a_number_that_is_another_folder(tmp_path: Path) -> None:
+    """If something closes all descriptors and opens another folder, nothing is read or written there."""
+    folder = made(tmp_path / "run")
+    (tmp_path / "other").mkdir(0o700)
+    program = f"""
+import os
+from slurmlaunch.runfolder.files import Location, read_owned, write_whole
+folder = Location({str(tmp_path / "run")!r})
+assert read_owned(folder / "file") == b"run"
+os.closerange(3, 100)
+others = [os.open({str(tmp_path / "other")!r}, os.O_RDONLY) for _ in range(20)]
+assert read_owned(folder / "file") == b"run"
+write_whole(folder / "new", [b"x"])
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert (sorted(folder.names()), list((tmp_path / "other").iterdir())) == (["file", "new"], [])
+
+
+def close_all(number: int, other: str) -> str:
+    """Close all descriptors, open another folder under their numbers, and return a class of ``__main__``'s kind."""
+    os.closerange(3, 200)
+    for _ in range(40):
+        os.open(other, os.O_RDONLY)
+    return f"{number}" * 100_000  # so large that the worker itself appends it
+
+
+def test_items_that_close_all_descriptors(tmp_path: Path) -> None:
+    """Items that close all descriptors, and open another folder, change no file there, and the others run."""
+    other = tmp_path / "other"
+    other.mkdir(0o700)
+    run = OneRun(tmp_path / "run", close_all, [(number, str(other)) for number in range(3)])
+    ended = run.run()
+    assert (ended.status in {0, 1}, sorted(run.outcomes())) == (True, [0, 1, 2])
+    assert list(other.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", range(0, 60, 3))
+def test_an_exchange_at_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Whenever a run folder is exchanged for another folder of the user's, no file of that changes."""
+    decoy = tmp_path / "decoy"
+    decoy.mkdir(0o700)
+    for name in ("items", "function", "manifest.json", "items.index"):
+        (decoy / name).write_bytes(b"precious")
+        (decoy / name).chmod(0o600)
+    calls, really = 0, Location._call  # noqa: SLF001
+
+    def call(place: Location, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        path = Path(place.root)
+        if calls == step and path.is_dir():
+            path.rename(tmp_path / "away")
+            decoy.rename(path)
+        calls += path.is_dir()
+        return really(place, function, *arguments, **options)
+
+    monkeypatch.setattr(Location, "_call", call)
+    executor = Executor(tmp_path / "runs", cluster="inline")
+    try:
+        assert executor.submit(abs, -7).result(PATIENCE) == 7
+    except (SlurmlaunchError, OSError):
+        assert step < calls
+    monkeypatch.undo()
+    there = decoy if decoy.exists() else next(path for path in (tmp_path / "runs").iterdir() if path.name != "away")
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == dict.fromkeys(
+        ("items", "function", "manifest.json", "items.index"), b"precious"
+    )
+
+
+# The node knows its run.
+
+
+def test_the_identity_reaches_the_tasks(tmp_path: Path) -> None:
+    """A task knows the SHA-256 of its run's manifest and its secret, which are in no command line and no script."""
+    with Executor(tmp_path, cluster="local") as executor:
+        future = executor.submit(lambda: (os.environ[RUN_VARIABLE], Path("/proc/self/cmdline").read_bytes()))
+        identity, command = future.result(PATIENCE)
+        folder = future.log("out").parents[1]
+    content = (folder / "manifest.json").read_bytes()
+    manifest = json.loads(content)
+
+    assert identity == f"{hashlib.sha256(content).hexdigest()}-{manifest['secret']}"
+    assert re.fullmatch("[0-9a-f]{32}", manifest["secret"])
+    assert manifest["secret"].encode() not in command
+    assert manifest["secret"] not in "".join(path.name for path in folder.rglob("*"))
+    for name in ("function", "items.index"):
+        assert manifest["sha256"][name] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_a_node_refuses_the_folder_of_another_run(tmp_path: Path, protocol: int) -> None:
+    """A node that was told its run runs nothing of another one, whatever its protocol; one that was not told does."""
+    run = OneRun(tmp_path / "run", print, rows(["executed"]))
+    other = OneRun(tmp_path / "other", print, rows(["executed"]), protocol=protocol, name="other")
+    Manifest.read(run.folder)
+    Manifest.read(other.folder)
+    ours, theirs = {RUN_VARIABLE: run.folder.identity}, {RUN_VARIABLE: other.folder.identity[:-1] + "x"}
+
+    for env in (ours, theirs):
+        ended = other.run(env=env)
+        assert (ended.status, ended.out, "exchanged" in ended.err) == (4, "", True)
+        assert other.folder.outcomes.names() == []
+    assert (run.run(env=ours).out, other.run().out) == ("executed\n", "executed\n")
+
+
+def test_another_function_is_not_run(tmp_path: Path) -> None:
+    """A function that is not the one of the manifest is not unpickled; the error says so."""
+    from slurmlaunch.client.pickling import pickle_function
+
+    run = OneRun(tmp_path / "run", abs, rows([-1]))
+    write_function(run.folder.function, pickle_function(print))
+    assert run.run().out == ""
+    assert "not the one that was submitted" in str(run.errors()[0])
+
+
+# What the kernel sees.
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_each_open_is_relative(tmp_path: Path) -> None:
+    """In a whole local run only the run folder itself is opened by its path, all below it relative to a descriptor."""
+    program = f"""
+import slurmlaunch
+def work(x):
+    return x + 1
+if __name__ == "__main__":
+    with slurmlaunch.Executor({str(tmp_path / "runs")!r}, cluster="local") as executor:
+        futures = executor.map_array(work, range(4), tasks=2)
+        assert [each.result(60) for each in futures] == [1, 2, 3, 4]
+        print(futures.folder, futures[0].stdout())
+"""
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    log = tmp_path / "strace"
+    names = "trace=open,openat,openat2,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,creat"
+    command = ["strace", "-f", "-qq", "-s", "4096", "-o", str(log), "-e", names, sys.executable]
+    done = subprocess.run([*command, str(tmp_path / "program.py")], check=True, capture_output=True, text=True)
+    folder = done.stdout.split()[0]
+    by_path = [line for line in log.read_text(errors="replace").splitlines() if f"{folder}/" in line]
+
+    assert [] == by_path
+    assert any(f'"{folder}"' in line for line in log.read_text(errors="replace").splitlines())
