@@ -31,8 +31,9 @@
 Numbers in names are decimal, from 0. No name depends on a Slurm job id. C is any name that no other process uses.
 
 **Writing** (`records`). A file either appears whole (written beside its place under a random name, flushed, and
-renamed), or one writer appends records to it. A reader uses whole records and ignores a torn tail. Headers in ``items`` and the
-outcome files are salted with the manifest's ``run``. The order is ``function.buffers``, ``function``, ``items``,
+renamed), or one writer appends records to it. A reader uses whole records and ignores a torn tail. Headers in
+``items`` and the outcome files are salted with the manifest's ``run``. The order is ``function.buffers``,
+``function``, ``items``,
 ``items.index``, ``modules``, ``environment``, the round's folder with its plan, ``manifest.json``. The manifest makes
 the folder a run, and only then is anything submitted. Everything that a task reads is on disk before, except
 cancellations and claims.
