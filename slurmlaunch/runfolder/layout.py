@@ -170,9 +170,10 @@ class Manifest(NamedTuple):
         """Write it, which makes the folder a run."""
         data = json.dumps(self._asdict(), indent=1).encode()
         write_whole(folder.manifest, [data])
-        folder.identity = self._identity(data)
+        folder.identity = self.identity(data)
 
-    def _identity(self, data: bytes) -> str:
+    def identity(self, data: bytes) -> str:
+        """Return by what a node recognizes the run, from the content of its manifest."""
         return f"{sha256_of(data)}-{self.secret}"
 
     @classmethod
@@ -202,7 +203,7 @@ class Manifest(NamedTuple):
         """
         manifest, data = cls._read(folder.root)
         folder.salt, folder.number_of_items = salt_of(manifest.run), manifest.items
-        folder.identity, folder.index_sha256 = manifest._identity(data), manifest.sha256.get(ITEMS_INDEX, "")
+        folder.identity, folder.index_sha256 = manifest.identity(data), manifest.sha256.get(ITEMS_INDEX, "")
         for each in (folder.rounds, folder.outcomes, folder.ended, folder.cancelled, folder.logs):
             each.check()
         return manifest
