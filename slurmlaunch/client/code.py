@@ -1,9 +1,8 @@
-"""The code of the user's own modules at a submission: which modules these are, and what is stored of them.
+"""The code of the user's own modules at a submission: what is stored of it, and what tells which code it was.
 
-The user's own are all imported modules that are neither Python's nor below a ``site-packages`` folder: those beside
-the script, on ``PYTHONPATH``, and of editable installs. Their files are read at the call, not the objects in memory;
-a warning says so if the submitted function differs. The executor takes a `Snapshot` for each run. The format of the
-file is `runfolder.modules`'s, and `node.finder` imports from it in the tasks; what else identifies the code (git,
+The files of the modules are read at the call, not the objects in memory; a warning says so if the submitted function
+differs. The executor takes a `Snapshot` for each run. `own_modules` says which modules are the user's. The format of
+the file is `runfolder.modules`'s, and `node.finder` imports from it in the tasks; what else identifies the code (git,
 installed distributions) is `versions`'s matter.
 """
 
@@ -18,7 +17,6 @@ import types
 import warnings
 from contextlib import closing, suppress
 from datetime import datetime
-from importlib.machinery import EXTENSION_SUFFIXES, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from operator import attrgetter
 from pathlib import Path
@@ -27,7 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 
-from slurmlaunch.client.versions import Commit, Distribution, attributes_of, commits, distributions, search_of
+from slurmlaunch.client.own_modules import Found, chosen, own_modules
+from slurmlaunch.client.versions import Commit, Distribution, commits, distributions
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.files import link_unchanged
 from slurmlaunch.runfolder.layout import MODULES
@@ -45,8 +44,6 @@ MOST_SOURCE = 32 << 20
 """The most bytes of source that the modules of a run may have together."""
 
 _SHOWN = 3
-_MAIN = frozenset({"__main__", "__mp_main__"})
-_OURS = __name__.partition(".")[0]
 
 
 class ModuleChanged(UserWarning):
@@ -93,112 +90,7 @@ class Code(NamedTuple):
         return cls(manifest.function, recorded, modules, code.get("live", []), known, installed)
 
 
-# The user's modules.
-
-
-class _Found(NamedTuple):
-    """One of the user's modules, as this process has imported it."""
-
-    name: str
-    file: str | None
-    search: tuple[str, ...] | None
-    is_stored: bool
-    is_plain: bool  # Python itself loaded it from its file, so that its code in memory can be compared with that
-
-    @classmethod
-    def of(cls, module: Module) -> _Found:
-        """Return a module of another run or round."""
-        search = None if module.search is None else tuple(module.search)
-        return cls(module.name, module.file, search, module.is_stored, is_plain=False)
-
-    @property
-    def is_live(self) -> bool:
-        """True if tasks import the file as it is then: neither a namespace package nor an extension module."""
-        return not self.is_stored and self.file is not None and not self.file.endswith(_EXTENSIONS)
-
-
-_EXTENSIONS = tuple(EXTENSION_SUFFIXES)
-
-_known: dict[str, tuple[object, tuple[object, ...], _Found | None]] = {}
-"""What was found out about each module that is or was imported, with the module, and with its origin at that time."""
-
-
-def _own_modules() -> list[_Found]:
-    """Return the user's modules that are imported."""
-    found = []
-    for name, module in sys.modules.copy().items():
-        attributes = attributes_of(module)
-        # `importlib.reload` may find another file for the same module.
-        origin = attributes.get("__spec__"), attributes.get("__file__"), search_of(attributes)
-        known = _known.get(name)
-        if known is None or known[0] is not module or known[1] != origin:
-            known = _known[name] = (module, origin, _classify(name, attributes, origin[-1]))
-        if known[-1] is not None:
-            found.append(known[-1])
-    return found
-
-
-def _chosen(found: list[_Found], by_value: Sequence[str], excluded: Sequence[str]) -> list[_Found]:
-    """Return the modules that do not travel by value. Those that are excluded stay live."""
-    if not (by_value or excluded):
-        return found
-    kept = [each for each in found if not _is_in(each, by_value)]
-    marked = [each._replace(is_stored=False) if _is_in(each, excluded) else each for each in kept]
-    return [each for each in marked if each.is_live or not _is_in(each, excluded)]
-
-
-def _is_in(module: _Found, names: Sequence[str]) -> bool:
-    """Return whether a module has one of these names, or is a submodule of such a module."""
-    return f"{module.name}.".startswith(tuple(f"{name}." for name in names))
-
-
-def _classify(name: str, attributes: dict[str, Any], search: tuple[str, ...] | None) -> _Found | None:
-    """Return what to do with a module; None if it is not the user's, or nothing on disk belongs to it."""
-    if name in _MAIN or name.partition(".")[0] == _OURS:
-        return None
-    spec, file = attributes.get("__spec__"), attributes.get("__file__")
-    if name not in (getattr(spec, "name", None), attributes.get("__name__")):
-        return None  # another module under a second name
-    if not isinstance(file, str):
-        own = search and not all(map(is_installed, search))
-        return _Found(name, None, search, is_stored=False, is_plain=False) if own else None
-    file = os.path.abspath(file)  # noqa: PTH100  (Path.resolve would follow links, and cost more)
-    if is_installed(file):
-        return None
-    is_plain = _is_plain(getattr(spec, "loader", None) or attributes.get("__loader__"))
-    is_stored = is_plain or (file.endswith(".py") and not _finds(name, file))
-    return _Found(name, file, search, is_stored, is_plain)
-
-
-_OF_PYTHON = (f"{os.path.dirname(os.__file__)}/", f"{sys.base_exec_prefix}/{sys.platlibdir}/python")  # noqa: PTH120
-_INSTALLED = ("/site-packages/", "/dist-packages/")
-
-
-def is_installed(file: str) -> bool:
-    """Return whether a file is Python's own, or of an installed distribution."""
-    return any(folder in f"{file}/" for folder in _INSTALLED) or file.startswith(_OF_PYTHON)
-
-
-_LOADING = ("create_module", "exec_module", "get_code", "get_data", "source_to_code")
-
-
-def _is_plain(loader: object) -> bool:
-    """Return whether a loader executes the text of a file as it is: Python's own, also within that of an install."""
-    methods = (getattr(getattr(loader, name, None), "__func__", None) for name in _LOADING)
-    return all(found is getattr(SourceFileLoader, name) for found, name in zip(methods, _LOADING, strict=True))
-
-
-def _finds(name: str, file: str) -> bool:
-    """Return whether a module is found on the search path, so that a task finds it, too."""
-    parent = sys.modules.get(name.rpartition(".")[0])
-    try:
-        spec = PathFinder.find_spec(name, getattr(parent, "__path__", None if parent is None else []))
-        return spec is not None and spec.origin is not None and Path(spec.origin).samefile(file)
-    except (ImportError, OSError, ValueError):
-        return False
-
-
-# Their content.
+# The content of the modules.
 
 
 _Stamp = tuple[int, int, int, int]
@@ -247,10 +139,11 @@ def _valid_pyc(file: str, stamp: _Stamp) -> bytes:
     return b""
 
 
-_COMPILING_SECONDS = 0.03
+_COMPILING_SECONDS = 0.02
 """How long a submission may compile modules that have no ``.pyc`` file. The tasks compile what is left."""
 
 
+@functools.lru_cache(maxsize=8)  # the submitted function's module is compared with its file first
 def _compiled(file: str, stamp: _Stamp, text: bytes) -> bytes:
     try:
         with warnings.catch_warnings():
@@ -263,7 +156,7 @@ def _compiled(file: str, stamp: _Stamp, text: bytes) -> bytes:
 class _Written(NamedTuple):
     """The file that this process wrote last, and the content that it has."""
 
-    found: list[_Found]
+    found: list[Found]
     stamps: list[_Stamp | None]
     path: Location
     status: os.stat_result
@@ -299,11 +192,11 @@ class Snapshot:
         Raises:
             OptionError: they have too much source.
         """
-        found = _own_modules() if imported else []
-        known = {each.name for each in found}
-        found += [_Found.of(each) for each in earlier if each.name not in known]
-        self._found = _chosen(found, [*by_value, *cloudpickle.list_registry_pickle_by_value()], excluded)
-        self._earlier_live = [name for name in earlier_live if name not in {each.name for each in found}]
+        found = own_modules() if imported else []
+        names = {each.name for each in found}
+        found += [Found.of(each) for each in earlier if each.name not in names]
+        self._found = chosen(found, [*by_value, *cloudpickle.list_registry_pickle_by_value()], excluded)
+        self._earlier_live = [name for name in earlier_live if name not in names]
         self._is_live = live
         self._stamps = [_stamp(each.file) for each in self._found]
         if not live:
@@ -311,10 +204,11 @@ class Snapshot:
 
     def _check_size(self) -> None:
         pairs = zip(self._found, self._stamps, strict=True)
-        sizes = [(stamp[_SIZE], each) for each, stamp in pairs if stamp is not None and each.is_stored]
-        total = sum(size for size, _ in sizes)
+        sizes = [stamp[_SIZE] for each, stamp in pairs if stamp is not None and each.is_stored]
+        total = sum(sizes)
         if total > MOST_SOURCE:
-            largest = sorted(sizes, reverse=True)[:_SHOWN]
+            stored = (each for each, stamp in zip(self._found, self._stamps, strict=True) if stamp and each.is_stored)
+            largest = sorted(zip(sizes, stored, strict=True), reverse=True)[:_SHOWN]
             named = ", ".join(f"{each.name} ({_mebibytes(size)}, {each.file})" for size, each in largest)
             message = (
                 f"the modules of your own that this process has imported have {_mebibytes(total)} of source, and a run "
@@ -326,14 +220,18 @@ class Snapshot:
     def identity(self) -> dict[str, Any]:
         """Return what identifies the code besides the stored modules, for `Manifest.code`."""
         pairs = zip(self._found, self._stamps, strict=True)
-        live = [each.name for each, stamp in pairs if self._is_live or each.is_live or (each.is_stored and not stamp)]
-        files = [each.file for each in self._found if each.file is not None]
-        main = getattr(sys.modules.get("__main__"), "__file__", None) or os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+        # Those that are stored come first, because the property costs milliseconds for thousands.
+        others = [each for each, stamp in pairs if self._is_live or not (each.is_stored and stamp)]
+        live = [each.name for each in others if self._is_live or each.is_stored or each.is_live]
+        # Not os.path.dirname, for the same reason.
+        folders = {each.file.rpartition("/")[0] for each in self._found if each.file is not None}
+        main = getattr(sys.modules.get("__main__"), "__file__", None)
+        folders.add(os.path.dirname(os.path.abspath(main)) if main else os.getcwd())  # noqa: PTH100, PTH109, PTH120
         by_place: dict[str, dict[str, str]] = {}
         for name, (version, location) in distributions().items():
             by_place.setdefault(location, {})[name] = version
-        found = commits((os.path.abspath(main), *files), self._stamps)  # noqa: PTH100
-        return {"live": [*live, *self._earlier_live], "commits": found, "distributions": by_place}
+        live += self._earlier_live
+        return {"live": live, "commits": commits(folders, self._stamps), "distributions": by_place}
 
     def __bool__(self) -> bool:
         """Return whether there is anything to write."""
@@ -377,8 +275,10 @@ class Snapshot:
 
     def warn_of_changes(self, function: Callable[..., Any], *, stacklevel: int = 1) -> None:
         """Warn if the code of a function in memory is not that of its file, or the file is gone."""
-        found = {each.name: each for each in self._found if each.is_plain}
-        for each in _functions(function):
+        functions = list(_functions(function))
+        modules = {each.__module__ for each in functions}
+        found = {each.name: each for each in self._found if each.name in modules and each.is_plain}
+        for each in functions:
             module = found.get(each.__module__)
             if module is not None and module.file is not None and _differs(each, module.file):
                 message = f"{Path(module.file).name} changed after this process imported it; the tasks run the file"

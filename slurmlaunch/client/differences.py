@@ -79,7 +79,7 @@ def _version_of(name: str, folder: str) -> str | None:
 
 def _of_commits(manifest: Manifest) -> Iterator[str]:
     recorded = manifest.code.get("commits", {})
-    now = commits([f"{root}/" for root in recorded], time.time())
+    now = commits(recorded, time.time())
     for root, (commit, _) in recorded.items():
         if root in now and now[root].commit != commit:
             here, then = now[root].commit[:_ABBREVIATED], commit[:_ABBREVIATED]

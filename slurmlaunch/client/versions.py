@@ -13,7 +13,9 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from slurmlaunch.client.own_modules import attributes_of, search_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,14 +35,13 @@ _last: tuple[object, dict[str, Commit]] = (None, {})
 """The last answer, and what it was the answer to."""
 
 
-def commits(files: Iterable[str], state: object) -> dict[str, Commit]:
-    """Return the commit of each repository that has one of these files, by its folder.
+def commits(folders: Iterable[str], state: object) -> dict[str, Commit]:
+    """Return the commit of each repository that has one of these folders, by its own folder.
 
-    Git is asked again if *state*, which describes the files, or something in a repository has changed. A repository of
-    which it knows nothing, or does not answer in time, is left out.
+    Git is asked again if *state*, which describes their files, or something in a repository has changed. A repository
+    of which it knows nothing, or does not answer in time, is left out.
     """
     global _last  # noqa: PLW0603  (see there)
-    folders = {os.path.dirname(file) for file in files}  # noqa: PTH120  (there may be thousands)
     roots = {root for folder in folders if (root := _root_of(folder)) is not None}
     key = {root: _changes_of(root) for root in roots}, state
     if _last[0] != key:
@@ -129,24 +130,7 @@ def _imported() -> Iterator[tuple[str, str | None]]:
             yield name, site_of(file if isinstance(file, str) else next(iter(search_of(attributes) or ()), ""))
 
 
-def attributes_of(module: object) -> dict[str, Any]:
-    """Return the attributes of what is in `sys.modules`: at any other access it may load itself."""
-    try:
-        attributes: dict[str, Any] = object.__getattribute__(module, "__dict__")
-    except AttributeError:
-        return {}
-    return attributes
-
-
-def search_of(attributes: dict[str, Any]) -> tuple[str, ...] | None:
-    """Return the search path of a package; None for other modules."""
-    search = attributes.get("__path__")
-    try:
-        return None if search is None else tuple(each for each in search if isinstance(each, str))
-    except (KeyError, TypeError):  # the package that this namespace package is in was removed
-        return ()
-
-
+@functools.lru_cache(maxsize=1 << 12)
 def site_of(file: str) -> str | None:
     """Return the ``site-packages`` or ``dist-packages`` folder that a file is in."""
     found = _SITE.match(file)
