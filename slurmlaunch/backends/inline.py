@@ -24,7 +24,7 @@ from slurmlaunch.runfolder.claims import Claimer
 from slurmlaunch.runfolder.files import create
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
-from slurmlaunch.runfolder.outcomes import OutcomeWriter
+from slurmlaunch.runfolder.outcomes import OutcomeWriter, Times
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import Round
 
@@ -119,11 +119,13 @@ def _run_items(
     with contextlib.closing(work):
         for item in items:
             context.current_task().item = item
+            start, began = time.time(), time.monotonic()
             kind, data = work.run(item)
+            times = Times(start, array("f", [time.monotonic() - began]))
             if kind != Kind.FAILURE or isinstance(data, Bundle):
-                values.add(item, data)
+                values.add(item, data, times)
             else:
-                writer.failure(item, data)
+                writer.failure(item, data, times)
             if interrupted:
                 break
         values.write()
@@ -138,24 +140,27 @@ class _Values:
         self._writer = writer
         self._first = self._bytes = 0
         self._parts: list[bytes] = []
+        self._times = Times(0.0, array("f"))
 
-    def add(self, item: int, data: bytes | Bundle) -> None:
+    def add(self, item: int, data: bytes | Bundle, times: Times) -> None:
         if isinstance(data, Bundle):
             self.write()
-            self._writer.value(item, data)
+            self._writer.value(item, data, times)
             return
         if self._parts and (item != self._first + len(self._parts) or self._bytes > _RECORD_BYTES):
             self.write()
         if not self._parts:
-            self._first = item
+            self._first, self._times = item, Times(times.start, array("f"))
+        self._times.seconds.extend(times.seconds)
         self._parts.append(data)
         self._bytes += len(data)
 
     def write(self) -> None:
         if len(self._parts) == 1:
-            self._writer.value(self._first, self._parts[0])
+            self._writer.value(self._first, self._parts[0], self._times)
         elif self._parts:
-            self._writer.packed(Kind.VALUES, self._first, array("I", map(len, self._parts)), b"".join(self._parts))
+            lengths = array("I", map(len, self._parts))
+            self._writer.packed(Kind.VALUES, self._first, lengths, b"".join(self._parts), self._times)
         self._parts, self._bytes = [], 0
 
 

@@ -21,6 +21,7 @@ from slurmlaunch.client.attach import find_run
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.differences import say
 from slurmlaunch.client.item_status import ItemStatus, consecutive
+from slurmlaunch.client.item_story import item_node, item_times
 from slurmlaunch.client.progress import Progress
 from slurmlaunch.client.rerun import CURRENT, Retry, retry
 from slurmlaunch.client.status import Status, counts_of, status_of
@@ -31,6 +32,7 @@ from slurmlaunch.outcome import Failure, Value
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Generator, Iterator
+    from datetime import datetime
 
     from slurmlaunch.backends.base import TaskState
     from slurmlaunch.client.code import Code
@@ -98,6 +100,29 @@ class Future(concurrent.futures.Future[T]):
     def attempts(self) -> tuple[Attempt, ...]:
         """Every start of its task, over requeues and retries, the earliest first."""
         return attempts_of(self._run, self._index)
+
+    @property
+    def started(self) -> datetime | None:
+        """When its process began it, with the local time zone; None until it has ended, and if that was not recorded.
+
+        For an item in a block of short ones, of about a millisecond or less, when the block began.
+        """
+        times = item_times(self._run, self._index)
+        return times and times[0]
+
+    @property
+    def duration(self) -> float | None:
+        """For how many seconds the function ran on this item, or until its process died; None as for `started`.
+
+        For an item in a block of short ones it is its share of the block.
+        """
+        times = item_times(self._run, self._index)
+        return times and times[1]
+
+    @property
+    def node(self) -> str | None:
+        """The machine that ran it; before it has an outcome that of its task's last start; None if it has not begun."""
+        return item_node(self._run, self._index)
 
     def stdout(self) -> str:
         """Return the standard output of the task so far, of all its items."""

@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from array import array
+from itertools import pairwise
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from slurmlaunch.runfolder.files import identity
+from slurmlaunch.runfolder.outcomes import Times
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,9 +44,16 @@ FAILED, INTEGER, FLOAT = 1 << 31, 1 << 30, 1 << 29
 
 MARKS = FAILED | INTEGER | FLOAT
 
+TIMED = 100
+"""The most items of an assignment whose starts are noted one by one: those of longer ones take less than a millisecond,
+and noting the time would take a tenth of the shortest."""
+
+_ENDED = TIMED + 1
+_NO_TIMES = bytes(_NUMBER * (_ENDED + 1))
+
 
 class Channel:
-    """Counters, lengths, numbers and bytes in shared memory.
+    """Counters, lengths, numbers, bytes and times in shared memory.
 
     Attributes:
         put_number: writes an int or a float as it is, at a third of the cost of a pickle; returns False,
@@ -52,13 +63,16 @@ class Channel:
     def __init__(self) -> None:
         lengths_at = _NUMBERS_AT + MAX_ITEMS * _NUMBER
         data_at = lengths_at + MAX_ITEMS * _LENGTH
-        view = memoryview(mmap.mmap(-1, data_at + DATA_BYTES))
+        times_at = data_at + DATA_BYTES
+        view = memoryview(mmap.mmap(-1, times_at + len(_NO_TIMES)))
         self._words = view[:_NUMBERS_AT].cast("Q")
         self._numbers = view[_NUMBERS_AT:lengths_at]
         self._integers, self._floats = self._numbers.cast("q"), self._numbers.cast("d")
         self._lengths = view[lengths_at:data_at].cast("I")
-        self._data = view[data_at:]
+        self._data = view[data_at:times_at]
+        self._times = view[times_at:].cast("d")
         self._used = self._taken = self._taken_bytes = 0
+        self._timed, self._measured_until = False, 0.0
         self.put_number = self._number_putter()
 
     # The worker's side.
@@ -70,12 +84,19 @@ class Channel:
         reads the position a tick after it lowered the limit: so one of the two
         sees the other.
         """
-        words = self._words
+        words, times, timed = self._words, self._times, items <= TIMED
+        times[0] = monotonic()
         for position in range(items):
             words[_CURRENT] = position + 1
             if position >= words[_LIMIT]:
                 return
+            if timed:
+                times[position] = monotonic()
             yield position
+
+    def end(self) -> None:
+        """Note that the last item of the assignment has ended."""
+        self._times[_ENDED] = monotonic()
 
     def put(self, data: bytes, *, failed: bool = False) -> bool:
         """Write an outcome, which is complete with the last store; return False, and write nothing, if it is full.
@@ -129,6 +150,8 @@ class Channel:
         """Prepare for an assignment of so many items, while the worker waits."""
         self.reset()
         self._words[_CURRENT], self._words[_LIMIT] = 0, items
+        self._times[:] = memoryview(_NO_TIMES).cast("d")
+        self._timed, self._measured_until = items <= TIMED, 0.0
 
     def limit(self, items: int) -> None:
         """Take back the items of the assignment from this position on."""
@@ -143,6 +166,21 @@ class Channel:
     def new(self) -> int:
         """The number of outcomes that were not taken yet."""
         return self._words[_COUNT] - self._taken
+
+    def times(self, start: int, stop: int) -> Times:
+        """Return when the items from one position of the assignment to another ran, up to now if they still do.
+
+        In a long assignment they share the time since the last call.
+        """
+        now = self._times[_ENDED] or monotonic()
+        if self._timed:
+            bounds = [each or now for each in self._times[start : stop + 1]]
+        else:
+            bounds = [self._measured_until or self._times[0] or now, now]
+            self._measured_until = now
+        share = 1 if self._timed else max(1, stop - start)
+        began = time.time() - monotonic() + bounds[0]
+        return Times(began, array("f", [max(0.0, b - a) / share for a, b in pairwise(bounds)]))
 
     def lengths(self) -> array[int]:
         """Return the lengths, with their marks, of the outcomes that were not taken yet."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from slurmlaunch.node.events import Events
     from slurmlaunch.node.queue import Queue
-    from slurmlaunch.runfolder.outcomes import OutcomeWriter
+    from slurmlaunch.runfolder.outcomes import OutcomeWriter, Times
 
     _Child = Callable[[int, Connection, Channel], None]
 
@@ -46,6 +46,8 @@ class Death(NamedTuple):
     worker: WorkerHandle
     item: int | None
     code: int
+    times: Times | None
+    """When the item began and for how long it ran."""
 
 
 class WorkerHandle:
@@ -117,18 +119,25 @@ class WorkerHandle:
     def drain(self, writer: OutcomeWriter) -> int:
         """Record the outcomes in the channel; return their number."""
         lengths = self._channel.lengths()
+        if not lengths:
+            return 0
         items = self.items[self.recorded : self.recorded + len(lengths)]
+        times = self.times(len(lengths))
         for start, stop in _records(items, lengths):
             alike = lengths[start:stop]
-            mark, data = alike[0] & MARKS, self._channel.take(alike)
+            mark, data, ran = alike[0] & MARKS, self._channel.take(alike), times.part(start, stop)
             if mark in _KINDS:
-                writer.numbers(_KINDS[mark], items[start], data.tobytes())
+                writer.numbers(_KINDS[mark], items[start], data.tobytes(), ran)
             elif mark:
-                writer.failure(items[start], data)
+                writer.failure(items[start], data, ran)
             else:
-                writer.packed(Kind.SERIES, items[start], alike, data)
+                writer.packed(Kind.SERIES, items[start], alike, data, ran)
         self.recorded += len(lengths)
         return len(lengths)
+
+    def times(self, number: int) -> Times:
+        """Return when the next items ran that have not been recorded; the last of them may be running."""
+        return self._channel.times(self.recorded, self.recorded + number)
 
     def take_back_behind_slow(self, patience: float) -> array[int]:
         """Take back the items behind one that has run for longer than *patience*; return them.
@@ -303,7 +312,8 @@ class Pool:
         worker.items = array("Q")
 
     def _adopt(self, worker: WorkerHandle, *, failed: bool) -> None:
-        self._writer.adopt(failed=failed)
+        if self._writer.adopt(failed=failed):
+            self._writer.times(worker.items[worker.recorded], worker.times(1))
         worker.recorded += 1
         self.progress += 1
 
@@ -360,6 +370,7 @@ class Pool:
         self._deferred = [each for each in self._deferred if each[0] is not worker]
         self.progress += worker.drain(self._writer)
         running, item = worker.running, worker.running_item
+        times = None if running is None else worker.times(1)
         if worker.checkpoint is not None and item is not None:
             self._writer.checkpoint(item, worker.checkpoint)
             self.progress += 1
@@ -370,7 +381,7 @@ class Pool:
         worker.connection.close()
         if self.appending is worker:
             self._release()  # only now are all of its outcomes in the file: there is one writer at a time
-        return Death(worker, item, os.waitstatus_to_exitcode(status))
+        return Death(worker, item, os.waitstatus_to_exitcode(status), times)
 
     def _read_rest(self, worker: WorkerHandle) -> bool:
         """Read the last messages of a dead worker; return True if it had appended a large outcome completely."""

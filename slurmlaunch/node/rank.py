@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from array import array
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -34,7 +35,7 @@ from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import MODULES, Manifest, RunFolder, Status
-from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile
+from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile, Times
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.rounds import round_of_task
 from slurmlaunch.runfolder.storage import STORAGE, Patience, status_of
@@ -278,15 +279,17 @@ class _Caller:
 
     def _run(self, reporter: Reporter, item: int) -> bool:
         pid, self._task.item, who = os.getpid(), item, f"item {item} on {self._who}"
+        start, began = time.time(), monotonic()
         kind, data = reporter.run(who, item, lambda: os.getpid() != pid)
+        times = Times(start, array("f", [monotonic() - began]))
         succeeded = kind != Kind.FAILURE
         if not succeeded:
             system.end_if_interrupted(item)
         system.flush_streams()
         if succeeded or isinstance(data, Bundle):
-            self._writer.value(item, data)
+            self._writer.value(item, data, times)
         else:
-            self._writer.failure(item, self._located(Failure.load(data)))
+            self._writer.failure(item, self._located(Failure.load(data)), times)
         return succeeded
 
     def _located(self, failure: Failure) -> bytes:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from slurmlaunch.node.channel import Channel, Connection
     from slurmlaunch.node.pool import Death
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
+    from slurmlaunch.runfolder.outcomes import Times
     from slurmlaunch.runfolder.rounds import Round
 
 _TICK, _LONG_TICK = 0.1, 0.5
@@ -52,6 +53,7 @@ class _Unconfirmed(NamedTuple):
     due: float
     item: int
     error: ItemError
+    times: Times | None
 
 
 class Supervisor(TaskSupervisor):
@@ -206,7 +208,7 @@ class Supervisor(TaskSupervisor):
             self._slots = self._slots or [death.worker.slot]  # a worker could load the function here: another can
         else:
             due = monotonic() + (CONFIRM_SECONDS if death.code < 0 else 0.0)
-            self._unconfirmed.append(_Unconfirmed(due, death.item, error))
+            self._unconfirmed.append(_Unconfirmed(due, death.item, error, death.times))
 
     def _continue_with_fewer(self, error: ItemError) -> None:
         """Start no more workers if new ones cannot load the function: memory may be short."""
@@ -227,4 +229,4 @@ class Supervisor(TaskSupervisor):
             return
         for each in [each for each in self._unconfirmed if each.due <= now]:
             self._unconfirmed.remove(each)
-            self._writer.failure(each.item, self._dump(each.error, each.item))
+            self._writer.failure(each.item, self._dump(each.error, each.item), each.times)

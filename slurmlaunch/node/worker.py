@@ -152,6 +152,7 @@ class Worker:
         self._connection.send(b"C" if work.can_checkpoint else b"R")
         while (items := self._assignment()) is not None:
             self._run(call, reporter, items)
+            self._channel.end()
             system.flush_streams()
             self._connection.send(b"E")
 

@@ -138,8 +138,10 @@ VALUES, one pickled value per item, packed; SERIES, the same in protocol 3 and w
 that an empty list and a mark before them and APPENDS behind them make one pickle of all; INTEGERS and FLOATS, values
 that are numbers, eight bytes each; BUNDLE, one pickled value and its large buffers (`buffers`); FAILURE, one pickled
 failure (see `slurmlaunch.outcome`) that is the outcome of each of its items; CHECKPOINT, the call that resumes an
-item; NOTE, about the attempt itself. A requeued task reads the outcomes of its earlier attempts and skips these items,
-and those that a later round has.
+item; NOTE, about the attempt itself. TIMES follows a record of outcomes and has the same items: f64, when the first of
+them began, in seconds since the epoch, and f32 for each, the seconds that it took until the next began; a single f32 is
+the share of each item in a block of short ones. Some records of outcomes have none. A requeued task reads the outcomes
+of its earlier attempts and skips these items, and those that a later round has.
 If two attempts of a task recorded one item, the lowest attempt's record counts. A value counts before failures of
 other rounds, and of these the last round's counts. Appended records are flushed within max(1 s, running tasks / 200 s).
 

@@ -40,6 +40,63 @@ def outcome_entry(item: int, pickled: bytes | Bundle, *, succeeded: bool) -> Ent
     return Entry.of(Kind.VALUES if succeeded else Kind.FAILURE, [pickled], first=item, number=1)
 
 
+class Times(NamedTuple):
+    """When consecutive items ran, one after the other.
+
+    Attributes:
+        start: when the first of them began, in seconds since the epoch.
+        seconds: how long each took; a single number is the share of each item in a block of short ones.
+    """
+
+    start: float
+    seconds: array[float]
+
+    def part(self, start: int, stop: int) -> Times:
+        """Return the times of some of the items, counted from the first."""
+        if len(self.seconds) == 1:
+            return self
+        return Times(self.start + sum(self.seconds[:start]), self.seconds[start:stop])
+
+    def entry(self, first: int, number: int) -> Entry:
+        """Return the record for these items, which follows the record of their outcomes."""
+        numbers = records.little_endian(array("d", [self.start])), records.little_endian(self.seconds[:])
+        return Entry.of(Kind.TIMES, [each.tobytes() for each in numbers], first=first, number=number)
+
+    @classmethod
+    def parse(cls, header: records.Header, payload: bytes) -> Times | None:
+        """Read the payload of a record; None if it is not what its header says."""
+        count, rest = divmod(len(payload) - _NUMBER, _SECONDS)
+        if rest or count not in {1, header.number} or count < 1:
+            return None
+        start = records.little_endian(array("d", payload[:_NUMBER]))[0]
+        seconds = records.little_endian(array("f", payload[_NUMBER:]))
+        return cls(start, seconds) if all(map(forms.seconds, (start, *seconds))) else None
+
+
+def times_behind(file: Location, offset: int, salt: int) -> tuple[range, Times] | None:
+    """Return the items of the record of outcomes at an offset, and when they ran; None if that is not recorded.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnsafeRunFolder: it is not safe to read.
+    """
+    with opened(file) as (descriptor, _):
+        header = records.parse_header(read_at(descriptor, HEADER_SIZE, offset), salt=salt)
+        if header is None:
+            return None
+        offset += HEADER_SIZE + header.length
+        behind = records.parse_header(read_at(descriptor, HEADER_SIZE, offset), salt=salt)
+        if (
+            behind is None
+            or behind.kind != Kind.TIMES
+            or (behind.first, behind.number) != (header.first, header.number)
+        ):
+            return None
+        payload = records.read_payload(descriptor, behind, offset)
+    times = None if payload is None else Times.parse(behind, payload)
+    return None if times is None else (range(header.first, header.stop), times)
+
+
 class AttemptWriter(RecordWriter):
     """Appends the outcomes of one attempt, or of one rank of it.
 
@@ -72,52 +129,68 @@ class AttemptWriter(RecordWriter):
         """Make all records survive a crash of this machine; wait while the storage fails."""
         self.patience.run(super().flush)
 
-    def numbers(self, kind: Kind, first: int, data: bytes) -> None:
+    def numbers(self, kind: Kind, first: int, data: bytes, times: Times | None = None) -> None:
         """Record numbers as the values of consecutive items: INTEGERS or FLOATS, as they are in memory."""
         numbers = records.little_endian(array(_CODES[kind], data))
-        self._append(kind, first, len(numbers), [numbers.tobytes()])
+        self._append(kind, first, len(numbers), [numbers.tobytes()], times)
 
-    def packed(self, kind: Kind, first: int, lengths: array[int], data: bytes | memoryview) -> None:
+    def packed(
+        self, kind: Kind, first: int, lengths: array[int], data: bytes | memoryview, times: Times | None = None
+    ) -> None:
         """Record the pickled values of consecutive items, VALUES or SERIES: their lengths, and their bytes joined."""
         table = b"" if len(lengths) == 1 else records.little_endian(lengths).tobytes()
-        self._append(kind, first, len(lengths), [table, data])
+        self._append(kind, first, len(lengths), [table, data], times)
 
-    def value(self, item: int, pickled: bytes | Bundle) -> None:
+    def value(self, item: int, pickled: bytes | Bundle, times: Times | None = None) -> None:
         """Record one pickled value of any size."""
-        self.append(outcome_entry(item, pickled, succeeded=True))
+        self._append_timed(outcome_entry(item, pickled, succeeded=True), times)
 
-    def failure(self, first: int, pickled: bytes | memoryview, *, count: int = 1) -> None:
+    def failure(self, first: int, pickled: bytes | memoryview, times: Times | None = None, *, count: int = 1) -> None:
         """Record one pickled failure for consecutive items, unless only values are accepted."""
         if self.only_values:
             self.withheld += count
             return
-        self._append(Kind.FAILURE, first, count, [pickled])
+        self._append(Kind.FAILURE, first, count, [pickled], times)
         self.failures += count
 
+    def times(self, item: int, times: Times) -> None:
+        """Record when an item ran, right after another process has appended its outcome."""
+        self.append(times.entry(item, 1))
+
     def copy(self, recorded: Recorded, item: int) -> None:
-        """Record for one item the outcome that another file of the task holds.
+        """Record for one item the outcome that another file of the task holds, and when the item ran there.
 
         Raises:
             ResultLost: that record can no longer be read.
         """
-        self._append(recorded.header.kind, item, 1, self.patience.run(recorded.read).parts())
+        parts = self.patience.run(recorded.read).parts()
+        found = self.patience.run(lambda: times_behind(recorded.file, recorded.offset, self._salt))
+        self._append(recorded.header.kind, item, 1, parts, found and found[1])
         self.failures += recorded.header.kind == Kind.FAILURE
 
     def checkpoint(self, item: int, pickled: bytes) -> None:
         """Record the call that resumes an item; it has no outcome yet."""
         self._append(Kind.CHECKPOINT, item, 1, [pickled])
 
-    def _append(self, kind: int, first: int, number: int, parts: Sequence[Part]) -> None:
-        self.append(Entry.of(kind, parts, first=first, number=number))
+    def _append(self, kind: int, first: int, number: int, parts: Sequence[Part], times: Times | None = None) -> None:
+        self._append_timed(Entry.of(kind, parts, first=first, number=number), times)
 
-    def adopt(self, *, failed: bool) -> None:
-        """Count the record that another process of this attempt appended; cut a failure off if only values count."""
+    def _append_timed(self, entry: Entry, times: Times | None) -> None:
+        header = entry.header
+        self.append(entry, *([] if times is None else [times.entry(header.first, header.number)]))
+
+    def adopt(self, *, failed: bool) -> bool:
+        """Count the record that another process of this attempt appended; cut a failure off if only values count.
+
+        Return whether it is kept.
+        """
         if failed and self.only_values:
             self.withheld += 1
             self.cut()
-            return
+            return False
         self._end = os.fstat(self.descriptor).st_size
         self.failures += failed
+        return True
 
 
 class TaskClosed(Exception):
@@ -264,7 +337,7 @@ def _is_possible(header: records.Header) -> bool:
     return header.number > 0 or header.kind not in OUTCOMES
 
 
-_NUMBER = 8
+_NUMBER, _SECONDS = 8, 4
 _LIST = pickle.PROTO + bytes([SERIES_PROTOCOL]) + pickle.EMPTY_LIST + pickle.MARK
 _END_OF_LIST = pickle.APPENDS + pickle.STOP
 

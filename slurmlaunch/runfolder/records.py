@@ -83,6 +83,8 @@ class Kind(IntEnum):
     """One definition that results refer to (see `user_classes`)."""
     MODULE = 16
     """The source of a module, or the content of its .pyc file (see `modules`)."""
+    TIMES = 17
+    """When the items of the record before it ran: f64 and f32 (see `outcomes.Times`)."""
 
 
 class Header(NamedTuple):
