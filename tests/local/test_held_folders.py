@@ -42,6 +42,7 @@ ELSEWHERE = {
     "cli/map.py": ("open(sys.stdin",),
     "client/code.py": ("open(file", "open(cache_from_source(", "os.stat(file)"),
     "client/pickling.py": ("pickler.file.truncate(",),
+    "client/runs.py": ("os.scandir(folder)", "os.walk(folder)", "os.lstat(os.path.join(path, name))"),  # sizes
     "client/versions.py": ("",),
     "integrations/submitit/job.py": ("fixed_part(folder).glob('*/manifest.json')",),
     "node/finder.py": ("Path(file).stat()",),
