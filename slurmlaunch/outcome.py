@@ -324,6 +324,22 @@ def add_note(error: BaseException, note: str) -> None:
     _set(error, "__notes__", [*getattr(error, "__notes__", ()), note])
 
 
+class _Bare:
+    """A context from which an outcome is raised without a frame of slurmlaunch's in its traceback.
+
+    Python adds a frame to a traceback where an exception leaves it, but not where ``with`` raises it again.
+    """
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is not None:
+            BaseException.with_traceback(error, None)  # a class of the user's may have a method of that name
+
+
+BARE = _Bare()
+
+
 def _set(error: BaseException, name: str, value: object) -> None:
     object.__setattr__(error, name, value)
 

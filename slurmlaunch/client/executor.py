@@ -51,6 +51,7 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError
+from slurmlaunch.outcome import BARE
 from slurmlaunch.runfolder import runs_folder
 from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.interpreter import Interpreter
@@ -526,7 +527,8 @@ def _results_of(array: FutureArray[T], deadline: float | None) -> Iterator[T]:
     """Yield results in order; closing it cancels the items without a result."""
     try:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        yield from array.iter_results(left)
+        with BARE:
+            yield from array.iter_results(left)
     finally:
         if not array.done():
             array.cancel()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client.attach import find_run
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
+from slurmlaunch.client.completed import Completed, Wait
 from slurmlaunch.client.differences import say
 from slurmlaunch.client.item_status import ItemStatus, consecutive
 from slurmlaunch.client.item_story import item_node, item_times
@@ -27,7 +28,7 @@ from slurmlaunch.client.rerun import CURRENT, Retry, retry
 from slurmlaunch.client.status import Status, counts_of, status_of
 from slurmlaunch.client.submission import Submission, advice_on_interrupt
 from slurmlaunch.errors import SchedulerError
-from slurmlaunch.outcome import Failure, Value
+from slurmlaunch.outcome import BARE, Failure, Value
 
 if TYPE_CHECKING:
     import os
@@ -77,6 +78,26 @@ class Future(concurrent.futures.Future[T]):
     def run(self) -> FutureArray[T]:
         """The run that the item belongs to; for `Executor.submit` one of length 1."""
         return FutureArray(self._run)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments of the item, read from the run folder.
+
+        For `Executor.submit` those of the call. What a `functools.partial` of yours holds is not among them.
+
+        Raises:
+            RunFolderError: they cannot be loaded in this process; the message says what does not load.
+        """
+        return self._run.explanations.arguments.of(self._index).args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments of the item, read from the run folder: those of the call, or ``kwargs=`` of a map.
+
+        Raises:
+            RunFolderError: they cannot be loaded in this process; the message says what does not load.
+        """
+        return self._run.explanations.arguments.of(self._index).kwargs
 
     @property
     def job_id(self) -> str | None:
@@ -191,7 +212,8 @@ class Future(concurrent.futures.Future[T]):
         if "_condition" not in known and "_result" in known:
             return cast("T", self._result)  # it was made with its value
         self._wait(timeout)
-        return super().result()
+        with BARE:
+            return super().result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception that `result` would raise, or None; *timeout* is in seconds.
@@ -360,22 +382,18 @@ class FutureArray(Sequence[Future[T]]):
                 says how many failed.
         """
         # Not by iter_results(): no StopIteration of the function's can leave a generator.
-        with Progress(self._run, self._items, wanted=progress) as display:
-            return self._collect(self._outcomes(timeout, display), return_exceptions=return_exceptions)
-
-    def _collect(
-        self, outcomes: Iterator[tuple[int, list[T], Outcome[T] | None]], *, return_exceptions: bool
-    ) -> list[Any]:
         results: list[Any] = []
-        for item, values, outcome in outcomes:
-            if outcome is None:
-                results += values
-            elif isinstance(outcome, Value):
-                results.append(outcome.value)
-            elif return_exceptions:
-                results.append(outcome.error)
-            else:
-                raise self._noted(outcome.error, item)
+        with Progress(self._run, self._items, wanted=progress) as display:
+            for item, values, outcome in self._outcomes(timeout, display):
+                if outcome is None:
+                    results += values
+                elif isinstance(outcome, Value):
+                    results.append(outcome.value)
+                elif return_exceptions:
+                    results.append(outcome.error)
+                else:
+                    with BARE:
+                        raise self._noted(outcome.error, item)
         return results
 
     def iter_results(self, timeout: float | None = None) -> Iterator[T]:
@@ -393,7 +411,8 @@ class FutureArray(Sequence[Future[T]]):
             elif isinstance(outcome, Value):
                 yield outcome.value
             else:
-                raise self._noted(outcome.error, item)
+                with BARE:
+                    raise self._noted(outcome.error, item)
 
     def _unseen(self) -> Progress:
         """Return a display that shows nothing, for iterators: their caller may show something of its own."""
@@ -428,13 +447,23 @@ class FutureArray(Sequence[Future[T]]):
     def _is_settled(self, item: int) -> bool:
         return not self._run.ledger.is_open(item)
 
-    def _wait_until(self, ready: Callable[[], bool], deadline: float | None, display: Progress) -> None:
+    async def _wait_until_async(self, ready: Callable[[], bool], deadline: float | None = None) -> None:
+        """Wait in a coroutine for a condition on settled items, until *deadline* (monotonic)."""
+        if not await self._run.settled(ready, deadline):
+            raise self._late()
+
+    def _wait_until(self, ready: Callable[[], bool], deadline: float | None, display: Progress | None = None) -> None:
+        """Wait for a condition on settled items, until *deadline* (monotonic)."""
+        display = display or self._unseen()
         with advice_on_interrupt(self._run):
             in_time = display.wait(ready, deadline)
         if not in_time:
-            done = len(self) - self._run.ledger.count(ItemStatus.OPEN, self._part)
-            why = "".join(f"; a task is pending: {reason}" for reason in self._run.tasks.why_tasks_wait()[:1])
-            raise concurrent.futures.TimeoutError(f"{done} of {len(self)} items were done in time{why}; {self.folder}")
+            raise self._late()
+
+    def _late(self) -> Exception:
+        done = len(self) - self._run.ledger.count(ItemStatus.OPEN, self._part)
+        why = "".join(f"; a task is pending: {reason}" for reason in self._run.tasks.why_tasks_wait()[:1])
+        return concurrent.futures.TimeoutError(f"{done} of {len(self)} items were done in time{why}; {self.folder}")
 
     @property
     def _part(self) -> Sequence[int] | None:
@@ -455,34 +484,53 @@ class FutureArray(Sequence[Future[T]]):
         error.__dict__["__notes__"] = notes + [n for n in getattr(error, "__notes__", []) if n not in notes]
         return error
 
-    def as_completed(self, timeout: float | None = None) -> Iterator[Future[T]]:
-        """Yield the futures as they settle, the earliest first.
+    def __await__(self) -> Generator[Any, None, list[T]]:
+        """Wait in a coroutine, and return or raise as `results` does."""
+        return self._await_results().__await__()
+
+    async def _await_results(self) -> list[T]:
+        for item in self._items:
+            if self._run.ledger.is_open(item):
+                await self._wait_until_async(partial(self._is_settled, item))
+            if self._run.ledger.status(item) != ItemStatus.VALUE:
+                break  # its failure is raised
+        with BARE:
+            return self.results(progress=False)
+
+    def as_completed(self, timeout: float | None = None) -> Completed[Future[T]]:
+        """Return an iterator over the futures as they settle, the earliest first; ``async for`` works, too.
 
         Args:
-            timeout: seconds to wait for all of them; None waits for ever.
+            timeout: seconds to wait for all of them, from now; None waits for ever.
 
         Raises:
             concurrent.futures.TimeoutError: the time is up.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        return Completed(self._settling(), deadline, self._wait_until, self._wait_until_async)
+
+    def _settling(self) -> Iterator[Future[T] | Wait]:
+        """Yield the futures as they settle, and what to wait for before the next one."""
         log, left = self._run.ledger.records, len(self)
         among = self._items if isinstance(self._items, range) else frozenset(self._items)
         for position in itertools.count():
             if not left:
                 return
-            self._wait_until(partial(log.is_longer_than, position), deadline, self._unseen())
+            if not log.is_longer_than(position):
+                yield Wait(partial(log.is_longer_than, position), limited=True)
             for items in consecutive(_those_in(log[position], among)):
                 left -= len(items)
                 yield from self._settled(items)
 
-    def _settled(self, items: range) -> Iterator[Future[T]]:
+    def _settled(self, items: range) -> Iterator[Future[T] | Wait]:
         """Yield the futures of items that have settled: those of a record are made at once."""
         start = items.start
         while start < items.stop:
             stop, values = self._run.reader.values(range(start, items.stop))
             run, future_of = self._run, Future[T]
             for future in run.done_futures(start, values, future_of) if values else [run.future(start, future_of)]:
-                run.wait_for_future(future, None)  # it has settled, and may not have been notified yet
+                if not future.done():  # it has settled, and has not been notified yet
+                    yield Wait(future.done, limited=False)
                 yield future
             start = max(stop, start + 1)
 
@@ -596,7 +644,7 @@ def attach(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
         UnknownProtocol: a newer slurmlaunch wrote it.
     """
     run = find_run(run_folder)
-    if run.folder.path not in _SAID and (changed := run.changed_code()):
+    if run.folder.path not in _SAID and (changed := run.explanations.changed_code()):
         _SAID.add(run.folder.path)
         say(changed)
     return _held(run)

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from slurmlaunch.client.status import Status, status_of
+from slurmlaunch.client.wording import duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -162,15 +163,4 @@ def pace(rate: float, left: int) -> str:
     if not rate or not left:
         return ""
     per, unit = next((pair for pair in ((rate, "s"), (rate * 60, "min")) if pair[0] >= 1), (rate * 3600, "h"))
-    return f"{per:.1f}/{unit}, {_duration(left / rate)} left"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(int(seconds) // 60, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {int(seconds) % 60} s"
-        if minutes
-        else f"{seconds:.0f} s"
-    )
+    return f"{per:.1f}/{unit}, {duration(left / rate)} left"

@@ -12,6 +12,7 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slurmlaunch.client.arguments import bound_arguments
 from slurmlaunch.client.attach import open_view
 from slurmlaunch.client.call_checks import check_function
 from slurmlaunch.client.code import Snapshot
@@ -152,7 +153,7 @@ class Retry(NamedTuple):
 
     def summary(self, run: Run, items: Sequence[int]) -> str:
         """Return a line that says what has changed since the last round of a run; an empty one if nothing has."""
-        changed = run.changed_code()
+        changed = run.explanations.changed_code()
         if self.code == SUBMITTED:
             changed = f"code and environment as submitted at {time_of(run.manifest.created)}"
             if not run.folder.environment(0).exists():  # as 0.1.0 submitted it
@@ -176,12 +177,8 @@ def _with_arguments(function: Callable[..., Any], run: Run, manifest: Manifest) 
         what = f"{type(error).__name__}: {error}"
         msg = f"the arguments of the call lie beside its function in {path}, which cannot be loaded here ({what})"
         raise RunFolderError(msg, path=str(path)) from error
-    if not isinstance(earlier, functools.partial):
-        return function
-    if bound is None:  # as 0.1.0 submitted it
-        return functools.partial(function, *earlier.args, **earlier.keywords)
-    args = earlier.args[len(earlier.args) - bound.count("") :]
-    return functools.partial(function, *args, **{name: earlier.keywords[name] for name in bound if name})
+    args, kwargs = bound_arguments(earlier, bound)
+    return functools.partial(function, *args, **kwargs) if args or kwargs else function
 
 
 # Which items.

@@ -24,7 +24,7 @@ from slurmlaunch.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from slurmlaunch.runfolder.plan import RoundPlan
 
@@ -116,6 +116,16 @@ def next_options(options: Options, causes: Iterable[Cause]) -> Options:
     the last attempt, and no node that failed.
     """
     causes = list(causes)
+    changes = more_for(options, causes)
+    failed = {cause.node for cause in causes if isinstance(cause.error, NodeFailure) and cause.node}
+    if failed:
+        excluded = [str(options.slurm["exclude"])] if "exclude" in options.slurm else []
+        changes["exclude"] = ",".join([*excluded, *sorted(failed)])
+    return options.changed(**changes)
+
+
+def more_for(options: Options, causes: Sequence[Cause]) -> dict[str, str]:
+    """Return the options that ask for more memory or time, as far as it is known how much."""
     changes: dict[str, str] = {}
     short_of_memory = [cause for cause in causes if isinstance(cause.error, OutOfMemory)]
     short_of_time = [cause for cause in causes if isinstance(cause.error, TimeLimitExceeded)]
@@ -123,11 +133,7 @@ def next_options(options: Options, causes: Iterable[Cause]) -> Options:
         changes |= _more_memory(options, short_of_memory)
     if short_of_time:
         changes |= _more_time(options, short_of_time)
-    failed = {cause.node for cause in causes if isinstance(cause.error, NodeFailure) and cause.node}
-    if failed:
-        excluded = [str(options.slurm["exclude"])] if "exclude" in options.slurm else []
-        changes["exclude"] = ",".join([*excluded, *sorted(failed)])
-    return options.changed(**changes)
+    return changes
 
 
 def _more_memory(options: Options, causes: list[Cause]) -> dict[str, str]:

@@ -8,22 +8,21 @@ submits and polls nothing (`submission`, `watcher`), and knows no process-wide o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
 import os
-import re
 import threading
 import time
 from concurrent.futures import Future, wait
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, ref
 
 from slurmlaunch.client.code import Code
-from slurmlaunch.client.differences import differences
 from slurmlaunch.client.environment import Environments
+from slurmlaunch.client.explanations import Explanations
 from slurmlaunch.client.item_status import ItemStatus, common
 from slurmlaunch.client.notifier import Notifier
 from slurmlaunch.client.state import (
@@ -37,16 +36,12 @@ from slurmlaunch.client.state import (
     ranges_in,
 )
 from slurmlaunch.errors import (
-    ItemError,
-    NodeStartError,
-    Place,
     ResultLost,
-    RunFolderError,
     SchedulerError,
     SlurmlaunchError,
     UnsafeRunFolder,
 )
-from slurmlaunch.outcome import Failure, Value, add_note
+from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.clients import writer_name
 from slurmlaunch.runfolder.outcomes import read_record
@@ -54,7 +49,7 @@ from slurmlaunch.runfolder.rounds import Round, write_cancellations
 from slurmlaunch.runfolder.storage import Patience, named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.item_status import Ledger
@@ -240,6 +235,7 @@ class Run:
         clock: returns the seconds by which it is watched.
         state: the state machine, with its ledger and tasks; changed under the lock.
         changed: the lock, and a condition that is notified whenever items settle.
+        explanations: what completes errors, and reads arguments.
         environments: the environments of its rounds, in which their tasks start.
         on_demand: whether it is watched no longer than somebody holds an array or a future of it.
         keep: has the shutdown of an executor wait for a later view of this run, too; None if the run has no executor.
@@ -271,9 +267,10 @@ class Run:
         self.keep: Callable[[Run], None] | None = None
         self.submitting: set[int] = set()
         self._codes: dict[int, Code] = {}
-        self._changed: dict[int, str] = {}  # by round, as of the first error for want of a module
+        self.explanations = Explanations(folder, manifest, self.rounds, self.code)
         self._futures = FuturesRegistry()
         self.reader = OutcomeReader(self.ledger, folder.salt)
+        self._coroutines: list[Callable[[], None]] = []
         self._notifier = Notifier(self._notify, self._notified)
         self._holders: WeakSet[object] = WeakSet()
         self._disowned: SlurmlaunchError | None = None
@@ -291,10 +288,6 @@ class Run:
             self._codes[number] = Code.read(self.folder, self.manifest.changed(self.rounds[number].plan.manifest))
         return self._codes[number]
 
-    def changed_code(self) -> str:
-        """Return what has changed since the code of the last round was recorded, or an empty text."""
-        return differences(self.folder, self.manifest.changed(self.rounds[-1].plan.manifest))
-
     # Events.
 
     def handle(self, event: Event) -> list[Effect]:
@@ -306,7 +299,7 @@ class Run:
             settled = [effect.items for effect in effects if isinstance(effect, Settle)]
             futures = self._futures.take(settled)
             if settled:
-                self.changed.notify_all()
+                self._wake()
         if isinstance(event, CancellationsRecorded):
             self._notify_here(futures)  # whoever cancels a future finds it cancelled
         else:
@@ -332,7 +325,13 @@ class Run:
     def _notified(self, futures: Batch) -> None:
         with self.changed:
             self._futures.notified(futures)
-            self.changed.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have waiting threads and coroutines look again; the caller holds the lock."""
+        self.changed.notify_all()
+        for wake in list(self._coroutines):
+            wake()
 
     def _set_outcome(self, future: Any, item: int) -> None:
         try:
@@ -349,25 +348,9 @@ class Run:
     def outcome(self, item: int) -> Outcome[Any]:
         """Read the outcome of an item that has settled and was not cancelled."""
         outcome = self.reader.outcome(item)
-        if not isinstance(outcome, Value) and isinstance(outcome.error, ItemError):
-            task = self.tasks.claimant_of(item)
-            place = Place() if task is None else self.tasks.place_of(task)
-            outcome.error.located(**place._replace(item=item)._asdict())
-        if not isinstance(outcome, Value) and _is_of_import(outcome.error):
-            for note in self._notes_on_import(outcome.error):
-                add_note(outcome.error, note)
+        if not isinstance(outcome, Value):
+            self.explanations.complete(item, outcome.error, self.tasks, self.ledger)
         return outcome
-
-    def _notes_on_import(self, error: BaseException) -> Iterator[str]:
-        last = self.rounds[-1].number
-        if last not in self._changed:  # thousands of items may fail for it
-            self._changed[last] = self.changed_code()
-        if self._changed[last]:
-            yield self._changed[last]
-        name = missing[1] if (missing := _MISSING.search(f"{error} {error.__cause__}")) else ""
-        with suppress(OSError, RunFolderError, UnsafeRunFolder):
-            if name in self.code(0).modules and name not in self.code(last).modules:
-                yield f'the run has {name} as it was submitted: retry(code="submitted") runs that'
 
     def future(self, item: int, make: Callable[[Run, int], F]) -> F:
         """Return the one future of an item."""
@@ -422,6 +405,29 @@ class Run:
                 left = max(0.0, deadline - time.monotonic())
                 if self.changed.wait_for(ready, min(pause, left)) or not left:
                     return ready()
+
+    async def settled(self, ready: Callable[[], bool], deadline: float | None) -> bool:
+        """Wait in a coroutine as `wait_for` does, until *deadline* (monotonic); return whether the condition holds."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(event.set)
+
+        self._coroutines.append(wake)
+        try:
+            while not ready():
+                if self._disowned is not None:
+                    raise self._disowned
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), left)
+                event.clear()
+                if left == 0.0:
+                    return ready()
+            return True
+        finally:
+            self._coroutines.remove(wake)
 
     def wait_for_future(self, future: Future[Any], timeout: float | None) -> None:
         """Wait until a future of this run is done, or for so many seconds."""
@@ -510,12 +516,3 @@ class Run:
                 errors.append(error)
         if errors:
             raise errors[0]
-
-
-_MISSING = re.compile(r"No module named '([^']+)'")
-
-
-def _is_of_import(error: BaseException) -> bool:
-    """Return whether an item failed because of an import, also of its function or in reading its result."""
-    not_loaded = isinstance(error, NodeStartError) and _MISSING.search(str(error)) is not None
-    return not_loaded or isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)

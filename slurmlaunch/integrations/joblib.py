@@ -362,7 +362,15 @@ class _WithSharedValues:
         if self._initializer is not None:
             pickle.loads(self._initializer)()
             self._initializer = None  # in this process, whose copy of the function this is
-        return _Unpickler(io.BytesIO(pickled), self._shared).load()()
+        return self._batch(pickled)()
+
+    def _batch(self, pickled: bytes) -> Any:
+        return _Unpickler(io.BytesIO(pickled), self._shared).load()
+
+    def call_of(self, pickled: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of an item's call; of several calls in a batch the calls, as joblib keeps them."""
+        calls = self._batch(pickled).items
+        return (tuple(calls[0][1]), dict(calls[0][2])) if len(calls) == 1 else (tuple(calls), {})
 
 
 class _Pickler(byvalue.NotingPickler):

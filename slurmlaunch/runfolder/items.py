@@ -192,6 +192,20 @@ class ItemReader:
 
         return call
 
+    def block(self, item: int, most: int | None = None) -> tuple[range, Callable[[int], Arguments]] | None:
+        """Return the items of the block that holds an item, and their arguments by the position in it.
+
+        Returns:
+            None if the block has more bytes than *most*. The arguments of a block of one item may be read late.
+
+        Raises:
+            ResultLost: the block cannot be read.
+        """
+        if most is not None and self._read(partial(self._find, item))[0].length > most:
+            return None
+        header, row = self._read(partial(self._block, item))
+        return range(header.first, header.stop), row
+
     def _read(self, work: Callable[[], T]) -> T:
         """Return what *work* reads; wait while the storage fails.
 

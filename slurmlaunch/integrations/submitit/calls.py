@@ -49,6 +49,11 @@ class Calls:
             traceback.print_exc()
             raise
 
+    @staticmethod
+    def call_of(args: Sequence[Any], kwargs: Mapping[str, Any], *_: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of an item's call."""
+        return tuple(args), dict(kwargs)
+
     def submission(self, args: Any, kwargs: Any, function: Any = None) -> utils.DelayedSubmission:
         """Return an item as submitit's submission."""
         called: Any = self.function if function is None else function

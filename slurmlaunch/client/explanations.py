@@ -1,0 +1,145 @@
+"""What an error says of its item beside the error itself: the call, the place, and the line that runs it again.
+
+`Run` has every outcome that is an error completed here, whichever call raises it. It reads the item's arguments from
+the run folder, and otherwise knows what the client knows anyway.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from slurmlaunch.client.arguments import ArgumentsReader
+from slurmlaunch.client.differences import differences
+from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.options import Options
+from slurmlaunch.client.retries import Cause, more_for
+from slurmlaunch.client.wording import duration, memory
+from slurmlaunch.errors import (
+    ItemError,
+    NodeStartError,
+    OutOfMemory,
+    Place,
+    RunFolderError,
+    TimeLimitExceeded,
+    UnsafeRunFolder,
+)
+from slurmlaunch.outcome import add_note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from slurmlaunch.client.code import Code
+    from slurmlaunch.client.item_status import Ledger
+    from slurmlaunch.client.tasks import Tasks
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
+    from slurmlaunch.runfolder.rounds import Round
+
+_MISSING = re.compile(r"No module named '([^']+)'")
+
+
+class Explanations:
+    """Completes the errors of one view of a run."""
+
+    def __init__(
+        self, folder: RunFolder, manifest: Manifest, rounds: Sequence[Round], code: Callable[[int], Code]
+    ) -> None:
+        """Begin with the run's rounds, of which the caller may add more; *code* returns the code of one."""
+        self._folder, self._manifest, self._rounds, self._code = folder, manifest, rounds, code
+        self._changed: dict[int, str] = {}  # by round, as of the first error for want of a module
+        self._arguments: dict[int, ArgumentsReader] = {}  # by round
+
+    @property
+    def arguments(self) -> ArgumentsReader:
+        """What reads the arguments of items, as the last round has them."""
+        latest = self._rounds[-1]
+        if latest.number not in self._arguments:
+            self._arguments[latest.number] = ArgumentsReader(self._folder, self._manifest.changed(latest.plan.manifest))
+        return self._arguments[latest.number]
+
+    def changed_code(self) -> str:
+        """Return what has changed since the code of the last round was recorded, or an empty text."""
+        return differences(self._folder, self._manifest.changed(self._rounds[-1].plan.manifest))
+
+    def complete(self, item: int, error: BaseException, tasks: Tasks, ledger: Ledger) -> None:
+        """Add to an error of an item what a person needs to find and mend its cause, and to run the item again."""
+        task = tasks.claimant_of(item)
+        place = Place(item=item) if task is None else tasks.place_of(task)._replace(item=item)
+        changes: dict[str, str] = {}
+        if isinstance(error, ItemError):
+            error.located(**place._asdict())
+            changes = self._more(error, task, tasks, ledger)
+        if _is_of_import(error):
+            for note in self._notes_on_import(error):
+                _add(error, note)
+        # An array that was refused has one error for all its items.
+        is_shared = ledger.status(item) == ItemStatus.ENDED and not isinstance(error, ItemError)
+        lines = [] if is_shared else [f"item {item}: {self.arguments.call_of(item)}"]
+        if not isinstance(error, ItemError):  # which says it itself
+            where = str(place._replace(item=None))
+            lines += [] if is_shared else [f"{where}; log: {place.log}" if place.log else where]
+        _add(error, "\n".join(filter(None, [*lines, self._again(error, changes)])))
+
+    def _again(self, error: BaseException, changes: dict[str, str]) -> str:
+        """Return the line that runs the item again."""
+        given = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+        line = f"to run again what failed: slurmlaunch.attach({str(self._folder.path)!r}).retry({given})"
+        module, _, name = self._manifest.function.partition(".")
+        if module == "__main__" and not isinstance(error, ItemError):
+            line += f", or .retry({name if name.isidentifier() else 'fn'}) with the mended function"
+        return line
+
+    def _more(self, error: ItemError, task: int | None, tasks: Tasks, ledger: Ledger) -> dict[str, str]:
+        """Say how much of what was short there was; return the options that ask for more."""
+        if task is None or not isinstance(error, (OutOfMemory, TimeLimitExceeded)):
+            return {}
+        view = tasks.view(task)
+        options = Options.from_json(view.round.plan.options)
+        peak, started = view.last_notes.get("peak"), view.last_notes.get("started")
+        if isinstance(error, OutOfMemory):
+            known = [f"the task held {memory(peak)}"] if peak else []
+            known += [f"{name}={options.slurm[name]!r}" for name in _MEMORY if name in options.slurm]
+            if known:
+                error.what += f"; {', with '.join(known)}"
+        elif error.limit and started is not None:
+            error.what += f"; {_pace(error.limit, tasks.items_of(task), view.round.plan.processes, ledger)}"
+        more = more_for(
+            options, [Cause(error, view.node, peak, error.limit if isinstance(error, TimeLimitExceeded) else None)]
+        )
+        return more or {"mem" if isinstance(error, OutOfMemory) else "time": "..."}
+
+    def _notes_on_import(self, error: BaseException) -> Iterator[str]:
+        last = self._rounds[-1].number
+        if last not in self._changed:  # thousands of items may fail for it
+            self._changed[last] = self.changed_code()
+        if self._changed[last]:
+            yield self._changed[last]
+        name = missing[1] if (missing := _MISSING.search(f"{error} {error.__cause__}")) else ""
+        with suppress(OSError, RunFolderError, UnsafeRunFolder):
+            if name in self._code(0).modules and name not in self._code(last).modules:
+                yield f'the run has {name} as it was submitted: retry(code="submitted") runs that'
+
+
+_MEMORY = ("mem", "mem_per_cpu", "mem_per_gpu")
+
+
+def _pace(limit: float, items: Sequence[int], processes: int, ledger: Ledger) -> str:
+    done = ledger.count(ItemStatus.VALUE, items)
+    if not done:
+        return (
+            f"none of the task's {len(items)} items was done by then" if len(items) > 1 else "its one item takes longer"
+        )
+    each = duration(limit * min(processes, len(items)) / done)
+    return f"{done} of the task's {len(items)} items were done by then, each in about {each}"
+
+
+def _add(error: BaseException, note: str) -> None:
+    if note not in getattr(error, "__notes__", ()):
+        add_note(error, note)
+
+
+def _is_of_import(error: BaseException) -> bool:
+    """Return whether an item failed because of an import, also of its function or in reading its result."""
+    not_loaded = isinstance(error, NodeStartError) and _MISSING.search(str(error)) is not None
+    return not_loaded or isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)

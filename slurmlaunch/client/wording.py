@@ -1,0 +1,51 @@
+"""Short texts for people: arguments in one line, durations, amounts of memory.
+
+Errors, tables and the progress display use them. Nothing of a run is known here.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_LONGEST_VALUE, _MOST_VALUES = 100, 8
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+class _Short(reprlib.Repr):
+    """Short representations of arguments, in one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = _LONGEST_VALUE
+        self.maxlevel = 3
+
+    def repr(self, x: object) -> str:
+        try:
+            return " ".join(super().repr(x).split())
+        except Exception:  # noqa: BLE001  (a __repr__ of the user's may raise anything)
+            return object.__repr__(x)
+
+
+def shown(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Return arguments as they are written in a call, each of them shortened; never raises."""
+    short = _Short().repr
+    texts = [*map(short, args[:_MOST_VALUES]), *(f"{name}={short(kwargs[name])}" for name in [*kwargs][:_MOST_VALUES])]
+    return texts if len(texts) == len(args) + len(kwargs) else [*texts, "..."]
+
+
+def duration(seconds: float) -> str:
+    """Return a number of seconds in words: ``3 min 20 s``."""
+    hours, minutes = divmod(int(seconds) // 60, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {int(seconds) % 60} s" if minutes else f"{seconds:.{0 if seconds >= 1 else 2}f} s"
+
+
+def memory(size: float) -> str:
+    """Return a number of bytes with a unit: ``1.5 GiB``."""
+    power = min(max(int(size).bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    return f"{size / 1024**power:.4g} {_UNITS[power]}"
