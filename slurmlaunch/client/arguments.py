@@ -6,6 +6,7 @@ another function. It knows no outcomes and no tasks.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import threading
@@ -73,13 +74,24 @@ class ArgumentsReader:
         name = self._manifest.function.rpartition(".")[2]
         if self._manifest.function.startswith(_OURS):
             name = self._manifest.name
+        return f"{name}({self._shortened(item)})"
+
+    def text_of(self, item: int) -> str:
+        """Return the arguments of an item, shortened, a text without quotes: ``csvs/s013.csv``; never raises."""
+        text = self._shortened(item)
+        with contextlib.suppress(ValueError, SyntaxError):
+            plain = ast.literal_eval(text)
+            return plain if isinstance(plain, str) and plain.isprintable() else text
+        return text
+
+    def _shortened(self, item: int) -> str:
         try:
             with self._lock:
-                return f"{name}({self._text(item)})"
+                return self._text(item)
         except _TooLarge:
-            return f"{name}(...), whose arguments are large: future.args reads them"
+            return "large arguments, which future.args reads"
         except Exception as error:  # noqa: BLE001  (the user's modules may raise anything)
-            return f"{name}(...), whose arguments do not load here: {type(error).__name__}"
+            return f"arguments that do not load here: {type(error).__name__}"
 
     def _text(self, item: int) -> str:
         if self._manifest.single or self._manifest.function.startswith(_OURS):

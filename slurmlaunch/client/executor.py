@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
 
 from slurmlaunch.backends.allocation import require_allocation
 from slurmlaunch.caps import usable_cpus
+from slurmlaunch.client import html
 from slurmlaunch.client.call_checks import (
     check_function,
     rows_of,
@@ -178,6 +179,15 @@ class Executor(concurrent.futures.Executor):
     def __repr__(self) -> str:
         shown = "".join(f", {name}={value!r}" for name, value in self._options.slurm.items())
         return f"Executor({str(self._folder)!r}, cluster={self._cluster!r}{shown})"
+
+    def _repr_html_(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options.slurm.items())
+        runs = [FutureArray[Any](run).status() for run in self._runs.current()]
+        told = [f"options: {options}" if options else "", f"run folders: {self._folder}"]
+        told += [f"{status.name}: {status.summary()}" for status in runs]
+        return html.box(
+            [html.row(f"<b>Executor</b> on {html.text(self._cluster)}"), *map(html.small, filter(None, told))]
+        )
 
     # Calls.
 
@@ -501,6 +511,11 @@ class _Runs:
             self._runs = [each for each in self._runs if not each.over]
             self._runs.append(run)
             run.keep = self.add
+
+    def current(self) -> list[Run]:
+        """Return the runs that were not over when the last one was added."""
+        with self._changed:
+            return list(self._runs)
 
     def close(self) -> list[Run]:
         """Accept no more runs; return those that are not over."""

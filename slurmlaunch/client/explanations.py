@@ -86,8 +86,8 @@ class Explanations:
         given = ", ".join(f"{name}={value!r}" for name, value in changes.items())
         line = f"to run again what failed: slurmlaunch.attach({str(self._folder.path)!r}).retry({given})"
         module, _, name = self._manifest.function.partition(".")
-        if module == "__main__" and not isinstance(error, ItemError):
-            line += f", or .retry({name if name.isidentifier() else 'fn'}) with the mended function"
+        if module == "__main__" and name.isidentifier() and not isinstance(error, ItemError):
+            line += f", or .retry({name}) with the mended function"
         return line
 
     def _more(self, error: ItemError, task: int | None, tasks: Tasks, ledger: Ledger) -> dict[str, str]:

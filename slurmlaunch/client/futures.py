@@ -17,10 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
+from slurmlaunch.client import html
 from slurmlaunch.client.attach import find_run
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.completed import Completed, Wait
 from slurmlaunch.client.differences import say
+from slurmlaunch.client.failures import FailedItem, Failures
 from slurmlaunch.client.item_status import ItemStatus, consecutive
 from slurmlaunch.client.item_story import item_node, item_times
 from slurmlaunch.client.progress import Progress
@@ -288,6 +290,16 @@ class Future(concurrent.futures.Future[T]):
     def __repr__(self) -> str:
         return f"<Future {self._name} {self.job_id} {self._progress()}>"
 
+    def _repr_html_(self) -> str:
+        call = self._run.explanations.arguments.call_of(self._index)
+        told = [f"state: {self.state}", f"job: {self.job_id}", f"log: {self.log('err')}"]
+        if self.reason:
+            told.insert(0, f"pending: {self.reason}")
+        if self.done() and not self.cancelled() and self.exception() is not None:
+            told.insert(0, str(FailedItem(self._run, self._index).cause))
+        rows = [html.row(f"<b>{html.text(self._name)}</b>: {html.text(self._progress())}"), html.small(call)]
+        return html.box([*rows, *map(html.small, told)])
+
     def _progress(self) -> str:
         """Return the progress of the item in the standard library's words."""
         if not self.done():
@@ -544,6 +556,14 @@ class FutureArray(Sequence[Future[T]]):
 
     def _repr_html_(self) -> str:
         return self.status()._repr_html_()
+
+    def failures(self) -> Failures:
+        """Return the items that have failed so far: a list that tells them by cause when it is printed.
+
+        Each has ``index``, ``args``, ``kwargs``, ``error`` and ``log``.
+        """
+        failed = self._run.ledger.first_failed(self._items)
+        return Failures(FailedItem(self._run, item) for item in failed)
 
     # The run.
 

@@ -124,6 +124,7 @@ class RecordIndex:
         return index
 
 
+_FAILED = re.compile(b"[%c%c]" % (ItemStatus.FAILURE, ItemStatus.ENDED))
 _SETTLED_RUN = re.compile(b"[^\\x00\\x05]+")
 
 
@@ -180,6 +181,14 @@ class Ledger:
                 start += 1
             return found
         return list(itertools.islice(filter(self.is_open, items), number))
+
+    def first_failed(self, items: Sequence[int], number: int | None = None) -> list[int]:
+        """Return the first of the items that failed, at most so many."""
+        found = (item for part in consecutive(items) for item in self._failed_in(part))
+        return list(itertools.islice(found, number))
+
+    def _failed_in(self, items: range) -> Iterator[int]:
+        return (match.start() for match in _FAILED.finditer(self._statuses, items.start, items.stop))
 
     # Settling. Each method returns the ranges of items that have settled with the call.
 

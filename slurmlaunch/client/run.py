@@ -239,6 +239,7 @@ class Run:
         environments: the environments of its rounds, in which their tasks start.
         on_demand: whether it is watched no longer than somebody holds an array or a future of it.
         keep: has the shutdown of an executor wait for a later view of this run, too; None if the run has no executor.
+        failures: what is shown of the first failures, by item.
         submitting: the numbers of the rounds that this view submits.
     """
 
@@ -266,6 +267,7 @@ class Run:
         self.on_demand = False
         self.keep: Callable[[Run], None] | None = None
         self.submitting: set[int] = set()
+        self.failures: dict[int, str] = {}
         self._codes: dict[int, Code] = {}
         self.explanations = Explanations(folder, manifest, self.rounds, self.code)
         self._futures = FuturesRegistry()

@@ -1,7 +1,7 @@
 """The status of a run at one moment: how many items are where, what its tasks do, and why some wait.
 
-`FutureArray.status` makes it, the progress display and notebooks show it. Making one reads no file and asks nobody:
-everything is what this process knows already.
+`FutureArray.status` makes it, the progress display and notebooks show it. Making one asks nobody, and reads nothing but
+the first failures, once: everything else is what this process knows already.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client import html
+from slurmlaunch.client.failures import first_failures
 from slurmlaunch.client.item_status import ItemStatus
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Status:
         tasks: how many tasks are in each state, by Slurm's word.
         job_ids: the ids of the run's jobs.
         reasons: why tasks are pending, in words, the most frequent reason first.
+        failures: the first items that failed, with their arguments and errors, in words.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Status:
     tasks: dict[str, int] = field(default_factory=dict)
     job_ids: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
 
     @property
     def settled(self) -> int:
@@ -57,7 +60,7 @@ class Status:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the status as a dict of numbers, strings, lists and dicts, ready for JSON."""
-        return {**asdict(self), "job_ids": list(self.job_ids), "reasons": list(self.reasons)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def summary(self) -> str:
         """Return the counts in one line: ``312 of 1000 done, 3 failed, 16 running``."""
@@ -71,6 +74,7 @@ class Status:
         lines = [f"{self.name}: {self.summary()}", f"  tasks: {self._tasks}" if self.tasks else ""]
         lines += [f"  jobs: {', '.join(self.job_ids)}" if self.job_ids else ""]
         lines += [f"  pending: {reason}" for reason in self.reasons]
+        lines += [f"  failed: {failure}" for failure in self.failures]
         lines += [f"  submitted {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.created))}; {self.folder}"]
         return "\n".join(filter(None, lines))
 
@@ -91,6 +95,7 @@ class Status:
             colours = (html.Part(number, _STATES.get(word, html.RED), f"{number} {word}") for number, word in states)
             rows += [html.strip(colours, 4), html.small(f"tasks: {self._tasks}")]
         rows += [html.small(f"pending: {reason}") for reason in self.reasons]
+        rows += [html.small(f"failed: {failure}") for failure in self.failures]
         rows += [html.small(f"jobs: {', '.join(self.job_ids)}")] if self.job_ids else []
         return html.box([*rows, html.small(f"to come back: slurmlaunch.attach({self.folder!r})")])
 
@@ -152,4 +157,5 @@ def status_of(run: Run, items: Sequence[int], *, tasks: bool = True) -> Status:
         dict(sorted(states.items())),
         run.job_ids,
         reasons,
+        first_failures(run, items) if tasks and counts["failed"] else (),
     )

@@ -111,7 +111,7 @@ class TestExceptions:
         text = str(failure(deeds["chain"], ValueError).__cause__)
         assert "KeyError: 'missing'" in text
         assert "direct cause" in text
-        assert ["a note of the user's"] == failure(deeds["note"], ValueError).__notes__
+        assert failure(deeds["note"], ValueError).__notes__[0] == "a note of the user's"
 
     @pytest.mark.parametrize(
         ("deed", "expected", "arguments"),

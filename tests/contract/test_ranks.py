@@ -244,7 +244,7 @@ def test_a_rank_raises(mpi: None, ranked: Executor, deed: str, kind: type[BaseEx
     first, error, last = futures.results(PATIENCE, return_exceptions=True)
     assert (first, last) == ((0, 0), (2, 0))
     assert type(error) is kind
-    assert vars(error)["__notes__"][-1].startswith("on rank 2 of 4, node ")
+    assert vars(error)["__notes__"][-2].startswith("on rank 2 of 4, node ")
 
 
 @elsewhere
@@ -280,7 +280,7 @@ def test_without_mpi4py(tmp_path: Path) -> None:
         error = executor.submit(together.start_mpi_without_its_package).exception(PATIENCE)
 
     assert isinstance(error, ModuleNotFoundError)
-    assert f"mpi4py: install it with {sys.executable} -m pip install mpi4py" in error.__dict__["__notes__"][-1]
+    assert f"mpi4py: install it with {sys.executable} -m pip install mpi4py" in error.__dict__["__notes__"][-2]
 
 
 @elsewhere

@@ -104,7 +104,7 @@ class TestFunction:
         (error,) = executor.map_array(partial(look_up, np.zeros(NUMBERS)), [NUMBERS]).results(return_exceptions=True)
 
         assert isinstance(error, IndexError)
-        assert not getattr(error, "__notes__", [])
+        assert "array.copy()" not in "".join(getattr(error, "__notes__", []))
 
     def test_bytes_through_a_buffer(self, executor: Executor) -> None:
         """NumPy is not needed: a function's `pickle.PickleBuffer` arrives as read-only memory."""
