@@ -49,8 +49,8 @@ CALLS: dict[str, Callable[[FutureArray[int]], object]] = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_what_a_person_sees(finished: FutureArray[int], call: Callable[[FutureArray[int]], object]) -> None:
-    """The traceback has no frame of slurmlaunch's, and notes with the call, the log, and the line that runs it again."""
-    with pytest.raises(ValueError, match="[24]") as caught:
+    """The traceback has no frame of slurmlaunch's, and notes with the call, the log and how to run it again."""
+    with pytest.raises(ValueError, match=r"[24]") as caught:
         call(finished)
     text = "".join(traceback.format_exception(caught.value))
     assert "slurmlaunch/client" not in text
@@ -90,8 +90,8 @@ def inline(tmp_path: Path) -> Executor:
 
 
 def test_bound_arguments(inline: Executor) -> None:
-    """The arguments are those that the user gave: neither what a partial holds, nor what the interface makes of them."""
-    part = functools.partial(dict, [], a=1)
+    """The arguments are those that the user gave: what a partial holds is not among them."""
+    part: Any = functools.partial(dict, [], a=1)
     single = inline.submit(part, b=2)
     assert (single.args, single.kwargs) == ((), {"b": 2})
     mapped = inline.map_array(functools.partial(pow, 2), [3, 4], kwargs={"mod": 5})[1]
@@ -100,11 +100,11 @@ def test_bound_arguments(inline: Executor) -> None:
 
 
 def test_arguments_that_do_not_load(inline: Executor, beside: Callable[[str], Any]) -> None:
-    """The error of arguments that need a missing module names the module; an error of the item is raised all the same."""
+    """The error of arguments that need a missing module names the module."""
     module = beside("class A:\n    def fail(self): raise KeyError('v')\n")
     array = inline.map_array(module.A.fail, [module.A()])
     beside("")
-    with pytest.raises(RunFolderError, match=r"item 0 of A.fail do not load here: AttributeError.*lies_beside"):
+    with pytest.raises(RunFolderError, match=r"item 0 of fail do not load here: AttributeError.*lies_beside"):
         _ = array[0].args
     assert "arguments that do not load here" in str(array.failures())
 
