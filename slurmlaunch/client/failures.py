@@ -121,7 +121,7 @@ class Failures(list[FailedItem]):
             yield f"    log: {items[0].log}"
 
     def _repr_html_(self) -> str:
-        rows = [(str(len(items)), str(cause), items[0].name, str(items[0].log)) for cause, items in self.groups()]
+        rows = [map(html.text, (len(items), cause, items[0].name, items[0].log)) for cause, items in self.groups()]
         return html.box([html.table(("items", "error", "such as", "log"), rows) if rows else html.row(str(self))])
 
 

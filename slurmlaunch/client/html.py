@@ -51,17 +51,6 @@ def strip(parts: Iterable[Part], height: int) -> str:
     return f'<div style="display:flex;height:{height}px;margin:3px 0;border-radius:2px;overflow:hidden">{cells}</div>'
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table of plain text."""
-    cell = 'style="text-align:left;padding:1px 12px 1px 0;vertical-align:top;overflow-wrap:anywhere"'
-    lines = [
-        "".join(f"<{tag} {cell}>{text(each)}</{tag}>" for each in line)
-        for tag, line in (("th", head), *(("td", row) for row in rows))
-    ]
-    content = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table style="border-collapse:collapse;background:none;margin:0">{content}</table>'
-
-
 def box(rows: Iterable[str]) -> str:
     """Return a box with rows."""
     style = "border:1px solid rgba(128,128,128,.4);border-radius:4px;padding:6px 10px;max-width:60em;line-height:1.5"
