@@ -74,7 +74,7 @@ class RunSummary:
             return _Content({}, (), to_submit=False, changed="", damage=str(error))
         if not run.rounds:
             return _Content({}, (), to_submit=False, changed="", damage=f"{self.folder} has no round")
-        return _Content(counts_of(run, None), run.job_ids, may_be_submitted(run), run.changed_code())
+        return _Content(counts_of(run, None), run.job_ids, may_be_submitted(run), run.explanations.changed_code())
 
     @property
     def counts(self) -> dict[str, int]:
