@@ -116,7 +116,7 @@ def _ways(cost: Callable[[Any], float]) -> list[Way]:
     return [
         Way('schedule="dynamic"', {"schedule": "dynamic"}),
         Way('schedule="guided"', {"schedule": "guided"}),
-        Way("static, the default", {}),
+        Way("static", {}),
         Way("static, cost=", {"cost": cost}),
     ]
 

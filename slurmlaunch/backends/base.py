@@ -123,6 +123,7 @@ class ArrayJob:
     may_requeue: bool = False
     container: Container | None = None
     folders: tuple[Path, ...] = ()  # the client's folders that must be visible in the container
+    shares: bool = False  # whether its tasks share the items, so that some may find none
     ranks: int = 1  # the processes, with *cpus_per_task* CPUs each, that call the function of a task together
     recognized_by: str = ""  # in the run folder: nobody else knows its name (`RunFolder.secret_file`)
     exposed: bool = False  # whether another user may exchange the run folder, or a folder above it
@@ -164,6 +165,7 @@ class Limits:
     max_array_size: int | None = None  # elements of one array, by Slurm's ``MaxArraySize``: the largest index + 1
     max_array_tasks: int | None = None  # the same, by Slurm's ``max_array_tasks``
     cpus: int | None = None  # of the machine, if a task gets no more
+    side_by_side: bool = True  # whether tasks run at the same time
 
 
 class Snapshot(NamedTuple):

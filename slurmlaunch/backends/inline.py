@@ -25,6 +25,7 @@ from slurmlaunch.runfolder.files import create
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter, Times
+from slurmlaunch.runfolder.plan import Pace
 from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import Round
 
@@ -43,8 +44,8 @@ class InlineBackend(Backend):
     _ids = itertools.count(1)
 
     def limits(self) -> Limits:
-        """Return no limits."""
-        return Limits()
+        """Return no limits; one task runs after the other."""
+        return Limits(side_by_side=False)
 
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> None:
         """Return None: the calling thread is the only rank."""
@@ -101,9 +102,9 @@ def _items_of(folder: RunFolder, round_: Round, task: int, attempt: int) -> Iter
     if blocks is None:
         yield from round_.plan.items_of(task)
         return
-    claimer = Claimer(folder.claims(round_.number), task, attempt, blocks.number)
-    while (block := claimer.claim()) is not None:
-        yield from round_.plan.items_at(blocks.positions_of(block))
+    claimer = Claimer(folder.claims(round_.number), task, attempt, blocks.items)
+    while (positions := claimer.claim(lambda front: blocks.length(front, Pace()))) is not None:
+        yield from round_.plan.items_at(positions)
 
 
 def _run_items(

@@ -25,6 +25,7 @@ from slurmlaunch.runfolder.changes import NewNames, is_on_network, latency_of
 from slurmlaunch.runfolder.claims import ClaimReader
 from slurmlaunch.runfolder.layout import EndMark, Status, numbers_in
 from slurmlaunch.runfolder.outcomes import OutcomeFile
+from slurmlaunch.runfolder.plan import Blocks
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
 
@@ -180,12 +181,13 @@ class Collector:
         for view in self._state.tasks.rounds:
             if view.claims is None:
                 continue
-            claims: tuple[tuple[int, int], ...] = ()
+            claims: tuple[tuple[range, int], ...] = ()
             if view.claims.unclaimed:
                 self.visits["folders"] += 1
                 folder = self._run.folder.claims(view.number)
-                reader = self._claims.setdefault(view.number, ClaimReader(folder, self._run.clock))
-                claims = tuple((block, claimant.task) for block, claimant in reader.new())
+                blocks = view.plan.blocks if isinstance(view.plan.blocks, Blocks) else None
+                reader = self._claims.setdefault(view.number, ClaimReader(folder, blocks, self._run.clock))
+                claims = tuple((claim.positions, claim.task) for claim in reader.new())
             yield state.ClaimsSeen(view.number, claims)
 
     def _list_end_marks(self) -> None:

@@ -47,7 +47,7 @@ from slurmlaunch.client.options import (
     with_options_listed,
 )
 from slurmlaunch.client.pickling import description_of, pickle_arguments, pickle_function, travelling
-from slurmlaunch.client.plan import STATIC, Call, How, LongSlices
+from slurmlaunch.client.plan import Call, How, LongSlices
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
@@ -67,6 +67,7 @@ from slurmlaunch.runfolder.layout import (
     RunFolder,
     salt_of,
 )
+from slurmlaunch.runfolder.plan import AUTO
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class Executor(concurrent.futures.Executor):
         tasks: int | None = None,
         chunksize: int | None = None,
         throttle: int | None = None,
-        schedule: str = STATIC,
+        schedule: str = AUTO,
         cost: Cost | None = None,
         name: str | None = None,
         **misplaced: Never,
@@ -233,10 +234,13 @@ class Executor(concurrent.futures.Executor):
             iterables: the function's arguments, zipped; they must have equal length.
             kwargs: keyword arguments that all items have in common; they are stored once, with the function.
             tasks: the number of slices that the items are cut into, or
-            chunksize: the number of items in each slice; by default one per process of a task, or more if the
-                tasks would be too many.
+            chunksize: the number of items in each slice. With either, a task has its slice from the start.
             throttle: how many tasks may run at once (sbatch's ``%N``).
-            schedule: ``"static"``: each task has its slice from the start. ``"dynamic"``: *tasks* is the number of
+            schedule: ``"auto"``, where neither *tasks* nor *chunksize* nor *cost* is given: there is one task for each
+                item, or for as many items as a task has processes, up to the limits of the cluster and 1000 tasks,
+                and the tasks share the items. Each takes one item per process first, and more at once if they turn
+                out to be short; tasks that start when no item is left are cancelled. ``"static"``: each task has its
+                slice from the start. ``"dynamic"``: *tasks* is the number of
                 tasks, and each claims block after block of *chunksize* items until none is left; by default the
                 blocks are large at first and shrink. ``"guided"``: the same with blocks that shrink more evenly;
                 only the last is shorter than *chunksize*.
@@ -267,7 +271,7 @@ class Executor(concurrent.futures.Executor):
     def starmap_array(  # noqa: PLR0913  (as many as map_array)
         self, fn: Callable[..., T], argument_tuples: Iterable[Iterable[Any]], *,
         kwargs: Mapping[str, Any] | None = None, tasks: int | None = None, chunksize: int | None = None,
-        throttle: int | None = None, schedule: str = STATIC, cost: Cost | None = None, name: str | None = None,
+        throttle: int | None = None, schedule: str = AUTO, cost: Cost | None = None, name: str | None = None,
         **misplaced: Never,
     ) -> FutureArray[T]:  # fmt: skip
         """Run the function on each tuple of arguments; otherwise as `map_array`."""
@@ -285,8 +289,9 @@ class Executor(concurrent.futures.Executor):
     ) -> Iterator[T]:
         """Return an iterator over the results, as `concurrent.futures.Executor.map` does.
 
-        Items are sliced as for `map_array`: a chunk feeds all processes of a task. The shortest iterable
-        determines the number of items. Closing the iterator cancels all items without a result.
+        The tasks share the items as for `map_array`; with *chunksize*, each has a slice of so many, which feeds all of
+        its processes. The shortest iterable determines the number of items. Closing the iterator cancels all items
+        without a result.
 
         Raises:
             TypeError: an argument is not iterable.
@@ -301,11 +306,12 @@ class Executor(concurrent.futures.Executor):
 
     def script(
         self, fn: Callable[..., Any], *iterables: Iterable[Any], kwargs: Mapping[str, Any] | None = None,
-        tasks: int | None = None, chunksize: int | None = None, throttle: int | None = None, schedule: str = STATIC,
+        tasks: int | None = None, chunksize: int | None = None, throttle: int | None = None, schedule: str = AUTO,
         cost: Cost | None = None, name: str | None = None, **misplaced: Never,
     ) -> str:  # fmt: skip
         """Return the batch scripts that `map_array` would submit, or `submit` if there are no iterables.
 
+        Where the tasks would share the items, a comment at its head says so, and why there are so many tasks.
         Nothing is submitted or written.
         """
         _refuse(misplaced)
@@ -322,7 +328,11 @@ class Executor(concurrent.futures.Executor):
         run = Run(folder, manifest, backend, [first])
         run.environments.add(0, environment)
         jobs = (array_job(run, first, i) for i in range(len(first.plan.arrays)))
-        return "\n".join(backend.script(replace(job, recognized_by=f"{UNGUESSABLE}{token}")) for job in jobs)
+        scripts = "\n".join(backend.script(replace(job, recognized_by=f"{UNGUESSABLE}{token}")) for job in jobs)
+        limits = backend.limits()
+        about = call.plan(count, limits, call.options.shape(single_item=call.single, available=limits.cpus))[0].about
+        shebang, newline, rest = scripts.partition("\n")
+        return shebang + newline + "".join(f"# {line}\n" for line in (about or "").splitlines()) + rest
 
     def _mapped(
         self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How, *, bound: Iterable[str] = ()

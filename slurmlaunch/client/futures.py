@@ -105,9 +105,10 @@ class Future(concurrent.futures.Future[T]):
     def job_id(self) -> str | None:
         """The Slurm job id of the task, as ``"123_4"``; None before it is submitted.
 
-        With a dynamic schedule it may change once, when a task claims the item.
+        Where tasks share the items, None before one has taken this item: read it after the result.
         """
-        return self._run.tasks.view(self._run.tasks.task_of(self._index)).full_id
+        task = self._run.tasks.claimant_of(self._index)
+        return None if task is None else self._run.tasks.view(task).full_id
 
     @property
     def state(self) -> TaskState:

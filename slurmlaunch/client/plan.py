@@ -19,7 +19,7 @@ from slurmlaunch.backends.base import Limits
 from slurmlaunch.client.pickling import name_of
 from slurmlaunch.client.sbatch_options import as_count, refused
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.plan import SCHEDULES, Blocks, PackedSlices, Slices, compact
+from slurmlaunch.runfolder.plan import AUTO, SCHEDULES, Blocks, Measured, PackedSlices, Slices, compact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -48,14 +48,20 @@ class How(NamedTuple):
     tasks: int | None = None
     chunksize: int | None = None
     throttle: int | None = None
-    schedule: str = STATIC
+    schedule: str = AUTO
     cost: Cost | None = None
     name: str | None = None
 
+    @property
+    def resolved(self) -> str:
+        """The schedule: slices, where the user gives a number or costs and leaves the schedule out."""
+        given = not (self.tasks is None and self.chunksize is None and self.cost is None)
+        return STATIC if given and self.schedule == AUTO else self.schedule
+
     def check(self, options: Options) -> None:
         """Raise `OptionError` for wrong numbers and combinations, before an iterable is consumed."""
-        plan(1, limits=Limits(), tasks=self.tasks, chunksize=self.chunksize, schedule=self.schedule)
-        if self.schedule != STATIC:
+        plan(1, limits=Limits(), tasks=self.tasks, chunksize=self.chunksize, schedule=self.resolved)
+        if self.resolved not in {STATIC, AUTO}:
             if self.cost is not None:
                 raise refused("cost", f"packs static slices, and schedule is {self.schedule!r}: give one of them")
             if options.ranks > 1:
@@ -90,14 +96,14 @@ class Call:
     def plan(self, items: int, limits: Limits, shape: Shape) -> tuple[Plan, array[int] | None]:
         """Return the plan for so many items, and the order of the items if they are packed by cost."""
         # One machine needs fewer tasks, unless each has a time limit for all of its items.
-        timed = self._how.schedule == STATIC and "time" in self.options.slurm
+        timed = self._how.resolved == STATIC and "time" in self.options.slurm
         planned = plan(
             items,
             limits=replace(limits, cpus=None) if timed else limits,
             tasks=self._how.tasks,
             chunksize=self._how.chunksize,
             processes=shape.processes,
-            schedule=self._how.schedule,
+            schedule=self._how.resolved,
             throttle=self.options.throttle,
         )
         if self._costs is None:
@@ -116,7 +122,9 @@ class Plan:
     first_task: int = 0
     notice: str | None = None
     """A warning for the user that slices are longer than expected."""
-    blocks: Blocks | None = None
+    blocks: Blocks | Measured | None = None
+    about: str | None = None
+    """What the tasks do where they share the items, and why there are so many, for a person."""
 
 
 def plan(
@@ -137,7 +145,10 @@ def plan(
     one item per process of the task, or more if the tasks would be too many for one array or more than
     `DEFAULT_TASKS`; the plan's notice then says so. One machine gets fewer tasks.
 
-    With another *schedule* than static, *chunksize* is the size of blocks (see `Blocks`) and *tasks* the number of
+    With the *schedule* "auto" there are as many tasks, which share the items; no slice is too long for them, and a task
+    that is alone shares nothing. So it is for tasks that run one after the other.
+
+    With any other *schedule* than static, *chunksize* is the size of blocks (see `Blocks`) and *tasks* the number of
     tasks that claim them: by default the square root of the number of static slices, and at most as many as
     may run at once, because a later task finds no items left.
 
@@ -145,10 +156,16 @@ def plan(
         OptionError: *tasks* and *chunksize* are both given and the schedule is static, one is below 1, or the
             schedule is unknown.
     """
-    notice = blocks = None
-    if schedule != STATIC:
+    notice = about = None
+    blocks: Blocks | Measured | None = None
+    if schedule == AUTO:
+        slices = _default_slices(items, processes, limits)[0] if tasks is None else _given_slices(items, tasks, None)
+        if slices.tasks > 1 and limits.side_by_side:
+            blocks = Measured(items, slices.tasks)
+            about = _about(blocks, processes, limits)
+    elif schedule != STATIC:
         if schedule not in SCHEDULES:
-            known = ", ".join(f'"{each}"' for each in (STATIC, *SCHEDULES))
+            known = ", ".join(f'"{each}"' for each in (AUTO, STATIC, *SCHEDULES))
             raise OptionError(f"schedule={schedule!r} is none of {known}", option="schedule")
         wanted = _claimants(items, processes, limits, throttle) if tasks is None else as_count("tasks", tasks)
         chunksize = None if chunksize is None else as_count("chunksize", chunksize)
@@ -159,7 +176,23 @@ def plan(
     else:
         slices, notice = _default_slices(items, processes, limits)
     arrays = _arrays(first_task, slices.tasks, limits)
-    return Plan(slices, arrays, first_task, notice, blocks)
+    return Plan(slices, arrays, first_task, notice, blocks, about)
+
+
+def _about(blocks: Measured, processes: int, limits: Limits) -> str:
+    wanted = -(-blocks.items // processes)
+    first = "one item" if processes == 1 else f"{processes} items, one for each of its processes"
+    reason = "one for each item" if processes == 1 else f"one for {processes} items"
+    if wanted > blocks.tasks:
+        allowed, limit = _most_by_default(limits)
+        reason = (
+            f"not {wanted}: {limit}" if blocks.tasks == allowed else f"not {wanted}: so many keep this machine busy"
+        )
+    return (
+        f"{blocks.items} items are shared by {blocks.tasks} tasks ({reason}).\n"
+        f"A task takes {first} first, and more at once if they turn out to be short.\n"
+        "Tasks for which no item is left are cancelled. tasks= or chunksize= gives each task a slice instead."
+    )
 
 
 def _claimants(items: int, processes: int, limits: Limits, throttle: int | None) -> int:

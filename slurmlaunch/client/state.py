@@ -25,6 +25,7 @@ from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.backends.pending_reasons import explain
 from slurmlaunch.client import failure_reasons as reasons
 from slurmlaunch.client.item_status import ItemStatus, Ledger, consecutive
+from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import Cause, PendingRetries, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
 from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost, StorageFailure, TimeLimitExceeded
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from slurmlaunch.backends.base import Snapshot
-    from slurmlaunch.client.options import Options
     from slurmlaunch.client.tasks import TaskView
     from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 SAME_DEATHS = 3
 """How many tasks have to fail to start in the same way until the rest of the run is cancelled."""
+
+MANY_TASKS, SHORT_TASK = 50, 0.3
+"""After a run of so many tasks with one item each, which worked for fewer seconds on average, a line says so."""
 
 RETRY_AFTER = 60.0
 """Seconds that an item waits for its retry while other items of the run are open: further ones may join it."""
@@ -102,10 +105,10 @@ class EndMarkSeen(NamedTuple):
 
 
 class ClaimsSeen(NamedTuple):
-    """The claims folder of a dynamic round was read; *claims* are new blocks and the tasks that have them."""
+    """The claims folder of a dynamic round was read; *claims* are new positions and the tasks that have them."""
 
     round: int
-    claims: tuple[tuple[int, int], ...] = ()
+    claims: tuple[tuple[range, int], ...] = ()
 
 
 class CancellationSeen(NamedTuple):
@@ -186,6 +189,13 @@ class TasksBeganAgain(NamedTuple):
     """Another attempt of these tasks has begun, after the given number, although they were taken for ended."""
 
     attempts: Mapping[int, int]
+
+
+class ArrayNotNeeded(NamedTuple):
+    """No item is left for an array that was not submitted."""
+
+    round: int
+    array: int
 
 
 class RetryEnded(NamedTuple):
@@ -412,8 +422,8 @@ class RunState:
     def _claims_seen(self, event: ClaimsSeen) -> None:
         claims = self.tasks.rounds[event.round].claims
         if claims is not None:
-            for block, task in event.claims:
-                claims.add(block, task)
+            for positions, task in event.claims:
+                claims.add(positions, task)
         self._claims_fresh = True
 
     def _cancellation_seen(self, event: CancellationSeen) -> None:
@@ -584,6 +594,8 @@ class RunState:
             stopped = [(view, view.error) for view in views if view.error is not None]
             for view, error in stopped:
                 self._end(self.tasks.open_items(view.index), error)
+            if not round_.claims.unclaimed:
+                self._cancel_surplus(round_)
             if not round_.claims.unclaimed or len(stopped) < len(round_.plan.tasks):
                 continue
             # The last claim of a task is visible as late as its last outcome, for which the wait has been as long.
@@ -626,6 +638,9 @@ class RunState:
             self.ledger.reopen(failed)
             self._called = self._cancelled_rest = False
             self._deaths.clear()
+
+    def _array_not_needed(self, event: ArrayNotNeeded) -> None:
+        self.tasks.rounds[event.round].given_up.add(event.array)
 
     def _array_refused(self, event: ArrayRefused) -> None:
         round_ = self.tasks.rounds[event.round]
@@ -724,9 +739,40 @@ class RunState:
             self._cancel_jobs(idle, "all of its items were cancelled")
 
     def _watch_ended(self, _: WatchEnded) -> None:
-        """Cancel the tasks of dynamic rounds that have not started: nothing is left to claim."""
-        views = [self.tasks.view(task) for each in self.tasks.rounds if each.claims for task in each.plan.tasks]
-        self._cancel_jobs(_jobs_of(view for view in views if not view.started), "nothing is left to do for it")
+        for each in self.tasks.rounds:
+            if each.claims:
+                self._cancel_surplus(each)
+            elif each.plan.slices.chunksize == 1 and len(each.plan.tasks) >= MANY_TASKS:
+                self._report_short_tasks(each)
+
+    def _report_short_tasks(self, round_: RoundView) -> None:
+        """Say that the tasks of a round with single items worked for less time than a task takes to start."""
+        notes = [self.tasks.view(task).last_notes for task in round_.plan.tasks]
+        seconds = [note["ended"] - note["started"] for note in notes if note.keys() >= {"started", "ended"}]
+        mean = sum(seconds) / len(seconds) if seconds else math.inf
+        if mean < SHORT_TASK:
+            self._effects.append(
+                Warn(
+                    f"the {len(notes)} tasks of {self._folder.path} worked for {mean:.2f} s each, which is less than a "
+                    "task takes to start: without chunksize=1 they share the items"
+                )
+            )
+
+    def _cancel_surplus(self, round_: RoundView) -> None:
+        """Cancel the tasks of a dynamic round that never began: no item is left for them.
+
+        They are named one by one. A requeued task waits in the queue, too, and has items.
+        """
+        if not round_.needed:
+            return
+        round_.needed = False
+        if "dependency" in Options.from_json(round_.plan.options).slurm:
+            return  # jobs of the user may depend on each other in ways that only they know
+        views = [self.tasks.view(task) for task in round_.plan.tasks]
+        begun = [view.started or view.attempts or round_.has_claimed(view.index) for view in views]
+        ended = [view.state is not None and view.state.is_final for view in views]
+        surplus = [view for i, view in enumerate(views) if not (begun[i] or ended[i])]
+        self._cancel_jobs(_jobs_of(surplus), "no item is left for it")
 
     def _cancel_jobs(self, jobs: Jobs, why: str) -> None:
         if jobs:

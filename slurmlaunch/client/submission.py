@@ -27,13 +27,13 @@ from slurmlaunch.backends.container import folders_inside
 from slurmlaunch.client.options import Options, job_name
 from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.sbatch_options import as_count
-from slurmlaunch.client.state import ArrayRefused, CancelJobs, CancellationSeen, JobsSeen
+from slurmlaunch.client.state import ArrayNotNeeded, ArrayRefused, CancelJobs, CancellationSeen, JobsSeen
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import ENVIRONMENT, RUN_VARIABLE
 from slurmlaunch.runfolder.outcomes import close_task
-from slurmlaunch.runfolder.plan import ArrayPlan, RanksPlan, RoundPlan
+from slurmlaunch.runfolder.plan import ArrayPlan, Measured, RanksPlan, RoundPlan
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
 from slurmlaunch.runfolder.runs_folder import others_may_exchange
 from slurmlaunch.runfolder.storage import status_of
@@ -163,13 +163,20 @@ def make_plan(
         throttle=options.throttle,
         time_limit=limit,
         warning=warning,
-        requeues=options.requeues if manifest.backend == "slurm" else 0,
+        requeues=_requeues(options, planned, manifest),
         options=replace(options, env=variables).to_json(),
         client=ClientId.current(),
         items=None,
         blocks=planned.blocks,
         ranks=_ranks_plan(options, backend, shape, manifest),
     )
+
+
+def _requeues(options: Options, planned: Plan, manifest: Manifest) -> int:
+    """Return how often a task may be requeued; a machine's own tasks are where they share items."""
+    if isinstance(planned.blocks, Measured) and options.slurm.get("no_requeue"):
+        return 0
+    return options.requeues if manifest.backend == "slurm" or isinstance(planned.blocks, Measured) else 0
 
 
 def _ranks_plan(options: Options, backend: Backend, shape: Shape, manifest: Manifest) -> RanksPlan | None:
@@ -241,6 +248,7 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
         folders=folders,
         ranks=plan.ranks.number if plan.ranks else 1,
         exposed=others_may_exchange(run.folder.path),
+        shares=isinstance(plan.blocks, Measured),
     )
 
 
@@ -298,7 +306,7 @@ class Submission:
     def _submit_when_possible(self, round_: Round, number: int) -> bool:
         """Submit an array, waiting as often as necessary; False if the interpreter exits first."""
         pause = _SHORTEST_WAIT
-        while self._run.ledger.open:
+        while self._is_needed(round_):
             try:
                 self._submit_array(round_, number)
             except (SubmissionError, SchedulerError, OSError) as error:
@@ -318,7 +326,13 @@ class Submission:
                 )
                 return False
             pause = min(_LONGEST_WAIT, pause * 2)
+        with contextlib.suppress(OSError):
+            round_.not_needed(number)
+        self._run.handle(ArrayNotNeeded(round_.number, number))
         return True
+
+    def _is_needed(self, round_: Round) -> bool:
+        return bool(self._run.ledger.open) and self._run.tasks.rounds[round_.number].needed
 
     def _submit_array(self, round_: Round, number: int) -> None:
         run = self._run
@@ -363,6 +377,8 @@ class Submission:
             if each.number not in self._run.submitting:  # this client reports its own refusals itself
                 for number, error in each.refusals().items():
                     self._run.handle(ArrayRefused(each.number, number, SubmissionError(error)))
+                for number in each.not_needed_arrays():
+                    self._run.handle(ArrayNotNeeded(each.number, number))
 
     def may_be_submitted(self, round_: Round, number: int) -> bool:
         """Whether a client that runs may yet submit an array."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import EndMark, RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
-    from slurmlaunch.runfolder.plan import Blocks, RoundPlan
+    from slurmlaunch.runfolder.plan import RoundPlan
 
-_UNCLAIMED = -1
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
+_FIRST = itemgetter(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +115,8 @@ class RoundView:
     Attributes:
         jobs: the job id of each array that has been submitted.
         given_up: the arrays that nobody will submit any more.
-        claims: which task has claimed which block; None in a static round.
+        claims: which task has claimed which items; None in a static round.
+        needed: whether its tasks may find items, in a dynamic round; its arrays need no submission otherwise.
         gave_up: the error with which tasks recorded that they cannot run items, in a dynamic round.
     """
 
@@ -121,7 +124,8 @@ class RoundView:
         self.number, self.plan = number, plan
         self.jobs: dict[int, str] = {}
         self.given_up: set[int] = set()
-        self.claims = None if plan.blocks is None else Claims(plan, plan.blocks)
+        self.claims = None if plan.blocks is None else Claims(plan)
+        self.needed = True
         self.gave_up: ItemError | None = None
 
     @property
@@ -133,6 +137,10 @@ class RoundView:
         """Return the task that has an item of the round; None while it is unclaimed."""
         return self.claims.owner_of(item) if self.claims else self.plan.task_of(item)
 
+    def has_claimed(self, task: int) -> bool:
+        """Whether a task of a dynamic round is known to have claimed anything."""
+        return self.claims is not None and self.claims.has_any(task)
+
     def tasks_of(self, number: int) -> range:
         """Return the tasks of an array."""
         planned = self.plan.arrays[number]
@@ -140,47 +148,74 @@ class RoundView:
 
 
 class Claims:
-    """Which task has claimed which block of a dynamic round, as far as this process knows.
+    """Which task has claimed which positions of a dynamic round, as far as this process knows.
 
-    A claim is never taken back. *unclaimed* is the number of blocks without a known owner. Costs four bytes a block.
+    A claim is never taken back. *unclaimed* is the number of positions without a known owner. The memory grows with
+    the claims and not with the items.
     """
 
-    def __init__(self, plan: RoundPlan, blocks: Blocks) -> None:
-        self._plan, self._blocks = plan, blocks
-        self._owners = array("i", [_UNCLAIMED]) * blocks.number
-        self._blocks_of: dict[int, array[int]] = {}
-        self.unclaimed = blocks.number
+    def __init__(self, plan: RoundPlan) -> None:
+        self._plan = plan
+        # In order and without overlaps: the first position, the end and the task of each known part. Each change
+        # makes a new list, because other threads read it.
+        self._known: list[tuple[int, int, int]] = []
+        self._parts_of: dict[int, list[range]] = {}
+        self.unclaimed = plan.slices.items
 
-    def add(self, block: int, task: int) -> None:
-        """Add a claim, unless it is of another round, or the block has an owner."""
-        ours = task in self._plan.tasks and block < self._blocks.number
-        if ours and self._owners[block] == _UNCLAIMED:
-            self._owners[block] = task
-            self._blocks_of.setdefault(task, array("i")).append(block)
-            self.unclaimed -= 1
+    def add(self, positions: range, task: int) -> None:
+        """Add a claim, except for positions that have an owner; a task of another round claims nothing here."""
+        if task not in self._plan.tasks:
+            return
+        start, end = positions.start, min(positions.stop, self._plan.slices.items)
+        while start < end:
+            known = self._known
+            i = bisect_right(known, start, key=_FIRST)  # the next part
+            if i and start < known[i - 1][1]:
+                start = known[i - 1][1]
+                continue
+            stop = min(end, known[i][0]) if i < len(known) else end
+            before = known[i - 1] if i else None
+            if before is not None and before[1:] == (start, task):
+                self._known = [*known[: i - 1], (before[0], stop, task), *known[i:]]
+            else:
+                self._known = [*known[:i], (start, stop, task), *known[i:]]
+            self._add_to(task, range(start, stop))
+            start = stop
+
+    def _add_to(self, task: int, part: range) -> None:
+        self.unclaimed -= len(part)
+        parts = self._parts_of.setdefault(task, [])  # in the order of their addition: its first items stay the first
+        if parts and parts[-1].stop == part.start:
+            parts[-1] = range(parts[-1].start, part.stop)
+        else:
+            parts.append(part)
 
     def infer(self, items: range, task: int) -> None:
-        """Add the blocks of items that a task recorded: it had claimed them, even if the claims are not listed yet."""
+        """Add items that a task recorded: it had claimed them, even if the claim is not listed yet."""
         first, last = (self._plan.position_of(item) for item in (items.start, items.stop - 1))
-        for block in range(self._blocks.block_of(first), self._blocks.block_of(last) + 1):
-            self.add(block, task)
+        self.add(range(first, last + 1), task)
 
     def owner_of(self, item: int) -> int | None:
         """Return the task that has claimed an item, or None."""
-        owner = self._owners[self._blocks.block_of(self._plan.position_of(item))]
-        return None if owner == _UNCLAIMED else owner
+        position, known = self._plan.position_of(item), self._known
+        i = bisect_right(known, position, key=_FIRST) - 1
+        return known[i][2] if i >= 0 and position < known[i][1] else None
+
+    def has_any(self, task: int) -> bool:
+        """Whether a task has claimed anything."""
+        return task in self._parts_of
 
     def parts_of(self, task: int) -> Iterator[Sequence[int]]:
-        """Yield the items of a task, block by block."""
-        return self._parts(self._blocks_of.get(task, ()))
+        """Yield the items of a task, part by part."""
+        return map(self._plan.items_at, tuple(self._parts_of.get(task, ())))
 
     def unclaimed_parts(self) -> Iterator[Sequence[int]]:
-        """Yield the unclaimed items, block by block."""
-        if self.unclaimed:
-            yield from self._parts(block for block, owner in enumerate(self._owners) if owner == _UNCLAIMED)
-
-    def _parts(self, blocks: Iterable[int]) -> Iterator[Sequence[int]]:
-        return (self._plan.items_at(self._blocks.positions_of(block)) for block in blocks)
+        """Yield the unclaimed items, part by part."""
+        start = 0
+        for first, stop, _ in (*self._known, (self._plan.slices.items, 0, 0)):
+            if start < first:
+                yield self._plan.items_at(range(start, first))
+            start = stop
 
 
 class Tasks:
@@ -388,8 +423,9 @@ class Tasks:
     def state_of_item(self, item: int) -> TaskState:
         """Return the state of the task of an item; an unclaimed item waits."""
         task = self.claimant_of(item)
-        if task is not None:
-            return self.state_of(task)
+        shared = self.round_of(item).claims is not None
+        if task is not None and not (shared and self._ledger.status(item) == ItemStatus.CANCELLED):
+            return self.state_of(task)  # a task that shares items goes on without a cancelled one
         # It may have an outcome: claims may be listed later than outcomes.
         return TaskState.PENDING if self._ledger.is_open(item) else self._state_of_settled([item])
 

@@ -66,9 +66,9 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
 
     Args:
         executor: runs the calls; by default ``Executor()``.
-        tasks, chunksize, schedule: how a run's calls are cut into tasks, as for `Executor.map_array`. By default the
-            schedule is dynamic where the caller takes results as they arrive (``"generator_unordered"``), so that no
-            call waits behind a slow one, and static otherwise.
+        tasks, chunksize, schedule: how a run's calls are cut into tasks, as for `Executor.map_array`. Where ``n_jobs``
+            gives the number of tasks, they share the calls if the caller takes results as they arrive
+            (``"generator_unordered"``), so that no call waits behind a slow one, and have slices otherwise.
         initializer, initargs: a function that each process calls once, before its first call, and its arguments.
         nesting_level: joblib's own.
         misplaced: nothing: options go into the executor.
@@ -208,12 +208,12 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
 
     def _cut(self) -> dict[str, Any]:
         """Return how the calls of a window are cut into tasks."""
-        how = dict(self._how)
-        unordered = not getattr(self.parallel, "return_ordered", True) and self._executor.ranks == 1
-        dynamic = how["schedule"] is None and unordered
-        if not (how["tasks"] or how["chunksize"]) and (dynamic or self._n_jobs not in (None, -1)):
+        how = {name: value for name, value in self._how.items() if value is not None}
+        if not how.keys() & {"tasks", "chunksize"} and self._n_jobs not in (None, -1):
             how["tasks"] = -(-self.effective_n_jobs(self._n_jobs) // self._executor.shape().processes)
-        how["schedule"] = how["schedule"] or ("dynamic" if dynamic else "static")
+        unordered = not getattr(self.parallel, "return_ordered", True)
+        if how and "schedule" not in how and unordered and self._executor.ranks == 1:
+            how["schedule"] = "dynamic"
         return how
 
 

@@ -80,16 +80,23 @@ class MpiSupervisor(TaskSupervisor):
         self._ranks = ranks
         self._left: list[int] = []
         self._recorded = self._unstarted = 0
+        self._longest = 0.0  # seconds of a launch
+        self._overdue = False
         self._resumable: set[int] = set()
         self._tick = max(_TICK, ranks.number / _READS_PER_SECOND)
 
     def _run_items(self) -> None:
         number = 0
-        while self._queue.left and not self._queue.closed:
-            self._left = list(self._queue.take_all())
-            before = len(self._left)
+        while not self._queue.closed and (self._queue or self._queue.refill(1)):
+            if self._limit.is_too_short(self._longest):
+                self._queue.closed = True
+                break
+            began = monotonic()
+            before = self._queue.left
+            self._left = list(self._queue.take(len(self._queue)))
             self._run_launch(Launch(number, tuple(self._left), socket.gethostname(), _free_port()))
             number += 1
+            self._longest = max(self._longest, monotonic() - began)
             self._queue.put_back(self._left)
             if self._queue.left == before and not (self._queue.closed or self._unstarted):
                 self._give_up(self._dump(NodeStartError("the ranks recorded no outcome at all")))
@@ -152,6 +159,10 @@ class MpiSupervisor(TaskSupervisor):
             return now >= self._stop_at
         if done_at is not None and failed_at is None:
             return now >= done_at + system.END_SECONDS
+        if self._limit.of_each_item and self._limit.is_due and not self._resumable:
+            self._overdue = not self._recorded
+            self._queue.closed = True
+            return True
         if self._resumable or (self._limit.may_requeue and self._recorded and self._limit.is_due):
             self._queue.closed = True
             return True
@@ -170,6 +181,9 @@ class MpiSupervisor(TaskSupervisor):
         if not self._left:
             return
         before = len(self._left)
+        if self._overdue:
+            self._fail_overdue(self._left.pop(0))
+            return
         if results.death is not None:  # first: what the other ranks raised may be a consequence
             self._conclude_death(results.death)
         if self._stop_at is not None:

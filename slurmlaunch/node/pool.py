@@ -7,6 +7,7 @@ assignment goes back to the queue.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -87,6 +88,14 @@ class WorkerHandle:
         """The running item, as far as is known."""
         position = self.running
         return None if position is None else self.items[position]
+
+    @property
+    def running_since(self) -> float:
+        """When the running item began, or later."""
+        position = self.running
+        if not position:
+            return self.since
+        return self._seen[1] if self._seen[0] == position else monotonic()
 
     def note(self, message: bytes) -> None:
         """Note a message of the worker about itself."""
@@ -191,6 +200,9 @@ class Pool:
         workers: the live ones, by process id.
         appending: the worker that appends to the outcome file itself, or None: nobody else may then.
         progress: how many outcomes and checkpoints have been recorded.
+        began: when the first item began.
+        longest: an upper bound, in seconds, for the longest item so far.
+        seconds_per_item: how long the items of the last assignments took, each; 0 before the first has ended.
     """
 
     def __init__(self, events: Events, writer: OutcomeWriter, queue: Queue, child: _Child, *, shares: bool) -> None:
@@ -203,7 +215,9 @@ class Pool:
         self.appending: WorkerHandle | None = None
         self.progress = 0
         self._events, self._writer, self._queue, self._child, self._shares = events, writer, queue, child, shares
-        self._seconds_per_item = 0.0
+        self.seconds_per_item = self.longest = 0.0
+        self.began = math.inf
+        self._recent_seconds = self._recent_items = 0.0
         self._last_size = 0
         self._deferred: list[tuple[WorkerHandle, bytes]] = []
         self._peaks: dict[int, int] = {}
@@ -250,13 +264,15 @@ class Pool:
                 items = self._queue.take(self._size())
                 if items:
                     worker.assign(items)
+                    self.began = min(self.began, worker.since)
 
     def _size(self) -> int:
         """Return how many items to assign at once."""
-        if not self._seconds_per_item:
+        if not self.seconds_per_item:
             return 1
-        size = int(ASSIGNMENT_SECONDS / self._seconds_per_item)
-        share = -(-len(self._queue) // (2 * len(self.workers)))
+        size = int(ASSIGNMENT_SECONDS / self.seconds_per_item)
+        # Several workers end together; the last assignments of one that is alone would be ever shorter for nothing.
+        share = -(-len(self._queue) // (2 * len(self.workers))) if len(self.workers) > 1 else len(self._queue)
         return max(1, min(size, _GROWTH * self._last_size, share, MAX_ITEMS))
 
     def take_back(self) -> None:
@@ -306,8 +322,13 @@ class Pool:
 
     def _end_assignment(self, worker: WorkerHandle) -> None:
         self._measure_shared(worker)
-        self._last_size = max(1, len(worker.items))
-        self._seconds_per_item = max((monotonic() - worker.since) / self._last_size, 1e-7)
+        self._last_size, seconds = max(1, len(worker.items)), monotonic() - worker.since
+        self._recent_seconds += seconds
+        self._recent_items += self._last_size
+        self.seconds_per_item = max(self._recent_seconds / self._recent_items, 1e-7)
+        if self._recent_seconds > 2 * ASSIGNMENT_SECONDS:  # so that items that become shorter count soon
+            self._recent_seconds, self._recent_items = self._recent_seconds / 2, self._recent_items / 2
+        self.longest = max(self.longest, seconds)  # of one item, or of several that were expected to be short
         self._queue.put_back(worker.items[worker.recorded :])
         worker.items = array("Q")
 
@@ -322,6 +343,16 @@ class Pool:
         deferred, self._deferred = self._deferred, []
         for worker, message in deferred:
             self._handle(worker, message)
+
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether a running function has a ``checkpoint()`` method."""
+        return any(worker.busy and worker.can_checkpoint for worker in self.workers.values())
+
+    def running_items(self, wanted: Callable[[float], bool]) -> set[int]:
+        """Return the running items that are *wanted*, by when they began at the latest."""
+        running = {worker.running_item: worker for worker in self.workers.values() if worker.busy}
+        return {item for item, worker in running.items() if item is not None and wanted(worker.running_since)}
 
     def request_checkpoints(self) -> None:
         """Ask the running functions that have a ``checkpoint()`` method for one."""

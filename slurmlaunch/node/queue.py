@@ -10,11 +10,13 @@ from array import array
 from collections import deque
 from typing import TYPE_CHECKING
 
+from slurmlaunch.runfolder.plan import Pace
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from slurmlaunch.runfolder.claims import Claimer
-    from slurmlaunch.runfolder.plan import Blocks, RoundPlan
+    from slurmlaunch.runfolder.plan import Blocks, Measured, RoundPlan
 
 
 class Queue:
@@ -23,6 +25,7 @@ class Queue:
     Attributes:
         closed: no more items are handed out; items that are put back stay.
         cancelled: items that are never handed out.
+        found_none: no unclaimed block was left, so that a dynamic round needs no further task.
     """
 
     def __init__(self, items: Sequence[int] = (), done: Collection[int] = ()) -> None:
@@ -69,8 +72,11 @@ class Queue:
         """Take all items of this task."""
         return self.take(len(self))
 
-    def refill(self, _wanted: int) -> bool:
+    found_none = False
+
+    def refill(self, wanted: int, pace: Pace = Pace()) -> bool:  # noqa: B008  (it is never changed)
         """Claim blocks until *wanted* items can be taken, if blocks are left; return True if any was claimed."""
+        del wanted, pace
         return False
 
     def put_back(self, items: Sequence[int]) -> None:
@@ -89,52 +95,55 @@ class Queue:
 
 
 class SharedQueue(Queue):
-    """Items that a task of a dynamic round claims, block by block, while unclaimed blocks are left.
+    """Items that a task of a dynamic round claims, block by block, while unclaimed items are left.
 
     A block is claimed only when a worker has nothing to do: items that a task
     holds and does not run would keep the tasks from ending together. Blocks are
-    few, so the millisecond that the worker waits does not show.
+    few, so the milliseconds that the worker waits do not show.
     """
 
     def __init__(
-        self, plan: RoundPlan, blocks: Blocks, claimer: Claimer, done: Collection[int] = (), *, resumes: bool = False
-    ) -> None:
+        self, plan: RoundPlan, blocks: Blocks | Measured, claimer: Claimer, done: Collection[int] = (), *,
+        resumes: bool = False,
+    ) -> None:  # fmt: skip
         """Start with the items that earlier attempts of the task claimed, if it *resumes* any, and did not finish."""
         super().__init__(done=done)
         self._plan, self._blocks, self._claimer = plan, blocks, claimer
         self._resumed = resumes
         self._claimed: set[int] = set()
+        self._last = 0
         self._open = True
+        self.found_none = False
         self._add_own_blocks()
 
     def _add_own_blocks(self) -> None:
         if self._resumed:
-            for block in self._claimer.own():
-                if block not in self._claimed:
-                    self._add_block(block)
+            for claim in self._claimer.own():
+                self._add_block(claim.positions)
 
-    def _add_block(self, block: int) -> None:
-        self._claimed.add(block)
-        self._add(self._plan.items_at(self._blocks.positions_of(block)))
+    def _add_block(self, positions: range) -> None:
+        if positions.start not in self._claimed:
+            self._claimed.add(positions.start)
+            self._add(self._plan.items_at(positions))
 
-    def refill(self, wanted: int) -> bool:
+    def refill(self, wanted: int, pace: Pace = Pace()) -> bool:  # noqa: B008  (it is never changed)
         """Claim blocks as `Queue.refill` describes."""
         before = len(self._claimed)
-        while self._open and not self.closed and len(self) < wanted:
-            block = self._claimer.claim()
-            if block is not None:
-                self._add_block(block)
+        while self._open and not self.closed and (missing := wanted - len(self)) > 0:
+            now = pace._replace(idle=missing, last=self._last)
+            positions = self._claimer.claim(lambda front, now=now: self._blocks.length(front, now))  # type: ignore[misc]
+            if positions is not None:
+                self._last = len(positions)
+                self._add_block(positions)
                 continue
-            self._open = False
+            self._open, self.found_none = False, True
             self._add_own_blocks()  # a network file system's cache may have hidden some at the start
         return len(self._claimed) > before
 
     @property
     def left(self) -> int:
         """The number of items to do: this task's own, and those in unclaimed blocks."""
-        free = self._claimer.first_unclaimed() if self._open else None
-        unclaimed = 0 if free is None else self._blocks.items - self._blocks.positions_of(free).start
-        return super().left + unclaimed
+        return super().left + (self._claimer.unclaimed if self._open else 0)
 
     def take_all(self) -> array[int]:
         """Take this task's items and claim no more; at least one block, since an error needs an item to be seen."""

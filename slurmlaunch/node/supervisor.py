@@ -26,6 +26,7 @@ from slurmlaunch.node.worker import Worker
 from slurmlaunch.runfolder.function import Work, read_function
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import MODULES
+from slurmlaunch.runfolder.plan import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -70,6 +71,8 @@ class Supervisor(TaskSupervisor):
         self._masks = None if alone else caps.masks(os.sched_getaffinity(0), plan.cpus_per_task, plan.processes)
         self._unconfirmed: list[_Unconfirmed] = []
         self._failed_starts = 0
+        self._near = False
+        self._overdue: set[int] = set()
         self._oom_kills = system.oom_kills()
         self._upkeep_every = max(1.0, min(plan.throttle or len(plan.tasks), len(plan.tasks)) / _FLUSHES_PER_SECOND)
         self._upkeep_at = monotonic() + self._upkeep_every
@@ -83,6 +86,7 @@ class Supervisor(TaskSupervisor):
         self._queue.put_back([each.item for each in self._unconfirmed])
         self._close_pool()
         self._peak = self._pool.peak
+        self._progress += self._pool.progress
 
     def _close_pool(self) -> None:
         """Let the workers end as Python ends, and wait for them."""
@@ -91,7 +95,9 @@ class Supervisor(TaskSupervisor):
         while self._pool.workers:
             self._events.wait(_TICK)
             for death in self._pool.reap():
-                if death.item is not None:
+                if death.item in self._overdue:
+                    self._fail_overdue(death.item)
+                elif death.item is not None:
                     self._queue.put_back([death.item])  # the supervisor ended it
                 elif death.code and not self._signals.terminated:
                     system.log(system.describe_end(f"process {death.worker.slot} of the task", death.code))
@@ -129,11 +135,12 @@ class Supervisor(TaskSupervisor):
             self._keep_up()
             if self._stop_at is not None and (monotonic() > self._stop_at or not self._pool.busy):
                 return
-            if self._limit.is_near and self._limit.may_requeue and self._is_out_of_time():
+            if self._limit.may_requeue and self._is_out_of_time():
                 return
 
     def _has_work(self) -> bool:
-        if self._queue.refill(len(self._slots) - self._pool.busy):
+        pace = Pace(processes=len(self._slots), seconds=self._pool.seconds_per_item, left=self._limit.left)
+        if self._queue.refill(len(self._slots) - self._pool.busy, pace):
             self._cancel()  # items that were cancelled before any task claimed them are not started
         return bool(self._queue or self._pool.busy or self._unconfirmed)
 
@@ -145,15 +152,24 @@ class Supervisor(TaskSupervisor):
         return min([tick, *(max(0.0, each.due - monotonic()) for each in self._unconfirmed)])
 
     def _is_out_of_time(self) -> bool:
-        """Start no more items; return True when no time is left for the running ones."""
-        if not self._queue.closed:
+        """Start no more items that may not end in time; return True when no time is left for the running ones."""
+        limit, pool = self._limit, self._pool
+        near = limit.is_near and (pool.can_checkpoint or not limit.of_each_item)
+        if not self._queue.closed and (near or limit.is_too_short(pool.longest)):
             self._queue.closed = True
-            self._pool.take_back()
-            self._pool.request_checkpoints()
+            pool.take_back()
             system.log("slurmlaunch: the time limit is near, no further items are begun")
+        if near and not self._near:
+            self._near = True
+            pool.request_checkpoints()
+        if not limit.is_due:
+            return False
+        if limit.of_each_item:
+            self._overdue = pool.running_items(lambda began: not pool.progress or limit.is_whole(began, pool.began))
+            return True
         # Without an outcome or a checkpoint of this attempt, the next one would get no further:
         # then the item exceeds the time limit, and the scheduler will say so.
-        return bool(self._pool.progress) and self._limit.is_due
+        return bool(pool.progress)
 
     def _keep_up(self) -> None:
         now = monotonic()

@@ -11,6 +11,7 @@ recorded, and a death by signal fails its item only if no SIGTERM follows within
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import suppress
@@ -19,13 +20,14 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from slurmlaunch.errors import NodeStartError
+from slurmlaunch.errors import NodeStartError, TimeLimitExceeded
 from slurmlaunch.node import system
 from slurmlaunch.node.events import Events, Signals
 from slurmlaunch.node.queue import Queue, SharedQueue
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.layout import STARTED_VARIABLE, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter, earlier_attempts, ranges_of
+from slurmlaunch.runfolder.plan import Blocks, Measured
 from slurmlaunch.runfolder.rounds import CancellationReader, items_of_later_rounds
 from slurmlaunch.runfolder.storage import Patience
 
@@ -40,6 +42,12 @@ CONFIRM_SECONDS = 1.0
 
 _LONGEST_MARGIN = 5.0
 
+_CAUTION = 1.5
+"""A further item is begun if it may take so many times as long as the longest one before it."""
+
+_MOMENT, _HARDLY = 0.5, 0.02
+"""An item that begins so many seconds after the first one, or this part of the limit, has the limit for itself."""
+
 
 class TaskSupervisor:
     """Runs one task; a subclass runs its items in `_run_items`."""
@@ -50,6 +58,9 @@ class TaskSupervisor:
     _peak = 0
     """The most memory, in bytes, that the processes of the task used together."""
 
+    _progress = 0
+    """How many outcomes and checkpoints this attempt has recorded, once it is over."""
+
     def __init__(self, folder: RunFolder, manifest: Manifest, round_: Round, task: int) -> None:
         self._cloudpickle = cloudpickle_version()  # first: without cloudpickle there is no attempt
         self._folder, self._manifest, self._plan, self._task = folder, manifest, round_.plan, task
@@ -58,6 +69,7 @@ class TaskSupervisor:
         self._earlier = earlier_attempts(folder, task, self._writer.attempt)
         self._earlier.done.update(items_of_later_rounds(folder, round_.number))  # they may be running there
         self._writer.failures = self._earlier.failures
+        self._round = round_.number
         self._limit = TimeLimit(self._plan, self._writer.attempt)
         self._queue = self._make_queue(round_)
         self._events = Events()
@@ -73,7 +85,8 @@ class TaskSupervisor:
             return Queue(self._plan.items_of(self._task), done)
         from slurmlaunch.runfolder.claims import Claimer  # late, since most tasks claim nothing
 
-        claimer = Claimer(self._folder.claims(round_.number), self._task, attempt, blocks.number, self._patience)
+        folder, table = self._folder.claims(round_.number), blocks if isinstance(blocks, Blocks) else None
+        claimer = Claimer(folder, self._task, attempt, blocks.items, self._patience, blocks=table)
         return SharedQueue(self._plan, blocks, claimer, done, resumes=attempt > 0)
 
     def run(self) -> int:
@@ -94,7 +107,19 @@ class TaskSupervisor:
         self._signals.ignore()
         self._writer.note(ended=time.time(), peak=self._peak)
         self._writer.close()
+        if self._queue.found_none and self._limit.of_each_item and self._manifest.backend == "slurm":
+            self._mark_surplus()
         return self._status()
+
+    def _mark_surplus(self) -> None:
+        """Have the batch script cancel the tasks that have not begun, since no item is left for them."""
+        from slurmlaunch.runfolder.claims import mark_surplus
+
+        number, _ = self._plan.element_of(self._task)
+        array = self._plan.arrays[number]
+        tasks = range(array.first_task, array.first_task + array.length)
+        with suppress(OSError):  # they end at once when they begin
+            mark_surplus(self._folder, self._round, number, tasks, self._task)
 
     def _run_items(self) -> None:
         """Run the items of the queue, and return when the task is over."""
@@ -104,7 +129,8 @@ class TaskSupervisor:
         if self._stop_at is not None or self._writer.withheld:
             return Status.STOPPED
         if self._queue.closed and self._queue.left:
-            return Status.REQUEUE
+            useless = self._limit.of_each_item and not self._progress  # the next start would get no further
+            return Status.NOT_REQUEUED if useless else Status.REQUEUE
         return Status.FAILURES if self._writer.failures else Status.VALUES
 
     def _check_end(self) -> None:
@@ -139,6 +165,12 @@ class TaskSupervisor:
         for items in ranges_of(self._queue.take_all()):
             self._writer.failure(items.start, failure, count=len(items))
 
+    def _fail_overdue(self, item: int) -> None:
+        """Record that an item had the time limit for itself, and did not end."""
+        error = TimeLimitExceeded(state="TIMEOUT").with_limit(self._plan.time_limit)
+        self._writer.failure(item, self._dump(error, item))
+        self._progress += 1
+
     def _dump(self, error: ItemError, item: int | None = None) -> bytes:
         """Pickle an error, with its place."""
         return Failure(error.located(item=item, task=self._task, node=system.node_name())).dump()
@@ -149,15 +181,23 @@ class TimeLimit:
 
     The warning (SIGUSR1) comes up to a minute early, which for a short limit is
     at the start. So if the limit is known, the warning only starts the clock.
+
+    Attributes:
+        of_each_item: the limit is that of each item: a task that shares items begins one only if it is likely to end
+            in time, and is requeued as often as that finishes an item.
+        may_requeue: whether the task may be requeued for the items that are left.
     """
 
     def __init__(self, plan: RoundPlan, attempt: int) -> None:
         started = os.environ.get(STARTED_VARIABLE, "")
-        spent = max(0.0, time.time() - int(started)) if started.isdigit() else 0.0
-        self.may_requeue = attempt < plan.requeues
+        spent = max(0.0, time.time() - float(started)) if started.replace(".", "", 1).isdigit() else 0.0
+        self.of_each_item = isinstance(plan.blocks, Measured)
+        self.may_requeue = bool(plan.requeues) if self.of_each_item else attempt < plan.requeues
         self._warning = float(plan.warning or 0)
+        self._margin = min(_LONGEST_MARGIN, self._warning / 3)
         self._end = None if plan.time_limit is None else monotonic() - spent + plan.time_limit
-        self._close_at: float | None = None
+        self._close_at = self._end and self._end - self._warning if self.of_each_item else None
+        self._moment = max(_MOMENT, (plan.time_limit or 0.0) * _HARDLY)
 
     def warn(self) -> None:
         """Note the scheduler's warning."""
@@ -172,8 +212,20 @@ class TimeLimit:
     @property
     def is_due(self) -> bool:
         """True when only enough time is left for a clean shutdown."""
-        margin = min(_LONGEST_MARGIN, self._warning / 3)
-        return self.is_near and self._end is not None and monotonic() >= self._end - margin
+        return self.is_near and self.left <= 0
+
+    @property
+    def left(self) -> float:
+        """The seconds for which items may run; infinite if the limit is not known, or ends the task for good."""
+        return self._end - self._margin - monotonic() if self._end and self.may_requeue else math.inf
+
+    def is_too_short(self, longest: float) -> bool:
+        """Whether a further item might not end in time, after items of which the longest took so many seconds."""
+        return self.of_each_item and self.left < _CAUTION * longest
+
+    def is_whole(self, began: float, first: float) -> bool:
+        """Whether an item had the limit for itself: it began when the first one did, or a moment later."""
+        return began <= first + self._moment
 
 
 def cloudpickle_version() -> str:

@@ -19,7 +19,8 @@
         rounds/R/journal           records: the submissions of the round's arrays
         rounds/R/ends.C            records: the ends of tasks that client C learned from the scheduler
         rounds/R/claims/B          the claim of block B of a dynamic round: a link to
-        rounds/R/claims/T.A.S      a file of attempt A of task T
+        rounds/R/claims/T.A.B.S.L.K  the file of the claim, by attempt A of task T
+        rounds/R/claims/surplus.N  a link to surplus.N.T: the elements of array N that task T found to be not needed
         rounds/R/successor.K       the client that submits the rest of the round for its maker
         rounds/R/ranks/T.A.K       records: the outcomes of rank K of attempt A of task T
         definitions/N              one record: a class or function that results refer to
@@ -99,8 +100,8 @@ list, which is sorted. Slices packed by cost have ``"lengths"``, one for each, i
 holds all items, slice after slice. A round with ``blocks`` is dynamic: its slices have no meaning, and tasks have the
 blocks that they claim. ``journal`` holds NOTE records, each with its ``time``: ``{"intent": N}`` before array N is
 submitted, ``{"submitted": N, "job_id": ...}`` after it, ``{"refused": N, "error": ...}``, ``{"abandoned": N}`` if its
-client does not know whether it was submitted and will not retry, ``{"throttle": n}``, ``{"waiting": N, "client": ...}``
-while there is no room for it in the queue.
+client does not know whether it was submitted and will not retry, ``{"not_needed": N}`` if no item is left for it,
+``{"throttle": n}``, ``{"waiting": N, "client": ...}`` while there is no room for it in the queue.
 
 **Environment** (`environment`). A JSON object: ``variables``, with which the first array was submitted; ``secrets``,
 the names of further variables, whose values look secret; ``umask``, in octal; ``limits``, the soft limits by name
@@ -120,15 +121,22 @@ The scheduler's reason for an end is in no outcome file, and the scheduler forge
 the NOTE ``{"ends": [[task, attempts, state, exit_code, node, reason], ...]}`` to its ``ends.C``. This record counts if
 the scheduler does not report the task, and no more than that many attempts of it have begun.
 
-**Claims** (`claims`). Blocks cut the positions of a dynamic round; their numbers, from 0, give their positions
-(`plan.Blocks`). A task that claims a block first makes, once, a file ``claims/T.A.S`` (S is the first unused number)
-that holds its own name and a line feed, and then the hard link ``claims/B`` to it. Only one process can make that
-link. If ``link`` fails, the inode of ``claims/B`` tells whether it was made after all and its answer lost. Block B is
-claimed only after a claim of block B - 1 was seen, so that no number is left out; nothing is ever removed. A reader
-finds the claimant of B by its inode, as a listing gives it, or by the content of the file. A task's next attempt
-begins with the blocks of the earlier ones, without the items that these recorded. What an ended task has claimed, or
-no task when all have ended, belongs to a later round. A task claims another block when one of its processes is idle,
-and none after it was told to end. A task that cannot load the function claims one block, to record the failure there.
+**Claims** (`claims`). Blocks are parts of the positions of a dynamic round, numbered from 0 in order. To claim block B,
+with the L positions from S on, attempt A of task T makes a file ``claims/T.A.B.S.L.K`` that holds its own name and a
+line feed, and then the hard link ``claims/B`` to it; K is how many tasks have claimed anything by then, T included.
+Only one process can make that link; the others remove their file. If ``link`` fails, the inode of ``claims/B`` tells
+whether it was made after all and its answer lost. Block B is claimed only after the claim of block B - 1 was read, and
+begins where that ends, so that no number and no position is left out; a claim is never removed. A task is free to
+choose L: see `plan.Blocks` and `plan.Measured`. A reader finds the claim of B by its inode, as a listing gives it, or
+by the content of the file. A task's next attempt begins with the blocks of the earlier ones, without the items that
+these recorded. What an ended task has claimed, or no task when all have ended, belongs to a later round. A task claims
+another block when one of its processes is idle, and none after it was told to end. A task that cannot load the function
+claims one block, to record the failure there. In protocol 1 a file ``claims/T.A.S`` stands for all claims of an
+attempt, and the positions of block B follow from B (`plan.Blocks`). Where the schedule is "auto", a task of Slurm that
+finds no unclaimed block writes ``claims/surplus.N.T``: the elements of its array N whose tasks have neither an outcome
+file nor a claim, as ``"17-40,42"``. The one that makes the link ``claims/surplus.N`` to its file has its batch script
+cancel them; a task that begins later ends at once. There are two names for each claim, and at most tasks × (8 +
+log2(items / tasks)) claims of items that are short.
 
 **Outcomes** (`outcomes`). Attempt A is the first number for which a task could create ``T.A`` (``O_EXCL``), and no
 less than the number of its start: earlier starts without a file first get an empty one. Before a client makes a round

@@ -106,6 +106,10 @@ class RunFolder:
         """Return the folder of the claims of a dynamic round."""
         return self.round(number) / "claims"
 
+    def surplus(self, number: int, array: int, task: int | None = None) -> Location:
+        """Return the file that names an array's elements without items: the one that counts, or that of a task."""
+        return self.claims(number) / (f"surplus.{array}" if task is None else f"surplus.{array}.{task}")
+
     def outcome_file(self, task: int, attempt: int) -> Location:
         """Return the file of records of one attempt of a task."""
         return self.outcomes / f"{task}.{attempt}"

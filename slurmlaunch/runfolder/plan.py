@@ -5,10 +5,11 @@ later one. Arithmetic alone says which positions a task has, so that 10^8 items 
 in two: the client writes three numbers, a task computes its slice from them, and the client computes the task of an
 item. Only slices packed by cost are a table, of one number per task.
 
-In a dynamic round tasks claim blocks instead (`slurmlaunch.runfolder.claims`). A block's number gives its positions,
-so no counter is shared. Unless the user sets their length, blocks shrink: each holds about a third of a task's fair
-share of the rest. The first ones are long, so that there are few; the last ones are single items, so that tasks end
-together however uneven the items are. That makes O(tasks × log items) blocks.
+In a dynamic round tasks claim blocks instead (`slurmlaunch.runfolder.claims`), one after the other, and here is the
+rule for their lengths. `Measured` blocks depend on how long the items of a task take: the first is one item for each
+process. `Blocks` depend on nothing but their number. Unless the user sets their length, they shrink: each holds about
+a third of a task's fair share of the rest. The first ones are long, so that there are few; the last ones are single
+items, so that tasks end together however uneven the items are. Both make O(tasks × log items) blocks.
 
 Clients make plans, nodes and clients read them. Nothing here touches a file: `slurmlaunch.runfolder.rounds` does.
 
@@ -18,11 +19,12 @@ Sources: S. F. Hummel, E. Schonberg, L. E. Flynn, Factoring: a method for schedu
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left, bisect_right
 from itertools import accumulate, islice
 from operator import attrgetter, ge
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from slurmlaunch.runfolder import forms
 from slurmlaunch.runfolder.clients import CLIENT, ClientId
@@ -36,8 +38,23 @@ _U32_MAX = (1 << 32) - 1
 _MOST_ITEMS = (1 << 63) - 1
 
 
-DYNAMIC, GUIDED = "dynamic", "guided"
+AUTO, DYNAMIC, GUIDED = "auto", "dynamic", "guided"
 SCHEDULES = (DYNAMIC, GUIDED)
+"""The schedules of `Blocks`; that of `Measured` is "auto"."""
+
+CLAIM_SECONDS = 0.2
+"""The work of a measured block of short items, by the duration of the task's last ones: a claim costs milliseconds."""
+
+_GROWTH = 8
+"""How much longer a measured block may be than the task's last one: one item says little about the others."""
+
+_FAIR = 1.5
+"""A measured block has a task's share of the rest, divided by this, if all tasks come. With 2 there would be more than
+``tasks * (8 + log2(items / tasks))`` blocks of a million items."""
+
+_BALANCED, _EXPECTED = 8, 8
+"""It has no more, even if the items are short, than the share of the tasks that have come, divided by this; so many are
+expected to come. A longer block could have two of few long items, while other tasks end."""
 
 _SHARE = 3
 """A block is this fraction of a task's share of the remaining items. Simulated with 2000 Pareto items on 16 slots, the
@@ -123,6 +140,11 @@ class Slices(_Parts):
             self._firsts, self._starts, self._lengths = (0, longer), (0, longer * (short + 1)), (short + 1, short)
         else:
             self._firsts, self._starts, self._lengths = (0,), (0,), (chunksize,)
+
+    @property
+    def chunksize(self) -> int | None:
+        """The length of each slice but the last, if it was given."""
+        return self._numbers.get("chunksize")
 
     @property
     def longest(self) -> int:
@@ -215,10 +237,88 @@ class Blocks(_Parts):
         if batches:
             self._firsts, self._starts, self._lengths = zip(*batches, strict=True)
 
+    def length(self, front: Front, pace: Pace) -> int:
+        """Return the length of the next block, which depends on its number alone."""
+        del pace
+        return len(self.positions_of(front.block))
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Blocks:
         """Read what `to_json` wrote, of the form `PLAN`; a damaged plan raises ValueError."""
         return cls(data["items"], data["tasks"], data["schedule"], data["chunksize"])
+
+
+class Front(Protocol):
+    """Where the next block begins; a `slurmlaunch.runfolder.claims.Claimer` knows it."""
+
+    block: int
+    """The number of the block."""
+    start: int
+    """Its first position."""
+    tasks: int
+    """How many tasks have claimed blocks."""
+
+
+class Pace(NamedTuple):
+    """How fast a task runs its items.
+
+    Attributes:
+        idle: how many of its processes wait for an item.
+        processes: how many processes it has.
+        seconds: the duration of its last items, each; 0 before the first has ended.
+        left: for how many seconds it may begin further items.
+        last: the length of its last block; 0 before the first.
+    """
+
+    idle: int = 1
+    processes: int = 1
+    seconds: float = 0.0
+    left: float = math.inf
+    last: int = 0
+
+
+class Measured:
+    """Positions ``0..items-1``, of which each of *tasks* claims as much as suits the duration of its items.
+
+    Raises:
+        ValueError: there are items and no tasks.
+    """
+
+    schedule, chunksize = AUTO, None
+
+    def __init__(self, items: int, tasks: int) -> None:
+        if items < 0 or tasks < (1 if items else 0):  # as a damaged plan would hold
+            raise ValueError(f"{items} items in {tasks} tasks make no blocks")
+        self.items, self.tasks = items, tasks
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Measured) and self.to_json() == other.to_json()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def length(self, front: Front, pace: Pace) -> int:
+        """Return the length of the next block: at least one item for each idle process of the task.
+
+        It is worth `CLAIM_SECONDS` of work as long as the tasks that have come end together, and at least a part of a
+        task's fair share of the rest: all tasks may yet come. It is no more than the task can do in its time.
+        """
+        if not pace.seconds:
+            return pace.idle
+        rest = self.items - front.start
+        come = max(front.tasks, min(_EXPECTED, self.tasks))
+        worthwhile = min(CLAIM_SECONDS * pace.processes / pace.seconds, rest / (_BALANCED * come))
+        in_time = min(pace.left * pace.processes / pace.seconds, self.items)
+        length = min(max(worthwhile, rest / (_FAIR * self.tasks)), in_time, _GROWTH * pace.last)
+        return max(pace.idle, int(length))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as a round's plan holds them."""
+        return {"items": self.items, "tasks": self.tasks, "schedule": AUTO, "chunksize": None}
+
+
+def blocks_from_json(data: Mapping[str, Any]) -> Blocks | Measured:
+    """Read what `to_json` wrote; a damaged plan raises KeyError, TypeError or ValueError."""
+    return Measured(data["items"], data["tasks"]) if data["schedule"] == AUTO else Blocks.from_json(data)
 
 
 # Plans of rounds.
@@ -268,12 +368,12 @@ class RoundPlan(NamedTuple):
     throttle: int | None = None  # how many tasks may run at once
     time_limit: float | None = None  # seconds that a task may run, if known
     warning: int | None = None  # seconds before the limit at which a task is warned
-    requeues: int = 0  # how often a task may ask for one
+    requeues: int = 0  # how often a task may ask for one; any number of times if its blocks are `Measured`
     options: dict[str, Any] = {}  # noqa: RUF012  (in the form of `slurmlaunch.client.options`; it is never changed)
     client: ClientId | None = None  # the process that made the round and submits it
     items: array[int] | None = None
     automatic: bool = False  # ``retries=`` made it, and not a user's call
-    blocks: Blocks | None = None
+    blocks: Blocks | Measured | None = None
     ranks: RanksPlan | None = None
     manifest: Mapping[str, Any] = {}  # the keys of the run's manifest that have other values in the round
 
@@ -303,7 +403,7 @@ class RoundPlan(NamedTuple):
                 "arrays": tuple(_known(ArrayPlan, each) for each in data["arrays"]),
                 "client": client,
                 "items": items,
-                "blocks": Blocks.from_json(blocks) if blocks is not None else None,
+                "blocks": blocks_from_json(blocks) if blocks is not None else None,
                 "ranks": RanksPlan(ranks["number"], tuple(ranks["launcher"]), tuple(ranks["command"]))
                 if ranks
                 else None,

@@ -169,6 +169,10 @@ class Round:
         """Record that this client does not know whether an array was submitted, and does not try again."""
         self._note(abandoned=number)
 
+    def not_needed(self, number: int) -> None:
+        """Record that no item was left for an array, which is not submitted."""
+        self._note(not_needed=number)
+
     def waiting(self, number: int, client: ClientId) -> None:
         """Record that an array waits for room in the queue, and the client that will submit it."""
         self._note(waiting=number, client=client)
@@ -198,6 +202,10 @@ class Round:
     def abandonments(self) -> set[int]:
         """Return the arrays that may not have been submitted, and whose client does not try again."""
         return {entry["abandoned"] for entry in self.journal() if "abandoned" in entry}
+
+    def not_needed_arrays(self) -> set[int]:
+        """Return the arrays for which no item was left."""
+        return {entry["not_needed"] for entry in self.journal() if "not_needed" in entry}
 
     def waits(self) -> dict[int, ClientId]:
         """Return the arrays that wait for room in the queue, and the client that will submit each."""
@@ -265,7 +273,7 @@ def _entry_of(arrays: int) -> forms.Form:
 
     of_any = forms.Keys({"time": forms.seconds}, {"throttle": forms.null_or(forms.count)})
     of_array = {
-        **dict.fromkeys(("intent", "abandoned"), forms.Keys()),
+        **dict.fromkeys(("intent", "abandoned", "not_needed"), forms.Keys()),
         "submitted": forms.Keys({"job_id": forms.text}),
         "refused": forms.Keys({"error": forms.text}),
         "waiting": forms.Keys({"client": CLIENT}),

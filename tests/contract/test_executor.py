@@ -108,11 +108,11 @@ class TestMapArray:
 
     @several_cpus
     def test_default_slices(self, make_executor: ExecutorFactory) -> None:
-        """By default a task has one item per process, so that no item waits for another."""
+        """A static slice has one item per process by default, so that no item waits for another."""
         executor = make_executor(cpus_per_task=2)
         arrays = [
-            executor.map_array(lambda _: current_task().task, range(4)),
-            executor.options(processes=1).map_array(lambda _: current_task().task, range(2)),
+            executor.map_array(lambda _: current_task().task, range(4), schedule="static"),
+            executor.options(processes=1).map_array(lambda _: current_task().task, range(2), schedule="static"),
         ]
 
         assert [[0, 0, 1, 1], [0, 1]] == [array.results() for array in arrays]
@@ -168,13 +168,13 @@ class TestMapArray:
         assert [1, 2, 3] == list(items)
         assert not executor.folder.exists()
 
-    @pytest.mark.parametrize("call", ["map_array", "map", "script"])
+    @pytest.mark.parametrize("call", ["map_array", "script"])
     def test_long_slices(self, executor: Executor, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Slices that grew to limit the number of tasks cause a warning at the line of the call."""
         monkeypatch.setattr("slurmlaunch.client.plan.DEFAULT_TASKS", 2)
 
         with pytest.warns(LongSlices, match="5 items go into 2 tasks with up to 3") as caught:
-            getattr(executor, call)(lambda x: x, range(5))
+            getattr(executor, call)(lambda x: x, range(5), schedule="static")
 
         assert [__file__] == [warning.filename for warning in caught]
 

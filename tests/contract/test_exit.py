@@ -148,7 +148,7 @@ def test_client_in_a_task(executor: Executor, tmp_path: Path) -> None:
         inside = Executor(tmp_path / "inside", cluster=cluster)
         return current_task().task, inside.map_array(inner, [number, -1], tasks=1, name="inner").results()
 
-    results = executor.map_array(outer, [2, 3]).results()
+    results = executor.map_array(outer, [2, 3], chunksize=1).results()
 
     name = "inner" if cluster == "slurm" else ""
     assert [(0, [(4, 0, name), (1, 0, name)]), (1, [(9, 0, name), (1, 0, name)])] == results

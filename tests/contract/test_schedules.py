@@ -6,16 +6,17 @@ import collections
 import os
 import pickle
 import signal
+import time
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch import Executor, NodeStartError, TaskState, WorkerDied, attach
+from slurmlaunch import Executor, NodeStartError, TaskState, TimeLimitExceeded, WorkerDied, attach
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.claims import Claimer, ClaimReader
-from slurmlaunch.runfolder.layout import Status
-from slurmlaunch.runfolder.plan import SCHEDULES, Blocks
+from slurmlaunch.runfolder.layout import STARTED_VARIABLE, Status
+from slurmlaunch.runfolder.plan import SCHEDULES, Blocks, Measured
 from tests.conftest import elsewhere
 from tests.support.tasks import OneRun, finish, rows
 from tests.support.waiting import PATIENCE, Gate, Story, wait_until
@@ -36,7 +37,7 @@ def square(number: int) -> int:
 
 def claimed(run: OneRun) -> dict[int, int]:
     """Return the owner of each claimed block."""
-    return {block: owner.task for block, owner in ClaimReader(run.folder.claims(0)).new()}
+    return {claim.block: claim.task for claim in ClaimReader(run.folder.claims(0)).new()}
 
 
 class TestNode:
@@ -118,9 +119,9 @@ class TestNode:
         run = self.shared(tmp_path / "run", warned, 20, chunksize=2, warning=1, requeues=1)
         node = run.start(0)
         gate.await_arrival(1)
-        rival = Claimer(run.folder.claims(0), 1, 0, 10)
+        rival = Claimer(run.folder.claims(0), 1, 0, 20)
         for _ in range(others):
-            rival.claim()
+            rival.claim(lambda _: 2)
         gate.open(1)
 
         assert finish(node).status == status
@@ -157,6 +158,54 @@ class TestNode:
 
         assert finish(node).status == Status.VALUES
         assert run.recorded() == [0, 1, 2, *range(5, 10), *range(15, 20)]
+
+
+class TestTimeLimit:
+    """A node whose task shares items, and whose time limit is that of each item."""
+
+    @pytest.mark.parametrize(("processes", "tries"), [(1, 2), (2, 1)])
+    def test_each_item_has_the_limit(self, tmp_path: Path, processes: int, tries: int) -> None:
+        """An item that began late runs again; one that had the limit for itself fails alone; the others have values."""
+        story = Story(tmp_path / "story")
+
+        def work(seconds: float) -> float:
+            story.tell(seconds)
+            time.sleep(seconds)
+            return seconds
+
+        seconds = [0.9, 9.0, 0.1, 0.2]
+        run = OneRun(
+            tmp_path / "run", work, rows(seconds), blocks=Measured(4, 1), requeues=1, time_limit=3.0, warning=1,
+            processes=processes, cpus_per_task=processes,
+        )  # fmt: skip
+        started = [run.run()]
+        while started[-1].status == Status.REQUEUE:
+            started.append(run.run())
+
+        assert started[-1].status == Status.FAILURES
+        assert run.values() == {item: seconds[item] for item in (0, 2, 3)}
+        errors = run.errors()
+        assert [(item, type(error), error.limit) for item, error in errors.items()] == [(1, TimeLimitExceeded, 3.0)]  # type: ignore[attr-defined]
+        assert collections.Counter(story.lines) == {"0.9": 1, "9.0": tries, "0.1": 1, "0.2": 1}
+
+    def test_a_further_item_needs_time(self, tmp_path: Path) -> None:
+        """A task begins an item only if one and a half times the longest would fit, and asks for a requeue."""
+        run = OneRun(
+            tmp_path / "run", time.sleep, rows([1.2] * 3), blocks=Measured(3, 1), requeues=1, time_limit=3.0, warning=1
+        )
+
+        assert run.run().status == Status.REQUEUE
+        assert run.recorded() == [0]
+        assert claimed(run) == {0: 0}
+
+    def test_a_start_without_time(self, tmp_path: Path) -> None:
+        """A start that can begin no item is not followed by another one."""
+        run = OneRun(
+            tmp_path / "run", abs, rows(range(3)), blocks=Measured(3, 1), requeues=1, time_limit=3.0, warning=1
+        )
+
+        assert run.run(env={STARTED_VARIABLE: str(int(time.time()) - 3)}).status == Status.NOT_REQUEUED
+        assert run.recorded() == []
 
 
 class WaitsFor:
@@ -209,6 +258,45 @@ class TestCalls:
 
         wait_until(lambda: all(map(is_over, range(150))))
         assert len(list((array.folder / "outcomes").iterdir())) < 150
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_the_plain_call(self, make_executor: ExecutorFactory, gate: Gate) -> None:
+        """Without numbers, tasks share the items: an item has no job before one takes it, and few tasks start."""
+        array = make_executor().map_array(gate.enter, range(300), throttle=1)
+        gate.await_arrival(0)
+        wait_until(lambda: array[0].job_id)
+
+        assert (array[0].job_id, array[299].job_id) == (f"{array.job_ids[0]}_0", None)
+        assert [array[0].state, array[299].state] == [TaskState.RUNNING, TaskState.PENDING]
+        gate.open()
+        assert array.results(PATIENCE) == list(map(str, range(300)))
+        assert len(list((array.folder / "outcomes").iterdir())) <= 2
+        claims = [path.name for path in (array.folder / "rounds" / "0" / "claims").iterdir()]
+        assert sum(name.isdigit() for name in claims) < 250
+
+    @pytest.mark.parametrize("backend", ["local", "slurm"], indirect=True)
+    def test_the_script_of_a_plain_call(self, make_executor: ExecutorFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A comment at the head of the script says how many tasks share the items, why, and what each takes first."""
+        script = make_executor(processes=2, cpus_per_task=2).script(square, range(9)).splitlines()
+        assert script[1] == "# 9 items are shared by 5 tasks (one for 2 items)."
+        assert script[2].startswith("# A task takes 2 items, one for each of its processes first")
+        monkeypatch.setattr("slurmlaunch.client.plan.DEFAULT_TASKS", 3)
+        script = make_executor(processes=1).script(square, range(9)).splitlines()
+        assert script[1] == "# 9 items are shared by 3 tasks (not 9: that is the largest number by default)."
+        assert not any("shared" in line for line in make_executor().script(square, range(9), tasks=3).splitlines())
+
+    @pytest.mark.parametrize("how", [{"tasks": 2}, {"chunksize": 2}, {"cost": abs}, {"schedule": "static"}])
+    def test_slices_on_demand(self, make_executor: ExecutorFactory, how: dict[str, Any]) -> None:
+        """A number of tasks or items, costs, or the schedule give each task its slice from the start."""
+        assert make_executor().map_array(square, range(4), **how)._run.rounds[0].plan.blocks is None  # noqa: SLF001
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_requeued_here(self, make_executor: ExecutorFactory) -> None:
+        """On one machine, too, a task near its time limit starts again for the items that are left."""
+        array = make_executor(time="00:00:03").map_array(time.sleep, [1.2] * 3, throttle=1)
+
+        assert array.results(PATIENCE) == [None] * 3
+        assert len(list((array.folder / "ended").glob("*.75"))) >= 1
 
     def test_default_tasks(self, make_executor: ExecutorFactory) -> None:
         """By default there are no more tasks than can have work."""

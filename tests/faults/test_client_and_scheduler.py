@@ -499,7 +499,7 @@ class TestCancelling:
 
             gate = Gate.__new__(Gate)
             gate.folder = Path(sys.argv[2])
-            array = Executor(sys.argv[1], cluster="slurm").map_array(gate.enter, "ab")
+            array = Executor(sys.argv[1], cluster="slurm").map_array(gate.enter, "ab", chunksize=1)
             print(array.folder, flush=True)
             array.results()
             """

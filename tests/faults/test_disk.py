@@ -92,7 +92,7 @@ def test_a_read_only_folder(small: Callable[[int], Path]) -> None:
     """If the folder is read-only the error says so, and outcomes written before can still be read."""
     folder = small(4096)
     executor = Executor(folder, cluster="local")
-    array = executor.map_array(lambda x: 1 // x, [1, 0])
+    array = executor.map_array(lambda x: 1 // x, [1, 0], chunksize=1)
     array.wait()
     time.sleep(1)  # until the node has closed its files
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)

@@ -142,7 +142,9 @@ def test_many_processes_at_once(faulty: Cluster, launch: Launch, deed: Callable[
     """The deaths of a hundred workers are noticed as fast as one."""
     work = deed(Deed, *range(number))
     processes = 50 if number > 1 else 1
-    futures = launch(faulty, cpus_per_task=processes, processes=processes).map_array(work, range(number))
+    futures = launch(faulty, cpus_per_task=processes, processes=processes).map_array(
+        work, range(number), schedule="static"
+    )
     work.gate.await_arrival(*range(number))
     killed = [work.gate.process_of(item) for item in range(number)]
     start = time.monotonic()
@@ -156,7 +158,7 @@ def test_many_processes_at_once(faulty: Cluster, launch: Launch, deed: Callable[
 def test_many_supervisors_at_once(faulty: Cluster, launch: Launch, deed: Callable[..., Any], number: int) -> None:
     """The deaths of a hundred supervisors are noticed as fast as one."""
     work = deed(Deed, *range(number))
-    futures = launch(faulty).map_array(work, range(number))
+    futures = launch(faulty).map_array(work, range(number), schedule="static")
     work.gate.await_arrival(*range(number))
     killed = [work.supervisor(item) for item in range(number)]
     start = time.monotonic()

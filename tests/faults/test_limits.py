@@ -122,7 +122,7 @@ class TestCheckpoints:
     def test_at_a_retry(self, faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
         """A further round resumes from the checkpoint of a preempted task, also from another process."""
         work = deed(Counts)
-        futures = launch(faulty).map_array(work, [4, 0])
+        futures = launch(faulty).map_array(work, [4, 0], chunksize=1)
         work.gate.await_arrival(0)
         self.step(work, 0)
         self.step(work, 1)

@@ -108,7 +108,7 @@ def test_cancelled_by_someone_else(faulty: Cluster, launch: Launch, deed: Callab
     """If someone else cancels the job, a running or a pending element, its items are TaskCancelled; others continue."""
     work = deed(Deed, *range(6))
     executor = launch(faulty)
-    one = executor.map_array(work, range(6), throttle=3)
+    one = executor.map_array(work, range(6), chunksize=1, throttle=3)
     work.gate.await_arrival(0, 1, 2)
     faulty.run("scancel", f"{one.job_ids[0]}_1", f"{one.job_ids[0]}_4")
     assert isinstance(one[1].exception(PATIENCE), TaskCancelled)

@@ -51,7 +51,7 @@ def begin(executor: Executor, work: Deed, *, tasks: int = 2) -> FutureArray[int]
 def owners(futures: FutureArray[int], number: int = 0) -> dict[int, int]:
     """Return the task of each block of a round."""
     claims = RunFolder(futures.folder).claims(number)
-    return {block: owner.task for block, owner in ClaimReader(claims).new()}
+    return {claim.block: claim.task for claim in ClaimReader(claims).new()}
 
 
 def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
@@ -59,7 +59,7 @@ def test_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> 
     work = deed(Deed, 1)
     futures = begin(launch(faulty), work, tasks=1)
     work.forget(1)
-    faulty.run("scontrol", "requeue", f"{futures[1].job_id}")
+    faulty.run("scontrol", "requeue", f"{futures.job_ids[0]}_0")
     work.gate.await_arrival(1)
     work.gate.open()
 
@@ -263,3 +263,49 @@ def test_a_node_that_fails(
     assert futures[1].attempts[0].node == node
     assert not isinstance(futures[11].exception(), NodeFailure)
     fragile.start_daemon(f"slurmd-{node}")
+
+
+def elements_left(cluster: Cluster, job_id: str) -> set[str]:
+    """Return the elements of a job that are in the queue."""
+    rows = [row.split() for row in cluster.run("squeue", "--noheader", "--array", "--format=%F %K").splitlines()]
+    return {element for job, element in rows if job == job_id}
+
+
+def test_surplus_tasks_leave_the_queue(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+    """Once all items are taken, tasks that never began are cancelled; a requeued one waits, too, and runs its item.
+
+    A job that waits for the end of the run starts after it.
+    """
+    work = deed(Deed, 0, 3)
+    futures = launch(faulty).map_array(work, range(4), throttle=1)
+    work.gate.await_arrival(0)
+    job = futures.job_ids[0]
+    after = work.gate.folder / "after"
+    words = ("--dependency", f"afterany:{job}", "--output=/dev/null", "--wrap", f"touch {after}")
+    faulty.run("sbatch", *words)
+    faulty.run("scontrol", "requeuehold", f"{job}_0")
+    work.gate.await_arrival(3)
+    wait_until(lambda: elements_left(faulty, job) == {"0", "1"})
+    work.gate.open()
+    faulty.run("scontrol", "release", f"{job}_0")
+
+    assert outcomes(futures) == squares(items=4)
+    assert work.runs == {0: 2, 1: 1, 2: 1, 3: 1}
+    assert {futures[item].job_id for item in (1, 2, 3)} == {f"{job}_1"}
+    assert (futures[0].job_id, len(futures[0].attempts)) == (f"{job}_0", 2)
+    wait_until(after.exists)
+
+
+PLAIN = SUBMITS.replace('tasks=3, schedule="dynamic", throttle=1', "throttle=1").replace("2000", "60")
+
+
+def test_surplus_tasks_without_a_client(faulty: Cluster, launch: Launch, tmp_path: Path) -> None:
+    """A task that finds no item has its batch script cancel those that never began, by their numbers."""
+    folder = launch(faulty).folder
+    command = [sys.executable, "-c", textwrap.dedent(PLAIN), str(folder)]
+    run = Path(subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, check=True).stdout.strip())
+    wait_until((run / "rounds" / "0" / "claims" / "surplus.0").exists)
+    wait_until(lambda: not elements_left(faulty, attach(run).job_ids[0]))
+
+    assert [item * item for item in range(60)] == attach(run).results(PATIENCE)
+    assert len(list((run / "outcomes").iterdir())) <= 3

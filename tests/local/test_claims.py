@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch.errors import NodeStartError
-from slurmlaunch.runfolder.claims import Claimant, Claimer, ClaimReader
+from slurmlaunch.errors import NodeStartError, RunFolderError
+from slurmlaunch.runfolder.claims import Claim, Claimer, ClaimReader
 from slurmlaunch.runfolder.files import Location
+from slurmlaunch.runfolder.plan import Blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +30,8 @@ RACES = """
     claimer = Claimer(folder, task, 0, number)
     print("ready", flush=True)
     sys.stdin.readline()
-    while (block := claimer.claim()) is not None:
-        print(block)
+    while (claimed := claimer.claim(lambda front: 1 + front.block % 3)) is not None:
+        print(claimed.start, claimed.stop)
 """
 
 
@@ -42,13 +43,19 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def owners(folder: Path) -> dict[int, Claimant]:
-    """Return the owner of each block, as a new reader sees it."""
-    return dict(ClaimReader(Location(folder)).new())
+def owners(folder: Path) -> dict[int, tuple[int, int]]:
+    """Return the task and the attempt that have each block, as a new reader sees it."""
+    return {claim.block: (claim.task, claim.attempt) for claim in ClaimReader(Location(folder)).new()}
+
+
+def claim(claimer: Claimer, number: int = 1) -> list[int | None]:
+    """Claim single positions; return each, or None where none was left."""
+    found = [claimer.claim() for _ in range(number)]
+    return [None if each is None else each.start for each in found]
 
 
 def test_a_race(folder: Path) -> None:
-    """When many processes claim blocks at once, each block has one owner, and none is left."""
+    """When many processes claim blocks at once, each position has one owner, and none is left."""
     number, racers = 300, 12
     command = [sys.executable, "-c", textwrap.dedent(RACES), str(folder)]
     processes = [
@@ -62,51 +69,54 @@ def test_a_race(folder: Path) -> None:
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
-    taken = {task: [int(line) for line in process.communicate()[0].split()] for task, process in enumerate(processes)}
+    lines = {task: process.communicate()[0].splitlines() for task, process in enumerate(processes)}
+    taken = {task: [range(*map(int, line.split())) for line in found] for task, found in lines.items()}
 
-    assert sorted(block for blocks in taken.values() for block in blocks) == list(range(number))
-    assert all(blocks == sorted(blocks) for blocks in taken.values())
-    found = owners(folder)
-    assert {block: owner.task for block, owner in found.items()} == {
-        block: task for task, blocks in taken.items() for block in blocks
+    assert sorted(position for each in taken.values() for part in each for position in part) == list(range(number))
+    read = list(ClaimReader(Location(folder)).new())
+    assert {claim.positions: claim.task for claim in read} == {
+        part: task for task, parts in taken.items() for part in parts
     }
-    assert len({path.stat().st_ino for path in folder.iterdir()}) <= racers
+    in_order = sorted(read, key=lambda claim: claim.block)
+    assert [claim.tasks for claim in in_order] == [
+        len({each.task for each in in_order[: i + 1]}) for i in range(len(in_order))
+    ]
+    assert len(list(folder.iterdir())) == 2 * len(read), "a task that was slower leaves no file"
 
 
 def test_a_late_claim(folder: Path) -> None:
     """A claim after the last block finds nothing, and leaves nothing behind."""
     first = Claimer(Location(folder), 0, 0, 5)
-    assert [first.claim() for _ in range(6)] == [0, 1, 2, 3, 4, None]
+    assert claim(first, 6) == [0, 1, 2, 3, 4, None]
     before = set(folder.iterdir())
     late = Claimer(Location(folder), 1, 0, 5)
 
-    assert (late.first_unclaimed(), late.claim()) == (None, None)
+    assert (late.unclaimed, late.claim()) == (0, None)
     assert set(folder.iterdir()) == before
 
 
 def test_in_turns(folder: Path) -> None:
     """The first free block is found however far the others have come."""
     first, second = Claimer(Location(folder), 0, 0, 100), Claimer(Location(folder), 1, 0, 100)
-    assert [first.claim() for _ in range(37)] == list(range(37))
-    assert second.first_unclaimed() == 37
-    assert second.claim() == 37
-    assert first.first_unclaimed() == 38
-    assert [first.claim() for _ in range(3)] == [38, 39, 40]
-    assert [second.claim() for _ in range(2)] == [41, 42]
+    assert claim(first, 37) == list(range(37))
+    assert second.unclaimed == 63
+    assert claim(second) == [37]
+    assert first.unclaimed == 62
+    assert claim(first, 3) == [38, 39, 40]
+    assert claim(second, 2) == [41, 42]
 
 
 def test_the_next_attempt(folder: Path) -> None:
     """It learns of the blocks of those before it, of no others, and of each once."""
     first, other = Claimer(Location(folder), 3, 0, 9), Claimer(Location(folder), 4, 0, 9)
-    taken = [first.claim(), other.claim(), first.claim()]
+    taken = [*claim(first), *claim(other), *claim(first)]
     second = Claimer(Location(folder), 3, 1, 9)
     assert taken == [0, 1, 2]
-    assert second.own() == [0, 2]
-    assert second.claim() == 3
-    late = first.claim()  # it was not as dead as was thought
-    assert late == 4
-    assert second.own() == [3, 4]
-    assert owners(folder)[3] == Claimant(3, 1)
+    assert second.own() == [Claim(3, 0, 0, 0, 1, 1), Claim(3, 0, 2, 2, 1, 2)]
+    assert claim(second) == [3]
+    assert claim(first) == [4]  # it was not as dead as was thought
+    assert [each.block for each in second.own()] == [3, 4]
+    assert owners(folder)[3] == (3, 1)
 
 
 def test_an_answer_that_was_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +129,14 @@ def test_an_answer_that_was_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         link(source, target, **folders)
 
     monkeypatch.setattr(os, "link", twice)
-    assert [claimer.claim() for _ in range(4)] == [0, 1, 2, None]
+    assert claim(claimer, 4) == [0, 1, 2, None]
 
 
 def test_a_cache_that_hides_claims(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a network file system's cache hides the claims of others, no block is claimed twice, and none is skipped."""
     monkeypatch.setattr(Location, "exists", lambda _: False)
     claimers = [Claimer(Location(folder), task, 0, 40) for task in range(3)]
-    taken = [claimers[i % 3].claim() for i in range(42)]
+    taken = [claim(claimers[i % 3])[0] for i in range(42)]
 
     assert taken == [*range(40), None, None]
 
@@ -140,12 +150,12 @@ def test_a_file_system_without_hard_links(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(NodeStartError, match="makes no hard links") as caught:
         Claimer(Location(folder), 0, 0, 3).claim()
-    assert "leave schedule= out" in caught.value.advice
+    assert 'schedule="static"' in caught.value.advice
 
 
 @pytest.mark.parametrize("number", [errno.EMLINK, errno.ENOSPC])
 def test_a_limit_on_links_to_one_file(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Where no more links to one file are made, as GlusterFS says with ENOSPC, claims go on with another file."""
+    """Where a file gets no more than a few links, as GlusterFS says with ENOSPC, claims do not notice."""
     link, made = os.link, Counter[str]()
 
     def refuse_the_third(source: str, target: str, **folders: Any) -> None:
@@ -156,8 +166,8 @@ def test_a_limit_on_links_to_one_file(folder: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "link", refuse_the_third)
     claimer = Claimer(Location(folder), 0, 0, 5)
-    assert [claimer.claim() for _ in range(6)] == [0, 1, 2, 3, 4, None]
-    assert owners(folder) == dict.fromkeys(range(5), Claimant(0, 0))
+    assert claim(claimer, 6) == [0, 1, 2, 3, 4, None]
+    assert owners(folder) == dict.fromkeys(range(5), (0, 0))
 
 
 def test_a_folder_that_cannot_be_written(folder: Path) -> None:
@@ -169,15 +179,34 @@ def test_a_folder_that_cannot_be_written(folder: Path) -> None:
 
 
 def test_names_that_are_no_claims(folder: Path) -> None:
-    """Other files and folders, odd numbers and torn claims have no owner, and nobody takes over a torn one."""
-    for name in ("x", "1.2", "007", "²", "5.new", ".nfs0001"):
+    """Other files and odd numbers have no owner; behind a torn claim nothing can be claimed, and the error says so."""
+    for name in ("x", "1.2", "1.2.3", "007", "²", "5.new", ".nfs0001"):
         (folder / name).touch()
-    (folder / "0").write_text("torn", encoding="ascii")
-    (folder / "1").mkdir()
-    claimer = Claimer(Location(folder), 0, 0, 4)
+    claimer = Claimer(Location(folder), 0, 0, 9)
+    assert claim(claimer, 3) == [0, 1, 2]
+    (folder / "3").write_text("0.0.3.3.1", encoding="ascii")
 
-    assert [claimer.claim() for _ in range(3)] == [2, 3, None]
-    assert owners(folder) == {2: Claimant(0, 0), 3: Claimant(0, 0)}
+    assert owners(folder) == dict.fromkeys(range(3), (0, 0))
+    with pytest.raises(RunFolderError, match="is damaged"):
+        claim(claimer)
+
+
+def test_claims_of_the_first_release(folder: Path) -> None:
+    """Claims of 0.1.0 do not state their positions: these follow from the block's number."""
+    blocks = Blocks(9, 2, "dynamic", 2)
+    (folder / "4.0.0").write_text("4.0.0\n", encoding="ascii")
+    (folder / "4.0.0").chmod(0o600)
+    os.link(folder / "4.0.0", folder / "0")
+    os.link(folder / "4.0.0", folder / "1")
+    claimer = Claimer(Location(folder), 5, 0, 9, blocks=blocks)
+
+    assert claimer.claim(lambda front: len(blocks.positions_of(front.block))) == range(4, 6)
+    assert {claim.positions: claim.task for claim in ClaimReader(Location(folder), blocks).new()} == {
+        range(2): 4,
+        range(2, 4): 4,
+        range(4, 6): 5,
+    }
+    assert [claim.block for claim in ClaimReader(Location(folder)).new()] == [2]
 
 
 def test_a_copy(folder: Path, tmp_path: Path) -> None:
@@ -185,11 +214,11 @@ def test_a_copy(folder: Path, tmp_path: Path) -> None:
     claimers = [Claimer(Location(folder), task, 0, 6) for task in range(2)]
     for _ in range(3):
         for claimer in claimers:
-            claimer.claim()
+            claim(claimer)
     shutil.copytree(folder, tmp_path / "copy")
 
     assert owners(tmp_path / "copy") == owners(folder)
-    assert {block: block % 2 for block in range(6)} == {block: owner.task for block, owner in owners(folder).items()}
+    assert owners(folder) == {block: (block % 2, 0) for block in range(6)}
 
 
 def test_news(folder: Path) -> None:
@@ -197,17 +226,17 @@ def test_news(folder: Path) -> None:
     claimer, listing = Claimer(Location(folder), 7, 2, 9), ClaimReader(Location(folder))
     seen = [list(listing.new())]
     for _ in range(2):
-        claimer.claim()
+        claim(claimer)
         seen += [list(listing.new()), list(listing.new())]
 
-    assert seen == [[], [(0, Claimant(7, 2))], [], [(1, Claimant(7, 2))], []]
+    assert seen == [[], [Claim(7, 2, 0, 0, 1, 1)], [], [Claim(7, 2, 1, 1, 1, 1)], []]
 
 
 def test_a_folder_at_rest_is_not_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that has not changed for long is not listed; one that has is."""
     now = 0.0
-    claimer, reader = Claimer(Location(folder), 0, 0, 9), ClaimReader(Location(folder), lambda: now)
-    claimer.claim()
+    claimer, reader = Claimer(Location(folder), 0, 0, 9), ClaimReader(Location(folder), clock=lambda: now)
+    claim(claimer)
     assert len(list(reader.new())) == 1
     now = 3.0  # the coarsest step of a file system's time is over: listed once more, for files of that time
     assert list(reader.new()) == []
@@ -216,16 +245,5 @@ def test_a_folder_at_rest_is_not_listed(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))  # type: ignore[func-returns-value]
 
     assert (list(reader.new()), listed) == ([], [])
-    claimer.claim()
-    assert ([block for block, _ in reader.new()], len(listed)) == ([1], 1)
-
-
-@pytest.mark.slow
-def test_more_than_a_file_may_have_links(folder: Path) -> None:
-    """The limit of the file system on the links of one file (ext4: 65000) is none on claims."""
-    number = 66_000
-    claimer = Claimer(Location(folder), 0, 0, number)
-    count = sum(1 for _ in iter(claimer.claim, None))
-
-    assert count == number
-    assert set(owners(folder).values()) == {Claimant(0, 0)}
+    claim(claimer)
+    assert ([each.block for each in reader.new()], len(listed)) == ([1], 1)

@@ -327,7 +327,7 @@ def test_claims_that_a_network_file_system_lists_late(tmp_path: Path) -> None:
     run = OneRun(tmp_path / "run", abs, rows(range(4)), blocks=Blocks(4, 1, "dynamic", 1))
     OutcomeWriter(run.folder, 0).close()
     earlier = Claimer(run.folder.claims(0), 0, 0, 4)
-    assert [earlier.claim() for _ in range(5)] == [0, 1, 2, 3, None]
+    assert [earlier.claim() for _ in range(5)] == [range(n, n + 1) for n in range(4)] + [None]
 
     assert run.run(prefix=[sys.executable, "-c", LISTED_LATE]).status == 0
 
@@ -608,7 +608,7 @@ def test_a_start_leaves_the_items_of_later_rounds_alone(tmp_path: Path, story: S
 @pytest.mark.parametrize("schedule", [None, "dynamic"])
 def test_a_start_of_a_closed_task_runs_nothing(tmp_path: Path, story: Story, schedule: str | None) -> None:
     """A task can be closed until its next attempt has begun; from then on the scheduler starts it in vain."""
-    blocks = None if schedule is None else Blocks(4, 1, schedule, 1)
+    blocks = None if schedule is None else Blocks(4, 2, schedule, 1)
     run = OneRun(tmp_path / "run", story.tell, rows(range(4)), blocks=blocks, tasks=2 if schedule else 1)
     assert close_task(run.folder, 0, 0)
     assert close_task(run.folder, 0, 0)

@@ -122,8 +122,8 @@ def mark(task: int, status: int, start: int = 0) -> Happening:
 
 
 def claims(task: int, *blocks: int, round_: int = 0) -> Happening:
-    """Have a task claim blocks of a dynamic round."""
-    return lambda _: [ClaimsSeen(round_, tuple((block, task) for block in blocks))]
+    """Have a task claim blocks of a dynamic round, each one position."""
+    return lambda _: [ClaimsSeen(round_, tuple((range(block, block + 1), task) for block in blocks))]
 
 
 def snapshot(states: Mapping[int, str], state: RunState, **said: Any) -> Snapshot:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurmlaunch.runfolder.plan import SCHEDULES, Blocks
+from slurmlaunch.runfolder.plan import SCHEDULES, Blocks, Measured, Pace, blocks_from_json
 
 any_blocks = st.builds(
     Blocks,
@@ -83,6 +83,54 @@ def test_no_blocks(items: int, tasks: int, schedule: str, chunksize: int | None)
     """Numbers that describe no valid blocks, such as those of a damaged plan, are refused."""
     with pytest.raises(ValueError, match="make no"):
         Blocks(items, tasks, schedule, chunksize)
+
+
+class Front:
+    """Where the next block begins, in a run without claims."""
+
+    def __init__(self, start: int = 0, tasks: int = 1) -> None:
+        self.block, self.start, self.tasks = 0, start, tasks
+
+
+@pytest.mark.parametrize(
+    ("pace", "expected"),
+    [
+        (Pace(), 1),
+        (Pace(idle=4, processes=4), 4),
+        (Pace(seconds=1e-3, last=1), 8),
+        (Pace(seconds=1e-3, last=64), 200),
+        (Pace(seconds=1e-3, last=128, processes=4), 800),
+        (Pace(seconds=1e-6, last=10**6), 1562),
+        (Pace(seconds=5.0, last=64), 66),
+        (Pace(seconds=5.0, last=64, left=20.0), 4),
+        (Pace(seconds=5.0, last=64, left=1.0), 1),
+    ],
+)
+def test_measured_lengths(pace: Pace, expected: int) -> None:
+    """One item per process first; then a tenth of a second of work or a share of the rest, within time and balance."""
+    assert Measured(100_000, 1000).length(Front(), pace) == expected
+
+
+@pytest.mark.parametrize("seconds", [1e-7, 1e-4, 1e-2, 3.0])
+@pytest.mark.parametrize(("items", "tasks"), [(1000, 1000), (1000, 16), (10**6, 1000), (10**6, 64), (10**7, 100)])
+def test_there_are_few_claims(items: int, tasks: int, seconds: float) -> None:
+    """Tasks that start together and share the items make at most tasks x (8 + log2(items / tasks)) claims."""
+    blocks, last, front, claims = Measured(items, tasks), [0] * tasks, Front(tasks=0), 0
+    while front.start < items:
+        task = claims % tasks
+        front.tasks = min(tasks, claims + 1)
+        pace = Pace(seconds=seconds if last[task] else 0.0, last=last[task])
+        last[task] = min(blocks.length(front, pace), items - front.start)
+        front.start, claims = front.start + last[task], claims + 1
+
+    assert claims <= tasks * (8 + math.log2(items / tasks))
+
+
+def test_measured_blocks_of_a_damaged_plan() -> None:
+    """Items without tasks are refused, and what was written is read."""
+    with pytest.raises(ValueError, match="make no blocks"):
+        Measured(3, 0)
+    assert blocks_from_json(json.loads(json.dumps(Measured(9, 3).to_json()))) == Measured(9, 3)
 
 
 @given(any_blocks)

@@ -13,7 +13,17 @@ import pytest
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import ArrayRefused, JobsSeen
+from slurmlaunch.client.state import (
+    ArrayRefused,
+    AttemptSeen,
+    CancelJobs,
+    ClaimsSeen,
+    JobsSeen,
+    RunState,
+    Tick,
+    Warn,
+    WatchEnded,
+)
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import (
     NodeFailure,
@@ -225,3 +235,27 @@ def test_memory_of_open_items(tmp_path: Path) -> None:
     tracemalloc.stop()
 
     assert held <= 16 * items
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.05, True), (2.0, False)])
+def test_tasks_that_are_too_short(tmp_path: Path, *, seconds: float, said: bool) -> None:
+    """After a run with one item per task, a line says that the tasks worked for less time than their start takes."""
+    folder = OneRun(tmp_path / "run", len, rows([1])).folder
+    plan = RoundPlan(Slices(60, 60, 1), 0, (ArrayPlan("test", 0, 60),), 1, 1, 1)
+    state = RunState(folder, 60, [(0, plan)])
+    for task in range(60):
+        state.handle(AttemptSeen(task, 0, {"started": 100.0, "ended": 100.0 + seconds}), 0.0)
+
+    warnings = [effect.message for effect in state.handle(WatchEnded(), 1.0) if isinstance(effect, Warn)]
+    assert [f"{seconds:.2f} s each" in message for message in warnings] == [True] * said
+
+
+def test_surplus_tasks(shared: Shared) -> None:
+    """Once all items are taken, tasks that have not begun are cancelled, once and by their numbers."""
+    state = shared.run.state
+    state.handle(ClaimsSeen(0, ((range(5), 0),)), 0.0)
+    assert [] == [each for each in state.handle(Tick(), 0.0) if isinstance(each, CancelJobs)]
+    state.handle(ClaimsSeen(0, ((range(5, 6), 0),)), 0.0)
+
+    assert [(("7", (1,)),)] == [each.jobs for each in state.handle(Tick(), 0.0) if isinstance(each, CancelJobs)]
+    assert [] == state.handle(WatchEnded(), 1.0)

@@ -35,7 +35,7 @@ from slurmlaunch.backends.local.process import LIFELINE_FD, STATUS_UNKNOWN, Sess
 from slurmlaunch.errors import OptionError, RunFolderError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.files import create
-from slurmlaunch.runfolder.layout import EndMark, RunFolder, Status
+from slurmlaunch.runfolder.layout import STARTED_VARIABLE, EndMark, RunFolder, Status
 from slurmlaunch.runfolder.storage import PATIENCE, status_of
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class LocalJob:
         self.records = [_PENDING] * self.array.length
         self.pending = deque(range(self.array.length))
         self.running = 0
+        self._starts = [0] * self.array.length
         self.start_after = -math.inf  # while the storage refuses the logs
         self._refused_since: float | None = None
         self._folder = RunFolder(self.array.run_folder)
@@ -200,24 +201,30 @@ class LocalJob:
         # Umask and limits of this process may have changed since the submission.
         started = self.array.start(umask=self.array.environment.umask)
         command = (*started, *self.command, str(self.array.first_task + element))
+        env = {**self.env, STARTED_VARIABLE: f"{time.time():.3f}"}
         with _opened(self.log(element, "out")) as stdout, _opened(self.log(element, "err")) as stderr:
-            process = TaskProcess(command, self.env, stdout=stdout, stderr=stderr, lifeline=lifeline)
+            process = TaskProcess(command, env, stdout=stdout, stderr=stderr, lifeline=lifeline)
         self._refused_since = None
         return process
 
     def settle(self, element: int, record: TaskRecord, status: int) -> None:
-        """Record how an element ended, in memory and on disk."""
+        """Record how an element ended, in memory and on disk; queue it again if it asks for that."""
         self.records[element] = record
+        start = self._starts[element]
+        if status == Status.REQUEUE and self.array.may_requeue:
+            self.records[element] = _PENDING
+            self._starts[element] += 1
+            self.pending.append(element)
         task = self.array.first_task + element
         if self.array.container and status <= Status.FAILURES and not self._folder.outcome_file(task, 0).exists():
             status = Status.NODE  # the container did not start, or has no slurmlaunch
         # With a full disk or a removed folder, the state alone has to say it.
         with contextlib.suppress(OSError, RunFolderError):
-            create(self._folder.ended / EndMark(task, 0, status).filename, b"")
+            create(self._folder.ended / EndMark(task, start, status).filename, b"")
         self._free_environment()
 
     def _free_environment(self) -> None:
-        if not self.pending:
+        if self.ended:
             self.env = {}
 
 
@@ -447,6 +454,8 @@ class LocalScheduler:
                 pipes.selector.unregister(task.process.pidfd)
             task.process.close()
             task.settle(code)
+            if task.job.pending and task.job not in self._queue:
+                self._queue.append(task.job)  # it is requeued
 
     def _enforce_limits(self) -> None:
         now = time.monotonic()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from slurmlaunch.backends.base import ArrayJob
+    from slurmlaunch.runfolder.files import Location
 
 _CPU_COUNT = "PYTHON_CPU_COUNT"
 _TASK = "${slurmlaunch_task}"
@@ -145,6 +146,8 @@ def _body(job: ArrayJob) -> Iterator[str]:
     yield from _end(job)
     if job.exposed:
         yield from _logs(job)
+    if job.shares:
+        yield from _too_late(job)
     yield ""
     yield from _environment(job)
     yield from _python_cpu_count(job)
@@ -268,6 +271,8 @@ def _node(job: ArrayJob) -> Iterator[str]:
     yield '[ "$slurmlaunch_status" -ge 0 ] || slurmlaunch_status=255'
     if job.container is not None:
         yield from _never_started(job)
+    if job.shares and "dependency" not in job.options:
+        yield from _surplus(job)
     if job.may_requeue:
         yield from _requeue()
     yield f'if [ "$slurmlaunch_status" -eq {_KILLED} ]; then'
@@ -300,6 +305,29 @@ def _never_started(job: ArrayJob) -> Iterator[str]:
     first = f'(slurmlaunch_enter {RunFolder(job.run_folder).outcomes.name} && [ -e ./"$slurmlaunch_task.0" ])'
     yield "# A container that did not come up, or has no slurmlaunch, may end as a node does that ran its items."
     yield f'[ "$slurmlaunch_status" -gt 1 ] || {first} || slurmlaunch_status={Status.NODE}'
+
+
+def _too_late(job: ArrayJob) -> Iterator[str]:
+    surplus = RunFolder(job.run_folder).surplus(job.round, job.array)
+    none_left = f"(slurmlaunch_enter {_folder_of(surplus)} && [ -e ./{surplus.name} ])"
+    began = f'(slurmlaunch_enter {RunFolder(job.run_folder).outcomes.name} && [ -e ./"$slurmlaunch_task.0" ])'
+    yield "# A task that has not begun before all items were taken loads no module and starts no Python."
+    yield f'if [ "${{SLURM_RESTART_COUNT:-0}}" -eq 0 ] && {none_left} && ! {began}; then'
+    yield f"    slurmlaunch_mark {Status.VALUES}; exit {Status.VALUES}"
+    yield "fi"
+
+
+def _surplus(job: ArrayJob) -> Iterator[str]:
+    surplus = RunFolder(job.run_folder).surplus(job.round, job.array)
+    own = f'./{surplus.name}."$slurmlaunch_task"'
+    yield "# The elements that are too late, by their numbers: a requeued one waits in the queue, too, and has items."
+    enter = f"slurmlaunch_enter {_folder_of(surplus)}"
+    yield f'slurmlaunch_late=$({enter} && [ -s {own} ] && echo "$(< {own})" && : >| {own})'
+    yield '[ -z "$slurmlaunch_late" ] || scancel "${SLURM_ARRAY_JOB_ID}_[$slurmlaunch_late]" || :'
+
+
+def _folder_of(file: Location) -> str:
+    return file.inside.rpartition("/")[0]
 
 
 def _requeue() -> Iterator[str]:
