@@ -184,9 +184,9 @@ class Cluster:
     def _queue(self, job: str) -> Iterator[str]:
         array = self._arrays[job]
         if array.started < array.length:
-            yield f"{job}_[{array.started}-{array.length - 1}]|PENDING|n/a|Resources\n"
+            yield f"{job}_[{array.started}-{array.length - 1}]|PENDING|n/a|N/A|Resources\n"
         for element in sorted(array.running):
-            yield f"{job}_{element}|RUNNING|n1|None\n"
+            yield f"{job}_{element}|RUNNING|n1|N/A|None\n"
 
     def _accounts(self, job: str) -> Iterator[str]:
         array = self._arrays[job]

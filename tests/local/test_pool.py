@@ -24,6 +24,7 @@ from slurmlaunch.errors import StorageFailure, WorkerDied
 from slurmlaunch.node.queue import Queue
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
+from slurmlaunch.runfolder.plan import PackedSlices
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.rounds import CancellationReader, write_cancellations
 from tests.support.tasks import OneRun, finish, rows
@@ -381,7 +382,9 @@ def test_outcomes_of_any_size_arrive(tmp_path: Path) -> None:
 def test_items_in_any_order(tmp_path: Path, unit: Any) -> None:
     """Items in a slice in another order keep their values, wherever a record ends."""
     order = [0, *(item for odd in range(1, 60, 2) for item in (odd + 1, odd))]
-    run = OneRun(tmp_path / "run", lambda item: item * unit, rows(range(61)), items=array("Q", order))
+    run = OneRun(
+        tmp_path / "run", lambda item: item * unit, rows(range(61)), items=array("Q", order), slices=PackedSlices([61])
+    )
     run.run()
 
     assert {item: item * unit for item in range(61)} == run.values()

@@ -62,7 +62,7 @@ class OneRun:
             path: the path of the new folder.
             function: the function to run.
             rows: the arguments of each item.
-            changes: fields of the plan (``processes``, ...) or of the manifest (``python``, ...), and ``tasks``.
+            changes: fields of the plan (``slices``, ...) or of the manifest (``python``, ...), and ``tasks``.
         """
         self.folder = RunFolder(path)
         self.folder.salt = salt_of("0")
@@ -74,7 +74,8 @@ class OneRun:
         items = write_items(self.folder, rows, pickle_arguments)
         plan: dict[str, Any] = {"cpus_per_task": 1, "processes": 1, "threads": 1}
         plan |= {name: changes.pop(name) for name in RoundPlan._fields if name in changes}
-        slices = Slices(len(plan.get("items", range(items))), changes.pop("tasks", 1))
+        tasks = changes.pop("tasks", 1)
+        slices = plan.pop("slices", None) or Slices(len(plan.get("items", range(items))), tasks)
         Round.make(self.folder, 0, RoundPlan(slices, 0, (ArrayPlan("test", 0, slices.tasks),), **plan))
         manifest: dict[str, Any] = {"name": "test", "run": "0", "backend": "local", "items": items}
         manifest |= {"function": name_of(function), "cwd": str(path.parent), "sys_path": [str(REPOSITORY)]}
