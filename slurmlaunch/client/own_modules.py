@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
 
     from slurmlaunch.runfolder.modules import Module
 
@@ -68,7 +70,7 @@ def own_modules() -> list[Found]:
         if known is None or known.module is not module or not _is_as_known(known):
             attributes = attributes_of(module)
             spec, file, search = attributes.get("__spec__"), attributes.get("__file__"), search_of(attributes)
-            found = _classify(name, attributes, search)
+            found = None if module is None else _classify(name, attributes, search)
             known = _known[name] = _Known(module, attributes, spec, file, search, found)
         if known.found is not None:
             own.append(known.found)
@@ -101,7 +103,10 @@ def _classify(name: str, attributes: dict[str, Any], search: tuple[str, ...] | N
     if name in _MAIN or name.partition(".")[0] == _OURS:
         return None
     spec, file = attributes.get("__spec__"), attributes.get("__file__")
-    if name not in (getattr(spec, "name", None), attributes.get("__name__")):
+    if spec is None and file is None:  # a module may have put something else in its place
+        spec = _spec_on_path(name)
+        file = None if spec is None else spec.origin
+    elif name not in (getattr(spec, "name", None), attributes.get("__name__")):
         return None  # another module under a second name
     if not isinstance(file, str):
         own = search and not all(map(_is_installed, search))
@@ -134,12 +139,17 @@ def _is_plain(loader: object) -> bool:
 
 def _finds(name: str, file: str) -> bool:
     """Return whether a module is found on the search path, so that a task finds it, too."""
-    parent = sys.modules.get(name.rpartition(".")[0])
-    try:
-        spec = PathFinder.find_spec(name, getattr(parent, "__path__", None if parent is None else []))
+    spec = _spec_on_path(name)
+    with suppress(OSError, ValueError):
         return spec is not None and spec.origin is not None and Path(spec.origin).samefile(file)
-    except (ImportError, OSError, ValueError):
-        return False
+    return False
+
+
+def _spec_on_path(name: str) -> ModuleSpec | None:
+    parent = sys.modules.get(name.rpartition(".")[0])
+    with suppress(ImportError, OSError, ValueError):
+        return PathFinder.find_spec(name, getattr(parent, "__path__", None if parent is None else []))
+    return None
 
 
 # The attributes of modules.

@@ -87,7 +87,7 @@ and its maker submits it. ``plan.json``::
     slices       {"items": n, "tasks": k, "chunksize": c or null}
     first_task   the index of its first task; indices rise from round to round
     arrays       [{"name", "first_task", "length"}, ...], submitted in this order
-    items        true if the file ``items`` lists the round's items, u64 each
+    items        true if the file ``items`` lists the round's items, u64 each: see below
     blocks       null, or {"items": n, "tasks": k, "schedule", "chunksize": c or null}
     automatic    true if ``retries=`` made the round: it counts as one
     ranks        null, or {"number", "launcher", "command"}: see below
@@ -97,11 +97,13 @@ and its maker submits it. ``plan.json``::
 
 Task ``first_task + t`` has the positions of slice ``t`` (`plan.Slices`). A position is an item, or an entry of the
 list, which is sorted. Slices packed by cost have ``"lengths"``, one for each, in place of ``chunksize``; their list
-holds all items, slice after slice. A round with ``blocks`` is dynamic: its slices have no meaning, and tasks have the
-blocks that they claim. ``journal`` holds NOTE records, each with its ``time``: ``{"intent": N}`` before array N is
-submitted, ``{"submitted": N, "job_id": ...}`` after it, ``{"refused": N, "error": ...}``, ``{"abandoned": N}`` if its
-client does not know whether it was submitted and will not retry, ``{"not_needed": N}`` if no item is left for it,
-``{"throttle": n}``, ``{"waiting": N, "client": ...}`` while there is no room for it in the queue.
+holds all items, slice after slice. A round that runs another function than the run's has a list, and its plan lacks the
+key ``items``, so that 0.1.0, which would run the run's, refuses it. A round with ``blocks`` is dynamic: its slices have
+no meaning, and tasks have the blocks that they claim. ``journal`` holds NOTE records, each with its ``time``:
+``{"intent": N}`` before array N is submitted, ``{"submitted": N, "job_id": ...}`` after it,
+``{"refused": N, "error": ...}``, ``{"abandoned": N}`` if its client does not know whether it was submitted and will not
+retry, ``{"not_needed": N}`` if no item is left for it, ``{"throttle": n}``, ``{"waiting": N, "client": ...}`` while
+there is no room for it in the queue.
 
 **Environment** (`environment`). A JSON object: ``variables``, with which the first array was submitted; ``secrets``,
 the names of further variables, whose values look secret; ``umask``, in octal; ``limits``, the soft limits by name

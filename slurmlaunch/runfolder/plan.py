@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from slurmlaunch.runfolder import forms
 from slurmlaunch.runfolder.clients import CLIENT, ClientId
-from slurmlaunch.runfolder.layout import CHANGES
+from slurmlaunch.runfolder.layout import CHANGES, FUNCTION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -379,13 +379,17 @@ class RoundPlan(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``plan.json``."""
-        return self._asdict() | {
+        content = self._asdict() | {
             "slices": self.slices.to_json(),
             "arrays": [each._asdict() for each in self.arrays],
             "items": True if self.items is not None else None,
             "blocks": self.blocks and self.blocks.to_json(),
             "ranks": self.ranks and self.ranks._asdict(),
         }
+        if self.manifest.get("files", {}).get(FUNCTION, FUNCTION) != FUNCTION:
+            # 0.1.0 knows one function in a run, and would run that. It refuses a plan without this key.
+            del content["items"]
+        return content
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, items: array[int] | None, client: ClientId | None) -> RoundPlan:
@@ -516,10 +520,10 @@ PLAN = forms.Keys(
         "slices": _SLICES,
         "first_task": forms.count,
         "arrays": forms.listing(forms.Keys({"name": forms.text, "first_task": forms.count, "length": forms.count})),
-        "items": forms.null_or(forms.flag),
         **dict.fromkeys(("cpus_per_task", "processes", "threads"), forms.few),
     },
     {
+        "items": forms.null_or(forms.flag),
         **dict.fromkeys(("throttle", "warning"), forms.null_or(forms.count)),
         "time_limit": forms.null_or(forms.seconds),
         "requeues": forms.count,

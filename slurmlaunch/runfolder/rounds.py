@@ -131,7 +131,7 @@ class Round:
         content = forms.parse(data, PLAN, file)
         if content.get("ranks"):
             (path / "ranks").check()
-        items = _read_list(path / "items", folder.number_of_items) if content["items"] else None
+        items = _read_list(path / "items", folder.number_of_items) if content.get("items", True) else None
         client = content.get("client")
         try:
             plan = RoundPlan.from_json(content, items=items, client=client and ClientId(*client))

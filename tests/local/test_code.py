@@ -375,6 +375,29 @@ def test_missing_extension(executor: Executor, project: Project) -> None:
             sys.modules[name] = before
 
 
+@pytest.mark.parametrize("made", ["Other()", "types.ModuleType(__name__)"])
+def test_module_that_replaces_itself(executor: Executor, gate: Gate, project: Project, made: str) -> None:
+    """A module that puts an object in its place is stored, too."""
+    project.write(
+        {
+            "replaced.py": "import sys, types\nclass Other: pass\n"
+            f"sys.modules[__name__] = {made}\nsys.modules[__name__].word = 'old'\n",
+            "process.py": "import replaced\ndef work(gate, item):\n"
+            "    if not item:\n        gate.enter()\n    return replaced.word\n",
+        }
+    )
+    work = project.load("process").work
+
+    array = executor.map_array(work, [gate] * 2, [0, 1], tasks=2, throttle=1)
+    gate.await_arrival(0)
+    project.edit()
+    gate.open()
+
+    assert ["old", "old"] == array.results(60)
+    assert "replaced" in array.code.modules
+    del sys.modules["replaced"]  # the project finds no module in it
+
+
 def test_code_live(make_executor: ExecutorFactory, gate: Gate, project: Project) -> None:
     """By request a task imports the file as it is when it starts, all modules or some."""
     project.write(

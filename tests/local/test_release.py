@@ -96,13 +96,18 @@ def test_an_old_run_is_retried_as_it_was_submitted(tmp_path: Path) -> None:
 
 @same_python
 def test_an_old_run_by_another_function(tmp_path: Path) -> None:
-    """Another function gets the arguments of an older release's single call."""
+    """Another function gets the arguments of an older release's single call.
+
+    0.1.0 knows nothing of other functions and would run the first: it reads ``items`` of each plan, and refuses this.
+    """
     run = attach(as_submitted(DATA / "local-single.tar.xz", tmp_path))
     run.wait(PATIENCE)
 
     again = run.retry(lambda *args, **kwargs: (args, kwargs), python=[sys.executable])
 
     assert [((1,), {"second": "b"})] == again.results(PATIENCE)
+    assert "items" not in json.loads((again.folder / "rounds" / "1" / "plan.json").read_text(encoding="utf-8"))
+    assert [((1,), {"second": "b"})] == attach(again.folder).results(PATIENCE)
 
 
 # Tasks that 0.1.0 submitted, and that start under this release.
