@@ -92,6 +92,10 @@ class AllocationBackend(LocalBackend):
         """Return no limits: a task too large for the allocation is refused."""
         return Limits()
 
+    def cluster_name(self) -> str | None:
+        """Return Slurm's name of the cluster that the allocation is on."""
+        return os.environ.get("SLURM_CLUSTER_NAME")
+
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
         """Return the command line of one step for all ranks."""
         return ("srun", "--kill-on-bad-exit=1", *_step_words(options, ranks, cpus_per_task))

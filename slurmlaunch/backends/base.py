@@ -194,6 +194,14 @@ class Backend(Protocol):
     def limits(self) -> Limits:
         """Return the limits of the cluster; asked once, then remembered."""
 
+    def cluster_name(self) -> str | None:
+        """Return Slurm's name of the cluster, or None: tasks run elsewhere, or on the first of several that has room.
+
+        Raises:
+            SchedulerError: Slurm does not say.
+        """
+        return None
+
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...] | None:
         """Return the words that start a command once per rank, each with *cpus_per_task* CPUs.
 

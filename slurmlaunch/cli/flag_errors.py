@@ -11,7 +11,7 @@ import re
 from slurmlaunch.client.options import OURS
 from slurmlaunch.client.sbatch_options import NAMES
 
-_OF_THE_CALL = ("chunksize", "cluster", "folder", "tasks", "timeout")
+_OF_THE_CALL = ("chunksize", "cluster", "folder", "profile", "tasks", "timeout")
 
 
 def flag_of(name: str) -> str:
@@ -40,6 +40,8 @@ _CALLS = (
 def in_flags(error: object) -> str:
     """Return an error, or its text, with options as flags."""
     text = str(error)
+    if getattr(error, "file", None):  # of a configuration file, in which options have their names
+        return text
     for call, words in _CALLS:
         text = call.sub(words, text)
     text = _PREFIX.sub(lambda found: f"{_FLAGS[found[1]]}:", text)

@@ -19,7 +19,10 @@ from slurmlaunch.errors import SlurmlaunchError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SUBCOMMANDS = {"map": "run a shell command on each of many items, as one job array"}
+SUBCOMMANDS = {
+    "map": "run a shell command on each of many items, as one job array",
+    "config": "show the defaults and profiles of the configuration files",
+}
 
 USAGE_STATUS = 2
 _SIGNALLED = 128

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     items = _items(parser, words[1:], given)
-    executor = Executor(given.folder, cluster=given.cluster, **_run_options(given))
+    executor = Executor(given.folder, cluster=given.cluster, profile=given.profile, **_run_options(given))
     if given.dry_run:
         print(executor.script(command, items, tasks=given.tasks, chunksize=given.chunksize))
         return 0
@@ -108,6 +108,7 @@ def _parser() -> RunOptionParser:
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="kill the command of an item after so long")
     parser.add_argument("--cluster", choices=CLUSTERS, help="where to run; by default on Slurm if sbatch is on PATH")
     parser.add_argument("--folder", metavar="FOLDER", help="the folder for run folders")
+    parser.add_argument("--profile", metavar="NAME", help="the options of a profile (see slurmlaunch config)")
     parser.add_argument("--detach", action="store_true", help="print the run folder and do not wait")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
     parser.add_argument("--quiet", action="store_true", help="print only the output of the items and failures")

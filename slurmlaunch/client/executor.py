@@ -9,10 +9,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import os
 import platform
 import secrets
-import shutil
 import sys
 import threading
 import time
@@ -34,12 +32,11 @@ from slurmlaunch.client.call_checks import (
     zip_shortest,
 )
 from slurmlaunch.client.code import Snapshot
-from slurmlaunch.client.default_folder import OF_YOURS, folder_of_runs
+from slurmlaunch.client.configuration import OF_YOURS, options_of, path_of, settings_for, values_of_profile
 from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import (
     LIVE,
-    Options,
     check_cluster,
     is_option,
     job_name,
@@ -71,6 +68,7 @@ from slurmlaunch.runfolder.plan import AUTO
 from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from slurmlaunch.backends.base import Backend
@@ -83,8 +81,6 @@ __all__ = ["Executor"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-CLUSTER_VARIABLE = "SLURMLAUNCH_CLUSTER"
 
 _JOBLIB = "slurmlaunch.integrations.joblib"
 """Loaded by name when it is asked for, because the client knows none of its neighbours."""
@@ -105,26 +101,33 @@ class Executor(concurrent.futures.Executor):
             ``./slurmlaunch-runs``.
         cluster: ``"slurm"``, ``"allocation"`` (steps of the allocation that this process is in), ``"local"`` or
             ``"inline"``. Default: ``$SLURMLAUNCH_CLUSTER``, else slurm if sbatch is on PATH, else local.
+        profile: a profile of the configuration files (see "Site defaults" in docs/command-line.md); what is given here
+            too wins. Their defaults apply without a profile.
         options: sbatch's long option names with underscores (``time``, ``partition``, ``cpus_per_task``, ...), and
             slurmlaunch's own, listed below.
 
     Raises:
         UnknownOption: an option is neither sbatch's nor ours, or one that slurmlaunch sets itself.
-        OptionError: a value is wrong, or this process is in no allocation.
+        OptionError: a value is wrong, also in a configuration file; a configuration file is not safe; no file has
+            the profile; or this process is in no allocation.
+        SchedulerError: the configuration has values for a cluster, and Slurm does not say which this is.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str] | None = None, *, cluster: str | None = None, **options: Any
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        cluster: str | None = None,
+        profile: str | None = None,
+        **options: Any,
     ) -> None:
-        chosen = cluster or os.environ.get(CLUSTER_VARIABLE) or ("slurm" if shutil.which("sbatch") else "local")
-        self._cluster = check_cluster(chosen)
+        settings = settings_for(profile, {"folder": folder or None, "cluster": cluster or None, **options})
+        self._cluster = check_cluster(settings.used["cluster"].value)
         if self._cluster == "allocation":
             require_allocation()
-        self._folder = folder_of_runs(folder)
-        self._options = Options().changed(**options)
-        named = os.environ.get("SLURM_CLUSTERS") or os.environ.get("SBATCH_CLUSTERS")
-        if self._cluster == "slurm" and named and "clusters" not in self._options.slurm:
-            self._options = self._options.changed(clusters=named)  # a later client's environment may differ
+        self._folder = path_of(settings.used["folder"].value)
+        self._defaults = {option: each.value for option, each in settings.defaults.items()}
+        self._options = options_of(settings.used)
         self._runs = _Runs()
 
     @property
@@ -161,12 +164,20 @@ class Executor(concurrent.futures.Executor):
     def options(self, **changes: Any) -> Executor:
         """Return an executor with some options changed; None restores a default. Same folder, same shutdown.
 
+        ``profile=`` changes those that the profile holds. They are the defaults of the new executor, as those of the
+        configuration files are.
+
         Raises:
-            UnknownOption, OptionError: as for `Executor`.
+            UnknownOption, OptionError: as for `Executor`; or the profile has another folder or cluster.
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._options = self._options.changed(**changes)
+        if profile := changes.pop("profile", None):
+            own = values_of_profile(profile, self._folder, self._cluster)
+            other._defaults = {**self._defaults, **own}
+            changes = {**own, **changes}
+        restored = {option: other._defaults.get(option) for option, value in changes.items() if value is None}
+        other._options = self._options.changed(**{**changes, **restored})
         return other
 
     def joblib_backend(self, **options: Any) -> Any:

@@ -23,6 +23,7 @@ from slurmlaunch.backends import container as containers
 from slurmlaunch.backends.container import Container
 from slurmlaunch.client.sbatch_options import (
     NAMES,
+    alternatives,
     as_count,
     as_memory,
     as_time,
@@ -303,6 +304,8 @@ class Options:
                 given = read_option(option, value)
                 if given is not None:
                     slurm[option] = given
+                    for other in alternatives(option) - changes.keys():
+                        slurm.pop(other, None)
             else:
                 raise unknown_option(option, OURS)
         named = changes["python"] is not None if "python" in changes else self.python != _default_python(self.container)

@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import parse_memory, parse_time
-from slurmlaunch.backends.slurm.commands import SHORT
+from slurmlaunch.backends.slurm.commands import EXCLUSIVE, SHORT
 from slurmlaunch.errors import OptionError, UnknownOption
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ VALUED = frozenset({
     "gpus_per_task", "gres", "gres_flags", "hint", "kill_on_invalid_dep", "licenses", "mail_type",
     "mail_user", "mcs_label", "mem", "mem_bind", "mem_per_cpu", "mem_per_gpu", "mincpus", "network",
     "nodefile", "nodelist", "nodes", "ntasks", "ntasks_per_core", "ntasks_per_gpu", "ntasks_per_node",
-    "ntasks_per_socket", "ntasks_per_tres", "partition", "power", "prefer", "priority", "profile", "qos",
+    "ntasks_per_socket", "ntasks_per_tres", "partition", "power", "prefer", "priority", "qos",
     "reservation", "segment", "sockets_per_node", "switches", "thread_spec", "threads_per_core", "time",
     "time_min", "tmp", "tres_bind", "tres_per_task", "uid", "wait_all_nodes", "wckey",
 })  # fmt: skip
@@ -88,6 +88,7 @@ _ELSEWHERE: Mapping[str, _Advice] = {
     **dict.fromkeys(_OF_A_POOL, (_AT_ONCE, ("throttle", "tasks", "processes"))),
     "cluster": (_EXECUTOR + "; Slurm's own clusters are given as clusters=", ("clusters",)),
     "folder": (_EXECUTOR, ()),
+    "profile": ("this names a profile of the configuration; sbatch's own goes as sbatch=['--profile=...']", ()),
     "timeout": ("a timeout belongs to the wait: .results(timeout=...), future.result(timeout=...)", ()),
 }
 
@@ -300,6 +301,12 @@ _READERS: Mapping[str, Callable[[str, object], str]] = {
     "time_min": as_time,
     "tmp": as_memory,
 }
+
+
+def alternatives(name: str) -> set[str]:
+    """Return the options that sbatch does not take beside one: ``mem_per_cpu`` and ``mem_per_gpu`` for ``mem``."""
+    word = name.replace("_", "-")
+    return {other.replace("-", "_") for group in EXCLUSIVE if word in group for other in group - {word}}
 
 
 def read_flag(flag: str) -> str:

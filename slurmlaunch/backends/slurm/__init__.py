@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import Backend, Limits, Snapshot
 from slurmlaunch.backends.slurm.batch_script import render, sbatch_words
-from slurmlaunch.backends.slurm.commands import NO_SUCH_JOB, Cluster, Command, for_submission, run
+from slurmlaunch.backends.slurm.commands import NO_SUCH_JOB, Cluster, Command, for_submission, run, scheduler_error
 from slurmlaunch.backends.slurm.job_states import Elements
 from slurmlaunch.backends.slurm.queries import find_job, unended_jobs
 from slurmlaunch.backends.slurm.refusal import is_ambiguous, is_transient, submission_error
@@ -76,17 +76,34 @@ class SlurmBackend(Backend):
         self._submitted: dict[str, float] = {}
         self._warned: set[str] = set()
         self._states: dict[str | None, SharedStates] = {}
-        self._limits: dict[str | None, Limits] = {}
+        self._settings: dict[str | None, dict[str, str]] = {}
+
+    def settings(self) -> Mapping[str, str]:
+        """Return the settings of the cluster by their names in slurm.conf; asked once, then remembered.
+
+        Raises:
+            SchedulerError: Slurm does not answer.
+        """
+        file = os.environ.get("SLURM_CONF")  # a process that changes it submits to another cluster
+        if file not in self._settings:
+            cluster = Cluster(self._run, self._cluster_names()[0])
+            done = cluster.call("scontrol", "show", "config")
+            if not done.ok:
+                raise scheduler_error(cluster.words("scontrol", "show", "config"), done)
+            self._settings[file] = dict(re.findall(r"^(\w+)\s*= (.*)$", done.stdout, re.MULTILINE))
+        return self._settings[file]
 
     def limits(self) -> Limits:
         """Return the limits of the cluster; Slurm's default if it does not answer."""
-        configuration = os.environ.get("SLURM_CONF")  # a process that changes it submits to another cluster
-        if configuration not in self._limits:
-            done = Cluster(self._run, self._cluster_names()[0]).call("scontrol", "show", "config")
-            if not done.ok:
-                return Limits(max_array_size=_DEFAULT_MAX_ARRAY_SIZE)
-            self._limits[configuration] = _limits(done.stdout)
-        return self._limits[configuration]
+        try:
+            return _limits(self.settings())
+        except SchedulerError:
+            return Limits(max_array_size=_DEFAULT_MAX_ARRAY_SIZE)
+
+    def cluster_name(self) -> str | None:
+        """Return Slurm's name of the cluster."""
+        names = self._cluster_names()
+        return (names[0] or self.settings().get("ClusterName")) if len(names) == 1 else None
 
     def launcher(self, ranks: int, cpus_per_task: int, options: Mapping[str, str | bool]) -> tuple[str, ...]:
         """Return srun's command line."""
@@ -217,9 +234,7 @@ class SlurmBackend(Backend):
         return number, Cluster(self._run, name or self.clusters)
 
 
-def _limits(configuration: str) -> Limits:
-    """Read the output of ``scontrol show config``."""
-    settings = dict(re.findall(r"^(\w+)\s*= (.*)$", configuration, re.MULTILINE))
+def _limits(settings: Mapping[str, str]) -> Limits:
     tasks = re.search(r"\bmax_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
     size = settings.get("MaxArraySize", "")
     return Limits(

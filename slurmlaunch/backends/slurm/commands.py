@@ -162,8 +162,9 @@ _OPTION_OF = {
     "SBATCH_WAIT4SWITCH": "switches",
     "SLURM_CLUSTERS": "clusters",
 }
-# One given option drops the variables of its whole group: sbatch would refuse them together, or let the wrong one win.
-_EXCLUSIVE = (
+# One given option drops the others of its group, and their variables: sbatch would refuse them together, or let the
+# wrong one win.
+EXCLUSIVE = (
     {"mem", "mem-per-cpu", "mem-per-gpu"},
     {"requeue", "no-requeue"},
     {"bb", "bbf"},
@@ -192,7 +193,7 @@ def for_submission(environ: Mapping[str, str], words: Collection[str]) -> dict[s
     *words* are sbatch's arguments; a variable that would override one is dropped.
     """
     given = {option_of(word) for word in words} | _NEVER
-    for group in _EXCLUSIVE:
+    for group in EXCLUSIVE:
         if given & group:
             given |= group
     return {name: value for name, value in outside_jobs(environ).items() if _option_named(name) not in given}

@@ -89,7 +89,7 @@ class SlurmlaunchExecutor(core.Executor):
         super().__init__(folder)
         del max_pickle_size_gb
         self.max_num_timeout = max_num_timeout
-        options = {} if python is None else {"python": shlex.split(python)}
+        options: dict[str, Any] = {} if python is None else {"python": shlex.split(python)}
         self._executor = Executor(fixed_part(folder), cluster=cluster, **options)
 
     @classmethod
@@ -119,7 +119,7 @@ class SlurmlaunchExecutor(core.Executor):
         from slurmlaunch.client.options import OURS
         from slurmlaunch.client.sbatch_options import NAMES
 
-        return _Parameters([*NAMES, *OURS, *_NOT_OPTIONS, *_RENAMED])
+        return _Parameters([*NAMES, *OURS, "profile", *_NOT_OPTIONS, *_RENAMED])
 
     def _convert_parameters(self, params: dict[str, Any]) -> dict[str, Any]:
         converted = super()._convert_parameters(params)
