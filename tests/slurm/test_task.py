@@ -191,7 +191,7 @@ def test_a_task_may_submit(on_slurm: Callable[..., Executor], monkeypatch: pytes
     monkeypatch.setenv("SBATCH_ACCOUNT", "test")
     monkeypatch.setenv("MINE", "mine")
 
-    (_, found) = on_slurm(cpus_per_task=3, threads=3).map_array(describe_both, range(2)).results()
+    (_, found) = on_slurm(cpus_per_task=3, threads=3).map_array(describe_both, range(2), chunksize=1).results()
 
     outer, *inner = found
     assert [outer[name] for name in ("SLURM_ARRAY_TASK_ID", "SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")] == [
