@@ -26,12 +26,13 @@ from slurmlaunch.errors import (
     UnsafeRunFolder,
 )
 from slurmlaunch.outcome import add_note
+from slurmlaunch.runfolder.outcomes import times_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from slurmlaunch.client.code import Code
-    from slurmlaunch.client.item_status import Ledger
+    from slurmlaunch.client.item_status import Ledger, RecordLocation
     from slurmlaunch.client.tasks import Tasks
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.rounds import Round
@@ -96,18 +97,32 @@ class Explanations:
             return {}
         view = tasks.view(task)
         options = Options.from_json(view.round.plan.options)
-        peak, started = view.last_notes.get("peak"), view.last_notes.get("started")
+        peak = view.last_notes.get("peak")
         if isinstance(error, OutOfMemory):
             known = [f"the task held {memory(peak)}"] if peak else []
             known += [f"{name}={options.slurm[name]!r}" for name in _MEMORY if name in options.slurm]
             if known:
                 error.what += f"; {', with '.join(known)}"
-        elif error.limit and started is not None:
-            error.what += f"; {_pace(error.limit, tasks.items_of(task), view.round.plan.processes, ledger)}"
+        else:
+            error.what += f"; {self._pace(tasks.items_of(task), ledger)}"
         more = more_for(
             options, [Cause(error, view.node, peak, error.limit if isinstance(error, TimeLimitExceeded) else None)]
         )
         return more or {"mem" if isinstance(error, OutOfMemory) else "time": "..."}
+
+    def _pace(self, items: Sequence[int], ledger: Ledger) -> str:
+        """Return how many items of a task were done by the time limit, and how long finished items of the run took."""
+        done = ledger.count(ItemStatus.VALUE, items)
+        finished = ledger.first_done(items if done else range(ledger.items), _SAMPLE)
+        seconds = sorted(filter(None, (self._seconds(ledger.records.find(item), item) for item in finished)))
+        took = f"; finished items took {duration(seconds[0])} to {duration(seconds[-1])}" if seconds else ""
+        return f"{done} of the task's {len(items)} items {'was' if done == 1 else 'were'} done by then{took}"
+
+    def _seconds(self, found: RecordLocation, item: int) -> float | None:
+        with suppress(OSError, UnsafeRunFolder):
+            if times := times_behind(found.source, found.offset, self._folder.salt):
+                return times[1].part(item - times[0].start, item - times[0].start + 1).seconds[0]
+        return None
 
     def _notes_on_import(self, error: BaseException) -> Iterator[str]:
         last = self._rounds[-1].number
@@ -121,17 +136,10 @@ class Explanations:
                 yield f'the run has {name} as it was submitted: retry(code="submitted") runs that'
 
 
+_SAMPLE = 8
+"""How many finished items are looked at, at most, to say how long items take."""
+
 _MEMORY = ("mem", "mem_per_cpu", "mem_per_gpu")
-
-
-def _pace(limit: float, items: Sequence[int], processes: int, ledger: Ledger) -> str:
-    done = ledger.count(ItemStatus.VALUE, items)
-    if not done:
-        return (
-            f"none of the task's {len(items)} items was done by then" if len(items) > 1 else "its one item takes longer"
-        )
-    each = duration(limit * min(processes, len(items)) / done)
-    return f"{done} of the task's {len(items)} items were done by then, each in about {each}"
 
 
 def _add(error: BaseException, note: str) -> None:

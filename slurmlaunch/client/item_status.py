@@ -124,6 +124,7 @@ class RecordIndex:
         return index
 
 
+_DONE = re.compile(b"%c" % ItemStatus.VALUE)
 _FAILED = re.compile(b"[%c%c]" % (ItemStatus.FAILURE, ItemStatus.ENDED))
 _SETTLED_RUN = re.compile(b"[^\\x00\\x05]+")
 
@@ -184,11 +185,15 @@ class Ledger:
 
     def first_failed(self, items: Sequence[int], number: int | None = None) -> list[int]:
         """Return the first of the items that failed, at most so many."""
-        found = (item for part in consecutive(items) for item in self._failed_in(part))
-        return list(itertools.islice(found, number))
+        return self._first(_FAILED, items, number)
 
-    def _failed_in(self, items: range) -> Iterator[int]:
-        return (match.start() for match in _FAILED.finditer(self._statuses, items.start, items.stop))
+    def first_done(self, items: Sequence[int], number: int) -> list[int]:
+        """Return the first of the items that have values, at most so many."""
+        return self._first(_DONE, items, number)
+
+    def _first(self, of: re.Pattern[bytes], items: Sequence[int], number: int | None) -> list[int]:
+        parts = (of.finditer(self._statuses, part.start, part.stop) for part in consecutive(items))
+        return [found.start() for found in itertools.islice(itertools.chain.from_iterable(parts), number)]
 
     # Settling. Each method returns the ranges of items that have settled with the call.
 

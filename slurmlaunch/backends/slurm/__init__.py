@@ -151,7 +151,8 @@ class SlurmBackend(Backend):
                 self._warned.add(job.name)
                 _log.warning("%s; trying again", done.stderr.strip() or "sbatch does not answer")
             self._sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  (so that many clients do not come back at once)
-        raise submission_error(command, done, job.name, in_doubt=in_doubt)
+        cluster = Cluster(self._run, self._cluster_names()[0])
+        raise submission_error(command, done, job, cluster, in_doubt=in_doubt)
 
     def _printed_id(self, done: Finished) -> str | None:
         printed = _PRINTED_ID.search(done.stdout) if done.ok else None

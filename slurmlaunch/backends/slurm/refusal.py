@@ -5,6 +5,7 @@ To change the advice for a complaint of Slurm's, edit the table `_ADVICE`; the c
 
 from __future__ import annotations
 
+import getpass
 import re
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from slurmlaunch.backends.slurm.commands import SHORT
 from slurmlaunch.errors import SubmissionError
 
 if TYPE_CHECKING:
-    from slurmlaunch.backends.slurm.commands import Command, Finished
+    from slurmlaunch.backends.base import ArrayJob
+    from slurmlaunch.backends.slurm.commands import Cluster, Command, Finished
 
 # What to do about an option of sbatch.
 _ACCOUNT = "Give your account with account=...; `sacctmgr show associations user=$USER` lists those you may use."
@@ -118,6 +120,15 @@ _LACK = (
     r"unknown|expired|exceed|reject|valid|\bonly\b|too (long|large|many|much)|limit"
 )
 _OPTION = re.compile(r"(?<![\w-])(?:--([a-z][a-z-]+)|-([A-Za-z])(?![\w-]))")
+# How to list the values of an option, which one query tells after a refusal.
+_WITHIN = 1.0
+_OF_USER = ("sacctmgr", "--noheader", "--parsable2", "show", "associations")
+_LISTS = {
+    _PARTITION: ("partition", ("sinfo", "--noheader", "--format=%P"), "The partitions"),
+    _TIME: ("time", ("sinfo", "--noheader", "--format=%P %l"), "The limits"),
+    _ACCOUNT: ("account", (*_OF_USER, "format=account"), "Your accounts"),
+    _QOS: ("qos", (*_OF_USER, "format=qos"), "Yours"),
+}
 # After these complaints the job may still be in the queue.
 _AMBIGUOUS = re.compile(
     r"timed out|zero bytes were transmitted|message send failure|message receive failure", re.IGNORECASE
@@ -130,11 +141,19 @@ _TRANSIENT = re.compile(
 )
 
 
-def submission_error(command: Command, done: Finished, name: str, *, in_doubt: bool = False) -> SubmissionError:
-    """Return the error for an sbatch that did not accept the job of that name.
+def submission_error(
+    command: Command, done: Finished, job: ArrayJob, cluster: Cluster, *, in_doubt: bool = False
+) -> SubmissionError:
+    """Return the error for an sbatch that did not accept a job.
 
-    *in_doubt* is True if an earlier try got no answer.
+    Args:
+        command: the command that submitted it.
+        done: how that ended.
+        job: the job.
+        cluster: is asked, for a second at most, which values an option may have.
+        in_doubt: whether an earlier try got no answer.
     """
+    name = job.name
     stderr = done.stderr.strip()
     if done.missing:
         what = f"there is no {command.words[0]} on PATH: is this a machine of the cluster?"
@@ -148,6 +167,7 @@ def submission_error(command: Command, done: Finished, name: str, *, in_doubt: b
     else:
         what = f"sbatch refused the job: {done.error}"
         advice = _advice(stderr)
+        advice += _values(advice, job, cluster)
     return SubmissionError(
         "\n".join(filter(None, (what, advice))),
         command=command.words,
@@ -158,6 +178,22 @@ def submission_error(command: Command, done: Finished, name: str, *, in_doubt: b
         no_room=_advice(stderr) == _TASKS or _advice(stderr) == _ADVICE[_ANY_LIMIT],
         transient=is_transient(done),
     )
+
+
+def _values(advice: str, job: ArrayJob, cluster: Cluster) -> str:
+    """Return which value the option of an advice had, and which are valid, as far as Slurm says so in time."""
+    if advice not in _LISTS:
+        return ""
+    option, words, what = _LISTS[advice]
+    given = job.options.get(option) or job.environment.variables.get(f"SBATCH_{option.upper()}")
+    text = f" You gave {option}={given!r}." if given else ""
+    done = cluster.call(*words, *([f"user={getpass.getuser()}"] if "associations" in words else []), timeout=_WITHIN)
+    rows = [line.replace("*", " ").split() for line in done.stdout.splitlines() if done.ok]
+    if option == "time":
+        names = [f"{row[1]} in {row[0]}" for row in rows if len(row) > 1]
+    else:
+        names = [name for row in rows for name in ",".join(row).split(",") if name]
+    return f"{text} {what}: {', '.join(dict.fromkeys(names))}." if names else text
 
 
 def is_transient(done: Finished) -> bool:
