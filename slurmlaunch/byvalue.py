@@ -23,8 +23,10 @@ import functools
 import io
 import pickle
 import sys
+import threading
 import typing
 from collections import ChainMap
+from contextlib import contextmanager
 from functools import partial
 from types import CodeType, FunctionType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,7 +43,22 @@ if TYPE_CHECKING:
     Reduced = Any
 
 
+_noting = threading.local()
+
+
+@contextmanager
+def noting_files() -> Iterator[set[str]]:
+    """Yield a set that gets the file name of all code that this thread pickles by value within the block."""
+    before, _noting.files = getattr(_noting, "files", None), set()
+    try:
+        yield _noting.files
+    finally:
+        _noting.files = before
+
+
 def _reduce_code(code: CodeType) -> tuple[Any, ...]:
+    if (files := getattr(_noting, "files", None)) is not None:
+        files.add(code.co_filename)
     _, arguments = cloudpickle.Pickler.dispatch_table[CodeType](code)
     # The arguments depend on the Python version. In each the file's name is the first string.
     place = next(i for i, argument in enumerate(arguments) if isinstance(argument, str))

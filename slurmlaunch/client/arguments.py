@@ -139,7 +139,7 @@ class ArgumentsReader:
         size = path.status().st_size + self._manifest.shared
         if most is not None and size > most:
             raise _TooLarge
-        function = load_function(path, writable=True)
+        function = load_function(path, self._manifest.function_sha256, writable=True)
         if size <= _LARGEST and self._manifest.function.startswith(_OURS):
             self._function = function
         return function

@@ -43,7 +43,7 @@ from slurmlaunch.client.options import (
     misplaced_option,
     with_options_listed,
 )
-from slurmlaunch.client.pickling import description_of, pickle_arguments, pickle_function, travelling
+from slurmlaunch.client.pickling import description_of, pickle_arguments, pickle_function, sources_of, travelling
 from slurmlaunch.client.plan import Call, How, LongSlices
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
@@ -404,14 +404,18 @@ class Executor(concurrent.futures.Executor):
 
     def _write(self, call: Call, backend: Backend, folder: RunFolder, token: str) -> Run:
         """Write everything that tasks read; the manifest last, because it makes the folder a run."""
-        with travelling(call.options.by_value):
+        with travelling(call.options.by_value) as noted:
             pickled = pickle_function(call.function, single=call.single, stacklevel=4)
             sha256 = {FUNCTION: write_function(folder.function, pickled)}
             count = write_items(folder, call.rows, pickle_arguments)
             sha256[ITEMS_INDEX] = folder.index_sha256
             code = self._write_code(call, folder, sha256)
         manifest = self._manifest(call, token, count)._replace(
-            shared=shared_bytes(pickled), secret=secrets.token_hex(_SECRET_BYTES), sha256=sha256, **code
+            cells=sources_of(noted),
+            shared=shared_bytes(pickled),
+            secret=secrets.token_hex(_SECRET_BYTES),
+            sha256=sha256,
+            **code,
         )
         environment = record(call.options)
         environment.write(folder.environment(0))

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import io
+import linecache
 import pickle
 import sys
 import threading
@@ -31,7 +32,7 @@ from slurmlaunch.runfolder.buffers import SHARED
 from slurmlaunch.runfolder.layout import python_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from slurmlaunch.client.options import Options
 
@@ -148,8 +149,11 @@ _REGISTERING = threading.Lock()
 
 
 @contextlib.contextmanager
-def travelling(names: Sequence[str]) -> Iterator[None]:
-    """Pickle these modules by value within the block; modules that the user has registered remain so."""
+def travelling(names: Sequence[str]) -> Iterator[set[str]]:
+    """Pickle these modules by value within the block; modules that the user has registered remain so.
+
+    It yields a set that gets the file names of the code that is pickled by value.
+    """
     modules = [importlib.import_module(name) for name in names]
     with _REGISTERING:
         listed = cloudpickle.list_registry_pickle_by_value()
@@ -158,7 +162,8 @@ def travelling(names: Sequence[str]) -> Iterator[None]:
             cloudpickle.register_pickle_by_value(module)
             _REGISTERED[module.__name__] += 1
     try:
-        yield
+        with byvalue.noting_files() as files:
+            yield files
     finally:
         with _REGISTERING:
             for module in ours:
@@ -166,6 +171,15 @@ def travelling(names: Sequence[str]) -> Iterator[None]:
                 if not _REGISTERED[module.__name__]:
                     del _REGISTERED[module.__name__]
                     cloudpickle.unregister_pickle_by_value(module)
+
+
+def sources_of(files: Iterable[str]) -> dict[str, str]:
+    """Return the source of code that lies in no file, such as a notebook's cells, by the names that code has for it."""
+    sources = {file: "".join(linecache.getlines(file)) for file in sorted(files) if not Path(file).exists()}
+    return {file: source for file, source in sources.items() if source and len(source) < _LONGEST_CELL}
+
+
+_LONGEST_CELL = 1 << 16
 
 
 class _DataPickler(pickle.Pickler):

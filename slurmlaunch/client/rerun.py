@@ -20,7 +20,7 @@ from slurmlaunch.client.differences import say, time_of
 from slurmlaunch.client.environment import record, with_secrets_of
 from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.options import LIVE, SUBMITTED, Options, refuse_fixed
-from slurmlaunch.client.pickling import description_of, pickle_function, travelling
+from slurmlaunch.client.pickling import description_of, pickle_function, sources_of, travelling
 from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.state import RoundAdded, TasksBeganAgain
 from slurmlaunch.client.submission import Program, Submission, add_round, close_tasks
@@ -113,10 +113,11 @@ class Retry(NamedTuple):
             program = self._current(run, before, options)
         if self.function is None:
             return program
-        with travelling(options.by_value):
+        with travelling(options.by_value) as noted:
             called = _with_arguments(self.function, run, before)
             pickled = pickle_function(called, single=before.single, stacklevel=4)
         described = description_of(self.function, options) | {"shared": shared_bytes(pickled), "repeated": None}
+        described["cells"] = {**before.cells, **sources_of(noted)}
         # Modules that the items need may lie where only the first submission found them.
         described["sys_path"] += [entry for entry in before.sys_path if entry not in described["sys_path"]]
         files = {**program.files, FUNCTION: lambda path: write_function(path, pickled)}

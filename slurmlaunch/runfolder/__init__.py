@@ -45,12 +45,14 @@ version that pickled the function, as ``"3.11"``: the pickle holds bytecode, and
 unpickle it. ``items`` is the number of items, ``shared`` the number of bytes of buffers that the function refers to,
 ``seed`` the seed of the items' random streams, and ``interpreter`` the settings of the client's Python that tasks take
 over (`interpreter.Interpreter`). Since protocol 2, ``files`` has the paths in the run folder of the files that the
-tasks read besides their items, by name: ``{"function": "function"}`` if the key is missing.
+tasks read besides their items, by name: ``{"function": "function"}`` if the key is missing. ``cells`` has the
+source of pickled code that lies in no file, such as a notebook's cells, by the code's file name, for tracebacks.
 
 A round may have other values for some keys: they are in the key ``manifest`` of its plan. So a round that runs another
-function has ``function``, ``python``, ``cloudpickle``, ``sys_path``, ``shared`` and ``created`` of that function, and
-``files`` with ``rounds/R/function``. A retry by a person has the user's modules of now in ``rounds/R/modules``, and
-``code``, ``created`` and ``interpreter`` of that time; or none of this, if it is to run what was submitted. If it runs
+function has ``function``, ``python``, ``cloudpickle``, ``sys_path``, ``shared``, ``cells`` and ``created`` of that
+function, and ``files`` with ``rounds/R/function``. A retry by a person has the user's modules of now in
+``rounds/R/modules``, and ``code``, ``created`` and ``interpreter`` of that time; or none of this, if it is to run what
+was submitted. If it runs
 a function of an earlier round, ``repeated`` is the ``created`` of that. A round that ``retries=`` made has the values
 of the last one.
 

@@ -6,6 +6,7 @@ slices and schedules: callers say which item to run, and record its outcome.
 
 from __future__ import annotations
 
+import linecache
 import pickle
 import sys
 import time
@@ -163,6 +164,8 @@ class Work:
         self._dumps: Callable[..., bytes] = pickle.dumps
         self._shares = bool(manifest.shared) and not manifest.single
         take_search_path(manifest.sys_path)
+        for file, source in manifest.cells.items():  # for tracebacks; a time of None keeps an entry
+            linecache.cache.setdefault(file, (len(source), None, source.splitlines(keepends=True), file))
         try:
             load = (
                 function.load

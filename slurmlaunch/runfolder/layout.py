@@ -164,6 +164,7 @@ class Manifest(NamedTuple):
     # The arguments of the call that are bound to the function: the names of keywords, "" for others; None: not known.
     bound: list[str] | None = None
     files: Mapping[str, str] = {FUNCTION: FUNCTION}  # by name: paths in the run folder, perhaps of a round
+    cells: Mapping[str, str] = {}  # the source of code that lies in no file, by the name that code has for it
     repeated: float | None = None  # the `created` of the function, if a person has it run again
     code: Mapping[str, Any] = {}  # what identifies the code besides the stored modules; for clients only
     secret: str = ""  # 128 random bits that stand in no name, script or command line
@@ -309,6 +310,7 @@ _OPTIONAL: Mapping[str, forms.Form] = {
     ),
     "bound": forms.null_or(forms.listing(forms.text)),
     "files": lambda value: forms.mapping(_file)(value) and FUNCTION in value,
+    "cells": forms.mapping(forms.text),
     "repeated": forms.null_or(forms.seconds),
     "secret": forms.text,
     "sha256": forms.mapping(forms.text),

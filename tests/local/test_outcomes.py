@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import linecache
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import pytest
 
+from slurmlaunch import Executor
 from slurmlaunch.errors import UnpicklableResult
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder import records
@@ -23,7 +25,7 @@ from slurmlaunch.runfolder.records import Kind
 from tests.support.awkward import Bomb, Mute, Trap, Unspeakable
 from tests.support.frames import own_frames
 from tests.support.tasks import OneRun, rows
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,3 +153,18 @@ with open(sys.argv[1], "rb") as source, open(sys.argv[2], "ab", buffering=0) as 
         wait_until(read)
 
     assert found == list(range(140))
+
+
+def test_source_of_a_cell(tmp_path: Path) -> None:
+    """The traceback of a function that is defined in a notebook's cell shows the cell's lines."""
+    source = "def divide(number):\n    return 1 / number  # in a cell\n"
+    name = str(tmp_path / "ipykernel_1" / "2.py")
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, name, "exec"), cell)  # noqa: S102  (as IPython does)
+
+    futures = Executor(tmp_path / "runs", cluster="local").map_array(cell["divide"], [0])
+
+    error = futures[0].exception(PATIENCE)
+    assert "return 1 / number  # in a cell" in str(error and error.__cause__)
+    assert "ZeroDivisionError('division by zero') at line 2 of a notebook's cell" in str(futures.failures())
