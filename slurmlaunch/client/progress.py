@@ -6,6 +6,8 @@ times a second, in the thread that waits.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -29,6 +31,8 @@ _AFTER = 3.0
 _VARIABLE = "SLURMLAUNCH_PROGRESS"
 """The environment variable that silences all progress if it is 0."""
 
+_log = logging.getLogger("slurmlaunch")
+
 _shown = threading.Lock()
 """Held by the one display of a process: two would write over each other's line."""
 
@@ -50,6 +54,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self._surface and self._is_shown:
             try:
                 self._surface.show(self._status(), "")
@@ -60,6 +67,13 @@ class Progress:
 
     def wait(self, ready: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until a condition on settled items holds, or until *deadline* (monotonic); return whether it holds."""
+        try:
+            return self._wait(ready, deadline)
+        except BaseException:
+            self._end()  # what is printed about it stands on lines of its own
+            raise
+
+    def _wait(self, ready: Callable[[], bool], deadline: float | None) -> bool:
         while True:
             ends = [each for each in (deadline, self._at if self._surface else None) if each is not None]
             if self._run.wait_for(ready, max(0.0, min(ends) - time.monotonic()) if ends else None):
@@ -102,11 +116,25 @@ class _Terminal:
     every = 0.5
 
     def show(self, status: Status, pace: str) -> None:
-        line = _line(status, pace)[: shutil.get_terminal_size().columns - 1]
+        _log.addFilter(_clear)  # once, however often
+        line = _line(status, pace)[: _columns() - 1]
         print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)  # noqa: T201
 
     def end(self) -> None:
+        _log.removeFilter(_clear)
         print(file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _clear(_: logging.LogRecord) -> bool:
+    """Clear the line before a thread of slurmlaunch logs something; the next look shows it again."""
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # noqa: T201
+    return True
+
+
+def _columns() -> int:
+    with contextlib.suppress(OSError, ValueError):  # of the terminal as it is now
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    return shutil.get_terminal_size().columns
 
 
 class _Log:
