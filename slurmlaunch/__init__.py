@@ -34,6 +34,7 @@ TYPE_CHECKING = False
 _MODULES = {
     "backends.base": ("TaskState",),
     "backends.container": ("Container",),
+    "client.cleaning": ("Cleaned", "clean"),
     "client.code": ("Code",),
     "client.collector": ("Attempt",),
     "client.executor": ("Executor",),
@@ -61,6 +62,7 @@ __all__ = [name for names in (("__version__",), *_MODULES.values()) for name in 
 if TYPE_CHECKING:  # for type checkers alone, which read no table
     from slurmlaunch.backends.base import *
     from slurmlaunch.backends.container import *
+    from slurmlaunch.client.cleaning import *
     from slurmlaunch.client.code import *
     from slurmlaunch.client.collector import *
     from slurmlaunch.client.executor import *

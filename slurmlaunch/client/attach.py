@@ -5,18 +5,25 @@ Used by `slurmlaunch.attach`, by futures that are unpickled, and by `rerun`. It 
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slurmlaunch.client.default_folder import folder_of_runs
+from slurmlaunch.client.differences import time_of
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import ReadEnds, ReadTasks
 from slurmlaunch.client.watcher import Watch, current_client
 from slurmlaunch.errors import RunFolderError
-from slurmlaunch.runfolder.layout import Manifest, RunFolder
-from slurmlaunch.runfolder.rounds import read_rounds
+from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.files import Location
+from slurmlaunch.runfolder.layout import MANIFEST, Manifest, RunFolder
+from slurmlaunch.runfolder.rounds import check_kept, read_rounds
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Iterator
 
     from slurmlaunch.client.state import Effect
 
@@ -31,15 +38,12 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
     Raises:
         RunFolderError, UnsafeRunFolder, UnknownProtocol: as `slurmlaunch.attach` does.
     """
-    client = current_client()
-    try:
-        path = Path(run_folder).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # links that form a ring, a NUL character
-        raise RunFolderError(f"no run folder at {run_folder!r}: {error}", path=str(run_folder)) from error
+    client, path = current_client(), resolved(run_folder)
     known = client.views.get((path, rounds or 0))
     if rounds is not None and known is not None:
         return known
     watch = open_view(path, rounds)
+    announce(path)
     if rounds is not None:
         client.views[path, rounds] = watch.run
     client.watcher.keep_watching(watch)
@@ -82,3 +86,119 @@ def _view(path: Path, rounds: int | None = None) -> Run:
     manifest = Manifest.read(folder)
     backend = current_client().backend(manifest.backend, manifest.clusters)
     return Run(folder, manifest, backend, list(read_rounds(folder))[:rounds])
+
+
+def announce(path: Path) -> None:
+    """Record that this process uses a run, so that no other one removes it; see `slurmlaunch.client.cleaning`.
+
+    Raises:
+        RunFolderError: a process removes it.
+    """
+    announced = current_client().announced
+    if path not in announced:
+        folder = RunFolder(path)
+        with contextlib.suppress(OSError, RunFolderError):  # a folder that may only be read is not removed, either
+            folder.announce(str(ClientId.current()))
+            announced.add(path)
+        check_kept(folder)
+
+
+def resolved(run_folder: str | os.PathLike[str]) -> Path:
+    """Return the path of a run folder without symbolic links; `RunFolderError` if the text cannot be one."""
+    try:
+        return Path(run_folder).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links that form a ring, a NUL character
+        raise RunFolderError(f"no run folder at {run_folder!r}: {error}", path=str(run_folder)) from error
+
+
+# By other things than the path.
+
+
+def locate(run: str | os.PathLike[str] | None) -> Path:
+    """Return the run folder that a path, a name, its beginning or a job id means; None is the newest run.
+
+    Raises:
+        RunFolderError: there is none, or several; the message lists the nearest.
+    """
+    path = None if run is None else resolved(run)
+    if path is not None and os.path.lexists(path / MANIFEST):
+        return path
+    if path is not None and (not isinstance(run, str) or os.sep in run or path.is_dir()):
+        if not path.is_dir():
+            raise RunFolderError(f"no run folder at {path}{_near(path.parent, path.name)}", path=str(path))
+        raise RunFolderError(f"{path} is no run folder: it has no {MANIFEST}{_near(path)}", path=str(path))
+    parent = folder_of_runs()
+    found = _newest_first(parent)
+    if run is None:
+        if found:
+            return found[0][0]
+        raise RunFolderError(f"there are no runs in {parent}", path=str(parent))
+    return _named(str(run), found) or _of_job(str(run), found) or _beginning(str(run), parent, found)
+
+
+_Found = list[tuple[Path, Manifest]]
+
+
+def _newest_first(parent: Path) -> _Found:
+    return sorted(manifests_in(parent), key=lambda each: each[1].created, reverse=True)
+
+
+def _named(name: str, found: _Found) -> Path | None:
+    folders = (path for path, _ in found if path.name == name)
+    return next(folders, None) or next((path for path, manifest in found if manifest.name == name), None)
+
+
+def _of_job(job_id: str, found: _Found) -> Path | None:
+    """Return the newest run with a job, or with the job of an element such as ``123_4``."""
+    wanted = {job_id, job_id.partition("_")[0]}
+    for path, manifest in found if any(map(str.isdigit, job_id)) else ():
+        folder = RunFolder(path)
+        with contextlib.suppress(OSError, RunFolderError):
+            ids = {each for round_ in read_rounds(folder) for each in round_.job_ids().values()}
+            if not wanted.isdisjoint(ids | {each.partition(";")[0] for each in ids if manifest.backend == "slurm"}):
+                return path
+    return None
+
+
+def _beginning(text: str, parent: Path, found: _Found) -> Path:
+    begun = [(path, manifest) for path, manifest in found if text and _begins(text, path, manifest)]
+    if begun and (len(begun) == 1 or len({manifest.name for _, manifest in begun}) == 1):
+        return begun[0][0]
+    what = f"several runs in {parent} begin with" if begun else f"no run in {parent} has the name, folder or job"
+    raise RunFolderError(f"{what} {text!r}{_near(parent, text, begun)}", path=str(parent))
+
+
+def _begins(text: str, path: Path, manifest: Manifest) -> bool:
+    return path.name.startswith(text) or manifest.name.startswith(text)
+
+
+def _near(parent: Path, text: str = "", among: _Found | None = None) -> str:
+    """Return the runs in a folder that a text may have meant, as the end of a message."""
+    found = among or _newest_first(parent)
+    close = difflib.get_close_matches(text, {name for path, run in found for name in (path.name, run.name)}, _NEAR)
+    near = [each for name in close for each in found if name in {each[0].name, each[1].name}] or found
+    if not near:
+        return ""
+    lines = [f"\n    {path} ({run.name}, {run.items} items, {time_of(run.created)})" for path, run in near[:_NEAR]]
+    more = [f"\n    and {len(near) - _NEAR} more: slurmlaunch.runs({str(parent)!r})"] if len(near) > _NEAR else []
+    return "".join(["; there are:", *lines, *more])
+
+
+_NEAR = 5
+"""How many runs a message lists."""
+
+
+def manifests_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the run folders in a folder that can be read, and their manifests."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return
+    parent = folder.resolve()
+    for name in names:
+        try:
+            manifest = Manifest.of(Location(parent / name))
+        except (OSError, RunFolderError):  # no run, another user's, or one that is being removed
+            continue
+        yield parent / name, manifest

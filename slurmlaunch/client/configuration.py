@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 SITE = Path("/etc/slurmlaunch/config.toml")
 VARIABLE = "SLURMLAUNCH_CONFIG"
+DEFAULT = "default"
+"""The source of a value that nobody chose."""
+
 FOLDER_VARIABLE, CLUSTER_VARIABLE = "SLURMLAUNCH_FOLDER", "SLURMLAUNCH_CLUSTER"
 
 _DEFAULTS, _CLUSTERS, _PROFILES = "defaults", "clusters", "profiles"
@@ -315,7 +318,7 @@ def _built_in() -> dict[str, Setting]:
     found = shutil.which("sbatch")
     why = f"default: sbatch is {found}" if found else "default: sbatch is not on PATH"
     return {
-        "folder": Setting("folder", DEFAULT_NAME, "default"),
+        "folder": Setting("folder", DEFAULT_NAME, DEFAULT),
         "cluster": Setting("cluster", "slurm" if found else "local", why),
     }
 

@@ -32,7 +32,8 @@ from slurmlaunch.client.call_checks import (
     zip_shortest,
 )
 from slurmlaunch.client.code import Snapshot
-from slurmlaunch.client.configuration import OF_YOURS, options_of, path_of, settings_for, values_of_profile
+from slurmlaunch.client.configuration import DEFAULT, OF_YOURS, options_of, path_of, settings_for, values_of_profile
+from slurmlaunch.client.default_folder import warn_of_place
 from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import (
@@ -128,6 +129,7 @@ class Executor(concurrent.futures.Executor):
         self._folder = path_of(settings.used["folder"].value)
         self._defaults = {option: each.value for option, each in settings.defaults.items()}
         self._options = options_of(settings.used)
+        self._is_default_folder = settings.used["folder"].source == DEFAULT
         self._runs = _Runs()
 
     @property
@@ -393,6 +395,8 @@ class Executor(concurrent.futures.Executor):
 
     def _make_folder(self, call: Call, token: str) -> RunFolder:
         try:
+            if self._is_default_folder:
+                warn_of_place(self._folder, self._cluster)
             runs_folder.make_private(self._folder)
             folder = self._folder_of(call, token)
             for each in (folder.root, *(folder.root / part for part in FOLDERS)):

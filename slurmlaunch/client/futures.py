@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client import html
-from slurmlaunch.client.attach import find_run
+from slurmlaunch.client.attach import find_run, locate
+from slurmlaunch.client.cleaning import remove
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.completed import Completed, Wait
 from slurmlaunch.client.differences import say
@@ -342,7 +343,7 @@ class FutureArray(Sequence[Future[T]]):
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{number} {word}" for word, number in self.counts().items() if number)
-        return f"<FutureArray {self._run.manifest.name}: {counts or 'empty'}; {self.folder}>"
+        return f"<FutureArray {self._run.manifest.name}: {counts or 'empty'}; slurmlaunch.attach({str(self.folder)!r})>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         items = self._items if isinstance(self._items, range) else array("Q", self._items)
@@ -587,6 +588,16 @@ class FutureArray(Sequence[Future[T]]):
         """The absolute path of the run folder, for `slurmlaunch.attach`."""
         return self._run.folder.path
 
+    def remove(self) -> None:
+        """Remove the run folder with everything in it, and print what was freed.
+
+        Raises:
+            RunFolderError: the scheduler lists a job of the run or does not answer, or another process that lives made,
+                retried or attached to it; nothing is removed.
+            OSError: something could not be removed; `slurmlaunch.clean` removes the rest.
+        """
+        remove(self._run)
+
     @property
     def code(self) -> Code:
         """The code that the last round runs: the function, the stored modules, git commits, installed distributions.
@@ -653,22 +664,24 @@ def _find_future(folder: str, index: int, rounds: int) -> Future[Any]:
     return _find_array(folder, [index], rounds)[0]
 
 
-def attach(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
+def attach(run: str | os.PathLike[str] | None = None) -> FutureArray[Any]:
     """Return the futures of a run, from any process, at any time; a line says which of its code has changed since.
 
     Args:
-        run_folder: the run folder (`FutureArray.folder`).
+        run: the run folder (`FutureArray.folder`); or, of a run in the default folder of `Executor`, its name (of
+            several runs the newest), the name of its folder, the beginning of one of these, or the id of one of its
+            jobs. By default the newest run there.
 
     Raises:
-        RunFolderError: it is no run folder, or cannot be used.
+        RunFolderError: there is no such run, or it cannot be used; the message lists the nearest.
         UnsafeRunFolder: another user owns it or may write to it.
         UnknownProtocol: a newer slurmlaunch wrote it.
     """
-    run = find_run(run_folder)
-    if run.folder.path not in _SAID and (changed := run.explanations.changed_code()):
-        _SAID.add(run.folder.path)
+    view = find_run(locate(run))
+    if view.folder.path not in _SAID and (changed := view.explanations.changed_code()):
+        _SAID.add(view.folder.path)
         say(changed)
-    return _held(run)
+    return _held(view)
 
 
 def open_run(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:

@@ -31,7 +31,7 @@ from slurmlaunch.runfolder.function import load_function, shared_bytes, write_fu
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import FUNCTION, MODULES
 from slurmlaunch.runfolder.modules import ModulesReader
-from slurmlaunch.runfolder.rounds import Round
+from slurmlaunch.runfolder.rounds import Round, check_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -66,6 +66,7 @@ def retry(run: Run, wanted: Collection[int], what: Retry) -> Run:
             summary = what.summary(again, items)
             added = add_round(again, items, options, program=what.program(again, options))
         except FileExistsError:  # another client was first: what it retries is not ours to retry
+            check_kept(run.folder)
             with contextlib.suppress(FileNotFoundError):  # this view has the round if it was its own automatic retry
                 added = Round.read(run.folder, len(again.rounds))
                 again.handle(RoundAdded(added.number, added.plan, reopen=True))

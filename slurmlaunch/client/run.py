@@ -451,8 +451,11 @@ class Run:
     @property
     def is_wanted(self) -> bool:
         """Whether somebody waits for its items, or may ask for them, or a retry may need them."""
-        if not self.on_demand or self.state.pending.enabled:
-            return True
+        return not self.on_demand or self.state.pending.enabled or self.is_held
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody holds an array or a future of it."""
         with self.changed:
             return bool(self._holders) or self._futures.in_use
 

@@ -13,20 +13,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from slurmlaunch.client import html
-from slurmlaunch.client.attach import inspect
+from slurmlaunch.client.attach import inspect, manifests_in
 from slurmlaunch.client.default_folder import folder_of_runs
 from slurmlaunch.client.status import counts_of
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError
-from slurmlaunch.runfolder.files import Location
-from slurmlaunch.runfolder.layout import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from slurmlaunch.client.run import Run
+    from slurmlaunch.runfolder.layout import Manifest
 
 __all__ = ["RunList", "RunSummary", "runs"]
 
@@ -94,7 +93,7 @@ class RunSummary:
     @cached_property
     def size(self) -> int:
         """The bytes that the run folder takes on disk."""
-        return size_of(self.folder)
+        return usage_of(self.folder)[0]
 
     @property
     def state(self) -> str:
@@ -223,22 +222,6 @@ def runs(folder: str | os.PathLike[str] | None = None) -> RunList:
     return RunList(path, sorted(found, key=lambda run: run.created, reverse=True))
 
 
-def manifests_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the run folders in a folder that can be read, and their manifests."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return
-    parent = folder.resolve()
-    for name in names:
-        try:
-            manifest = Manifest.of(Location(parent / name))
-        except (OSError, RunFolderError):  # no run, another user's, or one that is being removed
-            continue
-        yield parent / name, manifest
-
-
 def may_be_submitted(run: Run) -> bool:
     """Whether a client that runs may submit some array of a run yet."""
     submission = Submission(run)
@@ -266,16 +249,18 @@ def _ask(some: Iterable[RunSummary]) -> None:
             run._listed = listed.intersection(run.job_ids)  # noqa: SLF001
 
 
-def size_of(folder: Path) -> int:
-    """Return the bytes that a folder takes on disk, as far as it can be read."""
-    total = 0
+def usage_of(folder: Path) -> tuple[int, float]:
+    """Return the bytes that a folder takes on disk, and when it was last written to, as far as it can be read."""
+    total, written = 0, 0.0
     for path, _, names in os.walk(folder):
         for name in (".", *names):
             try:
-                total += os.lstat(os.path.join(path, name)).st_blocks * _BLOCK  # noqa: PTH118  (a Path costs more)
+                status = os.lstat(os.path.join(path, name))  # noqa: PTH118  (a Path for each costs more)
             except OSError:
                 continue
-    return total
+            total += status.st_blocks * _BLOCK
+            written = max(written, status.st_mtime)
+    return total, written
 
 
 def readable(size: float) -> str:

@@ -494,15 +494,27 @@ def advice_on_interrupt(run: Run) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if run.ledger.open and run.backend.name == "slurm":
-            folder, jobs = str(run.folder.path), ", ".join(run.job_ids)
-            what = f"The jobs {jobs} go on." if jobs else "sbatch may have submitted a job, which then goes on."
-            print(  # noqa: T201  (Ctrl-C is answered where it was pressed)
-                f"\n{what} Come back to them, from any process, with\n"
-                f"    fs = slurmlaunch.attach({folder!r})\n"
-                "or end them with fs.cancel().",
-                file=sys.stderr,
-            )
+            say_how_to_come_back(run)
         raise
+
+
+_SAID: set[Path] = set()
+"""The run folders of which this process has said how to come back to them."""
+
+
+def say_how_to_come_back(run: Run) -> None:
+    """Print, once for a run, that its jobs go on without this process, and how to come back to them or end them."""
+    if run.folder.path in _SAID:
+        return
+    _SAID.add(run.folder.path)
+    folder, jobs = str(run.folder.path), ", ".join(run.job_ids)
+    what = f"The jobs {jobs} go on." if jobs else "sbatch may have submitted a job, which then goes on."
+    print(  # noqa: T201  (where the user presses Ctrl-C, or ends a script)
+        f"\n{what} Come back to them, from any process, with\n"
+        f"    fs = slurmlaunch.attach({folder!r})\n"
+        "or end them with fs.cancel().",
+        file=sys.stderr,
+    )
 
 
 def _worth_waiting_for(error: SubmissionError | SchedulerError | OSError) -> str | None:

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -26,7 +27,7 @@ from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client import state
 from slurmlaunch.client.collector import Collector
-from slurmlaunch.client.submission import Submission, add_round, close_tasks
+from slurmlaunch.client.submission import Submission, add_round, close_tasks, say_how_to_come_back
 from slurmlaunch.errors import ResultLost, SchedulerError
 from slurmlaunch.runfolder.clients import writer_name
 from slurmlaunch.runfolder.storage import Patience
@@ -316,6 +317,11 @@ class Watcher:
             self._news.notify_all()
         polled.wait(_LAST_POLL)
 
+    def left_behind(self) -> list[Run]:
+        """Return the runs whose jobs go on when this process ends."""
+        with self._news:
+            return [run for run in self._watches if run.ledger.open and run.backend.name == "slurm" and run.job_ids]
+
     # Queries, from a thread for each backend.
 
     def _query_states(self, backend: Backend) -> None:
@@ -363,12 +369,14 @@ class Client:
             share one.
         runs: all views whose futures this process may hold.
         backends: the backends, by name and cluster.
+        announced: the run folders in which it is recorded that this process uses them.
     """
 
     def __init__(self) -> None:
         self.watcher = Watcher()
         self.views: WeakValueDictionary[tuple[Path, int], Run] = WeakValueDictionary()
         self.runs: WeakSet[Run] = WeakSet()
+        self.announced: set[Path] = set()
         self.backends: dict[tuple[str, str | None], Backend] = {}
         self._lock = threading.Lock()
 
@@ -412,7 +420,16 @@ def _start_anew() -> None:
 os.register_at_fork(after_in_child=_start_anew)
 
 
+_MOST_NAMED = 5
+"""How many runs a script that ends names as those that it leaves behind."""
+
+
 def _finish() -> None:
+    left = _client.watcher.left_behind()
+    for run in left[:_MOST_NAMED]:
+        say_how_to_come_back(run)
+    if len(left) > _MOST_NAMED:
+        print(f"slurmlaunch: {len(left) - _MOST_NAMED} more runs go on: slurmlaunch.runs()", file=sys.stderr)  # noqa: T201
     until = time.monotonic() + _LAST_POLL
     _client.watcher.finish()
     for run in list(_client.runs):

@@ -26,6 +26,8 @@
         definitions/N              one record: a class or function that results refer to
         outcomes/T.A               records: the outcomes of attempt A of task T; a folder: the task is closed
         ended/T.S.X                empty: start S of task T ended with status X
+        rounds/R/removal           in the place of a round: the client that removes the run
+        clients/CLIENT             empty: a further client that uses the run
         cancelled/R.C              records: the items that client C cancelled in round R
         logs/R-N-E.out, .err       the output of element E of array N of round R
 
@@ -120,6 +122,11 @@ ticks since boot. Another client may act in its place if it has ended, or if it 
 journal has not changed for an hour. If a client dies between intent and job id, the job is found by the array's unique
 name. Arrays that wait for room, and rounds that ``retries=`` made, are then submitted by the client that makes
 ``rounds/R/successor.K``, a link to a file with its JSON, for the first K whose maker can be replaced too.
+
+A client that attaches to a run makes the empty file ``clients/MACHINE-PID-START``, and then looks for a removal. A
+client that removes a run first puts a folder with the file ``removal``, a client in JSON, in the place of the next
+round, in one step, so that no round is added; then it looks for other clients that have not ended. It removes
+``rounds`` last but for the manifest: a folder with a removal, or without ``rounds``, is the rest of a run.
 
 The scheduler's reason for an end is in no outcome file, and the scheduler forgets it. A client that acts on it appends
 the NOTE ``{"ends": [[task, attempts, state, exit_code, node, reason], ...]}`` to its ``ends.C``. This record counts if

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import zlib
+from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,6 +86,7 @@ class RunFolder:
         self.items = root / "items"
         self.items_index = root / ITEMS_INDEX
         self.definitions = root / DEFINITIONS
+        self.clients = root / "clients"
         self.rounds, self.outcomes, self.ended, self.cancelled, self.logs = (root / name for name in FOLDERS)
 
     def __repr__(self) -> str:
@@ -136,6 +138,13 @@ class RunFolder:
         name = f"{UNGUESSABLE}{secrets.token_hex(16)}"
         create(self.root / name, b"")
         return name
+
+    def announce(self, client: str) -> None:
+        """Record that a client uses the run; *client* is its `ClientId` as text."""
+        with suppress(FileExistsError):
+            self.clients.mkdir()
+        with suppress(FileExistsError):
+            create(self.clients / client, b"")
 
     def log(self, round_: int, array: int, element: int | str, stream: str) -> Location:
         """Return the log of an element, which may be the scheduler's pattern; *stream* is ``out`` or ``err``."""

@@ -230,15 +230,19 @@ class Round:
         If several try at once, one succeeds: the first to make ``successor.K``,
         for the first K whose maker can be replaced.
         """
+        others = list(self.successors())
+        if not all(map(self.may_replace, others)):
+            return False
+        return write_once(self._path / f"successor.{len(others)}", json.dumps(client).encode())
+
+    def successors(self) -> Iterator[ClientId]:
+        """Yield the clients that took the round over, in order."""
         for number in count():
             path = self._path / f"successor.{number}"
             try:
-                other = ClientId(*forms.parse(read_owned(path), CLIENT, path))
+                yield ClientId(*forms.parse(read_owned(path), CLIENT, path))
             except FileNotFoundError:
-                return write_once(path, json.dumps(client).encode())
-            if not self.may_replace(other):
-                return False
-        raise AssertionError  # count() has no end
+                return
 
     # Ends that the scheduler reported.
 
@@ -299,6 +303,53 @@ def read_rounds(folder: RunFolder, start: int = 0) -> Iterator[Round]:
             yield Round.read(folder, number)
         except FileNotFoundError:
             return
+
+
+# Removal. It takes the place of the next round, so that no client adds one to a run that another client removes.
+
+
+_REMOVAL = "removal"
+"""The file in the place of a round that names the client which removes the run."""
+
+
+def claim_removal(folder: RunFolder, number: int, client: ClientId) -> None:
+    """Put the removal of a run in the place of its next round.
+
+    Raises:
+        FileExistsError: another client has made that round, or removes the run.
+    """
+    new = beside(folder.round(number))
+    new.mkdir()
+    try:
+        write_whole(new / _REMOVAL, [json.dumps(client).encode()])
+        new.rename(folder.round(number))
+    except BaseException as error:
+        new.remove()
+        if isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise FileExistsError(*error.args) from error
+        raise
+
+
+def give_up_removal(folder: RunFolder, number: int) -> None:
+    """Undo `claim_removal`, before anything is removed."""
+    folder.round(number).remove()
+
+
+def remover_of(folder: RunFolder) -> ClientId | None:
+    """Return the client that removes a run, or began to."""
+    with suppress(OSError, RunFolderError):
+        for name in folder.rounds.names():
+            path = folder.rounds / name / _REMOVAL
+            if path.exists():
+                return ClientId(*forms.parse(read_owned(path), CLIENT, path))
+    return None
+
+
+def check_kept(folder: RunFolder) -> None:
+    """Raise a `RunFolderError` if a client removes the run."""
+    if remover_of(folder) is not None:
+        msg = f"{folder.path} is being removed, or was removed in part; slurmlaunch.clean() removes the rest"
+        raise RunFolderError(msg, path=str(folder.path))
 
 
 def items_of_later_rounds(folder: RunFolder, number: int) -> set[int]:

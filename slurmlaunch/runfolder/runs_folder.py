@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,12 +25,17 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH  # also where an access control 
 def make_private(folder: Path) -> Path:
     """Make the folder of runs, for this user alone, if there is none; return its path without symbolic links.
 
-    A folder of the default name that belongs to this user becomes private, too: slurmlaunch has made it. Any other
-    stays as it is: the user, a project or root has made it, perhaps for several users.
+    A folder of the default name gets a ``.gitignore``, so that no run is committed. One that belongs to this user
+    becomes private, too: slurmlaunch has made it. Any other stays as it is: the user, a project or root has made it,
+    perhaps for several users.
     """
     folder.mkdir(0o700, parents=True, exist_ok=True)
     path = folder.resolve()
-    if path.name == DEFAULT_NAME and _is_ours_and_open(path.stat()):
+    if path.name != DEFAULT_NAME:
+        return path
+    with suppress(OSError), (path / ".gitignore").open("x", encoding="utf-8") as file:  # it exists, or may not be made
+        file.write("*\n")
+    if _is_ours_and_open(path.stat()):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             _close_to_others(descriptor, path)

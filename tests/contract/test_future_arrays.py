@@ -78,7 +78,7 @@ class TestSequence:
 
     def test_repr(self, finished: FutureArray[int]) -> None:
         """The repr names the run, the counts of its items, and the folder."""
-        assert f"<FutureArray square: 4 done, 2 failed; {finished.folder}>" == repr(finished)
+        assert f"<FutureArray square: 4 done, 2 failed; slurmlaunch.attach({str(finished.folder)!r})>" == repr(finished)
 
 
 class TestRun:

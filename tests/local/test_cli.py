@@ -242,7 +242,7 @@ def test_interrupted(
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
-    (folder,) = (tmp_path / "slurmlaunch-runs").iterdir()
+    (folder,) = (tmp_path / "slurmlaunch-runs").glob("[!.]*")
     assert (f"attach({str(folder)!r})" in err) == (where == "slurm")
     if where == "slurm":
         (tmp_path / "go").touch()
@@ -261,7 +261,7 @@ def test_cancelled_by_another(
     waits = "touch {}; while ! [ -e go-{} ]; do sleep 0.05; done; echo {}"
     with start("map", "--tasks", "3", waits, "a", "b", "c") as process:
         wait_until((tmp_path / "b").exists)
-        (folder,) = (tmp_path / "slurmlaunch-runs").iterdir()
+        (folder,) = (tmp_path / "slurmlaunch-runs").glob("[!.]*")
         slurmlaunch.attach(folder)[1].cancel()
         for item in "ac":
             (tmp_path / f"go-{item}").touch()
@@ -291,7 +291,7 @@ def test_items_end_with_the_reader(start: Callable[..., subprocess.Popen[str]], 
         os.close(writing)
         os.close(reading)
         process.communicate(timeout=PATIENCE)
-    (folder,) = (tmp_path / "slurmlaunch-runs").iterdir()
+    (folder,) = (tmp_path / "slurmlaunch-runs").glob("[!.]*")
     assert slurmlaunch.attach(folder)[1].cancelled()
 
 

@@ -1,17 +1,24 @@
-"""The list of runs, and how `attach` finds one by other things than its folder."""
+"""The list of runs, how `attach` finds one by other things than its folder, and how runs are removed."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 import slurmlaunch
-from slurmlaunch import Executor
-from slurmlaunch.client.runs import manifests_in
+from slurmlaunch import Executor, OptionError, RunFolderError, attach
+from slurmlaunch.client import default_folder
+from slurmlaunch.client.attach import manifests_in
+from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.rounds import claim_removal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,3 +116,182 @@ class TestRuns:
         assert 30 == len(found) == len(list(manifests_in(tmp_path)))
         assert "and 10 more: slices such as runs()[20:] show them" in repr(found)
         assert 20 == sum("_content" in vars(run) for run in found)
+
+
+class TestAttach:
+    """What finds a run besides its folder."""
+
+    @pytest.fixture(autouse=True)
+    def here(self, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have the default folder be the executor's."""
+        monkeypatch.setenv("SLURMLAUNCH_FOLDER", str(executor.folder))
+
+    def test_found(self, executor: Executor) -> None:
+        """A name finds its newest run; the beginning of a name or a folder, a job id, or nothing find theirs."""
+        earlier, later = (executor.map_array(abs, [number], name="sweep") for number in (1, 2))
+        other = executor.map_array(abs, [3], name="other.run")
+        for array in (earlier, later, other):
+            array.wait()
+
+        assert later.folder == attach("sweep").folder == attach("swe").folder
+        assert other.folder == attach().folder == attach("oth").folder
+        assert earlier.folder == attach(earlier.folder.name).folder == attach(earlier.job_ids[0]).folder
+
+    def test_not_found(self, executor: Executor, tmp_path: Path) -> None:
+        """The error names the nearest runs: of an unknown name, of a parent folder, of a beginning of several."""
+        with pytest.raises(RunFolderError, match="there are no runs in"):
+            attach()
+        for name in ("first", "fifth"):
+            executor.map_array(abs, [1], name=name).wait()
+
+        with pytest.raises(
+            RunFolderError, match=r"(?s)no run in .*'firts'; there are:.*-first-\w+ \(first, 1 items"
+        ) as error:
+            attach("firts")
+        assert "fifth" not in str(error.value).partition("\n")[2].partition("\n")[0]
+        with pytest.raises(RunFolderError, match=r"(?s)several runs .* begin with 'fi'; there are:.*fifth.*first"):
+            attach("fi")
+        with pytest.raises(RunFolderError, match=r"(?s)is no run folder.*there are:.*fifth.*first"):
+            attach(executor.folder)
+        with pytest.raises(RunFolderError, match=r"no run folder at .*nowhere$"):
+            attach(tmp_path / "nowhere")
+
+
+class TestRemoval:
+    """`FutureArray.remove` and `slurmlaunch.clean`."""
+
+    def test_remove(self, executor: Executor, capfd: pytest.CaptureFixture[str]) -> None:
+        """A finished run is removed, and a line says what was freed."""
+        array = executor.map_array(abs, [1])
+        array.wait()
+
+        array.remove()
+
+        assert not array.folder.exists()
+        assert re.search(r"removed .*-abs-\w+, \d+ KiB freed", capfd.readouterr().err)
+
+    def test_running(self, executor: Executor, gate: Gate) -> None:
+        """A run with a job that runs is not removed."""
+        array = executor.map_array(gate.enter, ["a"])
+
+        with pytest.raises(RunFolderError, match="is not removed: local lists a job of it"):
+            array.remove()
+
+        assert not slurmlaunch.clean(executor.folder, older_than=0, keep_failed=False).removed
+        gate.open()
+
+    def test_clean(self, executor: Executor, finished: FutureArray[int], capfd: pytest.CaptureFixture[str]) -> None:
+        """Old runs go; those that failed, were written to lately, or are held here stay."""
+        held, dropped = executor.map_array(abs, [1], name="held"), executor.map_array(abs, [1], name="dropped")
+        held.wait()
+        dropped.wait()
+        gone = dropped.folder
+        failed = copied(finished, executor.folder)
+        del dropped
+
+        assert not slurmlaunch.clean(executor.folder, older_than="1h").removed
+        assert (gone,) == slurmlaunch.clean(executor.folder, older_than=0, dry_run=True).removed
+        assert gone.exists()
+        cleaned = slurmlaunch.clean(executor.folder, older_than=timedelta(0))
+
+        assert ((gone,), False) == (cleaned.removed, gone.exists())
+        assert {
+            held.folder: "this process uses it", failed: "items have no result; keep_failed=False removes it",
+        } == cleaned.kept  # fmt: skip
+        assert "slurmlaunch: removed 1 run, " in capfd.readouterr().err
+        assert [1] == held.results()
+        assert (failed,) == slurmlaunch.clean(executor.folder, older_than=0, keep_failed=False).removed
+
+    def test_other_clients(self, executor: Executor, finished: FutureArray[int]) -> None:
+        """A run that a living process made, or attached to, is kept; once it has ended, the run goes."""
+        run = copied(finished, executor.folder)
+        alive = ClientId.of_process(os.getppid())
+        (run / "clients").mkdir(0o700, exist_ok=True)
+        (run / "clients" / str(alive)).touch(0o600)
+
+        kept = slurmlaunch.clean(executor.folder, older_than=0, keep_failed=False).kept
+
+        assert {run: f"process {alive.pid} on {alive.machine} uses it"} == kept
+        (run / "clients" / str(alive)).rename(run / "clients" / str(alive._replace(started="1")))
+        assert (run,) == slurmlaunch.clean(executor.folder, older_than=0, keep_failed=False).removed
+
+    def test_attached_elsewhere(self, executor: Executor, finished: FutureArray[int]) -> None:
+        """Attaching to a run is recorded in it, which keeps other processes from removing it."""
+        run = copied(finished, executor.folder)
+
+        attach(run)
+
+        assert run / "clients" / str(ClientId.current()) in (run / "clients").iterdir()
+
+    def test_interrupted(self, executor: Executor, finished: FutureArray[int]) -> None:
+        """The rest of a removal whose process was killed is no run to attach to, and the next one removes it."""
+        begun, late = (copied(finished, executor.folder, name=name) for name in ("begun", "late"))
+        for run in (begun, late):
+            claim_removal(RunFolder(run), 1, ClientId.current()._replace(started="1"))
+        shutil.rmtree(late / "rounds")
+        shutil.rmtree(late / "outcomes")
+
+        with pytest.raises(RunFolderError, match="was removed in part"):
+            attach(begun)
+        assert (begun, late) == slurmlaunch.clean(executor.folder, older_than="100d").removed
+        assert [] == list(executor.folder.iterdir())
+
+    def test_race(self, executor: Executor, finished: FutureArray[int]) -> None:
+        """A retry and a removal exclude each other: whichever takes the next round first."""
+        run = copied(finished, executor.folder)
+        array = attach(run)
+        claim_removal(RunFolder(run), 1, ClientId.of_process(os.getppid()))
+
+        with pytest.raises(RunFolderError, match="is being removed"):
+            array.retry()
+        shutil.rmtree(run / "rounds/1")
+        again = array.retry()
+        again.wait()
+        assert {run: "this process uses it"} == slurmlaunch.clean(executor.folder, older_than=0, keep_failed=False).kept
+
+    def test_not_asked(self, executor: Executor, finished: FutureArray[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A run is kept whose jobs the scheduler tells nothing of."""
+        run = copied(finished, executor.folder)
+        manifest = run / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"backend": "local"', '"backend": "slurm"'))
+        monkeypatch.setenv("PATH", "/nowhere")
+
+        (why,) = slurmlaunch.clean(executor.folder, older_than=0, keep_failed=False).kept.values()
+
+        assert why.startswith("its jobs cannot be asked about: `squeue")
+        assert "unknown" != slurmlaunch.runs(executor.folder)[0].state
+
+    def test_no_time(self, executor: Executor) -> None:
+        """A time that is none is refused."""
+        for wrong in (-1, "soon", True):
+            with pytest.raises(OptionError, match="older_than"):
+                slurmlaunch.clean(executor.folder, older_than=wrong)
+
+
+@pytest.mark.usefixtures("executor")
+class TestPlace:
+    """The default folder."""
+
+    def test_gitignore(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Git ignores the runs in the default folder."""
+        monkeypatch.chdir(tmp_path)
+        Executor(cluster="inline").map_array(abs, [1])
+
+        assert "*\n" == (tmp_path / "slurmlaunch-runs/.gitignore").read_text()
+
+    def test_bad(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """A default folder that nodes cannot share, or that is nearly full, is said once, with a better one."""
+        monkeypatch.setattr(default_folder, "is_on_network", lambda path: not path.is_relative_to(tmp_path))
+        free = [1 << 40]
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+        monkeypatch.delenv("SCRATCH", raising=False)
+        monkeypatch.setenv("WORK", "/")
+        for cluster in ("slurm", "slurm", "local"):
+            default_folder.warn_of_place(tmp_path / "a", cluster)
+        free[0] = 1
+        default_folder.warn_of_place(tmp_path / "b", "local")
+
+        first, second = capfd.readouterr().err.splitlines()
+        assert first.startswith(f"slurmlaunch: {tmp_path}/a is temporary, and each machine has its own")
+        assert first.endswith('A better place: export SLURMLAUNCH_FOLDER="$WORK/slurmlaunch-runs"')
+        assert second.startswith(f"slurmlaunch: {tmp_path}/b is on a file system that is nearly full. Name another")

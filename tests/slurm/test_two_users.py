@@ -68,7 +68,7 @@ SWAPPED = """
 
     class Argument:
         def __reduce__(self):  # when the run folder has been made, and nothing is in it yet
-            (run,) = os.listdir("slurmlaunch-runs")
+            (run,) = (name for name in os.listdir("slurmlaunch-runs") if not name.startswith("."))
             print(run, flush=True)
             input()
             return str, (sys.argv[1],)
