@@ -22,6 +22,7 @@ from slurmlaunch.client.attach import find_run, locate
 from slurmlaunch.client.cleaning import remove
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.completed import Completed, Wait
+from slurmlaunch.client.debug import debug
 from slurmlaunch.client.differences import say
 from slurmlaunch.client.failures import FailedItem, Failures
 from slurmlaunch.client.item_status import ItemStatus, consecutive
@@ -185,6 +186,27 @@ class Future(concurrent.futures.Future[T]):
         if view.job_id is None:
             raise SchedulerError("the task is not submitted yet")
         self._run.backend.requeue(view.job_id, view.element)
+
+    def debug(self, *, code: str = CURRENT) -> T:
+        """Run the item in this process, with its arguments, and open a debugger in the frame that raises, if one does.
+
+        The debugger is pdb, or the one of ``PYTHONBREAKPOINT``; in a notebook ``%debug`` opens it afterwards. In the
+        call `slurmlaunch.current_task` is the item's task, with its random numbers. Nothing is recorded in the run.
+
+        Args:
+            code: ``"current"``: your modules as this process imports them; a line names those that differ from the
+                submission's. ``"submitted"``: raise if any does.
+
+        Returns:
+            The value, if nothing was raised; a line says so.
+
+        Raises:
+            BaseException: what the function raised, after the debugger.
+            RunFolderError: *code* is ``"submitted"``, and this process has imported other modules.
+            NodeStartError: the function cannot be loaded here.
+        """
+        value: T = debug(self._run, self._index, code)
+        return value
 
     def cancel(self) -> bool:
         """Cancel the item; False if its outcome was known first.
