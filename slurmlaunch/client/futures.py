@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
+import sys
 import time
 from array import array
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from slurmlaunch.client.debug import debug
 from slurmlaunch.client.differences import say
 from slurmlaunch.client.failures import FailedItem, Failures
 from slurmlaunch.client.item_status import ItemStatus, consecutive
-from slurmlaunch.client.item_story import item_node, item_times
+from slurmlaunch.client.item_story import item_node, item_output, item_times, task_log
 from slurmlaunch.client.progress import Progress
 from slurmlaunch.client.rerun import CURRENT, Retry, retry
 from slurmlaunch.client.status import Status, counts_of, status_of
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from slurmlaunch.client.code import Code
     from slurmlaunch.client.run import Run
     from slurmlaunch.outcome import Outcome
-    from slurmlaunch.runfolder.files import Location
 
 __all__ = ["Future", "FutureArray", "attach"]
 
@@ -151,28 +151,36 @@ class Future(concurrent.futures.Future[T]):
         return item_node(self._run, self._index)
 
     def stdout(self) -> str:
-        """Return the standard output of the task so far, of all its items."""
-        return self._log("out")
+        """Return what the item has written to its standard output so far: all of it once the item has ended.
+
+        A line says so where it is the output of several items: of a block of short ones, or of a task with ranks.
+        Another line says so where some of it was cut (``max_log=``). What processes write that outlive the item is in
+        the log of the task, `FutureArray.logs`. With ``cluster="inline"`` nothing is kept.
+        """
+        return item_output(self._run, self._index, "out")
 
     def stderr(self) -> str:
-        """Return the standard error of the task so far, of all its items."""
-        return self._log("err")
+        """Return what the item has written to its standard error so far, as `stdout` does."""
+        return item_output(self._run, self._index, "err")
 
-    def _log(self, stream: str) -> str:
-        if self._run.tasks.claimant_of(self._index) is None:
-            return ""
-        try:
-            content = self._log_file(stream).read()
-        except FileNotFoundError:
-            return ""
-        return content.decode(errors="replace")
+    def tail(self, *, follow: bool = False) -> None:
+        """Print the last lines of the item's output; with *follow*, also what comes until the item has ended."""
+        seen = dict.fromkeys(_STREAMS, 0)
+        while True:
+            done = self.done()
+            for name in _STREAMS:
+                text = item_output(self._run, self._index, name)
+                new = text[seen[name] :] if seen[name] else "".join(text.splitlines(keepends=True)[-_TAIL_LINES:])
+                seen[name] = len(text)
+                sys.stdout.write(new)
+            sys.stdout.flush()
+            if done or not follow:
+                return
+            concurrent.futures.wait([self], _FOLLOW_EVERY)
 
     def log(self, stream: str) -> Path:
         """Return the path of the task's log, *stream* being ``out`` or ``err``; the file exists once it has started."""
-        return Path(self._log_file(stream))
-
-    def _log_file(self, stream: str) -> Location:
-        return self._run.tasks.log(self._run.tasks.task_of(self._index), stream)
+        return Path(self._run.tasks.log(self._run.tasks.task_of(self._index), stream))
 
     def requeue(self) -> None:
         """Have the scheduler end its task and start it again, as at a preemption.
@@ -336,6 +344,10 @@ class Future(concurrent.futures.Future[T]):
 
 _OF_THE_BASE = frozenset(vars(concurrent.futures.Future()))
 _FINISHED = "FINISHED"
+
+_STREAMS = ("out", "err")
+_TAIL_LINES, _FOLLOW_EVERY = 10, 1.0
+"""How many lines `Future.tail` prints first, and how often it looks for more, in seconds."""
 
 
 class FutureArray(Sequence[Future[T]]):
@@ -577,6 +589,15 @@ class FutureArray(Sequence[Future[T]]):
     def status(self) -> Status:
         """Return how many items are where, what the tasks do and why some wait, without asking anybody."""
         return status_of(self._run, self._items)
+
+    def logs(self, task: int) -> str:
+        """Return the log of a task, of all its items and starts: its standard output, and then its standard error.
+
+        Raises:
+            LookupError: the run has no such task.
+        """
+        self._run.tasks.view(task)
+        return "".join(task_log(self._run, task, stream) for stream in _STREAMS)
 
     def _repr_html_(self) -> str:
         return self.status()._repr_html_()

@@ -1,4 +1,4 @@
-"""What is known about the running of one item besides its outcome: when, for how long, and where.
+"""What is known about the running of one item besides its outcome: when, for how long, where, and what it wrote.
 
 Futures ask for it, and it is read from the run folder then: watching a run costs no more for it. This module changes
 nothing, and asks no scheduler.
@@ -7,6 +7,7 @@ nothing, and asks no scheduler.
 from __future__ import annotations
 
 import contextlib
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,9 +15,12 @@ from slurmlaunch.errors import UnsafeRunFolder
 from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.layout import numbers_in
 from slurmlaunch.runfolder.outcomes import times_behind
+from slurmlaunch.runfolder.output import OutputFile
+from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
     from slurmlaunch.client.run import Run
+    from slurmlaunch.runfolder.output import Written
 
 
 class _Recorded(NamedTuple):
@@ -67,3 +71,61 @@ def item_node(run: Run, item: int) -> str | None:
         return node
     claimant = run.tasks.claimant_of(item)
     return None if claimant is None else run.tasks.view(claimant).node
+
+
+# Output.
+
+_KINDS = {"out": Kind.STDOUT, "err": Kind.STDERR}
+_reading = threading.Lock()
+
+
+def item_output(run: Run, item: int, stream: str) -> str:
+    """Return what an item has written to a stream, ``out`` or ``err``, so far; a line says if it is not its alone."""
+    record, claimant = _record_of(run, item), run.tasks.claimant_of(item)
+    if record is not None:
+        places = [record.attempt]
+    elif claimant is not None:
+        places = [(claimant, attempt) for attempt in reversed(range(run.tasks.view(claimant).attempts))]
+    else:
+        return ""
+    for place in places:
+        with contextlib.suppress(FileNotFoundError):
+            written = _read(run, place, item, stream)
+            if written.data or written.cut:
+                return _in_words(run, place[0], stream, written)
+    task = places[0][0] if places else None
+    if task is None or not _is_in_log_only(run, task):
+        return ""
+    text = task_log(run, task, stream)
+    return f"[slurmlaunch: the log of task {task}, of all its items]\n{text}" if text else ""
+
+
+def _read(run: Run, place: tuple[int, int], item: int, stream: str) -> Written:
+    with _reading:
+        file = run.outputs.setdefault(place, OutputFile(run.folder.output_file(*place), run.folder.salt))
+        return file.read(_KINDS[stream], item)
+
+
+def _in_words(run: Run, task: int, stream: str, written: Written) -> str:
+    text, block = written.data.decode(errors="replace"), written.block
+    if block is not None:
+        which = f"items {block.start} to {block.stop - 1}"
+        text = f"[slurmlaunch: {which} ran as a block of short items, and some of them wrote this]\n{text}"
+    if written.cut:
+        log = run.tasks.log(task, stream)
+        text += f"\n[slurmlaunch: cut here, because of max_log= or for want of space; the task's log is {log}]\n"
+    return text
+
+
+def _is_in_log_only(run: Run, task: int) -> bool:
+    """Whether a task has stored nothing by item: one with ranks, or one of 0.1.0."""
+    return run.tasks.view(task).round.plan.ranks is not None or run.manifest.protocol == 1
+
+
+def task_log(run: Run, task: int, stream: str) -> str:
+    """Return the log of a task; nothing before it has started."""
+    try:
+        content = run.tasks.log(task, stream).read()
+    except FileNotFoundError:
+        return ""
+    return content.decode(errors="replace")

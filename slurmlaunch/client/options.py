@@ -8,6 +8,7 @@ sbatch's options are in `sbatch_options`. This file knows no run, no folder and 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import reprlib
@@ -20,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from slurmlaunch.backends import container as containers
+from slurmlaunch.backends.base import parse_memory
 from slurmlaunch.backends.container import Container
 from slurmlaunch.client.sbatch_options import (
     NAMES,
@@ -35,6 +37,7 @@ from slurmlaunch.client.sbatch_options import (
     unknown_option,
 )
 from slurmlaunch.errors import OptionError, UnknownOption
+from slurmlaunch.runfolder.output import MAX_LOG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -179,6 +182,11 @@ def _as_growth(option: str, value: object) -> dict[str, float]:
 _GROWTH = {"mem": 2.0, "time": 1.5}
 
 
+def _as_bytes(option: str, value: object) -> int:
+    size = parse_memory(as_memory(option, value))
+    return 0 if math.isinf(size) else int(size)
+
+
 def _as_classes(option: str, value: object) -> tuple[str, ...]:
     for each in _listed(value):
         if not (isinstance(each, type) and issubclass(each, BaseException)):
@@ -283,6 +291,9 @@ class Options:
         as_time, flag="--max-time TIME", backends=TASKS, default="no limit")
     requeues: int = _row(10, "int", "How often a task that reached its time limit is requeued for the other items.",
         _as_number, backends=SLURM)
+    max_log: int = _row(MAX_LOG, "str or int",
+        "How much output is kept by item, for each attempt of a task; the task's log has everything.",
+        _as_bytes, flag="--max-log SIZE", backends=TASKS, default="100M")
     sbatch: tuple[str, ...] = _row((), _WORDS, "Further flags for sbatch, passed on unchecked.",
         _as_flags, flag="--sbatch FLAG ...", backends=SLURM)
     # fmt: on

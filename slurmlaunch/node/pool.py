@@ -16,16 +16,21 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from slurmlaunch.errors import ResultLost
 from slurmlaunch.node.channel import FAILED, FLOAT, INTEGER, MARKS, MAX_ITEMS, Channel, Connection
+from slurmlaunch.node.output import STREAMS
 from slurmlaunch.node.system import RUSAGE_UNIT, kill_trees, mapped_file_bytes, reap_orphans
 from slurmlaunch.node.worker import ABOUT_ITSELF, APPENDED, LENGTH
+from slurmlaunch.runfolder.outcomes import ranges_of
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from slurmlaunch.node.events import Events
+    from slurmlaunch.node.output import Output
     from slurmlaunch.node.queue import Queue
+    from slurmlaunch.node.report import FailureLog
     from slurmlaunch.runfolder.outcomes import OutcomeWriter, Times
 
     _Child = Callable[[int, Connection, Channel], None]
@@ -37,8 +42,19 @@ and little enough to balance and to take back."""
 _GROWTH = 8
 """How much longer an assignment may be than the last one; the first item is handed over alone."""
 
+_QUIET = 100
+"""After how many items without output several are handed over at once again."""
+
 PATIENCE = 0.25
 """Seconds that an item may run before the items behind it go to other workers."""
+
+
+class Sinks(NamedTuple):
+    """What becomes of what the workers produce."""
+
+    writer: OutcomeWriter
+    output: Output
+    log: FailureLog
 
 
 class Death(NamedTuple):
@@ -55,16 +71,22 @@ class WorkerHandle:
     """The supervisor's view of one worker.
 
     Attributes:
+        pid: its process, once it is started.
         items: its assignment; empty while it is idle.
+        pipes: its standard output and standard error.
+        wrote: whether anything was written during its assignment.
+        ended: whether it has said that its assignment is done.
         recorded: how many of these items have been recorded.
         failure: why it could not load the function, pickled.
         checkpoint: the checkpoint of the running item, pickled.
         shared_bytes: the most bytes of files that it was seen to map, which other workers may share.
     """
 
-    def __init__(self, slot: int, pid: int, connection: Connection, channel: Channel) -> None:
-        self.slot, self.pid, self.connection, self._channel = slot, pid, connection, channel
+    def __init__(self, slot: int, connection: Connection, channel: Channel, output: Output) -> None:
+        self.slot, self.pid, self.connection, self._channel, self._output = slot, 0, connection, channel, output
+        self.wrote = self.ended = False
         self.items = array("Q")
+        self.pipes = output.pair(self._writers)
         self.recorded, self.since, self._seen = 0, 0.0, (-1, 0.0)
         self._slow: int | None = None
         self.ready = self.killed = self.can_checkpoint = False
@@ -112,6 +134,7 @@ class WorkerHandle:
     def assign(self, items: array[int]) -> None:
         """Send it items; it must be idle."""
         self.items, self.recorded, self.since = items, 0, monotonic()
+        self.wrote = self.ended = False
         self._seen, self._slow = (-1, self.since), None
         self._channel.assign(len(items))
         self._send(LENGTH.pack(len(items)) + items.tobytes())
@@ -125,11 +148,12 @@ class WorkerHandle:
         with suppress(BrokenPipeError):  # it has died: see Pool.reap
             self.connection.send(data)
 
-    def drain(self, writer: OutcomeWriter) -> int:
-        """Record the outcomes in the channel; return their number."""
+    def drain(self, writer: OutcomeWriter, log: FailureLog) -> int:
+        """Record the outcomes in the channel, and show failures; return their number."""
         lengths = self._channel.lengths()
         if not lengths:
             return 0
+        self.empty_pipes()  # before the outcomes: with an outcome there is all of the output
         items = self.items[self.recorded : self.recorded + len(lengths)]
         times = self.times(len(lengths))
         for start, stop in _records(items, lengths):
@@ -138,6 +162,7 @@ class WorkerHandle:
             if mark in _KINDS:
                 writer.numbers(_KINDS[mark], items[start], data.tobytes(), ran)
             elif mark:
+                log.show(f"item {items[start]}", data)
                 writer.failure(items[start], data, ran)
             else:
                 writer.packed(Kind.SERIES, items[start], alike, data, ran)
@@ -147,6 +172,55 @@ class WorkerHandle:
     def times(self, number: int) -> Times:
         """Return when the next items ran that have not been recorded; the last of them may be running."""
         return self._channel.times(self.recorded, self.recorded + number)
+
+    def _writers(self) -> Sequence[range]:
+        """Return the items of which one has just written something; none while it is idle.
+
+        From then on items are handed over one by one (`Pool._size`), so that each has its own output.
+        """
+        begun = self.recorded + self._channel.new
+        if not self.ended and self.running is not None:
+            begun = self.running + 1
+        if begun and not self.wrote:
+            self.wrote = True
+            if len(self.items) > 1:
+                self.take_back()
+        return list(ranges_of(sorted(self.items[:begun])))
+
+    def empty_pipes(self) -> None:
+        """Take everything that the items have written until now."""
+        for pipe in self.pipes:
+            pipe.empty()
+        self._output.flush()
+
+    def leave_pipes(self) -> None:
+        """Take everything that the items have written until now; what follows is written by no item."""
+        for pipe in self.pipes:
+            pipe.empty()
+            pipe.items = tuple
+        self._output.flush()
+        self.pipes = []
+
+    def renew_pipes(self) -> None:
+        """Open the pipes that it offers as the new ones of its streams, if possible."""
+        content = self.connection.receive(2 * LENGTH.size)
+        if content is None:
+            return
+        opened: list[int] = []
+        try:
+            for start in (0, LENGTH.size):
+                number = LENGTH.unpack_from(content, start)[0]
+                opened.append(os.open(f"/proc/{self.pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:  # no /proc, or no descriptor is left
+            for descriptor in opened:
+                os.close(descriptor)
+            self._send(b"N")
+            return
+        self.leave_pipes()
+        self.pipes = [
+            self._output.add(stream, (each, -1), self._writers) for stream, each in zip(STREAMS, opened, strict=True)
+        ]
+        self._send(b"Y")
 
     def take_back_behind_slow(self, patience: float) -> array[int]:
         """Take back the items behind one that has run for longer than *patience*; return them.
@@ -205,7 +279,7 @@ class Pool:
         seconds_per_item: how long the items of the last assignments took, each; 0 before the first has ended.
     """
 
-    def __init__(self, events: Events, writer: OutcomeWriter, queue: Queue, child: _Child, *, shares: bool) -> None:
+    def __init__(self, events: Events, sinks: Sinks, queue: Queue, child: _Child, *, shares: bool) -> None:
         """Create an empty pool.
 
         *child* runs in each new process, with its slot, its end of the connection and its channel;
@@ -214,7 +288,9 @@ class Pool:
         self.workers: dict[int, WorkerHandle] = {}
         self.appending: WorkerHandle | None = None
         self.progress = 0
-        self._events, self._writer, self._queue, self._child, self._shares = events, writer, queue, child, shares
+        self._events, self._queue, self._child, self._shares = events, queue, child, shares
+        self._writer, self._output, self._log = sinks
+        self._quiet = _QUIET
         self.seconds_per_item = self.longest = 0.0
         self.began = math.inf
         self._recent_seconds = self._recent_items = 0.0
@@ -246,15 +322,21 @@ class Pool:
     def _start(self, slot: int) -> None:
         ours, theirs = Connection.pair()
         channel = Channel()
+        worker = WorkerHandle(slot, ours, channel, self._output)
         pid = os.fork()
         if not pid:
             ours.close()
             for other in self.workers.values():
                 other.connection.close()  # else the others would not see the end of the supervisor
+            self._output.leave()
+            for pipe in worker.pipes:
+                pipe.take()
             self._child(slot, theirs, channel)
             sys.exit()  # through the supervisor's frames: this process ends as Python ends, and not by `os._exit`
         theirs.close()
-        worker = self.workers[pid] = WorkerHandle(slot, pid, ours, channel)
+        for pipe in worker.pipes:
+            pipe.give()
+        worker.pid, self.workers[pid] = pid, worker
         self._events.add(ours.reading, lambda: self._receive(worker))
 
     def feed(self) -> None:
@@ -268,7 +350,7 @@ class Pool:
 
     def _size(self) -> int:
         """Return how many items to assign at once."""
-        if not self.seconds_per_item:
+        if not self.seconds_per_item or self._quiet < _QUIET:
             return 1
         size = int(ASSIGNMENT_SECONDS / self.seconds_per_item)
         # Several workers end together; the last assignments of one that is alone would be ever shorter for nothing.
@@ -287,7 +369,7 @@ class Pool:
             return
         for worker in self.workers.values():
             if worker.busy:
-                self.progress += worker.drain(self._writer)
+                self.progress += worker.drain(self._writer, self._log)
                 self._queue.put_back(worker.take_back_behind_slow(PATIENCE))
 
     # Messages.
@@ -302,6 +384,8 @@ class Pool:
     def _handle(self, worker: WorkerHandle, message: bytes) -> None:
         if message in ABOUT_ITSELF:
             worker.note(message)
+        elif message == b"O":
+            worker.renew_pipes()
         elif self.appending is not None and worker is not self.appending:
             # One writer at a time: until the large outcome is in the file, the others wait.
             self._deferred.append((worker, message))
@@ -312,7 +396,9 @@ class Pool:
             self._writer.cut()
             self._release()
         else:
-            self.progress += worker.drain(self._writer)
+            worker.ended = message == b"E"
+            worker.empty_pipes()
+            self.progress += worker.drain(self._writer, self._log)
             if message == b"E":
                 self._end_assignment(worker)
             elif message in (b"F", b"W"):
@@ -322,6 +408,7 @@ class Pool:
 
     def _end_assignment(self, worker: WorkerHandle) -> None:
         self._measure_shared(worker)
+        self._quiet = 0 if worker.wrote else self._quiet + len(worker.items)
         self._last_size, seconds = max(1, len(worker.items)), monotonic() - worker.since
         self._recent_seconds += seconds
         self._recent_items += self._last_size
@@ -333,10 +420,18 @@ class Pool:
         worker.items = array("Q")
 
     def _adopt(self, worker: WorkerHandle, *, failed: bool) -> None:
+        item, offset = worker.items[worker.recorded], self._writer.end
         if self._writer.adopt(failed=failed):
-            self._writer.times(worker.items[worker.recorded], worker.times(1))
+            if failed:
+                self._show_appended(item, offset)
+            self._writer.times(item, worker.times(1))
         worker.recorded += 1
         self.progress += 1
+
+    def _show_appended(self, item: int, offset: int) -> None:
+        with suppress(ResultLost, ValueError):
+            [pickled] = self._writer.read(offset).parts()
+            self._log.show(f"item {item}", bytes(pickled))
 
     def _release(self) -> None:
         self.appending = None
@@ -395,11 +490,12 @@ class Pool:
         return deaths
 
     def _remove(self, worker: WorkerHandle, status: int) -> Death:
+        worker.leave_pipes()
         appended = self._read_rest(worker)
         if self.appending is worker and not appended:
             self._writer.cut()
         self._deferred = [each for each in self._deferred if each[0] is not worker]
-        self.progress += worker.drain(self._writer)
+        self.progress += worker.drain(self._writer, self._log)
         running, item = worker.running, worker.running_item
         times = None if running is None else worker.times(1)
         if worker.checkpoint is not None and item is not None:

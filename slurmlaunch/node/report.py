@@ -1,11 +1,11 @@
 """The failures of items: pickled also where file descriptors have run out, and shown in the log of the task.
 
-Used by `worker` and `rank`. This module knows neither queues nor files of outcomes.
+A worker or a rank pickles them. The supervisor of a pool shows them, since a worker's standard error is its item's; a
+rank shows its own. This module knows neither queues nor files of outcomes.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -31,29 +31,27 @@ _LAST = b"slurmlaunch: the log of this task shows no more failures; the futures 
 
 
 class FailureLog:
-    """Shows failures on standard error, the log of a task; all forked processes share the space that is left."""
+    """Shows failures on standard error, the log of a task, as far as there is space for them."""
 
     def __init__(self, size: int = _LOG_BYTES) -> None:
-        self._left = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
-        self._left[0] = size
-        self._log = identity(2)
+        self._left, self._log = size, identity(2)
 
     @classmethod
     def of_rank(cls, ranks: int, launch: int) -> FailureLog:
         """Return the log of one rank: launches follow each other while items fail."""
         return cls((_LOG_BYTES >> launch) // ranks)
 
-    def show(self, who: str, pickled: bytes) -> None:
-        """Write a failure that this process has pickled, as far as there is space."""
+    def show(self, who: str, pickled: bytes | memoryview) -> None:
+        """Write a pickled failure."""
         _, traceback, type_name, message = Failure.parts(pickled)
-        left = self._left[0]
+        left = self._left
         if left <= 0 or identity(2) != self._log:  # the user's function may have put another file in its place
             return
         text = f"slurmlaunch: {who} failed\n{(traceback or f'{type_name}: {message}').rstrip()}\n"
         data = text.encode("utf-8", "replace")
         if len(data) > _LONGEST:
             data = data[: _LONGEST // 4] + b"\n[...]\n" + data[-_LONGEST * 3 // 4 :]
-        self._left[0] = left - len(data)
+        self._left = left - len(data)
         if left <= len(data):
             data += _LAST
         system.flush_streams()
@@ -62,13 +60,13 @@ class FailureLog:
 
 
 class Reporter:
-    """Pickles the outcomes of items, and shows those that are failures.
+    """Pickles the outcomes of items, and shows those that are failures if it has a log.
 
     It keeps a few file descriptors for that, so that an item which uses up all others gets its own error: to pickle a
     failure, modules may have to be imported.
     """
 
-    def __init__(self, work: Work, log: FailureLog, descriptor: int) -> None:
+    def __init__(self, work: Work, log: FailureLog | None, descriptor: int) -> None:
         """Keep copies of a descriptor that is this process's own."""
         self._work, self._log = work, log
         self._descriptor, self._original = descriptor, identity(descriptor)
@@ -95,8 +93,12 @@ class Reporter:
         """Return the pickled failure of an item that raised."""
         with self._using_spare():
             data = self._work.failure(error)
-            self._log.show(who, data)
+            self._show(who, data)
         return data
+
+    def _show(self, who: str, data: bytes) -> None:
+        if self._log is not None:
+            self._log.show(who, data)
 
     def pickled(self, who: str, value: object) -> tuple[Kind, bytes | Bundle]:
         """Return the kind of a value's record and its pickle, as `Work.pickled` does."""
@@ -105,7 +107,7 @@ class Reporter:
             with self._using_spare():
                 kind, data = self._work.pickled(value)  # a module may have been missing for want of a descriptor
                 if isinstance(data, bytes) and kind == Kind.FAILURE:
-                    self._log.show(who, data)
+                    self._show(who, data)
         return kind, data
 
     def _keep_spare(self) -> None:

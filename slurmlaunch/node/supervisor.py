@@ -19,13 +19,15 @@ from slurmlaunch.context import Task
 from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, WorkerDied
 from slurmlaunch.node import finder, main_module, system
 from slurmlaunch.node.events import Signals
-from slurmlaunch.node.pool import Pool
+from slurmlaunch.node.output import Output
+from slurmlaunch.node.pool import Pool, Sinks
 from slurmlaunch.node.report import FailureLog
 from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.node.worker import Worker
 from slurmlaunch.runfolder.function import Work, read_function
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import MODULES
+from slurmlaunch.runfolder.output import MAX_LOG, OutputWriter
 from slurmlaunch.runfolder.plan import Pace
 
 if TYPE_CHECKING:
@@ -65,7 +67,10 @@ class Supervisor(TaskSupervisor):
         plan = self._plan
         self._checkpoints = {**round_.checkpoints(), **self._earlier.checkpoints}
         self._log = FailureLog()
-        self._pool = Pool(self._events, self._writer, self._queue, self._run_worker, shares=bool(manifest.shared))
+        limit = plan.options.get("max_log", MAX_LOG)
+        self._output = Output(self._events, OutputWriter(folder, task, self._writer.attempt, limit))
+        sinks = Sinks(self._writer, self._output, self._log)
+        self._pool = Pool(self._events, sinks, self._queue, self._run_worker, shares=bool(manifest.shared))
         self._slots: Collection[int] = range(max(1, min(plan.processes, self._queue.left)))
         alone = plan.processes == 1
         self._masks = None if alone else caps.masks(os.sched_getaffinity(0), plan.cpus_per_task, plan.processes)
@@ -85,6 +90,8 @@ class Supervisor(TaskSupervisor):
             self._pool.kill()
         self._queue.put_back([each.item for each in self._unconfirmed])
         self._close_pool()
+        system.kill_descendants()
+        self._output.close()
         self._peak = self._pool.peak
         self._progress += self._pool.progress
 
@@ -177,6 +184,7 @@ class Supervisor(TaskSupervisor):
         self._record_deaths(now)
         if now >= self._upkeep_at:
             self._upkeep_at = now + self._upkeep_every
+            self._output.sync()
             self._writer.flush()
             self._pool.measure_shared()
             self._cancel()
@@ -204,13 +212,14 @@ class Supervisor(TaskSupervisor):
         finder.install(self._modules, self._manifest.created)
         load = partial(Work, self._folder, self._manifest, self._checkpoints, function=self._function)
         interpreter = Interpreter.from_json(self._manifest.interpreter)
-        Worker(connection, channel, self._writer, task, interpreter, self._log).main(mask, load)
+        Worker(connection, channel, self._writer, task, interpreter).main(mask, load)
 
     def _handle_death(self, death: Death) -> None:
         """Fail the item of a dead worker, or return it to the queue; `Pool.fill` replaces the worker if needed."""
         if self._stop_at is not None:
             return
         if death.worker.failure is not None:
+            self._log.show("the function", death.worker.failure)
             self._give_up(death.worker.failure)
             return
         self._failed_starts = 0 if death.worker.ready else self._failed_starts + 1

@@ -88,6 +88,15 @@ def reap_orphans(ours: Collection[int]) -> None:
 _ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
+def has_children() -> bool:
+    """Return whether this process has children, also adopted ones and those that were not waited for."""
+    try:
+        os.waitid(os.P_ALL, 0, _ENDED)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def kill_trees(roots: Collection[int]) -> None:
     """Kill processes and their descendants; all are stopped first, so that none starts another meanwhile."""
     stopped: set[int] = set()
@@ -273,6 +282,21 @@ def flush_streams() -> None:
         # A full disk, or a stream that the function closed or replaced: the outcome matters more.
         with contextlib.suppress(Exception):
             stream.flush()
+
+
+def flush_c_streams() -> None:
+    """Flush what C code of this process has printed."""
+    import _ctypes  # as for `_prctl`
+
+    _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "fflush"), (0,))  # type: ignore[arg-type]
+
+
+def replace_streams(writing: list[int]) -> None:
+    """Put these descriptors in the place of standard output and standard error, unless an item put others there."""
+    for descriptor, new in zip((1, 2), writing, strict=True):
+        if identity(descriptor) == _streams.get(descriptor):
+            os.dup2(new, descriptor)
+            _streams[descriptor] = identity(descriptor)
 
 
 _SHOWN_LINES, _SHOWN_BYTES = 12, 4096

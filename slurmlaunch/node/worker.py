@@ -20,6 +20,9 @@ W        an outcome is too large for the channel        G: emptied; append it
 D        the large outcome is appended, a value         none
 L        the large outcome is appended, a failure       none
 N        the large outcome could not be appended        none
+O        the item has left processes: here are the      Y, or N: they cannot
+         descriptors of new pipes for both streams      be opened
+         (u32 each)
 E        the assignment is done                         the next one
 =======  =============================================  ======================
 
@@ -52,7 +55,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurmlaunch.node.channel import Channel, Connection
-    from slurmlaunch.node.report import FailureLog
     from slurmlaunch.runfolder.function import Work
     from slurmlaunch.runfolder.interpreter import Interpreter
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
@@ -79,6 +81,24 @@ _NOT_HANDED_OVER = (
 )
 
 
+def _flush() -> None:
+    """Write what Python or C code of this process has buffered for the standard streams."""
+    system.flush_streams()
+    system.flush_c_streams()
+
+
+def _flushing(call: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Return a function that also flushes, so that an item's output is all there before its outcome is."""
+
+    def call_and_flush(item: int) -> Any:
+        try:
+            return call(item)
+        finally:
+            _flush()
+
+    return call_and_flush
+
+
 class _CheckpointSent(BaseException):
     """Ends the running item: the next attempt resumes it from its checkpoint."""
 
@@ -93,10 +113,9 @@ class Worker:
         writer: OutcomeWriter,
         task: context.Task,
         interpreter: Interpreter,
-        log: FailureLog,
     ) -> None:
         self._connection, self._channel, self._writer, self._task = connection, channel, writer, task
-        self._interpreter, self._log = interpreter, log
+        self._interpreter = interpreter
         self._is_copy = self._is_checkpointed = False
 
     def main(self, mask: frozenset[int] | None, load: Callable[[], Work]) -> None:
@@ -137,24 +156,42 @@ class Worker:
         except (NodeStartError, StorageFailure) as error:
             system.end_if_interrupted(self._task.item)
             data = Failure(error, failure_of(error.__cause__ or error).traceback).dump()
-            self._log.show("the function", data)
             self._connection.send(b"X" + LENGTH.pack(len(data)) + data)
             return
         main_module.function_is_loaded()
         gc.enable()
         system.end_with_parent()  # before, the end of the connection was enough
         system.adopt_orphans()
-        reporter = Reporter(work, self._log, self._connection.reading)
+        reporter = Reporter(work, None, self._connection.reading)
         call = work.call
         if work.can_checkpoint:
             call = self._until_checkpoint(call)
             signal.signal(signal.SIGUSR2, lambda *_: self._checkpoint(work))
+        flushing = _flushing(call)
         self._connection.send(b"C" if work.can_checkpoint else b"R")
         while (items := self._assignment()) is not None:
-            self._run(call, reporter, items)
+            self._run(call if len(items) > 1 else flushing, reporter, items)
             self._channel.end()
-            system.flush_streams()
+            _flush()
+            if system.has_children():
+                self._renew_streams()
             self._connection.send(b"E")
+
+    def _renew_streams(self) -> None:
+        """Write to new pipes from now on: what the processes that an item left write is not the next item's."""
+        pipes: list[tuple[int, int]] = []
+        try:
+            pipes += [os.pipe(), os.pipe()]
+        except OSError:  # items have used up the descriptors
+            return
+        try:
+            self._connection.send(b"O" + b"".join(LENGTH.pack(reading) for reading, _ in pipes))
+            if self._connection.receive(1) == b"Y":
+                system.replace_streams([writing for _, writing in pipes])
+        finally:
+            for each in pipes:
+                for descriptor in each:
+                    os.close(descriptor)
 
     def _checkpoint(self, work: Work) -> None:
         """Send the checkpoint of the running item, and end: running on would only get beyond it."""

@@ -55,6 +55,9 @@ ITEMS_INDEX = "items.index"
 MODULES = "modules"
 """The file of the user's modules, in the run folder or in a round's."""
 
+OUTPUT = "output"
+"""The folder of what items wrote to their standard streams; the first task that has something to write makes it."""
+
 UNGUESSABLE = "secret-"
 """The beginning of the name of a file that only this user knows: see `RunFolder.secret_file`."""
 
@@ -115,6 +118,10 @@ class RunFolder:
     def outcome_file(self, task: int, attempt: int) -> Location:
         """Return the file of records of one attempt of a task."""
         return self.outcomes / f"{task}.{attempt}"
+
+    def output_file(self, task: int, attempt: int) -> Location:
+        """Return the file of what the items of one attempt of a task wrote."""
+        return self.root / OUTPUT / f"{task}.{attempt}"
 
     def rank_file(self, number: int, task: int, attempt: int, rank: int) -> Location:
         """Return the file of records of one rank in one attempt of a task of a round."""

@@ -117,6 +117,15 @@ class AttemptWriter(RecordWriter):
         self.only_values = False
         self.patience = patience or Patience()
 
+    @property
+    def end(self) -> int:
+        """The end of the last record that is counted, in bytes."""
+        return self._end
+
+    def read(self, offset: int) -> Content:
+        """Return the record at an offset; `read_record` says what it raises."""
+        return read_record(self.path, offset, self._salt)
+
     def append(self, *entries: Entry) -> None:
         """Append records; wait while the storage fails."""
         self.patience.run(partial(super().append, *entries))

@@ -504,6 +504,7 @@ _OPTIONS = forms.Keys(
         "launcher": forms.null_or(forms.listing(forms.text)),
         "retries": forms.count,
         "requeues": forms.count,
+        "max_log": forms.count,
         "seed": forms.null_or(forms.integer),
         **dict.fromkeys(("throttle", "processes", "threads"), forms.null_or(forms.count)),
         **dict.fromkeys(("name", "max_mem", "max_time"), forms.null_or(forms.text)),

@@ -85,6 +85,10 @@ class Kind(IntEnum):
     """The source of a module, or the content of its .pyc file (see `modules`)."""
     TIMES = 17
     """When the items of the record before it ran: f64 and f32 (see `outcomes.Times`)."""
+    STDOUT = 18
+    """What the items of the header wrote to standard output (see `output`)."""
+    STDERR = 19
+    """The same, to standard error."""
 
 
 class Header(NamedTuple):

@@ -1,0 +1,131 @@
+"""The standard streams of the processes of a pool: pipes, which the supervisor empties.
+
+The supervisor copies all that comes into the log of the task, and stores it by item (`runfolder.output`). Which items
+may have written it, the worker's handle says at that moment. A full pipe makes its writer wait, so that no memory fills
+up. Used by `pool` and `supervisor`; knows nothing of outcomes.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from slurmlaunch.runfolder.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from slurmlaunch.node.events import Events
+    from slurmlaunch.runfolder.output import OutputWriter
+
+    Items = Callable[[], Sequence[range]]
+
+_PIECE = 1 << 16
+_MOST = 1 << 20
+"""The bytes that are read at once, and how many are read to empty a pipe: the kernel lets it hold no more."""
+
+STREAMS = {1: Kind.STDOUT, 2: Kind.STDERR}
+
+
+class Output:
+    """All that the processes of a task write, and its two destinations."""
+
+    def __init__(self, events: Events, writer: OutputWriter) -> None:
+        self._events, self._writer = events, writer
+        self._pipes: set[Pipe] = set()
+
+    def pair(self, items: Items) -> list[Pipe]:
+        """Return a new pipe for each stream of one process; *items* tells which ones may have written what is read."""
+        return [self.add(stream, os.pipe(), items) for stream in STREAMS]
+
+    def add(self, stream: int, ends: tuple[int, int], items: Items) -> Pipe:
+        """Empty a pipe from now on; the second of its ends is the writer's, or -1 in another process."""
+        pipe = Pipe(self, stream, ends, items)
+        os.set_blocking(pipe.reading, False)
+        self._pipes.add(pipe)
+        self._events.add(pipe.reading, pipe.read)
+        return pipe
+
+    def __contains__(self, pipe: Pipe) -> bool:
+        return pipe in self._pipes
+
+    def write(self, stream: int, items: Sequence[range], data: bytes) -> None:
+        """Copy to the log, as far as the storage takes it, and store."""
+        view = memoryview(data)
+        with suppress(OSError):
+            while view:
+                view = view[os.write(stream, view) :]
+        self._writer.add(STREAMS[stream], items, data)
+
+    def drop(self, pipe: Pipe) -> None:
+        """Close a pipe that nobody writes to any more."""
+        if pipe in self._pipes:
+            self._pipes.discard(pipe)
+            self._events.remove(pipe.reading)
+            os.close(pipe.reading)
+
+    def leave(self) -> None:
+        """Close all ends for reading, in a forked child."""
+        for pipe in self._pipes:
+            os.close(pipe.reading)
+
+    def flush(self) -> None:
+        """Write what is stored by item."""
+        self._writer.flush()
+
+    def sync(self) -> None:
+        """Make it survive a crash of this machine, and let other machines see it."""
+        self._writer.sync()
+
+    def close(self) -> None:
+        """Store what is left, after all processes have ended."""
+        for pipe in list(self._pipes):
+            pipe.empty()
+            self.drop(pipe)
+        self._writer.close()
+
+
+class Pipe:
+    """One standard stream of one process.
+
+    Attributes:
+        stream: 1 or 2.
+        reading: the descriptor to read from.
+        items: returns the items that may have written what is read now.
+    """
+
+    def __init__(self, output: Output, stream: int, ends: tuple[int, int], items: Items) -> None:
+        self._output, self.stream, self.items = output, stream, items
+        self.reading, self._writing = ends
+
+    def read(self) -> None:
+        """Read once, and store it."""
+        self._read()
+
+    def empty(self) -> None:
+        """Read what is there; at the end of an item that is all it wrote."""
+        left = _MOST
+        while left > 0 and self in self._output and (size := self._read()):
+            left -= size
+
+    def _read(self) -> int:
+        """Return the number of bytes, 0 if there is nothing or nobody writes any more."""
+        try:
+            data = os.read(self.reading, _PIECE)
+        except BlockingIOError:
+            return 0
+        if data:
+            self._output.write(self.stream, self.items(), data)
+        else:
+            self._output.drop(self)
+        return len(data)
+
+    def take(self) -> None:
+        """Make it the standard stream of this process, a forked child."""
+        os.dup2(self._writing, self.stream)
+        os.close(self._writing)
+
+    def give(self) -> None:
+        """Close the writer's end in this process, the supervisor."""
+        os.close(self._writing)
