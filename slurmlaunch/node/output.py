@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     Items = Callable[[], Sequence[range]]
 
-_PIECE = 1 << 16
+_PIECE = 1 << 17
+"""The bytes that are read at once, more than a pipe holds: so no read ends within what was written at once."""
+
 _MOST = 1 << 20
-"""The bytes that are read at once, and how many are read to empty a pipe: the kernel lets it hold no more."""
+"""How many bytes are read to empty a pipe, which may be filled meanwhile."""
 
 STREAMS = {1: Kind.STDOUT, 2: Kind.STDERR}
 

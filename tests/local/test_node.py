@@ -350,7 +350,7 @@ def test_outcomes_survive_a_killed_supervisor(tmp_path: Path, story: Story, gate
     node.kill()
     assert finish(node).status == -signal.SIGKILL
     file = Path(run.folder.outcome_file(0, 0))
-    file.write_bytes(file.read_bytes()[:-5])
+    file.write_bytes(file.read_bytes()[:-100])  # the times of the last items, and a part of their outcomes
     lost = sorted(set(range(10)) - set(run.recorded()))
     gate.open()
 
