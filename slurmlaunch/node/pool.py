@@ -162,7 +162,7 @@ class WorkerHandle:
             if mark in _KINDS:
                 writer.numbers(_KINDS[mark], items[start], data.tobytes(), ran)
             elif mark:
-                log.show(f"item {items[start]}", data)
+                log.show_item(items[start], data)
                 writer.failure(items[start], data, ran)
             else:
                 writer.packed(Kind.SERIES, items[start], alike, data, ran)
@@ -431,7 +431,7 @@ class Pool:
     def _show_appended(self, item: int, offset: int) -> None:
         with suppress(ResultLost, ValueError):
             [pickled] = self._writer.read(offset).parts()
-            self._log.show(f"item {item}", bytes(pickled))
+            self._log.show_item(item, bytes(pickled))
 
     def _release(self) -> None:
         self.appending = None

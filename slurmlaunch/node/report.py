@@ -41,6 +41,11 @@ class FailureLog:
         """Return the log of one rank: launches follow each other while items fail."""
         return cls((_LOG_BYTES >> launch) // ranks)
 
+    def show_item(self, item: int, pickled: bytes | memoryview) -> None:
+        """Write the pickled failure of an item, if its function raised: the storage's failures have no traceback."""
+        if Failure.parts(pickled).traceback:
+            self.show(f"item {item}", pickled)
+
     def show(self, who: str, pickled: bytes | memoryview) -> None:
         """Write a pickled failure."""
         _, traceback, type_name, message = Failure.parts(pickled)

@@ -240,7 +240,7 @@ class TestDeaths:
         assert f"(item 2, task 1, job {array[2].job_id}" in str(error)
         assert f"log: {error.log}" in str(error)
         assert (6, 6) == (array[0].result(), array[1].result())
-        assert "alive\nalive\n" == array[0].stderr()
+        assert ("alive\n", "alive\nalive\n") == (array[0].stderr(), array.logs(0))
 
     def test_processes_beside(self, make_executor: ExecutorFactory) -> None:
         """Items in other processes of the same task continue."""

@@ -89,11 +89,12 @@ class TestPlace:
 
     @elsewhere
     def test_logs(self, finished: FutureArray[int]) -> None:
-        """The standard output and error of a task's items can be read."""
-        wait_until(lambda: finished[5].stdout().count("\n") == 2)  # written by the process, whose end is not awaited
-        assert "out 4\nout 5\n" == finished[5].stdout()
+        """The standard output and error of an item, and those of its task, can be read."""
+        assert [f"out {item}\n" for item in range(6)] == [future.stdout() for future in finished]
+        assert [f"err {item}\n" for item in range(6)] == [future.stderr() for future in finished]
         assert "out 4\nout 5\n" == finished[5].log("out").read_text(encoding="utf-8")
-        errors = finished[4].stderr().splitlines()
+        assert finished.logs(2).startswith("out 4\nout 5\nerr 4\n")
+        errors = finished.logs(2).splitlines()[2:]
         assert ["err 4", "err 5"] == [line for line in errors if line.startswith("err")]
         assert errors == finished[5].log("err").read_text(encoding="utf-8").splitlines()
         assert "slurmlaunch: item 4 failed" in errors

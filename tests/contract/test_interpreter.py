@@ -102,7 +102,7 @@ SETTINGS = """
         ranks = executor.options(ntasks=2).submit(seen, 0)
         here = seen(0)
         print(here, array.results(timeout=90) == [here, here], ranks.result(timeout=90) == here)
-        print(repr(array[0].stderr()))
+        print(repr(array.logs(0)))
 """
 
 

@@ -28,7 +28,7 @@ def warn(cluster: Cluster, job_id: str | None) -> None:
 
 def await_close(future: Future[Any]) -> None:
     """Wait until the future's task has received the warning and starts no more items."""
-    wait_until(lambda: "the time limit is near, no further items are begun" in future.stderr())
+    wait_until(lambda: "the time limit is near, no further items are begun" in future.run.logs(0))
 
 
 def test_between_items(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:

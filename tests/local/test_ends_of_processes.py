@@ -144,7 +144,7 @@ def test_what_a_rank_leaves_running_delays_no_end(tmp_path: Path) -> None:
 
     assert future.result(PATIENCE) == 8
     executor.shutdown()
-    assert "did not end" not in future.stderr()
+    assert "did not end" not in future.run.logs(0)
 
 
 @pytest.mark.parametrize("deed", DEEDS)
@@ -167,7 +167,7 @@ def test_a_bad_end_changes_no_outcome(tmp_path: Path, deed: str) -> None:
     executor.shutdown()
     mark = array.folder / "ended" / "0.0.0"
     wait_until(mark.exists)
-    assert re.search(said.format(who="rank [01]"), array[0].stderr())
+    assert re.search(said.format(who="rank [01]"), array.logs(0))
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_a_hang_at_the_end_changes_no_outcome(tmp_path: Path) -> None:
         assert "process 0 of the task did not end within 10 s" in ended.err
     executor.shutdown()
     wait_until(lambda: any((array.folder / "ended").iterdir()))
-    assert "did not end within 10 s" in array[0].stderr()
+    assert "did not end within 10 s" in array.logs(0)
 
 
 def test_a_task_that_is_stopped_waits_for_no_end(tmp_path: Path, gate: Gate) -> None:

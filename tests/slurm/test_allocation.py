@@ -50,7 +50,7 @@ futures = ex.options(cpus_per_task=4).map_array(gate.enter, range(6), chunksize=
 gate.await_arrival(0, 1, 2, 3)
 print([str(future.state) for future in futures])
 gate.open()
-print(futures.results(PATIENCE), "disabled" in "".join(future.stderr() for future in futures))
+print(futures.results(PATIENCE), "disabled" in "".join(map(futures.logs, range(6))))
 """,
         within=(*SALLOC, *memory),
     )
