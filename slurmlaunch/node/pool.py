@@ -523,6 +523,8 @@ class Pool:
                 elif message in APPENDED:
                     self._adopt(worker, failed=message == b"L")
                     appended = True
+                elif message == b"O":
+                    worker.connection.receive(2 * LENGTH.size)
                 elif message == b"W":
                     break
         return appended
