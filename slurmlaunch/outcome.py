@@ -22,7 +22,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
-from slurmlaunch.errors import FunctionExited, ItemError, UnpicklableResult
+from slurmlaunch.errors import FunctionExited, ItemError, SlurmlaunchError, UnpicklableResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -325,19 +325,26 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 class _Bare:
-    """A context from which an outcome is raised without a frame of slurmlaunch's in its traceback.
+    """A context from which some exceptions are raised without a frame of slurmlaunch's in their traceback.
 
     Python adds a frame to a traceback where an exception leaves it, but not where ``with`` raises it again.
     """
 
+    def __init__(self, *kinds: type[BaseException]) -> None:
+        self._kinds = kinds
+
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is not None:
+        if isinstance(error, self._kinds):
             BaseException.with_traceback(error, None)  # a class of the user's may have a method of that name
 
 
-BARE = _Bare()
+BARE = _Bare(BaseException)
+"""For outcomes of items."""
+
+BARE_IF_OURS = _Bare(SlurmlaunchError, TimeoutError)
+"""For calls in which code of the user's may raise, too."""
 
 
 def _set(error: BaseException, name: str, value: object) -> None:

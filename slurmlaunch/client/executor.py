@@ -50,7 +50,7 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError
-from slurmlaunch.outcome import BARE
+from slurmlaunch.outcome import BARE, BARE_IF_OURS
 from slurmlaunch.runfolder import runs_folder
 from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.interpreter import Interpreter
@@ -224,7 +224,8 @@ class Executor(concurrent.futures.Executor):
                 raise misplaced_option(name, kwargs[name], "ex.options({}=...).submit(...)")
         call = functools.partial(fn, *args, **kwargs) if args or kwargs else fn
         bound = [""] * len(args) + list(kwargs)
-        array: FutureArray[T] = self._submit(Call(call, [()], self._options, bound=bound))
+        with BARE_IF_OURS:
+            array: FutureArray[T] = self._submit(Call(call, [()], self._options, bound=bound))
         return array[0]
 
     def map_array(
@@ -279,7 +280,8 @@ class Executor(concurrent.futures.Executor):
         if not iterables:
             raise TypeError("map_array(fn, items) runs the function on each item: give the items, or use submit(fn)")
         how = How(tasks, chunksize, throttle, schedule, cost, name)
-        return self._submit(self._mapped(function, zip_equal(fn, iterables), how, bound=kwargs or ()))
+        with BARE_IF_OURS:
+            return self._submit(self._mapped(function, zip_equal(fn, iterables), how, bound=kwargs or ()))
 
     def starmap_array(  # noqa: PLR0913  (as many as map_array)
         self, fn: Callable[..., T], argument_tuples: Iterable[Iterable[Any]], *,
@@ -290,7 +292,8 @@ class Executor(concurrent.futures.Executor):
         """Run the function on each tuple of arguments; otherwise as `map_array`."""
         _refuse(misplaced)
         function, how = with_kwargs(fn, kwargs), How(tasks, chunksize, throttle, schedule, cost, name)
-        return self._submit(self._mapped(function, rows_of(argument_tuples), how, bound=kwargs or ()))
+        with BARE_IF_OURS:
+            return self._submit(self._mapped(function, rows_of(argument_tuples), how, bound=kwargs or ()))
 
     def map(
         self,
@@ -315,7 +318,8 @@ class Executor(concurrent.futures.Executor):
         check_function(fn)
         deadline = None if timeout is None else time.monotonic() + timeout
         call = self._mapped(fn, zip_shortest(fn, iterables), How(chunksize=chunksize))
-        return _results_of(self._submit(call), deadline)
+        with BARE_IF_OURS:
+            return _results_of(self._submit(call), deadline)
 
     def script(
         self, fn: Callable[..., Any], *iterables: Iterable[Any], kwargs: Mapping[str, Any] | None = None,

@@ -80,7 +80,9 @@ class Explanations:
         if not isinstance(error, ItemError):  # which says it itself
             where = str(place._replace(item=None))
             lines += [] if is_shared else [f"{where}; log: {place.log}" if place.log else where]
-        _add(error, "\n".join(filter(None, [*lines, self._again(error, changes)])))
+        if ledger.status(item) != ItemStatus.VALUE:  # a value that does not load here
+            lines.append(self._again(error, changes))
+        _add(error, "\n".join(filter(None, lines)))
 
     def _again(self, error: BaseException, changes: dict[str, str]) -> str:
         """Return the line that runs the item again."""
@@ -99,10 +101,10 @@ class Explanations:
         options = Options.from_json(view.round.plan.options)
         peak = view.last_notes.get("peak")
         if isinstance(error, OutOfMemory):
-            known = [f"the task held {memory(peak)}"] if peak else []
-            known += [f"{name}={options.slurm[name]!r}" for name in _MEMORY if name in options.slurm]
+            known = [f"held {memory(peak)}"] if peak else []
+            known += [f"has {name}={options.slurm[name]!r}" for name in _MEMORY if name in options.slurm]
             if known:
-                error.what += f"; {', with '.join(known)}"
+                error.what += f"; the task {' and '.join(known)}"
         else:
             error.what += f"; {self._pace(tasks.items_of(task), ledger)}"
         more = more_for(
@@ -134,6 +136,10 @@ class Explanations:
         with suppress(OSError, RunFolderError, UnsafeRunFolder):
             if name in self._code(0).modules and name not in self._code(last).modules:
                 yield f'the run has {name} as it was submitted: retry(code="submitted") runs that'
+                return
+        installs = "install it" in "".join(getattr(error, "__notes__", ()))
+        if isinstance(error, ModuleNotFoundError) and error.name and not (self._changed[last] or installs):
+            yield f"install {error.name} for the Python of the tasks, or name another Python with python=[...]"
 
 
 _SAMPLE = 8

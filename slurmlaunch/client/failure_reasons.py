@@ -168,6 +168,8 @@ def _advice(status: int | None, log_tail: str, image: str | None) -> str:
         if f"No module named {module!r}" in log_tail or f"No module named {module}" in log_tail:
             where = f"for the Python in the image {image}" if image else "for the Python that runs on the node"
             return f"Install {module} {where}, or name another: python=[...]."
+    if status == Status.SETUP:
+        return "Run these lines on a node, such as in `srun --pty bash`, and correct modules=[...] or setup=[...]."
     if "Unknown option: -P" in log_tail:
         return "The Python on the node is older than 3.11; name a newer one: python=[...]."
     if status == _NOT_FOUND:

@@ -33,7 +33,7 @@ from slurmlaunch.client.rerun import CURRENT, Retry, retry
 from slurmlaunch.client.status import Status, counts_of, status_of
 from slurmlaunch.client.submission import Submission, advice_on_interrupt
 from slurmlaunch.errors import SchedulerError
-from slurmlaunch.outcome import BARE, Failure, Value
+from slurmlaunch.outcome import BARE, BARE_IF_OURS, Failure, Value
 
 if TYPE_CHECKING:
     import os
@@ -245,7 +245,8 @@ class Future(concurrent.futures.Future[T]):
         known = self.__dict__
         if "_condition" not in known and "_result" in known:
             return cast("T", self._result)  # it was made with its value
-        self._wait(timeout)
+        with BARE_IF_OURS:
+            self._wait(timeout)
         with BARE:
             return super().result()
 
@@ -527,6 +528,7 @@ class FutureArray(Sequence[Future[T]]):
             if number
         ]
         numbers += [f"{left} are not done yet"] if left else []
+        numbers = numbers or ["its result is recorded"]
         notes = [f"item {item} of {self._run.manifest.name}; {', '.join(numbers)}"]
         # First, unlike with add_note(): it sums up the run.
         error.__dict__["__notes__"] = notes + [n for n in getattr(error, "__notes__", []) if n not in notes]

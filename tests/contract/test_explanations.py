@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,21 @@ def test_long_arguments(inline: Executor) -> None:
     note = large.exception(PATIENCE).__notes__[-1]  # type: ignore[union-attr]
     assert "int(large arguments, which future.args reads)" in note
     assert len(large.args[0]) == 2 << 20
+
+
+def test_calls_that_are_refused(inline: Executor) -> None:
+    """The traceback of an error in the call itself ends at the call."""
+    with pytest.raises(slurmlaunch.NotPicklable) as caught:
+        inline.map_array(str, [threading.Lock()])
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert [frame.filename for frame in frames] == [__file__]
+
+
+def test_a_missing_module(inline: Executor) -> None:
+    """The error of a module that a task does not find says where to install it."""
+    error = inline.map_array(__import__, ["no_such_module"])[0].exception()
+    assert error is not None
+    assert "install no_such_module for the Python of the tasks" in error.__notes__[0]
 
 
 def test_html(inline: Executor) -> None:

@@ -160,6 +160,25 @@ def test_a_refusal_comes_with_advice(job: ArrayJob, stderr: str, advice: str) ->
     assert (caught.value.stderr, caught.value.returncode, caught.value.command[0]) == (stderr, 1, "sbatch")
 
 
+@pytest.mark.parametrize(
+    ("stderr", "answers", "told"),
+    [
+        ("Invalid account", {"sacctmgr": "test\nlab\ntest\n"}, "You gave account='nope'. Your accounts: test, lab."),
+        ("Invalid qos specification", {"sacctmgr": "normal,long\n"}, "Yours: normal, long."),
+        ("Requested time limit is invalid", {"sinfo": "debug* 1:00:00\n"}, "The limits: 1:00:00 in debug."),
+        ("invalid partition specified: nope", {"sinfo": "debug*\nlarge\n"}, "The partitions: debug, large."),
+        ("Invalid account", {}, "You gave account='nope'."),
+    ],
+)
+def test_a_refusal_names_valid_values(job: ArrayJob, stderr: str, answers: dict[str, str], told: str) -> None:
+    """One query, of a second at most, tells which values the refused option may have."""
+    slurm = FakeSlurm(sbatch=failed(stderr), **{name: Finished(0, text) for name, text in answers.items()})
+    with pytest.raises(SubmissionError) as caught:
+        SlurmBackend(run=slurm).submit(replace(job, options={"account": "nope"}))
+    assert str(caught.value).endswith(told)
+    assert [given.timeout for given in slurm.commands[1:]] == [1.0]
+
+
 _POLICY = (
     "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
     "(job submit limit, user's size and/or time limits)"
