@@ -53,7 +53,7 @@ _SHORT_FLAGS = "HOQVWhsv"
 
 # The sentence of an error for a name that is no option, and the options to suggest.
 _Advice = tuple[str, tuple[str, ...]]
-_LOGS = "logs are in the run folder: read them with future.stdout() and future.stderr()"
+_LOGS = "logs are in the run folder: read them with future.stdout(), future.stderr() and futures.logs(task)"
 _SCRIPT = "the batch script is written for you: shell lines before Python go into setup=[...]"
 _ENVIRONMENT = "tasks have the client's environment: add to it with env={...}"
 _OUTPUT = "slurmlaunch reads the output of sbatch: ask for this in a shell"

@@ -70,7 +70,8 @@ class Times(NamedTuple):
             return None
         start = records.little_endian(array("d", payload[:_NUMBER]))[0]
         seconds = records.little_endian(array("f", payload[_NUMBER:]))
-        return cls(start, seconds) if all(map(forms.seconds, (start, *seconds))) else None
+        possible = all(map(forms.seconds, (start, *seconds))) and forms.seconds(start + sum(seconds))
+        return cls(start, seconds) if possible else None
 
 
 def times_behind(file: Location, offset: int, salt: int) -> tuple[range, Times] | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.slurm.shared_states import Content
 from slurmlaunch.client.attach import open_view
+from slurmlaunch.client.item_story import item_node, item_output, item_times
 from slurmlaunch.client.watcher import RateLimit
 from slurmlaunch.errors import NodeStartError, ResultLost, RunFolderError, SlurmlaunchError
 from slurmlaunch.outcome import Bundle, Failure, Value, in_series
@@ -26,7 +27,16 @@ from slurmlaunch.runfolder.function import read_function, write_function
 from slurmlaunch.runfolder.items import ItemReader, write_items
 from slurmlaunch.runfolder.layout import FOLDERS, EndMark, Manifest, RunFolder, python_version, salt_of
 from slurmlaunch.runfolder.modules import Module, ModulesReader, Source, changes_between, write_modules
-from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, OutcomeWriter, earlier_attempts, make_rank_files
+from slurmlaunch.runfolder.outcomes import (
+    Launch,
+    OutcomeFile,
+    OutcomeWriter,
+    Times,
+    earlier_attempts,
+    make_rank_files,
+    times_behind,
+)
+from slurmlaunch.runfolder.output import OutputFile, OutputWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RanksPlan, RoundPlan, Slices
 from slurmlaunch.runfolder.records import HEADER_SIZE, Damage, Entry, Kind, Record, RecordWriter, encode, scan
 from slurmlaunch.runfolder.rounds import (
@@ -123,8 +133,8 @@ def _write_outcomes(folder: RunFolder) -> None:
     writers[0].packed(Kind.VALUES, 0, array("I", map(len, pickled)), b"".join(pickled))
     series = [in_series(each)[:-1] for each in pickled]
     writers[0].packed(Kind.SERIES, 2, array("I", map(len, series)), b"".join(series))
-    writers[0].numbers(Kind.INTEGERS, 4, array("q", [1, 2]).tobytes())
-    writers[0].numbers(Kind.FLOATS, 6, array("d", [1, 2]).tobytes())
+    writers[0].numbers(Kind.INTEGERS, 4, array("q", [1, 2]).tobytes(), Times(1.5, array("f", [0.5, 1.0])))
+    writers[0].numbers(Kind.FLOATS, 6, array("d", [1, 2]).tobytes(), Times(1.5, array("f", [0.5])))
     writers[1].value(8, Bundle(pickle.dumps(b"x"), [bytes(300), bytearray(200)]))
     writers[1].checkpoint(9, pickle.dumps((len, ("a",), {})))
     writers[2].failure(9, Failure(KeyError("k"), "traceback").dump(), count=3)
@@ -137,6 +147,10 @@ def _write_outcomes(folder: RunFolder) -> None:
             file.append(Entry.of(Kind.VALUES, [pickled[0]], first=3, number=1))
             death = {"rank": 1, "node": "n", "loaded": True, "item": 7, "signal": 9, "status": None, "oom": False}
             file.note(launch=0, died={**death, "time": 2.5})
+    output = OutputWriter(folder, 0, 0, limit=5)
+    output.add(Kind.STDOUT, [range(1)], b"0")
+    output.add(Kind.STDERR, [range(1, 3), range(4, 5)], b"123")
+    output.close()
     for writer in writers:
         writer.note(ended=2.5, peak=1000)
         writer.close()
@@ -259,6 +273,7 @@ def _read_outcomes(folder: RunFolder) -> None:
         for found in [*file.read(), *file.read(final=True)]:
             if not isinstance(found, Damage):
                 _read_content(folder, found)
+                times_behind(file.path, found.offset, folder.salt)
         for checkpoint in file.checkpoints.values():
             with suppress(ResultLost):
                 checkpoint.read().parts()
@@ -276,6 +291,14 @@ def _read_content(folder: RunFolder, recorded: Any) -> None:
         assert values is None or len(values) == len(covered)
         for item in covered:
             content.outcome(item)
+
+
+def _read_output(folder: RunFolder) -> None:
+    Manifest.read(folder)
+    file = OutputFile(folder.output_file(0, 0), folder.salt)
+    for item in range(ITEMS):
+        for kind in (Kind.STDOUT, Kind.STDERR):
+            assert isinstance(file.read(kind, item).cut, bool)
 
 
 def _read_items(folder: RunFolder) -> None:
@@ -347,6 +370,9 @@ def _watch(folder: RunFolder) -> None:
             outcome = watch.run.outcome(item)
             error = outcome.error if isinstance(outcome, Failure) else None
             assert error is None or isinstance(error, (SlurmlaunchError, KeyError)), repr(error)
+        item_times(watch.run, item)
+        item_node(watch.run, item)
+        item_output(watch.run, item, "out")
     watch.run.environments.of_round(0)
     with suppress(RunFolderError):
         watch.run.code(0)
@@ -363,6 +389,7 @@ TARGETS: Mapping[str, Target] = {
     "manifest": Target(("manifest.json",), lambda folder: Manifest.read(folder)),  # noqa: PLW0108
     "rounds": Target(("rounds/*/plan.json", "rounds/*/items", "rounds/*/[jes]*"), _read_all_rounds),
     "outcomes": Target(("outcomes/*", "rounds/1/ranks/*"), _read_outcomes),
+    "output": Target(("output/*",), _read_output),
     "items": Target(("items", "items.index"), _read_items),
     "function": Target(("function", "function.buffers"), _read_function),
     "modules": Target(("modules",), _read_modules),
@@ -370,7 +397,9 @@ TARGETS: Mapping[str, Target] = {
     "claims": Target(("rounds/2/claims/*",), _read_claims),
     "definitions": Target(("definitions/*",), _read_definition),
     "cancellations": Target(("cancelled/*",), _read_cancellations),
-    "client": Target(("manifest.json", "environment", "modules", "rounds/*/*", "outcomes/*", "cancelled/*"), _watch),
+    "client": Target(
+        ("manifest.json", "environment", "modules", "rounds/*/*", "outcomes/*", "cancelled/*", "output/*"), _watch
+    ),
 }
 
 SPECIFIED = (RunFolderError, ResultLost, NodeStartError)
