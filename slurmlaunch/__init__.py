@@ -37,6 +37,7 @@ _MODULES = {
     "client.cleaning": ("Cleaned", "clean"),
     "client.code": ("Code",),
     "client.collector": ("Attempt",),
+    "client.doctor.report": ("Check", "Report", "doctor"),
     "client.executor": ("Executor",),
     "client.futures": ("Future", "FutureArray", "attach"),
     "client.runs": ("RunList", "RunSummary", "runs"),
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # for type checkers alone, which read no table
     from slurmlaunch.client.cleaning import *
     from slurmlaunch.client.code import *
     from slurmlaunch.client.collector import *
+    from slurmlaunch.client.doctor.report import *
     from slurmlaunch.client.executor import *
     from slurmlaunch.client.futures import *
     from slurmlaunch.client.runs import *

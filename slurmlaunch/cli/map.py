@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     items = _items(parser, words[1:], given)
-    executor = Executor(given.folder, cluster=given.cluster, profile=given.profile, **_run_options(given))
+    executor = Executor(given.folder, cluster=given.cluster, profile=given.profile, **run_options(given))
     if given.dry_run:
         print(executor.script(command, items, tasks=given.tasks, chunksize=given.chunksize))
         return 0
@@ -222,7 +222,7 @@ class RunOptionParser(argparse.ArgumentParser):
         return min(position, len(arguments))
 
 
-def _run_options(given: argparse.Namespace) -> dict[str, Any]:
+def run_options(given: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `Executor` for the parsed options."""
     values = {name: getattr(given, name, None) for name in (*NAMES, *OURS)}
     options = {name: value for name, value in values.items() if value is not None and value is not False}

@@ -139,6 +139,12 @@ def is_on_network(folder: Path) -> bool:
     If it is this machine's own disk, and the nodes reach it through this machine, nothing is cached in between. A file
     system that is not listed, as in a chroot or a container, is taken for this machine's.
     """
+    kind = file_system_of(folder)
+    return bool(kind) and kind not in _LOCAL_FILE_SYSTEMS
+
+
+def file_system_of(folder: Path) -> str:
+    """Return the kind of a folder's file system, such as ``nfs4``; empty if it is not listed."""
     best, kind = "", ""
     with Path("/proc/self/mounts").open(encoding="utf-8", errors="replace") as mounts:
         for line in mounts:
@@ -147,4 +153,4 @@ def is_on_network(folder: Path) -> bool:
             inside = os.path.commonpath([point, folder]) == point if point.startswith("/") else False
             if inside and len(point) >= len(best):
                 best, kind = point, this
-    return bool(kind) and kind not in _LOCAL_FILE_SYSTEMS
+    return kind

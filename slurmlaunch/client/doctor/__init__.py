@@ -1,0 +1,6 @@
+"""The checks of a cluster that `slurmlaunch.doctor` makes.
+
+``report`` puts them together; ``here`` checks this machine and the folder, ``scheduler`` asks Slurm, ``job`` submits
+one small job whose item is ``on_node``, and compares what it finds. This file imports nothing, because nodes import
+``on_node``.
+"""

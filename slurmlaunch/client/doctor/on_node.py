@@ -1,0 +1,180 @@
+"""The item of the doctor's job: what a task sees on its node.
+
+The client compares it with what it sees itself. It imports the standard library only, and runs as any item does.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STARTED, PING, PONG = "started", "ping", "pong"
+TAKEN, RENAMED, APPENDED, LINKED = "taken", "renamed", "appended", "linked"
+"""Files in the folder that the client has made, in which both try what run folders need."""
+
+_WAIT_FOR_CLIENT = 90.0
+"""Seconds; a network file system may show a new file a minute late."""
+_STEP = 0.005
+_TIMEOUT = 30.0
+_NO_LIMIT = 1 << 60
+"""From here on the first version of control groups means no limit."""
+
+
+def look_around(folder: str, imports: tuple[str, ...], variables: tuple[str, ...], ours: str) -> dict[str, Any]:
+    """Return what this process sees.
+
+    Args:
+        folder: the folder in which client and node try the storage.
+        imports: the names of modules to look for.
+        variables: the names of variables whose values are returned.
+        ours: the name of the variable that lists those which slurmlaunch itself has set.
+    """
+    began = time.time()
+    set_here = os.environ.get(ours, "").split(":")
+    commands = _slurm() if "SLURM_JOB_ID" in os.environ else {}
+    return {
+        "began": began,
+        "host": platform.node(),
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "packages": packages(),
+        "missing": [name for name in imports if not _is_there(name)],
+        "variables": {name: os.environ[name] for name in variables if name in os.environ and name not in set_here},
+        "cpus": len(os.sched_getaffinity(0)),
+        "granted": os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE"),
+        "memory": _memory_limit(),
+        "starts": _starts(commands.get("scontrol", _Answer()).text),
+        "slurm": {name: answer.complaint for name, answer in commands.items()},
+        "storage": _storage(Path(folder)),
+        "ended": time.time(),
+    }
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of the installed distributions by name."""
+    return {each.metadata["Name"]: each.version for each in metadata.distributions() if each.metadata["Name"]}
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _memory_limit() -> int | None:
+    """Return the smallest memory limit of the control groups of this process, in bytes."""
+    limits = []
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            unified = not controllers
+            if unified or "memory" in controllers.split(","):
+                base, name = ("", "memory.max") if unified else ("memory", "memory.limit_in_bytes")
+                inside = Path(path.lstrip("/"))
+                for part in (inside, *inside.parents):
+                    with suppress(OSError, ValueError):
+                        limits.append(int(Path("/sys/fs/cgroup", base, part, name).read_text(encoding="utf-8")))
+    limit = min(limits, default=_NO_LIMIT)
+    return limit if limit < _NO_LIMIT else None
+
+
+def _starts(job: str) -> dict[str, float]:
+    """Return when the job, the batch script, the supervisor and this process started, by the node's clock.
+
+    *job* is what scontrol shows of the job.
+    """
+    starts = {}
+    with suppress(TypeError, ValueError):
+        start = re.search(r"\bStartTime=(\S+)", job)
+        starts["job"] = time.mktime(time.strptime(start[1] if start else "", "%Y-%m-%dT%H:%M:%S"))
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    process = os.getpid()
+    for name in ("process", "supervisor", "script"):
+        with suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            starts[name] = boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+            process = int(fields[1])
+    return starts
+
+
+class _Answer(NamedTuple):
+    """What a command printed, and its complaint; empty if it works."""
+
+    text: str = ""
+    complaint: str = ""
+
+
+def _slurm() -> dict[str, _Answer]:
+    """Return the answers of Slurm's commands on this node."""
+    job = os.environ["SLURM_JOB_ID"]
+    commands = {
+        "scontrol": ("scontrol", "show", "job", job),
+        "sbatch": ("sbatch", "--version"),
+        "scancel": ("scancel", "--version"),
+        "srun": ("srun", "--version"),
+    }
+    return {name: _answer(words) for name, words in commands.items()}
+
+
+def _answer(words: tuple[str, ...]) -> _Answer:
+    if shutil.which(words[0]) is None:
+        return _Answer(complaint="it is not on PATH")
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return _Answer(complaint=str(error))
+    complaint = done.stderr.strip() or f"exit status {done.returncode}"
+    return _Answer(done.stdout, complaint if done.returncode else "")
+
+
+def _storage(folder: Path) -> dict[str, str]:
+    """Answer the client's file, and do what run folders need; return for each operation what failed."""
+    failed = {}
+    operations: dict[str, Callable[[], object]] = {
+        "create a file": lambda: (folder / STARTED).touch(exist_ok=False),
+        "see a file of the client": lambda: _await(folder, PING),
+        "answer": lambda: (folder / PONG).touch(exist_ok=False),
+        "create a file of a name that the client has taken": lambda: _refuse_taken(folder / TAKEN),
+        "append": lambda: _append(folder / APPENDED),
+        "make a hard link": lambda: os.link(folder / APPENDED, folder / LINKED),
+        "rename": lambda: (folder / STARTED).rename(folder / RENAMED),
+    }
+    for name, operation in operations.items():
+        try:
+            operation()
+        except OSError as error:
+            failed[name] = str(error)
+    return failed
+
+
+def _await(folder: Path, name: str) -> None:
+    until = time.monotonic() + _WAIT_FOR_CLIENT
+    while name not in os.listdir(folder):  # noqa: PTH208  (a listing, since the absence of a name is cached)
+        if time.monotonic() > until:
+            raise TimeoutError(f"it is not there after {_WAIT_FOR_CLIENT:g} s")
+        time.sleep(_STEP)
+
+
+def _refuse_taken(path: Path) -> None:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    raise OSError("O_EXCL created a file that was there already")
+
+
+def _append(path: Path) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("node\n")

@@ -1,0 +1,193 @@
+"""`doctor`: checks this machine, the storage, Slurm and a node, and says for each what was found and what to do.
+
+`slurmlaunch.doctor` and ``slurmlaunch doctor`` call it. The checks themselves are in the files beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from slurmlaunch.client.configuration import options_of, path_of, settings_for
+from slurmlaunch.client.doctor import job
+from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, WARNING, Check, error, skipped
+from slurmlaunch.client.doctor.here import check_folder, check_python
+from slurmlaunch.client.doctor.job import Waiting, check_job
+from slurmlaunch.client.doctor.on_node import look_around
+from slurmlaunch.client.doctor.scheduler import check_request, check_slurm
+from slurmlaunch.client.executor import Executor
+from slurmlaunch.runfolder import runs_folder
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Check", "Report", "doctor"]
+
+_MARKS = {OK: "ok", WARNING: "warning", ERROR: "ERROR", SKIPPED: "skipped"}
+_TIME = "5"  # minutes
+_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `doctor` found; ``str()`` is for a terminal or a ticket.
+
+    Attributes:
+        checks: what each check found, in the order in which they were made.
+        waiting: why the job had not started in time, in words; None if it had, or was not submitted.
+    """
+
+    checks: tuple[Check, ...]
+    waiting: str | None = None
+
+    @property
+    def errors(self) -> tuple[Check, ...]:
+        """The checks that found something that lets runs fail."""
+        return tuple(each for each in self.checks if each.level == ERROR)
+
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        """The checks that found something that does not stop runs."""
+        return tuple(each for each in self.checks if each.level == WARNING)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dict of numbers, strings, lists and dicts, ready for JSON."""
+        return {"checks": [asdict(each) for each in self.checks], "waiting": self.waiting}
+
+    def __str__(self) -> str:
+        lines = [line_of(each) for each in self.checks]
+        if self.waiting is not None:
+            lines.append(self.waiting)
+        return "\n".join([*lines, self.summary()])
+
+    def summary(self) -> str:
+        """Return the number of errors and warnings in words."""
+        return f"{len(self.errors)} errors, {len(self.warnings)} warnings"
+
+
+def line_of(check: Check) -> str:
+    """Return a check as a line, or as several."""
+    indent = " " * 26
+    words = [
+        wrapped
+        for line in (*check.found.splitlines(), *([f"→ {check.advice}"] if check.advice else []))
+        for wrapped in textwrap.wrap(line, _WIDTH - len(indent), break_long_words=False, break_on_hyphens=False)
+    ]
+    return f"{_MARKS[check.level]:<8}  {check.name:<14}  " + f"\n{indent}".join(words)
+
+
+def doctor(
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    dry: bool = False,
+    wait: bool = False,
+    imports: Iterable[str] = (),
+    on_check: Callable[[Check], object] | None = None,
+    **options: Any,
+) -> Report:
+    """Check the folder for run folders, Slurm, and a node by one small job.
+
+    Args:
+        folder: as for `Executor`.
+        dry: submit no job.
+        wait: wait for the job for as long as it takes; otherwise it is cancelled if it has not started after 60 s.
+        imports: modules that must be importable on the node.
+        on_check: called with each check when it was made.
+        options: those of `Executor`, ``cluster`` and ``profile`` included; the job has a time limit of 5 minutes
+            unless they give one.
+
+    Returns:
+        The report; what is wrong is in it, and raises no error.
+
+    Raises:
+        OptionError, UnknownOption: as for `Executor`.
+    """
+    given = {"folder": folder or None, **options}
+    profile = given.pop("profile", None)
+    settings = settings_for(profile, given).used
+    chosen, cluster = options_of(settings), settings["cluster"].value
+    checks = _Checks(on_check)
+    checks.add([check_python()])
+    place = _make_place(path_of(settings["folder"].value), checks)
+    try:
+        if place is not None:
+            checks.add(check_folder(place))
+        if cluster == "slurm":
+            checks.add(check_slurm(chosen))
+        if place is None:
+            return checks.report()
+        given.update(folder=place, cluster=cluster, time=chosen.slurm.get("time", _TIME))
+        return _try_job(Executor(profile=profile, **given), place, checks, _How(dry, wait, tuple(imports)))
+    finally:
+        if place is not None and not checks.keep:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+class _How(NamedTuple):
+    dry: bool
+    wait: bool
+    imports: tuple[str, ...]
+
+
+class _Checks:
+    """The checks that were made, in order."""
+
+    def __init__(self, on_check: Callable[[Check], object] | None) -> None:
+        self._on_check = on_check
+        self._made: list[Check] = []
+        self.keep = False  # the folder, with the logs of a job that failed
+        self.waiting: str | None = None
+
+    def add(self, found: Iterable[Check | Waiting]) -> None:
+        """Add checks one by one, as they are made."""
+        for check in found:
+            if isinstance(check, Waiting):
+                self.waiting = self._in_words(check)
+                continue
+            self._made.append(check)
+            self.keep = self.keep or (check.name == "job" and check.level == ERROR)
+            if self._on_check is not None:
+                self._on_check(check)
+
+    def _in_words(self, waiting: Waiting) -> str:
+        estimate = next((each.data["estimate"] for each in self._made if each.data.get("estimate")), None)
+        expected = f" Before that, sbatch --test-only said: {estimate}." if estimate else ""
+        return (
+            f"Job {waiting.job_id} has not started after {job.START_WITHIN:.0f} s and was cancelled: {waiting.reason}."
+            f"{expected} The doctor waits for it with --wait (wait=True)."
+        )
+
+    def has_error(self, *names: str) -> bool:
+        """Whether one of these checks found an error."""
+        return any(each.level == ERROR and each.name in names for each in self._made)
+
+    def report(self) -> Report:
+        """Return the report."""
+        return Report(tuple(self._made), self.waiting)
+
+
+def _make_place(folder: Path, checks: _Checks) -> Path | None:
+    """Make an empty folder for the checks below that of the run folders; an error that it cannot be made is a check."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="doctor-", dir=runs_folder.make_private(folder)))
+    except OSError as failure:
+        checks.add([error("folder", f"{folder} cannot be used: {failure.strerror}", "Give another with --folder=...")])
+        return None
+
+
+def _try_job(executor: Executor, place: Path, checks: _Checks, how: _How) -> Report:
+    slurm = executor.cluster == "slurm"
+    if slurm and not checks.has_error("programs", "slurm"):
+        checks.add([check_request(executor.script(look_around))])
+    if how.dry or executor.cluster == "inline":
+        checks.add([skipped("job", "no job was submitted" if how.dry else "cluster='inline' has no tasks of its own")])
+    elif checks.has_error("programs", "slurm", "space", "request"):
+        checks.add([skipped("job", "no job was submitted, because of the errors above")])
+    else:
+        checks.add(check_job(executor, place, how.imports, wait=how.wait))
+    return checks.report()

@@ -1,0 +1,211 @@
+"""The doctor's checks of Slurm from this machine: they query, and submit nothing.
+
+``report`` calls `check_slurm` where runs go to Slurm. Each answer of a command that fails is a finding of its own, and
+the other checks go on without it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from typing import TYPE_CHECKING
+
+from slurmlaunch.backends.slurm.commands import Cluster, Command, for_submission, run
+from slurmlaunch.backends.slurm.refusal import submission_error
+from slurmlaunch.client.doctor.findings import error, ok, skipped, warning
+from slurmlaunch.client.watcher import current_client
+from slurmlaunch.errors import SchedulerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from slurmlaunch.client.doctor.findings import Check
+    from slurmlaunch.client.options import Options
+
+_PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol")
+_FEW_ELEMENTS = 100
+_FEW_JOBS = 20
+_TIMEOUT = 60.0
+_NONE = ("", "(null)", "accounting_storage/none", "N/A")
+
+
+def check_slurm(options: Options) -> Iterator[Check]:
+    """Yield what Slurm says of the cluster, the partition, the account and the limits."""
+    given = options.slurm
+    clusters = str(given["clusters"]) if "clusters" in given else None
+    cluster = Cluster(run, clusters.partition(",")[0] if clusters else None)
+    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if missing:
+        advice = "Is this a login node of the cluster? `module avail slurm` may offer them."
+        yield error("programs", f"not on PATH: {', '.join(missing)}", advice, missing=missing)
+    if "sbatch" in missing or "scontrol" in missing:
+        return
+    yield from _check_programs()
+    backend = current_client().backend("slurm", clusters)
+    try:
+        settings = getattr(backend, "settings")()  # noqa: B009  (of the Slurm backend alone)
+    except SchedulerError as failure:
+        yield error("slurm", str(failure), f"Does `scontrol ping` answer on {socket.gethostname()}? Ask your site.")
+        return
+    version = settings.get("SLURM_VERSION", "unknown")
+    yield ok("slurm", f"version {version}, cluster {settings.get('ClusterName')}", version=version)
+    yield _check_accounting(cluster, settings)
+    yield _check_arrays(settings)
+    yield _check_partition(cluster, given)
+    yield from _check_account(cluster, given, settings)
+    yield _check_mpi(cluster)
+
+
+def check_request(script: str) -> Check:
+    """Return whether Slurm would accept the job, by ``sbatch --test-only``, which submits nothing."""
+    words = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    command = Command(("sbatch", "--test-only"), for_submission(os.environ, words), _TIMEOUT, stdin=script)
+    done = run(command)
+    if not done.ok:
+        text = str(submission_error(command, done, "doctor"))
+        return error("request", text)
+    lines = [line.removeprefix("sbatch: ") for line in done.stderr.splitlines() if " to start at " in line]
+    estimate = lines[-1] if lines else "sbatch --test-only accepts the job"
+    return ok("request", re.sub(r"^Job \d+ to", "a job would", estimate), estimate=estimate)
+
+
+def _check_programs() -> Iterator[Check]:
+    if shutil.which("srun") is None:
+        advice = "Ranks (ntasks=) need it; give launcher=..., as mpirun, if it is missing on the nodes too."
+        yield warning("programs", "srun is not on PATH", advice, missing=["srun"])
+    else:
+        yield ok("programs", f"{', '.join((*_PROGRAMS, 'srun'))} are on PATH", missing=[])
+
+
+def _check_accounting(cluster: Cluster, settings: Mapping[str, str]) -> Check:
+    kind = settings.get("AccountingStorageType", "").strip()
+    advice = (
+        "Runs work. But why a job ended (out of memory, time limit) is known for some minutes only, as long as squeue "
+        "shows it: keep the client running, or attach soon."
+    )
+    if kind in _NONE:
+        return warning("accounting", "this Slurm keeps no accounts (AccountingStorageType)", advice, kind=kind)
+    done = cluster.call("sacct", "--noheader", "--allocations", "--format=JobID", "--starttime=now-1minutes")
+    if not done.ok:
+        return warning("accounting", f"sacct fails: {done.error}", advice, kind=kind)
+    return ok("accounting", f"sacct answers ({kind})", kind=kind)
+
+
+def _check_arrays(settings: Mapping[str, str]) -> Check:
+    size = settings.get("MaxArraySize", "1001")
+    tasks = re.search(r"\bmax_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
+    longest = max(0, int(size) - 1) if size.isdigit() else 1000
+    longest = min(longest, int(tasks[1])) if tasks else longest
+    found = f"an array has at most {longest} tasks (MaxArraySize={size}" + (f", {tasks[0]})" if tasks else ")")
+    if longest < 1:
+        return error(
+            "arrays", found, "slurmlaunch submits job arrays only: ask your site to allow them.", longest=longest
+        )
+    if longest < _FEW_ELEMENTS:
+        advice = "A run with more tasks needs several arrays: give map_array a larger chunksize=, or fewer tasks=."
+        return warning("arrays", found, advice, longest=longest)
+    return ok("arrays", found, longest=longest)
+
+
+def _check_partition(cluster: Cluster, given: Mapping[str, str | bool]) -> Check:
+    done = cluster.call("scontrol", "--oneliner", "show", "partition")
+    if not done.ok:
+        return warning("partition", f"scontrol show partition fails: {done.error}", "Ask your site.")
+    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in done.stdout.splitlines()]
+    partitions = {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+    default = next((name for name, row in partitions.items() if row.get("Default") == "YES"), None)
+    chosen = [*str(given["partition"]).split(",")] if "partition" in given else [default] if default else []
+    known = ", ".join(sorted(partitions))
+    data = {"partitions": sorted(partitions), "default": default}
+    if not chosen:
+        found = "there is no default partition, and none is given"
+        return error("partition", found, f"Give one with --partition=...; partitions: {known}.", **data)
+    unknown = [name for name in chosen if name not in partitions]
+    if unknown:
+        found = f"there is no partition {', '.join(unknown)}"
+        return error("partition", found, f"Give another with --partition=...; partitions: {known}.", **data)
+    down = [name for name in chosen if partitions[name].get("State") != "UP"]
+    if down:
+        found = f"the partition {down[0]} is {partitions[down[0]].get('State')}"
+        return error("partition", found, "Jobs in it do not start: give another with --partition=...", **data)
+    row = partitions[chosen[0]]
+    limit, usual = row.get("MaxTime", "?"), row.get("DefaultTime", "?")
+    found = f"{', '.join(chosen)}: time limit {limit}, {usual if usual != 'NONE' else limit} without time=..."
+    return ok("partition", f"{found}; default partition: {default or 'none'}", **data)
+
+
+def _check_account(cluster: Cluster, given: Mapping[str, str | bool], settings: Mapping[str, str]) -> Iterator[Check]:
+    if settings.get("AccountingStorageType", "").strip() in _NONE:
+        yield skipped("account", "this Slurm keeps no accounts")
+        return
+    own = (f"user={_user()}", f"cluster={settings.get('ClusterName', '')}")
+    rows = _rows("associations", own, "Account,QOS,DefaultQOS,MaxJobs,MaxSubmit,GrpSubmit")
+    if rows is None:
+        yield skipped("account", "sacctmgr does not answer")
+        return
+    accounts = sorted({row["Account"] for row in rows})
+    asked = given.get("account") or os.environ.get("SBATCH_ACCOUNT")
+    enforced = "associations" in settings.get("AccountingStorageEnforce", "")
+    known = f"you may use {', '.join(accounts)}" if accounts else "you are in no account"
+    if asked and str(asked) not in accounts:
+        advice = f"Give one with --account=...: {known}."
+        yield error("account", f"{asked!r} is no account of yours", advice, accounts=accounts)
+    elif not accounts and enforced:
+        yield error("account", known, "Ask your site for an account.", accounts=accounts)
+    else:
+        yield ok("account", f"{asked or 'the default'}; {known}", accounts=accounts)
+    yield _check_limits(cluster, [row for row in rows if not asked or row["Account"] == asked], given)
+
+
+def _check_limits(cluster: Cluster, rows: list[dict[str, str]], given: Mapping[str, str | bool]) -> Check:
+    qos = {str(given["qos"])} if "qos" in given else {row["DefaultQOS"] or row["QOS"].partition(",")[0] for row in rows}
+    of_qos = _rows("qos", (), "Name,MaxSubmitPU,MaxJobsPU,MaxWall") or []
+    chosen = [row for row in of_qos if row["Name"] in qos]
+    submit = _least([row["MaxSubmit"] for row in rows] + [row["GrpSubmit"] for row in rows], chosen, "MaxSubmitPU")
+    jobs = _least([row["MaxJobs"] for row in rows], chosen, "MaxJobsPU")
+    walls = sorted({row["MaxWall"] for row in chosen} - {""})
+    queued = cluster.call("squeue", "--noheader", "--array", "--format=%i", f"--user={os.geteuid()}")
+    mine = len(queued.stdout.split()) if queued.ok else 0
+    limits = [f"{submit} tasks in the queue" if submit is not None else "", f"{jobs} run at once" if jobs else ""]
+    limits += [f"a time of {', '.join(walls)}"] if walls else []
+    shown = ", ".join(filter(None, limits))
+    found = (f"you may have {shown}" if shown else "no limit of your own") + f"; in the queue now: {mine}"
+    data = {"submit": submit, "jobs": jobs, "queued": mine, "qos": sorted(qos)}
+    if submit is not None and mine >= submit:
+        return error("limits", found, "sbatch refuses more: wait for your other jobs, or cancel some.", **data)
+    if submit is not None and submit < _FEW_JOBS:
+        advice = "Each task of an array counts: give map_array fewer tasks=. Further arrays wait for room."
+        return warning("limits", found, advice, **data)
+    return ok("limits", found, **data)
+
+
+def _least(numbers: list[str], rows: list[dict[str, str]], column: str) -> int | None:
+    found = [int(text) for text in (*numbers, *(row[column] for row in rows)) if text.isdigit()]
+    return min(found, default=None)
+
+
+def _check_mpi(cluster: Cluster) -> Check:
+    done = cluster.call("srun", "--mpi=list")
+    if not done.ok:
+        return skipped("mpi", f"srun --mpi=list: {done.error}")
+    lines = (done.stdout + done.stderr).splitlines()
+    kinds = sorted({line.strip() for line in lines if re.fullmatch(r"\s*(?:none|cray\w*|pm\w+|openmpi)\s*", line)})
+    return ok("mpi", f"srun knows {', '.join(kinds) or 'no type of MPI'}", kinds=kinds)
+
+
+def _rows(what: str, conditions: tuple[str, ...], columns: str) -> list[dict[str, str]] | None:
+    words = ["show", what, *conditions, f"format={columns}"]
+    done = Cluster(run).call("sacctmgr", "--noheader", "--parsable2", *words)
+    if not done.ok:
+        return None
+    names = columns.split(",")
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
+
+
+def _user() -> str:
+    import pwd
+
+    return pwd.getpwuid(os.geteuid()).pw_name
