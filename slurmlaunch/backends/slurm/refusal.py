@@ -166,7 +166,7 @@ def submission_error(
         advice = f"An earlier try got no answer: `squeue --name={name}` shows whether the job is in the queue."
     else:
         what = f"sbatch refused the job: {done.error}"
-        advice = _advice(stderr)
+        advice = advice_on(stderr)
         advice += _values(advice, job, cluster)
     return SubmissionError(
         "\n".join(filter(None, (what, advice))),
@@ -175,7 +175,7 @@ def submission_error(
         returncode=done.returncode,
         job_name=name,
         ambiguous=in_doubt or is_ambiguous(done),
-        no_room=_advice(stderr) == _TASKS or _advice(stderr) == _ADVICE[_ANY_LIMIT],
+        no_room=advice_on(stderr) == _TASKS or advice_on(stderr) == _ADVICE[_ANY_LIMIT],
         transient=is_transient(done),
     )
 
@@ -207,7 +207,8 @@ def is_ambiguous(done: Finished) -> bool:
     return lost and not done.missing
 
 
-def _advice(stderr: str) -> str:
+def advice_on(stderr: str) -> str:
+    """Return what to do about a refusal, by the words of sbatch; empty if they say nothing that is known."""
     for words, advice in _ADVICE.items():
         if re.search(words, stderr, re.IGNORECASE):
             return advice

@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.slurm.commands import Cluster, Command, for_submission, run
-from slurmlaunch.backends.slurm.refusal import submission_error
+from slurmlaunch.backends.slurm.refusal import advice_on
 from slurmlaunch.client.doctor.findings import error, ok, skipped, warning
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import SchedulerError
@@ -64,8 +64,7 @@ def check_request(script: str) -> Check:
     command = Command(("sbatch", "--test-only"), for_submission(os.environ, words), _TIMEOUT, stdin=script)
     done = run(command)
     if not done.ok:
-        text = str(submission_error(command, done, "doctor"))
-        return error("request", text)
+        return error("request", f"sbatch --test-only refuses the job: {done.error}", advice_on(done.stderr))
     lines = [line.removeprefix("sbatch: ") for line in done.stderr.splitlines() if " to start at " in line]
     estimate = lines[-1] if lines else "sbatch --test-only accepts the job"
     return ok("request", re.sub(r"^Job \d+ to", "a job would", estimate), estimate=estimate)
