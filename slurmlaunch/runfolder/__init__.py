@@ -186,9 +186,10 @@ at its death the NOTE ``{"launch", "died": {...}}``. In ``outcomes/T.A`` an item
 have one, else the failure of the lowest rank that failed. The value of rank K is in the last record of the item in the
 file of rank K.
 
-**Secret name**. Nobody else can list a run folder. Before its first array goes to Slurm, a client makes an empty file
-with a random name in it. The batch script goes to the path of the run folder, and makes files in it only if the folder
-is the user's and has that file: another user who may rename a folder above might have put another one in its place.
+**Secret name**. Before an array goes to Slurm, a client makes the empty file ``secret-X``, if there is none: X is the
+SHA-256 of what ``SLURMLAUNCH_RUN`` holds (see Safety). The batch script goes to the path of the run folder, and makes
+files in it only if the folder is the user's and has that file: another user who may rename a folder above might have
+put another one in its place.
 
 **End marks** (`layout.EndMark`). The batch script or the local backend, which started the node, makes them after it
 has ended, so that the outcomes are on disk before. The status is one of `layout.Status`, or 128 + n for signal n.

@@ -29,6 +29,7 @@ MOST_HELD = 64
 """How many folders a process holds, whatever the number of its runs: many systems allow 256 descriptors."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NONBLOCK  # to open a named pipe would else wait for a writer
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
 
@@ -146,7 +147,7 @@ class Location:
 
     def read(self) -> bytes:
         """Return the content of a file that nothing depends on, such as a log: it may be another user's."""
-        with os.fdopen(self.open(os.O_RDONLY), "rb") as file:
+        with os.fdopen(self.open(_READ), "rb") as file:
             return file.read()
 
     def link_to(self, other: Location) -> None:
@@ -326,9 +327,10 @@ def open_owned(location: Location) -> tuple[int, os.stat_result]:
     Raises:
         OSError: it cannot be opened.
         UnsafeRunFolder: another user owns it or may write to it, or it is a symbolic link.
+        RunFolderError: it is no file.
     """
     try:
-        descriptor = location.open(os.O_RDONLY)
+        descriptor = location.open(_READ)
     except OSError as error:
         if error.errno == errno.ELOOP:
             msg = f"{location} is a symbolic link, which may lead out of the run folder: it is not read"
@@ -337,7 +339,8 @@ def open_owned(location: Location) -> tuple[int, os.stat_result]:
     status = os.fstat(descriptor)
     try:
         _check(status, location)
-    except UnsafeRunFolder:
+        _check_is_file(status, location)
+    except RunFolderError:
         os.close(descriptor)
         raise
     return descriptor, status
@@ -369,6 +372,11 @@ def _check(status: os.stat_result, location: Location) -> None:
             f"If you trust its content: chmod -R go-w"
         )
         raise UnsafeRunFolder(msg, path=str(location))
+
+
+def _check_is_file(status: os.stat_result, location: Location) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise RunFolderError(f"{location} is not a file", path=str(location))
 
 
 def read_at(descriptor: int, length: int, offset: int) -> bytes:

@@ -135,15 +135,12 @@ class RunFolder:
     def secret_file(self) -> str:
         """Return the name of a file by which a batch script recognizes the run folder, and make it if there is none.
 
-        Nobody else can list the run folder, so that nobody else has a folder with a file of that name.
+        It follows from the identity, which nobody else knows, so that nobody else has a folder with a file of that
+        name; nor does the identity follow from the name, which batch scripts hold.
         """
-        import secrets  # here, because a node must start fast
-
-        for name in self.root.names():
-            if name.startswith(UNGUESSABLE):
-                return name
-        name = f"{UNGUESSABLE}{secrets.token_hex(16)}"
-        create(self.root / name, b"")
+        name = f"{UNGUESSABLE}{sha256_of(self.identity.encode())}"
+        with suppress(FileExistsError):
+            create(self.root / name, b"")
         return name
 
     def announce(self, client: str) -> None:

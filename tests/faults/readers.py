@@ -374,7 +374,7 @@ def _watch(folder: RunFolder) -> None:
         item_node(watch.run, item)
         item_output(watch.run, item, "out")
     watch.run.environments.of_round(0)
-    with suppress(RunFolderError):
+    with suppress(OSError, RunFolderError):
         watch.run.code(0)
 
 

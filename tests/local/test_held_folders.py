@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurmlaunch import Executor, SlurmlaunchError
-from slurmlaunch.errors import UnsafeRunFolder
+from slurmlaunch.errors import RunFolderError, UnsafeRunFolder
 from slurmlaunch.runfolder import files
 from slurmlaunch.runfolder.files import Location, create, read_owned, write_whole
 from slurmlaunch.runfolder.function import write_function
@@ -208,6 +208,15 @@ def test_an_exchange_at_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {path.name: path.read_bytes() for path in there.iterdir()} == dict.fromkeys(
         ("items", "function", "manifest.json", "items.index"), b"precious"
     )
+
+
+def test_a_named_pipe_in_a_files_place(tmp_path: Path) -> None:
+    """A named pipe is not read, and nobody waits for its writer."""
+    folder = made(tmp_path / "run")
+    os.mkfifo(tmp_path / "run" / "pipe", 0o600)
+    with pytest.raises(RunFolderError, match="is not a file"):
+        read_owned(folder / "pipe")
+    assert (folder / "pipe").read() == b""
 
 
 # The node knows its run.
