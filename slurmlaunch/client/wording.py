@@ -30,9 +30,12 @@ class _Short(reprlib.Repr):
             return object.__repr__(x)
 
 
+_SHORT = _Short()
+
+
 def shown(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
     """Return arguments as they are written in a call, each of them shortened; never raises."""
-    short = _Short().repr
+    short = _SHORT.repr
     texts = [*map(short, args[:_MOST_VALUES]), *(f"{name}={short(kwargs[name])}" for name in [*kwargs][:_MOST_VALUES])]
     return texts if len(texts) == len(args) + len(kwargs) else [*texts, "..."]
 
