@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pickle
+import re
 import shutil
 import signal
 import time
@@ -327,10 +328,13 @@ def test_attempts(executor: Executor) -> None:
 
 @pytest.mark.parametrize("backend", ["local"], indirect=True)
 def test_time_limit(make_executor: ExecutorFactory) -> None:
-    """The error of an item that takes too long names the limit, and how to run it again with more."""
-    error = make_executor(time="1s").submit(time.sleep, 600).exception()
+    """The error of an item that takes too long names the limit, how far the task came, and the line with more time."""
+    error = make_executor(time="1s").map_array(time.sleep, [0, 600], tasks=1)[1].exception()
 
     assert isinstance(error, TimeLimitExceeded)
     assert error.limit == 1.0
     assert "the time limit of 0:00:01 was hit" in str(error)
     assert ".retry(time=...)" in str(error)
+    assert re.search("[01] of the task's 2 items (was|were) done by then", str(error))
+    assert "sleep(600)" in error.__notes__[-1]
+    assert error.__notes__[-1].endswith(".retry(time='0:02')")

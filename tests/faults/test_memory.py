@@ -26,7 +26,10 @@ def test_a_process_of_the_pool(strict: Cluster, launch: Launch, deed: Callable[.
     work = deed(Hungry, 1)
     futures = launch(strict, mem="200M", cpus_per_task=2, processes=2).map_array(work, range(6), tasks=2)
     assert outcomes(futures) == squares(1, kind=OutOfMemory)
-    assert "of 200 MiB" in str(futures[1].exception())
+    error = futures[1].exception()
+    assert "of 200 MiB" in str(error)
+    assert "has mem='200M'" in str(error)
+    assert error.__notes__[-1].endswith(".retry(mem='400M')")  # type: ignore[union-attr]
     assert work.runs == ONCE
 
 
