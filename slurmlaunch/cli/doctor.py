@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from slurmlaunch.client.doctor.findings import Check
 
 _DESCRIPTION = """\
-Check what runs need: the folder for run folders, Slurm, your account and limits,
-and a node. It submits one small job of 5 minutes at most; --dry submits none.
-The page can be pasted into a ticket.
+Check what runs need: the folder for run folders, Slurm, your account and
+limits, and a node. It submits one small job of 5 minutes at most; --dry
+submits none. The page can be pasted into a ticket.
 """
 _EXAMPLES = """\
 examples:
@@ -31,8 +31,8 @@ examples:
   slurmlaunch doctor --partition small --account project_42 --folder /scratch/me
   slurmlaunch doctor --dry --json
 
-The exit status is 0 if no check found an error, 1 if one did, 2 for wrong usage,
-and 3 if the job had not started after 60 s: it is cancelled then.
+The exit status is 0 if no check found an error, 1 if one did, 2 for wrong
+usage, and 3 if the job had not started after 60 s: it is cancelled then.
 """
 _ERRORS, _NOT_STARTED = 1, 3
 

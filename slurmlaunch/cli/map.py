@@ -47,9 +47,9 @@ The exit status is 0 if every item succeeded, else 1.
 
 _SBATCH_OPTIONS = """\
 Every option of sbatch by its own name, such as -p small --time=00:10:00
---cpus-per-task 4 --mem=2G. Those that slurmlaunch sets itself (--array, --output,
-...) are refused, with the option to use instead. --sbatch=--flag=value passes a
-flag on unchecked."""
+--cpus-per-task 4 --mem=2G. Those that slurmlaunch sets itself (--array,
+--output, ...) are refused, with the option to use instead.
+--sbatch=--flag=value passes a flag on unchecked."""
 
 _SHOWN_FAILURES = 10
 _SHOWN_LINES = 5

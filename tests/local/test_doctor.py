@@ -122,6 +122,17 @@ def test_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: Cluste
     assert cluster.run("squeue", "--noheader", "--states=all", "--format=%i") == before
 
 
+def test_ranks_and_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration applies; the job itself is one process, whatever the options say of ranks."""
+    (tmp_path / "config.toml").write_text(f'[profiles.mpi]\nntasks = 4\nfolder = "{tmp_path}/runs"\n')
+    monkeypatch.setenv("SLURMLAUNCH_CONFIG", str(tmp_path / "config.toml"))
+
+    report = doctor(cluster="local", profile="mpi")
+
+    assert wrong(report) == {}
+    assert f"{tmp_path}/runs" in found(report, "folder")
+
+
 @pytest.mark.parametrize("arguments", [["--nosuch"], ["word"], ["--cluster=mars"], ["--time=soon"]])
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A mistake is a message and status 2, without a traceback."""

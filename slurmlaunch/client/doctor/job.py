@@ -17,7 +17,7 @@ from slurmlaunch import caps
 from slurmlaunch.client.doctor import on_node
 from slurmlaunch.client.doctor.findings import error, ok, skipped, warning
 from slurmlaunch.client.doctor.here import version_of
-from slurmlaunch.errors import ItemError, SlurmlaunchError, SubmissionError
+from slurmlaunch.errors import SlurmlaunchError, SubmissionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +84,7 @@ def check_job(executor: Executor, folder: Path, imports: tuple[str, ...], *, wai
         return
     try:
         seen = future.result()
-    except (ItemError, SlurmlaunchError, OSError, concurrent.futures.CancelledError) as failure:
+    except (Exception, concurrent.futures.CancelledError) as failure:  # noqa: BLE001  (whatever it is, it is the finding)
         yield _failed(future, failure)
         return
     watched = _Watched(submitted, accepted, time.time(), round_trip)

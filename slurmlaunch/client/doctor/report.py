@@ -30,6 +30,8 @@ __all__ = ["Check", "Report", "doctor"]
 
 _MARKS = {OK: "ok", WARNING: "warning", ERROR: "ERROR", SKIPPED: "skipped"}
 _TIME = "5"  # minutes
+_ONE_PROCESS = {"ntasks": False, "ntasks_per_node": False, "nodes": False, "retries": 0}
+"""The options of the job, since the check of the storage is made by one process."""
 _WIDTH = 110
 
 
@@ -121,7 +123,7 @@ def doctor(
             checks.add(check_slurm(chosen))
         if place is None:
             return checks.report()
-        given.update(folder=place, cluster=cluster, time=chosen.slurm.get("time", _TIME))
+        given.update(_ONE_PROCESS, folder=place, cluster=cluster, time=chosen.slurm.get("time", _TIME))
         return _try_job(Executor(profile=profile, **given), place, checks, _How(dry, wait, tuple(imports)))
     finally:
         if place is not None and not checks.keep:
