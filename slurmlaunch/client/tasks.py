@@ -395,7 +395,8 @@ class Tasks:
     def _in_hand(self, view: TaskView) -> list[int]:
         """Return the items that a started task has in hand: processes take its items in order."""
         found: list[int] = []
-        if view.started and not view.closed and not (view.state and (view.state.is_queued or view.state.is_final)):
+        # The scheduler's last word may be older than the start: a task that is PENDING there may run.
+        if view.started and not view.closed and not (view.state and view.state.is_final):
             number = 1 if view.round.plan.ranks else view.round.plan.processes
             for part in self._parts_of(view):
                 found += self._ledger.first_open(part, number - len(found))
