@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from _weakref import ref
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
@@ -159,7 +160,8 @@ class Location:
         self._pair(os.rename, self, other)
 
     def _pair(self, function: Callable[..., None], source: Location, target: Location) -> None:
-        (one, _), (two, _) = _parent(source)._hold(), _parent(target)._hold()  # noqa: SLF001
+        one, _ = _parent(source)._hold()  # noqa: SLF001
+        two, _ = (one, None) if target.parent is source.parent else _parent(target)._hold()  # noqa: SLF001
         try:
             function(source.name, target.name, src_dir_fd=one.number, dst_dir_fd=two.number)
         except OSError as error:
@@ -403,12 +405,12 @@ _PLAUSIBLE = 1 << 22
 def sha256_of(data: Part) -> str:
     """Return the SHA-256 of bytes, in hexadecimal."""
     try:  # hashlib loads OpenSSL, which takes longer than to hash a function
-        from _sha2 import sha256  # type: ignore[import-not-found]
+        if sys.version_info >= (3, 12):
+            from _sha2 import sha256  # type: ignore[import-not-found]
+        else:
+            from _sha256 import sha256  # type: ignore[import-not-found]
     except ImportError:
-        try:
-            from _sha256 import sha256  # type: ignore[import-not-found]  # its name until Python 3.11
-        except ImportError:
-            from hashlib import sha256
+        from hashlib import sha256
     digest: str = sha256(data).hexdigest()
     return digest
 
