@@ -91,6 +91,14 @@ class Container:
         """The programs; the node needs one of them."""
         return _RUNTIMES[self.runtime][0]
 
+    def variables(self, name: str, value: str) -> dict[str, str]:
+        """Return the variables that set a variable inside, also with the flag ``--cleanenv`` of apptainer.
+
+        Not a flag with the value: every user of the node sees command lines.
+        """
+        with_cleanenv = self.programs if _RUNTIMES[self.runtime][1] is _apptainer else ()
+        return {f"{each.upper()}ENV_{name}": value for each in with_cleanenv}
+
     def to_json(self) -> dict[str, Any]:
         """Return the container as stored in a manifest."""
         return {"image": self.image, "binds": [*self.binds], "runtime": self.runtime, "flags": [*self.flags]}

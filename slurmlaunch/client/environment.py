@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Of Slurm's, `outside_jobs` leaves only those that say where it is and how its commands print.
 _OF_THE_PLACE = re.compile(
-    rf"SLURM_.*|MUNGE_.*|XDG_RUNTIME_DIR|XDG_SESSION_.*|DBUS_.*|SSH_(AUTH_SOCK|AGENT_PID|CLIENT|CONNECTION|TTY)|KRB5CCNAME|{STARTED_VARIABLE}|{RUN_VARIABLE}"
+    rf"SLURM_.*|MUNGE_.*|XDG_RUNTIME_DIR|XDG_SESSION_.*|DBUS_.*|SSH_(AUTH_SOCK|AGENT_PID|CLIENT|CONNECTION|TTY)|KRB5CCNAME|{STARTED_VARIABLE}|(\w+ENV_)?{RUN_VARIABLE}"
 )
 
 _last: Environment | None = None

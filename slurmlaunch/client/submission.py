@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from slurmlaunch.backends.base import Backend
+    from slurmlaunch.backends.container import Container
     from slurmlaunch.client.options import Shape
     from slurmlaunch.client.plan import Plan
     from slurmlaunch.client.run import Run
@@ -207,6 +208,14 @@ def _time_limit(options: Options, environment: Environment) -> tuple[float | Non
     return limit, max(1, min(_LONGEST_WARNING, int(limit / 5)))
 
 
+def _identity(identity: str, container: Container | None) -> dict[str, str]:
+    """Return the variables by which a node recognizes its run; none of a run that is only shown."""
+    if not identity:
+        return {}
+    inside = container.variables(RUN_VARIABLE, identity) if container else {}
+    return {RUN_VARIABLE: identity, **inside}
+
+
 def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
     """Return everything that the scheduler gets to know of an array."""
     plan, planned = round_.plan, round_.plan.arrays[number]
@@ -234,7 +243,7 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
         flags=options.sbatch,
         env={name: value for name, value in options.env.items() if value is not None},
         secret_env={
-            **({RUN_VARIABLE: run.folder.identity} if run.folder.identity else {}),  # none of a run that is only shown
+            **_identity(run.folder.identity, options.container),
             **{name: variables.pop(name) for name, value in options.env.items() if value is None and name in variables},
         },
         environment=replace(environment, variables=variables),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -19,11 +21,11 @@ from slurmlaunch import Container, Executor, NodeStartError, OptionError, Submis
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.container import asks_for_gpus, folders_inside, own_folders
 from slurmlaunch.client.options import Options
-from slurmlaunch.runfolder.layout import Status
+from slurmlaunch.runfolder.layout import RUN_VARIABLE, Status
 from tests.conftest import elsewhere
 from tests.support import scripts
 from tests.support.images import NAME, make_image
-from tests.support.waiting import is_alive, wait_until
+from tests.support.waiting import PATIENCE, is_alive, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import ExecutorFactory
@@ -102,6 +104,31 @@ def test_another_vendors_gpus(flag: str) -> None:
 def test_tasks_with_gpus(options: dict[str, str | bool], flags: tuple[str, ...], *, expected: bool) -> None:
     """A task that requests GPUs from Slurm, by any option, sees them in its container."""
     assert asks_for_gpus(options, flags) == expected
+
+
+CLEAN = """\
+#!{python} -P
+# An apptainer that hands on no variables but those that are meant for the inside, as with its --cleanenv.
+import os, sys
+mark = "APPTAINERENV_"
+kept = {{name[len(mark):]: value for name, value in os.environ.items() if name.startswith(mark)}}
+command = sys.argv[sys.argv.index("--cleanenv") + 2:]
+os.execve(command[0], command, {{"PATH": os.environ["PATH"], "PYTHONPATH": {path!r}, **kept}})
+"""
+
+
+def test_the_identity_reaches_a_clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node in a container that gets none of the host's variables still knows its run."""
+    program = tmp_path / "apptainer"
+    program.write_text(CLEAN.format(python=sys.executable, path=":".join(filter(None, sys.path))), encoding="utf-8")
+    program.chmod(0o700)
+    (tmp_path / "image.sif").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    container = Container(tmp_path / "image.sif", flags=["--cleanenv"])
+    with Executor(tmp_path / "runs", cluster="local", container=container, python=[sys.executable]) as executor:
+        future = executor.submit(lambda: os.environ.get(RUN_VARIABLE))
+        content = (future.run.folder / "manifest.json").read_bytes()
+        assert future.result(PATIENCE) == f"{hashlib.sha256(content).hexdigest()}-{json.loads(content)['secret']}"
 
 
 def test_neither_is_there(tmp_path: Path) -> None:
