@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The developer's own defaults are not the tests'.
+os.environ.pop("SLURMLAUNCH_CONFIG", None)
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
+
 # No clock decides a test. Differences between Pythons show in few examples.
 settings.register_profile("slurmlaunch", deadline=None)
 settings.register_profile("quick", deadline=None, max_examples=20)

@@ -361,7 +361,7 @@ def test_no_thread_for_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     outcome = watch.run.outcome(0)
     assert isinstance(outcome, Failure)
     assert isinstance(outcome.error, WorkerDied)
-    assert ["it could not be run again: can't start new thread"] == outcome.error.__notes__
+    assert "it could not be run again: can't start new thread" == outcome.error.__notes__[0]
 
 
 def test_a_fault_in_one_run(tmp_path: Path) -> None:
