@@ -78,6 +78,7 @@ def run_example(folder: Path, name: str, *arguments: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments],
         cwd=folder,
+        env={**os.environ, "SLURMLAUNCH_FOLDER": "slurmlaunch-runs"},  # named, as the default one is temporary here
         capture_output=True,
         encoding="utf-8",
         check=False,

@@ -227,7 +227,12 @@ def test_an_interactive_allocation_may_submit(cluster: Cluster, tmp_path: Path) 
     done = subprocess.run(
         ["salloc", "--quiet", "--cpus-per-task=4", "--ntasks=2", sys.executable, script],
         cwd=tmp_path,
-        env={**os.environ, "SLURM_CPU_BIND": "none", "OMP_NUM_THREADS": "9"},
+        env={
+            **os.environ,
+            "SLURM_CPU_BIND": "none",
+            "OMP_NUM_THREADS": "9",
+            "SLURMLAUNCH_FOLDER": str(tmp_path / "runs"),
+        },
         capture_output=True,
         text=True,
         check=False,

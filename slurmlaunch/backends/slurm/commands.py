@@ -117,9 +117,9 @@ class Cluster:
     run: Runner
     name: str | None = None  # None is the default cluster
 
-    def call(self, program: str, *arguments: str, timeout: float = TIMEOUT) -> Finished:
-        """Run one of Slurm's commands other than sbatch on this cluster, for so many seconds at most."""
-        return self.run(Command(self.words(program, *arguments), for_queries(os.environ), timeout))
+    def call(self, program: str, *arguments: str, timeout: float | None = None) -> Finished:
+        """Run one of Slurm's commands other than sbatch on this cluster, for *timeout* seconds at most."""
+        return self.run(Command(self.words(program, *arguments), for_queries(os.environ), timeout or TIMEOUT))
 
     def change(self, program: str, *arguments: str, harmless: re.Pattern[str]) -> None:
         """Run a command that changes a job, and accept a failure with only *harmless* complaints.
