@@ -278,3 +278,15 @@ def test_no_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert wrong(report) == {"programs": "warning", "node commands": "warning"}
     assert "srun" in found(report, "node commands")
+
+
+def test_a_folder_that_others_may_exchange(tmp_path: Path) -> None:
+    """Where others may put another folder in its place, the doctor writes no file by name."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    (shared / "runs").mkdir(0o700)
+    report = doctor(shared / "runs", cluster="local")
+    (found,) = [check for check in report.checks if check.name == "folder"]
+    assert "not tried" in found.found
+    assert list((shared / "runs").iterdir()) == []

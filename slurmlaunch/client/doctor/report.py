@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.client.configuration import options_of, path_of, settings_for
 from slurmlaunch.client.doctor import job
-from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, WARNING, Check, error, skipped
+from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, WARNING, Check, error, skipped, warning
 from slurmlaunch.client.doctor.here import check_folder, check_python
 from slurmlaunch.client.doctor.job import Waiting, check_job
 from slurmlaunch.client.doctor.on_node import look_around
@@ -174,9 +174,20 @@ class _Checks:
 
 
 def _make_place(folder: Path, checks: _Checks) -> Path | None:
-    """Make an empty folder for the checks below that of the run folders; an error that it cannot be made is a check."""
+    """Make an empty folder for the checks below that of the run folders; None, and a check that says why, if it may not.
+
+    The files of the checks have known names and are opened by path, unlike those of runs. Where others may put another
+    folder in its place, such a name could be a link to another file of the user's.
+    """
     try:
-        return Path(tempfile.mkdtemp(prefix="doctor-", dir=runs_folder.make_private(folder)))
+        private = runs_folder.make_private(folder)
+        if runs_folder.others_may_exchange(private / "doctor"):
+            found = (
+                f"other users may rename or replace what lies above {private}, so the storage and a job are not tried"
+            )
+            checks.add([warning("folder", found, "Runs are safe there. To try the rest: --folder=... of yours alone.")])
+            return None
+        return Path(tempfile.mkdtemp(prefix="doctor-", dir=private))
     except OSError as failure:
         checks.add([error("folder", f"{folder} cannot be used: {failure.strerror}", "Give another with --folder=...")])
         return None
