@@ -174,7 +174,7 @@ class _Checks:
 
 
 def _make_place(folder: Path, checks: _Checks) -> Path | None:
-    """Make an empty folder for the checks below that of the run folders; None, and a check that says why, if it may not.
+    """Make an empty folder for the checks below that of the run folders; None if it cannot, and a check says why.
 
     The files of the checks have known names and are opened by path, unlike those of runs. Where others may put another
     folder in its place, such a name could be a link to another file of the user's.
