@@ -19,7 +19,7 @@ from tests.faults.deeds import Deed
 from tests.faults.test_killed import outcomes, squares
 from tests.faults.test_retries import break_node, environment_of
 from tests.support.cluster import ClusterSpec
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.waiting import PATIENCE, is_alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -279,6 +279,7 @@ def test_surplus_tasks_leave_the_queue(faulty: Cluster, launch: Launch, deed: Ca
     work = deed(Deed, 0, 3)
     futures = launch(faulty).map_array(work, range(4), throttle=1)
     work.gate.await_arrival(0)
+    first = work.gate.process_of(0)
     job = futures.job_ids[0]
     after = work.gate.folder / "after"
     words = ("--dependency", f"afterany:{job}", "--output=/dev/null", "--wrap", f"touch {after}")
@@ -286,6 +287,7 @@ def test_surplus_tasks_leave_the_queue(faulty: Cluster, launch: Launch, deed: Ca
     faulty.run("scontrol", "requeuehold", f"{job}_0")
     work.gate.await_arrival(3)
     wait_until(lambda: elements_left(faulty, job) == {"0", "1"})
+    wait_until(lambda: not is_alive(first))  # it may go on for some seconds, and would end if the gate opened
     work.gate.open()
     faulty.run("scontrol", "release", f"{job}_0")
 
