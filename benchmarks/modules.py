@@ -166,7 +166,7 @@ class _Start:
 
 
 def _main() -> int:
-    parser = argparse.ArgumentParser(description="Measure what it costs to store the user's modules.")
+    parser = argparse.ArgumentParser(description="Measure the cost of storing the user's modules.")
     parser.add_argument("--repeat", type=int, default=5, help="how many further calls and starts")
     parser.add_argument("--calls", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

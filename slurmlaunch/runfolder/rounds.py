@@ -15,7 +15,7 @@ import errno
 import json
 import time
 from array import array
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,9 +83,7 @@ class Round:
         Raises:
             FileExistsError: another process made it.
         """
-        new = beside(folder.round(number))
-        new.mkdir()
-        try:
+        with _made_in_one_step(folder.round(number)) as new:
             found = {name: write(new / name) for name, write in files.items()}
             if hashes := {name: sha256 for name, sha256 in found.items() if sha256}:
                 hashes = {**plan.manifest.get("sha256", {}), **hashes}
@@ -95,14 +93,6 @@ class Round:
                 with RecordWriter(new / "checkpoints", salt=folder.salt) as file:
                     for item, recorded in checkpoints.items():
                         file.append(Entry.of(Kind.CHECKPOINT, recorded.read().parts(), first=item, number=1))
-            # In one step, so that a client that is killed leaves a whole round or none. This
-            # would replace an empty folder in its place, but not one with a plan.
-            new.rename(folder.round(number))
-        except BaseException as error:
-            new.remove()
-            if isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise FileExistsError(*error.args) from error
-            raise
         return cls(folder, number, plan)
 
     @staticmethod
@@ -318,11 +308,22 @@ def claim_removal(folder: RunFolder, number: int, client: ClientId) -> None:
     Raises:
         FileExistsError: another client has made that round, or removes the run.
     """
-    new = beside(folder.round(number))
+    with _made_in_one_step(folder.round(number)) as new:
+        write_whole(new / _REMOVAL, [json.dumps(client).encode()])
+
+
+@contextmanager
+def _made_in_one_step(place: Location) -> Iterator[Location]:
+    """Yield a new folder beside its place, and rename it there at the end: a client that is killed leaves all or none.
+
+    Raises:
+        FileExistsError: another process has made the folder.
+    """
+    new = beside(place)
     new.mkdir()
     try:
-        write_whole(new / _REMOVAL, [json.dumps(client).encode()])
-        new.rename(folder.round(number))
+        yield new
+        new.rename(place)  # would replace an empty folder, but not one with a file
     except BaseException as error:
         new.remove()
         if isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
