@@ -1,5 +1,6 @@
 """How slurmlaunch is checked: `nox` runs lint, typing and the tests on this Python and on the newest installed one."""
 
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ PYTEST = ("pytest", "--numprocesses=6", "--dist=worksteal")
 # What fails on a Python between two on which it passes is rare enough to be left to `everything`.
 INSTALLED = [version for version in nox.project.python_versions(PYPROJECT) if shutil.which(f"python{version}")]
 USUAL = [version for version in PYTHONS if version in {*INSTALLED[-1:], HERE}]
+
+# The kinds of `tests/support/clusters`.
+CLUSTERS = ("default", "modern", "newest")
 
 nox.options.sessions = ["lint", "typing", *(f"tests-{version}" for version in USUAL)]
 nox.options.error_on_missing_interpreters = False
@@ -72,6 +76,21 @@ def everything(session: nox.Session) -> None:
     session.notify("examples")
     session.notify("soak")
     session.notify("fuzz")
+
+
+@nox.session
+def clusters(session: nox.Session, names: tuple[str, ...] = CLUSTERS) -> None:
+    """Run the suites that depend on the cluster on every kind of cluster, and print a table."""
+    install(session, "test")
+    session.run("python", "-m", "tests.support.clusters", *names, *PYTEST[1:], *session.posargs)
+
+
+for kind in CLUSTERS:
+    of_one_kind = functools.partial(clusters, names=(kind,))
+    of_one_kind.__doc__ = (
+        f"Do so on the kind {kind}; without `--install` after `--` nothing that it lacks is installed."
+    )
+    nox.session(of_one_kind, name=f"cluster-{kind}")
 
 
 @nox.session

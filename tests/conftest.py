@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import settings
 
 from slurmlaunch.caps import usable_cpus
-from tests.support import scripts
-from tests.support.cluster import Cluster, ClusterSpec, ProgramsMissing, clean_environment
+from tests.support import clusters, scripts
+from tests.support.cluster import Cluster, ClusterSpec, ProgramsMissing, clean_environment, slurm_version
 from tests.support.waiting import Gate, Story
 
 if TYPE_CHECKING:
@@ -43,6 +44,23 @@ elsewhere = pytest.mark.parametrize("backend", ["local", SLURM], indirect=True)
 
 several_cpus = pytest.mark.skipif(usable_cpus() < 2, reason="needs two CPUs")
 """For tests whose tasks run side by side, also on the local backend."""
+
+
+@pytest.hookimpl(tryfirst=True)  # instead of pytest's own
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Start pytest once more where the chosen kind of cluster is, if that is elsewhere."""
+    if clusters.is_inside():
+        return None
+    kind = clusters.chosen()
+    if kind.missing():
+        raise pytest.UsageError(" ".join(kind.missing()))
+    return subprocess.run(kind.command("pytest", *config.invocation_params.args), check=False).returncode
+
+
+def pytest_report_header() -> str:
+    """Name the cluster's kind and its versions, which `tests.support.clusters` reads."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"cluster: {clusters.chosen().name} ({slurm_version()}, Python {python})"
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
@@ -197,7 +215,7 @@ def finished(
 def started_cluster(spec: ClusterSpec) -> Iterator[Cluster]:
     """Start a cluster for a block; skip the test where Slurm is not installed, unless it must be."""
     try:
-        with Cluster(spec) as cluster:
+        with Cluster(clusters.chosen().adapt(spec)) as cluster:
             yield cluster
     except ProgramsMissing as missing:
         if os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") == "1":

@@ -10,13 +10,16 @@ import pytest
 
 from slurmlaunch import Executor
 from slurmlaunch.client.watcher import current_client
+from tests.conftest import started_cluster
 from tests.faults.deeds import Deed
 from tests.faults.wrapped import Wrapped
-from tests.support.cluster import Cluster, ClusterSpec, ProgramsMissing
+from tests.support.cluster import ClusterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.support.cluster import Cluster
 
 PREEMPTION = (
     "PreemptType=preempt/partition_prio",
@@ -36,21 +39,10 @@ class Launch(Protocol):
         """Make it."""
 
 
-@contextlib.contextmanager
-def _started(spec: ClusterSpec) -> Iterator[Cluster]:
-    try:
-        with Cluster(spec) as cluster:
-            yield cluster
-    except ProgramsMissing as missing:
-        if os.environ.get("SLURMLAUNCH_REQUIRE_SLURM") == "1":
-            raise
-        pytest.skip(str(missing))
-
-
 @pytest.fixture(scope="package")
 def faulty() -> Iterator[Cluster]:
     """Start the cluster that most faults happen on, with partitions whose jobs are preempted."""
-    with _started(ClusterSpec(cpus_per_node=64, lines=PREEMPTION)) as cluster:
+    with started_cluster(ClusterSpec(cpus_per_node=64, lines=PREEMPTION)) as cluster:
         yield cluster
 
 
@@ -59,7 +51,7 @@ def strict() -> Iterator[Cluster]:
     """Start a cluster that enforces the jobs' memory limits, which takes root."""
     if os.getuid() != 0:
         pytest.skip("only root can start a cluster that holds jobs to their memory")
-    with _started(ClusterSpec(nodes=1, cgroup=True)) as cluster:
+    with started_cluster(ClusterSpec(nodes=1, cgroup=True)) as cluster:
         yield cluster
 
 

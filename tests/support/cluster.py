@@ -62,7 +62,7 @@ _ACCOUNTING_PACKAGES = {
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "PMI")
 
 # In the environment of every daemon: the mark by which the guard finds it.
-_MARK = "SLURMLAUNCH_TEST_CLUSTER"
+_MARK = "SLURMLAUNCH_TEST_DAEMON_OF"
 
 # Generous, since a machine that is busy with other tests may be ten times slower. Only what hangs is waited for as
 # long as that; what ends is seen at once.
@@ -95,6 +95,7 @@ class ClusterSpec:
         node: more properties of each node, as in slurm.conf: ``Features=fast ThreadsPerCore=2``.
         lines: more lines for slurm.conf, settings and partitions; each replaces ours of the same name.
         users: all users of this machine may be its clients. Needs root.
+        node_command: what each slurmd is started with, such as a command that gives it mounts of its own.
     """
 
     nodes: int = 2
@@ -106,6 +107,7 @@ class ClusterSpec:
     node: str = ""
     lines: tuple[str, ...] = ()
     users: bool = False
+    node_command: tuple[str, ...] = ()
 
     @property
     def node_names(self) -> tuple[str, ...]:
@@ -117,6 +119,14 @@ def missing_programs(spec: ClusterSpec | None = None) -> dict[str, str]:
     """Find the programs that this machine lacks for a cluster, each with its Debian package."""
     needed = _PACKAGES | (_ACCOUNTING_PACKAGES if spec is None or spec.accounting else {})
     return {program: package for program, package in needed.items() if not shutil.which(program, path=_search_path())}
+
+
+def slurm_version() -> str:
+    """Return what the installed Slurm calls itself, such as "Slurm 24.11.5"."""
+    if missing_programs():
+        return "no Slurm"
+    shown = subprocess.run([_program("sbatch"), "--version"], capture_output=True, text=True, check=False).stdout
+    return f"Slurm {shown.split()[-1]}"
 
 
 def clean_environment() -> dict[str, str]:
@@ -536,7 +546,8 @@ def _daemons(site: _Site) -> Iterator[_Daemon]:
         yield _Daemon(site, "slurmdbd", ["slurmdbd", "-D"], ("127.0.0.1", site.ports[1]))
     yield _Daemon(site, "slurmctld", ["slurmctld", "-D"], ("127.0.0.1", site.ports[0]))
     for node, port in site.node_ports.items():
-        yield _Daemon(site, f"slurmd-{node}", ["slurmd", "-D", "-N", node], ("127.0.0.1", port))
+        slurmd = [*site.spec.node_command, _program("slurmd"), "-D", "-N", node]
+        yield _Daemon(site, f"slurmd-{node}", slurmd, ("127.0.0.1", port))
 
 
 def _munged(site: _Site) -> _Daemon:
