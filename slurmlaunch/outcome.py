@@ -316,7 +316,7 @@ Outcome = Value[T] | Failure
 
 def failure_of(error: BaseException) -> Failure:
     """Return the failure for an exception that was just caught, without slurmlaunch's own frames."""
-    return Failure(error, _format(error, _users_frames(error)))
+    return Failure(error, _format(error, users_frames(error)))
 
 
 def add_note(error: BaseException, note: str) -> None:
@@ -351,7 +351,8 @@ def _set(error: BaseException, name: str, value: object) -> None:
     object.__setattr__(error, name, value)
 
 
-def _users_frames(error: BaseException) -> TracebackType | None:
+def users_frames(error: BaseException) -> TracebackType | None:
+    """Return the traceback of an error from the first frame on that is not slurmlaunch's; None if there is none."""
     frames: TracebackType | None = _TRACEBACK(error)  # an exception may not let anybody read its attributes
     while frames and frames.tb_frame.f_globals.get("__name__", "").startswith(_OUR_MODULES):
         frames = frames.tb_next
@@ -412,7 +413,7 @@ def _described(value: object, dumps: Callable[[object], D]) -> D:
         message = f"the function returned a {type_name}, which does not pickle: {_text_of(error)}"
         advice = _ADVICE.get(type_name, "Return plain data, or write to a file and return its path.")
         raise UnpicklableResult(message, type_name=type_name, advice=advice) from (
-            error.with_traceback(_users_frames(error))
+            error.with_traceback(users_frames(error))
         )
 
 

@@ -108,6 +108,7 @@ class ArrayJob:
     throttle: int | None = None  # how many elements may run at once (``%N``)
     cwd: Path | None = None
     python: tuple[str, ...] = ("python3",)
+    module: str = "slurmlaunch.node"  # that Python runs, with the run folder and the task index
     cpus_per_task: int = 1
     threads: int = 1  # CPUs of each pool process (see `slurmlaunch.caps`)
     # sbatch's long option names (with underscores): text without line breaks, or True for a bare flag.
@@ -140,7 +141,7 @@ class ArrayJob:
         Raises:
             OptionError: the container cannot bind one of the folders.
         """
-        words = (*self.python, "-P", "-m", "slurmlaunch.node", str(self.run_folder), task)
+        words = (*self.python, "-P", "-m", self.module, str(self.run_folder), task)
         if self.container is None:
             return words
         gpus = asks_for_gpus(self.options, self.flags)

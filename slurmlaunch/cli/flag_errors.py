@@ -33,6 +33,12 @@ _CALLS = (
     (re.compile(r"\b(?:ex\.options|Executor)\(([^)]*)\)(?:\.map_array\(\.\.\.\))?"), r"\1"),
     (re.compile(r"\b(?:ex\.)?map_array\((?:\.\.\.|fn, items), ([^)]*)\)"), r"\1"),
     (re.compile(r"\bgive map_array "), "give "),
+    (re.compile(r"\bContainer\(\.\.\., runtime=\.\.\.\)"), "--container-runtime=..."),
+    (re.compile(r"\bContainer\(\.\.\., flags=\['([^']*)'\]\)"), r"--container-flag=\1"),
+    (re.compile(r"\bcontainer=--container"), "--container"),
+    (re.compile(r"\Acontainer: runtime="), "--container-runtime="),
+    (re.compile(r"\Acontainer: binds: "), "--container-bind "),
+    (re.compile(r"; give a list of them\Z"), ""),
     (re.compile(r", or a datetime\.timedelta"), ""),
 )
 

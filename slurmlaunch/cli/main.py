@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SUBCOMMANDS = {
     "map": "run a shell command on each of many items, as one job array",
+    "debug": "run one item here, with a debugger where it raises",
     "doctor": "check the folder, Slurm and a node, with one small job",
     "config": "show the defaults and profiles of the configuration files",
 }

@@ -14,6 +14,7 @@ import sys
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from slurmlaunch.backends.container import Container
 from slurmlaunch.backends.slurm.commands import SHORT
 from slurmlaunch.cli.flag_errors import flag_of, in_flags
 from slurmlaunch.client.executor import Executor
@@ -34,13 +35,15 @@ order of the items.
 In the command {} stands for the item, quoted; {.} is the item without extension,
 {/} without folder, {//} its folder, {/.} its bare name, {{}} is {} itself. Without
 any of these the item comes last. Items are words of the command line, or lines of
-a file, or of standard input for a single -.
+a file, or of standard input for a single -. All options come before the command;
+-- may stand before the command or before the items, if these begin with a dash.
 """
 _EXAMPLES = """\
 examples:
   slurmlaunch map 'python process.py {}' data_*.nc
   slurmlaunch map --time=00:10:00 -p small --tasks 16 'convert {} {.}.png' *.tif
   find . -name '*.log' -print0 | slurmlaunch map -0 'gzip {}' -
+  slurmlaunch map --container tools.sif 'fold {}' -- *.fasta
 
 The exit status is 0 if every item succeeded, else 1.
 """
@@ -50,6 +53,12 @@ Every option of sbatch by its own name, such as -p small --time=00:10:00
 --cpus-per-task 4 --mem=2G. Those that slurmlaunch sets itself (--array,
 --output, ...) are refused, with the option to use instead.
 --sbatch=--flag=value passes a flag on unchecked."""
+
+_OF_A_CONTAINER = (
+    ("--container-bind", "FOLDER[:TARGET[:ro]]", "a folder to show in the container; may be repeated"),
+    ("--container-runtime", "NAME", "apptainer, singularity, podman or charliecloud; by default one of the first two"),
+    ("--container-flag", "FLAG", "a further flag of the runtime; may be repeated"),
+)
 
 _SHOWN_FAILURES = 10
 _SHOWN_LINES = 5
@@ -95,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> RunOptionParser:
     parser = RunOptionParser(
         prog="slurmlaunch map",
-        usage="slurmlaunch map [OPTION...] COMMAND [ITEM...]",
+        usage="slurmlaunch map [OPTION...] [--] COMMAND [--] [ITEM...]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -185,13 +194,17 @@ class RunOptionParser(argparse.ArgumentParser):
         ours = self.add_argument_group("how it runs")
         for name, option in OURS.items():
             if option.flag:
-                flag, metavar, *repeated = option.flag.split()
+                flag, metavar, *repeatable = option.flag.split()
                 what = option.help[0].lower() + option.help[1:].rstrip(".").replace("%", "%%")
-                what += "; may be repeated" if repeated else ""
-                kind: dict[str, Any] = {"action": "append"} if repeated else {}
+                what += "; may be repeated" if repeatable else ""
+                kind: dict[str, Any] = {"action": "append"} if repeatable else {}
                 if metavar == "WORDS":
                     kind["type"] = shlex.split
                 ours.add_argument(flag, dest=name, metavar=metavar, help=what, **kind)
+        container = self.add_argument_group("in a container")
+        for flag, metavar, what in _OF_A_CONTAINER:
+            many: dict[str, Any] = {"action": "append", "default": []} if "repeated" in what else {}
+            container.add_argument(flag, metavar=metavar, help=what, **many)
         sbatch = self.add_argument_group("options of sbatch", _SBATCH_OPTIONS)
         short = {name: f"-{letter}" for letter, name in SHORT.items() if name in NAMES}
         for name in sorted(NAMES):
@@ -202,13 +215,15 @@ class RunOptionParser(argparse.ArgumentParser):
             sbatch.add_argument(*flags, dest=name, help=argparse.SUPPRESS, **arity)
 
     def parse(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Read the options; return them, and the words after them."""
+        """Read the options; return them, and the words after them: the first ``--`` among two is none."""
         end = self._first_word(arguments)
         given, unknown = self.parse_known_args(arguments[:end])
         if unknown:
             self.error(_refusal(unknown[0], [action.dest for action in self._actions if action.dest not in NAMES]))
         words = list(arguments[end:])
-        return given, words[1:] if words[:1] == ["--"] else words
+        if "--" in words[:2]:
+            words.remove("--")
+        return given, words
 
     def _first_word(self, arguments: Sequence[str]) -> int:
         """Return the number of arguments that are options or their values."""
@@ -231,6 +246,11 @@ def run_options(given: argparse.Namespace) -> dict[str, Any]:
             raise OptionError(f"--env {text}: write --env {text}=VALUE", option="env")
     if "env" in options:
         options["env"] = dict(text.split("=", 1) for text in options["env"])
+    if "container" in options:
+        how = {"runtime": given.container_runtime, "flags": given.container_flag}
+        options["container"] = Container(options["container"], given.container_bind, **how)
+    elif given.container_bind or given.container_runtime or given.container_flag:
+        raise OptionError("--container-bind, --container-runtime and --container-flag need --container IMAGE")
     return options
 
 

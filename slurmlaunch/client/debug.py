@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shlex
 import sys
-import traceback
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +18,7 @@ from slurmlaunch.client.differences import say
 from slurmlaunch.client.options import SUBMITTED
 from slurmlaunch.client.rerun import CURRENT
 from slurmlaunch.client.sbatch_options import refused
+from slurmlaunch.debugger import open_debugger
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.function import load_function, take_search_path
 from slurmlaunch.runfolder.items import ItemReader
@@ -29,7 +27,6 @@ from slurmlaunch.runfolder.modules import ModulesReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
     from slurmlaunch.client.run import Run
     from slurmlaunch.runfolder.layout import Manifest
@@ -74,7 +71,7 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], task: contex
     try:
         return function(*arguments)
     except Exception as error:
-        _open_debugger(error)  # while the task is the current one
+        open_debugger(error)  # while the task is the current one
         raise
     finally:
         context.swap(outer)
@@ -107,32 +104,3 @@ def _other_modules(run: Run, manifest: Manifest) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 if file and hashlib.sha256(Path(file).read_bytes()).hexdigest() != recorded:
                     yield name
-
-
-# The debugger.
-
-
-def _open_debugger(error: Exception) -> None:
-    """Open the debugger of ``PYTHONBREAKPOINT``, or pdb, in the frame that raised; in a notebook ``%debug`` does so."""
-    chosen = os.environ.get("PYTHONBREAKPOINT", "")
-    if chosen == "0":
-        return
-    if _in_notebook():
-        say("%debug in the next cell opens the debugger where the item raised")
-        return
-    module = import_module(chosen.rpartition(".")[0] or "pdb")
-    post_mortem = getattr(module, "post_mortem", None) or import_module("pdb").post_mortem
-    frames = _frames_of(error)
-    traceback.print_exception(type(error), error, frames)
-    post_mortem(frames)
-
-
-def _frames_of(error: Exception) -> TracebackType | None:
-    """Return the traceback without the frame that called the function, if there are others."""
-    frames = error.__traceback__
-    return frames.tb_next if frames is not None and frames.tb_next is not None else frames
-
-
-def _in_notebook() -> bool:
-    interactive = sys.modules.get("IPython")
-    return interactive is not None and getattr(interactive.get_ipython(), "kernel", None) is not None

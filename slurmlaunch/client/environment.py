@@ -109,7 +109,7 @@ class Environments:
         if missing:
             self._warn(
                 f"{', '.join(missing)} of {self._folder.path}: the values are secret, so the run folder does not have "
-                f"them, and they are not set in this process, which submits tasks of the run. The tasks run without."
+                f"them, and they are not set in this process. The tasks that it starts run without."
             )
         known = {name: value for name, value in secrets.items() if value is not None}
         limits = self._within_hard_limits(recorded.limits)
@@ -125,8 +125,8 @@ class Environments:
             if too_high:
                 wanted = "unlimited" if soft == resource.RLIM_INFINITY else soft
                 self._warn(
-                    f"{self._folder.path} was submitted with {name}={wanted}; this process, which submits tasks of "
-                    f"the run, may set no more than its hard limit: they run with {name}={hard}"
+                    f"{self._folder.path} was submitted with {name}={wanted}; this process may set no more "
+                    f"than its hard limit: the tasks that it starts run with {name}={hard}"
                 )
             possible[name] = hard if too_high else soft
         return possible

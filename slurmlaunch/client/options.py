@@ -260,7 +260,7 @@ class Options:
     setup: tuple[str, ...] = _row((), _WORDS, "Shell lines to run before Python starts.",
         _as_setup, flag="--setup LINE ...", backends=TASKS)
     container: Container | None = _row(None, "Container or path", "The image in which tasks run.",  # noqa: RUF009
-        _as_container, backends=TASKS, default="none")
+        _as_container, flag="--container IMAGE", backends=TASKS, default="none")
     env: Mapping[str, str | None] = _row(dict, "dict of str", "Variables to set for the tasks.",
         _as_env, flag="--env NAME=VALUE ...", backends=TASKS)
     env_secret: tuple[str, ...] = _row((), _WORDS,

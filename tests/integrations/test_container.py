@@ -20,6 +20,7 @@ import slurmlaunch
 from slurmlaunch import Container, Executor, NodeStartError, OptionError, SubmissionError, TaskCancelled
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.container import asks_for_gpus, folders_inside, own_folders
+from slurmlaunch.cli.main import main
 from slurmlaunch.client.options import Options
 from slurmlaunch.runfolder.layout import RUN_VARIABLE, Status
 from tests.conftest import elsewhere
@@ -280,6 +281,26 @@ def test_no_program_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         executor.submit(len, "a")
 
 
+def test_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """``slurmlaunch map`` takes all of it, and its errors name the flags."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--container", "docker://python", "--container-bind", "/data:/mnt", "--container-bind=/scratch"]
+    options = ["--cluster=slurm", "--folder=runs", "--container-runtime=apptainer", "--container-flag=--nv"]
+
+    assert main(["map", *flags, *options, "--dry-run", "echo", "a"]) == 0
+
+    script = capsys.readouterr().out
+    assert "--bind=/data:/mnt --bind=/scratch:/scratch" in script
+    assert "--nv docker://python python3 -P" in script
+    for wrong, message in [
+        (["--container=a.sif", "--container-runtime=docker"], "error: --container-runtime='docker' is none of"),
+        (["--container=a.sif", "--container-bind=/a,/b"], "error: --container-bind '/a,/b' is none of"),
+        (["--container-bind=/data"], "need --container IMAGE"),
+    ]:
+        assert main(["map", *wrong, "echo", "a"]) == 2
+        assert message in capsys.readouterr().err
+
+
 # A real container.
 
 
@@ -347,6 +368,19 @@ def test_items_run_inside(
         "cpus": 1,
         "installed": [],  # a node needs none of them
     }
+
+
+def test_commands_run_inside(image: Container, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The commands of ``slurmlaunch map`` run in the image, and see the folder that is bound."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/value").write_text("42", encoding="utf-8")
+    binds = [f"--container-bind={each}" for each in (*image.binds, "data:/mnt", "/usr/bin:/bin")]
+    options = ["--cluster=local", "--folder=runs", "--container", image.image, "--container-runtime=charliecloud"]
+    inside = ". /etc/os-release; read -r value </mnt/value; echo {} $value $PRETTY_NAME"
+
+    assert main(["map", "--quiet", *options, *binds, inside, "--", "-a", "b"]) == 0
+
+    assert capfd.readouterr().out == f"-a 42 {NAME}\nb 42 {NAME}\n"
 
 
 SCRIPT = """

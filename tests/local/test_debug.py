@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import pty
+import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import slurmlaunch
 from slurmlaunch import Executor, FutureArray, RunFolderError, attach
+from tests.conftest import elsewhere
+from tests.support import scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
+
+COMMAND = (sys.executable, "-m", "slurmlaunch")
 
 
 def drawn(number: int, *, limit: float = 1.0) -> float:
@@ -106,24 +115,134 @@ class TestDebug:
             array[0].debug(code="new")
 
 
+def at_terminal(command: Sequence[object], *typed: str, **options: Any) -> tuple[int, str]:
+    """Run a command at a terminal of its own, with texts for the debugger; return its exit status and what it shows."""
+    ours, theirs = pty.openpty()
+    started = subprocess.Popen(list(map(str, command)), stdin=theirs, stdout=theirs, stderr=theirs, **options)
+    os.close(theirs)
+    shown = b""
+    try:
+        for text in typed:
+            while not shown.endswith(b"(Pdb) "):
+                shown += os.read(ours, 4096)
+            os.write(ours, f"{text}\n".encode())
+            shown += b"\n"
+        with contextlib.suppress(OSError):  # the terminal is gone, since the command has ended
+            while data := os.read(ours, 4096):
+                shown += data
+        return started.wait(timeout=60), shown.decode()
+    finally:
+        started.kill()
+        started.wait()
+        os.close(ours)
+
+
 def test_terminal(tmp_path: Path) -> None:
     """In a script at a terminal, pdb stops in the item of a run of which there is a copy, without Slurm."""
     array = Executor(tmp_path / "runs", cluster="inline").map_array(lambda x: 1 // (x - 700), range(1000), tasks=1)
     array.wait()
     script = tmp_path / "debugs.py"
     script.write_text(f"import slurmlaunch\nslurmlaunch.attach({str(array.folder)!r})[700].debug()\n")
-    ours, theirs = pty.openpty()
-    started = subprocess.Popen([sys.executable, script], stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    try:
-        for text in (b"p x * 2\n", b"q\n"):
-            while not shown.endswith(b"(Pdb) "):
-                shown += os.read(ours, 4096)
-            os.write(ours, text)
-            shown += b"\n"
-        assert 1 == started.wait(timeout=60)
-    finally:
-        started.kill()
-        os.close(ours)
-    assert b"1400" in shown
+    status, shown = at_terminal([sys.executable, script], "p x * 2", "q")
+    assert status == 1
+    assert "1400" in shown
+
+
+SUBMITTED = """
+    import os, slurmlaunch
+    def told(x):
+        drawn = slurmlaunch.current_task().rng().random()
+        if x == 70:
+            raise ValueError(x, drawn, os.environ["MINE"], os.getcwd())
+        return drawn
+"""
+
+
+class TestCommand:
+    """``slurmlaunch debug`` in a process of its own."""
+
+    @elsewhere
+    def test_code_of_the_submission(
+        self,
+        backend: str,
+        beside: Callable[[str], Any],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It runs the code of the submission as there, in a copy, whatever has become of the module since."""
+        monkeypatch.setenv("MINE", "mine")
+        monkeypatch.chdir(tmp_path)
+        module = beside(textwrap.dedent(SUBMITTED))
+        with Executor(tmp_path / "runs", cluster=backend, seed=5) as executor:
+            array = executor.map_array(module.told, [7, 70])
+        recorded = array[1].exception()
+        assert recorded is not None
+        shutil.move(array.folder, tmp_path / "copy")
+        beside("def told(x):\n    return 'edited'\n")
+        with pytest.raises(RunFolderError) as refused:
+            attach(tmp_path / "copy")[1].debug(code="submitted")
+        command = str(refused.value).partition(": ")[2]
+        Path(module.__file__).unlink()
+        monkeypatch.delenv("MINE")
+        monkeypatch.delenv("SLURM_CONF", raising=False)
+        monkeypatch.setenv("TERM", "dumb")
+
+        status, shown = at_terminal([*COMMAND, *shlex.split(command)[1:]], "p (x, drawn)", "l", "q", cwd="/")
+
+        assert status == 1
+        assert str(recorded.args[:2]) in shown
+        assert f"ValueError: {recorded.args}" in shown
+        assert '->\t        raise ValueError(x, drawn, os.environ["MINE"], os.getcwd())' in shown
+        done = subprocess.run([*COMMAND, "debug", tmp_path / "copy", "0"], capture_output=True, text=True, check=True)
+        assert f"{array[0].result()!r}\n" == done.stdout
+        assert "item 0 of told raised nothing" in done.stderr
+
+    def test_script(self, tmp_path: Path) -> None:
+        """Functions and classes of a script are as in a task; a line says that the script has changed."""
+        text = """
+            import sys, slurmlaunch
+            class Odd(Exception):
+                pass
+            def told(x):
+                raise Odd(type(x).__module__, sys.modules["__main__"].Odd is Odd)
+            if __name__ == "__main__":
+                array = slurmlaunch.Executor("runs", cluster="local").map_array(told, [Odd()])
+                array.wait()
+                print(array.folder)
+        """
+        folder = scripts.run(tmp_path, text).strip()
+        os.utime(tmp_path / "script.py", (4e9, 4e9))
+
+        status, shown = at_terminal([*COMMAND, "debug", folder, 0], "q")
+
+        assert status == 1
+        assert "('__main__', True)" in shown
+        assert f"{tmp_path}/script.py changed after the submission" in shown
+
+    def test_another_machine(self, drawn_numbers: FutureArray[float], tmp_path: Path) -> None:
+        """A folder, a Python or an item that is not there is named; the item runs if it can."""
+        manifest = drawn_numbers.folder / "manifest.json"
+        content = json.loads(manifest.read_text()) | {"cwd": str(tmp_path / "gone")}
+        manifest.write_text(json.dumps(content))
+        plan = drawn_numbers.folder / "rounds/0/plan.json"
+        plan.write_text(plan.read_text().replace(sys.executable, "/gone/python"))
+
+        done = subprocess.run(
+            [*COMMAND, "debug", drawn_numbers.folder, "3"], capture_output=True, text=True, check=False
+        )
+
+        assert f"{drawn_numbers[3].result()!r}\n" == done.stdout, done.stderr
+        assert f"there is no folder {tmp_path}/gone here, and the item runs in {Path.cwd()}" in done.stderr
+        assert f"there is no /gone/python here, and the item runs in {sys.executable}" in done.stderr
+
+        manifest.write_text(json.dumps(content | {"python": "3.9"}))
+        done = subprocess.run(
+            [*COMMAND, "debug", drawn_numbers.folder, "3"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert "was pickled by Python 3.9" in done.stderr
+        done = subprocess.run(
+            [*COMMAND, "debug", drawn_numbers.folder, "9"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert "drawn has no item 9: its items are 0 to 8" in done.stderr

@@ -1,0 +1,55 @@
+"""Opens a debugger where an item raised: pdb, or the one of ``PYTHONBREAKPOINT``.
+
+`slurmlaunch.client.debug` calls it in the user's process, and `slurmlaunch.node.debug` in one of its own. Runs, items
+and tasks are unknown here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from slurmlaunch.outcome import users_frames
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def open_debugger(error: BaseException) -> bool:
+    """Show the traceback of an error, and open the debugger in the frame that raised it; a notebook has ``%debug``.
+
+    Returns:
+        False if nothing was shown: ``PYTHONBREAKPOINT`` is 0, or this is a notebook.
+    """
+    chosen = os.environ.get("PYTHONBREAKPOINT", "")
+    if chosen == "0":
+        return False
+    if _in_notebook():
+        print(  # noqa: T201  (said where the call was made)
+            "slurmlaunch: %debug in the next cell opens the debugger where the item raised", file=sys.stderr
+        )
+        return False
+    debugger = _debugger(chosen)
+    frames = users_frames(error) or error.__traceback__
+    traceback.print_exception(type(error), error, frames)
+    debugger.post_mortem(frames)
+    return True
+
+
+def _debugger(chosen: str) -> ModuleType:
+    """Return the module of the debugger that ``PYTHONBREAKPOINT`` names, or pdb if that is none."""
+    try:
+        module = import_module(chosen.rpartition(".")[0] or "pdb")
+    except ImportError as error:  # as breakpoint() does
+        warnings.warn(f"PYTHONBREAKPOINT={chosen} cannot be imported, and pdb is used: {error}", RuntimeWarning, 2)
+        return import_module("pdb")
+    return module if hasattr(module, "post_mortem") else import_module("pdb")
+
+
+def _in_notebook() -> bool:
+    interactive = sys.modules.get("IPython")
+    return interactive is not None and getattr(interactive.get_ipython(), "kernel", None) is not None
