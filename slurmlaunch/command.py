@@ -129,7 +129,7 @@ class Command:
         """
         shown, variables = self.fill(*args, **kwargs), _Variables()
         command = self._fill(args, kwargs, variables.reference)
-        words = [_SHELL, "-c", command] if isinstance(command, str) else command
+        words = [_SHELL, "-c", "--", command] if isinstance(command, str) else command
         done = _run(words, variables, self.timeout, shown=shown, capture=self.capture)
         if self.check and done.returncode:
             error = subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
@@ -246,7 +246,7 @@ def _in_single_quotes(text: str) -> frozenset[int]:
 
 def _is_read(text: str) -> bool:
     """Return True if the shell can read a text, which it does not run."""
-    return subprocess.run([_SHELL, "-n", "-c", text], check=False, capture_output=True).returncode == 0
+    return subprocess.run([_SHELL, "-n", "-c", "--", text], check=False, capture_output=True).returncode == 0
 
 
 def _word(value: object) -> str:

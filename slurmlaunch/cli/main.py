@@ -39,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The subcommand's status; 2 for wrong usage or a failed submission, 130 for Ctrl-C.
     """
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    parser, words = _parser(), list(sys.argv[1:] if arguments is None else arguments)
+    # The subcommand's own, "--" included, which argparse would take out.
+    own = next((place for place, word in enumerate(words) if not word.startswith("-")), len(words)) + 1
+    given = parser.parse_args(words[:own])
     if given.version:
         print(f"slurmlaunch {metadata.version('slurmlaunch')}")
         return 0
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"slurmlaunch: {in_flags(message)}\n"
     subcommand = import_module(f"slurmlaunch.cli.{given.subcommand}")
     try:
-        status: int = subcommand.main(given.arguments)
+        status: int = subcommand.main(words[own:])
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _SIGNALLED + signal.SIGINT
@@ -77,5 +79,4 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("subcommand", metavar="COMMAND", nargs="?", choices=SUBCOMMANDS, help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser

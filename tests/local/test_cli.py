@@ -118,7 +118,7 @@ def test_items_of_the_command_line(run: Callable[..., tuple[int, str, str]]) -> 
     """Words after the command are items, not options."""
     assert run("map", "--quiet", "echo", "-n", "--tasks", "-") == (0, "--tasks\n-\n", "")
     assert run("map", "--quiet", "--", "echo {}", "--")[1] == "--\n"
-    assert run("map", "--quiet", "echo", "--", "-n", "--")[1] == "-n\n--\n"
+    assert run("map", "--quiet", "echo {}.", "--", "-n", "--")[1] == "-n.\n--.\n"
     assert "-no: not found" in run("map", "--", "-no", "a")[2]
 
 
