@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.container import Container
+from slurmlaunch.cli.exit_status import OK
+from slurmlaunch.cli.parsers import VerbParser
+from slurmlaunch.cli.printing import print_json
 from slurmlaunch.client.configuration import File, options_of, places, read_files, settings_for
 from slurmlaunch.runfolder.environment import secret_names
 
@@ -39,25 +41,18 @@ _HIDDEN = "(secret)"
 
 def main(arguments: Sequence[str]) -> int:
     """Print the settings; return 0."""
-    parser = argparse.ArgumentParser(
-        prog="slurmlaunch config",
-        usage="slurmlaunch config [--profile NAME] [--json]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = VerbParser("config", "[--profile NAME] [--json]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("--profile", metavar="NAME", help="with the values of this profile")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_json()
     given = parser.parse_args(arguments)
     files = read_files()
     settings = settings_for(given.profile).used
     options_of(settings)  # refuses values that do not fit together
     if given.json:
-        print(json.dumps(_as_json(files, settings), indent=2))
+        print_json(_as_json(files, settings))
     else:
         print("\n".join(_as_text(files, settings)))
-    return 0
+    return OK
 
 
 def _as_json(files: Sequence[File], settings: Mapping[str, Setting]) -> dict[str, Any]:

@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from typing import TYPE_CHECKING
 
+from slurmlaunch.cli.exit_status import FAILED, NOT_STARTED, OK
 from slurmlaunch.cli.flag_errors import in_flags
-from slurmlaunch.cli.map import RunOptionParser, run_options
+from slurmlaunch.cli.printing import print_json
+from slurmlaunch.cli.run_options import RunOptionParser, run_options
 from slurmlaunch.client.doctor.report import doctor, line_of
-from slurmlaunch.client.options import CLUSTERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +33,6 @@ examples:
 The exit status is 0 if no check found an error, 1 if one did, 2 for wrong
 usage, and 3 if the job had not started after 60 s: it is cancelled then.
 """
-_ERRORS, _NOT_STARTED = 1, 3
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,12 +54,12 @@ def main(arguments: Sequence[str]) -> int:
         **run_options(given),
     )
     if given.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
     else:
         print("\n".join(filter(None, (report.waiting, report.summary()))))
     if report.waiting:
-        return _NOT_STARTED
-    return _ERRORS if report.errors else 0
+        return NOT_STARTED
+    return FAILED if report.errors else OK
 
 
 def _print(check: Check) -> None:
@@ -69,23 +67,13 @@ def _print(check: Check) -> None:
 
 
 def _parser() -> RunOptionParser:
-    parser = RunOptionParser(
-        prog="slurmlaunch doctor",
-        usage="slurmlaunch doctor [OPTION...]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = RunOptionParser("doctor", "[OPTION...]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("--dry", action="store_true", help="submit no job")
     parser.add_argument("--wait", action="store_true", help="wait for the job, however long it is pending")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_json()
     parser.add_argument(
         "--import", dest="imports", metavar="MODULE", action="append", default=[],
         help="a module that the node must be able to import; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--cluster", choices=CLUSTERS, help="where to run; by default on Slurm if sbatch is on PATH")
-    parser.add_argument("--folder", metavar="FOLDER", help="the folder for run folders")
-    parser.add_argument("--profile", metavar="NAME", help="the options of a profile (see slurmlaunch config)")
     parser.add_run_options()
     return parser

@@ -114,8 +114,10 @@ def resolved(run_folder: str | os.PathLike[str]) -> Path:
 # By other things than the path.
 
 
-def locate(run: str | os.PathLike[str] | None) -> Path:
+def locate(run: str | os.PathLike[str] | None, folder: str | os.PathLike[str] | None = None) -> Path:
     """Return the run folder that a path, a name, its beginning or a job id means; None is the newest run.
+
+    Names, beginnings and job ids are those of runs in a folder, by default that of an executor.
 
     Raises:
         RunFolderError: there is none, or several; the message lists the nearest.
@@ -127,7 +129,7 @@ def locate(run: str | os.PathLike[str] | None) -> Path:
         if not path.is_dir():
             raise RunFolderError(f"no run folder at {path}{_near(path.parent, path.name)}", path=str(path))
         raise RunFolderError(f"{path} is no run folder: it has no {MANIFEST}{_near(path)}", path=str(path))
-    parent = folder_of_runs()
+    parent = folder_of_runs(folder)
     found = _newest_first(parent)
     if run is None:
         if found:

@@ -37,7 +37,7 @@ from slurmlaunch.outcome import BARE, BARE_IF_OURS, Failure, Value
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Generator, Iterator
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator
     from datetime import datetime
 
     from slurmlaunch.backends.base import TaskState
@@ -384,6 +384,17 @@ class FutureArray(Sequence[Future[T]]):
         items = self._items if isinstance(self._items, range) else array("Q", self._items)
         return _find_array, (str(self._run.folder.path), items, len(self._run.rounds))
 
+    def select(self, items: Iterable[int]) -> FutureArray[T]:
+        """Return the futures of these items of the run, by their indices in it (`Future.index`), in their order.
+
+        Raises:
+            IndexError: the run has no such item.
+        """
+        chosen = sorted(set(items))
+        if chosen and not 0 <= chosen[0] <= chosen[-1] < self._run.manifest.items:
+            raise IndexError(f"the items of {self._run.manifest.name} are 0 to {self._run.manifest.items - 1}")
+        return FutureArray(self._run, chosen)
+
     # Waiting.
 
     def wait(self, timeout: float | None = None, *, progress: bool | None = None) -> bool:
@@ -709,20 +720,23 @@ def _find_future(folder: str, index: int, rounds: int) -> Future[Any]:
     return _find_array(folder, [index], rounds)[0]
 
 
-def attach(run: str | os.PathLike[str] | None = None) -> FutureArray[Any]:
+def attach(
+    run: str | os.PathLike[str] | None = None, *, folder: str | os.PathLike[str] | None = None
+) -> FutureArray[Any]:
     """Return the futures of a run, from any process, at any time; a line says which of its code has changed since.
 
     Args:
         run: the run folder (`FutureArray.folder`); or, of a run in the default folder of `Executor`, its name (of
             several runs the newest), the name of its folder, the beginning of one of these, or the id of one of its
             jobs. By default the newest run there.
+        folder: the folder that holds the run folders, in place of the default one.
 
     Raises:
         RunFolderError: there is no such run, or it cannot be used; the message lists the nearest.
         UnsafeRunFolder: another user owns it or may write to it.
         UnknownProtocol: a newer slurmlaunch wrote it.
     """
-    view = find_run(locate(run))
+    view = find_run(locate(run, folder))
     if view.folder.path not in _SAID and (changed := view.explanations.changed_code()):
         _SAID.add(view.folder.path)
         say(changed)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from slurmlaunch import Executor
 from slurmlaunch.backends.base import parse_time
 from slurmlaunch.backends.slurm.commands import SHORT
-from slurmlaunch.cli.map import RunOptionParser
+from slurmlaunch.cli.run_options import RunOptionParser
 from slurmlaunch.client.options import JOB_NAME_LENGTH, OURS, Options, Shape, check_cluster, job_name, refuse_fixed
 from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, OURS_TO_SET, VALUED
 from slurmlaunch.errors import OptionError, UnknownOption
@@ -452,7 +452,7 @@ class TestTable:
 
     def test_the_command_line(self) -> None:
         """Each flag of the table is one of the command line, which stores it under the option's name."""
-        parser = RunOptionParser()
+        parser = RunOptionParser("map", "", "", "")
         parser.add_run_options()
         flags = {name: option.flag.split()[0] for name, option in OURS.items() if option.flag}
 

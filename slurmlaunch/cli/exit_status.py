@@ -1,0 +1,43 @@
+"""The exit statuses of the command line, and which of them an error becomes.
+
+`main` and the verbs use them; the page ``docs/for-programs.md`` tells programs what they mean.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from slurmlaunch.errors import RunFolderError, SchedulerError
+
+OK = 0
+FAILED = 1
+"""An item failed or was cancelled, or the doctor found an error."""
+USAGE = 2
+"""The command line or a configuration file is wrong, or Slurm refused the submission."""
+NOT_FOUND = 3
+"""There is no such run or item, or the run cannot be used here."""
+NOT_STARTED = 3
+"""The doctor's job has not started in time."""
+NOT_DONE = 4
+"""Items have not ended yet."""
+NO_ANSWER = 5
+"""Slurm does not answer; the same command may work later."""
+INTERRUPTED = 128 + signal.SIGINT
+READER_ENDED = 128 + signal.SIGPIPE
+
+
+class VerbError(Exception):
+    """A verb cannot do what it was told; the text says why, and *status* is its exit status."""
+
+    def __init__(self, text: str, status: int = USAGE) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def status_of(error: Exception) -> int:
+    """Return the exit status for an error that ends a verb."""
+    if isinstance(error, VerbError):
+        return error.status
+    if isinstance(error, RunFolderError):
+        return NOT_FOUND
+    return NO_ANSWER if isinstance(error, SchedulerError) else USAGE

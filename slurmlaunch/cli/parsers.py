@@ -1,0 +1,111 @@
+"""The parsers of the verbs: what their help and their errors look like, and how RUN and ITEMS are read.
+
+Each verb makes one. Nothing of the package is imported before a run is looked for, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from slurmlaunch.cli.exit_status import NOT_FOUND, USAGE, VerbError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slurmlaunch.client.futures import FutureArray
+
+RUNS_FOLDER = "the folder that holds the run folders; by default as for an Executor"
+
+
+class VerbParser(argparse.ArgumentParser):
+    """The parser of a verb; its errors are two lines without the usage."""
+
+    def __init__(self, verb: str, usage: str, description: str, examples: str) -> None:
+        super().__init__(
+            prog=f"slurmlaunch {verb}",
+            usage=f"slurmlaunch {verb} {usage}",
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error without the usage, and exit."""
+        self.exit(USAGE, f"{self.prog}: error: {message}\nTry {self.prog} --help.\n")
+
+    def add_json(self) -> None:
+        """Add ``--json``."""
+        self.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+class RunParser(VerbParser):
+    """The parser of a verb for one run: RUN, ``--newest`` and ``--folder``, and perhaps ITEMS.
+
+    Args:
+        verb, usage, description, examples: as for a `VerbParser`.
+        acts: the verb changes the run, so that RUN or ``--newest`` must be given.
+        items: whether ITEMS may follow.
+    """
+
+    def __init__(
+        self, verb: str, usage: str, description: str, examples: str, *, acts: bool = False, items: bool = False
+    ) -> None:
+        super().__init__(verb, usage, description, examples)
+        self._acts, self._most = acts, 2 if items else 1
+        self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+        default = "" if acts else "; the default"
+        self.add_argument("--newest", action="store_true", help=f"the newest run, in place of RUN{default}")
+        self.add_argument("--folder", metavar="FOLDER", help=RUNS_FOLDER)
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Read the command line; the result has ``run`` (None is the newest) and ``items`` (None if not given)."""
+        given = self.parse_args(arguments)
+        words: list[str | None] = [None, *given.words] if given.newest else given.words
+        if self._acts and not words:
+            self.error("give a run, or --newest")
+        if len(words) > self._most:
+            self.error(f"{words[self._most]!r} is too much")
+        given.run, given.items, *_ = [*words, None, None]
+        return given
+
+
+def find(given: argparse.Namespace) -> FutureArray[Any]:
+    """Return the futures of the run that a `RunParser` has read.
+
+    Raises:
+        RunFolderError: there is none, or several; the message lists the nearest.
+    """
+    from slurmlaunch.client.futures import attach
+
+    return attach(given.run, folder=given.folder)
+
+
+def items_in(text: str, futures: FutureArray[Any]) -> list[int]:
+    """Return the items that ITEMS names, in order: ``7``, ``3-9`` (with 9), ``7,9-11``, or ``failed``.
+
+    Raises:
+        VerbError: the text names no items, or the run has no such item.
+    """
+    if text == "failed":
+        return [each.index for each in futures.failures()]
+    found: set[int] = set()
+    for part in text.split(","):
+        numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if not numbers:
+            raise VerbError(f"{text!r} names no items: write 7, 3-9, 7,9 or failed")
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if last < first:
+            raise VerbError(f"{part} names no items: {last} comes before {first}")
+        if last >= len(futures):
+            text = f"{futures.folder.name} has no item {last}: its items are 0 to {len(futures) - 1}"
+            raise VerbError(text, NOT_FOUND)
+        found.update(range(first, last + 1))
+    return sorted(found)
+
+
+def chosen(given: argparse.Namespace, futures: FutureArray[Any]) -> FutureArray[Any]:
+    """Return the futures of the ITEMS that a `RunParser` has read; all if none are given."""
+    return futures if given.items is None else futures.select(items_in(given.items, futures))
