@@ -126,7 +126,7 @@ class AllocationBackend(LocalBackend):
         return ("srun", *_step_words(job.options, 1, job.cpus_per_task))
 
     def command(self, job: ArrayJob) -> tuple[str, ...]:
-        """Return the command line of a task, without the task index at its end."""
+        """Return the command line of a task, as `TaskProcess` takes it, without the task index at its end."""
         starter = self.starter(job)
         watched = (shutil.which("bash") or "/bin/bash", "-c", _WATCHED, job.name, *starter) if starter else ()
         return (*watched, *super().command(job))

@@ -14,7 +14,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from slurmlaunch.backends import start_with
 from slurmlaunch.backends.container import asks_for_gpus
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.runfolder.environment import Environment
@@ -128,12 +127,6 @@ class ArrayJob:
     ranks: int = 1  # the processes, with *cpus_per_task* CPUs each, that call the function of a task together
     recognized_by: str = ""  # in the run folder: nobody else knows its name (`RunFolder.secret_file`)
     exposed: bool = False  # whether another user may exchange the run folder, or a folder above it
-
-    def start(self, *, umask: int | None = None) -> tuple[str, ...]:
-        """Return the words before a command that start it with the soft limits of the submission, and with a umask."""
-        here = Environment.of_this_process()
-        limits = {name: soft for name, soft in self.environment.limits.items() if soft != here.limits.get(name)}
-        return start_with.words(None if umask == here.umask else umask, limits)
 
     def command(self, task: str) -> tuple[str, ...]:
         """Return the node's command line; its last word is *task*, a task index or the shell word for one.

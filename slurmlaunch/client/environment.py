@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.outer_job import outside_jobs
+from slurmlaunch.backends.soft_limits import at_most
 from slurmlaunch.runfolder.environment import Environment, secret_names
 from slurmlaunch.runfolder.layout import RUN_VARIABLE, STARTED_VARIABLE
 
@@ -121,14 +122,13 @@ class Environments:
             if not hasattr(resource, name):  # of another Python
                 continue
             hard = resource.getrlimit(getattr(resource, name))[1]
-            too_high = hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard)
-            if too_high:
+            possible[name] = at_most(soft, hard)
+            if possible[name] != soft:
                 wanted = "unlimited" if soft == resource.RLIM_INFINITY else soft
                 self._warn(
                     f"{self._folder.path} was submitted with {name}={wanted}; this process may set no more "
                     f"than its hard limit: the tasks that it starts run with {name}={hard}"
                 )
-            possible[name] = hard if too_high else soft
         return possible
 
     def _warn(self, message: str) -> None:

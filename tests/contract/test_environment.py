@@ -159,9 +159,9 @@ def test_limits_and_umask_of_the_first_submission(executor: Executor) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
     try:
         future = executor.submit(look)
-        wait_until(future.done)
     finally:
         os.umask(umask)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
+    wait_until(future.done)
     assert (0o026, soft - 1) == future.result()

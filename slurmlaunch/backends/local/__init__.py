@@ -177,8 +177,9 @@ class LocalBackend(Backend):
         return ()
 
     def command(self, job: ArrayJob) -> tuple[str, ...]:
-        """Return the command line of a task, without the task index at its end."""
-        lines = (f'cd -- "$1" || exit {Status.SETUP}', "shift", *_preparation(job), 'exec "$@"')
+        """Return the command line of a task, as `TaskProcess` takes it, without the task index at its end."""
+        umask = f"umask {job.environment.umask:04o}"
+        lines = (umask, f'cd -- "$1" || exit {Status.SETUP}', "shift", *_preparation(job), 'exec "$@"')
         return (str(_shell(job)), "-c", "\n".join(lines), job.name, str(_cwd(job)), *job.command("")[:-1])
 
     def environment(self, job: ArrayJob) -> dict[str, str]:

@@ -15,6 +15,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from slurmlaunch.backends.soft_limits import set_soft_limits
 from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
 
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
 
 LIFELINE_FD = 32  # far from those that set-up lines, and bash itself, may use
 
-# A Python client ignores, or may have ignored, these; its tasks must not inherit that.
-_DEFAULT_SIGNALS = (
-    signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGUSR1, signal.SIGXFSZ,
-)  # fmt: skip
+_WAIT = "read -r _ && exec </dev/null || exit\n"
+"""What the shell of a task runs first: it waits until the task has its limits."""
 
 STATUS_UNKNOWN = 256
 """The status of a process that another part of the program has reaped; no real one is so large."""
@@ -39,28 +38,51 @@ class TaskProcess:
     """
 
     def __init__(
-        self, command: tuple[str, ...], env: Mapping[str, str], *, stdout: int, stderr: int, lifeline: int
+        self,
+        command: tuple[str, ...],
+        env: Mapping[str, str],
+        limits: Mapping[str, int],
+        *,
+        stdout: int,
+        stderr: int,
+        lifeline: int,
     ) -> None:
-        """Start a task: *command* begins with an absolute path, *lifeline* is the read end of a pipe.
+        """Start a task.
+
+        Args:
+            command: the absolute path of a shell, ``-c``, the lines that it runs, and their arguments.
+            env: all its variables.
+            limits: its soft limits, by name.
+            stdout: a descriptor.
+            stderr: another one.
+            lifeline: the read end of a pipe.
 
         Raises:
             OSError: the program cannot be started.
             ValueError: a word or a variable holds a NUL character.
         """
-        self.pid = os.posix_spawn(
-            command[0],
-            command,
-            {**env, PARENT_DEATH_VARIABLE: str(LIFELINE_FD)},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, stdout, 1),
-                (os.POSIX_SPAWN_DUP2, stderr, 2),
-                (os.POSIX_SPAWN_DUP2, lifeline, LIFELINE_FD),
-            ],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=_DEFAULT_SIGNALS,
-        )
+        shell, option, lines, *arguments = command
+        stdin, begin = os.pipe()
+        try:
+            self.pid = os.posix_spawn(
+                shell,
+                (shell, option, _WAIT + lines, *arguments),
+                {**env, PARENT_DEATH_VARIABLE: str(LIFELINE_FD)},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, stdin, 0),
+                    (os.POSIX_SPAWN_DUP2, stdout, 1),
+                    (os.POSIX_SPAWN_DUP2, stderr, 2),
+                    (os.POSIX_SPAWN_DUP2, lifeline, LIFELINE_FD),
+                ],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=signal.valid_signals(),  # whatever this process ignores, the task must not
+            )
+            set_soft_limits(self.pid, limits)
+            os.write(begin, b"\n")
+        finally:
+            os.close(stdin)
+            os.close(begin)
         self.pidfd: int | None = None
         with contextlib.suppress(AttributeError, OSError):  # a Python built for an old kernel; too many open files
             self.pidfd = os.pidfd_open(self.pid)

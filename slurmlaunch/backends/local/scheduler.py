@@ -198,29 +198,28 @@ class LocalJob:
 
     def start(self, element: int, lifeline: int) -> TaskProcess:
         """Start an element; raises as `TaskProcess` does."""
-        # Umask and limits of this process may have changed since the submission.
-        started = self.array.start(umask=self.array.environment.umask)
-        command = (*started, *self.command, str(self.array.first_task + element))
+        command = (*self.command, str(self.array.first_task + element))
         env = {**self.env, STARTED_VARIABLE: f"{time.time():.3f}"}
         with _opened(self.log(element, "out")) as stdout, _opened(self.log(element, "err")) as stderr:
-            process = TaskProcess(command, env, stdout=stdout, stderr=stderr, lifeline=lifeline)
+            process = TaskProcess(
+                command, env, self.array.environment.limits, stdout=stdout, stderr=stderr, lifeline=lifeline
+            )
         self._refused_since = None
         return process
 
     def settle(self, element: int, record: TaskRecord, status: int) -> None:
-        """Record how an element ended, in memory and on disk; queue it again if it asks for that."""
-        self.records[element] = record
-        start = self._starts[element]
-        if status == Status.REQUEUE and self.array.may_requeue:
-            self.records[element] = _PENDING
-            self._starts[element] += 1
-            self.pending.append(element)
+        """Record how an element ended, on disk and then in memory; queue it again if it asks for that."""
         task = self.array.first_task + element
         if self.array.container and status <= Status.FAILURES and not self._folder.outcome_file(task, 0).exists():
             status = Status.NODE  # the container did not start, or has no slurmlaunch
         # With a full disk or a removed folder, the state alone has to say it.
         with contextlib.suppress(OSError, RunFolderError):
-            create(self._folder.ended / EndMark(task, start, status).filename, b"")
+            create(self._folder.ended / EndMark(task, self._starts[element], status).filename, b"")
+        self.records[element] = record
+        if status == Status.REQUEUE and self.array.may_requeue:
+            self.records[element] = _PENDING
+            self._starts[element] += 1
+            self.pending.append(element)
         self._free_environment()
 
     def _free_environment(self) -> None:

@@ -129,8 +129,8 @@ class SlurmBackend(Backend):
             _SUBMIT_TIMEOUT,
             stdin=render(job),
             cwd=job.cwd,
-            start=job.start(),
             umask=_UMASK,
+            limits=job.environment.limits,
         )
         before, in_doubt = time.time(), False
         for pause in (*_PAUSES, None):

@@ -15,10 +15,11 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.outer_job import outside_jobs
+from slurmlaunch.backends.soft_limits import set_soft_limits
 from slurmlaunch.errors import SchedulerError
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class Command:
     timeout: float  # seconds
     stdin: str = ""
     cwd: Path | None = None
-    start: tuple[str, ...] = ()  # words before the program, which they become (`slurmlaunch.backends.start_with`)
     umask: int = -1  # this process's
+    limits: Mapping[str, int] = field(default_factory=dict)  # soft, from when it reads its standard input; else ours
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,9 @@ def run(command: Command, /) -> Finished:
     program = shutil.which(command.words[0])
     if program is None:
         return Finished(None, stderr=f"{command.words[0]}: command not found", missing=True)
-    words = (*command.start, program, *command.words[1:])
     try:
         process = subprocess.Popen(
-            words,
+            (program, *command.words[1:]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -93,6 +93,7 @@ def run(command: Command, /) -> Finished:
     except OSError as error:
         return Finished(None, stderr=str(error))
     with process:
+        set_soft_limits(process.pid, command.limits)
         try:
             stdout, stderr = process.communicate(command.stdin, timeout=command.timeout)
         except subprocess.TimeoutExpired:
