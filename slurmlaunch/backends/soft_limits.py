@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def set_soft_limits(pid: int, limits: Mapping[str, int]) -> None:
-    """Set these soft limits, by their names, of a child that this process has started; the hard ones stay."""
+    """Set these soft limits, by their names, of a process of this user; the hard ones stay."""
     for name, soft in limits.items():
         limit = getattr(resource, name)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or is a set-user-ID program

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.local import LocalBackend
+from slurmlaunch.backends.soft_limits import set_soft_limits
 from slurmlaunch.client.attach import inspect, locate
 from slurmlaunch.client.differences import say
 from slurmlaunch.client.submission import array_job
@@ -102,7 +103,8 @@ def _on_this_machine(job: ArrayJob, manifest: Manifest, python: list[str] | None
 def _become(job: ArrayJob, task: int, item: int) -> None:
     backend = LocalBackend()
     env = {name: value for name, value in backend.environment(job).items() if name not in _OF_THE_TERMINAL}
-    words = (*job.start(umask=job.environment.umask), *backend.command(job), str(task), str(item))
+    words = (*backend.command(job), str(task), str(item))
+    set_soft_limits(os.getpid(), job.environment.limits)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(words[0], words, {**env, **_of_the_terminal(os.environ)})  # noqa: S606  (no shell is wanted)

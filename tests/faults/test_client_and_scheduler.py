@@ -385,11 +385,15 @@ class TestSubmission:
         assert squares(4) == array.retry().results(timeout=90)
 
     def test_wait_for_room(
-        self, own_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        own_cluster: Callable[[ClusterSpec], Cluster],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         """Later arrays wait for capacity; if the waiting client is killed, an attaching client submits them.
 
-        All have the environment of the first submission.
+        All have the environment of the first submission; a warning names the secrets that the other client lacks.
         """
         cluster = own_cluster(ClusterSpec(lines=("AccountingStorageEnforce=limits", "MaxArraySize=4")))
         cluster.run(
@@ -419,7 +423,7 @@ class TestSubmission:
 
             gate = Gate.__new__(Gate)
             gate.folder = Path(sys.argv[2])
-            os.environ["PLACE"] = "there"
+            os.environ.update(PLACE="there", A_TOKEN="not-to-be-stored")
             enter = lambda item: gate.enter(item) + os.environ["PLACE"]
             print(Executor(sys.argv[1], cluster="slurm").map_array(enter, "abcdefgh", tasks=8).folder, flush=True)
             time.sleep(600)
@@ -436,6 +440,7 @@ class TestSubmission:
         gate.open()
 
         assert [f"{item}there" for item in "abcdefgh"] == first.results(timeout=120) == second.results(timeout=10)
+        assert any("A_TOKEN of " in record.message for record in caplog.records)
         wait_until(lambda: not queue(*first.job_ids))
         assert len(first.job_ids) == len({*first.job_ids, *second.job_ids})
 
