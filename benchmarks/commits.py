@@ -80,7 +80,7 @@ def main() -> None:
                 subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=_REPOSITORY, check=True)
     for name in Cost._fields:
         old, new = (statistics.median(getattr(cost, name) for cost in costs[commit]) for commit in trees)
-        print(f"{name}: {arguments.old} {old:.2f} s, {arguments.new} {new:.2f} s, {new / old:.3f} ×")  # noqa: T201
+        print(f"{name}: {arguments.old} {old:.2f} s, {arguments.new} {new:.2f} s, {new / old:.3f} ×")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import itertools
 import sys
 import time
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from slurmlaunch.client.debug import debug
 from slurmlaunch.client.differences import say
 from slurmlaunch.client.failures import FailedItem, Failures
 from slurmlaunch.client.item_status import ItemStatus, consecutive
-from slurmlaunch.client.item_story import item_node, item_output, item_times, task_log
+from slurmlaunch.client.item_story import item_node, item_output, item_times, outputs_by_rank, rank_line, task_log
 from slurmlaunch.client.progress import Progress
 from slurmlaunch.client.rerun import CURRENT, Retry, retry
 from slurmlaunch.client.status import Status, counts_of, status_of
@@ -150,29 +151,34 @@ class Future(concurrent.futures.Future[T]):
         """The machine that ran it; before it has an outcome that of its task's last start; None if it has not begun."""
         return item_node(self._run, self._index)
 
-    def stdout(self) -> str:
+    def stdout(self, rank: int | None = None) -> str:
         """Return what the item has written to its standard output so far: all of it once the item has ended.
 
-        A line says so where it is the output of several items: of a block of short ones, or of a task with ranks.
-        Another line says so where some of it was cut (``max_log=``). What processes write that outlive the item is in
-        the log of the task, `FutureArray.logs`. With ``cluster="inline"`` nothing is kept.
-        """
-        return item_output(self._run, self._index, "out")
+        A line says so where it is the output of several items, of a block of short ones. Another line says so where
+        some of it was cut (``max_log=``). What processes write that outlive the item is in the log of the task,
+        `FutureArray.logs`. With ``cluster="inline"`` nothing is kept.
 
-    def stderr(self) -> str:
+        Args:
+            rank: which of several ranks (``ntasks=``); None: what rank 0 wrote, and then the others in order, each
+                after a line such as ``[slurmlaunch: rank 3]``.
+        """
+        return item_output(self._run, self._index, "out", rank)
+
+    def stderr(self, rank: int | None = None) -> str:
         """Return what the item has written to its standard error so far, as `stdout` does."""
-        return item_output(self._run, self._index, "err")
+        return item_output(self._run, self._index, "err", rank)
 
     def tail(self, *, follow: bool = False) -> None:
         """Print the last lines of the item's output; with *follow*, also what comes until the item has ended."""
-        seen = dict.fromkeys(_STREAMS, 0)
+        seen: Counter[tuple[str, int]] = Counter()
         while True:
             done = self.done()
             for name in _STREAMS:
-                text = item_output(self._run, self._index, name)
-                new = text[seen[name] :] if seen[name] else "".join(text.splitlines(keepends=True)[-_TAIL_LINES:])
-                seen[name] = len(text)
-                sys.stdout.write(new)
+                for rank, text in outputs_by_rank(self._run, self._index, name).items():
+                    before = seen[name, rank]
+                    new = text[before:] if before else "".join(text.splitlines(keepends=True)[-_TAIL_LINES:])
+                    seen[name, rank] = len(text)
+                    sys.stdout.write(rank_line(rank) + new if new and rank else new)
             sys.stdout.flush()
             if done or not follow:
                 return

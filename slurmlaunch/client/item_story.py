@@ -79,28 +79,51 @@ _KINDS = {"out": Kind.STDOUT, "err": Kind.STDERR}
 _reading = threading.Lock()
 
 
-def item_output(run: Run, item: int, stream: str) -> str:
-    """Return what an item has written to a stream, ``out`` or ``err``, so far; a line says if it is not its alone."""
+def item_output(run: Run, item: int, stream: str, rank: int | None = None) -> str:
+    """Return what an item has written to a stream, ``out`` or ``err``, so far, on one rank or on all of them.
+
+    A line says if it is not the item's alone, and a line stands before what each rank but the first wrote.
+    """
+    outputs = outputs_by_rank(run, item, stream)
+    if rank is not None:
+        return outputs.get(rank, "")
+    text = outputs.pop(0, "")
+    for number, other in outputs.items():
+        text += f"{'' if text.endswith(chr(10)) or not text else chr(10)}{rank_line(number)}{other}"
+    return text
+
+
+def rank_line(rank: int) -> str:
+    """Return the line before what a rank wrote."""
+    return f"[slurmlaunch: rank {rank}]\n"
+
+
+def outputs_by_rank(run: Run, item: int, stream: str) -> dict[int, str]:
+    """Return what each rank of an item has written, in order; without ranks there is only 0."""
     record, claimant = _record_of(run, item), run.tasks.claimant_of(item)
     if record is not None:
         places = [record.attempt]
     elif claimant is not None:
         places = [(claimant, attempt) for attempt in reversed(range(run.tasks.view(claimant).attempts))]
     else:
-        return ""
-    for place in places:
-        with contextlib.suppress(FileNotFoundError):
-            written = _read(run, place, item, stream)
-            if written.data or written.cut:
-                return _in_words(run, place[0], stream, written)
-    task = places[0][0] if places else None
-    if task is None or not _is_in_log_only(run, task):
-        return ""
-    text = task_log(run, task, stream)
-    return f"[slurmlaunch: the log of task {task}, of all its items]\n{text}" if text else ""
+        return {}
+    for task, attempt in places:
+        plan = run.tasks.view(task).round.plan.ranks
+        outputs = {}
+        for rank in [None] if plan is None else range(plan.number):
+            with contextlib.suppress(FileNotFoundError):
+                written = _read(run, (task, attempt, rank), item, stream)
+                if written.data or written.cut:
+                    outputs[rank or 0] = _in_words(run, task, stream, written)
+        if outputs:
+            return outputs
+    if not places or run.manifest.protocol > 1:  # 0.1.0 stored nothing by item
+        return {}
+    text = task_log(run, places[0][0], stream)
+    return {0: f"[slurmlaunch: the log of task {places[0][0]}, of all its items]\n{text}"} if text else {}
 
 
-def _read(run: Run, place: tuple[int, int], item: int, stream: str) -> Written:
+def _read(run: Run, place: tuple[int, int, int | None], item: int, stream: str) -> Written:
     with _reading:
         file = run.outputs.setdefault(place, OutputFile(run.folder.output_file(*place), run.folder.salt))
         return file.read(_KINDS[stream], item)
@@ -115,11 +138,6 @@ def _in_words(run: Run, task: int, stream: str, written: Written) -> str:
         log = run.tasks.log(task, stream)
         text += f"\n[slurmlaunch: cut here, because of max_log= or for want of space; the task's log is {log}]\n"
     return text
-
-
-def _is_in_log_only(run: Run, task: int) -> bool:
-    """Whether a task has stored nothing by item: one with ranks, or one of 0.1.0."""
-    return run.tasks.view(task).round.plan.ranks is not None or run.manifest.protocol == 1
 
 
 def task_log(run: Run, task: int, stream: str) -> str:

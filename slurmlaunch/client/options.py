@@ -292,7 +292,7 @@ class Options:
     requeues: int = _row(10, "int", "How often a task that reached its time limit is requeued for the other items.",
         _as_number, backends=SLURM)
     max_log: int = _row(MAX_LOG, "str or int",
-        "How much output is kept by item, for each attempt of a task; the task's log has everything.",
+        "How much output is kept by item, for each attempt of a task or each rank; the task's log has everything.",
         _as_bytes, flag="--max-log SIZE", backends=TASKS, default="100M")
     sbatch: tuple[str, ...] = _row((), _WORDS, "Further flags for sbatch, passed on unchecked.",
         _as_flags, flag="--sbatch FLAG ...", backends=SLURM)

@@ -242,7 +242,7 @@ class Run:
         keep: has the shutdown of an executor wait for a later view of this run, too; None if the run has no executor.
         failures: what is shown of the first failures, by item.
         submitting: the numbers of the rounds that this view submits.
-        outputs: the files of the items' output that were read, by task and attempt.
+        outputs: the files of the items' output that were read, by task, attempt and rank.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class Run:
         self.keep: Callable[[Run], None] | None = None
         self.submitting: set[int] = set()
         self.failures: dict[int, str] = {}
-        self.outputs: dict[tuple[int, int], OutputFile] = {}
+        self.outputs: dict[tuple[int, int, int | None], OutputFile] = {}
         self._codes: dict[int, Code] = {}
         self.explanations = Explanations(folder, manifest, self.rounds, self.code)
         self._futures = FuturesRegistry()

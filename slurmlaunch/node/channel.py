@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 import time
 from array import array
 from itertools import pairwise
@@ -25,6 +26,9 @@ from slurmlaunch.runfolder.outcomes import Times
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+LENGTH = struct.Struct("<I")
+"""How numbers are sent."""
 
 _CURRENT, _COUNT, _LIMIT = range(3)
 _NUMBERS_AT = 64

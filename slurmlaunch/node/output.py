@@ -1,8 +1,8 @@
-"""The standard streams of the processes of a pool: pipes, which the supervisor empties.
+"""The standard streams of processes that run items: pipes, which another process empties.
 
-The supervisor copies all that comes into the log of the task, and stores it by item (`runfolder.output`). Which items
-may have written it, the worker's handle says at that moment. A full pipe makes its writer wait, so that no memory fills
-up. Used by `pool` and `supervisor`; knows nothing of outcomes.
+That one, the supervisor of a pool or the parent of a rank, copies all that comes into the log of the task, and stores
+it by item (`runfolder.output`). Which items may have written it, its owner says at that moment. A full pipe makes its
+writer wait, so that no memory fills up. Used by both sides; knows nothing of outcomes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from slurmlaunch.node import system
+from slurmlaunch.node.channel import LENGTH
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from slurmlaunch.node.channel import Connection
     from slurmlaunch.node.events import Events
     from slurmlaunch.runfolder.output import OutputWriter
 
@@ -31,15 +34,11 @@ STREAMS = {1: Kind.STDOUT, 2: Kind.STDERR}
 
 
 class Output:
-    """All that the processes of a task write, and its two destinations."""
+    """All that the processes of a task, or a rank, write, and its two destinations."""
 
     def __init__(self, events: Events, writer: OutputWriter) -> None:
         self._events, self._writer = events, writer
         self._pipes: set[Pipe] = set()
-
-    def pair(self, items: Items) -> list[Pipe]:
-        """Return a new pipe for each stream of one process; *items* tells which ones may have written what is read."""
-        return [self.add(stream, os.pipe(), items) for stream in STREAMS]
 
     def add(self, stream: int, ends: tuple[int, int], items: Items) -> Pipe:
         """Empty a pipe from now on; the second of its ends is the writer's, or -1 in another process."""
@@ -131,3 +130,80 @@ class Pipe:
     def give(self) -> None:
         """Close the writer's end in this process, the supervisor."""
         os.close(self._writing)
+
+
+class Streams:
+    """Standard output and standard error of one process, over the time in which it may get new pipes.
+
+    The process and the one that empties the pipes have a connection. The process sends ``O`` and the descriptors of
+    new pipes (u32 each); the reply is ``Y``, or ``N`` if they cannot be opened.
+    """
+
+    def __init__(self, output: Output, items: Items) -> None:
+        """Make the pipes; *items* tells which items may have written what is read."""
+        self._output, self._items = output, items
+        self._pipes = [output.add(stream, os.pipe(), items) for stream in STREAMS]
+
+    def take(self) -> None:
+        """Make them the standard streams of this process, a forked child."""
+        self._output.leave()
+        for pipe in self._pipes:
+            pipe.take()
+
+    def give(self) -> None:
+        """Close the child's ends in this process."""
+        for pipe in self._pipes:
+            pipe.give()
+
+    def empty(self) -> None:
+        """Store everything that the items have written until now."""
+        for pipe in self._pipes:
+            pipe.empty()
+        self._output.flush()
+
+    def leave(self) -> None:
+        """Store everything that the items have written until now; what follows is written by no item."""
+        for pipe in self._pipes:
+            pipe.empty()
+            pipe.items = tuple
+        self._output.flush()
+        self._pipes = []
+
+    def renew(self, connection: Connection, process: int) -> None:
+        """Open the pipes that the process offers as the new ones of its streams, if possible; its ``O`` was read."""
+        content = connection.receive(2 * LENGTH.size)
+        if content is None:
+            return
+        opened: list[int] = []
+        try:
+            for start in (0, LENGTH.size):
+                number = LENGTH.unpack_from(content, start)[0]
+                opened.append(os.open(f"/proc/{process}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC))
+            answer = b"Y"
+        except OSError:  # no /proc, or no descriptor is left
+            for descriptor in opened:
+                os.close(descriptor)
+            answer = b"N"
+        else:
+            self.leave()
+            pairs = zip(STREAMS, opened, strict=True)
+            self._pipes = [self._output.add(stream, (each, -1), self._items) for stream, each in pairs]
+        with suppress(BrokenPipeError):  # it has died
+            connection.send(answer)
+
+
+def renew_streams(connection: Connection) -> None:
+    """Write to new pipes from now on: what the processes that an item left write is not the next item's."""
+    pipes: list[tuple[int, int]] = []
+    try:
+        pipes += [os.pipe(), os.pipe()]
+    except OSError:  # items have used up the descriptors
+        return
+    try:
+        connection.send(b"O" + b"".join(LENGTH.pack(reading) for reading, _ in pipes))
+        if connection.receive(1) == b"Y":
+            system.replace_streams([writing for _, writing in pipes])
+    finally:
+        for each in pipes:
+            for descriptor in each:
+                os.close(descriptor)

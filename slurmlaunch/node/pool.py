@@ -17,10 +17,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import ResultLost
-from slurmlaunch.node.channel import FAILED, FLOAT, INTEGER, MARKS, MAX_ITEMS, Channel, Connection
-from slurmlaunch.node.output import STREAMS
+from slurmlaunch.node.channel import FAILED, FLOAT, INTEGER, LENGTH, MARKS, MAX_ITEMS, Channel, Connection
+from slurmlaunch.node.output import Streams
 from slurmlaunch.node.system import RUSAGE_UNIT, kill_trees, mapped_file_bytes, reap_orphans
-from slurmlaunch.node.worker import ABOUT_ITSELF, APPENDED, LENGTH
+from slurmlaunch.node.worker import ABOUT_ITSELF, APPENDED
 from slurmlaunch.runfolder.outcomes import ranges_of
 from slurmlaunch.runfolder.records import Kind
 
@@ -73,7 +73,7 @@ class WorkerHandle:
     Attributes:
         pid: its process, once it is started.
         items: its assignment; empty while it is idle.
-        pipes: its standard output and standard error.
+        streams: its standard output and standard error.
         wrote: whether anything was written during its assignment.
         ended: whether it has said that its assignment is done.
         recorded: how many of these items have been recorded.
@@ -83,10 +83,10 @@ class WorkerHandle:
     """
 
     def __init__(self, slot: int, connection: Connection, channel: Channel, output: Output) -> None:
-        self.slot, self.pid, self.connection, self._channel, self._output = slot, 0, connection, channel, output
+        self.slot, self.pid, self.connection, self._channel = slot, 0, connection, channel
         self.wrote = self.ended = False
         self.items = array("Q")
-        self.pipes = output.pair(self._writers)
+        self.streams = Streams(output, self._writers)
         self.recorded, self.since, self._seen = 0, 0.0, (-1, 0.0)
         self._slow: int | None = None
         self.ready = self.killed = self.can_checkpoint = False
@@ -153,7 +153,7 @@ class WorkerHandle:
         lengths = self._channel.lengths()
         if not lengths:
             return 0
-        self.empty_pipes()  # before the outcomes: with an outcome there is all of the output
+        self.streams.empty()  # before the outcomes: with an outcome there is all of the output
         items = self.items[self.recorded : self.recorded + len(lengths)]
         times = self.times(len(lengths))
         for start, stop in _records(items, lengths):
@@ -186,41 +186,6 @@ class WorkerHandle:
             if len(self.items) > 1:
                 self.take_back()
         return list(ranges_of(sorted(self.items[:begun])))
-
-    def empty_pipes(self) -> None:
-        """Take everything that the items have written until now."""
-        for pipe in self.pipes:
-            pipe.empty()
-        self._output.flush()
-
-    def leave_pipes(self) -> None:
-        """Take everything that the items have written until now; what follows is written by no item."""
-        for pipe in self.pipes:
-            pipe.empty()
-            pipe.items = tuple
-        self._output.flush()
-        self.pipes = []
-
-    def renew_pipes(self) -> None:
-        """Open the pipes that it offers as the new ones of its streams, if possible."""
-        content = self.connection.receive(2 * LENGTH.size)
-        if content is None:
-            return
-        opened: list[int] = []
-        try:
-            for start in (0, LENGTH.size):
-                number = LENGTH.unpack_from(content, start)[0]
-                opened.append(os.open(f"/proc/{self.pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC))
-        except OSError:  # no /proc, or no descriptor is left
-            for descriptor in opened:
-                os.close(descriptor)
-            self._send(b"N")
-            return
-        self.leave_pipes()
-        self.pipes = [
-            self._output.add(stream, (each, -1), self._writers) for stream, each in zip(STREAMS, opened, strict=True)
-        ]
-        self._send(b"Y")
 
     def take_back_behind_slow(self, patience: float) -> array[int]:
         """Take back the items behind one that has run for longer than *patience*; return them.
@@ -328,14 +293,11 @@ class Pool:
             ours.close()
             for other in self.workers.values():
                 other.connection.close()  # else the others would not see the end of the supervisor
-            self._output.leave()
-            for pipe in worker.pipes:
-                pipe.take()
+            worker.streams.take()
             self._child(slot, theirs, channel)
             sys.exit()  # through the supervisor's frames: this process ends as Python ends, and not by `os._exit`
         theirs.close()
-        for pipe in worker.pipes:
-            pipe.give()
+        worker.streams.give()
         worker.pid, self.workers[pid] = pid, worker
         self._events.add(ours.reading, lambda: self._receive(worker))
 
@@ -385,7 +347,7 @@ class Pool:
         if message in ABOUT_ITSELF:
             worker.note(message)
         elif message == b"O":
-            worker.renew_pipes()
+            worker.streams.renew(worker.connection, worker.pid)
         elif self.appending is not None and worker is not self.appending:
             # One writer at a time: until the large outcome is in the file, the others wait.
             self._deferred.append((worker, message))
@@ -397,7 +359,7 @@ class Pool:
             self._release()
         else:
             worker.ended = message == b"E"
-            worker.empty_pipes()
+            worker.streams.empty()
             self.progress += worker.drain(self._writer, self._log)
             if message == b"E":
                 self._end_assignment(worker)
@@ -490,7 +452,7 @@ class Pool:
         return deaths
 
     def _remove(self, worker: WorkerHandle, status: int) -> Death:
-        worker.leave_pipes()
+        worker.streams.leave()
         appended = self._read_rest(worker)
         if self.appending is worker and not appended:
             self._writer.cut()

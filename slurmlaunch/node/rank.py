@@ -3,10 +3,16 @@
 The launcher (srun, mpiexec) or `mpi` starts this command; run folders of 0.1.0 name it.
 
 It is two processes. The launched one runs no user code, and reports how the
-other died: by which signal or exit status, on which node, at which item. Its
+other died: by which signal or exit status, on which node, at which item; and it
+copies what the other writes into the log, and stores it by item. Its
 forked child inherits the launcher's descriptors and variables, so that MPI
 starts up in it; it calls the function for each item of the launch, and ends as
 any Python does, so that MPI is finalized too.
+
+The messages of the child, of one byte, say that an item is over: ``N`` if it goes
+on to the next one of the launch, ``E`` if it does not; the reply ``G`` says that all
+it wrote is stored. ``N`` also comes before the first item. ``O`` offers new pipes: see
+`output.Streams`.
 
 A rank that fails an item stops there, since the other ranks may be waiting for
 it; the supervisor gives the remaining items to another launch.
@@ -29,19 +35,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slurmlaunch import caps, context
 from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError, StorageFailure
 from slurmlaunch.node import finder, main_module, system
+from slurmlaunch.node.channel import Connection
 from slurmlaunch.node.events import Events, Signals
+from slurmlaunch.node.output import Output, Streams, renew_streams
 from slurmlaunch.node.report import FailureLog, Reporter
 from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import MODULES, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile, Times
+from slurmlaunch.runfolder.output import MAX_LOG, OutputWriter
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.rounds import round_of_task
 from slurmlaunch.runfolder.storage import STORAGE, Patience, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from slurmlaunch.runfolder.outcomes import Recorded
 
@@ -177,6 +186,15 @@ class _Rank:
         file = self.folder.rank_file(self.round.number, task, attempt, number)
         self.writer = patience.run(lambda: AttemptWriter(file, attempt, self.folder.salt))
 
+    def output_writer(self) -> OutputWriter:
+        """Return the writer of the file of output, which all launches of the attempt share."""
+        file = self.folder.output_file(self.task, self.writer.attempt, self.environment.rank)
+        limit, before = self.round.plan.options.get("max_log", MAX_LOG), 0
+        if self.launch.number:
+            with suppress(OSError):  # there is none
+                before = file.status().st_size
+        return OutputWriter(file, self.folder.salt, max(0, limit - before))
+
 
 def _read_launch(file: OutcomeFile, number: int) -> Launch:
     deadline = monotonic() + _NOTE_PATIENCE
@@ -190,14 +208,15 @@ def _read_launch(file: OutcomeFile, number: int) -> Launch:
 class _Caller:
     """The child: calls the function."""
 
-    def __init__(self, rank: _Rank) -> None:
-        self._rank, self._writer = rank, rank.writer
+    def __init__(self, rank: _Rank, connection: Connection, log: int) -> None:
+        """Begin with the connection to the parent, and a descriptor of the log of the task."""
+        self._rank, self._writer, self._connection = rank, rank.writer, connection
         self._asked = False  # for a checkpoint
         threads, seed = rank.round.plan.threads, rank.manifest.seed
         self._task = context.Task(rank.folder.path, rank.task, rank.writer.attempt, threads=threads, seed=seed)
         self._task.rank, self._task.ranks = rank.environment.rank, rank.environment.ranks
         self._who = f"rank {self._task.rank} of {self._task.ranks}"
-        self._log = FailureLog.of_rank(self._task.ranks, rank.launch.number)
+        self._log = FailureLog.of_rank(self._task.ranks, rank.launch.number, log)
 
     def run(self) -> int:
         """Run the items of the launch; return the exit status."""
@@ -223,7 +242,8 @@ class _Caller:
         if work.can_checkpoint:
             for number in (signal.SIGUSR1, signal.SIGTERM):
                 signal.signal(number, lambda *_: self._checkpoint(work))
-        reporter = Reporter(work, self._log, self._writer.descriptor)
+        reporter = Reporter(work, self._writer.descriptor)
+        self._send(b"N")
         for item in items:
             if not self._run(reporter, item) and item != items[-1]:
                 self._writer.flush()
@@ -280,17 +300,27 @@ class _Caller:
     def _run(self, reporter: Reporter, item: int) -> bool:
         pid, self._task.item, who = os.getpid(), item, f"item {item} on {self._who}"
         start, began = time.time(), monotonic()
-        kind, data = reporter.run(who, item, lambda: os.getpid() != pid)
+        kind, data = reporter.run(item, lambda: os.getpid() != pid)
         times = Times(start, array("f", [monotonic() - began]))
         succeeded = kind != Kind.FAILURE
         if not succeeded:
             system.end_if_interrupted(item)
-        system.flush_streams()
+        system.flush_all_streams()
+        self._send(b"N" if succeeded else b"E")  # before the outcome: with an outcome there is all of the output
+        if not succeeded and isinstance(data, bytes):
+            self._log.show(who, data)
         if succeeded or isinstance(data, Bundle):
             self._writer.value(item, data, times)
         else:
             self._writer.failure(item, self._located(Failure.load(data)), times)
         return succeeded
+
+    def _send(self, message: bytes) -> None:
+        with suppress(ConnectionError):  # the item has closed the descriptors of its process
+            self._connection.send(message)
+            self._connection.receive(1)
+            if message == b"N" and system.has_children():
+                renew_streams(self._connection)
 
     def _located(self, failure: Failure) -> bytes:
         """Add rank and node to a failure, and pickle it."""
@@ -301,7 +331,7 @@ class _Caller:
 
 
 class _Monitor:
-    """The parent: waits for the child, and reports how it died."""
+    """The parent: waits for the child, stores what it writes, and reports how it died."""
 
     def __init__(self, rank: _Rank) -> None:
         """Start before the child does: the records in the file now are those of earlier launches."""
@@ -311,10 +341,45 @@ class _Monitor:
         self._signals.listen()
         self._oom_kills = system.oom_kills()
         self._start = self._writer.path.status().st_size
+        self._output = Output(self._events, rank.output_writer())
+        self._streams = Streams(self._output, self._writers)
+        self._connection, self._childs = Connection.pair()
+        self._items: Sequence[int] = ()  # the running one, and those that follow
+        self._child = 0
+        self._upkeep_at = 0.0
+
+    def become_child(self) -> _Caller:
+        """Make this forked process the one that calls the function."""
+        Signals.ignore()
+        log = os.dup(2)
+        self._connection.close()
+        self._streams.take()
+        return _Caller(self._rank, self._childs, log)
+
+    def _writers(self) -> Sequence[range]:
+        """Return the item that writes, if one does."""
+        return [range(item, item + 1) for item in self._items[:1]]
+
+    def _receive(self) -> None:
+        message = self._connection.receive(1)
+        if message is None:
+            self._events.remove(self._connection.reading)
+        elif message == b"O":
+            self._streams.renew(self._connection, self._child)
+        else:
+            self._streams.empty()
+            left = self._items[1:] if self._items else self._rank.launch.items
+            self._items = left if message == b"N" else ()
+            with suppress(BrokenPipeError):  # it has died
+                self._connection.send(b"G")
 
     def run(self, child: int) -> int:
         """Wait for the end of the child, and end what it leaves; return the exit status of the rank."""
         system.adopt_orphans()
+        self._child = child
+        self._childs.close()
+        self._streams.give()
+        self._events.add(self._connection.reading, self._receive)
         kill_at: float | None = None
         while True:
             pid, status, usage = os.wait4(child, os.WNOHANG)
@@ -322,8 +387,7 @@ class _Monitor:
                 break
             self._events.wait(_FLUSH_EVERY if kill_at is None else max(0.0, kill_at - monotonic()))
             system.reap_orphans({child})
-            self._writer.adopt(failed=False)
-            self._writer.flush()
+            self._keep_up()
             if self._signals.warned:  # some launchers signal only their own child, this process
                 self._signals.warned = False
                 os.kill(child, signal.SIGUSR1)
@@ -332,7 +396,9 @@ class _Monitor:
                 kill_at = monotonic() + _GRACE_SECONDS
             if kill_at is not None and monotonic() >= kill_at:
                 os.kill(child, signal.SIGKILL)
+        self._streams.leave()
         system.kill_descendants()  # some launchers wait for all that writes into the log
+        self._output.close()
         code = os.waitstatus_to_exitcode(status)
         self._writer.patience.hurried = code in STORAGE  # the child has waited
         left, loaded = self._read_records()
@@ -341,6 +407,15 @@ class _Monitor:
         if self._signals.terminated:
             return Status.STOPPED
         return self._report(code, left, loaded=loaded)
+
+    def _keep_up(self) -> None:
+        """Have other machines see what there is, from time to time."""
+        now = monotonic()
+        if now >= self._upkeep_at:
+            self._upkeep_at = now + _FLUSH_EVERY
+            self._output.sync()
+            self._writer.adopt(failed=False)
+            self._writer.flush()
 
     def _read_records(self) -> tuple[list[int], bool]:
         """Return the items that the child has not finished, and True if it had loaded the function.
@@ -395,10 +470,7 @@ def _run(rank: _Rank) -> int:
     rank.writer.note(launch=rank.launch.number, rank=number, node=node, started=time.time())
     monitor = _Monitor(rank)
     child = os.fork()
-    if not child:
-        Signals.ignore()
-        return _Caller(rank).run()
-    return monitor.run(child)
+    return monitor.run(child) if child else monitor.become_child().run()
 
 
 if __name__ == "__main__":

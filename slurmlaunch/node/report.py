@@ -1,7 +1,8 @@
 """The failures of items: pickled also where file descriptors have run out, and shown in the log of the task.
 
 A worker or a rank pickles them. The supervisor of a pool shows them, since a worker's standard error is its item's; a
-rank shows its own. This module knows neither queues nor files of outcomes.
+rank, whose standard error is its item's too, shows its own by another descriptor. This module knows neither queues nor
+files of outcomes.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ _LAST = b"slurmlaunch: the log of this task shows no more failures; the futures 
 
 
 class FailureLog:
-    """Shows failures on standard error, the log of a task, as far as there is space for them."""
+    """Shows failures in the log of a task, as far as there is space for them."""
 
-    def __init__(self, size: int = _LOG_BYTES) -> None:
-        self._left, self._log = size, identity(2)
+    def __init__(self, size: int = _LOG_BYTES, descriptor: int = 2) -> None:
+        """Write to a descriptor: standard error, or a copy of it."""
+        self._left, self._descriptor, self._log = size, descriptor, identity(descriptor)
 
     @classmethod
-    def of_rank(cls, ranks: int, launch: int) -> FailureLog:
+    def of_rank(cls, ranks: int, launch: int, descriptor: int) -> FailureLog:
         """Return the log of one rank: launches follow each other while items fail."""
-        return cls((_LOG_BYTES >> launch) // ranks)
+        return cls((_LOG_BYTES >> launch) // ranks, descriptor)
 
     def show_item(self, item: int, pickled: bytes | memoryview) -> None:
         """Write the pickled failure of an item, if its function raised: the storage's failures have no traceback."""
@@ -50,7 +52,7 @@ class FailureLog:
         """Write a pickled failure."""
         _, traceback, type_name, message = Failure.parts(pickled)
         left = self._left
-        if left <= 0 or identity(2) != self._log:  # the user's function may have put another file in its place
+        if left <= 0 or identity(self._descriptor) != self._log:  # the user's function may have put another file there
             return
         text = f"slurmlaunch: {who} failed\n{(traceback or f'{type_name}: {message}').rstrip()}\n"
         data = text.encode("utf-8", "replace")
@@ -61,24 +63,24 @@ class FailureLog:
             data += _LAST
         system.flush_streams()
         with suppress(OSError):  # a full disk: the outcome matters more
-            os.write(2, data)
+            os.write(self._descriptor, data)
 
 
 class Reporter:
-    """Pickles the outcomes of items, and shows those that are failures if it has a log.
+    """Pickles the outcomes of items.
 
     It keeps a few file descriptors for that, so that an item which uses up all others gets its own error: to pickle a
     failure, modules may have to be imported.
     """
 
-    def __init__(self, work: Work, log: FailureLog | None, descriptor: int) -> None:
+    def __init__(self, work: Work, descriptor: int) -> None:
         """Keep copies of a descriptor that is this process's own."""
-        self._work, self._log = work, log
+        self._work = work
         self._descriptor, self._original = descriptor, identity(descriptor)
         self._spare: list[int] = []
         self._keep_spare()
 
-    def run(self, who: str, item: int, is_copy: Callable[[], bool]) -> tuple[Kind, bytes | Bundle]:
+    def run(self, item: int, is_copy: Callable[[], bool]) -> tuple[Kind, bytes | Bundle]:
         """Run an item; return the kind of its outcome's record and the pickled outcome.
 
         A copy of the process is ended: the function forked, and returned there as well.
@@ -89,30 +91,22 @@ class Reporter:
             if is_copy():
                 system.leave(status=1)
             system.end_if_interrupted(item)
-            return Kind.FAILURE, self.failure(who, error)
+            return Kind.FAILURE, self.failure(error)
         if is_copy():
             system.leave(status=0)
-        return self.pickled(who, value)
+        return self.pickled(value)
 
-    def failure(self, who: str, error: BaseException) -> bytes:
+    def failure(self, error: BaseException) -> bytes:
         """Return the pickled failure of an item that raised."""
         with self._using_spare():
-            data = self._work.failure(error)
-            self._show(who, data)
-        return data
+            return self._work.failure(error)
 
-    def _show(self, who: str, data: bytes) -> None:
-        if self._log is not None:
-            self._log.show(who, data)
-
-    def pickled(self, who: str, value: object) -> tuple[Kind, bytes | Bundle]:
+    def pickled(self, value: object) -> tuple[Kind, bytes | Bundle]:
         """Return the kind of a value's record and its pickle, as `Work.pickled` does."""
         kind, data = self._work.pickled(value)
         if kind == Kind.FAILURE:
             with self._using_spare():
                 kind, data = self._work.pickled(value)  # a module may have been missing for want of a descriptor
-                if isinstance(data, bytes) and kind == Kind.FAILURE:
-                    self._show(who, data)
         return kind, data
 
     def _keep_spare(self) -> None:

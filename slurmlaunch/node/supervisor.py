@@ -68,7 +68,8 @@ class Supervisor(TaskSupervisor):
         self._checkpoints = {**round_.checkpoints(), **self._earlier.checkpoints}
         self._log = FailureLog()
         limit = plan.options.get("max_log", MAX_LOG)
-        self._output = Output(self._events, OutputWriter(folder, task, self._writer.attempt, limit))
+        file = folder.output_file(task, self._writer.attempt)
+        self._output = Output(self._events, OutputWriter(file, folder.salt, limit))
         sinks = Sinks(self._writer, self._output, self._log)
         self._pool = Pool(self._events, sinks, self._queue, self._run_worker, shares=bool(manifest.shared))
         self._slots: Collection[int] = range(max(1, min(plan.processes, self._queue.left)))

@@ -284,8 +284,9 @@ def flush_streams() -> None:
             stream.flush()
 
 
-def flush_c_streams() -> None:
-    """Flush what C code of this process has printed."""
+def flush_all_streams() -> None:
+    """Flush standard output and standard error, and what C code of this process has printed."""
+    flush_streams()
     import _ctypes  # as for `_prctl`
 
     _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "fflush"), (0,))  # type: ignore[arg-type]

@@ -35,7 +35,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import struct
 import sys
 from array import array
 from time import monotonic
@@ -44,7 +43,8 @@ from typing import TYPE_CHECKING, Any
 from slurmlaunch import caps, context
 from slurmlaunch.errors import NodeStartError, StorageFailure
 from slurmlaunch.node import main_module, system
-from slurmlaunch.node.channel import DATA_BYTES, LARGE
+from slurmlaunch.node.channel import DATA_BYTES, LARGE, LENGTH
+from slurmlaunch.node.output import renew_streams
 from slurmlaunch.node.report import Reporter
 from slurmlaunch.outcome import Bundle, Failure, failure_of, in_series
 from slurmlaunch.runfolder.outcomes import outcome_entry
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.function import Work
     from slurmlaunch.runfolder.interpreter import Interpreter
     from slurmlaunch.runfolder.outcomes import OutcomeWriter
-
-LENGTH = struct.Struct("<I")
 
 APPENDED = (b"D", b"L")
 ABOUT_ITSELF = (b"R", b"C", b"P", b"X")
@@ -81,12 +79,6 @@ _NOT_HANDED_OVER = (
 )
 
 
-def _flush() -> None:
-    """Write what Python or C code of this process has buffered for the standard streams."""
-    system.flush_streams()
-    system.flush_c_streams()
-
-
 def _flushing(call: Callable[[int], Any]) -> Callable[[int], Any]:
     """Return a function that also flushes, so that an item's output is all there before its outcome is."""
 
@@ -94,7 +86,7 @@ def _flushing(call: Callable[[int], Any]) -> Callable[[int], Any]:
         try:
             return call(item)
         finally:
-            _flush()
+            system.flush_all_streams()
 
     return call_and_flush
 
@@ -162,7 +154,7 @@ class Worker:
         gc.enable()
         system.end_with_parent()  # before, the end of the connection was enough
         system.adopt_orphans()
-        reporter = Reporter(work, None, self._connection.reading)
+        reporter = Reporter(work, self._connection.reading)
         call = work.call
         if work.can_checkpoint:
             call = self._until_checkpoint(call)
@@ -172,26 +164,10 @@ class Worker:
         while (items := self._assignment()) is not None:
             self._run(call if len(items) > 1 else flushing, reporter, items)
             self._channel.end()
-            _flush()
+            system.flush_all_streams()
             if system.has_children():
-                self._renew_streams()
+                renew_streams(self._connection)
             self._connection.send(b"E")
-
-    def _renew_streams(self) -> None:
-        """Write to new pipes from now on: what the processes that an item left write is not the next item's."""
-        pipes: list[tuple[int, int]] = []
-        try:
-            pipes += [os.pipe(), os.pipe()]
-        except OSError:  # items have used up the descriptors
-            return
-        try:
-            self._connection.send(b"O" + b"".join(LENGTH.pack(reading) for reading, _ in pipes))
-            if self._connection.receive(1) == b"Y":
-                system.replace_streams([writing for _, writing in pipes])
-        finally:
-            for each in pipes:
-                for descriptor in each:
-                    os.close(descriptor)
 
     def _checkpoint(self, work: Work) -> None:
         """Send the checkpoint of the running item, and end: running on would only get beyond it."""
@@ -233,11 +209,11 @@ class Worker:
             except BaseException as error:  # noqa: BLE001  (any exception of the function is its outcome)
                 self._check_copy(failed=True)
                 system.end_if_interrupted(item)
-                self._deliver(item, _FAILURE, reporter.failure(f"item {item}", error))
+                self._deliver(item, _FAILURE, reporter.failure(error))
             else:
                 if type(value) not in _NUMBERS or self._is_copy or not channel.put_number(value):
                     self._check_copy(failed=False)
-                    self._deliver(item, *reporter.pickled(f"item {item}", value))
+                    self._deliver(item, *reporter.pickled(value))
                 del value  # free a large array before the next one is made
             if not position % _ANNOUNCE_ONE_IN and monotonic() - announced > _ANNOUNCE_AFTER:
                 self._connection.send(b"B")

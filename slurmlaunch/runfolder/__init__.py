@@ -26,6 +26,7 @@
         definitions/N              one record: a class or function that results refer to
         outcomes/T.A               records: the outcomes of attempt A of task T; a folder: the task is closed
         output/T.A                 records: what the items of attempt A of task T wrote
+        output/T.A.K               records: what they wrote on rank K
         ended/T.S.X                empty: start S of task T ended with status X
         rounds/R/removal           in the place of a round: the client that removes the run
         clients/CLIENT             empty: a further client that uses the run
@@ -168,8 +169,9 @@ other rounds, and of these the last round's counts. Appended records are flushed
 **Output** (`output`). The records of ``output/T.A`` are bytes that items wrote, in the order they came: kind STDOUT or
 STDERR, of one item, or of several that ran as a block, of which some wrote them; 0 items: no item wrote them. An empty
 payload says that some were left out. The folder and the files are made when there is something to write. The logs hold
-all output of a task; that of ranks is only there. What an item wrote before its end is in the file before its outcome
-is recorded, except for what a block wrote last.
+all output of a task. What an item wrote before its end is in the file before its outcome is recorded, except for what a
+block wrote last. Of a task with ranks each rank has its own file instead, ``output/T.A.K``, which the launches of the
+attempt share: where an item runs in several of them, it has the output of all.
 
 **Definitions** (`user_classes`). Where a result refers to a class or function of ``__main__``, or of a module that
 travels by value, its pickle calls `stored`, `new` or `call` of `slurmlaunch.unpickling` with a number N. The process

@@ -119,9 +119,9 @@ class RunFolder:
         """Return the file of records of one attempt of a task."""
         return self.outcomes / f"{task}.{attempt}"
 
-    def output_file(self, task: int, attempt: int) -> Location:
-        """Return the file of what the items of one attempt of a task wrote."""
-        return self.root / OUTPUT / f"{task}.{attempt}"
+    def output_file(self, task: int, attempt: int, rank: int | None = None) -> Location:
+        """Return the file of what the items of one attempt of a task wrote; with ranks each has its own."""
+        return self.root / OUTPUT / (f"{task}.{attempt}" if rank is None else f"{task}.{attempt}.{rank}")
 
     def rank_file(self, number: int, task: int, attempt: int, rank: int) -> Location:
         """Return the file of records of one rank in one attempt of a task of a round."""

@@ -1,13 +1,12 @@
-"""What items wrote to their standard streams: one file of records per attempt of a task.
+"""What items wrote to their standard streams: one file of records per attempt of a task, or per rank of it.
 
-The supervisor of a pool appends (`OutputWriter`), futures read (`OutputFile`). The file is a copy for single items: the
-log of the task has everything, in the order it came. So nothing here is waited for or retried, and what does not fit is
-left out, which an empty record says.
+The supervisor of a pool or the parent of a rank appends (`OutputWriter`), futures read (`OutputFile`). The file is a
+copy for single items: the log of the task has everything, in the order it came. So nothing here is waited for or
+retried, and what does not fit is left out, which an empty record says.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,10 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slurmlaunch.runfolder.files import Location
-    from slurmlaunch.runfolder.layout import RunFolder
 
 MAX_LOG = 100 << 20
-"""How many bytes are kept by item for each attempt of a task, unless the option ``max_log`` says otherwise."""
+"""How many bytes are kept by item for each attempt of a task, or each rank, unless ``max_log`` says otherwise."""
 
 _BUFFERED = 1 << 18
 """Bytes that are written at once; less waits for `OutputWriter.flush`."""
@@ -32,10 +30,10 @@ _Key = tuple[Kind, int, int]
 
 
 class OutputWriter:
-    """Appends what the items of one attempt wrote, up to a number of bytes; makes the file for the first of it."""
+    """Appends what items wrote, up to a number of bytes; makes the file for the first of it."""
 
-    def __init__(self, folder: RunFolder, task: int, attempt: int, limit: int) -> None:
-        self._path, self._salt, self._left = folder.output_file(task, attempt), folder.salt, limit
+    def __init__(self, path: Location, salt: int, limit: int) -> None:
+        self._path, self._salt, self._left = path, salt, limit
         self._file: RecordWriter | None = None
         self._waiting: dict[_Key, bytearray] = {}
         self._bytes = 0
@@ -88,7 +86,7 @@ class OutputWriter:
             if folder is not None:
                 with suppress(FileExistsError):
                     folder.mkdir()
-            self._file = RecordWriter(self._path, salt=self._salt, flags=os.O_CREAT | os.O_EXCL)
+            self._file = RecordWriter(self._path, salt=self._salt)
         return self._file
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import resource
@@ -23,6 +24,7 @@ from slurmlaunch.node.rank import RankEnvironment, first_host
 from slurmlaunch.runfolder.plan import RanksPlan
 from tests.conftest import SLURM
 from tests.support import scripts, together
+from tests.support.printing import check_output, print_in_all_ways
 from tests.support.waiting import PATIENCE, is_alive, wait_until
 
 if TYPE_CHECKING:
@@ -183,6 +185,59 @@ def test_inline_is_one_rank(tmp_path: Path) -> None:
     future = Executor(tmp_path, cluster="inline", ntasks=4).submit(together.place)
 
     assert [value[:2] for value in future.ranks()] == [(0, 1)]
+
+
+# Output.
+
+
+@elsewhere
+def test_output(ranked: Executor, backend: str) -> None:
+    """Of each item there is what each rank wrote, exactly, also where one was killed; the log has all of it."""
+
+    def print_all(item: int) -> None:
+        rank = current_task().rank
+        if rank != 3:
+            print_in_all_ways(10 * item + rank, 200, killed=(item, rank) == (1, 2))
+
+    launcher = "srun" if backend == "slurm" else []
+    futures = ranked.options(launcher=launcher, nodes=1).map_array(print_all, range(2), tasks=1)
+
+    first, error = futures.results(PATIENCE, return_exceptions=True)
+    assert first is None
+    assert isinstance(error, WorkerDied)
+    assert error.rank == 2
+    for rank in range(3):
+        check_output(futures[0].stdout(rank), rank, 200)
+        assert f"error {rank}" == futures[0].stderr(rank)
+    check_output(futures[1].stdout(2), 12, 200, killed=True)
+    assert not futures[0].stdout(3)
+    assert (
+        "".join([futures[0].stdout(0), *(f"[slurmlaunch: rank {rank}]\n{futures[0].stdout(rank)}" for rank in (1, 2))])
+        == futures[0].stdout()
+    )
+    assert all(futures.logs(0).count(f"descriptor {rank} ") == 200 for rank in range(3))
+    assert ["0.0.0", "0.0.1", "0.0.2"] == sorted(path.name for path in (futures.folder / "output").iterdir())
+
+
+@elsewhere
+def test_output_while_it_runs(ranked: Executor, gate: Gate) -> None:
+    """What a rank has printed is there while its item runs; what it prints into the log at its end is of no item."""
+
+    def wait(item: int) -> None:
+        atexit.register(print, "bye")
+        print("begun", item)  # noqa: T201
+        if not current_task().rank:
+            gate.enter(item)
+
+    future = ranked.options(ntasks=2, nodes=1, launcher=[]).map_array(wait, range(1), tasks=1)[0]
+    gate.await_arrival(0)
+    wait_until(lambda: future.stdout() == "begun 0\n[slurmlaunch: rank 1]\nbegun 0\n")
+    gate.open()
+    future.result(PATIENCE)
+
+    assert "begun 0\n" == future.stdout(1)
+    wait_until(lambda: future.run.logs(0).count("bye") == 2)
+    assert "bye" not in future.stdout()
 
 
 # Ends.

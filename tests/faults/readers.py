@@ -147,7 +147,7 @@ def _write_outcomes(folder: RunFolder) -> None:
             file.append(Entry.of(Kind.VALUES, [pickled[0]], first=3, number=1))
             death = {"rank": 1, "node": "n", "loaded": True, "item": 7, "signal": 9, "status": None, "oom": False}
             file.note(launch=0, died={**death, "time": 2.5})
-    output = OutputWriter(folder, 0, 0, limit=5)
+    output = OutputWriter(folder.output_file(0, 0), folder.salt, limit=5)
     output.add(Kind.STDOUT, [range(1)], b"0")
     output.add(Kind.STDERR, [range(1, 3), range(4, 5)], b"123")
     output.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 from slurmlaunch import Executor
 from slurmlaunch.runfolder.output import OutputFile
 from slurmlaunch.runfolder.records import Kind
+from tests.support.printing import check_output, print_in_all_ways
 from tests.support.tasks import OneRun
 from tests.support.waiting import wait_until
 
@@ -26,20 +25,11 @@ if TYPE_CHECKING:
 
 LINES = 10_000
 KILLED = 5
-WAYS = ("python", "c", "descriptor", "program")
 
 
-def print_in_all_ways(item: int) -> None:
-    """Print so many lines in each way, C's without a flush; one item kills its process then."""
-    c = ctypes.CDLL(None)
-    for number in range(LINES):
-        sys.stdout.write(f"python {item} {number}\n")
-        c.printf(b"c %d %011d\n", item, number)  # 16 bytes, so that no line is in two of C's buffers
-        os.write(1, b"descriptor %d %d\n" % (item, number))
-    subprocess.run(["awk", f'BEGIN {{ for (i = 0; i < {LINES}; i++) print "program {item}", i }}'], check=True)
-    os.write(2, b"error %d" % item)
-    if item == KILLED:
-        os.kill(os.getpid(), signal.SIGKILL)
+def print_all(item: int) -> None:
+    """Print so many lines in each way; one item kills its process then."""
+    print_in_all_ways(item, LINES, killed=item == KILLED)
 
 
 def run_of(path: Path, function: Callable[[int], object], items: int, **plan: object) -> tuple[OneRun, str]:
@@ -57,18 +47,12 @@ def written(run: OneRun, item: int, kind: Kind = Kind.STDOUT) -> bytes:
 
 def test_side_by_side(tmp_path: Path) -> None:
     """Of eight items side by side each has all that it printed, in order, one up to its process's kill."""
-    run, log = run_of(tmp_path, print_in_all_ways, 8, processes=8)
+    run, log = run_of(tmp_path, print_all, 8, processes=8)
 
     for item in range(8):
-        lines = written(run, item).decode().splitlines()
-        for way in WAYS:
-            own = [line for line in lines if line.startswith(way)]
-            expected = [f"{way} {item} {number:0{11 if way == 'c' else 1}}" for number in range(LINES)]
-            if item == KILLED and way == "c":
-                assert own
-                expected = expected[: len(own)]  # the rest was in C's buffer when the process was killed
-            assert expected == own
+        check_output(written(run, item).decode(), item, LINES, killed=item == KILLED)
         assert f"error {item}".encode() == written(run, item, Kind.STDERR)
+    assert b"c " in written(run, KILLED)
     assert Counter(b"".join(written(run, item) for item in range(8))) == Counter(log.encode())
     assert ["0.0"] == run.folder.output_file(0, 0).parent.names()  # type: ignore[union-attr]
 

@@ -15,6 +15,7 @@ import pytest
 import slurmlaunch
 from slurmlaunch import Executor, WorkerDied, caps
 from tests.support.cluster import ClusterSpec
+from tests.support.printing import check_output, print_in_all_ways
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -39,6 +40,22 @@ def on_slurm(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Executo
     yield make
     for executor in made:
         executor.shutdown(cancel_futures=True)
+
+
+def test_output(on_slurm: Callable[..., Executor]) -> None:
+    """Items side by side have each its own output, also the one whose process was killed."""
+
+    def print_all(item: int) -> None:
+        print_in_all_ways(item, 500, killed=item == 1)
+
+    futures = on_slurm(processes=3, cpus_per_task=3).map_array(print_all, range(3), tasks=1)
+
+    errors = futures.results(60, return_exceptions=True)
+    assert [False, True, False] == [isinstance(error, WorkerDied) for error in errors]
+    for item, future in enumerate(futures):
+        check_output(future.stdout(), item, 500, killed=item == 1)
+        assert f"error {item}" == future.stderr()
+    assert all(futures.logs(0).count(f"descriptor {item} ") == 500 for item in range(3))
 
 
 def meet(others: int) -> None:
