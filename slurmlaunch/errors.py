@@ -125,6 +125,7 @@ class SubmissionError(SlurmlaunchError):
         job_name: the unique name of the job.
         ambiguous: whether the job may be in the queue nevertheless.
         no_room: whether a limit on the number of queued jobs was hit.
+        limit: that limit, if it is known; each task of an array counts.
         transient: whether the scheduler was unavailable, so that it may accept the same job later.
     """
 
@@ -134,6 +135,7 @@ class SubmissionError(SlurmlaunchError):
     job_name: str = ""
     ambiguous: bool = False
     no_room: bool = False
+    limit: int | None = None
     transient: bool = False
 
 

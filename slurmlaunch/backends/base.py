@@ -125,6 +125,7 @@ class ArrayJob:
     folders: tuple[Path, ...] = ()  # the client's folders that must be visible in the container
     shares: bool = False  # whether its tasks share the items, so that some may find none
     ranks: int = 1  # the processes, with *cpus_per_task* CPUs each, that call the function of a task together
+    alone: bool = False  # a single job of one task, since the cluster has no arrays
     recognized_by: str = ""  # in the run folder: nobody else knows its name (`RunFolder.secret_file`)
     exposed: bool = False  # whether another user may exchange the run folder, or a folder above it
 
@@ -158,6 +159,7 @@ class Limits:
 
     max_array_size: int | None = None  # elements of one array, by Slurm's ``MaxArraySize``: the largest index + 1
     max_array_tasks: int | None = None  # the same, by Slurm's ``max_array_tasks``
+    max_submitted: int | None = None  # tasks of the user in the queue; known after a refusal
     cpus: int | None = None  # of the machine, if a task gets no more
     side_by_side: bool = True  # whether tasks run at the same time
 

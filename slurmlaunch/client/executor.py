@@ -49,7 +49,7 @@ from slurmlaunch.client.plan import Call, How, LongSlices
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
-from slurmlaunch.errors import RunFolderError, SchedulerError
+from slurmlaunch.errors import RunFolderError, SchedulerError, SubmissionError
 from slurmlaunch.outcome import BARE, BARE_IF_OURS
 from slurmlaunch.runfolder import runs_folder
 from slurmlaunch.runfolder.function import shared_bytes, write_function
@@ -369,8 +369,9 @@ class Executor(concurrent.futures.Executor):
         run: Run | None = None
         try:
             run = self._write(call, backend, folder, token)
-            with self._runs.submission(run):
-                Submission(run).submit(run.rounds[0])
+            with self._runs.submission():
+                run = self._submitted(run, call)
+                self._runs.add(run)
         except BaseException as error:
             # If sbatch cannot have accepted a job, no folder stays behind. After Ctrl-C it may have.
             doubtful = getattr(error, "ambiguous", False) or not isinstance(error, Exception)
@@ -382,6 +383,19 @@ class Executor(concurrent.futures.Executor):
         if self._cluster == "inline":
             array.wait()  # automatic retries run during the call, too
         return array
+
+    def _submitted(self, run: Run, call: Call) -> Run:
+        """Submit a run; in shorter arrays, if its first is longer than the queue of the user may be."""
+        try:
+            Submission(run).submit(run.rounds[0])
+        except SubmissionError as error:
+            if error.limit is None or run.rounds[0].plan.arrays[0].length <= error.limit:
+                raise
+            run.folder.round(0).remove()
+            environment = run.environments.of_round(0)
+            run = self._run(run.folder, run.manifest, call, run.backend, environment)
+            Submission(run).submit(run.rounds[0])
+        return run
 
     def _backend(self) -> Backend:
         return current_client().backend(self._cluster, self._clusters)
@@ -427,8 +441,15 @@ class Executor(concurrent.futures.Executor):
         )
         environment = record(call.options)
         environment.write(folder.environment(0))
-        first = Round.make(folder, 0, self._plan(call, backend, manifest, environment))
+        run = self._run(folder, manifest, call, backend, environment)
         manifest.write(folder)
+        return run
+
+    def _run(
+        self, folder: RunFolder, manifest: Manifest, call: Call, backend: Backend, environment: Environment
+    ) -> Run:
+        """Make the first round; return a view of the run."""
+        first = Round.make(folder, 0, self._plan(call, backend, manifest, environment))
         run = Run(folder, manifest, backend, [first])
         run.environments.add(0, environment)
         return run
@@ -461,7 +482,7 @@ class Executor(concurrent.futures.Executor):
         )
 
     def _plan(
-        self, call: Call, backend: Backend, manifest: Manifest, environment: Environment, *, stacklevel: int = 5
+        self, call: Call, backend: Backend, manifest: Manifest, environment: Environment, *, stacklevel: int = 6
     ) -> RoundPlan:
         limits = backend.limits()
         shape = call.options.shape(single_item=call.single, available=limits.cpus)
@@ -525,14 +546,13 @@ class _Runs:
                 raise RuntimeError("cannot schedule new futures after shutdown")
 
     @contextlib.contextmanager
-    def submission(self, run: Run) -> Iterator[None]:
-        """Add a run if the block succeeds; a shutdown waits for the block."""
+    def submission(self) -> Iterator[None]:
+        """Submit a run in the block; a shutdown waits for it."""
         with self._changed:
             self.check_open()
             self._submitting += 1
         try:
             yield
-            self.add(run)
         finally:
             with self._changed:
                 self._submitting -= 1

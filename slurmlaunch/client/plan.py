@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slurmlaunch.backends.base import Limits
 from slurmlaunch.client.pickling import name_of
 from slurmlaunch.client.sbatch_options import as_count, refused
-from slurmlaunch.errors import OptionError
+from slurmlaunch.errors import OptionError, SubmissionError
 from slurmlaunch.runfolder.plan import AUTO, SCHEDULES, Blocks, Measured, PackedSlices, Slices, compact
 
 if TYPE_CHECKING:
@@ -155,7 +155,10 @@ def plan(
     Raises:
         OptionError: *tasks* and *chunksize* are both given and the schedule is static, one is below 1, or the
             schedule is unknown.
+        SubmissionError: the cluster has no arrays.
     """
+    if limits.max_array_size == 0 and items > 1 and tasks != 1:
+        raise SubmissionError(_NO_ARRAYS)
     notice = about = None
     blocks: Blocks | Measured | None = None
     if schedule == AUTO:
@@ -177,6 +180,12 @@ def plan(
         slices, notice = _default_slices(items, processes, limits)
     arrays = _arrays(first_task, slices.tasks, limits)
     return Plan(slices, arrays, first_task, notice, blocks, about)
+
+
+_NO_ARRAYS = (
+    "this cluster has job arrays switched off (MaxArraySize=0), and map_array submits one. Call submit for each item, "
+    "or run all items in one task with map_array(..., tasks=1); inside an allocation, cluster='allocation' runs tasks"
+)
 
 
 def _about(blocks: Measured, processes: int, limits: Limits) -> str:
@@ -237,13 +246,14 @@ def _array_limits(limits: Limits) -> list[tuple[int, str]]:
     named = (
         (limits.max_array_size, "the cluster's MaxArraySize allows no longer array"),
         (limits.max_array_tasks, "the cluster's max_array_tasks allows no longer array"),
+        (limits.max_submitted, "you may have no more tasks in the queue"),
     )
     return [(number, reason) for number, reason in named if number is not None]
 
 
 def _arrays(first_task: int, tasks: int, limits: Limits) -> tuple[range, ...]:
     # MaxArraySize is one more than the largest index. As every array starts at 0, it is also the greatest
-    # length. If it is below 1, arrays are switched off, and sbatch's own error says so.
+    # length. If it is below 1, arrays are switched off.
     longest = max(1, min((number for number, _ in _array_limits(limits)), default=tasks))
     end = first_task + tasks
     return tuple(range(start, min(start + longest, end)) for start in range(first_task, end, longest))

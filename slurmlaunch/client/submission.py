@@ -272,6 +272,8 @@ class Submission:
     def submit(self, latest: Round, *, patiently: bool = False) -> None:
         """Submit a round: its first array now, the others from a thread.
 
+        If only the user's other jobs leave no room for the first array, a thread submits it, too.
+
         Args:
             latest: the round, which this client has made.
             patiently: the first array, too, waits for room in the queue and for a scheduler that is away.
@@ -282,10 +284,11 @@ class Submission:
         self._run.submitting.add(latest.number)
         if not latest.plan.arrays:
             return
+        submitted = 1
         try:
             with advice_on_interrupt(self._run):
                 if not patiently:
-                    self._submit_array(latest, 0)
+                    submitted = self._submit_first(latest)
                 elif not self._submit_when_possible(latest, 0):
                     return  # the interpreter exits: another client submits it
         except BaseException as error:
@@ -294,8 +297,18 @@ class Submission:
                 for number in range(len(latest.plan.arrays)):
                     latest.refused(number, str(error)) if refused else latest.abandoned(number)
             raise
-        if len(latest.plan.arrays) > 1:
-            self._submit_in_thread(latest, range(1, len(latest.plan.arrays)))
+        if len(latest.plan.arrays) > submitted:
+            self._submit_in_thread(latest, range(submitted, len(latest.plan.arrays)))
+
+    def _submit_first(self, latest: Round) -> int:
+        """Submit the first array; return 0 if there is no room for it now, else 1."""
+        try:
+            self._submit_array(latest, 0)
+        except SubmissionError as error:
+            if error.limit is None or latest.plan.arrays[0].length > error.limit:
+                raise
+            return 0
+        return 1
 
     def _submit_in_thread(self, round_: Round, numbers: Iterable[int]) -> None:
         # No daemon: a script that exits has its arrays submitted, as far as there is room for them.

@@ -116,8 +116,10 @@ def test_a_hundred_thousand_pending_elements_are_one_row() -> None:
 
 
 def test_rows_of_squeue() -> None:
-    """Each line of squeue is an element or a bracket; other lines are none."""
-    rows = list(squeue_rows("CLUSTER: alpha\n" + SQUEUE + "77|RUNNING|n1|N/A|None\n"))
+    """Each line of squeue is an element, a single job or a bracket; other lines are none."""
+    rows = list(squeue_rows("CLUSTER: alpha\n77|RUNNING|n1|N/A|None\n77+1|RUNNING|n1|N/A|None\n" + SQUEUE))
+    single = rows.pop(0)
+    assert (single.job, str(single.elements), single.shared) == ("77", "0", False)
     assert [(row.job, str(row.elements), row.shared, row.record.state.value) for row in rows] == [
         ("81", "0", False, "COMPLETED"),
         ("81", "1", False, "FAILED"),
@@ -131,6 +133,10 @@ def test_rows_of_squeue() -> None:
 
 def test_rows_of_sacct() -> None:
     """Each line of sacct is a task, a step of one, or a bracket; the user who cancelled is kept as the reason."""
+    assert [(row.job, str(row.elements), row.step) for row in sacct_rows("7|RUNNING||n1\n7.batch|RUNNING||n1")] == [
+        ("7", "0", None),
+        ("7", "0", "batch"),
+    ]
     rows = list(sacct_rows(SACCT))
     assert [row.step for row in rows[-4:]] == [None, "batch", "extern", None]
     assert rows[-4].record == TaskRecord(TaskState.CANCELLED, "0:15", "n1", "CANCELLED by 1001")

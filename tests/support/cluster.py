@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self  # part of typing from Python 3.11 on; type checkers bring it
 
@@ -95,6 +95,7 @@ class ClusterSpec:
         node: more properties of each node, as in slurm.conf: ``Features=fast ThreadsPerCore=2``.
         lines: more lines for slurm.conf, settings and partitions; each replaces ours of the same name.
         users: all users of this machine may be its clients. Needs root.
+        files: further files beside slurm.conf, by name: job_submit.lua, a prolog.
         node_command: what each slurmd is started with, such as a command that gives it mounts of its own.
     """
 
@@ -107,6 +108,7 @@ class ClusterSpec:
     node: str = ""
     lines: tuple[str, ...] = ()
     users: bool = False
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     node_command: tuple[str, ...] = ()
 
     @property
@@ -320,6 +322,9 @@ class _Site:
             (self.folder / name).mkdir(parents=True)
         _write_private(self.folder / "munge" / "key", os.urandom(128))
         _write_private(self.slurm_conf, _slurm_conf(self).encode())
+        for name, text in self.spec.files.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+            (self.folder / name).chmod(0o755)
         if self.spec.gpus:
             # Files, since a mere count is taken for 0 and drains the node. No job opens them.
             _write_private(self.folder / "gres.conf", f"Name=gpu File=/dev/tty[1-{self.spec.gpus}]\n".encode())

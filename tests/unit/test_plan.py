@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurmlaunch.backends.base import Limits
-from slurmlaunch.client.plan import DEFAULT_TASKS, Plan, plan
-from slurmlaunch.errors import OptionError
+from slurmlaunch.client.plan import DEFAULT_TASKS, STATIC, Plan, plan
+from slurmlaunch.errors import OptionError, SubmissionError
 from slurmlaunch.runfolder.plan import Slices
 
 FREE = Limits()
@@ -223,8 +223,18 @@ class TestPlan:
         assert range(1) == second.slices.slice_of(0)
 
     def test_limit_of_zero(self) -> None:
-        """A cluster with arrays switched off gets single tasks, and refuses them itself."""
-        assert len(plan(2, limits=Limits(max_array_size=0), tasks=2).arrays) == 2
+        """Where arrays are switched off, a plan of several tasks is an error that says so; one task needs no array."""
+        for schedule in (STATIC, "auto", "dynamic"):
+            with pytest.raises(SubmissionError, match=r"MaxArraySize=0.*submit.*tasks=1"):
+                plan(2, limits=Limits(max_array_size=0), schedule=schedule)
+        assert plan(2, limits=Limits(max_array_size=0), tasks=1).arrays == (range(1),)
+        assert plan(1, limits=Limits(max_array_size=0)).arrays == (range(1),)
+
+    def test_submit_limit(self) -> None:
+        """A known limit of tasks in the queue limits the tasks by default, and each array."""
+        limits = Limits(max_array_size=1001, max_submitted=8)
+        assert plan(100, limits=limits, schedule="auto").arrays == (range(8),)
+        assert list(map(len, plan(100, limits=limits, tasks=20).arrays)) == [8, 8, 4]
 
     def test_both(self) -> None:
         """Tasks and chunksize exclude each other, and the error names both."""

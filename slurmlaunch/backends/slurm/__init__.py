@@ -14,14 +14,16 @@ import re
 import textwrap
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import Backend, Limits, Snapshot
+from slurmlaunch.backends.slurm.accounts import accounts_of, asked
 from slurmlaunch.backends.slurm.batch_script import render, sbatch_words
 from slurmlaunch.backends.slurm.commands import NO_SUCH_JOB, Cluster, Command, for_submission, run, scheduler_error
 from slurmlaunch.backends.slurm.job_states import Elements
 from slurmlaunch.backends.slurm.queries import find_job, unended_jobs
-from slurmlaunch.backends.slurm.refusal import is_ambiguous, is_transient, submission_error
+from slurmlaunch.backends.slurm.refusal import is_ambiguous, is_submit_limit, is_transient, submission_error
 from slurmlaunch.backends.slurm.shared_states import Intervals, SharedStates
 from slurmlaunch.errors import SchedulerError
 
@@ -77,6 +79,7 @@ class SlurmBackend(Backend):
         self._warned: set[str] = set()
         self._states: dict[str | None, SharedStates] = {}
         self._settings: dict[str | None, dict[str, str]] = {}
+        self._max_submitted: dict[str | None, int] = {}
 
     def settings(self) -> Mapping[str, str]:
         """Return the settings of the cluster by their names in slurm.conf; asked once, then remembered.
@@ -96,9 +99,10 @@ class SlurmBackend(Backend):
     def limits(self) -> Limits:
         """Return the limits of the cluster; Slurm's default if it does not answer."""
         try:
-            return _limits(self.settings())
+            settings = self.settings()
         except SchedulerError:
             return Limits(max_array_size=_DEFAULT_MAX_ARRAY_SIZE)
+        return replace(_limits(settings), max_submitted=self._max_submitted.get(os.environ.get("SLURM_CONF")))
 
     def cluster_name(self) -> str | None:
         """Return Slurm's name of the cluster."""
@@ -114,7 +118,10 @@ class SlurmBackend(Backend):
 
     def script(self, job: ArrayJob) -> str:
         """Return the batch script that `submit` passes to sbatch."""
-        return render(job)
+        return render(self._alone_without_arrays(job))
+
+    def _alone_without_arrays(self, job: ArrayJob) -> ArrayJob:
+        return replace(job, alone=job.length == 1 and self.limits().max_array_size == 0)
 
     def submit(self, job: ArrayJob) -> str:
         """Submit the array with sbatch; return its job id.
@@ -122,6 +129,7 @@ class SlurmBackend(Backend):
         If Slurm is unreachable for a moment, or sbatch got no answer, it tries
         again for half a minute, and looks for the job by its name before each try.
         """
+        job = self._alone_without_arrays(job)
         env = for_submission({**job.environment.variables, **job.secret_env}, sbatch_words(job))
         command = Command(
             ("sbatch", "--parsable"),
@@ -152,7 +160,23 @@ class SlurmBackend(Backend):
                 _log.warning("%s; trying again", done.stderr.strip() or "sbatch does not answer")
             self._sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  (so that many clients do not come back at once)
         cluster = Cluster(self._run, self._cluster_names()[0])
-        raise submission_error(command, done, job, cluster, in_doubt=in_doubt)
+        error = submission_error(command, done, job, cluster, in_doubt=in_doubt)
+        if is_submit_limit(done):
+            error.limit = self._learn_submit_limit(job, cluster)
+        raise error
+
+    def _learn_submit_limit(self, job: ArrayJob, cluster: Cluster) -> int | None:
+        """Return how many tasks the user may have in the queue, and remember it for later plans; None: not known."""
+        try:
+            name = cluster.name or self.settings().get("ClusterName", "")
+        except SchedulerError:
+            return None
+        account, qos = (asked(option, job.options, job.environment.variables) for option in ("account", "qos"))
+        found = accounts_of(cluster, name, account, qos)
+        limit = found.submit if found else None
+        if limit:
+            self._max_submitted[os.environ.get("SLURM_CONF")] = limit
+        return limit or None
 
     def _printed_id(self, done: Finished) -> str | None:
         printed = _PRINTED_ID.search(done.stdout) if done.ok else None
@@ -172,14 +196,16 @@ class SlurmBackend(Backend):
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """Cancel a job, or some of its elements, with scancel."""
         number, cluster = self._split(job_id)
-        named = [number] if elements is None else [f"{number}_[{part}]" for part in _parts(elements)]
+        whole = elements is None or self.limits().max_array_size == 0
+        named = [number] if whole else [f"{number}_[{part}]" for part in _parts(elements or ())]
         for start in range(0, len(named), _ARGUMENTS):
             cluster.change("scancel", *named[start : start + _ARGUMENTS], harmless=_ENDED_ALREADY)
 
     def requeue(self, job_id: str, element: int) -> None:
         """End a running element and start it again."""
         number, cluster = self._split(job_id)
-        cluster.change("scontrol", "requeue", f"{number}_{element}", harmless=_ENDED_ALREADY)
+        named = number if self.limits().max_array_size == 0 else f"{number}_{element}"
+        cluster.change("scontrol", "requeue", named, harmless=_ENDED_ALREADY)
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:
         """Change how many elements run at once, and with *after* the job that it waits for."""

@@ -74,7 +74,7 @@ def _our_options(job: ArrayJob, given: Mapping[str, str | bool]) -> dict[str, st
     throttle = f"%{job.throttle}" if job.throttle else ""
     options: dict[str, str | bool] = {
         "job-name": job.name,
-        "array": f"0-{job.length - 1}{throttle}",
+        **({} if job.alone else {"array": f"0-{job.length - 1}{throttle}"}),
         "output": "/dev/null" if job.exposed else _log_pattern(job, "out"),
         "error": "/dev/null" if job.exposed else _log_pattern(job, "err"),
         "open-mode": "append",  # else a requeue would empty the log
@@ -101,7 +101,7 @@ def _log_pattern(job: ArrayJob, stream: str) -> str:
         )
     # Slurm must fill in only the last pattern, our own.
     escaped = RunFolder(Path(folder.replace("%", "%%")))
-    return str(escaped.log(job.round, job.array, "%a", stream))
+    return str(escaped.log(job.round, job.array, "0" if job.alone else "%a", stream))
 
 
 def _dependency(job: ArrayJob, users: object) -> str:
@@ -167,7 +167,7 @@ def _end(job: ArrayJob) -> Iterator[str]:
     ended = RunFolder(job.run_folder).ended.name
     mark = EndMark(_TASK, start, "$1").filename  # type: ignore[arg-type]
     known = f" && [ -e ./{job.recognized_by} ]" if job.recognized_by else ""
-    yield f"slurmlaunch_task=$(({job.first_task} + SLURM_ARRAY_TASK_ID))"
+    yield f"slurmlaunch_task=$(({job.first_task} + {'0' if job.alone else 'SLURM_ARRAY_TASK_ID'}))"
     yield "slurmlaunch_enter() {  # a folder in the run folder, unless another one is in its place"
     yield f'    builtin cd -P -- {shell_quote(str(job.run_folder))} && [ -O . ]{known} && builtin cd -P -- ./"$1"'
     yield "}"
@@ -192,7 +192,8 @@ def _end(job: ArrayJob) -> Iterator[str]:
 
 def _logs(job: ArrayJob) -> Iterator[str]:
     folder = RunFolder(job.run_folder)
-    out, err = (folder.log(job.round, job.array, "$SLURM_ARRAY_TASK_ID", stream).name for stream in ("out", "err"))
+    element = "0" if job.alone else "$SLURM_ARRAY_TASK_ID"
+    out, err = (folder.log(job.round, job.array, element, stream).name for stream in ("out", "err"))
     yield ""
     yield "# Others may exchange a folder above the logs, so Slurm does not open them."
     yield "slurmlaunch_here=$PWD"
@@ -274,7 +275,7 @@ def _node(job: ArrayJob) -> Iterator[str]:
     if job.shares and "dependency" not in job.options:
         yield from _surplus(job)
     if job.may_requeue:
-        yield from _requeue()
+        yield from _requeue(job)
     yield f'if [ "$slurmlaunch_status" -eq {_KILLED} ]; then'
     yield f'    slurmlaunch_count_ooms; [ "$slurmlaunch_ooms" = "$slurmlaunch_before" ] || slurmlaunch_mark {_OOM}'
     yield "fi"
@@ -323,16 +324,19 @@ def _surplus(job: ArrayJob) -> Iterator[str]:
     yield "# The elements that are too late, by their numbers: a requeued one waits in the queue, too, and has items."
     enter = f"slurmlaunch_enter {_folder_of(surplus)}"
     yield f'slurmlaunch_late=$({enter} && [ -s {own} ] && echo "$(< {own})" && : >| {own})'
-    yield '[ -z "$slurmlaunch_late" ] || scancel "${SLURM_ARRAY_JOB_ID}_[$slurmlaunch_late]" || :'
+    yield "# Where nodes have no scancel, they begin, and end at once."
+    yield 'if [ -n "$slurmlaunch_late" ] && command -v scancel >/dev/null; then'
+    yield '    scancel "${SLURM_ARRAY_JOB_ID}_[$slurmlaunch_late]" || :'
+    yield "fi"
 
 
 def _folder_of(file: Location) -> str:
     return file.inside.rpartition("/")[0]
 
 
-def _requeue() -> Iterator[str]:
+def _requeue(job: ArrayJob) -> Iterator[str]:
     # Not by the node, which may run in a container without scontrol.
-    element = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
+    element = '"$SLURM_JOB_ID"' if job.alone else '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
     yield f'if [ "$slurmlaunch_status" -eq {Status.REQUEUE} ]; then'
     yield '    slurmlaunch_mark "$slurmlaunch_status"  # before the requeue, which ends this script'
     yield f"    scontrol requeue {element} || {{ slurmlaunch_marked=; slurmlaunch_status={Status.NOT_REQUEUED}; }}"

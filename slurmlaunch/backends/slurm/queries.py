@@ -6,6 +6,7 @@ has a row of its own; all pending elements share one row with a bracket at the e
     12_3              element 3
     12_[4-9%2]        elements 4 to 9, at most two at a time
     12_3.batch        a step of element 3 (sacct only)
+    12, 12.batch      the same of a single job, whose only element is 0
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _SQUEUE_FORMAT = "%i|%T|%B|%S|%r"
 _SACCT_FORMAT = "JobID,State,ExitCode,NodeList"
 
-_ID = re.compile(r"(?P<job>\d+)_(?:(?P<one>\d+)|\[(?P<many>[^\]]*)(?P<closed>\]?))(?:\.(?P<step>\S+))?")
+_ID = re.compile(r"(?P<job>\d+)(?:_(?:(?P<one>\d+)|\[(?P<many>[^\]]*)(?P<closed>\]?)))?(?:\.(?P<step>\S+))?")
 _ELIDED = "..."
 _TIME = "%Y-%m-%dT%H:%M:%S"
 _NOTHING = frozenset({"", "None", "n/a", "(null)", "None assigned"})
@@ -125,7 +126,7 @@ def unended_jobs(cluster: Cluster) -> set[str]:
 
 
 def squeue_rows(text: str) -> Iterator[Row]:
-    """Read the answer to `squeue`; lines that are no row of an array are skipped."""
+    """Read the answer to `squeue`; other lines are skipped."""
     for line in text.splitlines():
         fields = line.split("|", _SQUEUE_FORMAT.count("|"))  # a reason may hold anything
         if len(fields) == _SQUEUE_FORMAT.count("|") + 1:
@@ -137,7 +138,7 @@ def squeue_rows(text: str) -> Iterator[Row]:
 
 
 def sacct_rows(text: str) -> Iterator[Row]:
-    """Read the answer to `sacct`; lines that are no row of an array are skipped."""
+    """Read the answer to `sacct`; other lines are skipped."""
     for line in text.splitlines():
         fields = line.split("|")
         if len(fields) == _SACCT_FORMAT.count(",") + 1:
@@ -150,8 +151,8 @@ def _row(name: str, record: TaskRecord) -> Iterator[Row]:
     found = _ID.fullmatch(name.strip())
     if found is None:
         return
-    text = found["one"] or found["many"].partition("%")[0]
-    shared = found["one"] is None
+    shared = found["many"] is not None
+    text = found["many"].partition("%")[0] if shared else found["one"] or "0"
     elided = shared and (not found["closed"] or _ELIDED in text)
     if elided:
         # The last number may be cut in two.

@@ -196,6 +196,11 @@ def _values(advice: str, job: ArrayJob, cluster: Cluster) -> str:
     return f"{text} {what}: {', '.join(dict.fromkeys(names))}." if names else text
 
 
+def is_submit_limit(done: Finished) -> bool:
+    """Whether the user may have no more jobs in the queue, as far as sbatch names the limit."""
+    return not done.ok and advice_on(done.stderr) == _TASKS
+
+
 def is_transient(done: Finished) -> bool:
     """Whether the same submission may be accepted in a moment."""
     return not done.ok and not done.missing and _TRANSIENT.search(done.stderr) is not None

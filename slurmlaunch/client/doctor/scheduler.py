@@ -12,6 +12,7 @@ import shutil
 import socket
 from typing import TYPE_CHECKING
 
+from slurmlaunch.backends.slurm.accounts import accounts_of, asked
 from slurmlaunch.backends.slurm.commands import Cluster, Command, for_submission, run
 from slurmlaunch.backends.slurm.refusal import advice_on
 from slurmlaunch.client.doctor.findings import error, ok, skipped, warning
@@ -21,6 +22,7 @@ from slurmlaunch.errors import SchedulerError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from slurmlaunch.backends.slurm.accounts import Accounts
     from slurmlaunch.client.doctor.findings import Check
     from slurmlaunch.client.options import Options
 
@@ -95,13 +97,12 @@ def _check_accounting(cluster: Cluster, settings: Mapping[str, str]) -> Check:
 def _check_arrays(settings: Mapping[str, str]) -> Check:
     size = settings.get("MaxArraySize", "1001")
     tasks = re.search(r"\bmax_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
-    longest = max(0, int(size) - 1) if size.isdigit() else 1000
+    longest = int(size) if size.isdigit() else 1001
     longest = min(longest, int(tasks[1])) if tasks else longest
     found = f"an array has at most {longest} tasks (MaxArraySize={size}" + (f", {tasks[0]})" if tasks else ")")
     if longest < 1:
-        return error(
-            "arrays", found, "slurmlaunch submits job arrays only: ask your site to allow them.", longest=longest
-        )
+        advice = "submit works, and map_array does with tasks=1; ask your site for arrays."
+        return error("arrays", "arrays are switched off (MaxArraySize=0)", advice, longest=longest)
     if longest < _FEW_ELEMENTS:
         advice = "A run with more tasks needs several arrays: give map_array a larger chunksize=, or fewer tasks=."
         return warning("arrays", found, advice, longest=longest)
@@ -139,50 +140,39 @@ def _check_account(cluster: Cluster, given: Mapping[str, str | bool], settings: 
     if settings.get("AccountingStorageType", "").strip() in _NONE:
         yield skipped("account", "this Slurm keeps no accounts")
         return
-    own = (f"user={_user()}", f"cluster={settings.get('ClusterName', '')}")
-    rows = _rows("associations", own, "Account,QOS,DefaultQOS,MaxJobs,MaxSubmit,GrpSubmit")
-    if rows is None:
+    account, qos = (asked(option, given, os.environ) for option in ("account", "qos"))
+    found = accounts_of(cluster, settings.get("ClusterName", ""), account, qos)
+    if found is None:
         yield skipped("account", "sacctmgr does not answer")
         return
-    accounts = sorted({row["Account"] for row in rows})
-    asked = given.get("account") or os.environ.get("SBATCH_ACCOUNT")
+    accounts = found.names
     enforced = "associations" in settings.get("AccountingStorageEnforce", "")
     known = f"you may use {', '.join(accounts)}" if accounts else "you are in no account"
-    if asked and str(asked) not in accounts:
+    if account and account not in accounts:
         advice = f"Give one with --account=...: {known}."
-        yield error("account", f"{asked!r} is no account of yours", advice, accounts=accounts)
+        yield error("account", f"{account!r} is no account of yours", advice, accounts=accounts)
     elif not accounts and enforced:
         yield error("account", known, "Ask your site for an account.", accounts=accounts)
     else:
-        yield ok("account", f"{asked or 'the default'}; {known}", accounts=accounts)
-    yield _check_limits(cluster, [row for row in rows if not asked or row["Account"] == asked], given)
+        yield ok("account", f"{account or 'the default'}; {known}", accounts=accounts)
+    yield _check_limits(cluster, found)
 
 
-def _check_limits(cluster: Cluster, rows: list[dict[str, str]], given: Mapping[str, str | bool]) -> Check:
-    qos = {str(given["qos"])} if "qos" in given else {row["DefaultQOS"] or row["QOS"].partition(",")[0] for row in rows}
-    of_qos = _rows("qos", (), "Name,MaxSubmitPU,MaxJobsPU,MaxWall") or []
-    chosen = [row for row in of_qos if row["Name"] in qos]
-    submit = _least([row["MaxSubmit"] for row in rows] + [row["GrpSubmit"] for row in rows], chosen, "MaxSubmitPU")
-    jobs = _least([row["MaxJobs"] for row in rows], chosen, "MaxJobsPU")
-    walls = sorted({row["MaxWall"] for row in chosen} - {""})
+def _check_limits(cluster: Cluster, accounts: Accounts) -> Check:
+    submit, jobs, walls = accounts.submit, accounts.jobs, accounts.walls
     queued = cluster.call("squeue", "--noheader", "--array", "--format=%i", f"--user={os.geteuid()}")
     mine = len(queued.stdout.split()) if queued.ok else 0
     limits = [f"{submit} tasks in the queue" if submit is not None else "", f"{jobs} run at once" if jobs else ""]
     limits += [f"a time of {', '.join(walls)}"] if walls else []
     shown = ", ".join(filter(None, limits))
     found = (f"you may have {shown}" if shown else "no limit of your own") + f"; in the queue now: {mine}"
-    data = {"submit": submit, "jobs": jobs, "queued": mine, "qos": sorted(qos)}
+    data = {"submit": submit, "jobs": jobs, "queued": mine, "qos": sorted(row["Name"] for row in accounts.qos)}
     if submit is not None and mine >= submit:
         return error("limits", found, "sbatch refuses more: wait for your other jobs, or cancel some.", **data)
     if submit is not None and submit < _FEW_JOBS:
-        advice = "Each task of an array counts: give map_array fewer tasks=. Further arrays wait for room."
+        advice = "Each task of an array counts. Runs get no more tasks than that, and wait for room."
         return warning("limits", found, advice, **data)
     return ok("limits", found, **data)
-
-
-def _least(numbers: list[str], rows: list[dict[str, str]], column: str) -> int | None:
-    found = [int(text) for text in (*numbers, *(row[column] for row in rows)) if text.isdigit()]
-    return min(found, default=None)
 
 
 def _check_mpi(cluster: Cluster) -> Check:
@@ -192,19 +182,3 @@ def _check_mpi(cluster: Cluster) -> Check:
     lines = (done.stdout + done.stderr).splitlines()
     kinds = sorted({line.strip() for line in lines if re.fullmatch(r"\s*(?:none|cray\w*|pm\w+|openmpi)\s*", line)})
     return ok("mpi", f"srun knows {', '.join(kinds) or 'no type of MPI'}", kinds=kinds)
-
-
-def _rows(what: str, conditions: tuple[str, ...], columns: str) -> list[dict[str, str]] | None:
-    words = ["show", what, *conditions, f"format={columns}"]
-    done = Cluster(run).call("sacctmgr", "--noheader", "--parsable2", *words)
-    if not done.ok:
-        return None
-    names = columns.split(",")
-    rows = [line.split("|") for line in done.stdout.splitlines()]
-    return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
-
-
-def _user() -> str:
-    import pwd
-
-    return pwd.getpwuid(os.geteuid()).pw_name

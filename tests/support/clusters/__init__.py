@@ -14,6 +14,7 @@ import os
 
 from tests.support.clusters.debian import Debian
 from tests.support.clusters.kind import INSIDE, Kind
+from tests.support.clusters.strict import Strict
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -21,6 +22,7 @@ KINDS: dict[str, Kind] = {
         Kind("default", "this machine's Slurm and Python, accounting, two nodes with 8 CPUs"),
         Debian("modern", "Slurm 24.11, Python 3.13: Debian trixie in a folder", suite="trixie"),
         Debian("newest", "the newest Slurm in Debian and its Python: Debian forky in a folder", suite="forky"),
+        Strict("strict", "small arrays, few jobs, no accounting, nodes without Slurm's commands; an ordinary user"),
     )
 }
 """Every kind, by name."""

@@ -1,0 +1,199 @@
+"""Runs on a site with strict rules: small arrays, few jobs, no accounting, nodes that can do little.
+
+The client is a script of an ordinary user, who needs no option for any of it. What takes longer runs only on the kind
+of cluster ``strict``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.clusters import chosen
+from tests.support.clusters.strict import strict_site
+from tests.support.waiting import PATIENCE, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.clusters.strict import Site
+
+pytestmark = pytest.mark.slurm
+
+only_here = pytest.mark.skipif(chosen().name != "strict", reason="runs in nox -s cluster-strict")
+
+
+def result_of(site: Site, text: str, **how: Any) -> Any:
+    """Run a script that prints JSON in its last line; return that."""
+    script = site.runs(text, **how)
+    out, err = script.communicate(timeout=PATIENCE)
+    assert script.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """Start a site without accounting, on which another user has a job."""
+    with strict_site() as site:
+        options = ["--account=theirs", "--time=10", "--job-name=theirs", "--output=/dev/null"]
+        rival = site.machine.rival.run(
+            "sbatch", *options, "--wrap=sleep 600", cwd=site.machine.shared, **site.cluster.env
+        )
+        assert "Submitted" in rival.communicate(timeout=PATIENCE)[0]
+        yield site
+
+
+MAIN = """
+    import json, os, pathlib, shutil, subprocess
+    from slurmlaunch import Executor, SubmissionError
+
+    def surroundings(item):
+        if item == 11:
+            raise ValueError(item)
+        home = pathlib.Path.home()
+        programs = filter(shutil.which, ("srun", "sbatch", "scancel", "scontrol"))
+        return item, os.environ["SITE"], os.access(home, os.W_OK), list(programs)
+
+    with Executor() as executor:
+        first = executor.submit(surroundings, -1)
+        array = executor.map_array(surroundings, range(12))
+        values = [first.result(), *(future.result() for future in array[:11])]
+        error = repr(array[11].exception())
+        arrays = len(array.job_ids)
+    del os.environ["SBATCH_ACCOUNT"]
+    try:
+        executor = Executor(time="1")
+        executor.submit(surroundings, 1)
+    except SubmissionError as refused:
+        advice = str(refused)
+    seen = subprocess.run(["squeue", "--format=%j"], capture_output=True, text=True, check=True).stdout
+    print(json.dumps([values, error, arrays, advice, "theirs" in seen]))
+"""
+
+
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=only_here)])
+def test_plain_calls(site: Site, *, slow: bool) -> None:
+    """Plain calls run although arrays are short, nodes lack Slurm's commands, and each command takes two seconds."""
+    values, error, arrays, advice, sees_others = result_of(site, MAIN, slow=slow)
+
+    assert values == [[item, "strict", False, []] for item in range(-1, 11)]
+    assert error == "ValueError(11)"
+    assert arrays == 1
+    assert "Please give an account (-A)" in advice
+    assert "account=" in advice
+    assert not sees_others
+
+
+SEVERAL_ARRAYS = """
+    import json
+    from slurmlaunch import Executor
+
+    with Executor() as executor:
+        array = executor.map_array(abs, range(12), tasks=12)
+        print(json.dumps([array.results(), len(array.job_ids)]))
+"""
+
+
+@only_here
+def test_several_arrays(site: Site) -> None:
+    """More tasks than an array may have go into several, in the user's order."""
+    assert result_of(site, SEVERAL_ARRAYS) == [[*range(12)], 3]
+
+
+FAULTS = """
+    import json, os, signal, subprocess, sys, time
+    import slurmlaunch
+    from slurmlaunch import Executor
+
+    def waits(item):
+        open(f"{item}.{os.getpid()}", "w").close()
+        if slurmlaunch.current_task().attempt == 0:
+            time.sleep(600)
+        return item
+
+    def kills():
+        os.kill(os.getppid(), signal.SIGKILL)
+
+    def begun(item):
+        while not any(name.startswith(f"{item}.") for name in os.listdir(".")):
+            time.sleep(0.1)
+
+    executor = Executor(setup=["exec 2>&1"])
+    killed = executor.submit(kills)
+    ended, again, stopped = (executor.submit(waits, item) for item in ("ended", "again", "stopped"))
+    ids = {future: future.run.job_ids[0] for future in (ended, again)}
+    begun("ended")
+    subprocess.run(["scancel", ids[ended]], check=True)
+    begun("again")
+    subprocess.run(["scontrol", "requeue", ids[again]], check=True)
+    begun("stopped")
+    stopped.cancel()
+    errors = [type(future.exception()).__name__ for future in (killed, ended)]
+    print(json.dumps([errors, again.result(), stopped.cancelled()]))
+"""
+
+
+@only_here
+def test_faults(site: Site) -> None:
+    """Ends from outside are told as on any cluster: a kill, scancel, a requeue, a cancellation."""
+    assert result_of(site, FAULTS) == [["WorkerDied", "TaskCancelled"], "again", True]
+
+
+WITHOUT_ARRAYS = """
+    import json, os, signal, sys, time
+    from concurrent.futures import wait
+    from slurmlaunch import Executor, attach
+
+    def kills():
+        os.kill(os.getppid(), signal.SIGKILL)
+
+    def waits():
+        open("waits", "w").close()
+        time.sleep(600)
+
+    executor = Executor()
+    futures = [executor.submit(abs, -1), executor.submit(kills), executor.submit(waits)]
+    try:
+        executor.map_array(abs, range(3))
+    except Exception as error:
+        refused = f"{type(error).__name__}: {error}"
+    while not os.path.exists("waits"):
+        time.sleep(0.1)
+    attach(futures[2].run.folder)[0].cancel()
+    wait(futures)
+    found = [futures[0].result(), type(futures[1].exception()).__name__, futures[2].cancelled()]
+    print(json.dumps([found, refused, executor.map_array(abs, range(3), tasks=1).results()]))
+"""
+
+
+def test_without_arrays() -> None:
+    """Where arrays are switched off, submit runs single jobs, and map_array raises an error that says so."""
+    with strict_site(array_size=0) as site:
+        found, refused, in_one_task = result_of(site, WITHOUT_ARRAYS)
+
+        assert found == [1, "WorkerDied", True]
+        assert refused.startswith("SubmissionError: this cluster has job arrays switched off")
+        assert in_one_task == [0, 1, 2]
+        wait_until(lambda: not site.cluster.run("squeue", "--noheader", f"--user={site.machine.victim.name}"))
+
+
+FEW_JOBS = """
+    import json
+    from slurmlaunch import Executor
+
+    with Executor() as executor:
+        plain = executor.map_array(abs, range(30))
+        given = executor.map_array(abs, range(10), tasks=10)
+        single = [executor.submit(abs, item) for item in range(10)]
+        print(json.dumps([plain.results(), given.results(), [future.result() for future in single]]))
+"""
+
+
+@only_here
+@pytest.mark.parametrize("array_size", [5, 1001])
+def test_few_jobs(array_size: int) -> None:
+    """A plain call runs although the QOS lets the user submit eight jobs: in fewer tasks, or as room comes."""
+    with strict_site(submit_limit=8, array_size=array_size) as site:
+        assert result_of(site, FEW_JOBS) == [[*range(30)], [*range(10)], [*range(10)]]
