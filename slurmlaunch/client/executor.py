@@ -356,7 +356,7 @@ class Executor(concurrent.futures.Executor):
     ) -> Call:
         given = {key: value for key in ("throttle", "name") if (value := getattr(how, key)) is not None}
         options = self._options.changed(**given)
-        how.check(options)
+        how.check()
         return Call(fn, rows, options, how, bound=bound)
 
     # From a call to a run.

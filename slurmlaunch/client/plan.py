@@ -58,14 +58,11 @@ class How(NamedTuple):
         given = not (self.tasks is None and self.chunksize is None and self.cost is None)
         return STATIC if given and self.schedule == AUTO else self.schedule
 
-    def check(self, options: Options) -> None:
+    def check(self) -> None:
         """Raise `OptionError` for wrong numbers and combinations, before an iterable is consumed."""
         plan(1, limits=Limits(), tasks=self.tasks, chunksize=self.chunksize, schedule=self.resolved)
-        if self.resolved not in {STATIC, AUTO}:
-            if self.cost is not None:
-                raise refused("cost", f"packs static slices, and schedule is {self.schedule!r}: give one of them")
-            if options.ranks > 1:
-                raise refused("schedule", f"the ranks of a task share its slice, so it cannot be {self.schedule!r}")
+        if self.cost is not None and self.resolved != STATIC:
+            raise refused("cost", f"packs static slices, and schedule is {self.schedule!r}: give one of them")
 
 
 class Call:

@@ -212,7 +212,7 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
         if not how.keys() & {"tasks", "chunksize"} and self._n_jobs not in (None, -1):
             how["tasks"] = -(-self.effective_n_jobs(self._n_jobs) // self._executor.shape().processes)
         unordered = not getattr(self.parallel, "return_ordered", True)
-        if how and "schedule" not in how and unordered and self._executor.ranks == 1:
+        if how and "schedule" not in how and unordered:
             how["schedule"] = "dynamic"
         return how
 

@@ -21,6 +21,8 @@ from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.slurm.batch_script import sbatch_words
 from slurmlaunch.node.mpi import RankProcesses, _free_port, _launcher_error
 from slurmlaunch.node.rank import RankEnvironment, first_host
+from slurmlaunch.runfolder.claims import ClaimReader
+from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.plan import RanksPlan
 from tests.conftest import SLURM
 from tests.support import scripts, together
@@ -75,6 +77,19 @@ def test_map(mpi: None, ranked: Executor) -> None:
 
     assert [value[2] for value in futures.results(PATIENCE)] == [46, 86, 126]
     assert [[value[2] for value in future.ranks()] for future in futures] == [[46] * 4, [86] * 4, [126] * 4]
+
+
+@pytest.mark.parametrize("backend", ["local"], indirect=True)
+@pytest.mark.parametrize("how", [{}, {"schedule": "dynamic", "tasks": 2, "chunksize": 2}])
+def test_tasks_share_the_items(make_executor: ExecutorFactory, how: dict[str, Any]) -> None:
+    """A task claims items, and all of its ranks run them; without numbers it takes one item after the other."""
+    executor = make_executor(ntasks=2, throttle=1)
+    futures = executor.map_array(together.place, range(3), **how)
+
+    assert [[value[:2] for value in future.ranks(PATIENCE)] for future in futures] == [[(0, 2), (1, 2)]] * 3
+    claims = {claim.positions: claim.task for claim in ClaimReader(RunFolder(futures.folder).claims(0)).new()}
+    blocks = [range(2), range(2, 3)] if how else [range(1), range(1, 2), range(2, 3)]
+    assert claims == dict.fromkeys(blocks, 0)
 
 
 @elsewhere
@@ -546,12 +561,6 @@ def test_options_that_cannot_be(options: dict[str, Any], tmp_path: Path) -> None
     """Options that leave the number of ranks open, or have no meaning with ranks, are refused."""
     with pytest.raises(OptionError):
         Executor(tmp_path, cluster="local", cpus_per_task=4, **options)
-
-
-def test_ranks_have_static_slices(tmp_path: Path) -> None:
-    """Dynamic schedules are refused for ranks, because all ranks of a task would have to agree on each claim."""
-    with pytest.raises(OptionError, match="schedule"):
-        Executor(tmp_path, cluster="local", ntasks=2).map_array(together.place, range(2), schedule="dynamic")
 
 
 @pytest.mark.parametrize("flag", ["--ntasks=4", "-n4", "--nodes=2", "-N2", "--ntasks-per-node=2"])
