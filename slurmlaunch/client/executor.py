@@ -51,7 +51,7 @@ from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError, SubmissionError
 from slurmlaunch.outcome import BARE, BARE_IF_OURS
-from slurmlaunch.runfolder import runs_folder
+from slurmlaunch.runfolder import files, runs_folder
 from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.items import write_items
@@ -329,7 +329,7 @@ class Executor(concurrent.futures.Executor):
         """Return the batch scripts that `map_array` would submit, or `submit` if there are no iterables.
 
         Where the tasks would share the items, a comment at its head says so, and why there are so many tasks.
-        Nothing is submitted or written.
+        Nothing is submitted, and no file is left behind.
         """
         _refuse(misplaced)
         function, how = with_kwargs(fn, kwargs, len(iterables)), How(tasks, chunksize, throttle, schedule, cost, name)
@@ -341,13 +341,14 @@ class Executor(concurrent.futures.Executor):
         folder = self._folder_of(call, token)
         manifest = self._manifest(call, token, count)
         environment = record(call.options)
-        first = Round(folder, 0, self._plan(call, backend, manifest, environment, stacklevel=3))
+        plan, about = self._plan(
+            call, backend, manifest, environment, functools.partial(runs_folder.can_link, self._folder), stacklevel=3
+        )
+        first = Round(folder, 0, plan)
         run = Run(folder, manifest, backend, [first])
         run.environments.add(0, environment)
         jobs = (array_job(run, first, i) for i in range(len(first.plan.arrays)))
         scripts = "\n".join(backend.script(replace(job, recognized_by=f"{UNGUESSABLE}{token}")) for job in jobs)
-        limits = backend.limits()
-        about = call.plan(count, limits, call.options.shape(single_item=call.single, available=limits.cpus))[0].about
         shebang, newline, rest = scripts.partition("\n")
         return shebang + newline + "".join(f"# {line}\n" for line in (about or "").splitlines()) + rest
 
@@ -449,7 +450,8 @@ class Executor(concurrent.futures.Executor):
         self, folder: RunFolder, manifest: Manifest, call: Call, backend: Backend, environment: Environment
     ) -> Run:
         """Make the first round; return a view of the run."""
-        first = Round.make(folder, 0, self._plan(call, backend, manifest, environment))
+        plan, _ = self._plan(call, backend, manifest, environment, functools.partial(files.can_link, folder.function))
+        first = Round.make(folder, 0, plan)
         run = Run(folder, manifest, backend, [first])
         run.environments.add(0, environment)
         return run
@@ -482,15 +484,17 @@ class Executor(concurrent.futures.Executor):
         )
 
     def _plan(
-        self, call: Call, backend: Backend, manifest: Manifest, environment: Environment, *, stacklevel: int = 6
-    ) -> RoundPlan:
+        self, call: Call, backend: Backend, manifest: Manifest, environment: Environment, can_share: Callable[[], bool],
+        *, stacklevel: int = 6,
+    ) -> tuple[RoundPlan, str | None]:  # fmt: skip
+        """Return the plan of the first round, and what a person should know about it."""
         limits = backend.limits()
         shape = call.options.shape(single_item=call.single, available=limits.cpus)
-        planned, items = call.plan(manifest.items, limits, shape)
+        planned, items = call.plan(manifest.items, limits, shape, can_share)
         if planned.notice:
             warnings.warn(planned.notice, LongSlices, stacklevel=stacklevel)
         made = make_plan(planned, call.options, environment, manifest, 0, shape, backend)
-        return made._replace(items=items)
+        return made._replace(items=items), planned.about
 
     # The end.
 

@@ -38,8 +38,14 @@ _FEWEST_LOCALLY, _PER_CPU_LOCALLY = 64, 8
 let the CPUs finish at the same time."""
 
 
+_NO_LINKS = (
+    "The file system of the run folder makes no hard links, through which tasks share items: "
+    'each task has its slice from the start, as with schedule="static".'
+)
+
+
 class LongSlices(UserWarning):
-    """The slices have more than one item per process, because the tasks would be too many."""
+    """The slices have more than one item per process, as the tasks would be too many, or tasks cannot share items."""
 
 
 class How(NamedTuple):
@@ -90,23 +96,35 @@ class Call:
         """The run's name."""
         return self.options.name or name_of(self.function).rpartition(".")[2].strip("<>")
 
-    def plan(self, items: int, limits: Limits, shape: Shape) -> tuple[Plan, array[int] | None]:
-        """Return the plan for so many items, and the order of the items if they are packed by cost."""
+    def plan(
+        self, items: int, limits: Limits, shape: Shape, can_share: Callable[[], bool]
+    ) -> tuple[Plan, array[int] | None]:
+        """Return the plan for so many items, and the order of the items if they are packed by cost.
+
+        *can_share* tells whether tasks could claim items in the run folder; it is asked only if they should.
+        """
+        planned = self._plan(self._how.resolved, items, limits, shape)
+        if isinstance(planned.blocks, Measured) and not can_share():
+            planned = self._plan(STATIC, items, limits, shape)
+            notice = " ".join(filter(None, [_NO_LINKS, planned.notice]))
+            planned = replace(planned, notice=notice, about=_NO_LINKS)
+        if self._costs is None:
+            return planned, None
+        slices, order = pack(self._costs.of(items), planned.slices.tasks, longest_first=shape.processes > 1)
+        return replace(planned, slices=slices), order
+
+    def _plan(self, schedule: str, items: int, limits: Limits, shape: Shape) -> Plan:
         # One machine needs fewer tasks, unless each has a time limit for all of its items.
-        timed = self._how.resolved == STATIC and "time" in self.options.slurm
-        planned = plan(
+        timed = schedule == STATIC and "time" in self.options.slurm
+        return plan(
             items,
             limits=replace(limits, cpus=None) if timed else limits,
             tasks=self._how.tasks,
             chunksize=self._how.chunksize,
             processes=shape.processes,
-            schedule=self._how.resolved,
+            schedule=schedule,
             throttle=self.options.throttle,
         )
-        if self._costs is None:
-            return planned, None
-        slices, order = pack(self._costs.of(items), planned.slices.tasks, longest_first=shape.processes > 1)
-        return replace(planned, slices=slices), order
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,7 @@ class Plan:
     """A warning for the user that slices are longer than expected."""
     blocks: Blocks | Measured | None = None
     about: str | None = None
-    """What the tasks do where they share the items, and why there are so many, for a person."""
+    """What the tasks do where they share the items, and why there are so many, or why they cannot; for a person."""
 
 
 def plan(

@@ -16,7 +16,6 @@ long a block should be.
 
 from __future__ import annotations
 
-import errno
 import time
 from contextlib import suppress
 from functools import partial
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.errors import NodeStartError, RunFolderError, UnsafeRunFolder
 from slurmlaunch.runfolder.changes import NewNames
-from slurmlaunch.runfolder.files import create, read_owned
+from slurmlaunch.runfolder.files import NO_LINKS, create, read_owned
 from slurmlaunch.runfolder.layout import numbers_in
 from slurmlaunch.runfolder.outcomes import ranges_of
 from slurmlaunch.runfolder.storage import Patience
@@ -155,10 +154,6 @@ def mark_surplus(folder: RunFolder, number: int, array: int, tasks: range, task:
         own.unlink()
 
 
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
-"""The errors of link(2) on a file system without hard links."""
-
-
 class Claimer:
     """Claims blocks for one attempt of a task.
 
@@ -247,7 +242,7 @@ class Claimer:
         try:
             claim.link_to(path)
         except OSError as error:
-            if error.errno in _NO_LINKS:
+            if error.errno in NO_LINKS:
                 msg = f"the file system of {self._folder} makes no hard links, through which tasks share their items"
                 raise NodeStartError(
                     msg, advice='Use a run folder on another file system, or slices: schedule="static".'

@@ -446,6 +446,21 @@ def write_whole(location: Location, parts: Iterable[Part]) -> None:
         raise
 
 
+NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
+"""The errors of link(2) on a file system without hard links."""
+
+
+def can_link(file: Location) -> bool:
+    """Whether the file system of a file makes hard links: tries it, and leaves none."""
+    link = beside(file)
+    try:
+        link.link_to(file)
+    except OSError as error:
+        return error.errno not in NO_LINKS
+    link.unlink()
+    return True
+
+
 def link_unchanged(source: Location, status: os.stat_result, location: Location) -> bool:
     """Give a file of this process a further name, unless it is no longer as *status* says; return whether it has it."""
     try:

@@ -12,6 +12,9 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from slurmlaunch.errors import RunFolderError
+from slurmlaunch.runfolder import files
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -42,6 +45,18 @@ def make_private(folder: Path) -> Path:
         finally:
             os.close(descriptor)
     return path
+
+
+def can_link(folder: Path) -> bool:
+    """Whether the runs of a folder can have hard links: tries it, and leaves none; True if there is no such folder."""
+    with suppress(OSError, RunFolderError):
+        probe = files.beside(files.Location(folder.resolve(strict=True)) / "links")
+        files.create(probe, b"")
+        try:
+            return files.can_link(probe)
+        finally:
+            probe.unlink()
+    return True
 
 
 def _is_ours_and_open(status: os.stat_result) -> bool:

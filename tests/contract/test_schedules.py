@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import collections
+import errno
 import os
 import pickle
 import signal
 import time
+import warnings
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from slurmlaunch import Executor, NodeStartError, TaskState, TimeLimitExceeded, WorkerDied, attach
+from slurmlaunch.client.plan import LongSlices
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.claims import Claimer, ClaimReader
 from slurmlaunch.runfolder.layout import STARTED_VARIABLE, Status
@@ -284,6 +287,26 @@ class TestCalls:
         script = make_executor(processes=1).script(square, range(9)).splitlines()
         assert script[1] == "# 9 items are shared by 3 tasks (not 9: that is the largest number by default)."
         assert not any("shared" in line for line in make_executor().script(square, range(9), tasks=3).splitlines())
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_without_hard_links(self, make_executor: ExecutorFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where tasks cannot share items, a plain call gives each its slice, and says so; nothing else changes."""
+
+        def refuse(_source: str, _target: str, **_: int) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+        executor = make_executor()
+        with pytest.warns(LongSlices, match="makes no hard links") as said:
+            array = executor.map_array(square, range(9))
+        assert array.results(PATIENCE) == [number * number for number in range(9)]
+        assert (len(said), said[0].filename, array._run.rounds[0].plan.blocks) == (1, __file__, None)  # noqa: SLF001
+        with pytest.warns(LongSlices):
+            assert "no hard links" in executor.script(square, range(9)).splitlines()[1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert executor.map_array(square, range(3), tasks=2).results(PATIENCE) == [0, 1, 4]
+            assert executor.submit(square, 3).result(PATIENCE) == 9
 
     @pytest.mark.parametrize("how", [{"tasks": 2}, {"chunksize": 2}, {"cost": abs}, {"schedule": "static"}])
     def test_slices_on_demand(self, make_executor: ExecutorFactory, how: dict[str, Any]) -> None:
