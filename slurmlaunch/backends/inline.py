@@ -21,7 +21,7 @@ from slurmlaunch.backends.base import ArrayJob, Backend, Limits, Snapshot, TaskR
 from slurmlaunch.errors import NodeStartError
 from slurmlaunch.outcome import Bundle, Failure
 from slurmlaunch.runfolder.claims import Claimer
-from slurmlaunch.runfolder.files import create
+from slurmlaunch.runfolder.files import create, undisturbed
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter, Times
@@ -58,8 +58,9 @@ class InlineBackend(Backend):
     def submit(self, job: ArrayJob) -> str:
         """Run the tasks of the array to their end; return its job id."""
         folder = RunFolder(job.run_folder)
-        round_ = Round.read(folder, job.round)
-        manifest = Manifest.read(folder).changed(round_.plan.manifest)
+        with undisturbed():
+            round_ = Round.read(folder, job.round)
+            manifest = Manifest.read(folder).changed(round_.plan.manifest)
         with _noting_interrupts() as interrupted:
             for task in range(job.first_task, job.first_task + job.length):
                 _run_task(folder, manifest, round_, task, interrupted)
@@ -82,16 +83,18 @@ class InlineBackend(Backend):
 
 
 def _run_task(folder: RunFolder, manifest: Manifest, round_: Round, task: int, interrupted: list[int]) -> None:
-    writer = OutcomeWriter(folder, task)
-    writer.note(started=time.time(), node=platform.node())
+    with undisturbed():
+        writer = OutcomeWriter(folder, task)
+        writer.note(started=time.time(), node=platform.node())
     threads, seed = round_.plan.threads, manifest.seed
     outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=threads, seed=seed))
     try:
         _run_items(folder, manifest, _items_of(folder, round_, task, writer.attempt), writer, interrupted)
     finally:
         context.swap(outer)
-        writer.note(ended=time.time())
-        writer.close()
+        with undisturbed():
+            writer.note(ended=time.time())
+            writer.close()
     status = Status.FAILURES if writer.failures else Status.VALUES
     create(folder.ended / EndMark(task, writer.attempt, status).filename, b"")
 

@@ -84,6 +84,7 @@ class _Inspection(Watch):
 def _view(path: Path, rounds: int | None = None) -> Run:
     folder = RunFolder(path)
     manifest = Manifest.read(folder)
+    folder.check_folders()
     backend = current_client().backend(manifest.backend, manifest.clusters)
     return Run(folder, manifest, backend, list(read_rounds(folder))[:rounds])
 

@@ -338,7 +338,7 @@ class Executor(concurrent.futures.Executor):
             call = Call(function, [()], call.options)
         count = sum(1 for _ in call.rows)
         backend, token = self._backend(), "0" * _TOKEN_LENGTH
-        folder = self._folder_of(call, token)
+        folder = self._folder_of(call, token, self._folder.resolve())
         manifest = self._manifest(call, token, count)
         environment = record(call.options)
         plan, about = self._plan(
@@ -406,9 +406,9 @@ class Executor(concurrent.futures.Executor):
         clusters = self._options.slurm.get("clusters")
         return clusters if isinstance(clusters, str) else None
 
-    def _folder_of(self, call: Call, token: str) -> RunFolder:
+    def _folder_of(self, call: Call, token: str, runs: Path) -> RunFolder:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder(self._folder.resolve() / f"{stamp}-{job_name(call.name, token)}")
+        folder = RunFolder(runs / f"{stamp}-{job_name(call.name, token)}")
         folder.salt = salt_of(token)
         return folder
 
@@ -416,10 +416,10 @@ class Executor(concurrent.futures.Executor):
         try:
             if self._is_default_folder:
                 warn_of_place(self._folder, self._cluster)
-            runs_folder.make_private(self._folder)
-            folder = self._folder_of(call, token)
-            for each in (folder.root, *(folder.root / part for part in FOLDERS)):
-                each.mkdir()
+            folder = self._folder_of(call, token, runs_folder.make_private(self._folder))
+            with files.undisturbed():
+                for each in (folder.root, *(folder.root / part for part in FOLDERS)):
+                    each.mkdir()
         except OSError as error:
             message = f"the folder for the run folders, {self._folder}, cannot be used: {_reason(error)}; {OF_YOURS}"
             raise RunFolderError(message, path=str(self._folder)) from error
@@ -441,9 +441,11 @@ class Executor(concurrent.futures.Executor):
             **code,
         )
         environment = record(call.options)
-        environment.write(folder.environment(0))
+        with files.undisturbed():
+            environment.write(folder.environment(0))
         run = self._run(folder, manifest, call, backend, environment)
-        manifest.write(folder)
+        with files.undisturbed():
+            manifest.write(folder)
         return run
 
     def _run(
@@ -451,7 +453,8 @@ class Executor(concurrent.futures.Executor):
     ) -> Run:
         """Make the first round; return a view of the run."""
         plan, _ = self._plan(call, backend, manifest, environment, functools.partial(files.can_link, folder.function))
-        first = Round.make(folder, 0, plan)
+        with files.undisturbed():
+            first = Round.make(folder, 0, plan)
         run = Run(folder, manifest, backend, [first])
         run.environments.add(0, environment)
         return run

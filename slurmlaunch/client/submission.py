@@ -256,7 +256,7 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
         container=options.container,
         folders=folders,
         ranks=plan.ranks.number if plan.ranks else 1,
-        exposed=others_may_exchange(run.folder.path),
+        exposed=manifest.backend == "slurm" and others_may_exchange(run.folder.path),
         shares=isinstance(plan.blocks, Measured),
     )
 

@@ -182,7 +182,8 @@ class _Rank:
         wanted = self.round.plan.ranks.number if self.round.plan.ranks else 1
         if ranks != wanted:
             raise NodeStartError(f"the launcher started {ranks} ranks, and the task has {wanted}")
-        self.launch = _read_launch(OutcomeFile(self.folder.outcome_file(task, attempt), self.folder.salt), launch)
+        notes = OutcomeFile(self.folder.outcome_file(task, attempt), self.folder.salt)
+        self.launch = _read_launch(notes, launch, manifest.items)
         file = self.folder.rank_file(self.round.number, task, attempt, number)
         self.writer = patience.run(lambda: AttemptWriter(file, attempt, self.folder.salt))
 
@@ -196,9 +197,9 @@ class _Rank:
         return OutputWriter(file, self.folder.salt, max(0, limit - before))
 
 
-def _read_launch(file: OutcomeFile, number: int) -> Launch:
+def _read_launch(file: OutcomeFile, number: int, items: int) -> Launch:
     deadline = monotonic() + _NOTE_PATIENCE
-    while (launch := Launch.read(file, number)) is None:
+    while (launch := Launch.read(file, number, items)) is None:
         if monotonic() > deadline:
             raise NodeStartError(f"launch {number} is not recorded in {file.path}")
         time.sleep(_NOTE_TICK)

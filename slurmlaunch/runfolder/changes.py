@@ -8,12 +8,15 @@ a folder that has just changed is listed a few times more.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from slurmlaunch.runfolder.files import undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -73,10 +76,11 @@ class NewNames:
         Raises:
             OSError: the folder cannot be listed.
         """
-        if not self.may_have_changed():
-            return set()
-        with self._listing():
-            names = self._folder.names()
+        with undisturbed():
+            if not self.may_have_changed():
+                return set()
+            with self._listing():
+                names = self._folder.names()
         new = set(names) - self._seen
         self._seen |= new
         return new
@@ -133,6 +137,7 @@ def latency_of(folder: Path) -> float:
     return _NETWORK_LATENCY if is_on_network(folder) else _LOCAL_LATENCY
 
 
+@functools.lru_cache(maxsize=256)
 def is_on_network(folder: Path) -> bool:
     """Whether a folder's file system may be another machine's.
 

@@ -40,7 +40,7 @@ _LONG_ENOUGH = 6
 _written: tuple[bytes, Location, os.stat_result] | None = None
 """The content of the last file that this process has written, its path and its status."""
 
-_UMASK = re.compile(r"^Umask:\s+([0-7]+)$", re.MULTILINE)
+_UMASK = re.compile(rb"^Umask:\s+([0-7]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def _parts(value: str) -> list[str]:
 
 def _umask() -> int:
     # os.umask() would change it for a moment, in all threads.
-    found = _UMASK.search(Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))
+    with Path("/proc/self/status").open("rb", buffering=0) as file:
+        found = _UMASK.search(file.read(1 << 16) or b"")
     return int(found[1], 8) if found else 0o077
 
 

@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 import sys
+from _thread import _local
 from _weakref import ref
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
@@ -35,17 +36,69 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
 
 
-class _Held:
+class _Section(_local):
+    """What this thread is in: see `undisturbed`."""
+
+    current: object = None
+
+
+_section = _Section()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Compare each descriptor once within, not at each use: this thread runs none of the user's code there.
+
+    It must not surround a ``yield``, a pickling, or anything else that may call the user's code.
+    """
+    before = _section.current
+    _section.current = before or object()
+    try:
+        yield
+    finally:
+        _section.current = before
+
+
+class Opened:
+    """A descriptor, which the user's function may close, as daemons do: a file that it opens then has its number.
+
+    Attributes:
+        number: the descriptor.
+        status: its status when it was last compared.
+    """
+
+    __slots__ = ("_identity", "_section", "number", "status")
+
+    def __init__(self, number: int, status: os.stat_result | None = None) -> None:
+        self.number, self.status = number, status or os.fstat(number)
+        self._identity, self._section = (self.status.st_dev, self.status.st_ino), _section.current
+
+    def is_same(self, other: Opened) -> bool:
+        """Whether both are of one file or folder."""
+        return self._identity == other._identity
+
+    def is_there(self, *, anew: bool = False) -> bool:
+        """Whether the descriptor is still what it was; *anew* compares it although `undisturbed` says that it is."""
+        section = _section.current
+        if section is None or section is not self._section or anew:
+            try:
+                status = os.fstat(self.number)
+            except OSError:
+                return False
+            if (status.st_dev, status.st_ino) != self._identity:
+                return False
+            self.status, self._section = status, section
+        return True
+
+
+class _Held(Opened):
     """The descriptor of a folder. It is closed with its last reference: a thread may use one that others let go."""
 
-    __slots__ = ("identity", "number")
-
-    def __init__(self, number: int, status: os.stat_result) -> None:
-        self.number, self.identity = number, (status.st_dev, status.st_ino)
+    __slots__ = ()
 
     def __del__(self) -> None:
         _recent.pop(id(self), None)
-        if identity(self.number) == self.identity:  # the user's function may have closed it
+        if self.is_there():
             os.close(self.number)
 
 
@@ -112,7 +165,7 @@ class Location:
         """Call a function of `os` for this name, relative to its folder."""
         if self.parent is None:
             return function(self.name, *arguments, **options)
-        folder, _ = self.parent._hold()  # noqa: SLF001
+        folder = self.parent._hold()  # noqa: SLF001
         try:
             return function(self.name, *arguments, dir_fd=folder.number, **options)
         except OSError as error:
@@ -160,8 +213,8 @@ class Location:
         self._pair(os.rename, self, other)
 
     def _pair(self, function: Callable[..., None], source: Location, target: Location) -> None:
-        one, _ = _parent(source)._hold()  # noqa: SLF001
-        two, _ = (one, None) if target.parent is source.parent else _parent(target)._hold()  # noqa: SLF001
+        one = _parent(source)._hold()  # noqa: SLF001
+        two = one if target.parent is source.parent else _parent(target)._hold()  # noqa: SLF001
         try:
             function(source.name, target.name, src_dir_fd=one.number, dst_dir_fd=two.number)
         except OSError as error:
@@ -189,8 +242,8 @@ class Location:
         if self.parent is None:
             # Who may rename it, or a folder above, may put another of the user's folders in its place. A folder of
             # the user's without any file has none that could be overwritten.
-            _, status = self._hold()
-            if stat.S_IMODE(status.st_mode) & 0o077 or self.names():
+            folder = self._hold()
+            if stat.S_IMODE(folder.status.st_mode) & 0o077 or os.listdir(folder.number):  # noqa: PTH208
                 raise self._exchanged()
 
     def check(self) -> None:
@@ -219,20 +272,20 @@ class Location:
     def modified(self, *, anew: bool = False) -> int:
         """Return the time at which the folder changed, in nanoseconds; *anew* opens it, for network file systems."""
         if not anew:
-            return self._hold()[1].st_mtime_ns
+            return self._hold(anew=True).status.st_mtime_ns
         with self._opened() as descriptor:
             return os.fstat(descriptor).st_mtime_ns
 
     def mark_modified(self) -> None:
         """Set the time at which the folder changed to now."""
-        os.utime(self._hold()[0].number)
+        os.utime(self._hold().number)
 
     def remove(self) -> None:
         """Remove the folder with its content, as far as that is possible."""
         import shutil  # here, because a node must start fast
 
         with suppress(OSError, RunFolderError):
-            folder, _ = self._hold()
+            folder = self._hold()
             for name in self.names():
                 with suppress(NotADirectoryError):
                     shutil.rmtree(name, dir_fd=folder.number)
@@ -240,16 +293,13 @@ class Location:
                 os.unlink(name, dir_fd=folder.number)
             self._call(os.rmdir)
 
-    def _hold(self) -> tuple[_Held, os.stat_result]:
-        """Return the descriptor of the folder, and its status; keep a reference as long as you use it."""
+    def _hold(self, *, anew: bool = False) -> _Held:
+        """Return the descriptor of the folder; keep a reference as long as you use it. *anew* reads its status."""
         held = self._held
-        if held is not None:
-            with suppress(OSError):
-                status = os.fstat(held.number)
-                if (status.st_dev, status.st_ino) == held.identity:
-                    with suppress(KeyError):  # another thread has just let it go
-                        _recent.move_to_end(id(held))
-                    return held, status
+        if held is not None and held.is_there(anew=anew) and held.status.st_nlink:  # else it was removed
+            with suppress(KeyError):  # another thread has just let it go
+                _recent.move_to_end(id(held))
+            return held
         number, status = self._open_folder()
         self._held = held = _Held(number, status)
         _recent[id(held)] = ref(self)
@@ -257,12 +307,13 @@ class Location:
             _, oldest = _recent.popitem(last=False)
             if (other := oldest()) is not None:
                 other._held = None  # noqa: SLF001
-        return held, status
+        return held
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
         """Open the folder once more: a network file system may list an old state of one that is held."""
-        descriptor, _ = self._open_folder()
+        folder = self._hold()
+        descriptor = os.open(".", _FOLDER, dir_fd=folder.number)
         try:
             yield descriptor
         finally:
@@ -432,14 +483,15 @@ def write_whole(location: Location, parts: Iterable[Part]) -> None:
     new = beside(location)
     descriptor = new.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        try:
             for part in parts:
                 with naming(location):
-                    file.write(part)
+                    _write(descriptor, part)
                 del part  # it may be large, and the next one is made only now
             with naming(location):
-                file.flush()
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         new.rename(location)
     except BaseException:
         new.unlink(missing_ok=True)
@@ -459,6 +511,12 @@ def can_link(file: Location) -> bool:
         return error.errno not in NO_LINKS
     link.unlink()
     return True
+
+
+def _write(descriptor: int, data: Part) -> None:
+    left = memoryview(data).cast("B") if len(data) else b""
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def link_unchanged(source: Location, status: os.stat_result, location: Location) -> bool:
@@ -482,7 +540,7 @@ def create(location: Location, data: bytes) -> os.stat_result:
     descriptor = location.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with naming(location):
-            os.write(descriptor, data)
+            _write(descriptor, data)
             return os.fstat(descriptor)
     except OSError:
         location.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from slurmlaunch.errors import ResultLost
 from slurmlaunch.outcome import PICKLE_PROTOCOL, PLAIN, Bundle
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.buffers import bundle_parts, read_bundle
-from slurmlaunch.runfolder.files import identity, open_owned, read_owned, sha256_of, write_whole
+from slurmlaunch.runfolder.files import Opened, open_owned, read_owned, sha256_of, write_whole
 from slurmlaunch.runfolder.records import HEADER_SIZE, Entry, Kind
 from slurmlaunch.runfolder.storage import Patience, named
 
@@ -155,8 +155,8 @@ class ItemReader:
         self._arguments_of = self.calling(lambda *arguments: arguments)
 
     def _open(self) -> None:
-        self._items, items = open_owned(self._folder.items)
-        self._identity, self._size = identity(self._items), items.st_size
+        self._opened = Opened(*open_owned(self._folder.items))
+        self._items, self._size = self._opened.number, self._opened.status.st_size
 
     def _read_index(self) -> bytes:
         """Return the index: 16 bytes for each block, and so little beside the items."""
@@ -250,7 +250,7 @@ class ItemReader:
 
     def _find(self, item: int) -> tuple[records.Header, int]:
         """Return the header of the block that holds the item, and its offset."""
-        if identity(self._items) != self._identity:
+        if not self._opened.is_there():
             self._open()
         if self._index is None:
             self._index = self._read_index()

@@ -95,6 +95,11 @@ class RunFolder:
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
+    def check_folders(self) -> None:
+        """Refuse unsafe folders now, not when something is read from them; raises as `Location.check` does."""
+        for each in (self.rounds, self.outcomes, self.ended, self.cancelled, self.logs):
+            each.check()
+
     def round(self, number: int) -> Location:
         """Return the folder of a submission round."""
         return self.rounds / str(number)
@@ -216,14 +221,12 @@ class Manifest(NamedTuple):
 
         Raises:
             RunFolderError: there is none, or it cannot be read.
-            UnsafeRunFolder: another user owns the folder, or one in it, or may write to it.
+            UnsafeRunFolder: another user owns the folder or the file, or may write to it.
             UnknownProtocol: a newer slurmlaunch wrote it.
         """
         manifest, data = cls._read(folder.root)
         folder.salt, folder.number_of_items = salt_of(manifest.run), manifest.items
         folder.identity, folder.index_sha256 = manifest.identity(data), manifest.sha256.get(ITEMS_INDEX, "")
-        for each in (folder.rounds, folder.outcomes, folder.ended, folder.cancelled, folder.logs):
-            each.check()
         return manifest
 
     @classmethod

@@ -105,11 +105,14 @@ class ModulesReader:
 
         Raises:
             OSError: the file cannot be read.
-            RunFolderError: it is damaged.
+            RunFolderError: it is damaged, or missing.
             UnsafeRunFolder: it is not safe to read.
         """
         self.path, self._is_known = path, bool(sha256)
-        self._descriptor, _ = open_owned(path)
+        try:
+            self._descriptor, _ = open_owned(path)
+        except FileNotFoundError as error:
+            raise forms.damaged(path, "it is missing") from error
         try:
             index, self._contents = self._read_index(sha256)
             self._modules = {each.name: each for each in (Module(*fields) for fields in index["modules"])}

@@ -595,14 +595,20 @@ class Launch(NamedTuple):
         writer.flush()
 
     @classmethod
-    def read(cls, file: OutcomeFile, number: int) -> Launch | None:
-        """Read a launch from the supervisor's outcome file; None if it is not there (yet)."""
+    def read(cls, file: OutcomeFile, number: int, items: int) -> Launch | None:
+        """Read a launch of a run with so many items from the supervisor's outcome file; None if it is not there (yet).
+
+        Raises:
+            RunFolderError: it is damaged.
+        """
         for _ in file.read():
             pass  # only the notes matter here
         for note in file.notes:
             if note.get("launch") == number and note.keys() >= {"items", "host", "port"}:
-                items = chain.from_iterable(range(*each) for each in note["items"])
-                return cls(number, tuple(items), note["host"], note["port"])
+                if any(stop > items for _, stop in note["items"]):
+                    raise forms.damaged(file.path, f"a launch has items that the run, of {items}, has not")
+                ranges = chain.from_iterable(range(*each) for each in note["items"])
+                return cls(number, tuple(ranges), note["host"], note["port"])
         return None
 
 

@@ -34,7 +34,7 @@ from enum import IntEnum
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slurmlaunch.runfolder.files import identity, naming, read_at, read_owned
+from slurmlaunch.runfolder.files import Opened, naming, read_at, read_owned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -246,9 +246,8 @@ class RecordWriter:
         that exists.
         """
         self.path, self._salt = path, salt
-        self._opened = self._open(flags)
-        self._identity = identity(self._opened)
-        self._end = self._flushed = os.fstat(self._opened).st_size
+        self._opened = Opened(self._open(flags))
+        self._end = self._flushed = self._opened.status.st_size
         self._torn = False
 
     def _open(self, flags: int) -> int:
@@ -261,11 +260,13 @@ class RecordWriter:
         Raises:
             OSError: it cannot be opened, or another file is there.
         """
-        if identity(self._opened) != self._identity:
-            self._opened = self._open(0)
-            if identity(self._opened) != self._identity:
+        if not self._opened.is_there():
+            again = Opened(self._open(0))
+            if not again.is_same(self._opened):
+                os.close(again.number)
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self.path))
-        return self._opened
+            self._opened = again
+        return self._opened.number
 
     def __enter__(self) -> Self:
         return self

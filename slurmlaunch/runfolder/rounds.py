@@ -24,7 +24,7 @@ from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import forms, records
 from slurmlaunch.runfolder.changes import NewNames
 from slurmlaunch.runfolder.clients import CLIENT, ClientId
-from slurmlaunch.runfolder.files import beside, opened, read_at, read_owned, write_once, write_whole
+from slurmlaunch.runfolder.files import beside, opened, read_at, read_owned, undisturbed, write_once, write_whole
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import PLAN, RoundPlan, compact
 from slurmlaunch.runfolder.records import Entry, Kind, Record, RecordWriter, read_records
@@ -115,7 +115,8 @@ class Round:
             RunFolderError: it is damaged.
             UnsafeRunFolder: another user owns it, or may write to it.
         """
-        path, file = folder.round(number), folder.round(number) / "plan.json"
+        path = folder.round(number)
+        file = path / "plan.json"
         data = read_owned(file)
         path.check()
         content = forms.parse(data, PLAN, file)
@@ -172,7 +173,7 @@ class Round:
         self._note(throttle=throttle)
 
     def _note(self, **content: Any) -> None:
-        with RecordWriter(self._path / "journal") as writer:
+        with undisturbed(), RecordWriter(self._path / "journal") as writer:
             writer.note(**content, time=time.time())
 
     def journal(self) -> list[dict[str, Any]]:
@@ -418,13 +419,8 @@ class CancellationReader:
             OSError: the folder or a file cannot be read.
             UnsafeRunFolder: a file is not safe to read.
         """
-        if not self._changes.may_have_changed():
-            return
         try:
-            with self._folder.entries() as entries:
-                ours = [entry for entry in entries if entry.name.partition(".")[0] in self._rounds]
-                sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in ours}
-            for name, size in sizes.items():
+            for name, size in self._sizes().items():
                 position = self._positions.get(name, 0)
                 if size > position:
                     number = int(name.partition(".")[0])
@@ -432,6 +428,15 @@ class CancellationReader:
         except BaseException:
             self._changes.forget()
             raise
+
+    def _sizes(self) -> dict[str, int]:
+        """Return the sizes of the files of the rounds; none if nothing has changed."""
+        with undisturbed():
+            if not self._changes.may_have_changed():
+                return {}
+            with self._folder.entries() as entries:
+                ours = [entry for entry in entries if entry.name.partition(".")[0] in self._rounds]
+                return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in ours}
 
     def _read(self, name: str, position: int, length: int) -> Iterator[range]:
         with opened(self._folder / name) as (descriptor, _):

@@ -277,7 +277,7 @@ def _read_outcomes(folder: RunFolder) -> None:
         for checkpoint in file.checkpoints.values():
             with suppress(ResultLost):
                 checkpoint.read().parts()
-        Launch.read(OutcomeFile(file.path, folder.salt), 0)
+        Launch.read(OutcomeFile(file.path, folder.salt), 0, ITEMS)
     for task in range(5):
         earlier_attempts(folder, task, 2)
 
@@ -374,8 +374,7 @@ def _watch(folder: RunFolder) -> None:
         item_node(watch.run, item)
         item_output(watch.run, item, "out")
     watch.run.environments.of_round(0)
-    with suppress(OSError, RunFolderError):
-        watch.run.code(0)
+    watch.run.code(0)
 
 
 class Target(NamedTuple):

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from slurmlaunch.client.attach import inspect
 from slurmlaunch.errors import ResultLost, RunFolderError
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
-from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
+from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, Recorded
 from slurmlaunch.runfolder.records import Damage, Entry, Kind, RecordWriter
 from slurmlaunch.runfolder.rounds import Round
 from tests.faults.readers import TARGETS, read_damaged, read_snapshot, write_sample
@@ -112,6 +113,25 @@ def test_deep_json_in_a_thread(folder: RunFolder) -> None:
     thread.start()
     thread.join()
     assert [type(each) for each in found] == [RunFolderError]
+
+
+def test_a_launch_of_items_that_there_are_not(folder: RunFolder) -> None:
+    """A launch of more items than the run has is damage; they are not counted up."""
+    Manifest.read(folder)
+    file = folder.outcomes / "9.0"
+    with RecordWriter(file, salt=folder.salt) as writer:
+        writer.note(launch=0, items=[[3, 1 << 40]], host="host", port=1)
+    with pytest.raises(RunFolderError, match="a launch has items that the run, of 24, has not") as raised:
+        Launch.read(OutcomeFile(file, folder.salt), 0, 24)
+    assert raised.value.path == str(file)
+
+
+def test_missing_modules(folder: RunFolder) -> None:
+    """If the file of the modules is missing, the error names it."""
+    (folder.root / "modules").unlink()
+    with pytest.raises(RunFolderError, match="modules is damaged, at byte 0: it is missing") as raised:
+        inspect(folder.path).code(0)
+    assert raised.value.path == str(folder.root / "modules")
 
 
 def test_a_note_of_no_json(folder: RunFolder) -> None:

@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ import pytest
 from slurmlaunch import Executor, SlurmlaunchError
 from slurmlaunch.errors import RunFolderError, UnsafeRunFolder
 from slurmlaunch.runfolder import files
-from slurmlaunch.runfolder.files import Location, create, read_owned, write_whole
+from slurmlaunch.runfolder.files import Location, create, read_owned, undisturbed, write_whole
 from slurmlaunch.runfolder.function import write_function
-from slurmlaunch.runfolder.layout import RUN_VARIABLE, Manifest
+from slurmlaunch.runfolder.layout import FOLDERS, RUN_VARIABLE, Manifest
 from tests.support.tasks import REPOSITORY, OneRun, rows
 from tests.support.waiting import PATIENCE
 
@@ -52,7 +53,9 @@ ELSEWHERE = {
     "client/runs.py": ("os.scandir(folder)", "os.walk(folder)", "os.lstat(os.path.join(path, name))"),  # sizes
     "client/versions.py": ("",),
     "integrations/submitit/job.py": ("fixed_part(folder).glob('*/manifest.json')",),
+    "node/debug.py": ("Path(file).stat()",),
     "node/finder.py": ("Path(file).stat()",),
+    "node/output.py": ("os.open(f'/proc/",),
     "node/pool.py": ("os.open(f'/proc/{self.pid}/fd/",),
     "node/system.py": ("Path('/proc/", "os.listdir('/proc')", "path.read_text("),
     "node/task.py": ("Path(spec and spec.origin or '').read_text(",),
@@ -89,6 +92,9 @@ def test_one_module_opens_files() -> None:
 
 
 # Descriptors.
+
+WITHOUT_DESCRIPTORS, SLACK = 197, 10
+"""The calls of an inline submission when everything was opened by its path; for paths of more parts, other Pythons."""
 
 
 @pytest.fixture
@@ -173,6 +179,64 @@ write_whole(folder / "new", [b"x"])
     assert (sorted(folder.names()), list((tmp_path / "other").iterdir())) == (["file", "new"], [])
 
 
+def test_a_removed_folder(tmp_path: Path) -> None:
+    """A folder that was removed is not listed as an empty one, and another one of its name is not taken for it."""
+    folder = made(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    for use in (folder.names, folder.modified, lambda: create(folder / "new", b"")):
+        with pytest.raises(FileNotFoundError):
+            use()
+    made(tmp_path / "run")
+    with pytest.raises(UnsafeRunFolder, match="exchanged"):
+        folder.names()
+
+
+def test_each_use_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is compared before each use, but only once where none of the user's code runs in between."""
+    folder, compared, really = made(tmp_path / "run"), 0, os.fstat
+
+    def fstat(descriptor: int) -> os.stat_result:
+        nonlocal compared
+        compared += 1
+        return really(descriptor)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+
+    def compares(use: Callable[[], object]) -> int:
+        before = compared
+        use()
+        return compared - before
+
+    exists = (folder / "file").exists
+    assert [compares(exists), compares(exists)] == [1, 1]
+    with undisturbed():
+        assert [compares(exists), compares(exists)] == [1, 0]
+        with undisturbed():
+            assert compares(exists) == 0
+        with ThreadPoolExecutor(1) as other:
+            assert compares(lambda: other.submit(exists).result()) == 1
+    assert compares(exists) == 1
+
+
+def test_few_calls(tmp_path: Path) -> None:
+    """A folder that is held costs a submission at most two calls more for each of its subfolders and tasks."""
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    program = f"""
+import os, slurmlaunch
+with slurmlaunch.Executor({str(tmp_path / "runs")!r}, cluster="inline") as executor:
+    for number in range(3):
+        os.access(f"/mark{{number}}", os.R_OK)
+        executor.submit(abs, -1).result()
+"""
+    (tmp_path / "program.py").write_text(program)
+    log = tmp_path / "strace"
+    command = ["strace", "-qq", "-o", str(log), "-e", "trace=%file,%desc", sys.executable]
+    subprocess.run([*command, str(tmp_path / "program.py")], check=True)
+    _, _, second, _ = re.split(r"access\(\"/mark.*", log.read_text(errors="replace"))
+    assert second.count("\n") <= WITHOUT_DESCRIPTORS + 2 * (len(FOLDERS) + 1 + 1) + SLACK
+
+
 def close_all(number: int, other: str) -> str:
     """Close all descriptors, open another folder under their numbers, and return a class of ``__main__``'s kind."""
     os.closerange(3, 200)
@@ -204,10 +268,11 @@ def test_an_exchange_at_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def call(place: Location, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         nonlocal calls
         path = Path(place.root)
-        if calls == step and path.is_dir():
+        ours = path.is_relative_to(tmp_path) and path.is_dir()  # not the run before, whose environment may be linked
+        if calls == step and ours:
             path.rename(tmp_path / "away")
             decoy.rename(path)
-        calls += path.is_dir()
+        calls += ours
         return really(place, function, *arguments, **options)
 
     monkeypatch.setattr(Location, "_call", call)
