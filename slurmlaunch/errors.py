@@ -258,6 +258,9 @@ class ResultLost(ItemError):
     """
 
     what = "the outcome is not on disk"
+    advice = (
+        "A fault of the storage or another program may have damaged or removed the file; .retry() runs the item again."
+    )
     file: str | None = None
     offset: int | None = None
 
@@ -301,6 +304,9 @@ class TaskEnded(ItemError):
     exit_code: str | int | None = None
 
 
+_REST = "Finished items keep their results: .retry() runs only the others again."
+
+
 class WorkerDied(TaskEnded):
     """The process that ran the item died: a signal, ``os._exit``, a crash.
 
@@ -330,7 +336,9 @@ class WorkerDied(TaskEnded):
 _DEATH_ADVICE: dict[int, str] = {
     signals.SIGSEGV: "This is a crash in compiled code, or a recursion too deep for the C stack: "
     "run the item alone with cluster='local' and PYTHONFAULTHANDLER=1 to see where.",
-    signals.SIGKILL: "This is often the memory limit: give the task more with mem=...",
+    signals.SIGKILL: "Something outside killed it: most often the kernel, for want of memory (then ask for more with "
+    "mem=..., or run fewer items side by side), else an administrator, a clean-up of the node, or a `kill` by another "
+    "job or program of yours.",
     signals.SIGXCPU: "It used up the CPU time of a process (`ulimit -t` shows the limit): raise the limit where you "
     "make the call, since tasks inherit it, or in setup=[...].",
     signals.SIGXFSZ: "It wrote more to a file than a process may (`ulimit -f` shows the limit): raise the limit where "
@@ -380,11 +388,20 @@ class TimeLimitExceeded(TaskEnded):
         return self
 
 
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def amount(size: float) -> str:
+    """Return a number of bytes with a unit: ``1.5 GiB``."""
+    power = min(max(int(size).bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    return f"{size / 1024**power:.4g} {_UNITS[power]}"
+
+
 class NodeFailure(TaskEnded):
     """The machine that ran the task failed."""
 
     what = "the node failed"
-    advice = "Run the missing items again with .retry()."
+    advice = f"The machine crashed, was switched off or was taken out of service. {_REST}"
 
 
 class StorageFailure(TaskEnded):
@@ -409,11 +426,14 @@ class Preempted(TaskEnded):
     """The task was stopped in favour of a job of higher priority."""
 
     what = "the task was preempted"
-    advice = "Run the missing items again with .retry()."
+    advice = f"A job of higher priority got its place. {_REST}"
 
 
 class TaskCancelled(TaskEnded):
     """Someone else cancelled the task; our own cancel is `concurrent.futures.CancelledError`."""
 
     what = "the task was cancelled from outside"
-    advice = "Run the missing items again with .retry()."
+    advice = (
+        "Someone called scancel for the job (you in a shell, another program of yours, an administrator), or Slurm "
+        f"cancelled it for a limit or a dependency. {_REST}"
+    )

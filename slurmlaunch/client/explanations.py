@@ -15,15 +15,17 @@ from slurmlaunch.client.differences import differences
 from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import Cause, more_for
-from slurmlaunch.client.wording import duration, memory
+from slurmlaunch.client.wording import duration
 from slurmlaunch.errors import (
     ItemError,
     NodeStartError,
     OutOfMemory,
     Place,
+    ResultLost,
     RunFolderError,
     TimeLimitExceeded,
     UnsafeRunFolder,
+    amount,
 )
 from slurmlaunch.outcome import add_note
 from slurmlaunch.runfolder.outcomes import times_behind
@@ -80,7 +82,8 @@ class Explanations:
         if not isinstance(error, ItemError):  # which says it itself
             where = str(place._replace(item=None))
             lines += [] if is_shared else [f"{where}; log: {place.log}" if place.log else where]
-        if ledger.status(item) != ItemStatus.VALUE:  # a value that does not load here
+        is_gone = isinstance(error, ResultLost) and not self._folder.path.exists()
+        if ledger.status(item) != ItemStatus.VALUE and not is_gone:  # a value that does not load here
             lines.append(self._again(error, changes))
         _add(error, "\n".join(filter(None, lines)))
 
@@ -101,7 +104,7 @@ class Explanations:
         options = Options.from_json(view.round.plan.options)
         peak = view.last_notes.get("peak")
         if isinstance(error, OutOfMemory):
-            known = [f"held {memory(peak)}"] if peak else []
+            known = [f"held {amount(peak)}"] if peak else []
             known += [f"has {name}={options.slurm[name]!r}" for name in _MEMORY if name in options.slurm]
             if known:
                 error.what += f"; the task {' and '.join(known)}"
@@ -156,4 +159,5 @@ def _add(error: BaseException, note: str) -> None:
 def _is_of_import(error: BaseException) -> bool:
     """Return whether an item failed because of an import, also of its function or in reading its result."""
     not_loaded = isinstance(error, NodeStartError) and _MISSING.search(str(error)) is not None
+    not_loaded |= isinstance(error, AttributeError) and str(error).startswith("module ")
     return not_loaded or isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)

@@ -6,8 +6,11 @@ outcome is missing. To treat a new scheduler state, add it to `TaskState` in `ba
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -103,7 +106,7 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
     """
     kind = _BY_STATE.get(record.state)
     if kind is not None:
-        reason = f" ({record.reason})" if record.reason and record.reason != "None" else ""
+        reason = _in_words(record.reason)
         where = {"state": record.state.value, "exit_code": record.exit_code}
         return kind(f"{kind.what}{reason}", place=place, **where)
     if record.state is TaskState.COMPLETED:
@@ -120,6 +123,19 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
     if code.isdigit() and int(code):
         return error_of_status(int(code), place, log_tail, started=started)
     return _not_started(None, place, log_tail)
+
+
+def _in_words(reason: str | None) -> str:
+    """Return a reason as the end of a sentence; who cancelled a task, by name."""
+    if reason in {None, "None"}:
+        return ""
+    found = re.fullmatch(r"CANCELLED by (\d+)", reason)
+    if found is None:
+        return f" ({reason})"
+    user = int(found[1])
+    with suppress(KeyError):
+        return f" by {'you' if user == os.getuid() else pwd.getpwuid(user).pw_name}"
+    return f" by the user {user}"
 
 
 def error_of_status(status: int, place: Place, log_tail: str = "", *, started: bool = True) -> ItemError:

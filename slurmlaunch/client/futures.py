@@ -331,7 +331,7 @@ class Future(concurrent.futures.Future[T]):
 
     def _repr_html_(self) -> str:
         call = self._run.explanations.arguments.call_of(self._index)
-        told = [f"state: {self.state}", f"job: {self.job_id}", f"log: {self.log('err')}"]
+        told = [f"state of its task: {self.state}", f"job: {self.job_id}", f"log: {self.log('err')}"]
         if self.reason:
             told.insert(0, f"pending: {self.reason}")
         if self.done() and not self.cancelled() and self.exception() is not None:

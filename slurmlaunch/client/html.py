@@ -27,9 +27,9 @@ def text(plain: object) -> str:
     return html.escape(str(plain))
 
 
-def coloured(plain: str, colour: str) -> str:
-    """Return text in a colour."""
-    return f'<span style="color:{colour};font-weight:600">{text(plain)}</span>'
+def marked(plain: str, colour: str) -> str:
+    """Return bold text behind a mark in a colour: the text has the page's own, which is easy to read."""
+    return f'<b><span style="color:{colour}">\N{BLACK SQUARE}</span> {text(plain)}</b>'
 
 
 def row(content: str) -> str:
@@ -60,5 +60,6 @@ def box(rows: Iterable[str]) -> str:
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Return a table; the cells of *rows* are HTML, those of *head* text."""
     titles = "".join(f'<th style="text-align:left">{text(title)}</th>' for title in head)
-    lines = ("".join(f'<td style="text-align:left">{cell}</td>' for cell in row) for row in rows)
-    return f"<table><tr>{titles}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    lines = ("".join(f'<td style="text-align:left;overflow-wrap:anywhere">{cell}</td>' for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><tr>{titles}</tr>{body}</table>"

@@ -179,7 +179,7 @@ class RunList(Sequence[RunSummary]):
         if not self._runs:
             return html.box([html.text(repr(self))])
         cells = (
-            [html.coloured(state, _COLOURS.get(state, html.GREY)), *map(html.text, others)]
+            [html.marked(state, _COLOURS.get(state, html.GREY)), *map(html.text, others)]
             for state, *others in self._rows()
         )
         return html.box([html.table(_HEAD, cells), *map(html.small, self._more())])

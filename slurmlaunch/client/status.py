@@ -83,8 +83,8 @@ class Status:
 
     def to_html(self, pace: str = "") -> str:
         """Return the status as HTML for a notebook, perhaps with a rate in words."""
-        counts = [(number, word) for word, number in self.counts.items() if number]
-        words = " · ".join(html.coloured(f"{number} {word}", _COLOURS[word]) for number, word in counts)
+        counts = [(self.counts[word], word) for word in _COLOURS if self.counts[word]]
+        words = " · ".join(html.marked(f"{number} {word}", _COLOURS[word]) for number, word in counts)
         of = f" of {self.items}" + (f" · {pace}" if pace else "")
         rows = [
             html.row(f"<b>{html.text(self.name)}</b>: {words}{html.text(of)}"),
@@ -105,12 +105,14 @@ class Status:
 
 
 _COLOURS = {
-    "pending": html.GREY,
-    "running": html.BLUE,
     "done": html.GREEN,
     "failed": html.RED,
     "cancelled": html.BROWN,
+    "running": html.BLUE,
+    "pending": html.GREY,
 }
+"""The colours of the counts, in the order of the strip."""
+
 _STATES = {
     "COMPLETED": html.GREEN,
     "RUNNING": html.BLUE,

@@ -68,6 +68,11 @@ once, and the same when no task of the run is left."""
 LONGEST_DEBT = 60.0
 """Seconds after which visits of a kind are allowed again, however many one poll has made of tasks that died at once."""
 
+_GONE = (
+    "Something removed it, such as a clean-up of the storage, or your function itself, and the results with it: make "
+    "the call again, perhaps with another folder."
+)
+
 
 class RateLimit:
     """The bound on reading from network file systems, for the polls of all runs."""
@@ -225,7 +230,7 @@ class Watch:
             self._trouble_since = now
             _log.warning("slurmlaunch cannot look into %s (%s); it keeps trying", path, error)
         elif isinstance(error, FileNotFoundError) and now - self._trouble_since > self.run.state.latency:
-            self.handle(state.RunLost(ResultLost(f"the run folder is gone: {path}")))
+            self.handle(state.RunLost(ResultLost(f"the run folder is gone: {path}", advice=_GONE)))
         self.due = now + LONGEST
 
     def follow(self) -> None:

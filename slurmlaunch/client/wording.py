@@ -1,4 +1,4 @@
-"""Short texts for people: arguments in one line, durations, amounts of memory.
+"""Short texts for people: arguments in one line, durations.
 
 Errors, tables and the progress display use them. Nothing of a run is known here.
 """
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _LONGEST_VALUE, _MOST_VALUES = 100, 8
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 class _Short(reprlib.Repr):
@@ -46,9 +45,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {int(seconds) % 60} s" if minutes else f"{seconds:.{0 if seconds >= 1 else 2}f} s"
-
-
-def memory(size: float) -> str:
-    """Return a number of bytes with a unit: ``1.5 GiB``."""
-    power = min(max(int(size).bit_length() - 1, 0) // 10, len(_UNITS) - 1)
-    return f"{size / 1024**power:.4g} {_UNITS[power]}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from slurmlaunch import context
-from slurmlaunch.errors import signal_name
+from slurmlaunch.errors import amount, signal_name
 from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.files import identity
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
@@ -353,9 +353,6 @@ def oom_kills() -> int:
     return 0
 
 
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
-
-
 def memory_limit_text() -> str:
     """Return `` of 1.5 GiB`` for this task's memory limit, or nothing if there is none."""
     limits = [
@@ -366,10 +363,7 @@ def memory_limit_text() -> str:
         for line in _lines(parent / limit)
         if line.isdigit() and int(line) < _UNLIMITED
     ]
-    if not limits:
-        return ""
-    power = (min(limits).bit_length() - 1) // 10
-    return f" of {min(limits) / 1024**power:.4g} {_UNITS[power]}"
+    return f" of {amount(min(limits))}" if limits else ""
 
 
 def mapped_file_bytes(process: int) -> int:

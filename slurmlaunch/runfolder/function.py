@@ -202,8 +202,13 @@ class Work:
         failure = failure_of(error)
         if self._shares and _is_about_read_only(error):
             failure = failure.noted(_READ_ONLY)
-        if self._note is not None:
-            failure = failure.noted(self._note)
+        note = ""
+        if isinstance(error, OSError) or "returncode" in vars(error):
+            from slurmlaunch.runfolder.storage_notes import storage_note  # here, because a node must start fast
+
+            note = storage_note(error)
+        for each in filter(None, (note, self._note)):
+            failure = failure.noted(each)
         return failure.dump()
 
     def pickled(self, value: object) -> tuple[Kind, bytes | Bundle]:

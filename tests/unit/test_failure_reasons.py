@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 from dataclasses import replace
@@ -195,3 +196,22 @@ def test_unclaimed() -> None:
     assert (None, "no task was left to take the item: the node failed") == (ended.task, ended.what)
     refused = ValueError()
     assert refused is reasons.error_of_unclaimed(refused)
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (f"CANCELLED by {os.getuid()}", "from outside by you"),
+        ("CANCELLED by 4000000000", "from outside by the user 4000000000"),
+        ("QOSGrpCpuLimit", "from outside (QOSGrpCpuLimit)"),
+        ("None", "from outside"),
+    ],
+)
+def test_who_cancelled(reason: str, said: str) -> None:
+    """The error of a task that somebody cancelled says who did, as far as Slurm tells."""
+    error = reasons.error_of_state(TaskRecord(TaskState.CANCELLED, reason=reason), PLACE)
+
+    assert isinstance(error, TaskCancelled)
+
+    assert f"the task was cancelled {said}" == error.what
+    assert "scancel" in error.advice
