@@ -64,6 +64,9 @@ _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO
 # In the environment of every daemon: the mark by which the guard finds it.
 _MARK = "SLURMLAUNCH_TEST_DAEMON_OF"
 
+# The daemons that two clusters beside each other share.
+_SHARED = ("munged", "mariadbd", "slurmdbd")
+
 # Generous, since a machine that is busy with other tests may be ten times slower. Only what hangs is waited for as
 # long as that; what ends is seen at once.
 _PATIENCE = 60.0
@@ -144,8 +147,10 @@ class Cluster:
     ``mariadbd``, ``slurmdbd``, ``slurmctld``, and ``slurmd-n1`` and so on.
     """
 
-    def __init__(self, spec: ClusterSpec | None = None) -> None:
+    def __init__(self, spec: ClusterSpec | None = None, *, beside: Cluster | None = None) -> None:
+        """Describe a cluster, perhaps *beside* a running one, of which it shares munge and the accounting."""
         self.spec = spec or ClusterSpec()
+        self._beside = beside
         self._life = contextlib.ExitStack()
         self._site: _Site | None = None
         self._daemons: dict[str, _Daemon] = {}
@@ -187,11 +192,16 @@ class Cluster:
         with contextlib.ExitStack() as life:
             life.callback(self._forget)
             ports = [life.enter_context(_reserve_port()).getsockname()[1] for _ in range(2 + self.spec.nodes)]
-            self._site = _Site(self.spec, life.enter_context(_guarded_folder()), ports)
+            other = self._beside._site if self._beside else None  # noqa: SLF001  (a cluster's own class)
+            self._site = _Site(self.spec, life.enter_context(_guarded_folder()), ports, other)
             self._site.write()
             if self.spec.users:
                 self._site.open_to_users()
+            if self._beside:
+                self._register()
             for daemon in _daemons(self._site):
+                if self._beside and daemon.name in _SHARED:
+                    continue
                 self._daemons[daemon.name] = daemon
                 daemon.start()
                 if daemon.name == "slurmdbd":
@@ -295,6 +305,7 @@ class _Site:
     spec: ClusterSpec
     folder: Path
     ports: Sequence[int]  # slurmctld's, slurmdbd's, and one for each node
+    beside: _Site | None = None  # the cluster whose munge and accounting it uses
 
     @property
     def name(self) -> str:
@@ -306,7 +317,7 @@ class _Site:
 
     @property
     def munge_socket(self) -> Path:
-        return self.folder / "munge" / "socket"
+        return (self.beside or self).folder / "munge" / "socket"
 
     @property
     def database_socket(self) -> Path:
@@ -330,7 +341,7 @@ class _Site:
             _write_private(self.folder / "gres.conf", f"Name=gpu File=/dev/tty[1-{self.spec.gpus}]\n".encode())
         if self.spec.cgroup:
             _write_private(self.folder / "cgroup.conf", _CGROUP_CONF.encode())
-        if self.spec.accounting:
+        if self.spec.accounting and self.beside is None:
             _write_private(self.folder / "slurmdbd.conf", _slurmdbd_conf(self).encode())
             _write_private(self.folder / "database.sql", _DATABASE_SQL.encode())
             _install_database(self.folder)
@@ -419,7 +430,7 @@ def _optional_settings(site: _Site) -> dict[str, str]:
     if site.spec.accounting:
         settings["AccountingStorageType"] = "accounting_storage/slurmdbd"
         settings["AccountingStorageHost"] = "127.0.0.1"
-        settings["AccountingStoragePort"] = str(site.ports[1])
+        settings["AccountingStoragePort"] = str((site.beside or site).ports[1])
         # sacct does not read AuthInfo. Without this, it asks the system's munge.
         settings["AccountingStoragePass"] = str(site.munge_socket)
     if site.spec.gpus:

@@ -121,7 +121,13 @@ class SlurmBackend(Backend):
         return render(self._alone_without_arrays(job))
 
     def _alone_without_arrays(self, job: ArrayJob) -> ArrayJob:
-        return replace(job, alone=job.length == 1 and self.limits().max_array_size == 0)
+        return replace(job, alone=True) if job.length == 1 and self._has_no_arrays else job
+
+    @property
+    def _has_no_arrays(self) -> bool:
+        """Whether the cluster has arrays switched off, as far as it was asked: a plan asks for its limits."""
+        known = self._settings.get(os.environ.get("SLURM_CONF"))
+        return known is not None and _limits(known).max_array_size == 0
 
     def submit(self, job: ArrayJob) -> str:
         """Submit the array with sbatch; return its job id.
@@ -161,7 +167,7 @@ class SlurmBackend(Backend):
             self._sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  (so that many clients do not come back at once)
         cluster = Cluster(self._run, self._cluster_names()[0])
         error = submission_error(command, done, job, cluster, in_doubt=in_doubt)
-        if is_submit_limit(done):
+        if is_submit_limit(done) and not in_doubt:
             error.limit = self._learn_submit_limit(job, cluster)
         raise error
 
@@ -196,15 +202,14 @@ class SlurmBackend(Backend):
     def cancel(self, job_id: str, elements: Collection[int] | None = None) -> None:
         """Cancel a job, or some of its elements, with scancel."""
         number, cluster = self._split(job_id)
-        whole = elements is None or self.limits().max_array_size == 0
-        named = [number] if whole else [f"{number}_[{part}]" for part in _parts(elements or ())]
+        named = [number] if elements is None else [f"{number}_[{part}]" for part in _parts(elements)]
         for start in range(0, len(named), _ARGUMENTS):
             cluster.change("scancel", *named[start : start + _ARGUMENTS], harmless=_ENDED_ALREADY)
 
     def requeue(self, job_id: str, element: int) -> None:
         """End a running element and start it again."""
         number, cluster = self._split(job_id)
-        named = number if self.limits().max_array_size == 0 else f"{number}_{element}"
+        named = number if self._has_no_arrays else f"{number}_{element}"
         cluster.change("scontrol", "requeue", named, harmless=_ENDED_ALREADY)
 
     def set_throttle(self, job_id: str, throttle: int | None, *, after: str | None = None) -> None:

@@ -97,10 +97,10 @@ def _check_accounting(cluster: Cluster, settings: Mapping[str, str]) -> Check:
 def _check_arrays(settings: Mapping[str, str]) -> Check:
     size = settings.get("MaxArraySize", "1001")
     tasks = re.search(r"\bmax_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
-    longest = int(size) if size.isdigit() else 1001
+    longest = max(0, int(size) - 1) if size.isdigit() else 1000
     longest = min(longest, int(tasks[1])) if tasks else longest
     found = f"an array has at most {longest} tasks (MaxArraySize={size}" + (f", {tasks[0]})" if tasks else ")")
-    if longest < 1:
+    if size == "0":
         advice = "submit works, and map_array does with tasks=1; ask your site for arrays."
         return error("arrays", "arrays are switched off (MaxArraySize=0)", advice, longest=longest)
     if longest < _FEW_ELEMENTS:

@@ -15,6 +15,7 @@ import os
 from tests.support.clusters.debian import Debian
 from tests.support.clusters.kind import INSIDE, Kind
 from tests.support.clusters.strict import Strict
+from tests.support.clusters.two import Two
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -23,6 +24,7 @@ KINDS: dict[str, Kind] = {
         Debian("modern", "Slurm 24.11, Python 3.13: Debian trixie in a folder", suite="trixie"),
         Debian("newest", "the newest Slurm in Debian and its Python: Debian forky in a folder", suite="forky"),
         Strict("strict", "small arrays, few jobs, no accounting, nodes without Slurm's commands; an ordinary user"),
+        Two("two", "two clusters under one slurmdbd, for clusters="),
     )
 }
 """Every kind, by name."""
