@@ -240,7 +240,7 @@ class ItemReader:
             parts = records.unpack(memoryview(payload), header.number)
         except ValueError as error:
             raise self._damaged(offset) from error
-        return header, lambda position: _unpickled(parts[position])
+        return header, lambda position: self._tuple(_unpickled(parts[position]), offset)
 
     def _entry(self, block: int) -> tuple[int, int]:
         if not self._index or len(self._index) < _ENTRY.size:
@@ -266,7 +266,12 @@ class ItemReader:
         bundle = self._read(lambda: read_bundle(self._items, offset + HEADER_SIZE, header.length, header.payload_crc))
         if bundle is None:
             raise self._damaged(offset)
-        return _unpickled(bundle.pickled, bundle.buffers)
+        return self._tuple(_unpickled(bundle.pickled, bundle.buffers), offset)
+
+    def _tuple(self, found: object, offset: int) -> Arguments:
+        if type(found) is not tuple:
+            raise self._damaged(offset)
+        return found
 
     def _damaged(self, offset: int) -> ResultLost:
         return ResultLost("the arguments of the item are damaged on disk", file=str(self._folder.items), offset=offset)
@@ -287,14 +292,13 @@ def _column(payload: bytes, number: int) -> list[Arguments]:
     return column
 
 
-def _unpickled(pickled: bytes | memoryview, buffers: Iterable[Any] = ()) -> Arguments:
+def _unpickled(pickled: bytes | memoryview, buffers: Iterable[Any] = ()) -> object:
     try:
-        arguments: Arguments = pickle.loads(pickled, buffers=buffers)
+        return pickle.loads(pickled, buffers=buffers)
     except ImportError as error:
         error.msg = f"{error}, which the item's arguments need. {advice_on_import(error)}"
         error.args = (error.msg,)
         raise
-    return arguments
 
 
 def advice_on_import(error: ImportError) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import resource
 import shutil
 import threading
 from array import array
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +16,11 @@ import pytest
 
 from slurmlaunch.client.attach import inspect
 from slurmlaunch.errors import ResultLost, RunFolderError
+from slurmlaunch.runfolder.files import write_whole
+from slurmlaunch.runfolder.items import ItemReader
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, Recorded
-from slurmlaunch.runfolder.records import Damage, Entry, Kind, RecordWriter
+from slurmlaunch.runfolder.records import Damage, Entry, Kind, RecordWriter, encode, pack
 from slurmlaunch.runfolder.rounds import Round
 from tests.faults.readers import TARGETS, read_damaged, read_snapshot, write_sample
 
@@ -132,6 +136,18 @@ def test_missing_modules(folder: RunFolder) -> None:
     with pytest.raises(RunFolderError, match="modules is damaged, at byte 0: it is missing") as raised:
         inspect(folder.path).code(0)
     assert raised.value.path == str(folder.root / "modules")
+
+
+@pytest.mark.parametrize("arguments", [7, "ab", ["a"]])
+def test_arguments_that_are_none(tmp_path: Path, arguments: object) -> None:
+    """A pickle that is no tuple of arguments is damage, with file and position; the function is not called."""
+    folder = RunFolder(tmp_path)
+    payload = pack([pickle.dumps(arguments)])
+    write_whole(folder.items, [encode(Kind.ITEMS, payload, count=1)])
+    write_whole(folder.items_index, [bytes(16)])
+    with closing(ItemReader(folder)) as items, pytest.raises(ResultLost) as raised:
+        items[0]
+    assert (raised.value.file, raised.value.offset) == (str(folder.items), 0)
 
 
 def test_a_note_of_no_json(folder: RunFolder) -> None:
