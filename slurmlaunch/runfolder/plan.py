@@ -45,6 +45,10 @@ SCHEDULES = (DYNAMIC, GUIDED)
 CLAIM_SECONDS = 0.2
 """The work of a measured block of short items, by the duration of the task's last ones: a claim costs milliseconds."""
 
+_LEAST_SECONDS = 0.02
+"""A block with less work takes longer to claim, hand over and read than to run: so short ones shrink only when each
+task has one left."""
+
 _GROWTH = 8
 """How much longer a measured block may be than the task's last one: one item says little about the others."""
 
@@ -300,14 +304,17 @@ class Measured:
         """Return the length of the next block: at least one item for each idle process of the task.
 
         It is worth `CLAIM_SECONDS` of work as long as the tasks that have come end together, and at least a part of a
-        task's fair share of the rest: all tasks may yet come. It is no more than the task can do in its time.
+        task's fair share of the rest: all tasks may yet come. It is no more than the task can do in its time. Blocks
+        become shorter with the rest, but not so short that they are more trouble than work.
         """
         if not pace.seconds:
             return pace.idle
         rest = self.items - front.start
         come = max(front.tasks, min(_EXPECTED, self.tasks))
-        worthwhile = min(CLAIM_SECONDS * pace.processes / pace.seconds, rest / (_BALANCED * come))
-        in_time = min(pace.left * pace.processes / pace.seconds, self.items)
+        rate = pace.processes / pace.seconds  # items per second
+        least = min(_LEAST_SECONDS * rate, rest / come, self.items / (_BALANCED * come))
+        worthwhile = min(CLAIM_SECONDS * rate, max(rest / (_BALANCED * come), least))
+        in_time = min(pace.left * rate, self.items)
         length = min(max(worthwhile, rest / (_FAIR * self.tasks)), in_time, _GROWTH * pace.last)
         return max(pace.idle, int(length))
 

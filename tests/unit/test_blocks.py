@@ -111,6 +111,15 @@ def test_measured_lengths(pace: Pace, expected: int) -> None:
     assert Measured(100_000, 1000).length(Front(), pace) == expected
 
 
+@pytest.mark.parametrize(
+    ("items", "start", "seconds", "expected"),
+    [(10**6, 900_000, 1e-6, 6250), (10**6, 990_000, 1e-6, 625), (10**6, 990_000, 1e-4, 200), (200, 100, 5e-3, 1)],
+)
+def test_measured_lengths_at_the_end(items: int, start: int, seconds: float, expected: int) -> None:
+    """Blocks with less than a fiftieth of a second of work do not shrink until each task has one left."""
+    assert Measured(items, 1000).length(Front(start, tasks=16), Pace(seconds=seconds, last=10**6)) == expected
+
+
 @pytest.mark.parametrize("seconds", [1e-7, 1e-4, 1e-2, 3.0])
 @pytest.mark.parametrize(("items", "tasks"), [(1000, 1000), (1000, 16), (10**6, 1000), (10**6, 64), (10**7, 100)])
 def test_there_are_few_claims(items: int, tasks: int, seconds: float) -> None:
