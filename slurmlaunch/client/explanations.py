@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.rounds import Round
 
-_MISSING = re.compile(r"No module named '([^']+)'")
+_MODULE = re.compile(
+    r"No module named '([\w.]+)'|cannot import name '\w+' from '([\w.]+)'|"
+    r"module '([\w.]+)' has no attribute|Can't get attribute '\w+' on <module '([\w.]+)'"
+)
+"""What Python says of a module that is missing, or has not what is looked for."""
 
 
 class Explanations:
@@ -135,9 +139,11 @@ class Explanations:
             self._changed[last] = self.changed_code()
         if self._changed[last]:
             yield self._changed[last]
-        name = missing[1] if (missing := _MISSING.search(f"{error} {error.__cause__}")) else ""
+        found = _MODULE.search(f"{error} {error.__cause__}")
+        name = found[found.lastindex or 0] if found else ""
         with suppress(OSError, RunFolderError, UnsafeRunFolder):
-            if name in self._code(0).modules and name not in self._code(last).modules:
+            first, now = (self._code(number).modules.get(name) for number in (0, last))
+            if first != now:
                 yield f'the run has {name} as it was submitted: retry(code="submitted") runs that'
                 return
         installs = "install it" in "".join(getattr(error, "__notes__", ()))
@@ -158,6 +164,5 @@ def _add(error: BaseException, note: str) -> None:
 
 def _is_of_import(error: BaseException) -> bool:
     """Return whether an item failed because of an import, also of its function or in reading its result."""
-    not_loaded = isinstance(error, NodeStartError) and _MISSING.search(str(error)) is not None
-    not_loaded |= isinstance(error, AttributeError) and str(error).startswith("module ")
-    return not_loaded or isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)
+    names_module = isinstance(error, (NodeStartError, AttributeError)) and _MODULE.search(str(error)) is not None
+    return names_module or isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)

@@ -400,8 +400,11 @@ class TestTheCode:
         assert "lies_beside.py was deleted since" in scripts.run(tmp_path, text)
 
     @pytest.mark.parametrize("late", [False, True])
-    def test_a_module_that_is_gone(self, executor: Executor, beside: Callable[[str], Any], *, late: bool) -> None:
-        """The error of a retry without a module of the submission names the way to run it all the same."""
+    @pytest.mark.parametrize("gone", [False, True])
+    def test_a_module_that_is_gone(
+        self, executor: Executor, beside: Callable[[str], Any], *, late: bool, gone: bool
+    ) -> None:
+        """The error of a retry names the way to run a module that is gone, or lacks what it had, all the same."""
         module = beside("def work(x):\n    return 1 / x\n")
 
         def call(x: int) -> float:
@@ -412,7 +415,10 @@ class TestTheCode:
 
         array = executor.map_array(call if late else module.work, [0])
         array.wait(PATIENCE)
-        Path(module.__file__).unlink()
+        if gone:
+            Path(module.__file__).unlink()
+        else:
+            Path(module.__file__).write_text("def other(x):\n    return 1 / x\n", encoding="utf-8")
 
         again = array.retry()
 
