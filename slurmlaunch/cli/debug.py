@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
@@ -17,8 +16,11 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.local import LocalBackend
 from slurmlaunch.backends.soft_limits import set_soft_limits
+from slurmlaunch.cli.exit_status import VerbError
+from slurmlaunch.cli.parsers import RunParser, items_in
 from slurmlaunch.client.attach import inspect, locate
 from slurmlaunch.client.differences import say
+from slurmlaunch.client.futures import FutureArray
 from slurmlaunch.client.submission import array_job
 from slurmlaunch.runfolder.interpreter import Interpreter
 
@@ -43,7 +45,7 @@ examples:
   PYTHONBREAKPOINT=ipdb.set_trace slurmlaunch debug process 7
 
 The exit status is 0 if the item returned a value, 1 if it raised, 2 if it could
-not be run.
+not be run, and 3 if there is no such run or item.
 """
 
 _OF_THE_TERMINAL = (
@@ -55,29 +57,24 @@ _OF_THE_TERMINAL = (
 
 def main(arguments: Sequence[str]) -> int:
     """Become the process that runs the item."""
-    parser = argparse.ArgumentParser(
-        prog="slurmlaunch debug",
-        usage="slurmlaunch debug [--python WORDS] RUN ITEM",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = RunParser("debug", "[OPTION...] RUN ITEM", _DESCRIPTION, _EXAMPLES, acts=True, items=True)
     parser.add_argument(
         "--python", metavar="WORDS", type=shlex.split, help="the Python that runs the item; by default the run's"
     )
-    parser.add_argument("run", metavar="RUN", help="a run: its folder, name, the beginning of one of these, a job id")
-    parser.add_argument("item", metavar="ITEM", type=int, help="the index of the item")
-    given = parser.parse_args(arguments)
-    run = inspect(locate(given.run))
-    if given.item not in range(run.manifest.items):
-        parser.error(f"{run.manifest.name} has no item {given.item}: its items are 0 to {run.manifest.items - 1}")
-    task = run.tasks.task_of(given.item)
+    given = parser.read(arguments)
+    if given.items is None:
+        parser.error("give a run and an item, as in: slurmlaunch debug process 7")
+    run = inspect(locate(given.run, given.folder))
+    items = items_in(given.items, FutureArray(run))
+    if len(items) != 1:
+        raise VerbError(f"debug runs one item, and {given.items} names {len(items)}: write one, such as 7")
+    (item,) = items
+    task = run.tasks.task_of(item)
     view = run.tasks.view(task)
     round_ = next(each for each in run.rounds if each.number == view.round.number)
     manifest = run.manifest.changed(round_.plan.manifest)
     job = replace(array_job(run, round_, view.array), module="slurmlaunch.node.debug")
-    _become(_on_this_machine(job, manifest, given.python), task, given.item)
+    _become(_on_this_machine(job, manifest, given.python), task, item)
     raise AssertionError  # this process is another program by now
 
 

@@ -244,5 +244,5 @@ class TestCommand:
         done = subprocess.run(
             [*COMMAND, "debug", drawn_numbers.folder, "9"], capture_output=True, text=True, check=False
         )
-        assert done.returncode == 2
-        assert "drawn has no item 9: its items are 0 to 8" in done.stderr
+        assert done.returncode == 3
+        assert "has no item 9: its items are 0 to 8" in done.stderr

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import started_cluster
 from tests.support.clusters import chosen
 from tests.support.clusters.strict import strict_site
 from tests.support.waiting import PATIENCE, wait_until
@@ -36,7 +37,7 @@ def result_of(site: Site, text: str, **how: Any) -> Any:
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """Start a site without accounting, on which another user has a job."""
-    with strict_site() as site:
+    with strict_site(started_cluster) as site:
         options = ["--account=theirs", "--time=10", "--job-name=theirs", "--output=/dev/null"]
         rival = site.machine.rival.run(
             "sbatch", *options, "--wrap=sleep 600", cwd=site.machine.shared, **site.cluster.env
@@ -170,7 +171,7 @@ WITHOUT_ARRAYS = """
 
 def test_without_arrays() -> None:
     """Where arrays are switched off, submit runs single jobs, and map_array raises an error that says so."""
-    with strict_site(array_size=0) as site:
+    with strict_site(started_cluster, array_size=0) as site:
         found, refused, in_one_task = result_of(site, WITHOUT_ARRAYS)
 
         assert found == [1, "WorkerDied", True]
@@ -195,5 +196,5 @@ FEW_JOBS = """
 @pytest.mark.parametrize("array_size", [5, 1001])
 def test_few_jobs(array_size: int) -> None:
     """A plain call runs although the QOS lets the user submit eight jobs: in fewer tasks, or as room comes."""
-    with strict_site(submit_limit=8, array_size=array_size) as site:
+    with strict_site(started_cluster, submit_limit=8, array_size=array_size) as site:
         assert result_of(site, FEW_JOBS) == [[*range(30)], [*range(10)], [*range(10)]]

@@ -7,18 +7,23 @@ has the tests; some of them run only with ``SLURMLAUNCH_TEST_CLUSTER=strict``.
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.support.cluster import Cluster, ClusterSpec
+from tests.support.cluster import ClusterSpec
 from tests.support.clusters.kind import Kind
 from tests.support.users import two_users
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from tests.support.cluster import Cluster
     from tests.support.users import Machine
+
+    Start = Callable[[ClusterSpec], AbstractContextManager[Cluster]]
 
 _JOB_SUBMIT = """\
 function slurm_job_submit(job, partitions, user)
@@ -67,6 +72,10 @@ class Strict(Kind):
 
     suites = ("slurm/test_strict.py",)
 
+    def missing(self) -> list[str]:
+        """Return what this machine lacks."""
+        return super().missing() if os.geteuid() == 0 else ["Only root can be two users, and mount on nodes."]
+
 
 class Site(NamedTuple):
     """A strict cluster, and its two users."""
@@ -93,10 +102,11 @@ class Site(NamedTuple):
 
 
 @contextlib.contextmanager
-def strict_site(*, submit_limit: int = 0, array_size: int = 5) -> Iterator[Site]:
-    """Start a strict cluster with jobs of another user.
+def strict_site(start: Start, *, submit_limit: int = 0, array_size: int = 5) -> Iterator[Site]:
+    """Start a strict cluster for two users.
 
     Args:
+        start: starts a cluster for a block.
         submit_limit: how many jobs a user may have submitted, by the QOS; 0 is a site without accounting.
         array_size: Slurm's MaxArraySize; 0 switches arrays off.
     """
@@ -124,7 +134,7 @@ def strict_site(*, submit_limit: int = 0, array_size: int = 5) -> Iterator[Site]
             files={"job_submit.lua": _JOB_SUBMIT},
             node_command=("unshare", "--mount", "sh", "-c", node, "sh"),
         )
-        with Cluster(spec) as cluster:
+        with start(spec) as cluster:
             if submit_limit:
                 cluster.run("sacctmgr", "-i", "modify", "qos", "normal", "set", f"MaxSubmitJobsPerUser={submit_limit}")
                 for user in (machine.victim, machine.rival):
