@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from slurmlaunch import Report
+    from slurmlaunch.client.doctor.findings import Check
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
 
@@ -281,12 +282,32 @@ def test_no_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_that_others_may_exchange(tmp_path: Path) -> None:
-    """Where others may put another folder in its place, the doctor writes no file by name."""
+    """Where others may put another folder in its place, the doctor checks as elsewhere, and says so."""
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
     (shared / "runs").mkdir(0o700)
     report = doctor(shared / "runs", cluster="local")
-    (found,) = [check for check in report.checks if check.name == "folder"]
-    assert "not tried" in found.found
+    assert wrong(report) == {"folders above": "warning"}
+    assert "storage" in {check.name for check in report.checks}
     assert list((shared / "runs").iterdir()) == []
+
+
+def test_an_exchanged_folder(tmp_path: Path) -> None:
+    """Nothing is written to another folder of the user's that somebody puts in the place of the doctor's."""
+    runs, precious = tmp_path / "runs", tmp_path / "precious"
+    precious.mkdir(0o700)
+    for name in ("room", "taken", "appended", "started", "ping"):
+        (precious / name).write_text("precious")
+
+    def exchange(check: Check) -> None:
+        if check.name == "space":
+            (place,) = (path for path in runs.iterdir() if path.is_dir())
+            place.rename(tmp_path / "away")
+            precious.rename(place)
+
+    report = doctor(runs, cluster="local", on_check=exchange)
+    assert "storage" in wrong(report)
+    (place,) = (path for path in runs.iterdir() if path.is_dir())
+    left = {path.name: path.read_text() for path in place.iterdir() if path.is_file()}
+    assert left == dict.fromkeys(("room", "taken", "appended", "started", "ping"), "precious")

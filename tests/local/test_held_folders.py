@@ -42,10 +42,7 @@ ELSEWHERE = {
     "client/attach.py": ("os.scandir(folder)", "os.path.lexists(path / MANIFEST)"),  # the folder of runs
     "client/configuration.py": ("",),
     "client/debug.py": ("Path(file).read_bytes(",),
-    "client/doctor/here.py": ("",),
-    "client/doctor/job.py": ("",),
-    "client/doctor/on_node.py": ("",),
-    "client/doctor/report.py": ("",),
+    "client/doctor/on_node.py": ("Path('/proc/", "Path(f'/proc/", "Path('/sys/"),
     "cli/main.py": ("os.open(os.devnull",),
     "cli/map.py": ("open(sys.stdin",),
     "client/code.py": ("open(file", "open(cache_from_source(", "os.stat(file)"),

@@ -2,5 +2,6 @@
 
 ``report`` puts them together; ``here`` checks this machine and the folder, ``scheduler`` asks Slurm, ``job`` submits
 one small job whose item is ``on_node``, and compares what it finds. This file imports nothing, because nodes import
-``on_node``.
+``on_node``. Where others may put another folder in the place of that of the checks, they write to no file of the
+user's: they hold their folder as runs hold theirs, and nobody else can predict the names of their files.
 """

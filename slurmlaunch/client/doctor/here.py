@@ -10,17 +10,19 @@ import os
 import platform
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.client.doctor.findings import error, ok, warning
 from slurmlaunch.runfolder.changes import file_system_of, is_on_network
+from slurmlaunch.runfolder.files import beside, write_whole
 from slurmlaunch.runfolder.runs_folder import others_may_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from slurmlaunch.client.doctor.findings import Check
+    from slurmlaunch.runfolder.files import Location
 
 _GIB = 1 << 30
 _LITTLE_SPACE, _FEW_FILES = 1 * _GIB, 10_000
@@ -45,8 +47,9 @@ def version_of(distribution: str) -> str | None:
     return None
 
 
-def check_folder(folder: Path) -> Iterator[Check]:
+def check_folder(place: Location) -> Iterator[Check]:
     """Yield what this machine says of an empty folder below that of the run folders."""
+    folder = Path(place)
     kind = file_system_of(folder)
     nature = "a network file system" if is_on_network(folder) else "of this machine, as far as it can say"
     yield ok(
@@ -55,16 +58,16 @@ def check_folder(folder: Path) -> Iterator[Check]:
         path=str(folder.parent),
         file_system=kind,
     )
-    yield _check_space(folder)
+    yield _check_space(folder, place / "room")
     yield _check_folders_above(folder)
 
 
-def _check_space(folder: Path) -> Check:
+def _check_space(folder: Path, room: Location) -> Check:
     status = os.statvfs(folder)
     free, files = status.f_bavail * status.f_frsize, status.f_favail
     data = {"free_bytes": free, "free_files": files if status.f_files else None}
     try:
-        _write(folder / "room")
+        _write(room)
     except OSError as failure:
         found = f"{folder.parent} has no room for {_WRITTEN >> 20} MiB: {failure.strerror}"
         return error("space", found, f"{_ANOTHER_FOLDER} `quota -s` (on Lustre `lfs quota`) shows your limits.", **data)
@@ -74,14 +77,11 @@ def _check_space(folder: Path) -> Check:
     return ok("space", f"{found}; {_WRITTEN >> 20} MiB could be written", **data)
 
 
-def _write(path: Path) -> None:
-    try:
-        with path.open("wb") as file:
-            for _ in range(_WRITTEN >> 20):
-                file.write(os.urandom(1 << 20))  # a file system that compresses must store it, too
-            os.fsync(file.fileno())
-    finally:
-        path.unlink(missing_ok=True)
+def _write(room: Location) -> None:
+    file = beside(room)
+    # A file system that compresses must store it, too.
+    write_whole(file, (os.urandom(1 << 20) for _ in range(_WRITTEN >> 20)))
+    file.unlink()
 
 
 def _check_folders_above(folder: Path) -> Check:

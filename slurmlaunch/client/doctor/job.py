@@ -10,6 +10,7 @@ import concurrent.futures
 import itertools
 import os
 import platform
+import secrets
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,14 +19,15 @@ from slurmlaunch.client.doctor import on_node
 from slurmlaunch.client.doctor.findings import error, ok, skipped, warning
 from slurmlaunch.client.doctor.here import version_of
 from slurmlaunch.errors import SlurmlaunchError, SubmissionError
+from slurmlaunch.runfolder.files import create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from slurmlaunch.client.doctor.findings import Check
     from slurmlaunch.client.executor import Executor
     from slurmlaunch.client.futures import Future
+    from slurmlaunch.runfolder.files import Location
 
 START_WITHIN = 60.0
 """Seconds within which the job should start."""
@@ -53,7 +55,9 @@ class _Watched(NamedTuple):
     round_trip: float | None  # seconds from the client's file to the node's answer
 
 
-def check_job(executor: Executor, folder: Path, imports: tuple[str, ...], *, wait: bool) -> Iterator[Check | Waiting]:
+def check_job(
+    executor: Executor, folder: Location, imports: tuple[str, ...], *, wait: bool
+) -> Iterator[Check | Waiting]:
     """Submit the job and yield what it found; or, last, a `Waiting`.
 
     Args:
@@ -62,18 +66,20 @@ def check_job(executor: Executor, folder: Path, imports: tuple[str, ...], *, wai
         imports: modules that must be importable on the node.
         wait: whether to wait for a job that does not start in time.
     """
-    (folder / on_node.TAKEN).touch()
-    (folder / on_node.APPENDED).write_text("client\n", encoding="utf-8")
+    secret = secrets.token_hex(8)
+    files = on_node.Files(folder, secret)
+    create(files[on_node.TAKEN], b"")
+    create(files[on_node.APPENDED], b"client\n")
     here, submitted = on_node.packages(), time.time()
     try:
-        arguments = (str(folder), imports, caps.VARIABLES, caps.OURS)
+        arguments = (str(folder), secret, imports, caps.VARIABLES, caps.OURS)
         future = executor.submit(on_node.look_around, *arguments)
     except SubmissionError as refusal:
         yield error("job", str(refusal))
         return
     accepted = time.time()
     try:
-        round_trip = _exchange(future, folder, None if wait else START_WITHIN)
+        round_trip = _exchange(future, files, None if wait else START_WITHIN)
     except KeyboardInterrupt:
         future.run.cancel()
         raise
@@ -89,7 +95,7 @@ def check_job(executor: Executor, folder: Path, imports: tuple[str, ...], *, wai
         return
     watched = _Watched(submitted, accepted, time.time(), round_trip)
     yield ok("job", f"{future.job_id} ran on {seen['host']}", job_id=future.job_id, host=seen["host"])
-    yield _check_storage(folder, seen, watched)
+    yield _check_storage(files, seen, watched)
     yield _check_python(seen)
     yield _check_packages(seen, here, imports)
     yield _check_clock(seen, watched)
@@ -99,7 +105,7 @@ def check_job(executor: Executor, folder: Path, imports: tuple[str, ...], *, wai
     yield _timing(seen, watched)
 
 
-def _exchange(future: Future[Any], folder: Path, within: float | None) -> float | None:
+def _exchange(future: Future[Any], files: on_node.Files, within: float | None) -> float | None:
     """Wait for the task's file, make ours, and return the seconds until its answer is seen.
 
     Returns:
@@ -109,25 +115,19 @@ def _exchange(future: Future[Any], folder: Path, within: float | None) -> float 
         TimeoutError: the task has not started in time.
     """
     until = None if within is None else time.monotonic() + within
-    while not _is_there(folder, on_node.STARTED):
+    while files.names().isdisjoint({on_node.STARTED, on_node.RENAMED}):  # the task renames its first file
         if future.done():
             return None
         if until is not None and time.monotonic() > until and future.state.is_queued:
             raise TimeoutError
         time.sleep(_STEP)
     began = time.monotonic()
-    (folder / on_node.PING).touch()
-    while not _is_there(folder, on_node.PONG):
+    create(files[on_node.PING], b"")
+    while on_node.PONG not in files.names():
         if future.done():
             return None
         time.sleep(_STEP)
     return time.monotonic() - began
-
-
-def _is_there(folder: Path, name: str) -> bool:
-    # A listing, since a network file system caches the absence of a name. The task renames its first file.
-    names = os.listdir(folder)  # noqa: PTH208
-    return name in names or (name == on_node.STARTED and on_node.RENAMED in names)
 
 
 def _failed(future: Future[Any], failure: BaseException) -> Check:
@@ -141,11 +141,10 @@ def _failed(future: Future[Any], failure: BaseException) -> Check:
     return error("job", found, advice, job_id=future.job_id, error=type(failure).__name__)
 
 
-def _check_storage(folder: Path, seen: dict[str, Any], watched: _Watched) -> Check:
+def _check_storage(files: on_node.Files, seen: dict[str, Any], watched: _Watched) -> Check:
     failed = dict(seen["storage"])
-    names = {each.name for each in folder.iterdir()}
-    appended = (folder / on_node.APPENDED).read_text(encoding="utf-8")
-    if appended != "client\nnode\n":
+    names, appended = files.names(), files[on_node.APPENDED].read()
+    if appended != b"client\nnode\n":
         failed.setdefault("append", f"the file holds {appended!r}")
     for name, operation in ((on_node.LINKED, "make a hard link"), (on_node.RENAMED, "rename")):
         if name not in names:

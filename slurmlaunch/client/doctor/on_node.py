@@ -1,6 +1,6 @@
 """The item of the doctor's job: what a task sees on its node.
 
-The client compares it with what it sees itself. It imports the standard library only, and runs as any item does.
+The client compares it with what it sees itself. It imports nothing that a worker has not, and runs as any item does.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slurmlaunch.errors import RunFolderError
+from slurmlaunch.runfolder.files import Location, create
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 STARTED, PING, PONG = "started", "ping", "pong"
 TAKEN, RENAMED, APPENDED, LINKED = "taken", "renamed", "appended", "linked"
-"""Files in the folder that the client has made, in which both try what run folders need."""
+"""Files in the folder that the client has made, in which both try what run folders need; see `Files`."""
 
 _WAIT_FOR_CLIENT = 90.0
 """Seconds; a network file system may show a new file a minute late."""
@@ -32,11 +35,30 @@ _NO_LIMIT = 1 << 60
 """From here on the first version of control groups means no limit."""
 
 
-def look_around(folder: str, imports: tuple[str, ...], variables: tuple[str, ...], ours: str) -> dict[str, Any]:
+class Files:
+    """The files in which client and node try the storage, by names that nobody else can predict."""
+
+    def __init__(self, folder: Location, secret: str) -> None:
+        """Name the files of a folder by a word that only client and node know."""
+        self._folder, self._end = folder, f"-{secret}"
+
+    def __getitem__(self, name: str) -> Location:
+        """Return a file."""
+        return self._folder / f"{name}{self._end}"
+
+    def names(self) -> set[str]:
+        """Return which are there, by a listing: a network file system caches the absence of a name."""
+        return {name.removesuffix(self._end) for name in self._folder.names() if name.endswith(self._end)}
+
+
+def look_around(
+    folder: str, secret: str, imports: tuple[str, ...], variables: tuple[str, ...], ours: str
+) -> dict[str, Any]:
     """Return what this process sees.
 
     Args:
         folder: the folder in which client and node try the storage.
+        secret: what only they know; see `Files`.
         imports: the names of modules to look for.
         variables: the names of variables whose values are returned.
         ours: the name of the variable that lists those which slurmlaunch itself has set.
@@ -56,7 +78,7 @@ def look_around(folder: str, imports: tuple[str, ...], variables: tuple[str, ...
         "memory": _memory_limit(),
         "starts": _starts(commands.get("scontrol", _Answer()).text),
         "slurm": {name: answer.complaint for name, answer in commands.items()},
-        "storage": _storage(Path(folder)),
+        "storage": _storage(Files(Location(folder), secret)),
         "ended": time.time(),
     }
 
@@ -139,42 +161,47 @@ def _answer(words: tuple[str, ...]) -> _Answer:
     return _Answer(done.stdout, complaint if done.returncode else "")
 
 
-def _storage(folder: Path) -> dict[str, str]:
+def _storage(files: Files) -> dict[str, str]:
     """Answer the client's file, and do what run folders need; return for each operation what failed."""
     failed = {}
     operations: dict[str, Callable[[], object]] = {
-        "create a file": lambda: (folder / STARTED).touch(exist_ok=False),
-        "see a file of the client": lambda: _await(folder, PING),
-        "answer": lambda: (folder / PONG).touch(exist_ok=False),
-        "create a file of a name that the client has taken": lambda: _refuse_taken(folder / TAKEN),
-        "append": lambda: _append(folder / APPENDED),
-        "make a hard link": lambda: os.link(folder / APPENDED, folder / LINKED),
-        "rename": lambda: (folder / STARTED).rename(folder / RENAMED),
+        "create a file": lambda: create(files[STARTED], b""),
+        "see a file of the client": lambda: _await(files, PING),
+        "answer": lambda: create(files[PONG], b""),
+        "create a file of a name that the client has taken": lambda: _refuse_taken(files[TAKEN]),
+        "append": lambda: _append(files[APPENDED]),
+        "make a hard link": lambda: files[LINKED].link_to(files[APPENDED]),
+        "rename": lambda: files[STARTED].rename(files[RENAMED]),
     }
+    if TAKEN not in files.names():
+        return {"see a file of the client": "the folder does not hold it, so it may be another folder"}
     for name, operation in operations.items():
         try:
             operation()
-        except OSError as error:
+        except (OSError, RunFolderError) as error:
             failed[name] = str(error)
     return failed
 
 
-def _await(folder: Path, name: str) -> None:
+def _await(files: Files, name: str) -> None:
     until = time.monotonic() + _WAIT_FOR_CLIENT
-    while name not in os.listdir(folder):  # noqa: PTH208  (a listing, since the absence of a name is cached)
+    while name not in files.names():
         if time.monotonic() > until:
             raise TimeoutError(f"it is not there after {_WAIT_FOR_CLIENT:g} s")
         time.sleep(_STEP)
 
 
-def _refuse_taken(path: Path) -> None:
+def _refuse_taken(file: Location) -> None:
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        create(file, b"")
     except FileExistsError:
         return
     raise OSError("O_EXCL created a file that was there already")
 
 
-def _append(path: Path) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("node\n")
+def _append(file: Location) -> None:
+    descriptor = file.open(os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(descriptor, b"node\n")
+    finally:
+        os.close(descriptor)

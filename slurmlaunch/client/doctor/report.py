@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import secrets
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.client.configuration import options_of, path_of, settings_for
 from slurmlaunch.client.doctor import job
-from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, WARNING, Check, error, skipped, warning
+from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, WARNING, Check, error, skipped
 from slurmlaunch.client.doctor.here import check_folder, check_python
 from slurmlaunch.client.doctor.job import Waiting, check_job
 from slurmlaunch.client.doctor.on_node import look_around
 from slurmlaunch.client.doctor.scheduler import check_request, check_slurm
 from slurmlaunch.client.executor import Executor
+from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import runs_folder
+from slurmlaunch.runfolder.files import Location
 
 if TYPE_CHECKING:
     import os
@@ -123,11 +124,11 @@ def doctor(
             checks.add(check_slurm(chosen))
         if place is None:
             return checks.report()
-        given.update(_ONE_PROCESS, folder=place, cluster=cluster, time=chosen.slurm.get("time", _TIME))
+        given.update(_ONE_PROCESS, folder=Path(place), cluster=cluster, time=chosen.slurm.get("time", _TIME))
         return _try_job(Executor(profile=profile, **given), place, checks, _How(dry, wait, tuple(imports)))
     finally:
         if place is not None and not checks.keep:
-            shutil.rmtree(place, ignore_errors=True)
+            place.remove()
 
 
 class _How(NamedTuple):
@@ -173,27 +174,19 @@ class _Checks:
         return Report(tuple(self._made), self.waiting)
 
 
-def _make_place(folder: Path, checks: _Checks) -> Path | None:
-    """Make an empty folder for the checks below that of the run folders; None if it cannot, and a check says why.
-
-    The files of the checks have known names and are opened by path, unlike those of runs. Where others may put another
-    folder in its place, such a name could be a link to another file of the user's.
-    """
+def _make_place(folder: Path, checks: _Checks) -> Location | None:
+    """Make an empty folder for the checks below that of the run folders; None if it cannot, and a check says why."""
     try:
-        private = runs_folder.make_private(folder)
-        if runs_folder.others_may_exchange(private / "doctor"):
-            found = (
-                f"other users may rename or replace what lies above {private}, so the storage and a job are not tried"
-            )
-            checks.add([warning("folder", found, "Runs are safe there. To try the rest: --folder=... of yours alone.")])
-            return None
-        return Path(tempfile.mkdtemp(prefix="doctor-", dir=private))
-    except OSError as failure:
-        checks.add([error("folder", f"{folder} cannot be used: {failure.strerror}", "Give another with --folder=...")])
+        place = Location(runs_folder.make_private(folder) / f"doctor-{secrets.token_hex(8)}")
+        place.mkdir()
+    except (OSError, RunFolderError) as failure:
+        why = getattr(failure, "strerror", None) or failure
+        checks.add([error("folder", f"{folder} cannot be used: {why}", "Give another with --folder=...")])
         return None
+    return place
 
 
-def _try_job(executor: Executor, place: Path, checks: _Checks, how: _How) -> Report:
+def _try_job(executor: Executor, place: Location, checks: _Checks, how: _How) -> Report:
     slurm = executor.cluster == "slurm"
     if slurm and not checks.has_error("programs", "slurm"):
         checks.add([check_request(executor.script(look_around))])
