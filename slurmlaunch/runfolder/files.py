@@ -519,16 +519,23 @@ def _write(descriptor: int, data: Part) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def link_unchanged(source: Location, status: os.stat_result, location: Location) -> bool:
-    """Give a file of this process a further name, unless it is no longer as *status* says; return whether it has it."""
+def link_or_copy(source: Location, status: os.stat_result, location: Location) -> os.stat_result | None:
+    """Give a file of this process a further name, or copy it where that fails; return its status there.
+
+    None if it is no longer as *status* says.
+    """
     try:
         found = source.status()
         if (found.st_ino, found.st_mtime_ns, found.st_size) != (status.st_ino, status.st_mtime_ns, status.st_size):
-            return False
-        location.link_to(source)
-    except (OSError, RunFolderError):  # it is gone, on another file system, or has too many names
-        return False
-    return True
+            return None
+        try:
+            location.link_to(source)
+        except OSError:  # it is on another file system, or has too many names
+            write_whole(location, [read_owned(source)])
+            return location.status()
+    except (OSError, RunFolderError):  # it is gone
+        return None
+    return found
 
 
 def create(location: Location, data: bytes) -> os.stat_result:
