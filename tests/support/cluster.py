@@ -130,7 +130,7 @@ def slurm_version() -> str:
     """Return what the installed Slurm calls itself, such as "Slurm 24.11.5"."""
     if missing_programs():
         return "no Slurm"
-    shown = subprocess.run([_program("sbatch"), "--version"], capture_output=True, text=True, check=False).stdout
+    shown = subprocess.run([_program("slurmctld"), "-V"], capture_output=True, text=True, check=False).stdout
     return f"Slurm {shown.split()[-1]}"
 
 
