@@ -28,10 +28,12 @@ class Kind:
         name: its name in SLURMLAUNCH_TEST_CLUSTER and ``nox -s cluster-NAME``.
         summary: what it is, in one line.
         suites: the folders of tests that say something about it.
+        latency: how many seconds a new file may be invisible to other machines, at most.
         is_here: whether the tests run in this process's own world; otherwise `command` starts them in another.
     """
 
     suites: tuple[str, ...] = ("contract", "faults", "slurm")
+    latency = 1.0
     is_here = True
 
     def __init__(self, name: str, summary: str) -> None:
