@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from slurmlaunch import Executor, FutureArray
 
-# A shell ignores Ctrl-C in tests that it starts in the background, and their child processes would inherit that.
+# A shell ignores these in tests that it starts in the background, and their child processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # The developer's own defaults are not the tests'.
 os.environ.pop("SLURMLAUNCH_CONFIG", None)

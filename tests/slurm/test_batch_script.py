@@ -460,7 +460,7 @@ def test_sbatch_reads_the_given_values(cluster: Cluster, job: ArrayJob) -> None:
     job_id = SlurmBackend().submit(job)
     shown = cluster.run("scontrol", "show", "job", job_id)
     SlurmBackend().cancel(job_id)
-    assert f"Comment={comment} \n" in shown
+    assert f"Comment={comment}" in [line.strip() for line in shown.splitlines()]
     assert ("Nice=7" in shown, "TimeLimit=00:09:00" in shown, f"JobName={job.name}\n" in shown) == (True, True, True)
 
 
