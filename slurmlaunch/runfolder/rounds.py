@@ -287,6 +287,10 @@ _ENDS = forms.Keys(
 )
 
 
+_LOOK_AGAIN = 0.2
+"""Seconds until a task looks again for its round."""
+
+
 def read_rounds(folder: RunFolder, start: int = 0) -> Iterator[Round]:
     """Yield the rounds of a run in order, beginning with a number."""
     for number in count(start):
@@ -359,15 +363,27 @@ def items_of_later_rounds(folder: RunFolder, number: int) -> set[int]:
     return {item for later in read_rounds(folder, number + 1) for item in later.plan.items or ()}
 
 
-def round_of_task(folder: RunFolder, task: int) -> Round:
+def round_of_task(folder: RunFolder, task: int, within: float = 0.0) -> Round:
     """Return the round that has a task.
+
+    Args:
+        folder: the run folder.
+        task: the index of the task.
+        within: for how many seconds the round may exist and not be visible. A node on which an earlier task looked for
+            a later round remembers that there was none.
 
     Raises:
         RunFolderError: there is none.
     """
-    for candidate in read_rounds(folder):
-        if task in candidate.plan.tasks:
-            return candidate
+    until = time.monotonic() + within
+    while True:
+        for candidate in read_rounds(folder):
+            if task in candidate.plan.tasks:
+                return candidate
+        if time.monotonic() >= until:
+            break
+        time.sleep(_LOOK_AGAIN)
+        folder.rounds.names()  # some file systems forget by this that a name was not there
     msg = f"no round of {folder.path} has a task {task}"
     raise RunFolderError(msg, path=str(folder.path))
 

@@ -73,7 +73,10 @@ trap 'rm -rf "$place"' EXIT
 glusterfsd --no-daemon --volfile="$place/brick.vol" --log-file="$place/brick.log" &
 for side in shared nodes; do
     until glusterfs {caches} --volfile="$place/client.vol" --log-file="$place/$side.log" "$place/$side" &&
-        stat "$place/$side" > /dev/null; do sleep 0.1; done
+        ls "$place/$side" > /dev/null 2>&1; do  # the brick may not listen yet
+        umount --lazy "$place/$side"
+        sleep 0.2
+    done
 done
 status=0; "$@" || status=$?
 umount --lazy "$place/shared" "$place/nodes"
