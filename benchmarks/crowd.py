@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
@@ -138,11 +139,17 @@ def measure(system: str, items: int, length: float) -> Measured:
         folder = users.victim.home / "runs"
         script = [users.victim.python, str(Path(__file__).resolve()), "--client", system, items]
         cluster.run("sdiag", "--reset")
-        started = users.victim.run(*script, SLOTS * length / items, folder, cwd=users.victim.home, **cluster.env)
+        seconds = SLOTS * length / items
+        started = users.victim.run(*script, seconds, folder, cwd=users.victim.home, **cluster.env, **_variables())
         out, err = started.communicate()
         if started.returncode:
             raise AssertionError(err)
         return Measured(system, items, json.loads(out.splitlines()[-1]), calls(cluster.run("sdiag"), users.victim.name))
+
+
+def _variables() -> dict[str, str]:
+    """Return the variables of the client: what this process can import, and the usual interval of queries."""
+    return {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), *filter(None, sys.path)]), "SLURMLAUNCH_QUERY_INTERVAL": "30"}
 
 
 def calls(statistics: str, user: str) -> int:
