@@ -62,7 +62,7 @@ def by_submitit(nap: Nap, items: range, folder: Path) -> list[Any]:
     import submitit
 
     executor = submitit.SlurmExecutor(folder)
-    executor.update_parameters(array_parallelism=SLOTS, use_srun=False, time=60)
+    executor.update_parameters(array_parallelism=SLOTS, time=60)
     jobs = [job for start in range(0, len(items), 1000) for job in executor.map_array(nap, items[start : start + 1000])]
     return [job.result() for job in jobs]
 
