@@ -26,7 +26,7 @@ from slurmlaunch.backends.pending_reasons import explain
 from slurmlaunch.client import failure_reasons as reasons
 from slurmlaunch.client.item_status import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.options import Options
-from slurmlaunch.client.retries import Cause, PendingRetries, next_options
+from slurmlaunch.client.retries import Cause, PendingRetries, is_left, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
 from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost, StorageFailure, TimeLimitExceeded
 from slurmlaunch.outcome import add_note
@@ -690,7 +690,7 @@ class RunState:
 
     def _not_retried(self, items: Sequence[int], error: BaseException, *, recorded: bool = False) -> Sequence[int]:
         """Have those of the open items wait for a retry that are worth one; return the others."""
-        if not self.pending.enabled:
+        if not (self.pending.enabled or is_left(error)):
             return items
         # One for each task, not for each item.
         cause_of = functools.cache(lambda task: self._cause(error, task)._replace(recorded=recorded))

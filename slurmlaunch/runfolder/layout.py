@@ -397,6 +397,8 @@ class Status(IntEnum):
     """The set-up lines or ``module load`` failed: Python was not started."""
     NODE = 4
     """The node itself failed; the log says why."""
+    RESUBMIT = 74
+    """Items are left at the time limit, and the node has no scontrol to requeue the task: the client submits them."""
     REQUEUE = 75
     """Items are left at the time limit, and the task is requeued."""
     NOT_REQUEUED = 76
