@@ -129,7 +129,8 @@ class JobsSeen(NamedTuple):
 class RoundAdded(NamedTuple):
     """A round was added to the run, by a manual or an automatic retry.
 
-    *reopen*: its items, which have failed, are open again; only for a view of which nobody holds futures yet.
+    *reopen*: its items, which have failed or are new, are open; only for a view of which nobody holds futures yet.
+    Other views have no items that are new.
     """
 
     round: int
@@ -632,6 +633,8 @@ class RunState:
     def _round_added(self, event: RoundAdded) -> None:
         if event.round < len(self.tasks.rounds):
             return
+        if event.reopen:
+            self.ledger.grow(event.plan.manifest.get("items", self.ledger.items))
         self._add_round(event.round, event.plan)
         if event.reopen:
             failed = [item for item in event.plan.items or () if self.ledger.status(item) != ItemStatus.VALUE]

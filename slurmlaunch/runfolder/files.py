@@ -33,6 +33,9 @@ MOST_HELD = 64
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK  # to open a named pipe would else wait for a writer
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
+"""What `rename` says if a folder cannot have a name because it is taken."""
+
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
 
 
@@ -230,6 +233,20 @@ class Location:
                 raise
 
     # As a folder.
+
+    def move(self, path: str) -> None:
+        """Give a run folder another path, in one step.
+
+        Raises:
+            FileExistsError: something is there.
+        """
+        try:
+            os.rename(self.name, path)  # noqa: PTH104  (would replace an empty folder, but not one with a file)
+        except OSError as error:
+            if error.errno in TAKEN:
+                raise FileExistsError(*error.args) from error
+            raise
+        self.name = path
 
     def mkdir(self) -> None:
         """Make the folder, for its owner alone.

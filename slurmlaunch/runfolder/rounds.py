@@ -11,7 +11,6 @@ applies to one round: a retry runs the item again.
 
 from __future__ import annotations
 
-import errno
 import json
 import time
 from array import array
@@ -24,7 +23,7 @@ from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import forms, records
 from slurmlaunch.runfolder.changes import NewNames
 from slurmlaunch.runfolder.clients import CLIENT, ClientId
-from slurmlaunch.runfolder.files import beside, opened, read_at, read_owned, undisturbed, write_once, write_whole
+from slurmlaunch.runfolder.files import TAKEN, beside, opened, read_at, read_owned, undisturbed, write_once, write_whole
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import PLAN, RoundPlan, compact
 from slurmlaunch.runfolder.records import Entry, Kind, Record, RecordWriter, read_records
@@ -59,6 +58,7 @@ class Round:
         self.plan = plan
         self._path = folder.round(number)
         self._salt = folder.salt
+        folder.grow(plan.manifest)
 
     @classmethod
     def make(
@@ -122,14 +122,16 @@ class Round:
         content = forms.parse(data, PLAN, file)
         if content.get("ranks"):
             (path / "ranks").check()
+        folder.grow(content.get("manifest", {}))
         items = _read_list(path / "items", folder.number_of_items) if content.get("items", True) else None
         client = content.get("client")
         try:
             plan = RoundPlan.from_json(content, items=items, client=client and ClientId(*client))
         except ValueError as error:
             raise forms.damaged(file, str(error)) from error
-        if items is None and folder.number_of_items not in {None, plan.slices.items}:
-            raise forms.damaged(file, f"it has {plan.slices.items} items, and the run {folder.number_of_items}")
+        planned = min(folder.further, default=folder.number_of_items)
+        if items is None and planned not in {None, plan.slices.items}:
+            raise forms.damaged(file, f"it has {plan.slices.items} items, and the run {planned}")
         return cls(folder, number, plan)
 
     def checkpoints(self) -> dict[int, Recorded]:
@@ -331,7 +333,7 @@ def _made_in_one_step(place: Location) -> Iterator[Location]:
         new.rename(place)  # would replace an empty folder, but not one with a file
     except BaseException as error:
         new.remove()
-        if isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+        if isinstance(error, OSError) and error.errno in TAKEN:
             raise FileExistsError(*error.args) from error
         raise
 
@@ -355,7 +357,7 @@ def check_kept(folder: RunFolder) -> None:
     """Raise a `RunFolderError` if a client removes the run."""
     if remover_of(folder) is not None:
         msg = f"{folder.path} is being removed, or was removed in part; slurmlaunch.clean() removes the rest"
-        raise RunFolderError(msg, path=str(folder.path))
+        raise RunFolderError(msg, path=str(folder.path), is_removed=True)
 
 
 def items_of_later_rounds(folder: RunFolder, number: int) -> set[int]:
