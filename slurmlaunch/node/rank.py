@@ -184,7 +184,7 @@ class _Rank:
         if ranks != wanted:
             raise NodeStartError(f"the launcher started {ranks} ranks, and the task has {wanted}")
         notes = OutcomeFile(self.folder.outcome_file(task, attempt), self.folder.salt)
-        self.launch = _read_launch(notes, launch, manifest.items)
+        self.launch = _read_launch(notes, launch, self.manifest.items)
         file = self.folder.rank_file(self.round.number, task, attempt, number)
         self.writer = patience.run(lambda: AttemptWriter(file, attempt, self.folder.salt))
 
