@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import platform
 import signal
 import threading
 import time
@@ -59,9 +58,8 @@ class InlineBackend(Backend):
         """Run the tasks of the array to their end; return its job id."""
         folder = RunFolder(job.run_folder)
         with undisturbed():
-            manifest = Manifest.read(folder)
             round_ = Round.read(folder, job.round)
-            manifest = manifest.changed(round_.plan.manifest)
+            manifest = Manifest.read(folder).changed(round_.plan.manifest)
         with _noting_interrupts() as interrupted:
             for task in range(job.first_task, job.first_task + job.length):
                 _run_task(folder, manifest, round_, task, interrupted)
@@ -86,7 +84,7 @@ class InlineBackend(Backend):
 def _run_task(folder: RunFolder, manifest: Manifest, round_: Round, task: int, interrupted: list[int]) -> None:
     with undisturbed():
         writer = OutcomeWriter(folder, task)
-        writer.note(started=time.time(), node=platform.node())
+        writer.note(started=time.time(), node=os.uname().nodename)
     threads, seed = round_.plan.threads, manifest.seed
     outer = context.swap(context.Task(folder.path, task, writer.attempt, threads=threads, seed=seed))
     try:

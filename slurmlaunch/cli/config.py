@@ -25,9 +25,9 @@ _DESCRIPTION = """\
 Show the values that the configuration files give an executor, and where each
 comes from. The files, the last of which counts most:
 
-  /etc/slurmlaunch/config.toml               the site's
-  $XDG_CONFIG_HOME/slurmlaunch/config.toml   yours; by default below ~/.config
-  $SLURMLAUNCH_CONFIG                        a project's, if you set the variable
+  /etc/slurmlaunch/config.toml              the site's
+  $XDG_CONFIG_HOME/slurmlaunch/config.toml  yours; by default below ~/.config
+  $SLURMLAUNCH_CONFIG                       a project's, if you set the variable
 """
 _EXAMPLES = """\
 examples:

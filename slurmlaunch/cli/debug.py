@@ -36,8 +36,8 @@ or what PYTHONBREAKPOINT names. If it raises nothing, its value is printed.
 
 The item runs in a new process with everything as at its submission: the code of
 your modules, arguments, random numbers, current_task(), module search path,
-working directory, variables, set-up lines. Nothing is submitted or recorded, and
-a copy of the run folder will do, on a machine without Slurm.
+working directory, variables, set-up lines. Nothing is submitted or recorded,
+and a copy of the run folder will do, on a machine without Slurm.
 """
 _EXAMPLES = """\
 examples:
@@ -57,7 +57,7 @@ _OF_THE_TERMINAL = (
 
 def main(arguments: Sequence[str]) -> int:
     """Become the process that runs the item."""
-    parser = RunParser("debug", "[OPTION...] RUN ITEM", _DESCRIPTION, _EXAMPLES, acts=True, items=True)
+    parser = RunParser("debug", _DESCRIPTION, _EXAMPLES, acts=True, items="ITEM")
     parser.add_argument(
         "--python", metavar="WORDS", type=shlex.split, help="the Python that runs the item; by default the run's"
     )
@@ -92,7 +92,7 @@ def _on_this_machine(job: ArrayJob, manifest: Manifest, python: list[str] | None
     image = job.container.path if job.container else None
     if any(shutil.which(each, path=path) for each in programs) and (image is None or image.exists()):
         return job
-    missing = f"image {image}" if image is not None and not image.exists() else " or ".join(programs)
+    missing = f"the image {image}" if image is not None and not image.exists() else " or ".join(programs)
     say(f"there is no {missing} here, and the item runs in {sys.executable}; --python names another")
     return replace(job, container=None, python=(sys.executable, *options))
 

@@ -6,8 +6,12 @@
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
 from slurmlaunch.errors import RunFolderError, SchedulerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 OK = 0
 FAILED = 1
@@ -24,6 +28,13 @@ NO_ANSWER = 5
 """Slurm does not answer; the same command may work later."""
 INTERRUPTED = 128 + signal.SIGINT
 READER_ENDED = 128 + signal.SIGPIPE
+
+
+def of_counts(counts: Mapping[str, int]) -> int:
+    """Return the exit status for items, by the counts of `slurmlaunch.Status`."""
+    if counts["pending"] or counts["running"]:
+        return NOT_DONE
+    return FAILED if counts["failed"] or counts["cancelled"] else OK
 
 
 class VerbError(Exception):

@@ -11,7 +11,7 @@ import re
 from slurmlaunch.client.options import OURS
 from slurmlaunch.client.sbatch_options import NAMES
 
-_OF_THE_CALL = ("chunksize", "cluster", "folder", "profile", "tasks", "timeout")
+_OF_THE_CALL = ("chunksize", "cluster", "folder", "older_than", "profile", "tasks", "timeout")
 
 
 def flag_of(name: str) -> str:
@@ -39,6 +39,7 @@ _CALLS = (
     (re.compile(r"\Acontainer: runtime="), "--container-runtime="),
     (re.compile(r"\Acontainer: binds: "), "--container-bind "),
     (re.compile(r"; give a list of them\Z"), ""),
+    (re.compile(r"\bkeep_failed=False\b"), "--failed"),
     (re.compile(r", or a datetime\.timedelta"), ""),
 )
 

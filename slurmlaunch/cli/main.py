@@ -7,10 +7,11 @@ This file knows their names and nothing of their work.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from slurmlaunch.cli.exit_status import INTERRUPTED, OK, READER_ENDED, USAGE, VerbError, status_of
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
 
 VERBS = {
     "map": "run a shell command on each of many items, as one job array",
+    "script": "print the batch script that map would submit",
+    "runs": "list the runs in a folder",
+    "status": "show how many items of a run are done, and why some wait",
+    "logs": "print what items wrote",
+    "results": "print the results of a run, as text, JSON or CSV",
+    "wait": "wait until all items of a run have ended",
+    "cancel": "cancel a run, or some of its items",
+    "retry": "run items again that failed or are missing",
     "debug": "run one item here, with a debugger where it raises",
+    "clean": "remove a run, or old runs",
     "doctor": "check the folder, Slurm and a node, with one small job",
     "config": "show the defaults and profiles of the configuration files",
 }
@@ -42,14 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = next((place for place, word in enumerate(words) if not word.startswith("-")), len(words)) + 1
     given = parser.parse_args(words[:own])
     if given.version:
+        from importlib import metadata
+
         print(f"slurmlaunch {metadata.version('slurmlaunch')}")
         return OK
     if given.verb is None:
         parser.print_help(sys.stderr)
         return USAGE
-    from slurmlaunch.cli.flag_errors import in_flags  # here, since --version and --help need nothing of the package
-
-    warnings.formatwarning = lambda message, *_, **__: f"slurmlaunch: {in_flags(message)}\n"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # output of items is printed as it was, whatever the locale is
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"slurmlaunch: {_in_flags(message)}\n"
     verb = import_module(f"slurmlaunch.cli.{given.verb}")
     try:
         status: int = verb.main(words[own:])
@@ -60,13 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_ENDED
     except (SlurmlaunchError, OSError, VerbError) as error:
-        print(f"slurmlaunch: error: {in_flags(error)}", file=sys.stderr)
+        print(f"slurmlaunch: error: {_in_flags(error)}", file=sys.stderr)
         return status_of(error)
     return status
 
 
+def _in_flags(error: object) -> str:
+    from slurmlaunch.cli.flag_errors import in_flags  # here, since most commands make no error, and --help is quick
+
+    return in_flags(error)
+
+
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<8}{what}" for name, what in VERBS.items())
+    listed = "\n".join(f"  {name:<9}{what}" for name, what in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="slurmlaunch",
         usage="slurmlaunch COMMAND ...",

@@ -7,33 +7,30 @@ The options of `Executor` are flags (`run_options`).
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
-from slurmlaunch.cli.exit_status import FAILED, OK
-from slurmlaunch.cli.flag_errors import in_flags
+from slurmlaunch.cli.exit_status import OK
+from slurmlaunch.cli.outcomes import show_all
 from slurmlaunch.cli.run_options import RunOptionParser, run_options
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.command import Command
-from slurmlaunch.errors import OptionError, SlurmlaunchError
+from slurmlaunch.errors import OptionError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from slurmlaunch.client.futures import Future, FutureArray
-
 _DESCRIPTION = """\
 Run a shell command on each item, as one job array, and print the output in the
 order of the items.
 
-In the command {} stands for the item, quoted; {.} is the item without extension,
-{/} without folder, {//} its folder, {/.} its bare name, {{}} is {} itself. Without
-any of these the item comes last. Items are words of the command line, or lines of
-a file, or of standard input for a single -. All options come before the command;
--- may stand before the command or before the items, if these begin with a dash.
+In the command {} stands for the item, quoted; {.} is the item without
+extension, {/} without folder, {//} its folder, {/.} its bare name, {{}} is {}
+itself. Without any of these the item comes last. Items are words of the command
+line, or lines of a file, or of standard input for a single -. All options come
+before the command; -- may stand before the command or before the items, if
+these begin with a dash.
 """
 _EXAMPLES = """\
 examples:
@@ -45,16 +42,21 @@ examples:
 The exit status is 0 if every item succeeded, else 1.
 """
 
-_SHOWN_FAILURES = 10
-_SHOWN_LINES = 5
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the subcommand; return 0 if all items succeeded, else 1."""
-    parser = _parser()
+    """Run the verb; return 0 if all items succeeded, else 1."""
+    parser = new_parser("map", _DESCRIPTION, _EXAMPLES)
+    parser.add_argument("--detach", action="store_true", help="print the run folder and do not wait")
+    parser.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
+    parser.add_argument("--quiet", action="store_true", help="print only the output of the items and failures")
+    return run(parser, arguments)
+
+
+def run(parser: RunOptionParser, arguments: Sequence[str], *, dry: bool = False) -> int:
+    """Do what the command line says; *dry* prints the script and submits nothing, as ``--dry-run`` does."""
     given, words = parser.parse(arguments)
     if not words:
-        parser.error("give a command, as in: slurmlaunch map 'python process.py {}' data_*.nc")
+        parser.error(f"give a command, as in: {parser.prog} 'python process.py {{}}' data_*.nc")
     try:
         command = Command(words[0], timeout=given.timeout)
         command.fill("")  # a placeholder without an argument is an error before anything is submitted
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(str(error))
     items = _items(parser, words[1:], given)
     executor = Executor(given.folder, cluster=given.cluster, profile=given.profile, **run_options(given))
-    if given.dry_run:
+    if dry or given.dry_run:
         print(executor.script(command, items, tasks=given.tasks, chunksize=given.chunksize))
         return OK
     if given.detach and executor.cluster != "slurm":
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         jobs = ", ".join(futures.job_ids)
         print(f"slurmlaunch: {len(items)} items, job {jobs}; {futures.folder}", file=sys.stderr)
     try:
-        return _follow(futures, items)
+        return show_all(futures, items)
     except (KeyboardInterrupt, BrokenPipeError):
         # Jobs on Slurm continue, and the message above names their folder; local tasks end with this process.
         if executor.cluster != "slurm":
@@ -86,16 +88,14 @@ def main(arguments: Sequence[str]) -> int:
         raise
 
 
-def _parser() -> RunOptionParser:
-    parser = RunOptionParser("map", "[OPTION...] [--] COMMAND [--] [ITEM...]", _DESCRIPTION, _EXAMPLES)
+def new_parser(verb: str, description: str, examples: str) -> RunOptionParser:
+    """Return the parser of a verb that takes a command and items."""
+    parser = RunOptionParser(verb, "[OPTION...] [--] COMMAND [--] [ITEM...]", description, examples)
     parser.add_argument("--file", metavar="FILE", help="read the items from a file, one a line; - is standard input")
     parser.add_argument("-0", "--null", action="store_true", help="each item ends with a NUL instead of a line break")
     parser.add_argument("--tasks", type=int, metavar="N", help="cut the items into N tasks")
     parser.add_argument("--chunksize", type=int, metavar="N", help="give each task N items; by default one per process")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="kill the command of an item after so long")
-    parser.add_argument("--detach", action="store_true", help="print the run folder and do not wait")
-    parser.add_argument("--dry-run", action="store_true", help="print the batch script and submit nothing")
-    parser.add_argument("--quiet", action="store_true", help="print only the output of the items and failures")
     parser.add_run_options()
     return parser
 
@@ -115,40 +115,3 @@ def _items(parser: RunOptionParser, words: list[str], given: argparse.Namespace)
     with open(sys.stdin.fileno() if source == "-" else source, "rb", closefd=source != "-") as file:
         items = os.fsdecode(file.read()).split("\0" if given.null else "\n")
     return items if items[-1] else items[:-1]
-
-
-def _follow(futures: FutureArray[subprocess.CompletedProcess[str]], items: list[str]) -> int:
-    """Print the items' output in order as it arrives, then the failures; return the exit status."""
-    failed = {index: reason for index in range(len(items)) if (reason := _show(futures[index]))}
-    if failed:
-        print(f"slurmlaunch: {len(failed)} of {len(items)} items failed:", file=sys.stderr)
-    for index, reason in list(failed.items())[:_SHOWN_FAILURES]:
-        print(f"  item {index} ({items[index]}): " + "\n      ".join(reason), file=sys.stderr)
-    if len(failed) > _SHOWN_FAILURES:
-        print(f"  and {len(failed) - _SHOWN_FAILURES} more", file=sys.stderr)
-    return FAILED if failed else OK
-
-
-def _show(future: Future[subprocess.CompletedProcess[str]]) -> list[str]:
-    """Wait for an item and print its output; if it failed, return why, and the end of its standard error."""
-    try:
-        error = future.exception()
-    except CancelledError:  # by another client
-        return ["it was cancelled"]
-    if error is None:
-        done = future.result()
-        _print(done.stdout, done.stderr)
-        return []
-    if not isinstance(error, subprocess.CalledProcessError):
-        return [(in_flags(error) if isinstance(error, SlurmlaunchError) else str(error)) or type(error).__name__]
-    _print(error.stdout, error.stderr)
-    reason = f"exit status {error.returncode}" if error.returncode > 0 else f"signal {-error.returncode}"
-    return [reason, *error.stderr.rstrip().splitlines()[-_SHOWN_LINES:]]
-
-
-def _print(out: str, err: str) -> None:
-    # In UTF-8, as the output was read, whatever the terminal's locale.
-    for stream, text in ((sys.stdout, out), (sys.stderr, err)):
-        stream.flush()
-        stream.buffer.write(text.encode())
-        stream.buffer.flush()

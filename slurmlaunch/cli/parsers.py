@@ -41,31 +41,41 @@ class VerbParser(argparse.ArgumentParser):
         self.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+_RUN = """
+RUN is the name or folder of a run, the beginning of one of these, or a job id"""
+ITEMS = "[ITEMS]"
+_ITEMS = """
+ITEMS are 7, or 3-9 (with 9), or 7,9, or failed."""
+
+
 class RunParser(VerbParser):
     """The parser of a verb for one run: RUN, ``--newest`` and ``--folder``, and perhaps ITEMS.
 
     Args:
-        verb, usage, description, examples: as for a `VerbParser`.
+        verb, description, examples: as for a `VerbParser`.
         acts: the verb changes the run, so that RUN or ``--newest`` must be given.
-        items: whether ITEMS may follow.
+        items: what may follow it, as the usage says it, such as `ITEMS`.
     """
 
-    def __init__(
-        self, verb: str, usage: str, description: str, examples: str, *, acts: bool = False, items: bool = False
-    ) -> None:
-        super().__init__(verb, usage, description, examples)
+    def __init__(self, verb: str, description: str, examples: str, *, acts: bool = False, items: str = "") -> None:
+        usage = " ".join(filter(None, ("RUN" if acts else "[RUN]", items, "[OPTION...]")))
+        about = _RUN + ("." if acts else ";\nby default the newest run.") + _ITEMS * (items == ITEMS)
+        super().__init__(verb, usage, description + about, examples)
         self._acts, self._most = acts, 2 if items else 1
+        self.instead = ""
+        """An option that names what RUN would."""
         self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-        default = "" if acts else "; the default"
-        self.add_argument("--newest", action="store_true", help=f"the newest run, in place of RUN{default}")
+        self.add_argument("--newest", action="store_true", help="the newest run, in place of RUN")
         self.add_argument("--folder", metavar="FOLDER", help=RUNS_FOLDER)
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Read the command line; the result has ``run`` (None is the newest) and ``items`` (None if not given)."""
-        given = self.parse_args(arguments)
+        given = self.parse_intermixed_args(arguments)
         words: list[str | None] = [None, *given.words] if given.newest else given.words
-        if self._acts and not words:
-            self.error("give a run, or --newest")
+        instead = self.instead and getattr(given, self.instead) is not None
+        if (self._acts or instead) and bool(words) == bool(instead):
+            flag = f" or --{self.instead.replace('_', '-')}" if self.instead else ""
+            self.error(f"give a run, or --newest{flag}")
         if len(words) > self._most:
             self.error(f"{words[self._most]!r} is too much")
         given.run, given.items, *_ = [*words, None, None]
@@ -73,14 +83,20 @@ class RunParser(VerbParser):
 
 
 def find(given: argparse.Namespace) -> FutureArray[Any]:
-    """Return the futures of the run that a `RunParser` has read.
-
-    Raises:
-        RunFolderError: there is none, or several; the message lists the nearest.
-    """
+    """Return the futures of the run that a `RunParser` has read, and watch it; raises as `slurmlaunch.attach` does."""
     from slurmlaunch.client.futures import attach
+    from slurmlaunch.client.submission import leave_quietly
 
-    return attach(given.run, folder=given.folder)
+    futures = attach(given.run, folder=given.folder)
+    leave_quietly(futures.folder)
+    return futures
+
+
+def look(given: argparse.Namespace) -> FutureArray[Any]:
+    """Return the futures of that run as it is now: nobody watches it, and nothing is written."""
+    from slurmlaunch.client.futures import read_run
+
+    return read_run(given.run, given.folder)
 
 
 def items_in(text: str, futures: FutureArray[Any]) -> list[int]:
@@ -109,3 +125,17 @@ def items_in(text: str, futures: FutureArray[Any]) -> list[int]:
 def chosen(given: argparse.Namespace, futures: FutureArray[Any]) -> FutureArray[Any]:
     """Return the futures of the ITEMS that a `RunParser` has read; all if none are given."""
     return futures if given.items is None else futures.select(items_in(given.items, futures))
+
+
+def positive(text: str) -> int:
+    """Return a number of at least 1, as ``type=`` of an option."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds, as ``type=`` of an option."""
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return float(text)

@@ -41,28 +41,7 @@ class RunOptionParser(VerbParser):
         self.add_argument("--cluster", choices=CLUSTERS, help="where to run; by default on Slurm if sbatch is on PATH")
         self.add_argument("--folder", metavar="FOLDER", help=RUNS_FOLDER)
         self.add_argument("--profile", metavar="NAME", help="the options of a profile (see slurmlaunch config)")
-        ours = self.add_argument_group("how it runs")
-        for name, option in OURS.items():
-            if option.flag:
-                flag, metavar, *repeatable = option.flag.split()
-                what = option.help[0].lower() + option.help[1:].rstrip(".").replace("%", "%%")
-                what += "; may be repeated" if repeatable else ""
-                kind: dict[str, Any] = {"action": "append"} if repeatable else {}
-                if metavar == "WORDS":
-                    kind["type"] = shlex.split
-                ours.add_argument(flag, dest=name, metavar=metavar, help=what, **kind)
-        container = self.add_argument_group("in a container")
-        for flag, metavar, what in _OF_A_CONTAINER:
-            many: dict[str, Any] = {"action": "append", "default": []} if "repeated" in what else {}
-            container.add_argument(flag, metavar=metavar, help=what, **many)
-        sbatch = self.add_argument_group("options of sbatch", _SBATCH_OPTIONS)
-        short = {name: f"-{letter}" for letter, name in SHORT.items() if name in NAMES}
-        for name in sorted(NAMES):
-            flags = [short[name], flag_of(name)] if name in short else [flag_of(name)]
-            # As for sbatch, the value of an optional one follows "=": the next word is never its value.
-            optional: dict[str, Any] = {"nargs": "?", "const": True} if name in OPTIONAL else {}
-            arity = {"action": "store_true"} if name in FLAGS else optional
-            sbatch.add_argument(*flags, dest=name, help=argparse.SUPPRESS, **arity)
+        add_changes(self)
 
     def parse(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Read the options; return them, and the words after them: the first ``--`` among two is none."""
@@ -85,6 +64,32 @@ class RunOptionParser(VerbParser):
                 break
             position += 2 if word in with_value else 1
         return min(position, len(arguments))
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """Add the options of an executor that a retry may change, too."""
+    ours = parser.add_argument_group("how it runs")
+    for name, option in OURS.items():
+        if option.flag:
+            flag, metavar, *repeatable = option.flag.split()
+            what = option.help[0].lower() + option.help[1:].rstrip(".").replace("%", "%%")
+            what += "; may be repeated" if repeatable else ""
+            kind: dict[str, Any] = {"action": "append"} if repeatable else {}
+            if metavar == "WORDS":
+                kind["type"] = shlex.split
+            ours.add_argument(flag, dest=name, metavar=metavar, help=what, **kind)
+    container = parser.add_argument_group("in a container")
+    for flag, metavar, what in _OF_A_CONTAINER:
+        many: dict[str, Any] = {"action": "append", "default": []} if "repeated" in what else {}
+        container.add_argument(flag, metavar=metavar, help=what, **many)
+    sbatch = parser.add_argument_group("options of sbatch", _SBATCH_OPTIONS)
+    short = {name: f"-{letter}" for letter, name in SHORT.items() if name in NAMES}
+    for name in sorted(NAMES):
+        flags = [short[name], flag_of(name)] if name in short else [flag_of(name)]
+        # As for sbatch, the value of an optional one follows "=": the next word is never its value.
+        optional: dict[str, Any] = {"nargs": "?", "const": True} if name in OPTIONAL else {}
+        arity = {"action": "store_true"} if name in FLAGS else optional
+        sbatch.add_argument(*flags, dest=name, help=argparse.SUPPRESS, **arity)
 
 
 def run_options(given: argparse.Namespace) -> dict[str, Any]:

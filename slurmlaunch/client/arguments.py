@@ -6,7 +6,6 @@ another function. It knows no outcomes and no tasks.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import threading
@@ -69,11 +68,6 @@ class ArgumentsReader:
             msg = f"the arguments of item {item} of {self._manifest.name} do not load here: {what}; {self._folder.path}"
             raise RunFolderError(msg, path=str(self._folder.path)) from error
 
-    def row_of(self, item: int) -> tuple[Any, ...]:
-        """Return the arguments with which a task calls the stored function for an item; raises as `ItemReader` does."""
-        with self._lock:
-            return self._item(item, None)
-
     def call_of(self, item: int) -> str:
         """Return the call of an item, shortened: ``process('csvs/s013.csv')``; never raises."""
         name = self._manifest.function.rpartition(".")[2]
@@ -85,6 +79,8 @@ class ArgumentsReader:
         """Return the arguments of an item, shortened, a text without quotes: ``csvs/s013.csv``; never raises."""
         text = self._shortened(item)
         with contextlib.suppress(ValueError, SyntaxError):
+            import ast
+
             plain = ast.literal_eval(text)
             return plain if isinstance(plain, str) and plain.isprintable() else text
         return text

@@ -6,26 +6,25 @@ Used by `slurmlaunch.attach`, by futures that are unpickled, and by `rerun`. It 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
-import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.client.default_folder import folder_of_runs
 from slurmlaunch.client.differences import time_of
-from slurmlaunch.client.options import TOKEN_LENGTH, job_name
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import ReadEnds, ReadTasks
+from slurmlaunch.client.state import ReadEnds, ReadTasks, SchedulerReported
 from slurmlaunch.client.watcher import Watch, current_client
 from slurmlaunch.errors import RunFolderError
+from slurmlaunch.runfolder.changes import is_on_network
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.layout import MANIFEST, Manifest, RunFolder
 from slurmlaunch.runfolder.rounds import check_kept, read_rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from slurmlaunch.client.state import Effect
 
@@ -64,15 +63,32 @@ def open_view(path: Path, rounds: int | None = None) -> Watch:
     return watch
 
 
-def inspect(path: Path) -> Run:
-    """Return a view of a run as its folder shows it now, which nobody watches; nothing is written or submitted."""
+def inspect(path: Path, *, ask: bool = False) -> Run:
+    """Return a view of a run as its folder shows it now, which nobody watches; nothing is written or submitted.
+
+    With *ask* it has the scheduler's states of tasks, too, if items are open.
+    """
     run = _view(path)
-    run.state.latency = 0.0  # what is not visible yet is not there now
+    latency, run.state.latency = run.state.latency, 0.0  # what is not visible yet is not there now
     inspection = _Inspection(run)
     inspection.submission.read_refusals()
     for _ in range(2):  # the second one ends the items of tasks that the first one found to have ended
         inspection.first_poll()
+    if ask and run.ledger.open and run.job_ids:
+        # But an item of a job that ended a moment ago has not failed because a network file system is slow.
+        run.state.latency = latency if is_on_network(path) else 0.0
+        snapshot = run.backend.query(dict.fromkeys(run.job_ids, run.manifest.created))
+        if snapshot is not None:
+            inspection.handle(SchedulerReported(snapshot))
+            inspection.first_poll()
     return run
+
+
+def search_as_submitted(run: Run) -> None:
+    """Have this process look for modules also where the submission did: results and arguments may need them."""
+    installed = ("site-packages", "dist-packages", "lib-dynload")
+    own = (each for each in run.manifest.sys_path if each not in sys.path and Path(each).name not in installed)
+    sys.path += [each for each in own if Path(each).is_dir()]
 
 
 class _Inspection(Watch):
@@ -180,6 +196,8 @@ def _begins(text: str, path: Path, manifest: Manifest) -> bool:
 def _near(parent: Path, text: str = "", among: _Found | None = None) -> str:
     """Return the runs in a folder that a text may have meant, as the end of a message."""
     found = among or _newest_first(parent)
+    import difflib
+
     close = difflib.get_close_matches(text, {name for path, run in found for name in (path.name, run.name)}, _NEAR)
     near = [each for name in close for each in found if name in {each[0].name, each[1].name}] or found
     if not near:
@@ -193,26 +211,11 @@ _NEAR = 5
 """How many runs a message lists."""
 
 
-def newest_of(name: str, folder: Path) -> Path | None:
-    """Return the newest run of `map_array` in a folder that has a name, and whose folder is called after it.
-
-    The others' manifests are not read, of which there may be thousands.
-    """
-    readable = re.escape(job_name(name, _SOME_TOKEN).removesuffix(_SOME_TOKEN))
-    called = re.compile(rf"(\d{{8}}-\d{{6}}-)?{readable}[0-9a-f]{{{len(_SOME_TOKEN)}}}")
-    found = manifests_in(folder, lambda each: called.fullmatch(each) is not None)
-    ours = [(manifest.created, path) for path, manifest in found if manifest.name == name and not manifest.single]
-    return max(ours)[1] if ours else None
-
-
-_SOME_TOKEN = "0" * TOKEN_LENGTH
-
-
-def manifests_in(folder: Path, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the run folders in a folder that can be read, and their manifests; *wanted* chooses by name."""
+def manifests_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the run folders in a folder that can be read, and their manifests."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if wanted(entry.name) and entry.is_dir(follow_symlinks=False)]
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return
     parent = folder.resolve()

@@ -9,6 +9,7 @@ is left of a removal that was interrupted is recognized.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,8 +26,8 @@ from slurmlaunch.client.sbatch_options import as_time, refused
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError
 from slurmlaunch.runfolder.clients import ClientId
-from slurmlaunch.runfolder.layout import MANIFEST, RunFolder
-from slurmlaunch.runfolder.rounds import check_kept, claim_removal, give_up_removal, remover_of
+from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.rounds import claim_removal, give_up_removal, remover_of
 
 if TYPE_CHECKING:
     import os
@@ -90,7 +91,16 @@ def clean(
     Raises:
         OptionError: *older_than* is no time.
     """
-    before = time.time() - _seconds(older_than)
+    cleaned = remove_old(folder, seconds_of(older_than), keep_failed=keep_failed, dry_run=dry_run)
+    say(str(cleaned))
+    return cleaned
+
+
+def remove_old(
+    folder: str | os.PathLike[str] | None, seconds: float, *, keep_failed: bool = True, dry_run: bool = False
+) -> Cleaned:
+    """Remove runs as `clean` does, without a word."""
+    before = time.time() - seconds
     jobs, old, rests = _Jobs(), [], []
     removed: dict[Path, int] = {}
     kept: dict[Path, str] = {}
@@ -117,9 +127,7 @@ def clean(
             if not dry_run:
                 _remove_files(RunFolder(path))
             removed[path] = size
-    cleaned = Cleaned(tuple(removed), sum(removed.values()), kept, dry_run)
-    say(str(cleaned))
-    return cleaned
+    return Cleaned(tuple(removed), sum(removed.values()), kept, dry_run)
 
 
 @contextlib.contextmanager
@@ -131,60 +139,18 @@ def _keeping(path: Path, kept: dict[Path, str]) -> Iterator[None]:
         kept[path] = _why(error)
 
 
-def remove(run: Run) -> None:
+def remove(run: Run) -> Cleaned:
     """Remove a run, for `FutureArray.remove`, which says what this raises."""
-    path = run.folder.path
+    path, jobs = run.folder.path, _Jobs()
     size, _ = usage_of(path)
     try:
-        _remove_ours(path)
+        now = inspect(path)
+        _check_unused(now, jobs, ours=True)
+        _remove(now, jobs, ours=True)
     except (_Kept, SchedulerError) as error:
         raise RunFolderError(f"{path} is not removed: {_why(error)}", path=str(path)) from error
     say(f"removed {path}, {readable(size)} freed")
-
-
-def discard(run: Run) -> None:
-    """Remove a run of this process that no scheduler accepted, unless another process goes on with it."""
-    with contextlib.suppress(_Kept, SchedulerError, OSError, RunFolderError):
-        _remove_ours(run.folder.path)
-
-
-def _remove_ours(path: Path) -> None:
-    now, jobs = inspect(path), _Jobs()
-    _check_unused(now, jobs, ours=True)
-    _remove(now, jobs, ours=True)
-
-
-def await_removal(path: Path) -> bool:
-    """Wait while another process removes a run, and remove the rest if that has ended; return whether it is gone.
-
-    Raises:
-        RunFolderError: it takes too long.
-    """
-    until = time.monotonic() + _LONGEST_REMOVAL
-    while path.exists():
-        with contextlib.suppress(_Kept, FileNotFoundError):
-            if not _is_rest(path):
-                return False
-            _remove_files(RunFolder(path))
-            return True
-        if time.monotonic() > until:
-            check_kept(RunFolder(path))
-        time.sleep(_TICK)
-    return True
-
-
-@contextlib.contextmanager
-def unless_removed(path: Path) -> Iterator[None]:
-    """Leave the block without an error if another process removes the run meanwhile, or began to."""
-    try:
-        yield
-    except (RunFolderError, OSError) as error:
-        if not getattr(error, "is_removed", False) and (path / MANIFEST).exists():
-            raise
-
-
-_LONGEST_REMOVAL, _TICK = 60.0, 0.05
-"""Seconds that a removal by another process may take, and between two checks."""
+    return Cleaned((path,), size)
 
 
 class _Kept(Exception):
@@ -195,11 +161,13 @@ def _why(error: Exception) -> str:
     return f"its jobs cannot be asked about: {error}" if isinstance(error, SchedulerError) else str(error)
 
 
-def _seconds(older_than: timedelta | str | float) -> float:
+def seconds_of(older_than: timedelta | str | float) -> float:
+    """Return the seconds of a time as `clean` takes it."""
     if isinstance(older_than, timedelta):
         return older_than.total_seconds()
     if isinstance(older_than, str):
-        return parse_time(as_time("older_than", older_than))
+        seconds = parse_time(as_time("older_than", older_than))
+        return seconds if math.isfinite(seconds) else 0.0  # to sbatch, whose form it is, no time at all is no limit
     if isinstance(older_than, bool) or not isinstance(older_than, (int, float)) or not older_than >= 0:
         raise refused("older_than", f"must be a timedelta, seconds, or text such as '30d', not {older_than!r}")
     return older_than

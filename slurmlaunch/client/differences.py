@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,16 +33,7 @@ def say(text: str) -> None:
 
 def differences(folder: RunFolder, manifest: Manifest) -> str:
     """Return what has changed since the manifest's code was recorded, or an empty text: on disk, not in memory."""
-    return joined([*differences_of_code(folder, manifest), *_of_commits(manifest)])
-
-
-def differences_of_code(folder: RunFolder, manifest: Manifest) -> list[str]:
-    """Return what has changed of what runs: as `differences`, without commits that change no module of the run."""
-    return [*_of_modules(folder, manifest), *_of_distributions(manifest)]
-
-
-def joined(found: list[str]) -> str:
-    """Return the first of some changes as one text, and how many more there are."""
+    found = [*_of_modules(folder, manifest), *_of_distributions(manifest), *_of_commits(manifest)]
     more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     return "; ".join([*found[:_SHOWN], *more])
 
@@ -80,6 +70,8 @@ def _of_distributions(manifest: Manifest) -> Iterator[str]:
 
 def _version_of(name: str, folder: str) -> str | None:
     """Return the version of a distribution where it was, or else where this process would import it from."""
+    from importlib import metadata
+
     for path in ([folder], sys.path):
         for found in metadata.distributions(name=name, path=path):
             return found.version

@@ -7,32 +7,31 @@ could not be cancelled: `Future.running` asks the run instead. Nothing here poll
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import itertools
-import sys
 import time
 from array import array
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from slurmlaunch.client import html
-from slurmlaunch.client.attach import find_run, locate
-from slurmlaunch.client.cleaning import remove
+from slurmlaunch.client.attach import find_run, inspect, locate, search_as_submitted
+from slurmlaunch.client.cleaning import Cleaned, remove
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.completed import Completed, Wait
 from slurmlaunch.client.debug import debug
 from slurmlaunch.client.differences import say
 from slurmlaunch.client.failures import FailedItem, Failures
 from slurmlaunch.client.item_status import ItemStatus, consecutive
-from slurmlaunch.client.item_story import item_node, item_output, item_times, outputs_by_rank, rank_line, task_log
+from slurmlaunch.client.item_story import item_node, item_output, item_times, task_log
 from slurmlaunch.client.progress import Progress
 from slurmlaunch.client.rerun import CURRENT, Retry, retry
+from slurmlaunch.client.runs import RunSummary
 from slurmlaunch.client.status import Status, counts_of, status_of
 from slurmlaunch.client.submission import Submission, advice_on_interrupt
+from slurmlaunch.client.tailing import STREAMS, heading, name_of, tail_item, tail_run
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.outcome import BARE, BARE_IF_OURS, Failure, Value
 
@@ -170,19 +169,7 @@ class Future(concurrent.futures.Future[T]):
 
     def tail(self, *, follow: bool = False) -> None:
         """Print the last lines of the item's output; with *follow*, also what comes until the item has ended."""
-        seen: Counter[tuple[str, int]] = Counter()
-        while True:
-            done = self.done()
-            for name in _STREAMS:
-                for rank, text in outputs_by_rank(self._run, self._index, name).items():
-                    before = seen[name, rank]
-                    new = text[before:] if before else "".join(text.splitlines(keepends=True)[-_TAIL_LINES:])
-                    seen[name, rank] = len(text)
-                    sys.stdout.write(rank_line(rank) + new if new and rank else new)
-            sys.stdout.flush()
-            if done or not follow:
-                return
-            concurrent.futures.wait([self], _FOLLOW_EVERY)
+        tail_item(self._run, self._index, self.done, partial(concurrent.futures.wait, [self]) if follow else None)
 
     def log(self, stream: str) -> Path:
         """Return the path of the task's log, *stream* being ``out`` or ``err``; the file exists once it has started."""
@@ -321,6 +308,8 @@ class Future(concurrent.futures.Future[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait for it in a coroutine."""
+        import asyncio  # as in `Run.settled`
+
         return asyncio.wrap_future(self).__await__()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -351,10 +340,6 @@ class Future(concurrent.futures.Future[T]):
 
 _OF_THE_BASE = frozenset(vars(concurrent.futures.Future()))
 _FINISHED = "FINISHED"
-
-_STREAMS = ("out", "err")
-_TAIL_LINES, _FOLLOW_EVERY = 10, 1.0
-"""How many lines `Future.tail` prints first, and how often it looks for more, in seconds."""
 
 
 class FutureArray(Sequence[Future[T]]):
@@ -609,14 +594,31 @@ class FutureArray(Sequence[Future[T]]):
         """Return how many items are where, what the tasks do and why some wait, without asking anybody."""
         return status_of(self._run, self._items)
 
-    def logs(self, task: int) -> str:
+    def summary(self) -> RunSummary:
+        """Return the run as `slurmlaunch.runs` lists it; its state asks the scheduler if items are open."""
+        return RunSummary.of(self._run)
+
+    def logs(self, task: int | None = None) -> str:
         """Return the log of a task, of all its items and starts: its standard output, and then its standard error.
+
+        Args:
+            task: by default all of the run that wrote something, each below a line that names it.
 
         Raises:
             LookupError: the run has no such task.
         """
-        self._run.tasks.view(task)
-        return "".join(task_log(self._run, task, stream) for stream in _STREAMS)
+        if task is not None:
+            self._run.tasks.view(task)
+            return "".join(task_log(self._run, task, stream) for stream in STREAMS)
+        found = ((name_of(each, self._run), self.logs(each)) for each in self._run.tasks.all())
+        return "".join(heading(name) + text + "\n" * (text[-1] != "\n") for name, text in found if text)
+
+    def tail(self, *, follow: bool = False) -> None:
+        """Print the last lines of the logs of all tasks that have started; with *follow*, also what comes.
+
+        A line names the task where the output is another's.
+        """
+        tail_run(self._run, self.done, partial(self.wait, progress=False) if follow else None)
 
     def _repr_html_(self) -> str:
         return self.status()._repr_html_()
@@ -650,15 +652,15 @@ class FutureArray(Sequence[Future[T]]):
         """The absolute path of the run folder, for `slurmlaunch.attach`."""
         return self._run.folder.path
 
-    def remove(self) -> None:
-        """Remove the run folder with everything in it, and print what was freed.
+    def remove(self) -> Cleaned:
+        """Remove the run folder with everything in it; print what was freed, and return it.
 
         Raises:
             RunFolderError: the scheduler lists a job of the run or does not answer, or another process that lives made,
                 retried or attached to it; nothing is removed.
             OSError: something could not be removed; `slurmlaunch.clean` removes the rest.
         """
-        remove(self._run)
+        return remove(self._run)
 
     @property
     def code(self) -> Code:
@@ -701,7 +703,7 @@ class FutureArray(Sequence[Future[T]]):
             OptionError: a value is invalid, or cannot change within a run.
         """
         wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
-        again = retry(self._run, Retry(wanted, fn, code, changes))
+        again = retry(self._run, wanted, Retry(fn, code, changes))
         array: FutureArray[T] = FutureArray(again, self._items)
         again.on_demand = not again.submitting  # not before the array holds it
         return array
@@ -752,6 +754,19 @@ def attach(
 def open_run(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
     """Return the futures of a run, as `attach` does, without a word."""
     return _held(find_run(run_folder))
+
+
+def read_run(
+    run: str | os.PathLike[str] | None = None, folder: str | os.PathLike[str] | None = None
+) -> FutureArray[Any]:
+    """Return the futures of a run as its folder and Slurm show it at this moment; nobody watches it.
+
+    Nothing is written or submitted, and open items stay open: do not wait for them. Modules of results and arguments
+    are looked for where the submission found them, too. Otherwise as `attach`.
+    """
+    view = inspect(locate(run, folder), ask=True)
+    search_as_submitted(view)
+    return FutureArray(view)
 
 
 def _held(run: Run) -> FutureArray[Any]:

@@ -5,7 +5,6 @@ The colours suit light and dark pages. All text is escaped: a result's repr, or 
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ class Part(NamedTuple):
 
 def text(plain: object) -> str:
     """Return text, escaped."""
+    import html  # its table of entities is large, and few programs run in a notebook
+
     return html.escape(str(plain))
 
 

@@ -8,7 +8,6 @@ submits and polls nothing (`submission`, `watcher`), and knows no process-wide o
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import math
@@ -254,12 +253,11 @@ class Run:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.folder, self.manifest, self.backend, self.clock = folder, manifest, backend, clock
         self.rounds = list(rounds)
-        grown = self.rounds[-1].plan.manifest.get("items", manifest.items) if self.rounds else manifest.items
-        self.folder, self.manifest, self.backend, self.clock = folder, manifest._replace(items=grown), backend, clock
         self.state = RunState(
             folder,
-            self.manifest.items,
+            manifest.items,
             [(each.number, each.plan) for each in self.rounds],
             latency=latency_of(folder.path),
             clock_offset=time.time() - clock(),
@@ -302,8 +300,6 @@ class Run:
             if isinstance(event, RoundAdded) and event.round == len(self.rounds):
                 self.rounds.append(Round(self.folder, event.round, event.plan))
             effects = self.state.handle(event, self.clock())
-            if self.ledger.items != self.manifest.items:
-                self.manifest = self.manifest._replace(items=self.ledger.items)
             settled = [effect.items for effect in effects if isinstance(effect, Settle)]
             futures = self._futures.take(settled)
             if settled:
@@ -416,6 +412,8 @@ class Run:
 
     async def settled(self, ready: Callable[[], bool], deadline: float | None) -> bool:
         """Wait in a coroutine as `wait_for` does, until *deadline* (monotonic); return whether the condition holds."""
+        import asyncio  # here, since most programs have no coroutines, and its import takes long
+
         loop, event = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:

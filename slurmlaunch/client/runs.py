@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from slurmlaunch.client import html
 from slurmlaunch.client.attach import inspect, manifests_in
 from slurmlaunch.client.default_folder import folder_of_runs
-from slurmlaunch.client.status import counts_of
+from slurmlaunch.client.status import counts_of, state_of
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError
@@ -65,15 +65,19 @@ class RunSummary:
         self._listed: set[str] | None = None
         """The jobs that may still run, as far as they have been asked about."""
 
+    @classmethod
+    def of(cls, run: Run) -> RunSummary:
+        """Return the summary of a run that `inspect` has read."""
+        summary = cls(run.folder.path, run.manifest)
+        summary.__dict__["_content"] = _content_of(run)
+        return summary
+
     @cached_property
     def _content(self) -> _Content:
         try:
-            run = inspect(self.folder)
+            return _content_of(inspect(self.folder))
         except (OSError, RunFolderError) as error:
             return _Content({}, (), to_submit=False, changed="", damage=str(error))
-        if not run.rounds:
-            return _Content({}, (), to_submit=False, changed="", damage=f"{self.folder} has no round")
-        return _Content(counts_of(run, None), run.job_ids, may_be_submitted(run), run.explanations.changed_code())
 
     @property
     def counts(self) -> dict[str, int]:
@@ -109,7 +113,7 @@ class RunSummary:
             return "damaged"
         counts = content.counts
         if not (counts["pending"] or counts["running"]):
-            return next((word for word in ("failed", "cancelled") if counts[word]), "done")
+            return state_of(counts)
         if content.to_submit:
             return "running"
         if not content.job_ids:
@@ -138,6 +142,12 @@ class RunSummary:
 
     def __repr__(self) -> str:
         return f"<Run {self.name}: {self.state}; slurmlaunch.attach({str(self.folder)!r})>"
+
+
+def _content_of(run: Run) -> _Content:
+    if not run.rounds:
+        return _Content({}, (), to_submit=False, changed="", damage=f"{run.folder.path} has no round")
+    return _Content(counts_of(run, None), run.job_ids, may_be_submitted(run), run.explanations.changed_code())
 
 
 class RunList(Sequence[RunSummary]):
@@ -170,7 +180,7 @@ class RunList(Sequence[RunSummary]):
     def __repr__(self) -> str:
         if not self._runs:
             return f"no runs in {self.folder}"
-        rows = [_HEAD, *self._rows()]
+        rows = self[:_SHOWN].table()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, *self._more()])
@@ -180,14 +190,14 @@ class RunList(Sequence[RunSummary]):
             return html.box([html.text(repr(self))])
         cells = (
             [html.marked(state, _COLOURS.get(state, html.GREY)), *map(html.text, others)]
-            for state, *others in self._rows()
+            for state, *others in self[:_SHOWN].table()[1:]
         )
         return html.box([html.table(_HEAD, cells), *map(html.small, self._more())])
 
-    def _rows(self) -> Iterator[tuple[str, ...]]:
-        shown = self._runs[:_SHOWN]
-        _ask(shown)
-        return map(_row, shown)
+    def table(self) -> list[tuple[str, ...]]:
+        """Return the names of the columns, and a row for each run; reads every run folder."""
+        _ask(self._runs)
+        return [_HEAD, *map(_row, self._runs)]
 
     def _more(self) -> Iterator[str]:
         if len(self) > _SHOWN:

@@ -13,7 +13,6 @@ import operator
 import os
 import re
 from datetime import timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import parse_memory, parse_time
@@ -216,6 +215,8 @@ def as_memory(option: str, value: object) -> str:
     if "." not in text and not found["bytes"] and " " not in text and found["unit"] != "p":
         return _checked(option, text, parse_memory, wrong)
     unit = "kmgtp".find(found["unit"] or "-")  # -1: bytes
+    from decimal import Decimal
+
     kibibytes = Decimal(found["number"]) * 1024**unit if unit >= 0 else Decimal(found["number"]) / 1024
     whole = math.ceil(kibibytes)
     for letter in "KMG":

@@ -17,7 +17,7 @@ from slurmlaunch.client.failures import first_failures
 from slurmlaunch.client.item_status import ItemStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from slurmlaunch.client.run import Run
 
@@ -57,6 +57,11 @@ class Status:
     def settled(self) -> int:
         """The number of items that are done, failed or cancelled."""
         return self.items - self.counts["pending"] - self.counts["running"]
+
+    @property
+    def state(self) -> str:
+        """The state in a word: ``running`` while items are open; then ``failed``, ``cancelled`` or ``done``."""
+        return state_of(self.counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the status as a dict of numbers, strings, lists and dicts, ready for JSON."""
@@ -122,6 +127,13 @@ _STATES = {
     **{state.value: html.GREY for state in TaskState if state.is_queued},
 }
 """The colours of task states; other states are failures."""
+
+
+def state_of(counts: Mapping[str, int]) -> str:
+    """Return the state of items in a word, as `Status.state` does."""
+    if counts["pending"] or counts["running"]:
+        return "running"
+    return next((word for word in ("failed", "cancelled") if counts[word]), "done")
 
 
 def counts_of(run: Run, part: Sequence[int] | None) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -205,8 +204,7 @@ def break_node(cluster: Cluster, work: Deed, item: int) -> None:
     cluster.stop_daemon(f"slurmd-{environment['SLURMD_NODENAME']}")
     step = parent(parent(supervisor))
     for process in (step, *_of_job(cluster, environment["SLURM_JOB_ID"])):
-        with contextlib.suppress(ProcessLookupError):  # it ended with the step
-            os.kill(process, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
 
 
 def environment_of(process: int) -> dict[str, str]:

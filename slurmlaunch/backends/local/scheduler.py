@@ -19,7 +19,6 @@ import functools
 import itertools
 import math
 import os
-import platform
 import selectors
 import signal
 import sys
@@ -253,7 +252,7 @@ class LocalTask:
         self.due = time.monotonic() + job.resources.seconds  # then the time limit ends it, or SIGKILL
         self.ending: TaskRecord | None = None  # the record of its end, once it is being ended from outside
         job.running += 1
-        job.records[element] = TaskRecord(TaskState.RUNNING, node=platform.node())
+        job.records[element] = TaskRecord(TaskState.RUNNING, node=os.uname().nodename)
 
     def end(self, record: TaskRecord, sessions: Sessions, number: int = signal.SIGTERM) -> None:
         """Signal it, and remember why; the first reason counts."""
@@ -271,7 +270,7 @@ class LocalTask:
         if self.ending and status > _SIGNALLED:  # clients may read the mark before the state: it must not say less
             status = Status.OUT_OF_MEMORY if self.ending.state is TaskState.OUT_OF_MEMORY else Status.STOPPED
         self.job.running -= 1
-        self.job.settle(self.element, replace(ended, exit_code=exit_code, node=platform.node()), status)
+        self.job.settle(self.element, replace(ended, exit_code=exit_code, node=os.uname().nodename), status)
 
 
 class _Pipes:

@@ -17,7 +17,6 @@ import logging
 import math
 import os
 import secrets
-import socket
 import stat
 import tempfile
 import threading
@@ -26,8 +25,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from filelock import FileLock, Timeout
 
 from slurmlaunch.backends.slurm.job_states import STATES, JobStates
 from slurmlaunch.backends.slurm.queries import sacct, squeue
@@ -294,6 +291,8 @@ class _SharedFile:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout  # here: a command that lists runs needs none
+
         path = self._path()
         try:
             with FileLock(path.with_suffix(".lock"), timeout=_LOCK_TIMEOUT, mode=0o600):
@@ -349,7 +348,7 @@ class _PrivateFile:
 
 def _file_name(cluster: str | None) -> str:
     # A configuration is a cluster; and a temporary folder may, against its purpose, be shared by many machines.
-    origin = "\0".join((os.environ.get("SLURM_CONF", ""), cluster or "", socket.gethostname()))
+    origin = "\0".join((os.environ.get("SLURM_CONF", ""), cluster or "", os.uname().nodename))
     return f"slurm-{hashlib.sha256(origin.encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
