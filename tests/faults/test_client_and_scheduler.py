@@ -23,6 +23,7 @@ from slurmlaunch.backends.slurm import SlurmBackend, commands
 from slurmlaunch.client import state, submission
 from slurmlaunch.client.attach import find_run
 from slurmlaunch.client.watcher import Client, current_client
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from tests.faults.wrapped import HANGS, IS_AWAY, TIMES_OUT, TIMES_OUT_AFTERWARDS, Wrapped
 from tests.support.cluster import ClusterSpec
 from tests.support.waiting import Gate, Story, wait_until
@@ -393,7 +394,8 @@ class TestSubmission:
     ) -> None:
         """Later arrays wait for capacity; if the waiting client is killed, an attaching client submits them.
 
-        All have the environment of the first submission; a warning names the secrets that the other client lacks.
+        All have the environment of the first submission, and know their run; a warning names the secrets that the
+        other client lacks.
         """
         cluster = own_cluster(ClusterSpec(lines=("AccountingStorageEnforce=limits", "MaxArraySize=4")))
         cluster.run(
@@ -424,7 +426,7 @@ class TestSubmission:
             gate = Gate.__new__(Gate)
             gate.folder = Path(sys.argv[2])
             os.environ.update(PLACE="there", A_TOKEN="not-to-be-stored")
-            enter = lambda item: gate.enter(item) + os.environ["PLACE"]
+            enter = lambda item: " ".join((gate.enter(item), os.environ["PLACE"], os.environ["SLURMLAUNCH_RUN"]))
             print(Executor(sys.argv[1], cluster="slurm").map_array(enter, "abcdefgh", tasks=8).folder, flush=True)
             time.sleep(600)
             """
@@ -439,7 +441,13 @@ class TestSubmission:
         first, second = attach(folder), attach(folder)
         gate.open()
 
-        assert [f"{item}there" for item in "abcdefgh"] == first.results(timeout=120) == second.results(timeout=10)
+        run = RunFolder(folder)
+        Manifest.read(run)
+        assert (
+            [f"{item} there {run.identity}" for item in "abcdefgh"]
+            == first.results(timeout=120)
+            == second.results(timeout=10)
+        )
         assert any("A_TOKEN of " in record.message for record in caplog.records)
         wait_until(lambda: not queue(*first.job_ids))
         assert len(first.job_ids) == len({*first.job_ids, *second.job_ids})

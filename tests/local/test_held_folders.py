@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ ELSEWHERE = {
     "client/attach.py": ("os.scandir(folder)", "os.path.lexists(path / MANIFEST)"),  # the folder of runs
     "client/configuration.py": ("",),
     "client/debug.py": ("Path(file).read_bytes(",),
-    "client/doctor/on_node.py": ("Path('/proc/", "Path(f'/proc/", "Path('/sys/"),
+    "client/doctor/on_node.py": ("Path('/proc/", "Path(f'/proc/", "Path('/sys/", "file.open("),
     "cli/main.py": ("os.open(os.devnull",),
     "cli/map.py": ("open(sys.stdin",),
     "client/code.py": ("open(file", "open(cache_from_source(", "os.stat(file)"),
@@ -63,6 +64,7 @@ ELSEWHERE = {
     "runfolder/records.py": ("self.path.open(",),
     "runfolder/rounds.py": ("entry.stat(",),
     "runfolder/runs_folder.py": ("",),
+    "runfolder/storage_notes.py": ("file.stat(",),
 }
 OPENERS = {
     "open", "fdopen", "memmap", "read_text", "read_bytes", "write_text", "write_bytes", "touch", "listdir", "scandir",
@@ -328,6 +330,36 @@ def test_a_node_refuses_the_folder_of_another_run(tmp_path: Path, protocol: int)
         assert (ended.status, ended.out, "exchanged" in ended.err) == (4, "", True)
         assert other.folder.outcomes.names() == []
     assert (run.run(env=ours).out, other.run().out) == ("executed\n", "executed\n")
+
+
+def test_ranks_refuse_the_folder_of_another_run(tmp_path: Path) -> None:
+    """Ranks compare the folder themselves: it may have been exchanged since their supervisor did."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text('#!/bin/sh\nfor file in "$RUNS"/*/manifest.json; do echo >> "$file"; done\nexec "$@"\n')
+    launcher.chmod(0o755)
+    runs, env = tmp_path / "runs", {"RUNS": str(tmp_path / "runs")}
+    with Executor(runs, cluster="local", ntasks=2, launcher=[str(launcher)], env=env) as executor:
+        error = executor.submit((tmp_path / "witness").touch).exception(PATIENCE)
+    assert "is not the folder of the run that this task belongs to" in str(error)
+    assert not (tmp_path / "witness").exists()
+
+
+def test_other_modules_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that are not those of the manifest are not imported, however right their own checksums are."""
+    monkeypatch.syspath_prepend(tmp_path)
+    folders = {}
+    with Executor(
+        tmp_path / "runs", cluster="local", setup=[f"until [ -e {tmp_path}/go ]; do sleep 0.02; done"]
+    ) as executor:
+        for answer in ("1", "12"):
+            (tmp_path / "their_own_module.py").write_text(f"def answer():\n    return {answer}\n")
+            monkeypatch.delitem(sys.modules, "their_own_module", raising=False)
+            future = executor.submit(import_module("their_own_module").answer)
+            folders[answer] = future.log("out").parents[1] / "modules"
+        folders["12"].write_bytes(folders["1"].read_bytes())
+        (tmp_path / "go").touch()
+        error = future.exception(PATIENCE)
+    assert f"{folders['12']} is damaged" in str(error)
 
 
 def test_another_function_is_not_run(tmp_path: Path) -> None:
