@@ -377,24 +377,27 @@ def test_another_function_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_each_open_is_relative(tmp_path: Path) -> None:
-    """In a whole local run only the run folder itself is opened by its path, all below it relative to a descriptor."""
+    """In whole local runs only the run folder itself is opened by its path, all below it relative to a descriptor."""
     program = f"""
 import slurmlaunch
 def work(x):
     return x + 1
 if __name__ == "__main__":
     with slurmlaunch.Executor({str(tmp_path / "runs")!r}, cluster="local") as executor:
-        futures = executor.map_array(work, range(4), tasks=2)
-        assert [each.result(60) for each in futures] == [1, 2, 3, 4]
-        print(futures.folder, futures[0].stdout())
+        for schedule in ("static", "dynamic", "auto"):
+            futures = executor.map_array(work, [0, 1, "a"], tasks=2, schedule=schedule)
+            futures.wait()
+        futures.retry().wait()
+        assert executor.options(ntasks=2, launcher=[]).submit(work, 1).result(60) == 2
+        print(futures[0].stdout())
 """
     (tmp_path / "program.py").write_text(program, encoding="utf-8")
     log = tmp_path / "strace"
     names = "trace=open,openat,openat2,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,creat"
     command = ["strace", "-f", "-qq", "-s", "4096", "-o", str(log), "-e", names, sys.executable]
-    done = subprocess.run([*command, str(tmp_path / "program.py")], check=True, capture_output=True, text=True)
-    folder = done.stdout.split()[0]
-    by_path = [line for line in log.read_text(errors="replace").splitlines() if f"{folder}/" in line]
+    subprocess.run([*command, str(tmp_path / "program.py")], check=True, capture_output=True)
+    calls, runs = log.read_text(errors="replace").splitlines(), re.escape(str(tmp_path / "runs"))
+    opened = {found[0] for line in calls if (found := re.search(rf'"{runs}/2[^/"]+"', line))}
 
-    assert [] == by_path
-    assert any(f'"{folder}"' in line for line in log.read_text(errors="replace").splitlines())
+    assert [] == [line for line in calls if re.search(rf"{runs}/2[^/]+/", line)]
+    assert len(opened) == 4
