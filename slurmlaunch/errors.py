@@ -154,6 +154,7 @@ class RunFolderError(SlurmlaunchError):
     """A folder that cannot be used as a run folder."""
 
     path: str = ""  # the folder or file
+    is_removed: bool = False  # another process removes it, or began to
     offset: int | None = None  # the damaged position in the file, in bytes, if known
 
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from slurmlaunch import Executor, FutureArray
 
-# A shell ignores Ctrl-C in tests that it starts in the background, and their child processes would inherit that.
+# A shell ignores these in tests that it starts in the background, and their child processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # The developer's own defaults are not the tests'.
 os.environ.pop("SLURMLAUNCH_CONFIG", None)
@@ -73,6 +74,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("anywhere") and item.get_closest_marker("slurm"):
             item.add_marker(pytest.mark.long)
+        for name, reason in clusters.chosen().skipped.items():
+            if item.nodeid.endswith(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
     parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     slow = [item for item in items if item.get_closest_marker("slow")]
     quick = [item for item in items if not item.get_closest_marker("slow")]

@@ -58,8 +58,9 @@ class InlineBackend(Backend):
         """Run the tasks of the array to their end; return its job id."""
         folder = RunFolder(job.run_folder)
         with undisturbed():
+            manifest = Manifest.read(folder)
             round_ = Round.read(folder, job.round)
-            manifest = Manifest.read(folder).changed(round_.plan.manifest)
+            manifest = manifest.changed(round_.plan.manifest)
         with _noting_interrupts() as interrupted:
             for task in range(job.first_task, job.first_task + job.length):
                 _run_task(folder, manifest, round_, task, interrupted)

@@ -92,7 +92,7 @@ def _on_this_machine(job: ArrayJob, manifest: Manifest, python: list[str] | None
     image = job.container.path if job.container else None
     if any(shutil.which(each, path=path) for each in programs) and (image is None or image.exists()):
         return job
-    missing = f"the image {image}" if image is not None and not image.exists() else " or ".join(programs)
+    missing = f"image {image}" if image is not None and not image.exists() else " or ".join(programs)
     say(f"there is no {missing} here, and the item runs in {sys.executable}; --python names another")
     return replace(job, container=None, python=(sys.executable, *options))
 

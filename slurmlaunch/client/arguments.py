@@ -68,6 +68,11 @@ class ArgumentsReader:
             msg = f"the arguments of item {item} of {self._manifest.name} do not load here: {what}; {self._folder.path}"
             raise RunFolderError(msg, path=str(self._folder.path)) from error
 
+    def row_of(self, item: int) -> tuple[Any, ...]:
+        """Return the arguments with which a task calls the stored function for an item; raises as `ItemReader` does."""
+        with self._lock:
+            return self._item(item, None)
+
     def call_of(self, item: int) -> str:
         """Return the call of an item, shortened: ``process('csvs/s013.csv')``; never raises."""
         name = self._manifest.function.rpartition(".")[2]

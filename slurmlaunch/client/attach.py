@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.client.default_folder import folder_of_runs
 from slurmlaunch.client.differences import time_of
+from slurmlaunch.client.options import TOKEN_LENGTH, job_name
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import ReadEnds, ReadTasks, SchedulerReported
 from slurmlaunch.client.watcher import Watch, current_client
@@ -24,7 +26,7 @@ from slurmlaunch.runfolder.layout import MANIFEST, Manifest, RunFolder
 from slurmlaunch.runfolder.rounds import check_kept, read_rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from slurmlaunch.client.state import Effect
 
@@ -211,11 +213,26 @@ _NEAR = 5
 """How many runs a message lists."""
 
 
-def manifests_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the run folders in a folder that can be read, and their manifests."""
+def newest_of(name: str, folder: Path) -> Path | None:
+    """Return the newest run of `map_array` in a folder that has a name, and whose folder is called after it.
+
+    The others' manifests are not read, of which there may be thousands.
+    """
+    readable = re.escape(job_name(name, _SOME_TOKEN).removesuffix(_SOME_TOKEN))
+    called = re.compile(rf"(\d{{8}}-\d{{6}}-)?{readable}[0-9a-f]{{{len(_SOME_TOKEN)}}}")
+    found = manifests_in(folder, lambda each: called.fullmatch(each) is not None)
+    ours = [(manifest.created, path) for path, manifest in found if manifest.name == name and not manifest.single]
+    return max(ours)[1] if ours else None
+
+
+_SOME_TOKEN = "0" * TOKEN_LENGTH
+
+
+def manifests_in(folder: Path, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the run folders in a folder that can be read, and their manifests; *wanted* chooses by name."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            names = [entry.name for entry in entries if wanted(entry.name) and entry.is_dir(follow_symlinks=False)]
     except OSError:
         return
     parent = folder.resolve()

@@ -26,8 +26,8 @@ from slurmlaunch.client.sbatch_options import as_time, refused
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError
 from slurmlaunch.runfolder.clients import ClientId
-from slurmlaunch.runfolder.layout import RunFolder
-from slurmlaunch.runfolder.rounds import claim_removal, give_up_removal, remover_of
+from slurmlaunch.runfolder.layout import MANIFEST, RunFolder
+from slurmlaunch.runfolder.rounds import check_kept, claim_removal, give_up_removal, remover_of
 
 if TYPE_CHECKING:
     import os
@@ -141,16 +141,59 @@ def _keeping(path: Path, kept: dict[Path, str]) -> Iterator[None]:
 
 def remove(run: Run) -> Cleaned:
     """Remove a run, for `FutureArray.remove`, which says what this raises."""
-    path, jobs = run.folder.path, _Jobs()
+    path = run.folder.path
     size, _ = usage_of(path)
     try:
-        now = inspect(path)
-        _check_unused(now, jobs, ours=True)
-        _remove(now, jobs, ours=True)
+        _remove_ours(path)
     except (_Kept, SchedulerError) as error:
         raise RunFolderError(f"{path} is not removed: {_why(error)}", path=str(path)) from error
     say(f"removed {path}, {readable(size)} freed")
     return Cleaned((path,), size)
+
+
+def discard(run: Run) -> None:
+    """Remove a run of this process that no scheduler accepted, unless another process goes on with it."""
+    with contextlib.suppress(_Kept, SchedulerError, OSError, RunFolderError):
+        _remove_ours(run.folder.path)
+
+
+def _remove_ours(path: Path) -> None:
+    now, jobs = inspect(path), _Jobs()
+    _check_unused(now, jobs, ours=True)
+    _remove(now, jobs, ours=True)
+
+
+def await_removal(path: Path) -> bool:
+    """Wait while another process removes a run, and remove the rest if that has ended; return whether it is gone.
+
+    Raises:
+        RunFolderError: it takes too long.
+    """
+    until = time.monotonic() + _LONGEST_REMOVAL
+    while path.exists():
+        with contextlib.suppress(_Kept, FileNotFoundError):
+            if not _is_rest(path):
+                return False
+            _remove_files(RunFolder(path))
+            return True
+        if time.monotonic() > until:
+            check_kept(RunFolder(path))
+        time.sleep(_TICK)
+    return True
+
+
+@contextlib.contextmanager
+def unless_removed(path: Path) -> Iterator[None]:
+    """Leave the block without an error if another process removes the run meanwhile, or began to."""
+    try:
+        yield
+    except (RunFolderError, OSError) as error:
+        if not getattr(error, "is_removed", False) and (path / MANIFEST).exists():
+            raise
+
+
+_LONGEST_REMOVAL, _TICK = 60.0, 0.05
+"""Seconds that a removal by another process may take, and between two checks."""
 
 
 class _Kept(Exception):

@@ -28,7 +28,7 @@ import cloudpickle
 from slurmlaunch.client.own_modules import Found, chosen, own_modules
 from slurmlaunch.client.versions import Commit, Distribution, commits, distributions
 from slurmlaunch.errors import OptionError
-from slurmlaunch.runfolder.files import link_unchanged
+from slurmlaunch.runfolder.files import link_or_copy
 from slurmlaunch.runfolder.layout import MODULES
 from slurmlaunch.runfolder.modules import Module, ModulesReader, Source, write_modules
 
@@ -238,21 +238,22 @@ class Snapshot:
         return not self._is_live and any(not each.is_live for each in self._found)
 
     def write(self, path: Location) -> str:
-        """Write the modules, or link the last file with the same content; return the SHA-256 of the index.
+        """Write the modules, or link or copy the last file with the same content; return the SHA-256 of the index.
 
         Raises:
             OSError: they could not be written.
         """
-        return self._link(path) or self._write_anew(path)
+        return self._reuse(path) or self._write_anew(path)
 
-    def _link(self, path: Location) -> str:
+    def _reuse(self, path: Location) -> str:
         global _written  # noqa: PLW0603  (see there)
         last = _written
         if last is None or (last.found, last.stamps) != (self._found, self._stamps):
             return ""
-        if not link_unchanged(last.path, last.status, path):
+        status = link_or_copy(last.path, last.status, path)
+        if status is None:
             return ""
-        _written = last._replace(path=path)
+        _written = last._replace(path=path, status=status)
         return last.sha256
 
     def _write_anew(self, path: Location) -> str:

@@ -21,7 +21,6 @@ from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.debugger import open_debugger
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.function import load_function, take_search_path
-from slurmlaunch.runfolder.items import ItemReader
 from slurmlaunch.runfolder.layout import MODULES
 from slurmlaunch.runfolder.modules import ModulesReader
 
@@ -39,8 +38,7 @@ def debug(run: Run, item: int, code: str) -> Any:
     manifest = run.manifest.changed(run.rounds[-1].plan.manifest)
     with _search_path(manifest):
         function = load_function(manifest.function_in(run.folder), writable=True)
-        with contextlib.closing(ItemReader(run.folder)) as items:
-            arguments = items[item]
+        arguments = run.explanations.arguments.row_of(item)
         _check_modules(run, item, manifest, code)
         value = _call(function, arguments, _task(run, item))
     kind = type(value).__name__

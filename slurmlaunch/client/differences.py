@@ -33,7 +33,16 @@ def say(text: str) -> None:
 
 def differences(folder: RunFolder, manifest: Manifest) -> str:
     """Return what has changed since the manifest's code was recorded, or an empty text: on disk, not in memory."""
-    found = [*_of_modules(folder, manifest), *_of_distributions(manifest), *_of_commits(manifest)]
+    return joined([*differences_of_code(folder, manifest), *_of_commits(manifest)])
+
+
+def differences_of_code(folder: RunFolder, manifest: Manifest) -> list[str]:
+    """Return what has changed of what runs: as `differences`, without commits that change no module of the run."""
+    return [*_of_modules(folder, manifest), *_of_distributions(manifest)]
+
+
+def joined(found: list[str]) -> str:
+    """Return the first of some changes as one text, and how many more there are."""
     more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     return "; ".join([*found[:_SHOWN], *more])
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
 from slurmlaunch.backends.allocation import require_allocation
 from slurmlaunch.caps import usable_cpus
 from slurmlaunch.client import html
+from slurmlaunch.client.attach import newest_of
 from slurmlaunch.client.call_checks import (
     check_function,
     rows_of,
@@ -31,6 +32,7 @@ from slurmlaunch.client.call_checks import (
     zip_equal,
     zip_shortest,
 )
+from slurmlaunch.client.cleaning import await_removal, discard, unless_removed
 from slurmlaunch.client.code import Snapshot
 from slurmlaunch.client.configuration import DEFAULT, OF_YOURS, options_of, path_of, settings_for, values_of_profile
 from slurmlaunch.client.default_folder import warn_of_place
@@ -38,6 +40,7 @@ from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray
 from slurmlaunch.client.options import (
     LIVE,
+    TOKEN_LENGTH,
     check_cluster,
     is_option,
     job_name,
@@ -46,6 +49,7 @@ from slurmlaunch.client.options import (
 )
 from slurmlaunch.client.pickling import description_of, pickle_arguments, pickle_function, sources_of, travelling
 from slurmlaunch.client.plan import Call, How, LongSlices
+from slurmlaunch.client.resuming import check_place, place_of, resume
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
@@ -87,7 +91,6 @@ _JOBLIB = "slurmlaunch.integrations.joblib"
 """Loaded by name when it is asked for, because the client knows none of its neighbours."""
 
 _SECRET_BYTES = 16
-_TOKEN_LENGTH = 8
 
 _CONCURRENT_TASKS = 100
 """How many tasks are assumed to run at once on a cluster without a throttle, for callers that ask for a number."""
@@ -228,19 +231,12 @@ class Executor(concurrent.futures.Executor):
             array: FutureArray[T] = self._submit(Call(call, [()], self._options, bound=bound))
         return array[0]
 
-    def map_array(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        kwargs: Mapping[str, Any] | None = None,
-        tasks: int | None = None,
-        chunksize: int | None = None,
-        throttle: int | None = None,
-        schedule: str = AUTO,
-        cost: Cost | None = None,
-        name: str | None = None,
-        **misplaced: Never,
-    ) -> FutureArray[T]:
+    def map_array(  # noqa: PLR0913  (keywords that users write, each by its name)
+        self, fn: Callable[..., T], *iterables: Iterable[Any],
+        kwargs: Mapping[str, Any] | None = None, tasks: int | None = None, chunksize: int | None = None,
+        throttle: int | None = None, schedule: str = AUTO, cost: Cost | None = None, name: str | None = None,
+        resume: bool | str = False, **misplaced: Never,
+    ) -> FutureArray[T]:  # fmt: skip
         """Run the function on each item, as one job array.
 
         Args:
@@ -261,6 +257,10 @@ class Executor(concurrent.futures.Executor):
             cost: the cost of each item in any unit: a function of the item's arguments, or one number per item.
                 Static slices are then packed so that each costs about the same.
             name: the run's name; by default the function's.
+            resume: go on with the newest run of this *name* in the folder of runs, or make it: items that are done keep
+                their results, those that run are waited for, and only what failed, is missing or is new is submitted.
+                Items are the same if their arguments pickle alike or are equal. A line on stderr says how many are
+                done, and which code has changed since; ``"strict"`` raises if any has.
             misplaced: nothing: options of the executor go into `options`, and the function's keywords into *kwargs*.
 
         Returns:
@@ -270,6 +270,8 @@ class Executor(concurrent.futures.Executor):
             TypeError: there are no iterables, or one is not iterable; *kwargs* do not fit the function; the function
                 is not callable, or asynchronous.
             UnknownOption: another keyword was given.
+            OptionError: *resume* without a *name*, or the run of that name is another call's: it has another function,
+                other *kwargs*, another cluster or seed; or it is ``"strict"``, and code has changed.
             ValueError: the iterables have different lengths; *tasks* and *chunksize* are both given for static
                 slices, or one is below 1; *schedule* is unknown; *cost* gives too few or too many numbers, or
                 one that is negative or not finite.
@@ -279,7 +281,7 @@ class Executor(concurrent.futures.Executor):
         function = with_kwargs(fn, kwargs, len(iterables) or None)
         if not iterables:
             raise TypeError("map_array(fn, items) runs the function on each item: give the items, or use submit(fn)")
-        how = How(tasks, chunksize, throttle, schedule, cost, name)
+        how = How(tasks, chunksize, throttle, schedule, cost, name, resume)
         with BARE_IF_OURS:
             return self._submit(self._mapped(function, zip_equal(fn, iterables), how, bound=kwargs or ()))
 
@@ -287,11 +289,12 @@ class Executor(concurrent.futures.Executor):
         self, fn: Callable[..., T], argument_tuples: Iterable[Iterable[Any]], *,
         kwargs: Mapping[str, Any] | None = None, tasks: int | None = None, chunksize: int | None = None,
         throttle: int | None = None, schedule: str = AUTO, cost: Cost | None = None, name: str | None = None,
-        **misplaced: Never,
+        resume: bool | str = False, **misplaced: Never,
     ) -> FutureArray[T]:  # fmt: skip
         """Run the function on each tuple of arguments; otherwise as `map_array`."""
         _refuse(misplaced)
-        function, how = with_kwargs(fn, kwargs), How(tasks, chunksize, throttle, schedule, cost, name)
+        how = How(tasks, chunksize, throttle, schedule, cost, name, resume)
+        function = with_kwargs(fn, kwargs)
         with BARE_IF_OURS:
             return self._submit(self._mapped(function, rows_of(argument_tuples), how, bound=kwargs or ()))
 
@@ -337,7 +340,7 @@ class Executor(concurrent.futures.Executor):
         if not iterables:
             call = Call(function, [()], call.options)
         count = sum(1 for _ in call.rows)
-        backend, token = self._backend(), "0" * _TOKEN_LENGTH
+        backend, token = self._backend(), "0" * TOKEN_LENGTH
         folder = self._folder_of(call, token, self._folder.resolve())
         manifest = self._manifest(call, token, count)
         environment = record(call.options)
@@ -357,41 +360,72 @@ class Executor(concurrent.futures.Executor):
     ) -> Call:
         given = {key: value for key in ("throttle", "name") if (value := getattr(how, key)) is not None}
         options = self._options.changed(**given)
-        how.check()
+        how.check(options)
         return Call(fn, rows, options, how, bound=bound)
 
     # From a call to a run.
 
     def _submit(self, call: Call) -> FutureArray[Any]:
         self._runs.check_open()
+        array: FutureArray[Any] | None = None
+        while array is None:
+            array = self._resumed(call) if call.resume else None
+            if array is None and (run := self._new(call)) is not None:
+                array = FutureArray(run)
+        if self._cluster == "inline":
+            array.wait()  # automatic retries run during the call, too
+        return array
+
+    def _resumed(self, call: Call) -> FutureArray[Any] | None:
+        """Go on with the newest run of the call's name; None if there is none."""
+        rows, folder = call.collected(), self._folder.resolve()
+        while (path := newest_of(call.name, folder)) is not None:
+            if not await_removal(path):
+                with unless_removed(path), self._runs.submission():
+                    run, items = resume(path, call, rows, self._backend())
+                    self._runs.add(run)
+                    return FutureArray(run, items)
+        check_place(call.name, folder)
+        return None
+
+    def _new(self, call: Call) -> Run | None:
+        """Make a run and submit it; return it, watched, or None if it is made, and is to be resumed."""
+        place = place_of(call.name, self._folder.resolve()) if call.resume else None
         backend = self._backend()
-        token = secrets.token_hex(_TOKEN_LENGTH // 2)
-        folder = self._make_folder(call, token)
+        token = secrets.token_hex(TOKEN_LENGTH // 2)
+        folder = self._make_folder(call, token, place)
         run: Run | None = None
         try:
             run = self._write(call, backend, folder, token)
+            if place is not None and not _take_place(folder, place):
+                return None
             with self._runs.submission():
-                run = self._submitted(run, call)
+                submitted = self._submitted(run, call)
+                if submitted is None:
+                    return None
+                run = submitted
                 self._runs.add(run)
         except BaseException as error:
             # If sbatch cannot have accepted a job, no folder stays behind. After Ctrl-C it may have.
             doubtful = getattr(error, "ambiguous", False) or not isinstance(error, Exception)
             if run is None or not (run.job_ids or doubtful):
-                folder.root.remove()
+                discard(run) if run is not None and folder.path == place else folder.root.remove()
             raise
         current_client().watch(run)
-        array: FutureArray[Any] = FutureArray(run)
-        if self._cluster == "inline":
-            array.wait()  # automatic retries run during the call, too
-        return array
+        return run
 
-    def _submitted(self, run: Run, call: Call) -> Run:
-        """Submit a run; in shorter arrays, if its first is longer than the queue of the user may be."""
+    def _submitted(self, run: Run, call: Call) -> Run | None:
+        """Submit a run; in shorter arrays, if its first is longer than the queue of the user may be.
+
+        None if the call is to resume it for that: other processes may have seen its first round.
+        """
         try:
             Submission(run).submit(run.rounds[0])
         except SubmissionError as error:
             if error.limit is None or run.rounds[0].plan.arrays[0].length <= error.limit:
                 raise
+            if call.resume:
+                return None
             run.folder.round(0).remove()
             environment = run.environments.of_round(0)
             run = self._run(run.folder, run.manifest, call, run.backend, environment)
@@ -406,17 +440,17 @@ class Executor(concurrent.futures.Executor):
         clusters = self._options.slurm.get("clusters")
         return clusters if isinstance(clusters, str) else None
 
-    def _folder_of(self, call: Call, token: str, runs: Path) -> RunFolder:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder(runs / f"{stamp}-{job_name(call.name, token)}")
+    def _folder_of(self, call: Call, token: str, runs: Path, place: Path | None = None) -> RunFolder:
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{job_name(call.name, token)}"
+        folder = RunFolder(runs / (name if place is None else f"{place.name}.{token}.new"))
         folder.salt = salt_of(token)
         return folder
 
-    def _make_folder(self, call: Call, token: str) -> RunFolder:
+    def _make_folder(self, call: Call, token: str, place: Path | None) -> RunFolder:
         try:
             if self._is_default_folder:
                 warn_of_place(self._folder, self._cluster)
-            folder = self._folder_of(call, token, runs_folder.make_private(self._folder))
+            folder = self._folder_of(call, token, runs_folder.make_private(self._folder), place)
             with files.undisturbed():
                 for each in (folder.root, *(folder.root / part for part in FOLDERS)):
                     each.mkdir()
@@ -428,7 +462,7 @@ class Executor(concurrent.futures.Executor):
     def _write(self, call: Call, backend: Backend, folder: RunFolder, token: str) -> Run:
         """Write everything that tasks read; the manifest last, because it makes the folder a run."""
         with travelling(call.options.by_value) as noted:
-            pickled = pickle_function(call.function, single=call.single, stacklevel=4)
+            pickled = pickle_function(call.function, single=call.single, stacklevel=5)
             sha256 = {FUNCTION: write_function(folder.function, pickled)}
             count = write_items(folder, call.rows, pickle_arguments)
             sha256[ITEMS_INDEX] = folder.index_sha256
@@ -465,7 +499,7 @@ class Executor(concurrent.futures.Executor):
         snapshot = Snapshot(call.options.code_exclude, live=call.options.code == LIVE)
         if snapshot:
             if self._cluster != "inline":  # which runs what this process has imported
-                snapshot.warn_of_changes(call.function, stacklevel=5)
+                snapshot.warn_of_changes(call.function, stacklevel=6)
             sha256[MODULES] = snapshot.write(folder.root / MODULES)
             files[MODULES] = MODULES
         return {"files": files, "code": snapshot.identity()}
@@ -488,7 +522,7 @@ class Executor(concurrent.futures.Executor):
 
     def _plan(
         self, call: Call, backend: Backend, manifest: Manifest, environment: Environment, can_share: Callable[[], bool],
-        *, stacklevel: int = 6,
+        *, stacklevel: int = 7,
     ) -> tuple[RoundPlan, str | None]:  # fmt: skip
         """Return the plan of the first round, and what a person should know about it."""
         limits = backend.limits()
@@ -554,7 +588,7 @@ class _Runs:
 
     @contextlib.contextmanager
     def submission(self) -> Iterator[None]:
-        """Submit a run in the block; a shutdown waits for it."""
+        """Submit a run in the block, and add it; a shutdown waits for the block."""
         with self._changed:
             self.check_open()
             self._submitting += 1
@@ -583,6 +617,16 @@ class _Runs:
             self._open = False
             self._changed.wait_for(lambda: not self._submitting)
             return [run for run in self._runs if not run.over]
+
+
+def _take_place(folder: RunFolder, place: Path) -> bool:
+    """Give a run folder the path by which other processes find it; remove it and return False if one was first."""
+    try:
+        folder.move(place)
+    except FileExistsError:
+        folder.root.remove()
+        return False
+    return True
 
 
 def _reason(error: OSError) -> str:

@@ -149,9 +149,10 @@ def error_of_status(status: int, place: Place, log_tail: str = "", *, started: b
     if status == Status.OUT_OF_MEMORY:
         what, state = "the task's supervisor hit the memory limit", TaskState.OUT_OF_MEMORY.value
         return OutOfMemory(what, state=state, place=place)
-    if status == Status.NOT_REQUEUED:
-        what = "the time limit was near, and the scheduler would not start the task again for the items that were left"
-        return TimeLimitExceeded(what, state=TaskState.TIMEOUT.value, place=place)
+    if status in {Status.NOT_REQUEUED, Status.RESUBMIT}:
+        who = "the scheduler would not" if status == Status.NOT_REQUEUED else "the node has no scontrol to"
+        what = f"the time limit was near, and {who} start the task again for the items that were left"
+        return TimeLimitExceeded(what, state=TaskState.TIMEOUT.value, exit_code=f"{status}:0", place=place)
     if status == Status.VALUES:
         return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
     return _not_started(status, place, log_tail)

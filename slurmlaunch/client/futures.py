@@ -703,7 +703,7 @@ class FutureArray(Sequence[Future[T]]):
             OptionError: a value is invalid, or cannot change within a run.
         """
         wanted = self._items if isinstance(self._items, range) else frozenset(self._items)
-        again = retry(self._run, wanted, Retry(fn, code, changes))
+        again = retry(self._run, Retry(wanted, fn, code, changes))
         array: FutureArray[T] = FutureArray(again, self._items)
         again.on_demand = not again.submitting  # not before the array holds it
         return array

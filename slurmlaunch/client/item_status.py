@@ -195,6 +195,12 @@ class Ledger:
         parts = (of.finditer(self._statuses, part.start, part.stop) for part in consecutive(items))
         return [found.start() for found in itertools.islice(itertools.chain.from_iterable(parts), number)]
 
+    def grow(self, items: int) -> None:
+        """Add open items, up to this number of all."""
+        self._statuses.extend(bytes(items - self.items))
+        self._counts[ItemStatus.OPEN] += items - self.items
+        self.items = items
+
     # Settling. Each method returns the ranges of items that have settled with the call.
 
     def record(self, recorded: Recorded, part: range | None = None) -> list[range]:

@@ -450,6 +450,10 @@ def check_cluster(cluster: str) -> str:
     )
 
 
+TOKEN_LENGTH = 8
+"""The length of the token that makes the names of a run's jobs, and of its folder, unique."""
+
+
 def job_name(name: str | None, token: str) -> str:
     """Return the name of a Slurm job: the readable part of *name*, and the token that makes it unique.
 

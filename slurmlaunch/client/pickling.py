@@ -278,19 +278,19 @@ def _function_parts(function: types.FunctionType) -> Iterator[_Part]:
         with contextlib.suppress(ValueError):  # the variable has no value yet
             yield f"closure variable {name!r}", cell.cell_contents
     known = function.__globals__
-    yield from ((f"global variable {n!r}", known[n]) for n in _names(function.__code__) if n in known)
+    yield from ((f"global variable {n!r}", known[n]) for n in names_in(function.__code__) if n in known)
     parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     yield from ((f"default of {each.name!r}", each.default) for each in parameters if each.default is not each.empty)
     yield from ((f"annotation of {name!r}", each) for name, each in function.__annotations__.items())
     yield from ((f"attribute {name!r}", each) for name, each in vars(function).items())
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def names_in(code: types.CodeType) -> Iterator[str]:
     """Yield the names that a function and the functions inside it use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from names_in(constant)
 
 
 def _attributes(value: object) -> Iterator[_Part]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Cost = Callable[..., float] | Iterable[float]
 
 STATIC = "static"
+STRICT = "strict"
 
 DEFAULT_TASKS = 1000
 """The most tasks of a run without tasks= or chunksize=: every site accepts so many from one user."""
@@ -57,6 +58,7 @@ class How(NamedTuple):
     schedule: str = AUTO
     cost: Cost | None = None
     name: str | None = None
+    resume: bool | str = False
 
     @property
     def resolved(self) -> str:
@@ -64,11 +66,15 @@ class How(NamedTuple):
         given = not (self.tasks is None and self.chunksize is None and self.cost is None)
         return STATIC if given and self.schedule == AUTO else self.schedule
 
-    def check(self) -> None:
+    def check(self, options: Options) -> None:
         """Raise `OptionError` for wrong numbers and combinations, before an iterable is consumed."""
         plan(1, limits=Limits(), tasks=self.tasks, chunksize=self.chunksize, schedule=self.resolved)
         if self.cost is not None and self.resolved != STATIC:
             raise refused("cost", f"packs static slices, and schedule is {self.schedule!r}: give one of them")
+        if not (isinstance(self.resume, bool) or self.resume == STRICT):
+            raise refused("resume", f"must be True, False or {STRICT!r}, not {self.resume!r}")
+        if self.resume and not options.name:
+            raise refused("resume", "needs name=..., by which the run is found when the script is started again")
 
 
 class Call:
@@ -90,6 +96,12 @@ class Call:
         self.single, self._how = how is None, how or How()
         self._costs = None if self._how.cost is None else Costs(self._how.cost)
         self.rows = rows if self._costs is None else self._costs.watching(rows)
+        self.resume = self._how.resume
+
+    def collected(self) -> list[tuple[Any, ...]]:
+        """Return the arguments of all items, which are then read no more."""
+        self.rows = rows = list(self.rows)
+        return rows
 
     @property
     def name(self) -> str:
@@ -99,21 +111,28 @@ class Call:
     def plan(
         self, items: int, limits: Limits, shape: Shape, can_share: Callable[[], bool]
     ) -> tuple[Plan, array[int] | None]:
-        """Return the plan for so many items, and the order of the items if they are packed by cost.
+        """Return the plan for all of the so many items, and their order if they are packed by cost.
 
         *can_share* tells whether tasks could claim items in the run folder; it is asked only if they should.
         """
-        planned = self._plan(self._how.resolved, items, limits, shape)
-        if isinstance(planned.blocks, Measured) and not can_share():
-            planned = self._plan(STATIC, items, limits, shape)
-            notice = " ".join(filter(None, [_NO_LINKS, planned.notice]))
-            planned = replace(planned, notice=notice, about=_NO_LINKS)
+        planned = self.plan_of_some(items, limits, shape, can_share)
         if self._costs is None:
             return planned, None
         slices, order = pack(self._costs.of(items), planned.slices.tasks, longest_first=shape.processes > 1)
         return replace(planned, slices=slices), order
 
-    def _plan(self, schedule: str, items: int, limits: Limits, shape: Shape) -> Plan:
+    def plan_of_some(
+        self, items: int, limits: Limits, shape: Shape, can_share: Callable[[], bool], first_task: int = 0
+    ) -> Plan:
+        """Return the plan for so many items, which are not packed by cost; see `plan`."""
+        planned = self._plan(self._how.resolved, items, limits, shape, first_task)
+        if isinstance(planned.blocks, Measured) and not can_share():
+            planned = self._plan(STATIC, items, limits, shape, first_task)
+            notice = " ".join(filter(None, [_NO_LINKS, planned.notice]))
+            planned = replace(planned, notice=notice, about=_NO_LINKS)
+        return planned
+
+    def _plan(self, schedule: str, items: int, limits: Limits, shape: Shape, first_task: int) -> Plan:
         # One machine needs fewer tasks, unless each has a time limit for all of its items.
         timed = schedule == STATIC and "time" in self.options.slurm
         return plan(
@@ -122,6 +141,7 @@ class Call:
             tasks=self._how.tasks,
             chunksize=self._how.chunksize,
             processes=shape.processes,
+            first_task=first_task,
             schedule=schedule,
             throttle=self.options.throttle,
         )

@@ -1,7 +1,7 @@
-"""A retry by a person: which items run again, and what they run.
+"""A round that a person asks for: a retry, or a run that is resumed. Which items it has, and what they run.
 
-Used by futures. Making the round and submitting it is up to `submission`, as for automatic retries (`retries`), and
-both report it to the run as `RoundAdded`. It polls nothing.
+Futures and `resuming` use it. Making the round and submitting it is up to `submission`, as for automatic retries
+(`retries`), and both report it to the run as `RoundAdded`. It polls nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from slurmlaunch.client.arguments import bound_arguments
 from slurmlaunch.client.attach import open_view
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from slurmlaunch.client.run import Run
+    from slurmlaunch.client.submission import Planning
+    from slurmlaunch.client.watcher import Watch
     from slurmlaunch.runfolder.layout import Manifest
 
 
@@ -44,44 +46,77 @@ CURRENT = "current"
 """The code and the environment of now, as opposed to those of the submission."""
 
 
-def retry(run: Run, wanted: Collection[int], what: Retry) -> Run:
+def retry(run: Run, what: Retry) -> Run:
     """Make and submit a round of those of the wanted items that have failed or are missing; return a view with it.
 
     Raises:
         As `slurmlaunch.FutureArray.retry` does.
     """
     what.check(Options.from_json(run.rounds[-1].plan.options))
-    _await_states(run)
-    watch = open_view(run.folder.path)
+    await_states(run)
+    again = submit_missing(open_view(run.folder.path), run, what)
+    if again.submitting and run.keep is not None:
+        run.keep(again)
+    return again
+
+
+class Rerun(Protocol):
+    """What a person wants to run, of a run that exists."""
+
+    @property
+    def planning(self) -> Planning | None:
+        """How the tasks of the round share its items; by default as in the round before."""
+
+    def missing(self, run: Run, earlier: Run) -> list[int]:
+        """Return the items to run, new ones included; an earlier view may know more of how the others ended."""
+
+    def options(self, run: Run) -> Options:
+        """Return the options of the round."""
+
+    def program(self, run: Run, options: Options) -> Program:
+        """Return what the round runs, and where."""
+
+    def summary(self, run: Run, items: Sequence[int]) -> str:
+        """Return a line for the user; an empty one if there is nothing to say."""
+
+
+def submit_missing(watch: Watch, earlier: Run, what: Rerun) -> Run:
+    """Make and submit a round of what is missing of a run; return a view with it, which is watched.
+
+    Args:
+        watch: a view of the run as it is now.
+        earlier: another view, which may know more of how items ended, or the same.
+        what: which items, and what they run.
+    """
     again = watch.run
-    again.environments = run.environments  # which know the secrets of this process
+    again.environments = earlier.environments  # which know the secrets of this process
     while True:
         if again.ledger.open:
             watch.submission.take_over()
-        items = _without_running(again, [item for item in unfinished(again, run) if item in wanted], run)
-        if not items:
-            break
-        options = Options.from_json(again.rounds[-1].plan.options).changed(**what.changes)
+        items = what.missing(again, earlier)
+        summary = what.summary(again, items)
         try:
-            summary = what.summary(again, items)
-            added = add_round(again, items, options, program=what.program(again, options))
-        except FileExistsError:  # another client was first: what it retries is not ours to retry
-            check_kept(run.folder)
+            added = _add_round(again, items, what) if items else None
+        except FileExistsError:  # another client was first: what it runs is not ours to run
+            check_kept(again.folder)
             with contextlib.suppress(FileNotFoundError):  # this view has the round if it was its own automatic retry
-                added = Round.read(run.folder, len(again.rounds))
+                added = Round.read(again.folder, len(again.rounds))
                 again.handle(RoundAdded(added.number, added.plan, reopen=True))
             watch.submission.read_refusals()
             watch.first_poll()
             continue
         if summary:
             say(summary)
-        again.handle(RoundAdded(added.number, added.plan, reopen=True))
-        watch.submission.submit(added)
-        if run.keep is not None:
-            run.keep(again)
-        break
-    current_client().watcher.keep_watching(watch)
-    return again
+        if added is not None:
+            again.handle(RoundAdded(added.number, added.plan, reopen=True))
+            watch.submission.submit(added)
+        current_client().watcher.keep_watching(watch)
+        return again
+
+
+def _add_round(run: Run, items: Sequence[int], what: Rerun) -> Round:
+    options = what.options(run)
+    return add_round(run, items, options, program=what.program(run, options), planning=what.planning)
 
 
 # What they run.
@@ -90,9 +125,11 @@ def retry(run: Run, wanted: Collection[int], what: Retry) -> Run:
 class Retry(NamedTuple):
     """What a person wants to run again."""
 
+    wanted: Collection[int]
     function: Callable[..., Any] | None  # None is that of the last round
     code: str  # CURRENT or SUBMITTED
     changes: Mapping[str, Any]  # options
+    planning: Planning | None = None
 
     def check(self, options: Options) -> None:
         """Raise for mistakes, which are reported even if nothing is missing."""
@@ -103,58 +140,30 @@ class Retry(NamedTuple):
         if self.function is not None:
             check_function(self.function)
 
+    def missing(self, run: Run, earlier: Run) -> list[int]:
+        """Return those of the wanted items that have failed or are missing."""
+        return without_running(run, [item for item in unfinished(run, earlier) if item in self.wanted], earlier)
+
+    def options(self, run: Run) -> Options:
+        """Return those of the last round, with the changes."""
+        return Options.from_json(run.rounds[-1].plan.options).changed(**self.changes)
+
     def program(self, run: Run, options: Options) -> Program:
         """Return what the next round of a run with these options runs, and where."""
-        before = run.manifest.changed(run.rounds[-1].plan.manifest)
         if self.code == SUBMITTED:
             latest = run.environments.of_round(run.rounds[-1].number)
             environment = with_secrets_of(options, run.environments.of_round(0), latest)
             program = Program({"repeated": run.manifest.created}, environment)
         else:
-            program = self._current(run, before, options)
+            program = program_now(run, options, self.function, stacklevel=6)
         if self.function is None:
             return program
-        with travelling(options.by_value) as noted:
-            called = _with_arguments(self.function, run, before)
-            pickled = pickle_function(called, single=before.single, stacklevel=4)
-        described = description_of(self.function, options) | {"shared": shared_bytes(pickled), "repeated": None}
-        described["cells"] = {**before.cells, **sources_of(noted)}
-        # Modules that the items need may lie where only the first submission found them.
-        described["sys_path"] += [entry for entry in before.sys_path if entry not in described["sys_path"]]
-        files = {**program.files, FUNCTION: lambda path: write_function(path, pickled)}
-        # A checkpoint is a call of the earlier function.
-        return Program({**program.manifest, **described}, program.environment, files, resumes=False)
-
-    def _current(self, run: Run, before: Manifest, options: Options) -> Program:
-        """Return the function of the last round with the modules and the environment of now."""
-        recorded = before.source(run.folder, MODULES)
-        # Another process has other modules, as long as it does not give a function that uses them.
-        ours = self.function is not None or run.rounds[0].plan.client == ClientId.current()
-        with contextlib.ExitStack() as opened:
-            earlier = opened.enter_context(contextlib.closing(ModulesReader(recorded))) if recorded else ()
-            snapshot = Snapshot(
-                options.code_exclude,
-                by_value=options.by_value,
-                live=options.code == LIVE,
-                earlier=earlier,
-                earlier_live=before.code.get("live", ()),
-                imported=ours,
-            )
-        if self.function is not None and snapshot and run.backend.name != "inline":
-            snapshot.warn_of_changes(self.function, stacklevel=5)
-        changes = {
-            **run.rounds[-1].plan.manifest,
-            "files": {name: path for name, path in before.files.items() if name != MODULES},
-            "code": snapshot.identity(),
-            "created": time.time(),
-            "interpreter": Interpreter.current().to_json(),
-            "repeated": before.repeated or before.created,
-        }
-        environment = record(options, run.environments.of_round(run.rounds[-1].number))
-        return Program(changes, environment, {MODULES: snapshot.write} if snapshot else {})
+        return with_function(program, _with_arguments(self.function, run), run, options, stacklevel=6)
 
     def summary(self, run: Run, items: Sequence[int]) -> str:
         """Return a line that says what has changed since the last round of a run; an empty one if nothing has."""
+        if not items:
+            return ""
         changed = run.explanations.changed_code()
         if self.code == SUBMITTED:
             changed = f"code and environment as submitted at {time_of(run.manifest.created)}"
@@ -163,12 +172,73 @@ class Retry(NamedTuple):
         return f"{len(items)} item{'s' * (len(items) != 1)}; {changed}" if changed else ""
 
 
-def _with_arguments(function: Callable[..., Any], run: Run, manifest: Manifest) -> Callable[..., Any]:
+def latest_manifest(run: Run) -> Manifest:
+    """Return the manifest as it applies to the last round."""
+    return run.manifest.changed(run.rounds[-1].plan.manifest)
+
+
+def program_now(
+    run: Run, options: Options, function: Callable[..., Any] | None = None, *, stacklevel: int = 1
+) -> Program:
+    """Return the program of the last round with the modules and the environment of now.
+
+    Args:
+        run: the run.
+        options: those of the next round.
+        function: the function that runs in place of the last one, if any.
+        stacklevel: that of warnings, as seen from the caller.
+    """
+    before = latest_manifest(run)
+    recorded = before.source(run.folder, MODULES)
+    # Another process has other modules, as long as it does not give a function that uses them.
+    ours = function is not None or run.rounds[0].plan.client == ClientId.current()
+    with contextlib.ExitStack() as opened:
+        earlier = opened.enter_context(contextlib.closing(ModulesReader(recorded))) if recorded else ()
+        snapshot = Snapshot(
+            options.code_exclude,
+            by_value=options.by_value,
+            live=options.code == LIVE,
+            earlier=earlier,
+            earlier_live=before.code.get("live", ()),
+            imported=ours,
+        )
+    if function is not None and snapshot and run.backend.name != "inline":
+        snapshot.warn_of_changes(function, stacklevel=stacklevel + 1)
+    changes = {
+        **run.rounds[-1].plan.manifest,
+        "files": {name: path for name, path in before.files.items() if name != MODULES},
+        "code": snapshot.identity(),
+        "created": time.time(),
+        "interpreter": Interpreter.current().to_json(),
+        "repeated": before.repeated or before.created,
+    }
+    environment = record(options, run.environments.of_round(run.rounds[-1].number))
+    return Program(changes, environment, {MODULES: snapshot.write} if snapshot else {})
+
+
+def with_function(
+    program: Program, called: Callable[..., Any], run: Run, options: Options, *, stacklevel: int = 1
+) -> Program:
+    """Return a program that calls another function, which holds all arguments that the items have in common."""
+    before = latest_manifest(run)
+    with travelling(options.by_value) as noted:
+        pickled = pickle_function(called, single=before.single, stacklevel=stacklevel + 1)
+    described = description_of(called, options) | {"shared": shared_bytes(pickled), "repeated": None}
+    described["cells"] = {**before.cells, **sources_of(noted)}
+    # Modules that the items need may lie where only the first submission found them.
+    described["sys_path"] += [entry for entry in before.sys_path if entry not in described["sys_path"]]
+    files = {**program.files, FUNCTION: lambda path: write_function(path, pickled)}
+    # A checkpoint is a call of the earlier function.
+    return Program({**program.manifest, **described}, program.environment, files, resumes=False)
+
+
+def _with_arguments(function: Callable[..., Any], run: Run) -> Callable[..., Any]:
     """Return the function with the arguments that the run's call bound to the earlier one.
 
     Raises:
         RunFolderError: they cannot be read here.
     """
+    manifest = latest_manifest(run)
     bound = manifest.bound
     if not (bound or (bound is None and manifest.single)):
         return function
@@ -190,7 +260,7 @@ _ANSWER_WITHIN, _TICK = 40.0, 0.05
 """Seconds within which the scheduler is queried for a job that is new to this machine, and between two checks."""
 
 
-def _await_states(run: Run) -> None:
+def await_states(run: Run) -> None:
     """Wait until the states of the tasks of another process's run are known, if any item is missing.
 
     Otherwise a task that was cancelled overnight would be taken for one that runs.
@@ -204,13 +274,27 @@ def _await_states(run: Run) -> None:
         unclear = [task for each in run.tasks.rounds for number in each.jobs for task in each.tasks_of(number)]
     until = time.monotonic() + run.state.latency + _ANSWER_WITHIN
     # Fewer each time: a task that ends meanwhile is not waited for, or a long run would never let go.
-    while (unclear := [task for task in unclear if _is_unclear(run, task, known=known)]) and time.monotonic() < until:
+    while (unclear := _unclear(run, unclear, known=known)) and time.monotonic() < until:
         time.sleep(_TICK)
 
 
-def _is_unclear(run: Run, task: int, *, known: bool) -> bool:
+def _unclear(run: Run, tasks: list[int], *, known: bool) -> list[int]:
+    """Return those of the tasks that left items, and may have ended as well as run, or of which no end is settled yet.
+
+    Unclaimed items are left by all tasks of their round, once none of them runs.
+    """
+    silent = [task for task in tasks if _is_silent(run, task, known=known)]
+    left = {
+        each.number
+        for each in run.tasks.rounds
+        if all(_is_silent(run, task, known=known) for task in each.plan.tasks) and run.tasks.unclaimed_items(each)
+    }
+    return [task for task in silent if run.tasks.view(task).round.number in left or run.tasks.open_items(task)]
+
+
+def _is_silent(run: Run, task: int, *, known: bool) -> bool:
     state = run.tasks.view(task).state
-    return (not known if state is None else state.is_final) and bool(run.tasks.open_items(task))
+    return not known if state is None else state.is_final
 
 
 def unfinished(run: Run, earlier: Run) -> list[int]:
@@ -223,7 +307,7 @@ def unfinished(run: Run, earlier: Run) -> list[int]:
         return [item for item in range(run.manifest.items) if _is_unfinished(run, item, earlier, may_come)]
 
 
-def _without_running(run: Run, items: list[int], earlier: Run) -> list[int]:
+def without_running(run: Run, items: list[int], earlier: Run) -> list[int]:
     """Have the tasks that left items without outcomes not start again; return the items without those that have."""
     left = [item for item in items if run.ledger.status(item) in {ItemStatus.OPEN, ItemStatus.ENDED}]
     began = close_tasks(run, left, earlier.tasks)

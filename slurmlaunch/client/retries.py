@@ -22,6 +22,7 @@ from slurmlaunch.errors import (
     TaskEnded,
     TimeLimitExceeded,
 )
+from slurmlaunch.runfolder.layout import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -62,13 +63,17 @@ class PendingRetries(dict[int, Cause]):
 
     @property
     def enabled(self) -> bool:
-        """Whether the run retries anything automatically."""
+        """Whether the run retries anything automatically that a task could not finish."""
         return self.options is not None and bool(self.options.retries)
 
     def wants(self, item: int, error: BaseException) -> bool:
-        """Whether an item that ended with this error is retried."""
-        options = self.options
-        return options is not None and self._tries.get(item, 0) < options.retries and wants_retry(options, error)
+        """Whether an item that ended with this error is retried; one that its task had no time for always is."""
+        options, tries = self.options, self._tries.get(item, 0)
+        if options is None:
+            return False
+        if is_left(error):
+            return tries < options.retries + options.requeues
+        return tries < options.retries and wants_retry(options, error)
 
     def add(self, item: int, cause: Cause, now: float) -> None:
         """Add an item."""
@@ -92,6 +97,11 @@ class PendingRetries(dict[int, Cause]):
                 self._tries[item] = self._tries.get(item, 0) + 1 if plan.automatic else 0
             self.discard(plan.items or ())
         self.options = Options.from_json(plan.options)
+
+
+def is_left(error: BaseException) -> bool:
+    """Whether the item waits for a further start of its task, which its node could not ask for."""
+    return isinstance(error, TimeLimitExceeded) and error.exit_code == f"{Status.RESUBMIT}:0"
 
 
 def wants_retry(options: Options, error: BaseException) -> bool:
@@ -128,7 +138,8 @@ def more_for(options: Options, causes: Sequence[Cause]) -> dict[str, str]:
     """Return the options that ask for more memory or time, as far as it is known how much."""
     changes: dict[str, str] = {}
     short_of_memory = [cause for cause in causes if isinstance(cause.error, OutOfMemory)]
-    short_of_time = [cause for cause in causes if isinstance(cause.error, TimeLimitExceeded)]
+    late = [cause for cause in causes if isinstance(cause.error, TimeLimitExceeded)]
+    short_of_time = [cause for cause in late if not is_left(cause.error)]
     if short_of_memory:
         changes |= _more_memory(options, short_of_memory)
     if short_of_time:

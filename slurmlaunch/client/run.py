@@ -253,11 +253,12 @@ class Run:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.manifest, self.backend, self.clock = folder, manifest, backend, clock
         self.rounds = list(rounds)
+        grown = self.rounds[-1].plan.manifest.get("items", manifest.items) if self.rounds else manifest.items
+        self.folder, self.manifest, self.backend, self.clock = folder, manifest._replace(items=grown), backend, clock
         self.state = RunState(
             folder,
-            manifest.items,
+            self.manifest.items,
             [(each.number, each.plan) for each in self.rounds],
             latency=latency_of(folder.path),
             clock_offset=time.time() - clock(),
@@ -300,6 +301,8 @@ class Run:
             if isinstance(event, RoundAdded) and event.round == len(self.rounds):
                 self.rounds.append(Round(self.folder, event.round, event.plan))
             effects = self.state.handle(event, self.clock())
+            if self.ledger.items != self.manifest.items:
+                self.manifest = self.manifest._replace(items=self.ledger.items)
             settled = [effect.items for effect in effects if isinstance(effect, Settle)]
             futures = self._futures.take(settled)
             if settled:

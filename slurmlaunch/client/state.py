@@ -26,7 +26,7 @@ from slurmlaunch.backends.pending_reasons import explain
 from slurmlaunch.client import failure_reasons as reasons
 from slurmlaunch.client.item_status import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.options import Options
-from slurmlaunch.client.retries import Cause, PendingRetries, next_options
+from slurmlaunch.client.retries import Cause, PendingRetries, is_left, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
 from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost, StorageFailure, TimeLimitExceeded
 from slurmlaunch.outcome import add_note
@@ -129,7 +129,8 @@ class JobsSeen(NamedTuple):
 class RoundAdded(NamedTuple):
     """A round was added to the run, by a manual or an automatic retry.
 
-    *reopen*: its items, which have failed, are open again; only for a view of which nobody holds futures yet.
+    *reopen*: its items, which have failed or are new, are open; only for a view of which nobody holds futures yet.
+    Other views have no items that are new.
     """
 
     round: int
@@ -632,6 +633,8 @@ class RunState:
     def _round_added(self, event: RoundAdded) -> None:
         if event.round < len(self.tasks.rounds):
             return
+        if event.reopen:
+            self.ledger.grow(event.plan.manifest.get("items", self.ledger.items))
         self._add_round(event.round, event.plan)
         if event.reopen:
             failed = [item for item in event.plan.items or () if self.ledger.status(item) != ItemStatus.VALUE]
@@ -690,7 +693,7 @@ class RunState:
 
     def _not_retried(self, items: Sequence[int], error: BaseException, *, recorded: bool = False) -> Sequence[int]:
         """Have those of the open items wait for a retry that are worth one; return the others."""
-        if not self.pending.enabled:
+        if not (self.pending.enabled or is_left(error)):
             return items
         # One for each task, not for each item.
         cause_of = functools.cache(lambda task: self._cause(error, task)._replace(recorded=recorded))

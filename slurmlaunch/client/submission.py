@@ -18,9 +18,10 @@ import threading
 import time
 from array import array
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from slurmlaunch.backends.base import ArrayJob, parse_time
 from slurmlaunch.backends.container import folders_inside
@@ -31,7 +32,7 @@ from slurmlaunch.client.state import ArrayNotNeeded, ArrayRefused, CancelJobs, C
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.interpreter import Interpreter
-from slurmlaunch.runfolder.layout import ENVIRONMENT, RUN_VARIABLE
+from slurmlaunch.runfolder.layout import ENVIRONMENT, FURTHER_ITEMS, RUN_VARIABLE
 from slurmlaunch.runfolder.outcomes import close_task
 from slurmlaunch.runfolder.plan import ArrayPlan, Measured, RanksPlan, RoundPlan
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
@@ -41,7 +42,7 @@ from slurmlaunch.runfolder.storage import status_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from slurmlaunch.backends.base import Backend
+    from slurmlaunch.backends.base import Backend, Limits
     from slurmlaunch.backends.container import Container
     from slurmlaunch.client.options import Shape
     from slurmlaunch.client.plan import Plan
@@ -83,14 +84,26 @@ class Program(NamedTuple):
     resumes: bool = True  # from the checkpoints of earlier rounds
 
 
-def add_round(run: Run, items: Sequence[int], options: Options, *, program: Program | None = None) -> Round:
-    """Make a round on disk that retries some items of a run.
+Planning: TypeAlias = "Callable[[int, Limits, Shape, int], Plan]"
+"""Plans a round of so many items; its last argument is the index of the round's first task."""
+
+
+def add_round(
+    run: Run,
+    items: Sequence[int],
+    options: Options,
+    *,
+    program: Program | None = None,
+    planning: Planning | None = None,
+) -> Round:
+    """Make a round on disk that runs some items of a run, again or for the first time.
 
     Args:
         run: a view of the run that has all its rounds.
         items: the items, in order.
         options: how the round runs.
         program: what a person has it run; None if ``retries=`` caused it, which runs what the last round ran.
+        planning: how the tasks share the items; by default as in the round before.
 
     Raises:
         FileExistsError: another client made one first.
@@ -99,16 +112,8 @@ def add_round(run: Run, items: Sequence[int], options: Options, *, program: Prog
     before = run.rounds[-1]
     limits = run.backend.limits()
     shape = options.shape(single_item=run.manifest.single, available=limits.cpus)
-    blocks = before.plan.blocks
-    # As many tasks as before, so that a choice of tasks= or chunksize= still applies.
-    planned = plan(
-        len(items),
-        limits=limits,
-        tasks=before.plan.slices.tasks,
-        chunksize=blocks.chunksize if blocks else None,
-        first_task=before.plan.tasks.stop,
-        schedule=blocks.schedule if blocks else STATIC,
-    )
+    planning = planning or partial(_plan_as_before, before.plan)
+    planned = planning(len(items), limits, shape, before.plan.tasks.stop)
     number = before.number + 1
     automatic = program is None
     program = program or Program(before.plan.manifest)
@@ -118,13 +123,42 @@ def add_round(run: Run, items: Sequence[int], options: Options, *, program: Prog
     made = make_plan(planned, options, environment, manifest, number, shape, run.backend)._replace(
         automatic=automatic,
         items=array("Q", items),
-        manifest={**program.manifest, "files": {**manifest.files, **own}, "sha256": dict(manifest.sha256)},
+        manifest={
+            **_growth(before.plan),
+            **program.manifest,
+            "files": {**_growth(before.plan).get("files", {}), **manifest.files, **own},
+            "sha256": {**_growth(before.plan).get("sha256", {}), **manifest.sha256},
+        },
     )
     checkpoints = run.tasks.last_checkpoints(items) if program.resumes else {}
     files = dict(program.files) if program.environment is None else {**program.files, ENVIRONMENT: environment.write}
     added = Round.make(run.folder, number, made, checkpoints=checkpoints, files=files)
     run.environments.add(number, environment)
     return added
+
+
+def _plan_as_before(before: RoundPlan, items: int, limits: Limits, _: Shape, first_task: int) -> Plan:
+    # As many tasks as before, so that a choice of tasks= or chunksize= still applies.
+    blocks = before.blocks
+    return plan(
+        items,
+        limits=limits,
+        tasks=before.slices.tasks,
+        chunksize=blocks.chunksize if blocks else None,
+        first_task=first_task,
+        schedule=blocks.schedule if blocks else STATIC,
+    )
+
+
+def _growth(plan: RoundPlan) -> dict[str, Any]:
+    """Return the changes to the manifest by which rounds up to one of a plan have added items."""
+    if "items" not in plan.manifest:
+        return {}
+    parts = {
+        key: {name: each for name, each in plan.manifest.get(key, {}).items() if name.startswith(FURTHER_ITEMS)}
+        for key in ("files", "sha256")
+    }
+    return {"items": plan.manifest["items"], **parts}
 
 
 def close_tasks(run: Run, items: Iterable[int], known: Tasks | None = None) -> dict[int, int]:

@@ -231,13 +231,14 @@ class Tasks:
     # Rounds and their tasks.
 
     def add(self, added: RoundView) -> None:
-        """Add a round, whose items now belong to its tasks."""
+        """Add a round, whose items now belong to its tasks; those that the view has not are passed over."""
         self.rounds.append(added)
         if len(self.rounds) > 1:
-            if self._last_round is None:
-                self._last_round = array("H", [self.rounds[0].number]) * self._ledger.items
+            last = self._last_round = self._last_round or array("H")
+            last.extend([self.rounds[0].number] * (self._ledger.items - len(last)))
             for item in added.plan.items or ():
-                self._last_round[item] = added.number
+                if item < len(last):
+                    last[item] = added.number
 
     def view(self, task: int) -> TaskView:
         """Return the record of a task.
@@ -271,7 +272,7 @@ class Tasks:
 
     def round_of(self, item: int) -> RoundView:
         """Return the last round of an item."""
-        return self.rounds[self._last_round[item] if self._last_round else 0]
+        return self.rounds[0 if self._last_round is None else self._last_round[item]]
 
     def claimant_of(self, item: int) -> int | None:
         """Return the last task of an item; None while it is unclaimed, in a dynamic round."""
@@ -303,7 +304,7 @@ class Tasks:
         """Yield parts of a round's items, without those that a later round has."""
         last = self._last_round
         for part in parts:
-            yield [item for item in part if last[item] == number] if last else part
+            yield part if last is None else [item for item in part if item < len(last) and last[item] == number]
 
     def left_by(self, items: Iterable[int], known: Tasks | None = None) -> dict[int, int]:
         """Return the tasks that left these items without outcomes, and how many attempts of each had begun then.

@@ -23,6 +23,7 @@ from pathlib import Path
 from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.node.supervisor import Supervisor
 from slurmlaunch.node.system import flush_streams, log
+from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import TaskClosed
 from slurmlaunch.runfolder.rounds import round_of_task
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
 def _run(folder: RunFolder, task: int) -> int:
     patience = Patience()
     manifest = patience.run(lambda: Manifest.read_in_task(folder))
-    round_ = patience.run(lambda: round_of_task(folder, task))
+    round_ = patience.run(lambda: round_of_task(folder, task, latency_of(folder.path)))
     manifest = manifest.changed(round_.plan.manifest)
     if round_.plan.ranks is None:
         return Supervisor(folder, manifest, round_, task).run()

@@ -178,9 +178,8 @@ class WorkerHandle:
 
         From then on items are handed over one by one (`Pool._size`), so that each has its own output.
         """
-        begun = self.recorded + self._channel.new
-        if not self.ended and self.running is not None:
-            begun = self.running + 1
+        running = None if self.ended else self.running  # once, since the worker may finish the item meanwhile
+        begun = self.recorded + self._channel.new if running is None else running + 1
         if begun and not self.wrote:
             self.wrote = True
             if len(self.items) > 1:

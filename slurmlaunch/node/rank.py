@@ -40,6 +40,7 @@ from slurmlaunch.node.events import Events, Signals
 from slurmlaunch.node.output import Output, Streams, renew_streams
 from slurmlaunch.node.report import FailureLog, Reporter
 from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
+from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import MODULES, Manifest, RunFolder, Status
@@ -175,7 +176,7 @@ class _Rank:
         self.folder, self.task = RunFolder(Path(path).absolute()), task
         patience = Patience()
         manifest = patience.run(lambda: Manifest.read_in_task(self.folder))
-        self.round = patience.run(lambda: round_of_task(self.folder, task))
+        self.round = patience.run(lambda: round_of_task(self.folder, task, latency_of(self.folder.path)))
         self.manifest = manifest.changed(self.round.plan.manifest)
         self.environment = RankEnvironment.of(os.environ)
         number, ranks = self.environment.rank, self.environment.ranks
@@ -183,7 +184,7 @@ class _Rank:
         if ranks != wanted:
             raise NodeStartError(f"the launcher started {ranks} ranks, and the task has {wanted}")
         notes = OutcomeFile(self.folder.outcome_file(task, attempt), self.folder.salt)
-        self.launch = _read_launch(notes, launch, manifest.items)
+        self.launch = _read_launch(notes, launch, self.manifest.items)
         file = self.folder.rank_file(self.round.number, task, attempt, number)
         self.writer = patience.run(lambda: AttemptWriter(file, attempt, self.folder.salt))
 

@@ -135,7 +135,8 @@ def leave_signals_to_supervisor() -> None:
     """Catch TERM and USR1 (an ignored signal stays ignored across exec); children have the defaults."""
     for number in _LEFT_TO_SUPERVISOR:
         signal.signal(number, _ignore)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGQUIT):  # bash 5.3 ignores the latter in what a script runs beside itself
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _interrupt)
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_restore_defaults)
 

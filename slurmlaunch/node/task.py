@@ -130,8 +130,17 @@ class TaskSupervisor:
             return Status.STOPPED
         if self._queue.closed and self._queue.left:
             useless = self._limit.of_each_item and not self._progress  # the next start would get no further
-            return Status.NOT_REQUEUED if useless else Status.REQUEUE
+            if useless:
+                return Status.NOT_REQUEUED
+            return Status.REQUEUE if self._can_be_requeued() else Status.RESUBMIT
         return Status.FAILURES if self._writer.failures else Status.VALUES
+
+    def _can_be_requeued(self) -> bool:
+        """Whether the batch script finds scontrol; from inside a container that is not known."""
+        import shutil  # here, because a node must start fast
+
+        outside = self._manifest.backend != "slurm" or self._plan.options.get("container") is not None
+        return outside or shutil.which("scontrol") is not None
 
     def _check_end(self) -> None:
         """React to SIGTERM, to the parent's death and to the warning of the time limit."""

@@ -15,6 +15,8 @@
         rounds/R/items             one record: the items of the round, if not all
         rounds/R/environment       the environment of the round, if not that of the round before
         rounds/R/function, ...     the function of the round, its large arrays, the modules, if it has its own
+        rounds/R/items.N           records: the arguments of items that the round adds to the run, from item N on
+        rounds/R/items.N.index     the first item and the offset of each block
         rounds/R/checkpoints       records: the calls that resume items
         rounds/R/journal           records: the submissions of the round's arrays
         rounds/R/ends.C            records: the ends of tasks that client C learned from the scheduler
@@ -46,10 +48,10 @@ cancellations and claims.
 **Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 2, or 1 in a run folder of 0.1.0, which has none of
 the keys and files that came with 2; a reader refuses other numbers and ignores unknown keys. ``python`` is the minor
 version that pickled the function, as ``"3.11"``: the pickle holds bytecode, and a node of another version must not
-unpickle it. ``items`` is the number of items, ``shared`` the number of bytes of buffers that the function refers to,
-``seed`` the seed of the items' random streams, and ``interpreter`` the settings of the client's Python that tasks take
-over (`interpreter.Interpreter`). Since protocol 2, ``files`` has the paths in the run folder of the files that the
-tasks read besides their items, by name: ``{"function": "function"}`` if the key is missing. ``cells`` has the
+unpickle it. ``items`` is the number of items at first, ``shared`` the number of bytes of buffers that the function
+refers to, ``seed`` the seed of the items' random streams, and ``interpreter`` the settings of the client's Python that
+tasks take over (`interpreter.Interpreter`). Since protocol 2, ``files`` has the paths in the run folder of the files
+that the tasks read besides their items, by name: ``{"function": "function"}`` if the key is missing. ``cells`` has the
 source of pickled code that lies in no file, such as a notebook's cells, by the code's file name, for tracebacks.
 
 A round may have other values for some keys: they are in the key ``manifest`` of its plan. So a round that runs another
@@ -59,6 +61,14 @@ function, and ``files`` with ``rounds/R/function``. A retry by a person has the 
 was submitted. If it runs
 a function of an earlier round, ``repeated`` is the ``created`` of that. A round that ``retries=`` made has the values
 of the last one.
+
+A round that adds items has in its plan's ``manifest`` the new number of all ``items``, and in ``files`` and ``sha256``
+the file ``items.N`` and the SHA-256 of its index, as those of the run's items; N is the first new item. Later rounds
+repeat all of this. Only their lists name these items. A client may have read the run before: to it they do not exist.
+
+A run that can be resumed has a path that follows from its name alone. Its client writes the run folder, the manifest
+included, under another name, and renames it: of several processes one makes the run, and the others go on with it. A
+client that resumes a run makes a round, as for a retry.
 
 **Function** (`function`). One record of kind FUNCTION, a pickle of a callable, made by cloudpickle. `submit` binds its
 arguments into it and has one item ``()``; ``bound`` in the manifest has a text for each argument that a call bound:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.runfolder import forms
-from slurmlaunch.runfolder.files import link_unchanged, read_owned, write_whole
+from slurmlaunch.runfolder.files import link_or_copy, read_owned, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -69,7 +69,7 @@ class Environment:
             "limits": {name: None if soft == resource.RLIM_INFINITY else soft for name, soft in self.limits.items()},
         }
         data = json.dumps(content, indent=1).encode()
-        if _written is None or _written[0] != data or not link_unchanged(*_written[1:], path):
+        if _written is None or _written[0] != data or not link_or_copy(*_written[1:], path):
             write_whole(path, [data])
         _written = data, path, path.status()
 

@@ -33,6 +33,9 @@ MOST_HELD = 64
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK  # to open a named pipe would else wait for a writer
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
+"""What `rename` says if a folder cannot have a name because it is taken."""
+
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
 
 
@@ -230,6 +233,20 @@ class Location:
                 raise
 
     # As a folder.
+
+    def move(self, path: str) -> None:
+        """Give a run folder another path, in one step.
+
+        Raises:
+            FileExistsError: something is there.
+        """
+        try:
+            os.rename(self.name, path)  # noqa: PTH104  (would replace an empty folder, but not one with a file)
+        except OSError as error:
+            if error.errno in TAKEN:
+                raise FileExistsError(*error.args) from error
+            raise
+        self.name = path
 
     def mkdir(self) -> None:
         """Make the folder, for its owner alone.
@@ -519,16 +536,23 @@ def _write(descriptor: int, data: Part) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def link_unchanged(source: Location, status: os.stat_result, location: Location) -> bool:
-    """Give a file of this process a further name, unless it is no longer as *status* says; return whether it has it."""
+def link_or_copy(source: Location, status: os.stat_result, location: Location) -> os.stat_result | None:
+    """Give a file of this process a further name, or copy it where that fails; return its status there.
+
+    None if it is no longer as *status* says.
+    """
     try:
         found = source.status()
         if (found.st_ino, found.st_mtime_ns, found.st_size) != (status.st_ino, status.st_mtime_ns, status.st_size):
-            return False
-        location.link_to(source)
-    except (OSError, RunFolderError):  # it is gone, on another file system, or has too many names
-        return False
-    return True
+            return None
+        try:
+            location.link_to(source)
+        except OSError:  # it is on another file system, or has too many names
+            write_whole(location, [read_owned(source)])
+            return location.status()
+    except (OSError, RunFolderError):  # it is gone
+        return None
+    return found
 
 
 def create(location: Location, data: bytes) -> os.stat_result:

@@ -34,7 +34,7 @@ from slurmlaunch.runfolder.storage import Patience, named
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from slurmlaunch.runfolder.files import Part
+    from slurmlaunch.runfolder.files import Location, Part
     from slurmlaunch.runfolder.layout import RunFolder
 
     Arguments = tuple[Any, ...]
@@ -60,8 +60,23 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
     Raises:
         OSError: they could not be written; neither file is left behind.
     """
+    total, folder.index_sha256 = _write(folder.items, folder.items_index, folder.salt, arguments, dumps)
+    return total
+
+
+def write_further(
+    file: Location, salt: int, arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled], *, first: int
+) -> str:
+    """Write items that a round adds to a run, beginning with the number *first*; return the SHA-256 of their index."""
+    return _write(file, file.beside(f"{file.name}.index"), salt, arguments, dumps, first=first)[1]
+
+
+def _write(
+    file: Location, index_file: Location, salt: int, arguments: Iterable[Arguments],
+    dumps: Callable[[Arguments], Pickled], *, first: int = 0,
+) -> tuple[int, str]:  # fmt: skip
     index: list[bytes] = []
-    total = 0
+    total = first
 
     def blocks() -> Iterator[Part]:
         nonlocal total
@@ -69,17 +84,16 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
         for kind, count, parts in _blocks(arguments, dumps):
             index.append(_ENTRY.pack(total, offset))
             header = Entry.of(kind, parts, first=total, number=count).header
-            yield header.encode(folder.salt)
+            yield header.encode(salt)
             yield from parts
             del parts  # so that large ones are freed before the next are made
             total += count
             offset += HEADER_SIZE + header.length
 
-    write_whole(folder.items, blocks())
+    write_whole(file, blocks())
     data = b"".join(index)
-    write_whole(folder.items_index, [data])
-    folder.index_sha256 = sha256_of(data)
-    return total
+    write_whole(index_file, [data])
+    return total - first, sha256_of(data)
 
 
 def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled]) -> Iterator[Block]:
@@ -150,19 +164,21 @@ class ItemReader:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._patience = Patience()
+        self._files = folder.items_of(0)
         self._read(self._open)
         self._index: bytes | None = None
         self._arguments_of = self.calling(lambda *arguments: arguments)
 
     def _open(self) -> None:
-        self._opened = Opened(*open_owned(self._folder.items))
+        self._opened = Opened(*open_owned(self._files[0]))
         self._items, self._size = self._opened.number, self._opened.status.st_size
 
     def _read_index(self) -> bytes:
         """Return the index: 16 bytes for each block, and so little beside the items."""
-        index = read_owned(self._folder.items_index)
-        if self._folder.index_sha256 and sha256_of(index) != self._folder.index_sha256:
-            raise ResultLost("the index of the items is damaged on disk", file=str(self._folder.items_index), offset=0)
+        _, file, sha256 = self._files
+        index = read_owned(file)
+        if sha256 and sha256_of(index) != sha256:
+            raise ResultLost("the index of the items is damaged on disk", file=str(file), offset=0)
         return index
 
     def close(self) -> None:
@@ -250,7 +266,12 @@ class ItemReader:
 
     def _find(self, item: int) -> tuple[records.Header, int]:
         """Return the header of the block that holds the item, and its offset."""
-        if not self._opened.is_there():
+        files = self._folder.items_of(item) if self._folder.further else self._files
+        is_open = self._opened.is_there()
+        if files[0] != self._files[0] and is_open:
+            self.close()
+        if files[0] != self._files[0] or not is_open:  # the user's function may have closed it
+            self._files, self._index = files, None
             self._open()
         if self._index is None:
             self._index = self._read_index()
@@ -274,7 +295,7 @@ class ItemReader:
         return found
 
     def _damaged(self, offset: int) -> ResultLost:
-        return ResultLost("the arguments of the item are damaged on disk", file=str(self._folder.items), offset=offset)
+        return ResultLost("the arguments of the item are damaged on disk", file=str(self._files[0]), offset=offset)
 
 
 def _column(payload: bytes, number: int) -> list[Arguments]:

@@ -36,6 +36,9 @@ PARENT_DEATH_VARIABLE = "SLURMLAUNCH_LIFELINE"
 """The descriptor from which a node learns that its client has died: the read end of a pipe whose write end only the
 client holds, and never writes to. It reads an end of file then."""
 
+FURTHER_ITEMS = "items."
+"""The beginning of the names of files with items that a round added; the first item follows."""
+
 MANIFEST = "manifest.json"
 """The file that makes a folder a run."""
 
@@ -73,9 +76,12 @@ class RunFolder:
         path: its absolute path.
         root: the folder itself.
         salt: the salt of its records (`salt_of`); 0 until its manifest was read.
-        number_of_items: how many items the run has; None until its manifest was read.
+        number_of_items: how many items the run has; None until its manifest was read, and more with each round that
+            adds some.
         identity: the SHA-256 of its manifest and the secret in it; empty until it was read or written.
         index_sha256: the SHA-256 of ``items.index``; empty if it is not known.
+        further: the files of items that were added to the run later, by their first item, each with the SHA-256 of its
+            index.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,6 +93,7 @@ class RunFolder:
         self.manifest = root / MANIFEST
         self.function = root / FUNCTION
         self.items = root / "items"
+        self.further: dict[int, tuple[Location, str]] = {}
         self.items_index = root / ITEMS_INDEX
         self.definitions = root / DEFINITIONS
         self.clients = root / "clients"
@@ -99,6 +106,11 @@ class RunFolder:
         """Refuse unsafe folders now, not when something is read from them; raises as `Location.check` does."""
         for each in (self.rounds, self.outcomes, self.ended, self.cancelled, self.logs):
             each.check()
+
+    def move(self, path: Path) -> None:
+        """Give the run folder another path, in one step; FileExistsError if something is there."""
+        self.root.move(os.fspath(path))
+        self.path = path
 
     def round(self, number: int) -> Location:
         """Return the folder of a submission round."""
@@ -136,6 +148,23 @@ class RunFolder:
         """Return the items of the run that a record covers: a damaged header may name any others."""
         stop = header.stop if self.number_of_items is None else min(header.stop, self.number_of_items)
         return range(header.first, stop)
+
+    def items_of(self, item: int) -> tuple[Location, Location, str]:
+        """Return the file that holds an item, its index, and the SHA-256 of the index."""
+        first = max((each for each in self.further if each <= item), default=None)
+        if first is None:
+            return self.items, self.items_index, self.index_sha256
+        file, sha256 = self.further[first]
+        return file, file.beside(f"{file.name}.index"), sha256
+
+    def grow(self, changes: Mapping[str, Any]) -> None:
+        """Add the items that a round brought, according to its changes to the manifest."""
+        if "items" in changes:
+            self.number_of_items = max(self.number_of_items or 0, changes["items"])
+        hashes = changes.get("sha256", {})
+        for name, path in changes.get("files", {}).items():
+            if name.startswith(FURTHER_ITEMS) and name[len(FURTHER_ITEMS) :].isdigit():
+                self.further[int(name[len(FURTHER_ITEMS) :])] = self.root / path, hashes.get(name, "")
 
     def secret_file(self) -> str:
         """Return the name of a file by which a batch script recognizes the run folder, and make it if there is none.
@@ -397,6 +426,8 @@ class Status(IntEnum):
     """The set-up lines or ``module load`` failed: Python was not started."""
     NODE = 4
     """The node itself failed; the log says why."""
+    RESUBMIT = 74
+    """Items are left at the time limit, and the node has no scontrol to requeue the task: the client submits them."""
     REQUEUE = 75
     """Items are left at the time limit, and the task is requeued."""
     NOT_REQUEUED = 76

@@ -11,7 +11,6 @@ applies to one round: a retry runs the item again.
 
 from __future__ import annotations
 
-import errno
 import json
 import time
 from array import array
@@ -24,7 +23,7 @@ from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import forms, records
 from slurmlaunch.runfolder.changes import NewNames
 from slurmlaunch.runfolder.clients import CLIENT, ClientId
-from slurmlaunch.runfolder.files import beside, opened, read_at, read_owned, undisturbed, write_once, write_whole
+from slurmlaunch.runfolder.files import TAKEN, beside, opened, read_at, read_owned, undisturbed, write_once, write_whole
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import PLAN, RoundPlan, compact
 from slurmlaunch.runfolder.records import Entry, Kind, Record, RecordWriter, read_records
@@ -59,6 +58,7 @@ class Round:
         self.plan = plan
         self._path = folder.round(number)
         self._salt = folder.salt
+        folder.grow(plan.manifest)
 
     @classmethod
     def make(
@@ -122,14 +122,16 @@ class Round:
         content = forms.parse(data, PLAN, file)
         if content.get("ranks"):
             (path / "ranks").check()
+        folder.grow(content.get("manifest", {}))
         items = _read_list(path / "items", folder.number_of_items) if content.get("items", True) else None
         client = content.get("client")
         try:
             plan = RoundPlan.from_json(content, items=items, client=client and ClientId(*client))
         except ValueError as error:
             raise forms.damaged(file, str(error)) from error
-        if items is None and folder.number_of_items not in {None, plan.slices.items}:
-            raise forms.damaged(file, f"it has {plan.slices.items} items, and the run {folder.number_of_items}")
+        planned = min(folder.further, default=folder.number_of_items)
+        if items is None and planned not in {None, plan.slices.items}:
+            raise forms.damaged(file, f"it has {plan.slices.items} items, and the run {planned}")
         return cls(folder, number, plan)
 
     def checkpoints(self) -> dict[int, Recorded]:
@@ -287,6 +289,10 @@ _ENDS = forms.Keys(
 )
 
 
+_LOOK_AGAIN = 0.2
+"""Seconds until a task looks again for its round."""
+
+
 def read_rounds(folder: RunFolder, start: int = 0) -> Iterator[Round]:
     """Yield the rounds of a run in order, beginning with a number."""
     for number in count(start):
@@ -327,7 +333,7 @@ def _made_in_one_step(place: Location) -> Iterator[Location]:
         new.rename(place)  # would replace an empty folder, but not one with a file
     except BaseException as error:
         new.remove()
-        if isinstance(error, OSError) and error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+        if isinstance(error, OSError) and error.errno in TAKEN:
             raise FileExistsError(*error.args) from error
         raise
 
@@ -351,7 +357,7 @@ def check_kept(folder: RunFolder) -> None:
     """Raise a `RunFolderError` if a client removes the run."""
     if remover_of(folder) is not None:
         msg = f"{folder.path} is being removed, or was removed in part; slurmlaunch.clean() removes the rest"
-        raise RunFolderError(msg, path=str(folder.path))
+        raise RunFolderError(msg, path=str(folder.path), is_removed=True)
 
 
 def items_of_later_rounds(folder: RunFolder, number: int) -> set[int]:
@@ -359,15 +365,27 @@ def items_of_later_rounds(folder: RunFolder, number: int) -> set[int]:
     return {item for later in read_rounds(folder, number + 1) for item in later.plan.items or ()}
 
 
-def round_of_task(folder: RunFolder, task: int) -> Round:
+def round_of_task(folder: RunFolder, task: int, within: float = 0.0) -> Round:
     """Return the round that has a task.
+
+    Args:
+        folder: the run folder.
+        task: the index of the task.
+        within: for how many seconds the round may exist and not be visible. A node on which an earlier task looked for
+            a later round remembers that there was none.
 
     Raises:
         RunFolderError: there is none.
     """
-    for candidate in read_rounds(folder):
-        if task in candidate.plan.tasks:
-            return candidate
+    until = time.monotonic() + within
+    while True:
+        for candidate in read_rounds(folder):
+            if task in candidate.plan.tasks:
+                return candidate
+        if time.monotonic() >= until:
+            break
+        time.sleep(_LOOK_AGAIN)
+        folder.rounds.names()  # some file systems forget by this that a name was not there
     msg = f"no round of {folder.path} has a task {task}"
     raise RunFolderError(msg, path=str(folder.path))
 

@@ -18,8 +18,8 @@ from slurmlaunch import Executor, NodeStartError, TaskState, TimeLimitExceeded, 
 from slurmlaunch.client.plan import LongSlices
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.claims import Claimer, ClaimReader
-from slurmlaunch.runfolder.layout import STARTED_VARIABLE, Status
-from slurmlaunch.runfolder.plan import SCHEDULES, Blocks, Measured
+from slurmlaunch.runfolder.layout import STARTED_VARIABLE, RunFolder, Status
+from slurmlaunch.runfolder.plan import AUTO, SCHEDULES, Blocks, Measured
 from tests.conftest import elsewhere
 from tests.support.tasks import OneRun, finish, rows
 from tests.support.waiting import PATIENCE, Gate, Story, wait_until
@@ -289,6 +289,24 @@ class TestCalls:
         assert not any("shared" in line for line in make_executor().script(square, range(9), tasks=3).splitlines())
 
     @pytest.mark.parametrize("backend", ["local"], indirect=True)
+    def test_every_plain_call(self, make_executor: ExecutorFactory, tmp_path: Path) -> None:
+        """Tasks of several processes, a retry, `map` and joblib's calls share their items."""
+        joblib = pytest.importorskip("joblib")
+        executor = make_executor(processes=2, cpus_per_task=2, retries=1)
+        once = executor.map_array(DiesOnce(tmp_path), range(6))
+        assert once.results(PATIENCE) == list(range(6))
+        rounds = [*once._run.rounds]  # noqa: SLF001
+        claims = list(ClaimReader(RunFolder(once.folder).claims(0)).new())
+        assert next(each for each in claims if each.block == 0).positions == range(2)
+
+        assert list(executor.map(square, range(3))) == [0, 1, 4]
+        calls = [joblib.delayed(square)(number) for number in range(3)]
+        assert joblib.Parallel(n_jobs=-1, backend=executor.joblib_backend())(calls) == [0, 1, 4]
+        for path in tmp_path.glob("runs/*square*"):
+            rounds += attach(path)._run.rounds  # noqa: SLF001
+        assert [each.plan.blocks and each.plan.blocks.schedule for each in rounds] == [AUTO] * 4
+
+    @pytest.mark.parametrize("backend", ["local"], indirect=True)
     def test_without_hard_links(self, make_executor: ExecutorFactory, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where tasks cannot share items, a plain call gives each its slice, and says so; nothing else changes."""
 
@@ -298,11 +316,11 @@ class TestCalls:
         monkeypatch.setattr(os, "link", refuse)
         executor = make_executor()
         with pytest.warns(LongSlices, match="makes no hard links") as said:
-            array = executor.map_array(square, range(9))
-        assert array.results(PATIENCE) == [number * number for number in range(9)]
+            array = executor.map_array(square, range(3))
+        assert array.results(PATIENCE) == [0, 1, 4]
         assert (len(said), said[0].filename, array._run.rounds[0].plan.blocks) == (1, __file__, None)  # noqa: SLF001
         with pytest.warns(LongSlices):
-            assert "no hard links" in executor.script(square, range(9)).splitlines()[1]
+            assert "no hard links" in executor.script(square, range(3)).splitlines()[1]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert executor.map_array(square, range(3), tasks=2).results(PATIENCE) == [0, 1, 4]
@@ -481,6 +499,23 @@ class TestCalls:
 
         assert {type(each) for each in found} == {NodeStartError}
         assert all("cannot be loaded" in str(each) for each in found)
+
+
+class DiesOnce:
+    """A function whose process ends at the first run of two of its items."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    __module__ = "__main__"
+
+    def __call__(self, number: int) -> int:
+        """Return the number the second time."""
+        begun = self.folder / f"begun-{number}"
+        if number in {3, 5} and not begun.exists():
+            begun.touch()
+            os._exit(1)
+        return number
 
 
 class Unloadable:

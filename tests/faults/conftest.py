@@ -13,6 +13,7 @@ from slurmlaunch.client.watcher import current_client
 from tests.conftest import started_cluster
 from tests.faults.deeds import Deed
 from tests.faults.wrapped import Wrapped
+from tests.support import clusters
 from tests.support.cluster import ClusterSpec
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _quick_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     (tmp_path / "runtime").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("SLURMLAUNCH_QUERY_INTERVAL", "1")
-    monkeypatch.setenv("SLURMLAUNCH_LATENCY", "1")
+    monkeypatch.setenv("SLURMLAUNCH_LATENCY", str(clusters.chosen().latency))
     current_client().backends.clear()
     yield
     current_client().backends.clear()

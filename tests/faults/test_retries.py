@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -204,7 +205,8 @@ def break_node(cluster: Cluster, work: Deed, item: int) -> None:
     cluster.stop_daemon(f"slurmd-{environment['SLURMD_NODENAME']}")
     step = parent(parent(supervisor))
     for process in (step, *_of_job(cluster, environment["SLURM_JOB_ID"])):
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended with the step
+            os.kill(process, signal.SIGKILL)
 
 
 def environment_of(process: int) -> dict[str, str]:

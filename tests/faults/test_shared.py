@@ -45,6 +45,7 @@ def begin(executor: Executor, work: Deed, *, tasks: int = 2) -> FutureArray[int]
     futures = share(executor, work, tasks=tasks)
     work.gate.await_arrival(1)
     wait_until(lambda: futures.counts()["done"] == (1 if tasks == 1 else ITEMS - 1))
+    wait_until(lambda: futures[1].job_id is not None)  # the claim of the block that hangs may be seen a poll later
     return futures
 
 

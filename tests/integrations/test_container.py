@@ -383,6 +383,23 @@ def test_commands_run_inside(image: Container, tmp_path: Path, capfd: pytest.Cap
     assert capfd.readouterr().out == f"-a 42 {NAME}\nb 42 {NAME}\n"
 
 
+def test_debug_inside(image: Container, tmp_path: Path) -> None:
+    """``slurmlaunch debug`` runs an item in the image, and without it on this machine, which it says."""
+    with Executor(tmp_path / "runs", cluster="local", container=image) as executor:
+        array = executor.map_array(lambda _: __import__("sys").prefix, [0])
+        assert array.results() == ["/usr/local"]
+    command = [sys.executable, "-m", "slurmlaunch", "debug", str(array.folder), "0"]
+
+    inside = subprocess.run(command, capture_output=True, text=True, check=True)
+    plan = array.folder / "rounds/0/plan.json"
+    plan.write_text(plan.read_text().replace(image.image, "/gone"))
+    here = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert inside.stdout == "'/usr/local'\n"
+    assert here.stdout == f"{sys.prefix!r}\n"
+    assert "there is no image /gone here, and the item runs in" in here.stderr
+
+
 SCRIPT = """
     import sys
     from slurmlaunch import Container, Executor

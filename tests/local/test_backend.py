@@ -147,10 +147,12 @@ def test_the_environment_is_the_clients_and_the_jobs(folder: Path, monkeypatch: 
     """A task sees the client's variables as they were at submission, and the job's own before them."""
     monkeypatch.setenv("OF_BOTH", "client")
     monkeypatch.setenv("OF_CLIENT", "it's")
-    job_id = backend.submit(array(folder, 'echo "$OF_CLIENT" "$OF_BOTH"', env={"OF_BOTH": "job"}))
+    monkeypatch.setenv("of.client", "also")
+    shows = "import os; print(*map(os.environ.get, ('OF_CLIENT', 'OF_BOTH', 'of.client')))"
+    job_id = backend.submit(array(folder, "", python=(sys.executable, "-c", shows), env={"OF_BOTH": "job"}))
     monkeypatch.setenv("OF_CLIENT", "changed too late")
     states(job_id, 1)
-    assert (folder / "logs" / "0-0-0.out").read_text() == "it's job\n"
+    assert (folder / "logs" / "0-0-0.out").read_text() == "it's job also\n"
 
 
 def test_umask_and_soft_limits_are_the_submissions(folder: Path) -> None:

@@ -496,6 +496,7 @@ def test_unchanged_modules_are_stored_once(
         raise OSError
 
     monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(code, "_read", fail)
     assert 2 == len({inode(), inode()})
 
 

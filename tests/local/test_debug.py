@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 import slurmlaunch
 from slurmlaunch import Executor, FutureArray, RunFolderError, attach
@@ -135,6 +136,30 @@ def at_terminal(command: Sequence[object], *typed: str, **options: Any) -> tuple
         started.kill()
         started.wait()
         os.close(ours)
+
+
+@pytest.mark.slow
+def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook ``%debug`` in the next cell stops where the item raised."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    typed, shown = iter(["p x * 2", "q"]), []
+    run = "Executor('runs', cluster='inline').map_array(lambda x: 1 // (x - 7), range(9))"
+    cells = (f"from slurmlaunch import Executor\narray = {run}", "array[7].debug()", "%debug")
+    try:
+        for cell in cells:
+            client.execute_interactive(
+                cell,
+                allow_stdin=True,
+                stdin_hook=lambda _: client.input(next(typed)),
+                output_hook=lambda message: shown.append(message["content"].get("text", "")),
+                timeout=60,
+            )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert "%debug in the next cell" in "".join(shown)
+    assert "14\n" in "".join(shown)
 
 
 def test_terminal(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import pytest
 
-from slurmlaunch.errors import FunctionExited, NodeStartError, WorkerDied
+from slurmlaunch.errors import FunctionExited, NodeStartError, RunFolderError, WorkerDied
 from slurmlaunch.node import system
 from slurmlaunch.runfolder.claims import Claimer
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE, STARTED_VARIABLE, Manifest, Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, close_task
 from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RoundPlan, Slices
 from slurmlaunch.runfolder.records import Kind
-from slurmlaunch.runfolder.rounds import Round
+from slurmlaunch.runfolder.rounds import Round, round_of_task
 from tests.support.frames import own_frames
 from tests.support.tasks import REPOSITORY, OneRun, finish, rows
 from tests.support.waiting import Gate, Story, is_alive, wait_until
@@ -603,6 +603,17 @@ def test_a_start_leaves_the_items_of_later_rounds_alone(tmp_path: Path, story: S
     assert story.lines == ["0", "2"]
     assert run.run(1).status == 0
     assert story.lines == ["0", "2", "1", "3"]
+
+
+def test_a_task_waits_for_its_round_to_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round that its node does not see yet, because it remembers that there was none, is no error."""
+    folder = OneRun(tmp_path / "run", len, rows([0])).folder
+    plan = RoundPlan(Slices(1, 1), 1, (ArrayPlan("again", 1, 1),), 1, 1, 1, items=array("Q", [0]))
+    monkeypatch.setattr(time, "sleep", lambda _: Round.make(folder, 1, plan))
+
+    assert round_of_task(folder, 1, within=60).number == 1
+    with pytest.raises(RunFolderError, match="has a task 2"):
+        round_of_task(folder, 2)
 
 
 @pytest.mark.parametrize("schedule", [None, "dynamic"])

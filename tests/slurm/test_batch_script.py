@@ -258,6 +258,42 @@ def test_every_start_leaves_a_mark_of_its_own(job: ArrayJob) -> None:
     assert outcome(job, start(job, SLURM_RESTART_COUNT="2"))[1] == [EndMark(0, 2, 0)]
 
 
+@pytest.fixture
+def shared(job: ArrayJob) -> ArrayJob:
+    """Return an array whose tasks share items, of which none is left."""
+    claims = Path(RunFolder(job.run_folder).surplus(0, 0)).parent
+    claims.mkdir(parents=True)
+    (claims / "surplus.0").touch()
+    (job.run_folder / "outcomes").mkdir()
+    return replace(job, shares=True, python=node(job.run_folder, "print('ran')"), setup=("echo set up",))
+
+
+@pytest.mark.parametrize(("begun", "restarts", "said"), [("", "0", ""), ("0.0", "0", "ran"), ("", "1", "ran")])
+def test_an_element_that_comes_too_late(shared: ArrayJob, begun: str, restarts: str, said: str) -> None:
+    """When no item is left, a task ends at once, unless it has begun before."""
+    if begun:
+        (shared.run_folder / "outcomes" / begun).touch()
+
+    status, marks, stdout, _ = outcome(shared, start(shared, SLURM_RESTART_COUNT=restarts))
+    assert (status, marks, stdout) == (0, [EndMark(0, int(restarts), 0)], f"set up\n{said}\n" if said else "")
+
+
+@pytest.mark.parametrize(("options", "told"), [({}, "7_[3-5]\n"), ({"dependency": "singleton"}, "")])
+def test_elements_that_come_too_late_are_cancelled(shared: ArrayJob, options: dict[str, Any], told: str) -> None:
+    """A task that named them has them cancelled by their numbers, unless other jobs may depend on theirs."""
+    folder = shared.run_folder
+    (folder / "outcomes" / "0.0").touch()
+    Path(f"{RunFolder(folder).surplus(0, 0)}.0").write_text("3-5\n", encoding="ascii")
+    (folder / "scancel").write_text(f"#!/bin/sh\necho $1 >> '{folder.parent}/told'\n", encoding="utf-8")
+    (folder / "scancel").chmod(0o700)
+    job = replace(shared, options=options)
+    for _ in range(2):
+        assert outcome(job, start(job, SLURM_ARRAY_JOB_ID="7", PATH=f"{folder}:{os.environ['PATH']}"))[0] == 0
+
+    path = folder.parent / "told"
+    assert (path.read_text(encoding="utf-8") if path.exists() else "") == told
+
+
 def test_the_mark_is_the_users_alone(job: ArrayJob) -> None:
     """The end mark has mode 0600, and the task keeps its umask."""
     job = replace(job, python=node(job.run_folder, "print(oct(os.umask(0)))"), setup=("umask 002",))
@@ -460,7 +496,7 @@ def test_sbatch_reads_the_given_values(cluster: Cluster, job: ArrayJob) -> None:
     job_id = SlurmBackend().submit(job)
     shown = cluster.run("scontrol", "show", "job", job_id)
     SlurmBackend().cancel(job_id)
-    assert f"Comment={comment} \n" in shown
+    assert f"Comment={comment}" in [line.strip() for line in shown.splitlines()]
     assert ("Nice=7" in shown, "TimeLimit=00:09:00" in shown, f"JobName={job.name}\n" in shown) == (True, True, True)
 
 

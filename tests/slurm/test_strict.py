@@ -142,6 +142,25 @@ def test_faults(site: Site) -> None:
     assert result_of(site, FAULTS) == [["WorkerDied", "TaskCancelled"], "again", True]
 
 
+TIME_LIMIT = """
+    import json, time
+    from slurmlaunch import Executor, current_task
+
+    def waits(item):
+        time.sleep(25)
+        return item, current_task().task
+
+    with Executor(time="1") as executor:
+        print(json.dumps(executor.map_array(waits, range(3), tasks=1).results()))
+"""
+
+
+@only_here
+def test_time_limit(site: Site) -> None:
+    """What a task has left near its time limit runs in another, although the node cannot ask for a requeue."""
+    assert result_of(site, TIME_LIMIT) == [[0, 0], [1, 0], [2, 1]]
+
+
 WITHOUT_ARRAYS = """
     import json, os, signal, sys, time
     from concurrent.futures import wait

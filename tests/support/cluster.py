@@ -130,7 +130,7 @@ def slurm_version() -> str:
     """Return what the installed Slurm calls itself, such as "Slurm 24.11.5"."""
     if missing_programs():
         return "no Slurm"
-    shown = subprocess.run([_program("sbatch"), "--version"], capture_output=True, text=True, check=False).stdout
+    shown = subprocess.run([_program("slurmctld"), "-V"], capture_output=True, text=True, check=False).stdout
     return f"Slurm {shown.split()[-1]}"
 
 
@@ -493,11 +493,11 @@ def _install_database(folder: Path) -> None:
 class _Daemon:
     """One process of the cluster: how it is started, and how one sees that it listens."""
 
-    def __init__(self, site: _Site, name: str, command: Sequence[str], address: str | tuple[str, int]) -> None:
+    def __init__(self, site: _Site, name: str, command: Sequence[str], listens: Callable[[], bool]) -> None:
         self.name = name
         self._command = [_program(command[0]), *command[1:]]
         self._log = site.folder / "log" / f"{name}.log"
-        self._listens = functools.partial(_listens, address)
+        self._listens = listens
         self._environment = {
             "SLURM_CONF": str(site.slurm_conf),
             # For slurmdbd, which has no setting for the socket and would look for the system's database.
@@ -559,29 +559,44 @@ def _daemons(site: _Site) -> Iterator[_Daemon]:
     yield _munged(site)
     if site.spec.accounting:
         yield _mariadbd(site)
-        yield _Daemon(site, "slurmdbd", ["slurmdbd", "-D"], ("127.0.0.1", site.ports[1]))
-    yield _Daemon(site, "slurmctld", ["slurmctld", "-D"], ("127.0.0.1", site.ports[0]))
+        yield _Daemon(site, "slurmdbd", ["slurmdbd", "-D"], _listens_at(site.ports[1]))
+    # -i: Slurm 26.05 refuses to start again where it was killed before it had saved its state.
+    yield _Daemon(site, "slurmctld", ["slurmctld", "-D", "-i"], functools.partial(_is_up, site))
     for node, port in site.node_ports.items():
         slurmd = [*site.spec.node_command, _program("slurmd"), "-D", "-N", node]
-        yield _Daemon(site, f"slurmd-{node}", slurmd, ("127.0.0.1", port))
+        yield _Daemon(site, f"slurmd-{node}", slurmd, _listens_at(port))
 
 
 def _munged(site: _Site) -> _Daemon:
     files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     options = [f"--{option}={site.folder}/munge/{name}" for option, name in files.items()]
-    return _Daemon(site, "munged", ["munged", "--foreground", "--force", *options], str(site.munge_socket))
+    return _Daemon(site, "munged", ["munged", "--foreground", "--force", *options], _listens_at(site.munge_socket))
 
 
 def _mariadbd(site: _Site) -> _Daemon:
     options = [f"--socket={site.database_socket}", f"--init-file={site.folder}/database.sql", "--skip-networking"]
     command = ["mariadbd", *_database_options(site.folder), *options]
-    return _Daemon(site, "mariadbd", command, str(site.database_socket))
+    return _Daemon(site, "mariadbd", command, _listens_at(site.database_socket))
 
 
-def _listens(address: str | tuple[str, int]) -> bool:
-    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as client:
-        client.settimeout(1)
-        return client.connect_ex(address) == 0
+def _listens_at(place: Path | int) -> Callable[[], bool]:
+    """Return a function that says whether anyone listens at a socket or a port."""
+
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX if isinstance(place, Path) else socket.AF_INET) as client:
+            client.settimeout(1)
+            return client.connect_ex(str(place) if isinstance(place, Path) else ("127.0.0.1", place)) == 0
+
+    return listens
+
+
+def _is_up(site: _Site) -> bool:
+    """Return whether the controller answers: from Slurm 26.05 on it opens its port long before."""
+    if not _listens_at(site.ports[0])():
+        return False
+    environment = clean_environment() | {"SLURM_CONF": str(site.slurm_conf)}
+    command = [_program("scontrol"), "ping"]
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
 
 
 def _tail(log: Path) -> str:

@@ -24,6 +24,7 @@ from slurmlaunch.client.state import (
     Warn,
     WatchEnded,
 )
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import (
     NodeFailure,
@@ -259,3 +260,13 @@ def test_surplus_tasks(shared: Shared) -> None:
 
     assert [(("7", (1,)),)] == [each.jobs for each in state.handle(Tick(), 0.0) if isinstance(each, CancelJobs)]
     assert [] == state.handle(WatchEnded(), 1.0)
+
+
+def test_an_array_without_items(shared: Shared) -> None:
+    """An array that waits for room while others take all items is not submitted, and every client can read that."""
+    shared.run.handle(ClaimsSeen(0, ((range(6), 0),)))
+    shared.run.handle(Tick())
+    Submission(shared.run).submit(shared.run.rounds[0], patiently=True)
+
+    assert next(iter(read_rounds(shared.folder))).not_needed_arrays() == {0}
+    assert shared.run.tasks.rounds[0].given_up == {0}

@@ -48,7 +48,7 @@ def seconds_waited(
         rounds=[SimpleNamespace(plan=SimpleNamespace(client=client))],
     )
     monkeypatch.setattr(rerun, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
-    rerun._await_states(run)  # noqa: SLF001
+    rerun.await_states(run)
     return now[0]
 
 

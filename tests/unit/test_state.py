@@ -121,6 +121,12 @@ EVERYDAY = [
         at(50, mark(0, Status.NOT_REQUEUED), settles={1: "TimeLimitExceeded"}),
     ),
     law(
+        "what a node without scontrol left is submitted again, as after a requeue",
+        at(0, values(0, 0), settles={0: "VALUE"}),
+        at(50, mark(0, Status.RESUBMIT)),
+        at(111, submits=[1]),
+    ),
+    law(
         "a throttled round runs task by task, and a queued task is no end",
         at(0, scheduler({0: "RUNNING", 1: "PENDING", 2: "PENDING"}, reason="JobArrayTaskLimit")),
         at(1000, values(0, 0, 1), mark(0, Status.VALUES), settles=items("VALUE", 0, 1)),

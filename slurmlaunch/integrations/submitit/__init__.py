@@ -168,7 +168,7 @@ class SlurmlaunchExecutor(core.Executor):
         calls, rows = as_items(submissions, stderr_to_stdout=joined)
         cut: dict[str, Any] = {name: self.parameters.get(name) for name in _CALL}
         if not any(cut.values()):
-            cut["chunksize"] = 1  # a submitit job has its id at once, so no two tasks may share calls
+            cut["tasks"] = len(rows)  # a submitit job has its id at once, so no two tasks may share calls
         futures: FutureArray[Any] = executor.starmap_array(calls, rows, **cut)
         ranks = range(_ranks(self.parameters))
         return [SlurmlaunchJob(self.folder, future.job_id or "", ranks, future=future) for future in futures]

@@ -6,12 +6,12 @@ The executor creates it, and submitit's users pickle it. It finds its run again 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from submitit.core import core, utils
 
+from slurmlaunch.client.arguments import ArgumentsReader
 from slurmlaunch.errors import ItemError, RunFolderError, SlurmlaunchError
 from slurmlaunch.integrations.submitit.calls import Paths
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
@@ -63,12 +63,13 @@ class SlurmlaunchJob(core.Job[core.R]):
     def submission(self) -> utils.DelayedSubmission:
         """Return the submission."""
         from slurmlaunch.runfolder.function import load_function
-        from slurmlaunch.runfolder.items import ItemReader
 
         folder = RunFolder(self._future.run.folder)
-        calls: Any = load_function(Manifest.read(folder).function_in(folder))
-        with contextlib.closing(ItemReader(folder)) as items:
-            submitted: utils.DelayedSubmission = calls.submission(*items[self._future.index])
+        manifest = Manifest.read(folder)
+        calls: Any = load_function(manifest.function_in(folder))
+        submitted: utils.DelayedSubmission = calls.submission(
+            *ArgumentsReader(folder, manifest).row_of(self._future.index)
+        )
         return submitted
 
     def cancel(self, check: bool = True) -> None:  # noqa: FBT001, FBT002  (submitit's own signature)

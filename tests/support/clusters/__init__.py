@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 
+from tests.support.clusters.cached import Cached
 from tests.support.clusters.debian import Debian
 from tests.support.clusters.kind import INSIDE, Kind
 from tests.support.clusters.strict import Strict
@@ -25,6 +26,7 @@ KINDS: dict[str, Kind] = {
         Debian("newest", "the newest Slurm in Debian and its Python: Debian forky in a folder", suite="forky"),
         Strict("strict", "small arrays, few jobs, no accounting, nodes without Slurm's commands; an ordinary user"),
         Two("two", "two clusters under one slurmdbd, for clusters="),
+        Cached("cached", "run folders on GlusterFS, seen by the client and by the nodes up to 10 s late"),
     )
 }
 """Every kind, by name."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tests.support.cluster import missing_programs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.support.cluster import ClusterSpec
 
 INSIDE = "SLURMLAUNCH_TEST_INSIDE"
@@ -28,10 +31,14 @@ class Kind:
         name: its name in SLURMLAUNCH_TEST_CLUSTER and ``nox -s cluster-NAME``.
         summary: what it is, in one line.
         suites: the folders of tests that say something about it.
+        latency: how many seconds a new file may be invisible to other machines, at most.
+        skipped: tests that cannot pass on it, by the end of pytest's name for them, each with the reason.
         is_here: whether the tests run in this process's own world; otherwise `command` starts them in another.
     """
 
     suites: tuple[str, ...] = ("contract", "faults", "slurm")
+    latency = 1.0
+    skipped: Mapping[str, str] = MappingProxyType({})
     is_here = True
 
     def __init__(self, name: str, summary: str) -> None:

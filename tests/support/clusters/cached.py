@@ -1,0 +1,150 @@
+"""Run folders on GlusterFS, which the client and the nodes mount each for themselves, with caches of ten seconds.
+
+A brick on this machine serves both mounts. The tests' temporary folders lie on the client's; the slurmds, in namespaces
+of their own, have the nodes' mount in its place. So a new file, a longer file and a removed one are seen on the other
+side up to ten seconds later, as on a site's file system.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.clusters.kind import INSIDE, Kind
+from tests.support.waiting import SEEN_LATE
+
+if TYPE_CHECKING:
+    from tests.support.cluster import ClusterSpec
+
+_SECONDS = 10
+_PLACE = "SLURMLAUNCH_TEST_GLUSTER"  # the variable that names the folder with both mounts
+
+_BRICK = """\
+volume posix
+  type storage/posix
+  option directory {place}/brick
+end-volume
+volume locks
+  type features/locks
+  subvolumes posix
+end-volume
+volume {place}/brick
+  type performance/io-threads
+  subvolumes locks
+end-volume
+volume server
+  type protocol/server
+  option transport-type tcp
+  option transport.socket.bind-address 127.0.0.1
+  option transport.socket.listen-port {port}
+  option auth.addr.{place}/brick.allow 127.0.0.1
+  subvolumes {place}/brick
+end-volume
+"""
+
+# The translators of a volume's client as `gluster volume create` lists them, as far as they matter here.
+_CLIENT = """\
+volume client
+  type protocol/client
+  option transport-type tcp
+  option remote-host 127.0.0.1
+  option remote-port {port}
+  option remote-subvolume {place}/brick
+end-volume
+volume write-behind
+  type performance/write-behind
+  subvolumes client
+end-volume
+volume md-cache
+  type performance/md-cache
+  subvolumes write-behind
+end-volume
+"""
+
+_ENTER = """\
+set -eu
+place=$1; shift
+trap 'rm -rf "$place"' EXIT
+glusterfsd --no-daemon --volfile="$place/brick.vol" --log-file="$place/brick.log" &
+for side in shared nodes; do
+    until glusterfs {caches} --volfile="$place/client.vol" --log-file="$place/$side.log" "$place/$side" &&
+        ls "$place/$side" > /dev/null 2>&1; do  # the brick may not listen yet
+        umount --lazy "$place/$side"
+        sleep 0.2
+    done
+done
+status=0; "$@" || status=$?
+umount --lazy "$place/shared" "$place/nodes"
+exit $status
+"""
+
+
+_CHANGE_FILES = (
+    "test_failures",
+    "test_again_and_again",
+    "test_asked_for_later",
+    "test_submit",
+    "test_slice",
+    "test_ended_from_outside",
+    "test_while_others_run",
+)
+
+
+class Cached(Kind):
+    """Run folders on a file system that caches names and attributes."""
+
+    suites = ("contract", "faults", "slurm/test_cached.py")
+    latency = _SECONDS + 2.0
+    skipped = dict.fromkeys(
+        (
+            *(f"test_attach.py::TestRetry::{name}[slurm]" for name in _CHANGE_FILES),
+            "test_executor.py::TestMap::test_submits_at_the_call[slurm]",
+        ),
+        "the test changes a file that items have seen, and nodes see that ten seconds later",
+    )
+    is_here = False
+
+    def missing(self) -> list[str]:
+        """Return what this machine lacks."""
+        lacks = super().missing()
+        if os.geteuid() != 0:
+            lacks.append("Only root can mount GlusterFS.")
+        if not shutil.which("glusterfsd") or not shutil.which("glusterfs"):
+            lacks.append("There is no GlusterFS. On Debian: apt-get install glusterfs-server glusterfs-client")
+        if not Path("/dev/fuse").exists():
+            lacks.append("This kernel has no FUSE.")
+        return lacks
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command that runs Python where both are mounted."""
+        place = Path(tempfile.mkdtemp(prefix="gluster-", dir="/var/tmp"))
+        for name in ("brick", "shared", "nodes"):
+            (place / name).mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        (place / "brick.vol").write_text(_BRICK.format(place=place, port=port), encoding="utf-8")
+        (place / "client.vol").write_text(_CLIENT.format(place=place, port=port), encoding="utf-8")
+        caches = " ".join(f"--{what}-timeout={_SECONDS}" for what in ("attribute", "entry", "negative"))
+        variables = {
+            _PLACE: place,
+            INSIDE: self.name,
+            SEEN_LATE: self.latency,
+            "PYTEST_ADDOPTS": f"--basetemp={place}/shared/tests",
+        }
+        environment = ["env", *(f"{name}={value}" for name, value in variables.items())]
+        own = ["unshare", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "--propagation=slave"]
+        enter = _ENTER.replace("{caches}", caches)
+        return [*own, "sh", "-c", enter, "sh", str(place), *environment, sys.executable, "-m", *arguments]
+
+    def adapt(self, spec: ClusterSpec) -> ClusterSpec:
+        """Give each node the other mount."""
+        mount = 'mount --bind "$0/nodes" "$0/shared" && exec "$@"'
+        command = ("unshare", "--mount", "--propagation=private", "sh", "-c", mount, os.environ[_PLACE])
+        return dataclasses.replace(spec, node_command=command)
