@@ -317,7 +317,7 @@ def test_help(run: Callable[..., tuple[int, str, str]]) -> None:
     assert run("--version") == (0, f"slurmlaunch {slurmlaunch.__version__}\n", "")
     status, out, err = run("--help")
     assert (status, err) == (0, "")
-    assert "map     run a shell command on each" in out
+    assert "map      run a shell command on each" in out
     assert run() == (2, "", out)
     status, out, err = run("map", "--help")
     assert (status, err) == (0, "")
