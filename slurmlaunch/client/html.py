@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_CELL = "text-align:left;overflow-wrap:anywhere;min-width:5em"
+"""A path breaks anywhere; the short words of another column do not because of it."""
+
 GREEN, RED, BROWN, BLUE, GREY = "#2e9e5b", "#d64545", "#b07d2b", "#3b82c4", "#8a8f98"
 
 
@@ -30,7 +33,7 @@ def text(plain: object) -> str:
 
 def marked(plain: str, colour: str) -> str:
     """Return bold text behind a mark in a colour: the text has the page's own, which is easy to read."""
-    return f'<b><span style="color:{colour}">\N{BLACK SQUARE}</span> {text(plain)}</b>'
+    return f'<b style="white-space:nowrap"><span style="color:{colour}">\N{BLACK SQUARE}</span> {text(plain)}</b>'
 
 
 def row(content: str) -> str:
@@ -54,13 +57,14 @@ def strip(parts: Iterable[Part], height: int) -> str:
 
 def box(rows: Iterable[str]) -> str:
     """Return a box with rows."""
-    style = "border:1px solid rgba(128,128,128,.4);border-radius:4px;padding:6px 10px;max-width:60em;line-height:1.5"
+    frame = "border:1px solid rgba(128,128,128,.4);border-radius:4px;padding:6px 10px"
+    style = f"{frame};max-width:60em;overflow-x:auto;line-height:1.5"
     return f'<div style="{style}">{"".join(rows)}</div>'
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Return a table; the cells of *rows* are HTML, those of *head* text."""
     titles = "".join(f'<th style="text-align:left">{text(title)}</th>' for title in head)
-    lines = ("".join(f'<td style="text-align:left;overflow-wrap:anywhere">{cell}</td>' for cell in row) for row in rows)
+    lines = ("".join(f'<td style="{_CELL}">{cell}</td>' for cell in row) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><tr>{titles}</tr>{body}</table>"

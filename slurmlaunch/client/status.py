@@ -96,8 +96,11 @@ class Status:
             html.strip((html.Part(number, _COLOURS[word], f"{number} {word}") for number, word in counts), 10),
         ]
         if self.tasks:
-            states = [(number, word) for word, number in self.tasks.items()]
-            colours = (html.Part(number, _STATES.get(word, html.RED), f"{number} {word}") for number, word in states)
+            colours = [
+                html.Part(number, _STATES.get(word, html.RED), f"{number} {word}")
+                for word, number in self.tasks.items()
+            ]
+            colours.sort(key=lambda part: [*_COLOURS.values()].index(part.colour))
             rows += [html.strip(colours, 4), html.small(f"tasks: {self._tasks}")]
         rows += [html.small(f"pending: {reason}") for reason in self.reasons]
         rows += [html.small(f"failed: {failure}") for failure in self.failures]
