@@ -21,6 +21,7 @@ import pytest
 
 from slurmlaunch import current_task
 from slurmlaunch.errors import StorageFailure, WorkerDied
+from slurmlaunch.node.pool import WorkerHandle
 from slurmlaunch.node.queue import Queue
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
@@ -35,6 +36,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+class OnceRunning:
+    """A channel whose worker finishes its item between two looks at it."""
+
+    new = 0
+
+    def __init__(self) -> None:
+        self._looks = [0]
+
+    @property
+    def current(self) -> int | None:
+        """The position of the running item, at the first look alone."""
+        return self._looks.pop() if self._looks else None
+
+
+def test_output_of_an_item_that_ends_meanwhile() -> None:
+    """Output is an item's also if that ends while its supervisor looks for the item."""
+    worker = WorkerHandle.__new__(WorkerHandle)
+    worker.recorded, worker.ended, worker.wrote, worker.items = 0, False, True, array("Q", [7, 8])
+    worker._channel = OnceRunning()  # type: ignore[assignment]  # noqa: SLF001
+
+    assert list(worker._writers()) == [range(7, 8)]  # noqa: SLF001
 
 
 @pytest.fixture
