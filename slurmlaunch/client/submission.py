@@ -112,7 +112,8 @@ def add_round(
     before = run.rounds[-1]
     limits = run.backend.limits()
     shape = options.shape(single_item=run.manifest.single, available=limits.cpus)
-    planning = planning or partial(_plan_as_before, before.plan)
+    largest = max((each.plan for each in run.rounds), key=lambda each: each.slices.tasks)
+    planning = planning or partial(_plan_as_before, largest)
     planned = planning(len(items), limits, shape, before.plan.tasks.stop)
     number = before.number + 1
     automatic = program is None
@@ -138,7 +139,8 @@ def add_round(
 
 
 def _plan_as_before(before: RoundPlan, items: int, limits: Limits, _: Shape, first_task: int) -> Plan:
-    # As many tasks as before, so that a choice of tasks= or chunksize= still applies.
+    # As many tasks as the largest round had, so that a choice of tasks= or chunksize= still applies, also after the
+    # retry of a single item.
     blocks = before.blocks
     return plan(
         items,

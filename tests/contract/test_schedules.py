@@ -395,6 +395,17 @@ class TestCalls:
         assert again._run.tasks.rounds[1].plan.blocks == Blocks(2, 1, "dynamic", 2)  # noqa: SLF001
         assert [len(future.attempts) for future in again] == [1, 2, 1, 2, 1]
 
+    @pytest.mark.parametrize("backend", ["inline"], indirect=True)
+    def test_a_retry_of_a_part(self, make_executor: ExecutorFactory) -> None:
+        """After a retry of one item, a retry of the others has as many tasks as the call had."""
+        futures = make_executor().map_array(reciprocal, [0, 0, 0, 0], tasks=3)
+        futures.wait(PATIENCE)
+        futures[:1].retry().wait(PATIENCE)
+        again = futures.retry()
+
+        assert [each.plan.slices.tasks for each in again._run.rounds] == [3, 1, 3]  # noqa: SLF001
+        again.wait(PATIENCE)
+
     @pytest.mark.parametrize(
         ("given", "option"),
         [
