@@ -47,7 +47,7 @@ _SLOW_EVERY = 1.0
 _FIRST_GAP = 0.02
 """Seconds after which a folder that has just changed is listed again."""
 
-_LOG_LINES = 12
+_LOG_LINES, _LOG_BYTES = 12, 1 << 16
 _UNBOUNDED = 1 << 40
 _TICK = 0.5
 _OUR_ERRORS = f"{ResultLost.__module__}."
@@ -298,7 +298,7 @@ def _merged(notes: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _tail(log: Location) -> str:
     try:
-        lines = log.read().decode(errors="replace").splitlines(keepends=True)
+        lines = log.read_from(-_LOG_BYTES).decode(errors="replace").splitlines(keepends=True)
     except OSError:  # the task wrote none
         return ""
     return "".join(lines[-_LOG_LINES:]).rstrip()

@@ -142,6 +142,10 @@ class FuturesRegistry:
         """Whether no future of settled items, of these or of all, has yet to be notified."""
         return all(future.done() for item, future in self._notifying.items() if items is None or item in items)
 
+    def all_called_back(self) -> bool:
+        """Whether no callback of a future that is done has yet to return."""
+        return not self._notifying
+
     def disown_all(self, error: BaseException) -> None:
         """Have all futures that are not done raise this error."""
         for future in [*self._waiting.values(), *self._notifying.values()]:
@@ -386,6 +390,10 @@ class Run:
     def all_notified(self, items: Collection[int] | None = None) -> bool:
         """Whether no future of settled items, of these or of all, has yet to be notified."""
         return self._futures.all_notified(items)
+
+    def all_called_back(self) -> bool:
+        """Whether the callbacks of all settled items have returned."""
+        return self._futures.all_called_back()
 
     @property
     def over(self) -> bool:

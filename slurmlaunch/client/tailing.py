@@ -6,7 +6,6 @@ It reads what the run folder holds, and asks no scheduler.
 from __future__ import annotations
 
 import codecs
-import os
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
@@ -61,19 +60,19 @@ class _ItemOutput:
 
 class _Log:
     def __init__(self, file: Location) -> None:
-        self._file, self._at = file, 0
+        self._file = file
+        self._at: int | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def new(self) -> str:
+        first = self._at is None
         try:
-            descriptor = self._file.open(os.O_RDONLY)
+            start = max(0, self._file.status().st_size - _LAST_BYTES) if self._at is None else self._at
+            new = self._file.read_from(start)
         except FileNotFoundError:
             return ""
-        with os.fdopen(descriptor, "rb") as file:
-            first = self._at == 0
-            file.seek(max(self._at, os.fstat(descriptor).st_size - _LAST_BYTES) if first else self._at)
-            text = self._decoder.decode(file.read())
-            self._at = file.tell()
+        self._at = start + len(new)
+        text = self._decoder.decode(new)
         return _last_lines(text) if first else text
 
 

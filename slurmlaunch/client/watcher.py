@@ -439,7 +439,7 @@ def _finish() -> None:
     _client.watcher.finish()
     for run in list(_client.runs):
         if run.backend.name in OF_THE_CLIENT:
-            run.wait_for(run.all_notified, max(0.0, until - time.monotonic()))
+            run.wait_for(run.all_called_back, max(0.0, until - time.monotonic()))
 
 
 # Functions registered later run earlier: this one runs after the wait for local tasks.

@@ -207,6 +207,12 @@ class Location:
         with os.fdopen(self.open(_READ), "rb") as file:
             return file.read()
 
+    def read_from(self, start: int) -> bytes:
+        """Return the content from a position on, which counts from the end if it is negative; as `read` does."""
+        with os.fdopen(self.open(_READ), "rb") as file:
+            file.seek(start if start >= 0 else max(0, os.fstat(file.fileno()).st_size + start))
+            return file.read()
+
     def link_to(self, other: Location) -> None:
         """Give a file this name, too; FileExistsError if it is taken."""
         self._pair(os.link, other, self)

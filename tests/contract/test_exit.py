@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SUBMIT = """
-    import pathlib, sys
+    import pathlib, sys, time
     import slurmlaunch
     from tests.support.waiting import Gate
+
+    def called(future):
+        time.sleep(0.3)
+        print("called", future.result(), flush=True)
 
     gate = Gate.__new__(Gate)
     gate.folder = pathlib.Path(sys.argv[2])
     array = slurmlaunch.Executor("runs", cluster=sys.argv[1]).map_array(gate.enter, "abc", tasks=1)
-    array[2].add_done_callback(lambda future: print("called", future.result(), flush=True))
+    array[2].add_done_callback(called)
     print(array.folder, flush=True)
 """
 
@@ -43,7 +47,7 @@ class TestEndOfAScript:
 
     @pytest.mark.parametrize("backend", ["local"], indirect=True)
     def test_local(self, backend: str, gate: Gate, tmp_path: Path) -> None:
-        """A script waits at its end for local items, and their callbacks are called."""
+        """A script waits at its end for local items, and until their callbacks have returned."""
         script = scripts.start(tmp_path, SUBMIT, backend, gate.folder)
         assert script.stdout
         folder = script.stdout.readline().strip()

@@ -155,7 +155,7 @@ def test_files_opened_by_a_node(tmp_path: Path) -> None:
     # Each folder is held by one descriptor. It looks for a later round that has its items, and polls cancellations.
     folders = ["", *FOLDERS, "0", "cancelled"]
     files = ["manifest.json", "function", "plan.json", "0", "1", "0.0"]  # 1 would be a later round
-    assert Counter(supervisor) <= Counter([*folders, *files, "rounds", "cancelled"])
+    assert Counter(supervisor) <= Counter([*folders, *files, "rounds", "cancelled", "."])
     assert {"manifest.json", "function", "plan.json", "0.0"} < set(supervisor)
     assert [{"items", "items.index"}] * 3 == [set(names) for names in processes]
     assert [2] * 3 == [len(names) for names in processes]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from submitit.core import core, utils
 
-from slurmlaunch.client.arguments import ArgumentsReader
 from slurmlaunch.errors import ItemError, RunFolderError, SlurmlaunchError
 from slurmlaunch.integrations.submitit.calls import Paths
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
@@ -62,6 +61,7 @@ class SlurmlaunchJob(core.Job[core.R]):
 
     def submission(self) -> utils.DelayedSubmission:
         """Return the submission."""
+        from slurmlaunch.client.arguments import ArgumentsReader
         from slurmlaunch.runfolder.function import load_function
 
         folder = RunFolder(self._future.run.folder)
