@@ -75,18 +75,18 @@ class TestRuns:
         """A list prints as a table, as HTML, and as a dict for JSON."""
         found = slurmlaunch.runs(finished.folder.parent)
 
-        (run,) = json.loads(json.dumps(found.to_dict()))["runs"]
+        everything = json.loads(json.dumps(found.to_dict()))["runs"]
+        (run,) = (each for each in everything if each["folder"] == str(finished.folder))  # other tests add runs
         assert ({"done": 4, "failed": 2}, "failed", "local") == (
             {word: number for word, number in run["counts"].items() if number}, run["state"], run["cluster"],
         )  # fmt: skip
         assert run["size"] > 1000
-        assert str(finished.folder) == run["folder"]
         assert list(finished.job_ids) == run["job_ids"]
         assert ["square", "4 done, 2 failed", finished.folder.name] == [
             each for each in ("square", "4 done, 2 failed", finished.folder.name) if each in repr(found)
         ]
         assert "<table>" in found._repr_html_()
-        assert f"attach({str(finished.folder)!r})" in repr(found[0])
+        assert any(f"attach({str(finished.folder)!r})" in repr(each) for each in found)
 
     def test_writes_nothing(self, finished: FutureArray[int]) -> None:
         """A list writes nothing into the folders that it lists."""
@@ -99,7 +99,7 @@ class TestRuns:
     def test_default_folder(self, finished: FutureArray[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """The folder is by default that of an executor; one that does not exist has no runs."""
         monkeypatch.setenv("SLURMLAUNCH_FOLDER", str(finished.folder.parent))
-        assert [finished.folder] == [run.folder for run in slurmlaunch.runs()]
+        assert finished.folder in [run.folder for run in slurmlaunch.runs()]
         monkeypatch.delenv("SLURMLAUNCH_FOLDER")
         monkeypatch.chdir(tmp_path)
         assert f"no runs in {tmp_path}/slurmlaunch-runs" == repr(slurmlaunch.runs())
