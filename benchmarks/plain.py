@@ -65,7 +65,7 @@ def told_nap(number: int, seconds: float, story: str) -> float:
 
 
 class Found(NamedTuple):
-    """What one round of a row took: the plain call, what it is compared with, and the claims of the plain call."""
+    """The measurements of one round of a row: the plain call, the call beside it, and the claims of the plain call."""
 
     plain: float
     other: float
@@ -81,7 +81,7 @@ class Row:
         against: what the plain call is compared with.
         measure: makes the calls of a round.
         factor, grace: the bar: so many times the other, and so many seconds more; a factor of 0: the results count.
-        unit: of what is measured; "at work" is better the more, and the ratio turned over.
+        unit: the unit of the measurements; of "at work" more is better, so the ratio is inverted.
         group: by which ``--only`` chooses it.
     """
 

@@ -103,7 +103,7 @@ def add_round(
         items: the items, in order.
         options: how the round runs.
         program: what a person has it run; None if ``retries=`` caused it, which runs what the last round ran.
-        planning: how the tasks share the items; by default as in the round before.
+        planning: how the tasks share the items; by default as in the largest round.
 
     Raises:
         FileExistsError: another client made one first.
@@ -121,14 +121,15 @@ def add_round(
     manifest = run.manifest.changed(program.manifest)
     own = {name: run.folder.in_round(number, name) for name in program.files}
     environment = program.environment or run.environments.of_round(before.number)
+    growth = _growth(before.plan)
     made = make_plan(planned, options, environment, manifest, number, shape, run.backend)._replace(
         automatic=automatic,
         items=array("Q", items),
         manifest={
-            **_growth(before.plan),
+            **growth,
             **program.manifest,
-            "files": {**_growth(before.plan).get("files", {}), **manifest.files, **own},
-            "sha256": {**_growth(before.plan).get("sha256", {}), **manifest.sha256},
+            "files": {**growth.get("files", {}), **manifest.files, **own},
+            "sha256": {**growth.get("sha256", {}), **manifest.sha256},
         },
     )
     checkpoints = run.tasks.last_checkpoints(items) if program.resumes else {}

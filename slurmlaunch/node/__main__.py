@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 def _run(folder: RunFolder, task: int) -> int:
     patience = Patience()
     manifest = patience.run(lambda: Manifest.read_in_task(folder))
-    round_ = patience.run(lambda: round_of_task(folder, task, latency_of(folder.path)))
+    round_ = patience.run(lambda: round_of_task(folder, task, lambda: latency_of(folder.path)))
     manifest = manifest.changed(round_.plan.manifest)
     if round_.plan.ranks is None:
         return Supervisor(folder, manifest, round_, task).run()

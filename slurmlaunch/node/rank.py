@@ -176,7 +176,7 @@ class _Rank:
         self.folder, self.task = RunFolder(Path(path).absolute()), task
         patience = Patience()
         manifest = patience.run(lambda: Manifest.read_in_task(self.folder))
-        self.round = patience.run(lambda: round_of_task(self.folder, task, latency_of(self.folder.path)))
+        self.round = patience.run(lambda: round_of_task(self.folder, task, lambda: latency_of(self.folder.path)))
         self.manifest = manifest.changed(self.round.plan.manifest)
         self.environment = RankEnvironment.of(os.environ)
         number, ranks = self.environment.rank, self.environment.ranks

@@ -365,23 +365,25 @@ def items_of_later_rounds(folder: RunFolder, number: int) -> set[int]:
     return {item for later in read_rounds(folder, number + 1) for item in later.plan.items or ()}
 
 
-def round_of_task(folder: RunFolder, task: int, within: float = 0.0) -> Round:
+def round_of_task(folder: RunFolder, task: int, within: Callable[[], float] | None = None) -> Round:
     """Return the round that has a task.
 
     Args:
         folder: the run folder.
         task: the index of the task.
-        within: for how many seconds the round may exist and not be visible. A node on which an earlier task looked for
-            a later round remembers that there was none.
+        within: returns for how many seconds the round may exist and not be visible; asked only if it is not. A node on
+            which an earlier task looked for a later round remembers that there was none.
 
     Raises:
         RunFolderError: there is none.
     """
-    until = time.monotonic() + within
+    until = None
     while True:
         for candidate in read_rounds(folder):
             if task in candidate.plan.tasks:
                 return candidate
+        if until is None:
+            until = time.monotonic() + (within() if within else 0.0)
         if time.monotonic() >= until:
             break
         time.sleep(_LOOK_AGAIN)

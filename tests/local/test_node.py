@@ -612,7 +612,7 @@ def test_a_task_waits_for_its_round_to_be_seen(tmp_path: Path, monkeypatch: pyte
     plan = RoundPlan(Slices(1, 1), 1, (ArrayPlan("again", 1, 1),), 1, 1, 1, items=array("Q", [0]))
     monkeypatch.setattr(time, "sleep", lambda _: Round.make(folder, 1, plan))
 
-    assert round_of_task(folder, 1, within=60).number == 1
+    assert round_of_task(folder, 1, within=lambda: 60).number == 1
     with pytest.raises(RunFolderError, match="has a task 2"):
         round_of_task(folder, 2)
 

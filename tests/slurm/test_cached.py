@@ -35,7 +35,7 @@ def square(number: int) -> int:
 def test_hundreds_of_blocks(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, chunksize: int | None
 ) -> None:
-    """Two tasks share 300 items without losing one, and the run waits for late files once, with few queries."""
+    """Two tasks share 300 items without losing one, and the client asks Slurm three times at most."""
     (tmp_path / "runtime").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     wrapped = Wrapped(tmp_path / "wrapped")
