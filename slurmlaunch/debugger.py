@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from slurmlaunch.messages import say, warn
 from slurmlaunch.outcome import users_frames
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def open_debugger(error: BaseException) -> bool:
     if chosen == "0":
         return False
     if _in_notebook():
-        print(  # noqa: T201  (said where the call was made)
-            "slurmlaunch: %debug in the next cell opens the debugger where the item raised", file=sys.stderr
-        )
+        say("%debug in the next cell opens the debugger where the item raised")
         return False
     debugger = _debugger(chosen)
     frames = users_frames(error) or error.__traceback__
@@ -45,7 +43,7 @@ def _debugger(chosen: str) -> ModuleType:
     try:
         module = import_module(chosen.rpartition(".")[0] or "pdb")
     except ImportError as error:  # as breakpoint() does
-        warnings.warn(f"PYTHONBREAKPOINT={chosen} cannot be imported, and pdb is used: {error}", RuntimeWarning, 2)
+        warn(f"PYTHONBREAKPOINT={chosen} cannot be imported, and pdb is used: {error}", RuntimeWarning)
         return import_module("pdb")
     return module if hasattr(module, "post_mortem") else import_module("pdb")
 

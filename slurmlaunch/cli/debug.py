@@ -19,9 +19,9 @@ from slurmlaunch.backends.soft_limits import set_soft_limits
 from slurmlaunch.cli.exit_status import VerbError
 from slurmlaunch.cli.parsers import RunParser, items_in
 from slurmlaunch.client.attach import inspect, locate
-from slurmlaunch.client.differences import say
 from slurmlaunch.client.futures import FutureArray
 from slurmlaunch.client.submission import array_job
+from slurmlaunch.messages import say
 from slurmlaunch.runfolder.interpreter import Interpreter
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from slurmlaunch.backends.base import parse_time
 from slurmlaunch.client.attach import inspect, manifests_in
 from slurmlaunch.client.default_folder import folder_of_runs
-from slurmlaunch.client.differences import say
 from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.runs import may_be_submitted, readable, usage_of
 from slurmlaunch.client.sbatch_options import as_time, refused
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError
+from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.layout import MANIFEST, RunFolder
 from slurmlaunch.runfolder.rounds import check_kept, claim_removal, give_up_removal, remover_of

@@ -28,6 +28,7 @@ import cloudpickle
 from slurmlaunch.client.own_modules import Found, chosen, own_modules
 from slurmlaunch.client.versions import Commit, Distribution, commits, distributions
 from slurmlaunch.errors import OptionError
+from slurmlaunch.messages import warn
 from slurmlaunch.runfolder.files import link_or_copy
 from slurmlaunch.runfolder.layout import MODULES
 from slurmlaunch.runfolder.modules import Module, ModulesReader, Source, write_modules
@@ -274,7 +275,7 @@ class Snapshot:
         _written = _Written(self._found, self._stamps, path, path.status(), sha256)
         return sha256
 
-    def warn_of_changes(self, function: Callable[..., Any], *, stacklevel: int = 1) -> None:
+    def warn_of_changes(self, function: Callable[..., Any]) -> None:
         """Warn if the code of a function in memory is not that of its file, or the file is gone."""
         functions = list(_functions(function))
         modules = {each.__module__ for each in functions}
@@ -288,7 +289,7 @@ class Snapshot:
                         f"{module.file} was deleted after this process imported it, so the run cannot store it; "
                         f"tasks fail if they do not find the module {module.name} elsewhere"
                     )
-                warnings.warn(message, ModuleChanged, stacklevel=stacklevel + 1)
+                warn(message, ModuleChanged)
                 return
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch import context
-from slurmlaunch.client.differences import say
 from slurmlaunch.client.options import SUBMITTED
 from slurmlaunch.client.rerun import CURRENT
 from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.debugger import open_debugger
 from slurmlaunch.errors import RunFolderError
+from slurmlaunch.messages import say
 from slurmlaunch.runfolder.function import load_function, take_search_path
 from slurmlaunch.runfolder.layout import MODULES
 from slurmlaunch.runfolder.modules import ModulesReader

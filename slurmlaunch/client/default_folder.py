@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from slurmlaunch.client.configuration import FOLDER_VARIABLE, path_of, settings_for
-from slurmlaunch.client.differences import say
+from slurmlaunch.messages import say
 from slurmlaunch.runfolder.changes import is_on_network
 from slurmlaunch.runfolder.runs_folder import DEFAULT_NAME
 

@@ -26,11 +26,6 @@ _SHOWN = 5
 _ABBREVIATED = 7
 
 
-def say(text: str) -> None:
-    """Print a line to the user."""
-    print(f"slurmlaunch: {text}", file=sys.stderr)  # noqa: T201  (said where the call was made)
-
-
 def differences(folder: RunFolder, manifest: Manifest) -> str:
     """Return what has changed since the manifest's code was recorded, or an empty text: on disk, not in memory."""
     return joined([*differences_of_code(folder, manifest), *_of_commits(manifest)])

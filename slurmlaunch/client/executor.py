@@ -11,10 +11,8 @@ import contextlib
 import functools
 import platform
 import secrets
-import sys
 import threading
 import time
-import warnings
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -54,6 +52,7 @@ from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission, array_job, make_plan
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError, SubmissionError
+from slurmlaunch.messages import say, warn
 from slurmlaunch.outcome import BARE, BARE_IF_OURS
 from slurmlaunch.runfolder import files, runs_folder
 from slurmlaunch.runfolder.function import shared_bytes, write_function
@@ -344,9 +343,8 @@ class Executor(concurrent.futures.Executor):
         folder = self._folder_of(call, token, self._folder.resolve())
         manifest = self._manifest(call, token, count)
         environment = record(call.options)
-        plan, about = self._plan(
-            call, backend, manifest, environment, functools.partial(runs_folder.can_link, self._folder), stacklevel=3
-        )
+        can_share = functools.partial(runs_folder.can_link, self._folder)
+        plan, about = self._plan(call, backend, manifest, environment, can_share)
         first = Round(folder, 0, plan)
         run = Run(folder, manifest, backend, [first])
         run.environments.add(0, environment)
@@ -462,7 +460,7 @@ class Executor(concurrent.futures.Executor):
     def _write(self, call: Call, backend: Backend, folder: RunFolder, token: str) -> Run:
         """Write everything that tasks read; the manifest last, because it makes the folder a run."""
         with travelling(call.options.by_value) as noted:
-            pickled = pickle_function(call.function, single=call.single, stacklevel=5)
+            pickled = pickle_function(call.function, single=call.single)
             sha256 = {FUNCTION: write_function(folder.function, pickled)}
             count = write_items(folder, call.rows, pickle_arguments)
             sha256[ITEMS_INDEX] = folder.index_sha256
@@ -499,7 +497,7 @@ class Executor(concurrent.futures.Executor):
         snapshot = Snapshot(call.options.code_exclude, live=call.options.code == LIVE)
         if snapshot:
             if self._cluster != "inline":  # which runs what this process has imported
-                snapshot.warn_of_changes(call.function, stacklevel=6)
+                snapshot.warn_of_changes(call.function)
             sha256[MODULES] = snapshot.write(folder.root / MODULES)
             files[MODULES] = MODULES
         return {"files": files, "code": snapshot.identity()}
@@ -521,15 +519,14 @@ class Executor(concurrent.futures.Executor):
         )
 
     def _plan(
-        self, call: Call, backend: Backend, manifest: Manifest, environment: Environment, can_share: Callable[[], bool],
-        *, stacklevel: int = 7,
-    ) -> tuple[RoundPlan, str | None]:  # fmt: skip
+        self, call: Call, backend: Backend, manifest: Manifest, environment: Environment, can_share: Callable[[], bool]
+    ) -> tuple[RoundPlan, str | None]:
         """Return the plan of the first round, and what a person should know about it."""
         limits = backend.limits()
         shape = call.options.shape(single_item=call.single, available=limits.cpus)
         planned, items = call.plan(manifest.items, limits, shape, can_share)
         if planned.notice:
-            warnings.warn(planned.notice, LongSlices, stacklevel=stacklevel)
+            warn(planned.notice, LongSlices)
         made = make_plan(planned, call.options, environment, manifest, 0, shape, backend)
         return made._replace(items=items), planned.about
 
@@ -541,10 +538,9 @@ class Executor(concurrent.futures.Executor):
         left = sum(run.ledger.open for run in runs)
         if kind is not None and left:
             folders = " and ".join(f"slurmlaunch.attach({str(run.folder.path)!r})" for run in runs)
-            print(  # noqa: T201  (nothing else would be seen until the items are done)
-                f"slurmlaunch: {kind.__name__} was raised in a with block: {error}\nIt passes on when {left} items are "
-                f"done. Ctrl-C ends the waiting, and cancel() of {folders} in another process ends the items.",
-                file=sys.stderr,
+            say(  # nothing else would be seen until the items are done
+                f"{kind.__name__} was raised in a with block: {error}\nIt passes on when {left} items are "
+                f"done. Ctrl-C ends the waiting, and cancel() of {folders} in another process ends the items."
             )
         self.shutdown()
 

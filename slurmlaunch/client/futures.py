@@ -22,7 +22,6 @@ from slurmlaunch.client.cleaning import Cleaned, remove
 from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.completed import Completed, Wait
 from slurmlaunch.client.debug import debug
-from slurmlaunch.client.differences import say
 from slurmlaunch.client.failures import FailedItem, Failures
 from slurmlaunch.client.item_status import ItemStatus, consecutive
 from slurmlaunch.client.item_story import item_node, item_output, item_times, task_log
@@ -33,6 +32,7 @@ from slurmlaunch.client.status import Status, counts_of, status_of
 from slurmlaunch.client.submission import Submission, advice_on_interrupt
 from slurmlaunch.client.tailing import STREAMS, heading, name_of, tail_item, tail_run
 from slurmlaunch.errors import SchedulerError
+from slurmlaunch.messages import say
 from slurmlaunch.outcome import BARE, BARE_IF_OURS, Failure, Value
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 import types
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ import cloudpickle
 from slurmlaunch import byvalue
 from slurmlaunch.backends.container import own_folders
 from slurmlaunch.errors import NotPicklable, SlurmlaunchError
+from slurmlaunch.messages import warn
 from slurmlaunch.outcome import APART, PICKLE_PROTOCOL, Bundle, pickle_apart
 from slurmlaunch.runfolder.buffers import SHARED
 from slurmlaunch.runfolder.layout import python_version
@@ -42,13 +42,12 @@ _DEPTH = 6
 """The depth of the search for the part that does not pickle; the message names the part where it stopped."""
 
 
-def pickle_function(function: Callable[..., Any], *, single: bool = False, stacklevel: int = 1) -> bytes | Bundle:
+def pickle_function(function: Callable[..., Any], *, single: bool = False) -> bytes | Bundle:
     """Return the pickled function, its large buffers apart; warn of random generators that it shares.
 
     Args:
         function: the function.
         single: whether it is a partial that holds the arguments of a single call: these are meant to be copied.
-        stacklevel: that of the warning, as seen from the caller.
 
     Raises:
         NotPicklable: it does not pickle; the error names the variable or attribute.
@@ -58,7 +57,7 @@ def pickle_function(function: Callable[..., Any], *, single: bool = False, stack
     pickled = _dumps(function, f"the function {name_of(function)}", _parts(function), dumps, at_least=SHARED)
     if generators:
         called = function.func if single and isinstance(function, functools.partial) else function
-        warn_of_generators(called, generators, stacklevel=stacklevel + 1)
+        warn_of_generators(called, generators)
     return pickled
 
 
@@ -88,7 +87,7 @@ def _dumps_noting(
         return file.getvalue()
 
 
-def warn_of_generators(function: Any, generators: Sequence[object], *, stacklevel: int = 1) -> None:
+def warn_of_generators(function: Any, generators: Sequence[object]) -> None:
     """Warn of the first of these random generators to which a function refers."""
     path = _path_to({id(each) for each in generators}, _parts(function), _DEPTH, set())
     if path:
@@ -97,7 +96,7 @@ def warn_of_generators(function: Any, generators: Sequence[object], *, stackleve
             "same state, and draws the same numbers. In the function, call slurmlaunch.current_task().rng(), which "
             "returns a generator of its own for each item."
         )
-        warnings.warn(message, SharedGenerator, stacklevel=stacklevel + 1)
+        warn(message, SharedGenerator)
 
 
 def _path_to(wanted: set[int], parts: Iterator[_Part], depth: int, seen: set[int]) -> list[str]:

@@ -16,7 +16,7 @@ from slurmlaunch.client.arguments import bound_arguments
 from slurmlaunch.client.attach import open_view
 from slurmlaunch.client.call_checks import check_function
 from slurmlaunch.client.code import Snapshot
-from slurmlaunch.client.differences import say, time_of
+from slurmlaunch.client.differences import time_of
 from slurmlaunch.client.environment import record, with_secrets_of
 from slurmlaunch.client.item_status import ItemStatus
 from slurmlaunch.client.options import LIVE, SUBMITTED, Options, refuse_fixed
@@ -26,6 +26,7 @@ from slurmlaunch.client.state import RoundAdded, TasksBeganAgain
 from slurmlaunch.client.submission import Program, Submission, add_round, close_tasks
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError
+from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.function import load_function, shared_bytes, write_function
 from slurmlaunch.runfolder.interpreter import Interpreter
@@ -155,10 +156,10 @@ class Retry(NamedTuple):
             environment = with_secrets_of(options, run.environments.of_round(0), latest)
             program = Program({"repeated": run.manifest.created}, environment)
         else:
-            program = program_now(run, options, self.function, stacklevel=6)
+            program = program_now(run, options, self.function)
         if self.function is None:
             return program
-        return with_function(program, _with_arguments(self.function, run), run, options, stacklevel=6)
+        return with_function(program, _with_arguments(self.function, run), run, options)
 
     def summary(self, run: Run, items: Sequence[int]) -> str:
         """Return a line that says what has changed since the last round of a run; an empty one if nothing has."""
@@ -177,16 +178,13 @@ def latest_manifest(run: Run) -> Manifest:
     return run.manifest.changed(run.rounds[-1].plan.manifest)
 
 
-def program_now(
-    run: Run, options: Options, function: Callable[..., Any] | None = None, *, stacklevel: int = 1
-) -> Program:
+def program_now(run: Run, options: Options, function: Callable[..., Any] | None) -> Program:
     """Return the program of the last round with the modules and the environment of now.
 
     Args:
         run: the run.
         options: those of the next round.
         function: the function that runs in place of the last one, if any.
-        stacklevel: that of warnings, as seen from the caller.
     """
     before = latest_manifest(run)
     recorded = before.source(run.folder, MODULES)
@@ -203,7 +201,7 @@ def program_now(
             imported=ours,
         )
     if function is not None and snapshot and run.backend.name != "inline":
-        snapshot.warn_of_changes(function, stacklevel=stacklevel + 1)
+        snapshot.warn_of_changes(function)
     changes = {
         **run.rounds[-1].plan.manifest,
         "files": {name: path for name, path in before.files.items() if name != MODULES},
@@ -216,13 +214,11 @@ def program_now(
     return Program(changes, environment, {MODULES: snapshot.write} if snapshot else {})
 
 
-def with_function(
-    program: Program, called: Callable[..., Any], run: Run, options: Options, *, stacklevel: int = 1
-) -> Program:
+def with_function(program: Program, called: Callable[..., Any], run: Run, options: Options) -> Program:
     """Return a program that calls another function, which holds all arguments that the items have in common."""
     before = latest_manifest(run)
     with travelling(options.by_value) as noted:
-        pickled = pickle_function(called, single=before.single, stacklevel=stacklevel + 1)
+        pickled = pickle_function(called, single=before.single)
     described = description_of(called, options) | {"shared": shared_bytes(pickled), "repeated": None}
     described["cells"] = {**before.cells, **sources_of(noted)}
     # Modules that the items need may lie where only the first submission found them.

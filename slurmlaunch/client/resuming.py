@@ -183,8 +183,8 @@ class _Resumption:
 
     def program(self, run: Run, options: Options) -> Program:
         """Return the function of the call, with the modules and the environment of now."""
-        program = program_now(run, options, self._call.function, stacklevel=_STACKLEVEL)
-        program = with_function(program, self._call.function, run, options, stacklevel=_STACKLEVEL)
+        program = program_now(run, options, self._call.function)
+        program = with_function(program, self._call.function, run, options)
         # A checkpoint is a call of the earlier function.
         program = program._replace(resumes=not self._changed)
         if not self._new:
@@ -232,10 +232,6 @@ class _Resumption:
             return [*changes, f"the function of {when} does not load here ({type(error).__name__}: {error})"]
         found = changes_of(earlier, self._call.function)
         return changes + [f"{name} changed since {when}{f' ({lines})' if lines else ''}" for name, lines in found]
-
-
-_STACKLEVEL = 8
-"""How far the line of the user's call is from where warnings of its function are raised."""
 
 
 def _rows_of(run: Run) -> list[tuple[Any, ...] | None]:

@@ -13,7 +13,6 @@ import atexit
 import contextlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from slurmlaunch.client import state
 from slurmlaunch.client.collector import Collector
 from slurmlaunch.client.submission import Submission, add_round, close_tasks, say_how_to_come_back
 from slurmlaunch.errors import ResultLost, SchedulerError
+from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import writer_name
 from slurmlaunch.runfolder.storage import Patience
 
@@ -434,7 +434,7 @@ def _finish() -> None:
     for run in left[:_MOST_NAMED]:
         say_how_to_come_back(run)
     if len(left) > _MOST_NAMED:
-        print(f"slurmlaunch: {len(left) - _MOST_NAMED} more runs go on: slurmlaunch.runs()", file=sys.stderr)  # noqa: T201
+        say(f"{len(left) - _MOST_NAMED} more runs go on: slurmlaunch.runs()")
     until = time.monotonic() + _LAST_POLL
     _client.watcher.finish()
     for run in list(_client.runs):

@@ -32,6 +32,7 @@ from slurmlaunch import caps, context
 from slurmlaunch.backends.base import TaskRecord, TaskState, parse_memory, parse_time
 from slurmlaunch.backends.local.process import LIFELINE_FD, STATUS_UNKNOWN, Sessions, TaskProcess
 from slurmlaunch.errors import OptionError, RunFolderError
+from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.files import create
 from slurmlaunch.runfolder.layout import STARTED_VARIABLE, EndMark, RunFolder, Status
@@ -64,11 +65,6 @@ _POLL_PAUSE = 0.01
 
 _JOB_ID_PREFIX = "local"
 _numbers = itertools.count(1)
-
-
-def _print(message: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # a closed stream or terminal
-        print(f"slurmlaunch: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def new_job_id() -> str:
@@ -393,7 +389,7 @@ class LocalScheduler:
         patience = 0.0 if hasattr(sys, "last_type") else _SILENT_SECONDS  # an exception ended the script
         try:
             if not self.wait(patience):
-                _print(f"{self._tasks_left()}. Python waits for them; Ctrl-C ends them.")
+                say(f"{self._tasks_left()}. Python waits for them; Ctrl-C ends them.")
             self.wait()
         except KeyboardInterrupt:
             self._end_or_kill()
@@ -411,7 +407,7 @@ class LocalScheduler:
         number, deed = signal.SIGTERM, "Ending them; Ctrl-C kills them."
         while True:
             try:
-                _print(f"{self._tasks_left()}. {deed}")
+                say(f"{self._tasks_left()}. {deed}")
                 self._end_all(number)
                 self.wait()
             except KeyboardInterrupt:  # a traceback out of atexit would tell nobody anything

@@ -9,11 +9,11 @@ and its submissions the items of a run: each has a task of its own, unless ``slu
 from __future__ import annotations
 
 import shlex
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.byvalue import refuse_coroutines
 from slurmlaunch.errors import OptionError
+from slurmlaunch.messages import warn
 
 try:
     from submitit.core import core
@@ -136,7 +136,7 @@ class SlurmlaunchExecutor(core.Executor):
         for name in _IGNORED.keys() & kwargs.keys():
             reason, defaults = _IGNORED[name]
             if kwargs[name] not in defaults:
-                warnings.warn(f"slurmlaunch_{name} is ignored: {reason}", stacklevel=4)
+                warn(f"slurmlaunch_{name} is ignored: {reason}")
         self._configured({**self.parameters, **kwargs})  # raises errors here rather than at the first submission
         super()._internal_update_parameters(**kwargs)
 
