@@ -36,7 +36,7 @@ _MODULES = {
     "backends.container": ("Container",),
     "client.cleaning": ("Cleaned", "clean"),
     "client.code": ("Code",),
-    "client.collector": ("Attempt",),
+    "client.item_details": ("Attempt",),
     "client.doctor.report": ("Check", "Report", "doctor"),
     "client.executor": ("Executor",),
     "client.futures": ("Future", "FutureArray", "attach"),
@@ -65,10 +65,10 @@ if TYPE_CHECKING:  # for type checkers alone, which read no table
     from slurmlaunch.backends.container import *
     from slurmlaunch.client.cleaning import *
     from slurmlaunch.client.code import *
-    from slurmlaunch.client.collector import *
     from slurmlaunch.client.doctor.report import *
     from slurmlaunch.client.executor import *
     from slurmlaunch.client.futures import *
+    from slurmlaunch.client.item_details import *
     from slurmlaunch.client.runs import *
     from slurmlaunch.client.status import *
     from slurmlaunch.command import *

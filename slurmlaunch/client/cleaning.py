@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from slurmlaunch.backends.base import parse_time
 from slurmlaunch.client.attach import inspect, manifests_in
 from slurmlaunch.client.default_folder import folder_of_runs
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.runs import may_be_submitted, readable, usage_of
 from slurmlaunch.client.sbatch_options import as_time, refused
 from slurmlaunch.client.watcher import current_client

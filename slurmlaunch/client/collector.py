@@ -1,45 +1,34 @@
 """From the run folder to events: tasks that have started, outcome files that have grown, end marks.
 
-Used by the watcher, which polls each run again and again (`Collector.poll`), and by futures
-that ask about one item (`attempts_of`, `values_of_further_ranks`). It decides nothing:
-`RunState` does that. A poll reads two modification times, lists the
-folders that have changed, and opens the outcome files that may have grown, as many as
-the rate limit allows.
+The watcher polls each run with a `Collector` again and again. It decides nothing: `RunState` does that. A poll reads
+two modification times, lists the folders that have changed, and opens the outcome files that may have grown, as many
+as the rate limit allows.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections import Counter
+from collections import ChainMap, Counter
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from slurmlaunch.backends.base import TaskState
-from slurmlaunch.client import failure_reasons as reasons
 from slurmlaunch.client import state
-from slurmlaunch.client.item_status import ItemStatus
-from slurmlaunch.errors import ResultLost, RunFolderError, UnsafeRunFolder
+from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure
-from slurmlaunch.runfolder.changes import NewNames, is_on_network, latency_of
+from slurmlaunch.runfolder.changes import NewNames, is_on_network
 from slurmlaunch.runfolder.claims import ClaimReader
-from slurmlaunch.runfolder.layout import EndMark, Status, numbers_in
+from slurmlaunch.runfolder.layout import EndMark, numbers_in
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import Blocks
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.rounds import CancellationReader, Round
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from slurmlaunch.client.code import Code
     from slurmlaunch.client.run import Run
     from slurmlaunch.client.state import Event, ReadTasks
-    from slurmlaunch.client.tasks import TaskView
     from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.outcomes import Recorded
-
-__all__ = ["Attempt"]
 
 _SLOW_EVERY = 1.0
 """Seconds between two looks for cancellations, job ids and claims."""
@@ -49,7 +38,6 @@ _FIRST_GAP = 0.02
 
 _LOG_LINES, _LOG_BYTES = 12, 1 << 16
 _UNBOUNDED = 1 << 40
-_TICK = 0.5
 _OUR_ERRORS = f"{ResultLost.__module__}."
 
 
@@ -259,7 +247,7 @@ class Collector:
                 return
             for found in chain(file.read(final=final), [None]):  # after the last record there may be notes, too
                 if len(file.notes) > known:
-                    yield state.AttemptSeen(task, attempt, _merged(file.notes[known:]))
+                    yield state.AttemptSeen(task, attempt, dict(ChainMap(*reversed(file.notes[known:]))))
                     known = len(file.notes)
                 if isinstance(found, Damage):
                     yield _damage_in(file, task, found)
@@ -292,143 +280,9 @@ def _damage_in(file: OutcomeFile, task: int, damage: Damage) -> state.DamageSeen
     return state.DamageSeen(task, file.path, damage.offset, items)
 
 
-def _merged(notes: list[dict[str, Any]]) -> dict[str, Any]:
-    return {key: value for note in notes for key, value in note.items()}
-
-
 def _tail(log: Location) -> str:
     try:
         lines = log.read_from(-_LOG_BYTES).decode(errors="replace").splitlines(keepends=True)
     except OSError:  # the task wrote none
         return ""
     return "".join(lines[-_LOG_LINES:]).rstrip()
-
-
-# The attempts of one item.
-
-
-class Attempt(NamedTuple):
-    """One start of a task.
-
-    Attributes:
-        state: how it ended, in Slurm's words: ``REQUEUED`` where another start followed; ``COMPLETED`` for an item
-            that returned a value although another item of its task failed.
-        node: the machine.
-        exit_code: the exit status of the node, 128 + n for signal n, or Slurm's ``code:signal``.
-        peak_memory: the most bytes that the pool processes held together, shared arrays
-            counted once, if the node lived to say so.
-        duration: for how many seconds the node ran, if it lived to say so.
-        job_id: the Slurm job id of the task, as ``"123_4"``.
-        code: the code that it ran; None if it cannot be read.
-    """
-
-    state: TaskState
-    node: str | None = None
-    exit_code: int | str | None = None
-    peak_memory: int | None = None
-    duration: float | None = None
-    job_id: str | None = None
-    code: Code | None = None
-
-
-def attempts_of(run: Run, item: int) -> tuple[Attempt, ...]:
-    """Return every start of the tasks that had an item, over requeues and rounds."""
-    tasks = run.tasks
-    rounds = [each for each in tasks.rounds if each.plan.items is None or item in each.plan.items]
-    claimants = [(each.number, task) for each in rounds if (task := each.task_of(item)) is not None]
-    return tuple(
-        attempt._replace(code=_code_of(run, number))
-        for number, task in claimants
-        for attempt in _starts_of(run, tasks.view(task), item)
-    )
-
-
-def _code_of(run: Run, number: int) -> Code | None:
-    with contextlib.suppress(OSError, RunFolderError, UnsafeRunFolder):
-        return run.code(number)
-    return None
-
-
-def _starts_of(run: Run, view: TaskView, item: int) -> Iterator[Attempt]:
-    marked = map(EndMark.parse, run.folder.ended.names())
-    marks = {mark.start: mark.status for mark in marked if mark is not None and mark.task == view.index}
-    notes, record = _notes_of(run, view.index), view.record
-    starts = max([*marks, *notes], default=-1) + 1
-    if not starts and record is not None and record.node is not None:
-        starts = 1  # it was started, and got no further
-    for start in range(starts):
-        own, last = notes.get(start, {}), start == starts - 1
-        started, ended = own.get("started"), own.get("ended")
-        final = record if last else None
-        yield Attempt(
-            state=_last_state(run, view, item, marks.get(start)) if last else TaskState.REQUEUED,
-            node=own.get("node") or (final.node if final else None),
-            exit_code=reasons.exit_code_of(marks[start]) if start in marks else final.exit_code if final else None,
-            peak_memory=own.get("peak"),
-            duration=ended - started if started is not None and ended is not None else None,
-            job_id=view.full_id,
-        )
-
-
-def _last_state(run: Run, view: TaskView, item: int, status: int | None) -> TaskState:
-    state = view.state
-    if state is None or not state.is_final:
-        requeued = state is not None and state.is_queued and bool(run.tasks.open_items(view.index))
-        state = reasons.state_of_status(status, requeued=requeued) or run.tasks.state_of(view.index)
-    if state is TaskState.FAILED and status in {None, Status.FAILURES} and _returned_in(run, view.index, item):
-        return TaskState.COMPLETED  # only another item of the task failed
-    return state
-
-
-def _returned_in(run: Run, task: int, item: int) -> bool:
-    """Whether a task recorded the value of an item; it may have one from a later round."""
-    if run.ledger.status(item) != ItemStatus.VALUE:
-        return False
-    file: Location = run.ledger.records.find(item).source
-    return file.name.partition(".")[0] == str(task)
-
-
-def _notes_of(run: Run, task: int) -> Mapping[int, Mapping[str, Any]]:
-    """Return the notes of each attempt of a task, read now: the last note comes after the last outcome."""
-    notes = {}
-    for name in run.folder.outcomes.names():
-        first, _, attempt = name.partition(".")
-        if first == str(task) and attempt.isdigit() and (run.folder.outcomes / name).is_file():
-            file = OutcomeFile(run.folder.outcomes / name, run.folder.salt)
-            for _ in file.read():
-                pass  # the outcomes are known
-            notes[int(attempt)] = _merged(file.notes)
-    return notes
-
-
-# The values of ranks.
-
-
-def values_of_further_ranks(run: Run, item: int) -> list[Any]:
-    """Return what ranks 1, 2, ... returned for an item that has a value; rank 0 returned the value itself.
-
-    Raises:
-        ResultLost: a value cannot be read.
-        UnpicklableResult: a value does not unpickle here.
-    """
-    task, attempt = map(int, run.ledger.records.find(item).source.name.split("."))
-    round_ = run.tasks.view(task).round
-    number = round_.plan.ranks.number if round_.plan.ranks else 1
-    files = [run.folder.rank_file(round_.number, task, attempt, rank) for rank in range(1, number)]
-    # The supervisor has seen them; here a network file system may show them later.
-    deadline = time.monotonic() + latency_of(run.folder.path)
-    return [_value_of_rank(path, run.folder.salt, item, deadline) for path in files]
-
-
-def _value_of_rank(path: Location, salt: int, item: int, deadline: float) -> Any:
-    while True:
-        last = None  # earlier records of the item are of launches that did not finish
-        with contextlib.suppress(FileNotFoundError):
-            for found in OutcomeFile(path, salt).read(final=True):
-                if not isinstance(found, Damage) and found.header.first <= item < found.header.stop:
-                    last = found
-        if last is not None:
-            return last.read().outcome(item).unwrap()
-        if time.monotonic() > deadline:
-            raise ResultLost("the value of a rank is not on disk", file=str(path)).located(item=item)
-        time.sleep(_TICK)

@@ -35,7 +35,7 @@ def debug(run: Run, item: int, code: str) -> Any:
     """Run an item here; return its value, or open a debugger where it raises, and then raise that."""
     if code not in (CURRENT, SUBMITTED):
         raise refused("code", f"of debug must be {CURRENT!r} or {SUBMITTED!r}, not {code!r}")
-    manifest = run.manifest.changed(run.rounds[-1].plan.manifest)
+    manifest = run.manifest_of(-1)
     with _search_path(manifest):
         function = load_function(manifest.function_in(run.folder), writable=True)
         arguments = run.explanations.arguments.row_of(item)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.client.arguments import ArgumentsReader
 from slurmlaunch.client.differences import differences
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import Cause, more_for
 from slurmlaunch.client.wording import duration
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from slurmlaunch.client.code import Code
-    from slurmlaunch.client.item_status import Ledger, RecordLocation
-    from slurmlaunch.client.tasks import Tasks
+    from slurmlaunch.client.ledger import RecordLocation
+    from slurmlaunch.client.state import RunState
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.rounds import Round
 
@@ -50,9 +50,15 @@ class Explanations:
     """Completes the errors of one view of a run."""
 
     def __init__(
-        self, folder: RunFolder, manifest: Manifest, rounds: Sequence[Round], code: Callable[[int], Code]
+        self,
+        state: RunState,
+        folder: RunFolder,
+        manifest: Manifest,
+        rounds: Sequence[Round],
+        code: Callable[[int], Code],
     ) -> None:
         """Begin with the run's rounds, of which the caller may add more; *code* returns the code of one."""
+        self._tasks, self._ledger = state.tasks, state.ledger
         self._folder, self._manifest, self._rounds, self._code = folder, manifest, rounds, code
         self._changed: dict[int, str] = {}  # by round, as of the first error for want of a module
         self._arguments: dict[int, ArgumentsReader] = {}  # by round
@@ -69,25 +75,25 @@ class Explanations:
         """Return what has changed since the code of the last round was recorded, or an empty text."""
         return differences(self._folder, self._manifest.changed(self._rounds[-1].plan.manifest))
 
-    def complete(self, item: int, error: BaseException, tasks: Tasks, ledger: Ledger) -> None:
+    def complete(self, item: int, error: BaseException) -> None:
         """Add to an error of an item what a person needs to find and mend its cause, and to run the item again."""
-        task = tasks.claimant_of(item)
-        place = Place(item=item) if task is None else tasks.place_of(task)._replace(item=item)
+        task, status = self._tasks.claimant_of(item), self._ledger.status(item)
+        place = Place(item=item) if task is None else self._tasks.place_of(task)._replace(item=item)
         changes: dict[str, str] = {}
         if isinstance(error, ItemError):
             error.located(**place._asdict())
-            changes = self._more(error, task, tasks, ledger)
+            changes = self._more(error, task)
         if _is_of_import(error):
             for note in self._notes_on_import(error):
                 _add(error, note)
         # An array that was refused has one error for all its items.
-        is_shared = ledger.status(item) == ItemStatus.ENDED and not isinstance(error, ItemError)
+        is_shared = status == ItemStatus.ENDED and not isinstance(error, ItemError)
         lines = [] if is_shared else [f"item {item}: {self.arguments.call_of(item)}"]
         if not isinstance(error, ItemError):  # which says it itself
             where = str(place._replace(item=None))
             lines += [] if is_shared else [f"{where}; log: {place.log}" if place.log else where]
         is_gone = isinstance(error, ResultLost) and not self._folder.path.exists()
-        if ledger.status(item) != ItemStatus.VALUE and not is_gone:  # a value that does not load here
+        if status != ItemStatus.VALUE and not is_gone:  # a value that does not load here
             lines.append(self._again(error, changes))
         _add(error, "\n".join(filter(None, lines)))
 
@@ -100,11 +106,11 @@ class Explanations:
             line += f", or .retry({name}) with the mended function"
         return line
 
-    def _more(self, error: ItemError, task: int | None, tasks: Tasks, ledger: Ledger) -> dict[str, str]:
+    def _more(self, error: ItemError, task: int | None) -> dict[str, str]:
         """Say how much of what was short there was; return the options that ask for more."""
         if task is None or not isinstance(error, (OutOfMemory, TimeLimitExceeded)):
             return {}
-        view = tasks.view(task)
+        view = self._tasks.view(task)
         options = Options.from_json(view.round.plan.options)
         peak = view.last_notes.get("peak")
         if isinstance(error, OutOfMemory):
@@ -113,14 +119,15 @@ class Explanations:
             if known:
                 error.what += f"; the task {' and '.join(known)}"
         else:
-            error.what += f"; {self._pace(tasks.items_of(task), ledger)}"
+            error.what += f"; {self._pace(self._tasks.items_of(task))}"
         more = more_for(
             options, [Cause(error, view.node, peak, error.limit if isinstance(error, TimeLimitExceeded) else None)]
         )
         return more or {"mem" if isinstance(error, OutOfMemory) else "time": "..."}
 
-    def _pace(self, items: Sequence[int], ledger: Ledger) -> str:
+    def _pace(self, items: Sequence[int]) -> str:
         """Return how many items of a task were done by the time limit, and how long finished items of the run took."""
+        ledger = self._ledger
         done = ledger.count(ItemStatus.VALUE, items)
         finished = ledger.first_done(items if done else range(ledger.items), _SAMPLE)
         seconds = sorted(filter(None, (self._seconds(ledger.records.find(item), item) for item in finished)))

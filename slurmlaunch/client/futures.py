@@ -19,12 +19,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from slurmlaunch.client import html
 from slurmlaunch.client.attach import find_run, inspect, locate, search_as_submitted
 from slurmlaunch.client.cleaning import Cleaned, remove
-from slurmlaunch.client.collector import Attempt, attempts_of, values_of_further_ranks
 from slurmlaunch.client.completed import Completed, Wait
 from slurmlaunch.client.debug import debug
 from slurmlaunch.client.failures import FailedItem, Failures
-from slurmlaunch.client.item_status import ItemStatus, consecutive
-from slurmlaunch.client.item_story import item_node, item_output, item_times, task_log
+from slurmlaunch.client.item_details import (
+    Attempt,
+    attempts_of,
+    item_node,
+    item_output,
+    item_times,
+    task_log,
+    values_of_further_ranks,
+)
+from slurmlaunch.client.ledger import ItemStatus, consecutive
 from slurmlaunch.client.progress import Progress
 from slurmlaunch.client.rerun import CURRENT, Retry, retry
 from slurmlaunch.client.runs import RunSummary

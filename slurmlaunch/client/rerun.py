@@ -18,7 +18,7 @@ from slurmlaunch.client.call_checks import check_function
 from slurmlaunch.client.code import Snapshot
 from slurmlaunch.client.differences import time_of
 from slurmlaunch.client.environment import record, with_secrets_of
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.options import LIVE, SUBMITTED, Options, refuse_fixed
 from slurmlaunch.client.pickling import description_of, pickle_function, sources_of, travelling
 from slurmlaunch.client.sbatch_options import refused
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from slurmlaunch.client.run import Run
     from slurmlaunch.client.submission import Planning
     from slurmlaunch.client.watcher import Watch
-    from slurmlaunch.runfolder.layout import Manifest
 
 
 CURRENT = "current"
@@ -173,11 +172,6 @@ class Retry(NamedTuple):
         return f"{len(items)} item{'s' * (len(items) != 1)}; {changed}" if changed else ""
 
 
-def latest_manifest(run: Run) -> Manifest:
-    """Return the manifest as it applies to the last round."""
-    return run.manifest.changed(run.rounds[-1].plan.manifest)
-
-
 def program_now(run: Run, options: Options, function: Callable[..., Any] | None) -> Program:
     """Return the program of the last round with the modules and the environment of now.
 
@@ -186,7 +180,7 @@ def program_now(run: Run, options: Options, function: Callable[..., Any] | None)
         options: those of the next round.
         function: the function that runs in place of the last one, if any.
     """
-    before = latest_manifest(run)
+    before = run.manifest_of(-1)
     recorded = before.source(run.folder, MODULES)
     # Another process has other modules, as long as it does not give a function that uses them.
     ours = function is not None or run.rounds[0].plan.client == ClientId.current()
@@ -216,7 +210,7 @@ def program_now(run: Run, options: Options, function: Callable[..., Any] | None)
 
 def with_function(program: Program, called: Callable[..., Any], run: Run, options: Options) -> Program:
     """Return a program that calls another function, which holds all arguments that the items have in common."""
-    before = latest_manifest(run)
+    before = run.manifest_of(-1)
     with travelling(options.by_value) as noted:
         pickled = pickle_function(called, single=before.single)
     described = description_of(called, options) | {"shared": shared_bytes(pickled), "repeated": None}
@@ -234,7 +228,7 @@ def _with_arguments(function: Callable[..., Any], run: Run) -> Callable[..., Any
     Raises:
         RunFolderError: they cannot be read here.
     """
-    manifest = latest_manifest(run)
+    manifest = run.manifest_of(-1)
     bound = manifest.bound
     if not (bound or (bound is None and manifest.single)):
         return function

@@ -16,14 +16,13 @@ from slurmlaunch.client.attach import announce, open_view
 from slurmlaunch.client.cleaning import unless_removed
 from slurmlaunch.client.definitions import changes_of
 from slurmlaunch.client.differences import differences_of_code, joined, time_of
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.matching import are_equal, key_of, match
 from slurmlaunch.client.options import TOKEN_LENGTH, job_name
 from slurmlaunch.client.pickling import full_name_of, pickle_arguments
 from slurmlaunch.client.plan import STRICT
 from slurmlaunch.client.rerun import (
     await_states,
-    latest_manifest,
     program_now,
     submit_missing,
     unfinished,
@@ -135,7 +134,7 @@ class _Resumption:
 
     def check(self, backend: Backend) -> None:
         """Raise `OptionError` if the run is not this call's."""
-        run, manifest, call = self._first, latest_manifest(self._first), self._call
+        run, manifest, call = self._first, self._first.manifest_of(-1), self._call
         where, otherwise = f"the run {call.name!r} in {run.folder.path}", "Give another name=, or remove that run"
         ours = full_name_of(call.function)
         if ours not in {run.manifest.function, manifest.function}:
@@ -216,8 +215,8 @@ class _Resumption:
     def _changes(self, run: Run, kept: set[int]) -> list[str]:
         """Return what has changed since the code of items was recorded whose results are kept, or that run."""
         numbers = sorted({run.tasks.round_of(item).number for item in kept})
-        manifests = [run.manifest.changed(run.rounds[number].plan.manifest) for number in numbers]
-        codes = {(each.files[FUNCTION], each.files.get(MODULES)): each for each in reversed(manifests)}
+        manifests = map(run.manifest_of, reversed(numbers))
+        codes = {(each.files[FUNCTION], each.files.get(MODULES)): each for each in manifests}
         found = [change for each in reversed(codes.values()) for change in self._changes_since(each)]
         return list(dict.fromkeys(found))
 

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from slurmlaunch.backends.base import parse_memory, parse_time
-from slurmlaunch.client.item_status import common
+from slurmlaunch.client.ledger import common
 from slurmlaunch.client.options import Options
 from slurmlaunch.errors import (
     FunctionExited,

@@ -22,7 +22,7 @@ from weakref import WeakSet, ref
 from slurmlaunch.client.code import Code
 from slurmlaunch.client.environment import Environments
 from slurmlaunch.client.explanations import Explanations
-from slurmlaunch.client.item_status import ItemStatus, common
+from slurmlaunch.client.ledger import ItemStatus, common
 from slurmlaunch.client.notifier import Notifier
 from slurmlaunch.client.state import (
     CancelJobs,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from slurmlaunch.backends.base import Backend
-    from slurmlaunch.client.item_status import Ledger
+    from slurmlaunch.client.ledger import Ledger
     from slurmlaunch.client.notifier import Batch
     from slurmlaunch.client.state import Effect, Event
     from slurmlaunch.outcome import Outcome
@@ -276,7 +276,7 @@ class Run:
         self.failures: dict[int, str] = {}
         self.outputs: dict[tuple[int, int, int | None], OutputFile] = {}
         self._codes: dict[int, Code] = {}
-        self.explanations = Explanations(folder, manifest, self.rounds, self.code)
+        self.explanations = Explanations(self.state, folder, manifest, self.rounds, self.code)
         self._futures = FuturesRegistry()
         self.reader = OutcomeReader(self.ledger, folder.salt)
         self._coroutines: list[Callable[[], None]] = []
@@ -294,8 +294,12 @@ class Run:
     def code(self, number: int) -> Code:
         """Return the code that the tasks of a round run; raises as `Code.read` does."""
         if number not in self._codes:
-            self._codes[number] = Code.read(self.folder, self.manifest.changed(self.rounds[number].plan.manifest))
+            self._codes[number] = Code.read(self.folder, self.manifest_of(number))
         return self._codes[number]
+
+    def manifest_of(self, number: int) -> Manifest:
+        """Return the manifest as it applies to a round; -1 is the last one."""
+        return self.manifest.changed(self.rounds[number].plan.manifest)
 
     # Events.
 
@@ -360,7 +364,7 @@ class Run:
         """Read the outcome of an item that has settled and was not cancelled."""
         outcome = self.reader.outcome(item)
         if not isinstance(outcome, Value):
-            self.explanations.complete(item, outcome.error, self.tasks, self.ledger)
+            self.explanations.complete(item, outcome.error)
         return outcome
 
     def future(self, item: int, make: Callable[[Run, int], F]) -> F:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.backends.pending_reasons import explain
 from slurmlaunch.client import failure_reasons as reasons
-from slurmlaunch.client.item_status import ItemStatus, Ledger, consecutive
+from slurmlaunch.client.ledger import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import Cause, PendingRetries, is_left, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks

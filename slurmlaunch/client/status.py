@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client import html
 from slurmlaunch.client.failures import first_failures
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
-from slurmlaunch.client.item_story import outputs_by_rank, rank_line
+from slurmlaunch.client.item_details import outputs_by_rank, rank_line
 from slurmlaunch.runfolder.changes import is_on_network
 
 if TYPE_CHECKING:

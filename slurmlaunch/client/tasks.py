@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.backends.pending_reasons import in_words
-from slurmlaunch.client.item_status import ItemStatus, common
+from slurmlaunch.client.ledger import ItemStatus, common
 from slurmlaunch.errors import Place
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from slurmlaunch.backends.base import TaskRecord
-    from slurmlaunch.client.item_status import Ledger
+    from slurmlaunch.client.ledger import Ledger
     from slurmlaunch.errors import ItemError
     from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import EndMark, RunFolder

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.slurm.shared_states import Content
 from slurmlaunch.client.attach import open_view
-from slurmlaunch.client.item_story import item_node, item_output, item_times
+from slurmlaunch.client.item_details import item_node, item_output, item_times
 from slurmlaunch.client.watcher import RateLimit
 from slurmlaunch.errors import NodeStartError, ResultLost, RunFolderError, SlurmlaunchError
 from slurmlaunch.outcome import Bundle, Failure, Value, in_series

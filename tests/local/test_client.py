@@ -17,7 +17,7 @@ import pytest
 from slurmlaunch import Executor, SlurmlaunchError, attach
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client.futures import Future, FutureArray
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.run import FuturesRegistry, Run
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import SAVED_VISITS, RateLimit, Watch, Watcher, current_client

@@ -16,8 +16,8 @@ from slurmlaunch import Executor
 from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client import rerun, submission
-from slurmlaunch.client.collector import attempts_of
 from slurmlaunch.client.futures import Future
+from slurmlaunch.client.item_details import attempts_of
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import EndMarkSeen, JobsSeen, OutcomesSeen, RoundAdded, SchedulerReported, Tick
 from slurmlaunch.client.watcher import Watch

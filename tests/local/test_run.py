@@ -13,7 +13,7 @@ import pytest
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client import submission
 from slurmlaunch.client.futures import Future
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.rerun import unfinished
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import JobsSeen

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch import Executor, WorkerDied
-from slurmlaunch.client.item_status import Ledger
+from slurmlaunch.client.ledger import Ledger
 from slurmlaunch.client.watcher import SAVED_VISITS, VISITS_PER_SECOND, RateLimit
 from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.layout import FOLDERS

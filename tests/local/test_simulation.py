@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.watcher import RateLimit, Watch
 from tests.support.tasks import REPOSITORY
 

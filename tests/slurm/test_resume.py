@@ -11,7 +11,7 @@ import pytest
 import slurmlaunch
 from slurmlaunch import Executor, SubmissionError, attach
 from slurmlaunch.client.attach import inspect
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.resuming import place_of
 from tests.support import scripts, sweeps
 from tests.support.waiting import PATIENCE, Gate

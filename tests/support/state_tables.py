@@ -17,7 +17,7 @@ import pytest
 
 from slurmlaunch import errors
 from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.state import (
     ArrayRefused,
     AttemptSeen,

@@ -21,7 +21,7 @@ import pytest
 
 from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
 from slurmlaunch.client.futures import Future
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.plan import pack
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import JobsSeen, ReadTasks, RecordEnds, SchedulerReported, Tick

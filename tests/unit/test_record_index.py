@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurmlaunch.client.item_status import ItemStatus, Ledger, RecordIndex, consecutive
+from slurmlaunch.client.ledger import ItemStatus, Ledger, RecordIndex, consecutive
 from slurmlaunch.client.run import FuturesRegistry
 from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.outcomes import Recorded

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurmlaunch.backends.base import TaskState
-from slurmlaunch.client.item_status import ItemStatus
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.retries import Cause
 from slurmlaunch.client.state import (
     AttemptSeen,

@@ -15,6 +15,7 @@ from bisect import bisect_right, insort
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from slurmlaunch.runfolder.outcomes import ranges_of
 from slurmlaunch.runfolder.records import Kind
 
 if TYPE_CHECKING:
@@ -287,12 +288,5 @@ def common(known: Collection[int], items: Collection[int]) -> list[int]:
 
 
 def consecutive(items: Sequence[int]) -> Iterator[range]:
-    """Cut items into ranges of consecutive numbers."""
-    if isinstance(items, range) and (items.step == 1 or not items):
-        yield items
-        return
-    start = 0
-    for i in range(1, len(items) + 1):
-        if i == len(items) or items[i] != items[i - 1] + 1:
-            yield range(items[start], items[i - 1] + 1)
-            start = i
+    """Cut items into ranges of consecutive numbers; a range, however long, costs nothing."""
+    return iter([items]) if isinstance(items, range) and (items.step == 1 or not items) else ranges_of(items)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurmlaunch.client.item_status import ItemStatus, Ledger
+from slurmlaunch.client.ledger import ItemStatus, Ledger
 from slurmlaunch.client.run import OutcomeReader
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure, Value
