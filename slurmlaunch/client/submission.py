@@ -1,8 +1,8 @@
 """Making the rounds of a run, and submitting them: now, later, or in the place of a client that has ended.
 
 Used by the executor, `retry` and the watcher. The first array of a round is submitted
-during the call, the others from a thread; if a limit on queued jobs is reached, they wait
-for room. A client that is killed leaves its intents in the round's journal: another client
+during the call, the others by `waiting_line`; if a limit on queued jobs is reached, they wait
+there for room. A client that is killed leaves its intents in the round's journal: another client
 finds its jobs by their names and submits the arrays that waited; items that nobody will
 submit fail with an error that says so. The run gets events about all of this.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import random
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from slurmlaunch.client.options import Options, job_name
 from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.sbatch_options import as_count
 from slurmlaunch.client.state import ArrayNotNeeded, ArrayRefused, CancelJobs, CancellationSeen, JobsSeen
+from slurmlaunch.client.waiting_line import LONGEST_WAIT, SHORTEST_WAIT, Obstacle, jittered, line_of
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.interpreter import Interpreter
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from slurmlaunch.client.plan import Plan
     from slurmlaunch.client.run import Run
     from slurmlaunch.client.tasks import Tasks
+    from slurmlaunch.client.waiting_line import WaitingLine
     from slurmlaunch.runfolder.environment import Environment
     from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import Manifest
@@ -60,8 +61,8 @@ _NEVER_SUBMITTED = (
 _LONGEST_WARNING = 60
 """Seconds that running items get to finish before a time limit."""
 
-_SHORTEST_WAIT, _LONGEST_WAIT = 5.0, 60.0
-"""Seconds between two attempts to submit an array for which there was no room."""
+_CHOOSE_LIMITS = ("account", "partition", "qos")
+"""The options of sbatch by which Slurm finds a limit on jobs in the queue."""
 
 _SBATCH_OUTLIVES, _FIND_AGAIN = 10.0, 0.5
 """Seconds for which the sbatch of a killed client may still run, and between two searches for its job."""
@@ -298,103 +299,184 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
     )
 
 
+class _Arrays:
+    """Arrays of a round in the line of its backend (`waiting_line.Waiting`)."""
+
+    def __init__(
+        self,
+        submission: Submission,
+        round_: Round,
+        numbers: Iterable[int],
+        ended: Callable[[Exception | None], None] | None = None,
+    ) -> None:
+        self._submission, self._round, self._numbers, self._ended = submission, round_, list(numbers), ended
+        self._noted: set[int] = set()
+        self.run_folder = submission.run.folder.path
+        self.shares = (submission.limited_by(round_), self.run_folder)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether there is one to submit."""
+        return bool(self._numbers)
+
+    def is_needed(self) -> bool:
+        """Whether items are left for them."""
+        return self._submission.is_needed(self._round)
+
+    def attempt(self) -> Obstacle | None:
+        """Submit the next; if it is refused for good, its items fail."""
+        number, refused = self._numbers[0], None
+        try:
+            obstacle = self._submission.attempt(self._round, number)
+            if obstacle is not None:
+                return obstacle
+        except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for items that will not run)
+            refused = error
+        ended, self._ended = self._ended, None
+        if refused is None:
+            del self._numbers[0]
+        elif ended is None:
+            del self._numbers[0]
+            self._submission.refuse(self._round, number, refused)
+        else:
+            self._numbers.clear()
+            self._submission.give_up(self._round, refused)
+        if ended is not None:
+            ended(refused)
+        return None
+
+    def note(self) -> None:
+        """Record in the journal that the next waits."""
+        for number in self._numbers[:1]:
+            if number not in self._noted:
+                self._noted.add(number)
+                with contextlib.suppress(OSError):
+                    self._round.waiting(number, ClientId.current())
+
+
 class Submission:
     """Submits the arrays of one run."""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
+        self.run = run
         self._unanswered: dict[str, float] = {}
         self._follow_at = 0.0
 
-    def submit(self, latest: Round, *, patiently: bool = False) -> None:
-        """Submit a round: its first array now, the others from a thread.
+    @property
+    def _line(self) -> WaitingLine:
+        return line_of(self.run.backend)
 
-        If only the user's other jobs leave no room for the first array, a thread submits it, too.
+    def submit(self, latest: Round, *, ended: Callable[[Exception | None], None] | None = None) -> None:
+        """Submit a round: its first array now, the others from the thread of the waiting line.
+
+        If only the user's other jobs leave no room for the first array, it waits in the line, too.
 
         Args:
             latest: the round, which this client has made.
-            patiently: the first array, too, waits for room in the queue and for a scheduler that is away.
+            ended: has the first array also wait for other obstacles, such as a scheduler that is away; is called when
+                the array is submitted, or with the error if it is refused after it has waited.
 
         Raises:
             SubmissionError: the scheduler refused the first array.
         """
-        self._run.submitting.add(latest.number)
-        if not latest.plan.arrays:
+        self.run.submitting.add(latest.number)
+        numbers = range(len(latest.plan.arrays))
+        if not numbers:
             return
-        submitted = 1
         try:
-            with advice_on_interrupt(self._run):
-                if not patiently:
-                    submitted = self._submit_first(latest)
-                elif not self._submit_when_possible(latest, 0):
-                    return  # the interpreter exits: another client submits it
+            with advice_on_interrupt(self.run):
+                waits, obstacle = self._submit_first(latest, patiently=ended is not None)
         except BaseException as error:
-            refused = isinstance(error, SlurmlaunchError) and not getattr(error, "ambiguous", False)
-            with contextlib.suppress(OSError):  # a full disk may be the very reason
-                for number in range(len(latest.plan.arrays)):
-                    latest.refused(number, str(error)) if refused else latest.abandoned(number)
+            self.give_up(latest, error)
             raise
-        if len(latest.plan.arrays) > submitted:
-            self._submit_in_thread(latest, range(submitted, len(latest.plan.arrays)))
+        if waits:
+            self._line.join(_Arrays(self, latest, numbers, ended), obstacle)
+            return
+        if ended is not None:
+            ended(None)
+        if numbers[1:]:
+            self._line.join(_Arrays(self, latest, numbers[1:]))
 
-    def _submit_first(self, latest: Round) -> int:
-        """Submit the first array; return 0 if there is no room for it now, else 1."""
+    def _submit_first(self, latest: Round, *, patiently: bool) -> tuple[bool, Obstacle | None]:
+        """Submit the first array; return whether it has to wait, and for what, unless others in the line do, too."""
+        length = latest.plan.arrays[0].length
+        others_wait = not self._line.is_empty and self._line.holds(self.limited_by(latest))
+        if patiently:
+            obstacle = None if others_wait else self.attempt(latest, 0)
+            return others_wait or obstacle is not None, obstacle
+        limit = self.run.backend.limits().max_submitted if others_wait else None
+        if limit is not None and length <= limit:
+            return True, None
         try:
             self._submit_array(latest, 0)
         except SubmissionError as error:
-            if error.limit is None or latest.plan.arrays[0].length > error.limit:
+            if error.limit is None or length > error.limit:
                 raise
-            return 0
-        return 1
+            return True, self._obstacle(latest, error)
+        return False, None
 
-    def _submit_in_thread(self, round_: Round, numbers: Iterable[int]) -> None:
-        # No daemon: a script that exits has its arrays submitted, as far as there is room for them.
-        arguments = (round_, list(numbers))
-        threading.Thread(target=self._submit_rest, args=arguments, name="slurmlaunch-submit", daemon=False).start()
+    def give_up(self, round_: Round, error: BaseException) -> None:
+        """Record that no array of a round will be submitted by this client."""
+        refused = isinstance(error, SlurmlaunchError) and not getattr(error, "ambiguous", False)
+        with contextlib.suppress(OSError):  # a full disk may be the very reason
+            for number in range(len(round_.plan.arrays)):
+                round_.refused(number, str(error)) if refused else round_.abandoned(number)
 
-    def _submit_rest(self, round_: Round, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            try:
-                if not self._submit_when_possible(round_, number):
-                    return
-            except (SlurmlaunchError, OSError) as error:
-                with contextlib.suppress(OSError):  # a full disk may be the very reason
-                    round_.refused(number, str(error))
-                self._run.handle(ArrayRefused(round_.number, number, error))
+    def refuse(self, round_: Round, number: int, error: Exception) -> None:
+        """Record that an array is refused for good, and fail its items."""
+        with contextlib.suppress(OSError):  # a full disk may be the very reason
+            round_.refused(number, str(error))
+        self.run.handle(ArrayRefused(round_.number, number, error))
 
-    def _submit_when_possible(self, round_: Round, number: int) -> bool:
-        """Submit an array, waiting as often as necessary; False if the interpreter exits first."""
-        pause = _SHORTEST_WAIT
-        while self._is_needed(round_):
-            try:
-                self._submit_array(round_, number)
-            except (SubmissionError, SchedulerError, OSError) as error:
-                why = _worth_waiting_for(error)
-                if why is None:
-                    raise
-                if pause == _SHORTEST_WAIT:
-                    with contextlib.suppress(OSError):
-                        round_.waiting(number, ClientId.current())
-                    _log.warning("slurmlaunch waits %s: %s", why, getattr(error, "stderr", f"{error}").strip())
-            else:
-                return True
-            if not _sleep(_jittered(pause)):
-                where = str(self._run.folder.path)
-                _log.warning(
-                    "slurmlaunch exits before all arrays are submitted: slurmlaunch.attach(%r) continues", where
-                )
-                return False
-            pause = min(_LONGEST_WAIT, pause * 2)
-        with contextlib.suppress(OSError):
-            round_.not_needed(number)
-        self._run.handle(ArrayNotNeeded(round_.number, number))
-        return True
+    def limited_by(self, round_: Round) -> tuple[object, ...]:
+        """Return the options of a round that choose the limits on jobs in the queue."""
+        options = Options.from_json(round_.plan.options)
+        variables = self.run.environments.of_round(round_.number).variables
+        given = (options.slurm.get(name, variables.get(f"SBATCH_{name.upper()}")) for name in _CHOOSE_LIMITS)
+        return (*given, *options.sbatch)
 
-    def _is_needed(self, round_: Round) -> bool:
-        return bool(self._run.ledger.open) and self._run.tasks.rounds[round_.number].needed
+    def attempt(self, round_: Round, number: int) -> Obstacle | None:
+        """Submit an array, if items are left for it; return what is in the way and passes by itself.
+
+        Raises:
+            Exception: the same would fail again.
+        """
+        if not self.is_needed(round_):
+            with contextlib.suppress(OSError):
+                round_.not_needed(number)
+            self.run.handle(ArrayNotNeeded(round_.number, number))
+            return None
+        try:
+            self._submit_array(round_, number)
+        except (SubmissionError, SchedulerError, OSError) as error:
+            obstacle = self._obstacle(round_, error)
+            if obstacle is None:
+                raise
+            return obstacle
+        return None
+
+    def _obstacle(self, round_: Round, error: SubmissionError | SchedulerError | OSError) -> Obstacle | None:
+        """Return what to wait for after a failed submission; None if the same would fail again."""
+        if isinstance(error, OSError):
+            if status_of(error) is None:
+                return None
+            return Obstacle("the storage of the run folder", str(error), self.run.folder.path)
+        if isinstance(error, SchedulerError) or error.ambiguous:
+            waits_for = "sbatch to answer"
+        elif error.no_room:
+            waits_for = "room in the queue"
+        elif error.transient:
+            waits_for = "the scheduler to come back"
+        else:
+            return None
+        return Obstacle(waits_for, error.stderr.strip(), self.limited_by(round_))
+
+    def is_needed(self, round_: Round) -> bool:
+        """Whether items are left for the arrays of a round."""
+        return bool(self.run.ledger.open) and self.run.tasks.rounds[round_.number].needed
 
     def _submit_array(self, round_: Round, number: int) -> None:
-        run = self._run
+        run = self.run
         job = array_job(run, round_, number)
         if run.manifest.backend == "slurm":  # whose script goes to the run folder by its path
             job = replace(job, recognized_by=run.folder.secret_file())
@@ -416,7 +498,7 @@ class Submission:
 
     def _submit_once(self, job: ArrayJob) -> str:
         """Submit an array, unless an earlier command that did not answer has done so."""
-        backend, since = self._run.backend, self._unanswered.get(job.name)
+        backend, since = self.run.backend, self._unanswered.get(job.name)
         job_id = None if since is None else backend.find(job.name, since)
         if job_id is not None:
             return job_id
@@ -432,12 +514,12 @@ class Submission:
 
     def read_refusals(self) -> None:
         """Report the arrays that were refused to other clients, as the journals say."""
-        for each in self._run.rounds:
-            if each.number not in self._run.submitting:  # this client reports its own refusals itself
+        for each in self.run.rounds:
+            if each.number not in self.run.submitting:  # this client reports its own refusals itself
                 for number, error in each.refusals().items():
-                    self._run.handle(ArrayRefused(each.number, number, SubmissionError(error)))
+                    self.run.handle(ArrayRefused(each.number, number, SubmissionError(error)))
                 for number in each.not_needed_arrays():
-                    self._run.handle(ArrayNotNeeded(each.number, number))
+                    self.run.handle(ArrayNotNeeded(each.number, number))
 
     def may_be_submitted(self, round_: Round, number: int) -> bool:
         """Whether a client that runs may yet submit an array."""
@@ -456,32 +538,32 @@ class Submission:
         try:
             self._submit_left()
         except SchedulerError as error:
-            where = self._run.folder.path
+            where = self.run.folder.path
             _log.warning("slurmlaunch cannot search for the jobs of %s, and keeps trying: %s", where, error)
             threading.Thread(target=self._take_over_later, name="slurmlaunch-find", daemon=True).start()
 
     def _take_over_later(self) -> None:
-        pause = _SHORTEST_WAIT
-        while self._run.ledger.open:
-            time.sleep(_jittered(pause))
-            pause = min(_LONGEST_WAIT, pause * 2)
+        pause = SHORTEST_WAIT
+        while self.run.ledger.open:
+            time.sleep(jittered(pause))
+            pause = min(LONGEST_WAIT, pause * 2)
             with contextlib.suppress(SchedulerError):
                 self._submit_left()
                 return
 
     def follow(self) -> None:
         """Check, at intervals, whether arrays that other clients should submit were refused or left."""
-        if not any(map(self._missing, self._run.rounds)) or time.monotonic() < self._follow_at:
+        if not any(map(self._missing, self.run.rounds)) or time.monotonic() < self._follow_at:
             return
         self._follow_at = time.monotonic() + _FOLLOW_EVERY
         self.read_refusals()
-        if any(map(self._is_left, self._run.rounds)):
+        if any(map(self._is_left, self.run.rounds)):
             with contextlib.suppress(SchedulerError):  # the next check asks it again
                 self._submit_left()
 
     def _missing(self, round_: Round) -> list[int]:
         """Return the arrays of a round that may yet be submitted, as far as this client knows."""
-        return next((each.missing_arrays for each in self._run.tasks.rounds if each.number == round_.number), [])
+        return next((each.missing_arrays for each in self.run.tasks.rounds if each.number == round_.number), [])
 
     def _is_left(self, round_: Round) -> bool:
         """Whether no running client will submit the missing arrays of a round."""
@@ -497,29 +579,29 @@ class Submission:
         """Submit arrays that waited for room, or belong to a retry, and are left; report that nobody submits others."""
         self._find_lost_jobs()
         self.read_refusals()
-        for each in filter(self._is_left, self._run.rounds):
+        for each in filter(self._is_left, self.run.rounds):
             missing = self._missing(each)
             if not (each.plan.automatic or each.waits()):
                 for number in missing:
-                    self._run.handle(ArrayRefused(each.number, number, SubmissionError(_NEVER_SUBMITTED)))
+                    self.run.handle(ArrayRefused(each.number, number, SubmissionError(_NEVER_SUBMITTED)))
             elif each.take_over(ClientId.current()):
                 each.waiting(missing[0], ClientId.current())  # other clients leave it to this one
-                self._submit_in_thread(each, missing)
+                self._line.join(_Arrays(self, each, missing))
 
     def _find_lost_jobs(self) -> None:
         """Find the jobs that a client submitted without recording their ids."""
-        for each, view in zip(self._run.rounds, self._run.tasks.rounds, strict=False):
+        for each, view in zip(self.run.rounds, self.run.tasks.rounds, strict=False):
             intents = {entry["intent"]: entry["time"] for entry in each.journal() if "intent" in entry}
             known = each.refusals().keys() | each.job_ids().keys() | view.jobs.keys()
             for number in intents.keys() - known:
                 job_id = self._find_lost(each, number, intents[number])
                 if job_id is not None:
                     each.submitted(number, job_id)
-                    self._run.handle(JobsSeen(each.number, {number: job_id}))
+                    self.run.handle(JobsSeen(each.number, {number: job_id}))
 
     def _find_lost(self, round_: Round, number: int, when: float) -> str | None:
         name, maker = round_.plan.arrays[number].name, round_.plan.client
-        while (job_id := self._run.backend.find(name, when)) is None:
+        while (job_id := self.run.backend.find(name, when)) is None:
             # The sbatch of a killed client lives on, and submits a moment later.
             if maker is None or not maker.has_ended or not 0 <= time.time() - when < _SBATCH_OUTLIVES:
                 break
@@ -535,7 +617,7 @@ class Submission:
             OptionError: it is below 1.
             SchedulerError: the scheduler did not do it.
         """
-        run, latest = self._run, self._run.rounds[-1]
+        run, latest = self.run, self.run.rounds[-1]
         throttle = None if throttle is None else as_count("throttle", throttle)
         with run.changed:
             jobs = [job_id for _, job_id in sorted(run.tasks.rounds[-1].jobs.items())]
@@ -579,28 +661,3 @@ def say_how_to_come_back(run: Run) -> None:
         "or end them with fs.cancel().",
         file=sys.stderr,
     )
-
-
-def _worth_waiting_for(error: SubmissionError | SchedulerError | OSError) -> str | None:
-    """Return what to wait for after a failed submission; None if the same would fail again."""
-    if isinstance(error, OSError):
-        return None if status_of(error) is None else "for the storage of the run folder"
-    if isinstance(error, SchedulerError) or error.ambiguous:
-        return "for sbatch to answer"
-    if error.no_room:
-        return "for room in the queue"
-    return "for the scheduler to come back" if error.transient else None
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.8, 1.2)  # noqa: S311  (so that clients do not come back at once)
-
-
-def _sleep(seconds: float) -> bool:
-    """Sleep; return False at once when the interpreter exits, which must not wait for room in the queue."""
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        if not threading.main_thread().is_alive():
-            return False
-        time.sleep(min(left, 0.2))
-    return True

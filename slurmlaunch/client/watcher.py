@@ -204,24 +204,27 @@ class Watch:
 
     def _retry(self, effect: state.SubmitRound) -> None:
         """Make and submit a round for items that failed for an external reason."""
-        run, ended = self.run, state.RetryEnded()
+        run = self.run
         with run.changed:
             left = [item for item in effect.items if item in run.state.pending and not run.state.pending[item].recorded]
         try:
             if began := Patience().run(lambda: close_tasks(run, left)):
                 run.handle(state.TasksBeganAgain(began))
+                self._retry_ended()
                 return
             added = Patience().run(lambda: add_round(run, effect.items, effect.options))
             run.handle(state.RoundAdded(added.number, added.plan))
-            self.submission.submit(added, patiently=True)
+            self.submission.submit(added, ended=self._retry_ended)
             _log.info("slurmlaunch retries %d items of %s", len(effect.items), run.folder.path)
         except FileExistsError:
-            pass  # another client was first: the next poll reads its round
+            self._retry_ended()  # another client was first: the next poll reads its round
         except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for items that will not run)
+            self._retry_ended(error)
+
+    def _retry_ended(self, error: Exception | None = None) -> None:
+        if error is not None:
             _log.warning("slurmlaunch could not submit a retry: %s", error)
-            ended = state.RetryEnded(error)
-        finally:
-            run.handle(ended)
+        self.run.handle(state.RetryEnded(error))
 
     def report_trouble(self, error: OSError) -> None:
         """Poll again later; if the folder is gone for good, so are the outcomes."""

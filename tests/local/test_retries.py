@@ -7,6 +7,8 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import pytest
 from slurmlaunch import Executor
 from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
 from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.client import rerun, submission
+from slurmlaunch.client import rerun, submission, waiting_line
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.item_details import attempts_of
 from slurmlaunch.client.run import Run
@@ -32,10 +34,10 @@ from tests.support.waiting import PATIENCE, wait_until
 from tests.unit.test_collector import poll
 
 if TYPE_CHECKING:
-    from slurmlaunch.backends.base import ArrayJob
+    from slurmlaunch.backends.base import ArrayJob, Limits
     from slurmlaunch.runfolder.rounds import Round
 
-NO_ROOM = SubmissionError("no", stderr="QOSMaxSubmitJobPerUserLimit", no_room=True)
+NO_ROOM = SubmissionError("no", stderr="QOSMaxSubmitJobPerUserLimit", no_room=True, limit=8)
 AWAY = SubmissionError("no", stderr="Unable to contact slurm controller", transient=True)
 NO_ANSWER = SubmissionError("no", stderr="Socket timed out", ambiguous=True)
 
@@ -76,7 +78,7 @@ class Scheduler(InlineBackend):
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "_SHORTEST_WAIT", 0.01)
+    monkeypatch.setattr(waiting_line, "SHORTEST_WAIT", 0.01)
 
 
 class Retried:
@@ -225,6 +227,53 @@ def test_a_retry_waits(tmp_path: Path, answer: SubmissionError) -> None:
     assert ["OPEN"] * 4 == retried.statuses
     assert 3 == len(scheduler.asked)
     assert 1 == len({*scheduler.asked})
+
+
+class Full(Scheduler):
+    """Has no room until there is; answers the thread of a waiting line when allowed, and others at once."""
+
+    room = False
+
+    def limits(self) -> Limits:
+        """Return a limit on what is in the queue."""
+        return replace(super().limits(), max_submitted=NO_ROOM.limit)
+
+    def submit(self, job: ArrayJob) -> str:
+        """Answer."""
+        self.asked.append(job.run_folder.name)
+        if threading.current_thread() is not threading.main_thread():
+            assert self.may_answer.wait(PATIENCE)
+        if not self.room:
+            raise NO_ROOM
+        return str(100 + len(self.asked))
+
+
+def test_many_runs_wait_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Behind a limit, many runs cost one thread, one try at a time and one warning; they are submitted in order."""
+    full = Full()
+    full.may_answer.clear()
+    runs = []
+    for number in range(40):
+        folder = OneRun(tmp_path / str(number), len, rows(range(2))).folder
+        run = Run(folder, Manifest.read(folder), full, list(read_rounds(folder)))
+        runs.append(run)
+        submission.Submission(run).submit(run.rounds[0])
+    threads = [each for each in threading.enumerate() if each.name == "slurmlaunch-submit"]
+    runs[1].cancel(range(2))
+    full.may_answer.set()
+    wait_until(lambda: "room in the queue" in caplog.text)
+    wait_until(lambda: len(full.asked) > 5)
+    assert len(threads) == 1
+    assert {"0"} == {*full.asked}
+    assert all(each.rounds[0].waits() for each in runs)
+
+    full.asked.clear()
+    full.room = True
+    wait_until(lambda: all(each.job_ids for each in (*runs[:1], *runs[2:])))
+    threads[0].join(PATIENCE)
+    assert [str(number) for number in range(40) if number != 1] == [name for name, _ in groupby(full.asked)]
+    assert runs[1].rounds[0].not_needed_arrays() == {0}
+    assert ["to submit 40 runs" in each.message for each in caplog.records if "room" in each.message] == [True]
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -173,7 +173,7 @@ def test_long_arrays(
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr("slurmlaunch.client.submission._SHORTEST_WAIT", 0.5)
+    monkeypatch.setattr("slurmlaunch.client.waiting_line.SHORTEST_WAIT", 0.5)
 
     executor = Executor(tmp_path / "runs", cluster="slurm")
     array = executor.map_array(lambda item: (item, item * item), range(10_000), tasks=40)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch.backends.base import TaskState
+from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import (
     ArrayRefused,
@@ -266,7 +267,8 @@ def test_an_array_without_items(shared: Shared) -> None:
     """An array that waits for room while others take all items is not submitted, and every client can read that."""
     shared.run.handle(ClaimsSeen(0, ((range(6), 0),)))
     shared.run.handle(Tick())
-    Submission(shared.run).submit(shared.run.rounds[0], patiently=True)
+    shared.run.backend = InlineBackend()
+    Submission(shared.run).submit(shared.run.rounds[0], ended=lambda _: None)
 
     assert next(iter(read_rounds(shared.folder))).not_needed_arrays() == {0}
     assert shared.run.tasks.rounds[0].given_up == {0}
