@@ -150,12 +150,17 @@ def is_on_network(folder: Path) -> bool:
 
 def file_system_of(folder: Path) -> str:
     """Return the kind of a folder's file system, such as ``nfs4``; empty if it is not listed."""
-    best, kind = "", ""
+    return mount_of(folder)[0]
+
+
+def mount_of(folder: Path) -> tuple[str, str]:
+    """Return the kind of a folder's file system and the options of its mount; both empty if it is not listed."""
+    best, found = "", ("", "")
     with Path("/proc/self/mounts").open(encoding="utf-8", errors="replace") as mounts:
         for line in mounts:
-            _, escaped, this, *_ = line.split(" ")
+            _, escaped, kind, options, *_ = line.split(" ")
             point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), escaped)
             inside = os.path.commonpath([point, folder]) == point if point.startswith("/") else False
             if inside and len(point) >= len(best):
-                best, kind = point, this
-    return kind
+                best, found = point, (kind, options)
+    return found

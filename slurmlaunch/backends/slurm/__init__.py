@@ -13,6 +13,7 @@ import random
 import re
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -71,7 +72,8 @@ class SlurmBackend(Backend):
     ) -> None:
         """Use these clusters; *intervals* are by default as the environment says."""
         self.clusters = clusters
-        self._run = run
+        self.calls: Counter[str] = Counter()  # of Slurm's commands, by name
+        self._run = self._counted(run)
         self._sleep = sleep
         self._clock = clock
         self._intervals = intervals or Intervals.from_environment()
@@ -80,6 +82,13 @@ class SlurmBackend(Backend):
         self._states: dict[str | None, SharedStates] = {}
         self._settings: dict[str | None, dict[str, str]] = {}
         self._max_submitted: dict[str | None, int] = {}
+
+    def _counted(self, run: Runner) -> Runner:
+        def counted(command: Command, /) -> Finished:
+            self.calls[command.words[0]] += 1
+            return run(command)
+
+        return counted
 
     def settings(self) -> Mapping[str, str]:
         """Return the settings of the cluster by their names in slurm.conf; asked once, then remembered.

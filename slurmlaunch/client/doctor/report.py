@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import textwrap
 from dataclasses import asdict, dataclass
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.client.configuration import options_of, path_of, settings_for
 from slurmlaunch.client.doctor import job
+from slurmlaunch.client.doctor.behaviours import BEHAVIOURS, choose
 from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, WARNING, Check, error, skipped
+from slurmlaunch.client.doctor.full import LONGEST, Site, check_behaviours
 from slurmlaunch.client.doctor.here import check_folder, check_python
 from slurmlaunch.client.doctor.job import Waiting, check_job
 from slurmlaunch.client.doctor.on_node import look_around
+from slurmlaunch.client.doctor.page import page_of
 from slurmlaunch.client.doctor.scheduler import check_request, check_slurm
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.errors import RunFolderError
@@ -25,7 +29,9 @@ from slurmlaunch.runfolder.files import Location
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
+
+    from slurmlaunch.client.doctor.full import Behaviour
 
 __all__ = ["Check", "Report", "doctor"]
 
@@ -62,6 +68,10 @@ class Report:
         """Return the report as a dict of numbers, strings, lists and dicts, ready for JSON."""
         return {"checks": [asdict(each) for each in self.checks], "waiting": self.waiting}
 
+    def page(self) -> str:
+        """Return the report in Markdown, with versions and measurements, for a bug report."""
+        return page_of(self.checks, self.waiting)
+
     def __str__(self) -> str:
         lines = [line_of(each) for each in self.checks]
         if self.waiting is not None:
@@ -89,6 +99,7 @@ def doctor(
     *,
     dry: bool = False,
     wait: bool = False,
+    full: bool | Collection[str] = False,
     imports: Iterable[str] = (),
     on_check: Callable[[Check], object] | None = None,
     **options: Any,
@@ -99,6 +110,8 @@ def doctor(
         folder: as for `Executor`.
         dry: submit no job.
         wait: wait for the job for as long as it takes; otherwise it is cancelled if it has not started after 60 s.
+        full: also try what the documentation promises, by about 20 more small jobs, which takes some minutes; or the
+            names of the behaviours to try. `Report.page` is for a bug report then.
         imports: modules that must be importable on the node.
         on_check: called with each check when it was made.
         options: those of `Executor`, ``cluster`` and ``profile`` included; the job has a time limit of 5 minutes
@@ -109,7 +122,9 @@ def doctor(
 
     Raises:
         OptionError, UnknownOption: as for `Executor`.
+        LookupError: there is no behaviour of a name in *full*.
     """
+    behaviours = choose(BEHAVIOURS if full is True else full or ())
     given = {"folder": folder or None, **options}
     profile = given.pop("profile", None)
     settings = settings_for(profile, given).used
@@ -125,7 +140,10 @@ def doctor(
         if place is None:
             return checks.report()
         given.update(_ONE_PROCESS, folder=Path(place), cluster=cluster, time=chosen.slurm.get("time", _TIME))
-        return _try_job(Executor(profile=profile, **given), place, checks, _How(dry, wait, tuple(imports)))
+        _try_job(Executor(profile=profile, **given), place, checks, _How(dry, wait, tuple(imports)))
+        if behaviours:
+            _try_behaviours(Site(place, profile, given), behaviours, checks, longest=None if wait else LONGEST)
+        return checks.report()
     finally:
         if place is not None and not checks.keep:
             place.remove()
@@ -153,7 +171,7 @@ class _Checks:
                 self.waiting = self._in_words(check)
                 continue
             self._made.append(check)
-            self.keep = self.keep or (check.name == "job" and check.level == ERROR)
+            self.keep = self.keep or (check.level == ERROR and (check.name == "job" or "promise" in check.data))
             if self._on_check is not None:
                 self._on_check(check)
 
@@ -164,6 +182,17 @@ class _Checks:
             f"Job {waiting.job_id} has not started after {job.START_WITHIN:.0f} s and was cancelled: {waiting.reason}."
             f"{expected} The doctor waits for it with --wait (wait=True)."
         )
+
+    @property
+    def job_ran(self) -> bool:
+        """Whether the job was submitted, and ran."""
+        return any(each.name == "job" and each.level == OK for each in self._made)
+
+    @property
+    def room(self) -> int | None:
+        """How many more tasks the user may have in the queue, by the check of the limits; None is no limit."""
+        limits = next((each.data for each in self._made if each.name == "limits"), {})
+        return None if limits.get("submit") is None else limits["submit"] - limits["queued"]
 
     def has_error(self, *names: str) -> bool:
         """Whether one of these checks found an error."""
@@ -186,7 +215,7 @@ def _make_place(folder: Path, checks: _Checks) -> Location | None:
     return place
 
 
-def _try_job(executor: Executor, place: Location, checks: _Checks, how: _How) -> Report:
+def _try_job(executor: Executor, place: Location, checks: _Checks, how: _How) -> None:
     slurm = executor.cluster == "slurm"
     if slurm and not checks.has_error("programs", "slurm"):
         checks.add([check_request(executor.script(look_around))])
@@ -196,4 +225,11 @@ def _try_job(executor: Executor, place: Location, checks: _Checks, how: _How) ->
         checks.add([skipped("job", "no job was submitted, because of the errors above")])
     else:
         checks.add(check_job(executor, place, how.imports, wait=how.wait))
-    return checks.report()
+
+
+def _try_behaviours(site: Site, behaviours: list[Behaviour], checks: _Checks, *, longest: float | None) -> None:
+    if not checks.job_ran:
+        checks.add(skipped(each.name, "not tried, because the job above did not run") for each in behaviours)
+        return
+    with contextlib.closing(check_behaviours(site, behaviours, room=checks.room, longest=longest)) as made:
+        checks.add(made)

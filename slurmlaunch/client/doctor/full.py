@@ -1,0 +1,320 @@
+"""``doctor(full=True)``: every behaviour of the table on the user's own cluster, side by side, and what it took.
+
+`report` calls `check_behaviours`; `behaviours` has the table. Each behaviour makes its runs in a folder of its own.
+Whatever happens, all runs are cancelled and their jobs have left the queue when the last check has been made; only the
+folders of behaviours that failed are kept.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import cloudpickle
+
+from slurmlaunch.client.attach import manifests_in
+from slurmlaunch.client.doctor import items
+from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, Check, ok
+from slurmlaunch.client.executor import Executor
+from slurmlaunch.client.futures import open_run
+from slurmlaunch.client.watcher import current_client
+from slurmlaunch.errors import RunFolderError, SchedulerError, SlurmlaunchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+
+    from slurmlaunch.backends.base import Backend
+    from slurmlaunch.client.futures import FutureArray
+    from slurmlaunch.runfolder.files import Location
+
+T = TypeVar("T")
+
+LONGEST = 600.0
+"""Seconds after which behaviours that have not ended are stopped, unless the user waits."""
+
+_SIDE_BY_SIDE = 10
+"""Behaviours at once; together they have at most 16 tasks in the queue."""
+
+_TASKS_EACH = 3
+_LEAVES_WITHIN = 90.0
+"""Seconds for which cancelled jobs may stay in the queue."""
+
+_LOG_LINES = 20
+_ISSUES = "https://github.com/slurmlaunch/slurmlaunch/issues"
+
+
+class NotAvailable(Exception):
+    """A behaviour cannot be tried here; the text says why."""
+
+
+class Broken(Exception):
+    """A behaviour is not as promised; the text says what was seen."""
+
+
+class Behaviour(NamedTuple):
+    """One promise of the documentation, and the function that tries it and returns what it saw.
+
+    The function raises `Broken` or any other exception if the promise is not kept, and `NotAvailable` if it cannot try.
+    """
+
+    name: str
+    promise: str
+    check: Callable[[Trial], str]
+
+
+def expect(kept: object, seen: object) -> None:
+    """Raise `Broken` with what was seen, unless the promise was kept."""
+    if not kept:
+        raise Broken(str(seen))
+
+
+class Site:
+    """The place where all behaviours are tried, and the runs that several of them look at.
+
+    Attributes:
+        folder: holds a folder for each behaviour.
+        cluster: the kind of backend, as of an `Executor`.
+        measured: figures by name, most of them in seconds.
+        node: the versions on the node, once they are known.
+    """
+
+    def __init__(self, folder: Location, profile: str | None, options: Mapping[str, Any]) -> None:
+        """Begin with an empty folder; *options* are those of an `Executor`, its cluster included."""
+        self.folder = Path(folder)
+        self.cluster = str(options["cluster"])
+        self.measured: dict[str, float] = {}
+        self.node: dict[str, str] = {}
+        self._place, self._profile = folder, profile
+        self._options = {name: value for name, value in options.items() if name != "folder"}
+        self._shared: dict[str, concurrent.futures.Future[Any]] = {}
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of all runs."""
+        return current_client().backend(self.cluster, self._options.get("clusters"))
+
+    def executor(self, name: str, **changes: Any) -> Executor:
+        """Return an executor whose runs lie in the folder of that name; its tasks have one CPU."""
+        if self.stopped:
+            raise NotAvailable("stopped")
+        shape = {"cpus_per_task": 1, "processes": 1, "threads": 1}
+        options = {**self._options, **shape, "folder": self.folder / name, **changes}
+        return Executor(profile=self._profile, **options)
+
+    def files(self, name: str) -> Location:
+        """Return a new folder for the files of a behaviour."""
+        made = self._place / f"{name}-files"
+        made.mkdir()
+        return made
+
+    def shared(self, name: str, make: Callable[[], T]) -> T:
+        """Return what *make* returns, or raise what it raises; it is called once, whoever asks first."""
+        with self._lock:
+            first = name not in self._shared
+            future = self._shared.setdefault(name, concurrent.futures.Future())
+        if first:
+            try:
+                future.set_result(make())
+            except BaseException as error:  # noqa: BLE001  (raised by result(), in this thread too)
+                future.set_exception(error)
+        result: T = future.result()
+        return result
+
+    def script(self, path: Path, words: object, environment: Mapping[str, str], umask: int) -> str:
+        """Run a Python script to its end, with its executor and *words* on its standard input; return what it printed.
+
+        Raises:
+            Broken: it failed.
+        """
+        executor = (str(path.parent), self._profile, self._options)
+        with self._lock:
+            if self.stopped:
+                raise NotAvailable("stopped")
+            process = subprocess.Popen(
+                [sys.executable, str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=path.parent,
+                env={**os.environ, **environment},
+                umask=umask,
+                start_new_session=True,  # a Ctrl-C is for the doctor, which stops it
+            )
+            self._processes.add(process)
+        with process:
+            out, err = process.communicate(cloudpickle.dumps((executor, words)))
+        expect(process.returncode == 0, f"a script ended with {process.returncode}: {err.decode(errors='replace')}")
+        return out.decode().strip()
+
+    def cancel(self, name: str) -> None:
+        """Cancel the open runs of a folder."""
+        for array in self._runs(name):
+            if not array.done():
+                with contextlib.suppress(SchedulerError):
+                    array.cancel()
+
+    def stop(self) -> None:
+        """Have all behaviours end: their scripts are killed, their runs cancelled."""
+        with self._lock:
+            self.stopped = True
+            processes = list(self._processes)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        for name in self._names():
+            self.cancel(name)
+
+    def why_pending(self, name: str) -> str | None:
+        """Return why a task of the folder's runs is pending; None if none is."""
+        reasons = (reason for array in self._runs(name) for reason in array.status().reasons)
+        return next(reasons, None)
+
+    def log(self, name: str) -> str:
+        """Return the last lines of the logs of a folder's runs."""
+        lines = [line for array in self._runs(name) for line in array.logs().splitlines()]
+        return "\n".join(lines[-_LOG_LINES:])
+
+    def clear(self, kept: Iterable[Path]) -> None:
+        """Wait until all jobs have left the queue, and remove all folders but those that are kept."""
+        self._await_ends()
+        names = {path.name for path in kept}
+        for name in self._names():
+            if name not in names:
+                (self._place / name).remove()
+
+    def _await_ends(self) -> None:
+        until, pause = time.monotonic() + _LEAVES_WITHIN, 0.5
+        left = {job_id for name in self._names() for array in self._runs(name) for job_id in array.job_ids}
+        with contextlib.suppress(SchedulerError):
+            while (left := self.backend.listed(left)) and time.monotonic() < until:
+                time.sleep(pause)
+                pause *= 1.5
+
+    def _names(self) -> list[str]:
+        with contextlib.suppress(OSError, RunFolderError):
+            return self._place.names()
+        return []
+
+    def _runs(self, name: str) -> Iterator[FutureArray[Any]]:
+        for path, _ in manifests_in(self.folder / name):
+            with contextlib.suppress(OSError, RunFolderError):
+                yield open_run(path)
+
+
+class Trial:
+    """One behaviour on a site.
+
+    Attributes:
+        site: the site.
+        folder: the folder with the runs that it looks at.
+    """
+
+    def __init__(self, site: Site, behaviour: Behaviour) -> None:
+        self.site, self.folder = site, site.folder / behaviour.name
+        self._behaviour = behaviour
+
+    def executor(self, **changes: Any) -> Executor:
+        """Return an executor for runs of this behaviour, with some options changed."""
+        return self.site.executor(self._behaviour.name, **changes)
+
+    def files(self) -> Location:
+        """Return a new folder for files by which client and items tell each other how far they are."""
+        return self.site.files(self._behaviour.name)
+
+    def shares(self, name: str, make: Callable[[], T]) -> T:
+        """Return a run that several behaviours look at, and made in the folder of that name."""
+        self.folder = self.site.folder / name
+        return self.site.shared(name, make)
+
+    def run(self) -> Check:
+        """Try the behaviour, and return what came of it."""
+        began = time.monotonic()
+        try:
+            check = self._check(OK, self._behaviour.check(self))
+        except NotAvailable as why:
+            check = self._check(SKIPPED, f"not available: {why}")
+        except (Exception, concurrent.futures.CancelledError) as error:  # noqa: BLE001  (whatever it is, it was seen)
+            seen = str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
+            check = self._failed(seen)
+        if self.site.stopped:
+            check = self._check(SKIPPED, "stopped before it had ended")
+        self.site.cancel(self._behaviour.name)
+        check.data["seconds"] = round(time.monotonic() - began, 1)
+        return check
+
+    def late(self, seconds: float) -> Check:
+        """Return what is known of a behaviour that has not ended in so many seconds."""
+        if why := self.site.why_pending(self.folder.name):
+            found = f"not available: not done after {seconds:.0f} s, and a task is pending: {why}"
+            return self._check(SKIPPED, found, "Give it more time with --wait (wait=True).", seconds=seconds)
+        check = self._failed(f"it was not done after {seconds:.0f} s")
+        check.data["seconds"] = seconds
+        return check
+
+    def _failed(self, seen: str) -> Check:
+        log = ""
+        with contextlib.suppress(SlurmlaunchError, OSError):
+            log = self.site.log(self.folder.name)
+        found = f"promised: {self._behaviour.promise}\nseen: {seen}\nkept: {self.folder}"
+        advice = f"Attach the page to a report at {_ISSUES}."
+        return self._check(ERROR, found, advice, seen=seen, log=log, folder=str(self.folder))
+
+    def _check(self, level: str, found: str, advice: str = "", **data: Any) -> Check:
+        return Check(self._behaviour.name, level, found, advice, {"promise": self._behaviour.promise, **data})
+
+
+def check_behaviours(
+    site: Site, chosen: Iterable[Behaviour], *, room: int | None, longest: float | None
+) -> Generator[Check]:
+    """Try behaviours, and yield what came of each, and then the versions and the measurements.
+
+    Args:
+        site: where.
+        chosen: the behaviours; those that take long should come first.
+        room: how many tasks the user may have in the queue; None is no limit.
+        longest: seconds after which those that have not ended are stopped.
+    """
+    calls = dict(getattr(site.backend, "calls", {}))
+    began, kept = time.monotonic(), []
+    threads = _SIDE_BY_SIDE if room is None else min(_SIDE_BY_SIDE, max(1, room // _TASKS_EACH))
+    with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="slurmlaunch-doctor") as pool:
+        trials = {pool.submit(trial.run): trial for trial in (Trial(site, each) for each in chosen)}
+        try:
+            for check in _as_they_end(trials, longest):
+                if check.level == ERROR:
+                    kept.append(Path(check.data["folder"]))
+                yield check
+        finally:
+            for future in trials:
+                future.cancel()
+            site.stop()
+    site.clear(kept)
+    here = items.system(str(site.folder))
+    yield ok("system", f"{here['operating system']}, {here['file system']}", here=here, node=site.node)
+    now = getattr(site.backend, "calls", {})
+    called = {name: count - calls.get(name, 0) for name, count in now.items()}
+    measured = {name: round(value, 3) for name, value in site.measured.items()}
+    measured["seconds"] = round(time.monotonic() - began, 1)
+    shown = [f"{name} {value:g}" for name, value in measured.items()]
+    shown += [f"{name} {count}×" for name, count in called.items()]
+    yield ok("measurements", ", ".join(shown), **measured, calls=called)
+
+
+def _as_they_end(trials: Mapping[concurrent.futures.Future[Check], Trial], longest: float | None) -> Iterator[Check]:
+    try:
+        for done in concurrent.futures.as_completed(trials, longest):
+            yield done.result()
+    except TimeoutError:
+        for done, trial in trials.items():
+            if not done.done():
+                yield trial.late(longest or 0.0)
