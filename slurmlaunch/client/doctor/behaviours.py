@@ -15,6 +15,7 @@ import os
 import secrets
 import statistics
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.client.doctor import items
@@ -24,7 +25,7 @@ from slurmlaunch.errors import NodeStartError, SchedulerError, TimeLimitExceeded
 from slurmlaunch.runfolder.files import create
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from slurmlaunch.client.doctor.full import Trial
     from slurmlaunch.client.futures import FutureArray
@@ -35,7 +36,7 @@ _MANY = 1000
 _LARGE = 32 << 20
 """Bytes of a large argument, and of the result."""
 _HOUR = 3600.0
-_STEP = 0.05
+_STEP = 0.02
 _CLOCKS_DIFFER = 1.0
 """Seconds by which the clocks of two nodes may differ."""
 _SEEN_WITHIN = 180.0
@@ -294,38 +295,54 @@ def _on_two_ranks(trial: Trial, function: Any) -> list[Any]:
 
 def _files(trial: Trial) -> str:
     files = trial.files()
+    settled: Future[float] = Future()
     future = trial.executor().submit(items.answer, str(files), _ROUND_TRIPS)
+    future.add_done_callback(lambda _: settled.set_result(time.time()))
     _await_name(files, items.BEGAN, future.run)
-    sent, received = [], []
+    sent, received, growing = [], [], files / items.GROWING
+    before = growing.read()
     for number in range(_ROUND_TRIPS):
         create(files / f"{items.PING}-{number}", b"")
         sent.append(time.time())
         _await_name(files, f"{items.PONG}-{number}", future.run)
         received.append(time.time())
-    value, done = future.result(), time.time()
+    _await(lambda: len(growing.read()) > len(before), "what an item has appended to a file", future.run)
+    grown, value = time.time(), future.result()
     trial.site.node.update(value["system"])
-    there = statistics.median(seen - at for at, (seen, _) in zip(sent, value["moments"], strict=True))
-    back = statistics.median(at - answered for at, (_, answered) in zip(received, value["moments"], strict=True))
-    trip = statistics.median(at - begun for at, begun in zip(received, sent, strict=True))
-    trial.site.measured |= {"round_trip": trip, "client_to_node": there, "node_to_client": back}
-    trial.site.measured["result_after_end"] = done - value["ended"]
+    seen, answered = zip(*value["moments"], strict=True)
+    trip = _median(received, sent)
+    trial.site.measured |= {
+        "round_trip": trip,
+        "client_to_node": _median(seen, sent),
+        "node_to_client": _median(received, answered),
+        "growth_seen": grown - value["grown"],
+        "result_after_end": settled.result() - value["ended"],
+    }
     return f"a file went there and an answer came back in {trip:.2f} s"
 
 
+def _median(later: Sequence[float], earlier: Sequence[float]) -> float:
+    return statistics.median(end - begin for end, begin in zip(later, earlier, strict=True))
+
+
 def _await_name(files: Location, name: str, array: FutureArray[Any]) -> None:
-    """Wait until a file of a task is seen here; a listing shows it, since a network file system caches absent names.
+    """Wait until a file of a task is seen here; a listing shows it, since a network file system caches absent names."""
+    _await(lambda: name in files.names(), f"the file {name} of an item", array)
+
+
+def _await(seen: Callable[[], bool], what: str, array: FutureArray[Any]) -> None:
+    """Wait until something is seen that an item of a run does.
 
     Raises:
-        Broken: all items have ended, and there is none.
+        Broken: all items have ended, and it is not seen.
     """
     late = math.inf
-    while name not in files.names():
+    while not seen():
         if array.done():
             late = min(late, time.monotonic() + _SEEN_WITHIN)
-            for future in array:
-                future.result()  # raises what ended it
+            array.results(progress=False)  # raises what ended them
         if time.monotonic() > late:
-            raise Broken(f"the file {name} of an item that has ended is not seen after {_SEEN_WITHIN:.0f} s")
+            raise Broken(f"{what} is not seen {_SEEN_WITHIN:.0f} s after its end")
         time.sleep(_STEP)
 
 

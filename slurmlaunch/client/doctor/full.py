@@ -43,6 +43,7 @@ _SIDE_BY_SIDE = 10
 """Behaviours at once; together they have at most 16 tasks in the queue."""
 
 _TASKS_EACH = 3
+_STOP_EVERY = 1.0
 _LEAVES_WITHIN = 90.0
 """Seconds for which cancelled jobs may stay in the queue."""
 
@@ -164,11 +165,10 @@ class Site:
                     array.cancel()
 
     def stop(self) -> None:
-        """Have all behaviours end: their scripts are killed, their runs cancelled."""
+        """Have all behaviours end: their scripts are killed, their runs cancelled; and no other script starts."""
         with self._lock:
             self.stopped = True
-            processes = list(self._processes)
-        for process in processes:
+        for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
         for name in self._names():
@@ -287,18 +287,18 @@ def check_behaviours(
     calls = dict(getattr(site.backend, "calls", {}))
     began, kept = time.monotonic(), []
     threads = _SIDE_BY_SIDE if room is None else min(_SIDE_BY_SIDE, max(1, room // _TASKS_EACH))
-    with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="slurmlaunch-doctor") as pool:
-        trials = {pool.submit(trial.run): trial for trial in (Trial(site, each) for each in chosen)}
-        try:
-            for check in _as_they_end(trials, longest):
-                if check.level == ERROR:
-                    kept.append(Path(check.data["folder"]))
-                yield check
-        finally:
-            for future in trials:
-                future.cancel()
-            site.stop()
-    site.clear(kept)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="slurmlaunch-doctor") as pool:
+            trials = {pool.submit(trial.run): trial for trial in (Trial(site, each) for each in chosen)}
+            try:
+                for check in _as_they_end(trials, longest):
+                    if check.level == ERROR:
+                        kept.append(Path(check.data["folder"]))
+                    yield check
+            finally:
+                _stop(site, trials)
+    finally:
+        site.clear(kept)
     here = items.system(str(site.folder))
     yield ok("system", f"{here['operating system']}, {here['file system']}", here=here, node=site.node)
     now = getattr(site.backend, "calls", {})
@@ -308,6 +308,14 @@ def check_behaviours(
     shown = [f"{name} {value:g}" for name, value in measured.items()]
     shown += [f"{name} {count}×" for name, count in called.items()]
     yield ok("measurements", ", ".join(shown), **measured, calls=called)
+
+
+def _stop(site: Site, trials: Iterable[concurrent.futures.Future[Check]]) -> None:
+    """Return when no trial runs any more."""
+    left = {future for future in trials if not future.cancel()}
+    while left:  # a thread may submit a run while the others are cancelled
+        site.stop()
+        left = concurrent.futures.wait(left, _STOP_EVERY).not_done
 
 
 def _as_they_end(trials: Mapping[concurrent.futures.Future[Check], Trial], longest: float | None) -> Iterator[Check]:

@@ -13,10 +13,11 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from slurmlaunch import __version__, caps
+from slurmlaunch import caps
 from slurmlaunch.context import cpu_count, current_task
 from slurmlaunch.runfolder.changes import mount_of
 from slurmlaunch.runfolder.files import Location, create
@@ -24,15 +25,13 @@ from slurmlaunch.runfolder.files import Location, create
 RAISES, DIES = 2, 5
 """The items of `mixed` that raise, and whose process is killed."""
 
-BEGAN, PING, PONG = "began", "ping", "pong"
+BEGAN, PING, PONG, GROWING = "began", "ping", "pong", "growing"
 """Files by which client and node tell each other how far they are."""
 
 _SAYS_HOW = re.compile(
     r"[a-z_]+|(?:vers|proto|[rw]size|timeo|retrans|ac(?:reg|dir)?(?:min|max|timeo)?|actimeo|sec|local_lock"
     r"|lookupcache|nconnect|cache|max_read|data|errors)=[\w./-]+"
 )
-"""The options of a mount that say how it works; the others may name machines and users."""
-
 _LONG = 3600.0
 _STEP = 0.005
 _WAIT_FOR_CLIENT = 120.0
@@ -76,14 +75,19 @@ def system(folder: str) -> dict[str, str]:
     with suppress(OSError):
         release = platform.freedesktop_os_release()
     kind, options = mount_of(Path(folder))
-    shown = ",".join(option for option in options.split(",") if _SAYS_HOW.fullmatch(option))
+    shown = harmless(options)
     return {
-        "slurmlaunch": __version__,
+        "slurmlaunch": metadata.version("slurmlaunch"),
         "Python": platform.python_version(),
         "operating system": release.get("PRETTY_NAME", "unknown"),
         "kernel": platform.release(),
         "file system": f"{kind or 'unknown'} ({shown})",
     }
+
+
+def harmless(options: str) -> str:
+    """Return those options of a mount that say how it works, and none that names a machine or a user."""
+    return ",".join(option for option in options.split(",") if _SAYS_HOW.fullmatch(option))
 
 
 def _cpus() -> dict[str, Any]:
@@ -140,8 +144,9 @@ def sum_of_ranks() -> tuple[int, int] | str:
 
 
 def answer(folder: str, rounds: int) -> dict[str, Any]:
-    """Answer each file of the client by one; return when each was seen and when its answer was there."""
+    """Answer each file of the client by one, then let a file grow; return the moments of all this."""
     place, moments = Location(folder), []
+    create(place / GROWING, b"1")
     create(place / BEGAN, b"")
     for number in range(rounds):
         until = time.monotonic() + _WAIT_FOR_CLIENT
@@ -152,4 +157,7 @@ def answer(folder: str, rounds: int) -> dict[str, Any]:
         seen = time.time()
         create(place / f"{PONG}-{number}", b"")
         moments.append((seen, time.time()))
-    return {"moments": moments, "system": system(folder), "ended": time.time()}
+    descriptor = (place / GROWING).open(os.O_WRONLY | os.O_APPEND)
+    os.write(descriptor, b"2")
+    os.close(descriptor)
+    return {"moments": moments, "grown": time.time(), "system": system(folder), "ended": time.time()}

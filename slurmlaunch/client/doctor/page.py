@@ -13,9 +13,9 @@ import pwd
 import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from slurmlaunch import __version__
 from slurmlaunch.client.doctor.behaviours import BEHAVIOURS
 from slurmlaunch.client.doctor.findings import ERROR
+from slurmlaunch.client.doctor.here import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +32,7 @@ _LABELS = {
     "round_trip": "a file to the node and the answer back, s",
     "client_to_node": "until the node sees a new file of the client, s (by two clocks)",
     "node_to_client": "until the client sees a new file of the node, s (by two clocks)",
+    "growth_seen": "until the client sees that a file on the node has grown, s (by two clocks)",
     "result_after_end": "from the end of an item to its result, s (by two clocks)",
     "seconds": "all behaviours, s",
 }
@@ -45,7 +46,7 @@ def page_of(checks: Sequence[Check], waiting: str | None) -> str:
     by_name = {check.name: check for check in checks}
     tried = sorted((check for check in checks if "promise" in check.data), key=lambda check: _ORDER.index(check.name))
     others = [check for check in checks if check not in tried and check.name not in {"system", "measurements"}]
-    parts = [f"# slurmlaunch {__version__}: a full check, {now:%d %B %Y, %H:%M %Z}", _ABOUT]
+    parts = [f"# slurmlaunch {version_of('slurmlaunch')}: a full check, {now:%d %B %Y, %H:%M %Z}", _ABOUT]
     parts += [waiting] if waiting else []
     parts += ["## Versions", _table(("", "here", "on the node"), _versions(by_name))]
     if tried:
@@ -67,7 +68,7 @@ def _versions(checks: Mapping[str, Check]) -> list[_Row]:
     rows: list[_Row] = [(name, value, system["node"].get(name, "")) for name, value in system.get("here", {}).items()]
     if not rows:
         there = _data(checks, "node python").get("version", "")
-        rows = [("slurmlaunch", __version__, ""), ("Python", platform.python_version(), there)]
+        rows = [("slurmlaunch", version_of("slurmlaunch"), ""), ("Python", platform.python_version(), there)]
     return [*rows, ("Slurm", _data(checks, "slurm").get("version", "none"), "")]
 
 
