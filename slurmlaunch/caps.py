@@ -44,6 +44,9 @@ OURS = "SLURMLAUNCH_SET"
 Without it a submission from inside a task would take them for the user's own.
 """
 
+PYTHON_CPU_COUNT = "PYTHON_CPU_COUNT"
+"""The one of these that Python reads as it starts: too early for the node to set it."""
+
 SHARE = "SLURMLAUNCH_CPU_COUNT"
 """The variable with the number of CPUs of a process, for `cpu_count` in it and in its children."""
 

@@ -7,8 +7,8 @@ a lambda). The pickle of an exception is tested first. An exception that does no
 other arguments than it passes on, or an attribute is a lock) is rebuilt without a call of ``__init__``, and its parts
 that do not pickle become their repr. Failures on disk refer to `_Parts` by name, which is part of the format.
 
-Large arrays stay out of the pickle: `pickle_apart` makes a `Bundle` of a pickle and the memory that it refers to,
-without copying it. This module knows no file and no task.
+Large arrays stay out of the pickle: `Apart` makes a `Bundle` of a pickle and the memory that it refers to, without
+copying it. This module knows no file and no task.
 """
 
 from __future__ import annotations
@@ -62,24 +62,11 @@ class Bundle:
         return len(self.pickled) + sum(map(len, self.buffers))
 
 
-def pickle_apart(value: object, dumps: Callable[..., bytes] = pickle.dumps, *, at_least: int = APART) -> bytes | Bundle:
-    """Pickle a value, its large buffers apart: those of NumPy, PyArrow, pandas and `pickle.PickleBuffer`.
-
-    Arrays that are not contiguous or have a class of their own go into the pickle.
-
-    Args:
-        value: the value.
-        dumps: `pickle.dumps`, or cloudpickle's.
-        at_least: the size of the smallest large buffer, in bytes.
-
-    Returns:
-        The pickle alone if there are no large buffers.
-    """
-    return Apart(at_least).dumps(value, dumps)
-
-
 class Apart:
-    """Pickles many values as `pickle_apart` does one, at next to no cost for small ones.
+    """Pickles values, their large buffers apart: those of NumPy, PyArrow, pandas and `pickle.PickleBuffer`.
+
+    Arrays that are not contiguous or have a class of their own go into the pickle. Many small values cost next to
+    nothing more than their pickles.
 
     Attributes:
         stays: the callback for buffers that *dumps* is called with, always the same.
@@ -88,12 +75,13 @@ class Apart:
     __slots__ = ("_at_least", "_found", "stays")
 
     def __init__(self, at_least: int = APART) -> None:
+        """Begin; *at_least* is the size of the smallest large buffer, in bytes."""
         self._at_least = at_least
         self._found: list[memoryview] = []
         self.stays = self._stays_in  # bound once
 
     def dumps(self, value: object, dumps: Callable[..., bytes] = pickle.dumps) -> bytes | Bundle:
-        """Pickle a value."""
+        """Pickle a value with `pickle.dumps` or cloudpickle's; return the pickle alone if no buffer is large."""
         try:
             pickled = dumps(value, PICKLE_PROTOCOL, buffer_callback=self.stays)
         except BaseException:

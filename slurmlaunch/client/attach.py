@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slurmlaunch.backends.container import own_folders
 from slurmlaunch.client.default_folder import folder_of_runs
 from slurmlaunch.client.differences import time_of
 from slurmlaunch.client.options import TOKEN_LENGTH, job_name
@@ -88,9 +89,8 @@ def inspect(path: Path, *, ask: bool = False) -> Run:
 
 def search_as_submitted(run: Run) -> None:
     """Have this process look for modules also where the submission did: results and arguments may need them."""
-    installed = ("site-packages", "dist-packages", "lib-dynload")
-    own = (each for each in run.manifest.sys_path if each not in sys.path and Path(each).name not in installed)
-    sys.path += [each for each in own if Path(each).is_dir()]
+    own = own_folders(run.manifest.sys_path)
+    sys.path += [each for each in own if each not in sys.path and Path(each).is_dir()]
 
 
 class _Inspection(Watch):

@@ -14,7 +14,7 @@ from slurmlaunch.client.arguments import ArgumentsReader
 from slurmlaunch.client.differences import differences
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.options import Options
-from slurmlaunch.client.retries import Cause, more_for
+from slurmlaunch.client.retries import MEMORY, Cause, more_for
 from slurmlaunch.client.wording import duration
 from slurmlaunch.errors import (
     ItemError,
@@ -115,7 +115,7 @@ class Explanations:
         peak = view.last_notes.get("peak")
         if isinstance(error, OutOfMemory):
             known = [f"held {amount(peak)}"] if peak else []
-            known += [f"has {name}={options.slurm[name]!r}" for name in _MEMORY if name in options.slurm]
+            known += [f"has {name}={options.slurm[name]!r}" for name in MEMORY if name in options.slurm]
             if known:
                 error.what += f"; the task {' and '.join(known)}"
         else:
@@ -160,8 +160,6 @@ class Explanations:
 
 _SAMPLE = 8
 """How many finished items are looked at, at most, to say how long items take."""
-
-_MEMORY = ("mem", "mem_per_cpu", "mem_per_gpu")
 
 
 def _add(error: BaseException, note: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.errors import (
+    SIGNALLED,
     ItemError,
     NodeFailure,
     NodeStartError,
@@ -51,7 +52,6 @@ _BY_STATE: dict[TaskState, type[TaskEnded]] = {
 _EXPLAINED_BY_THE_SCHEDULER = frozenset({Status.STOPPED, Status.REQUEUE})
 """After these statuses the scheduler knows why the start ended, or another start follows."""
 
-_SIGNALLED = 128
 _NO_LOG = 53
 """The number of the signal that Slurm reports if it cannot open a log."""
 _LAUNCH_FAILURE = "JobLaunchFailure"
@@ -140,8 +140,8 @@ def _in_words(reason: str | None) -> str:
 
 def error_of_status(status: int, place: Place, log_tail: str = "", *, started: bool = True) -> ItemError:
     """Return the error of items without outcomes whose task ended with this exit status."""
-    if status > _SIGNALLED:
-        return _killed(status - _SIGNALLED, place, TaskState.FAILED, "the task's supervisor" if started else None)
+    if status > SIGNALLED:
+        return _killed(status - SIGNALLED, place, TaskState.FAILED, "the task's supervisor" if started else None)
     if status in STORAGE:
         what = "the task could not write into the run folder, or read from it"
         end = f"; the end of its log:\n{log_tail}" if log_tail else ""
@@ -211,7 +211,7 @@ def error_of_unclaimed(error: BaseException | None) -> BaseException:
 
 def exit_code_of(status: int) -> int:
     """Return the exit status of a node from its end mark."""
-    return _SIGNALLED + signal.SIGKILL if status == Status.OUT_OF_MEMORY else status
+    return SIGNALLED + signal.SIGKILL if status == Status.OUT_OF_MEMORY else status
 
 
 def state_of_status(status: int | None, *, requeued: bool) -> TaskState | None:

@@ -25,6 +25,7 @@ from slurmlaunch.backends.base import parse_memory
 from slurmlaunch.backends.container import Container
 from slurmlaunch.client.sbatch_options import (
     NAMES,
+    OF_A_CALL,
     alternatives,
     as_count,
     as_memory,
@@ -386,9 +387,6 @@ OURS: Mapping[str, Option] = {each.name: each.metadata["row"] for each in fields
 _DEFAULTS = Options()
 
 
-_OF_A_CALL = ("chunksize", "cost", "kwargs", "schedule", "tasks")
-
-
 def is_option(name: str) -> bool:
     """Return whether an executor takes a keyword as an option."""
     return name in OURS or name in NAMES
@@ -402,7 +400,7 @@ def misplaced_option(name: str, value: object, place: str) -> UnknownOption:
     if is_option(name):
         text = f"{name} says how a run runs, and belongs to the executor: {place.format(name)}"
         return UnknownOption(text, option=name, suggestions=(name,))
-    known = unknown_option(name, (*OURS, *_OF_A_CALL))
+    known = unknown_option(name, (*OURS, *OF_A_CALL))
     if "cannot be set" in str(known):
         return known
     meant = f" (did you mean {' or '.join(known.suggestions)}?)" if known.suggestions else ""

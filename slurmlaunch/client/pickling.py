@@ -27,7 +27,7 @@ from slurmlaunch import byvalue
 from slurmlaunch.backends.container import own_folders
 from slurmlaunch.errors import NotPicklable, SlurmlaunchError
 from slurmlaunch.messages import warn
-from slurmlaunch.outcome import APART, PICKLE_PROTOCOL, Bundle, pickle_apart
+from slurmlaunch.outcome import APART, PICKLE_PROTOCOL, Apart, Bundle
 from slurmlaunch.runfolder.buffers import SHARED
 from slurmlaunch.runfolder.layout import python_version
 
@@ -217,7 +217,7 @@ def _dumps(
     value: object, what: str, parts: Iterator[_Part], dumps: Callable[..., bytes], *, at_least: int = APART
 ) -> bytes | Bundle:
     try:
-        return pickle_apart(value, dumps, at_least=at_least)
+        return Apart(at_least).dumps(value, dumps)
     except SlurmlaunchError:
         raise
     except Exception as error:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _MEBIBYTE = 1 << 20
 _MINUTE = 60
-_MEMORY = ("mem", "mem_per_cpu", "mem_per_gpu")
+MEMORY = ("mem", "mem_per_cpu", "mem_per_gpu")
 """Options of which sbatch takes one."""
 
 
@@ -148,9 +148,9 @@ def more_for(options: Options, causes: Sequence[Cause]) -> dict[str, str]:
 
 
 def _more_memory(options: Options, causes: list[Cause]) -> dict[str, str]:
-    name = next((name for name in _MEMORY if name in options.slurm), _MEMORY[0])
+    name = next((name for name in MEMORY if name in options.slurm), MEMORY[0])
     # The measured memory is that of the whole task.
-    used = [cause.memory or 0.0 for cause in causes] if name == _MEMORY[0] else [0.0]
+    used = [cause.memory or 0.0 for cause in causes] if name == MEMORY[0] else [0.0]
     wanted = options.grow.get("mem", 1.0) * _base(options.slurm.get(name), parse_memory, used)
     limit = _parsed(options.max_mem, parse_memory)
     return {name: f"{math.ceil(min(wanted, limit) / _MEBIBYTE)}M"} if wanted else {}

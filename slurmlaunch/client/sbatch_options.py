@@ -80,10 +80,11 @@ _AT_ONCE = (
     "throttle= limits how many tasks run at once, map_array(..., tasks=...) cuts the items into so many tasks, and "
     "processes= is how many items run side by side in a task"
 )
+OF_A_CALL = ("chunksize", "cost", "kwargs", "schedule", "tasks")
 _CALL = "this belongs to the call, as in ex.map_array(fn, items, {}=...)"
 _EXECUTOR = "a new Executor takes this as a parameter; ex.options(...) keeps it"
 _ELSEWHERE: Mapping[str, _Advice] = {
-    **{name: (_CALL.format(name), ()) for name in ("chunksize", "cost", "kwargs", "schedule", "tasks")},
+    **{name: (_CALL.format(name), ()) for name in OF_A_CALL},
     **dict.fromkeys(_OF_A_POOL, (_AT_ONCE, ("throttle", "tasks", "processes"))),
     "cluster": (_EXECUTOR + "; Slurm's own clusters are given as clusters=", ("clusters",)),
     "folder": (_EXECUTOR, ()),

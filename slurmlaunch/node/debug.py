@@ -21,7 +21,7 @@ from slurmlaunch.node.task import cloudpickle_version
 from slurmlaunch.outcome import users_frames
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
-from slurmlaunch.runfolder.layout import MODULES, Manifest, RunFolder
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from slurmlaunch.runfolder.rounds import round_of_task
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def _debug(folder: RunFolder, task: int, item: int) -> int:
         _say(f"this is rank 0 of the {round_.plan.ranks.number} ranks of the item; for MPI it is alone")
     caps.apply(round_.plan.threads)
     main_module.install(manifest.function_in(folder))
-    modules = finder.read_modules(manifest.source(folder, MODULES), manifest.sha256.get(MODULES, ""))
-    finder.install(modules, manifest.created)
+    finder.install(finder.modules_of(folder, manifest), manifest.created)
     Interpreter.from_json(manifest.interpreter).take_over()
     try:
         work = Work(folder, manifest)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from slurmlaunch.errors import NodeStartError, RunFolderError, UnsafeRunFolder
 from slurmlaunch.node import system
+from slurmlaunch.runfolder.layout import MODULES
 from slurmlaunch.runfolder.modules import ModulesReader
 from slurmlaunch.runfolder.storage import Patience, named, status_of
 
@@ -32,18 +33,25 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
     from slurmlaunch.runfolder.files import Location
+    from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.modules import Module
 
 
-def read_modules(path: Location | None, sha256: str = "") -> ModulesReader | None:
-    """Open the modules of a run; None if it has none.
+def modules_of(folder: RunFolder, manifest: Manifest) -> ModulesReader | None:
+    """Open the modules of a run, as the manifest of a round says; None if it has none; raises as `read_modules`."""
+    path = manifest.source(folder, MODULES)
+    return None if path is None else read_modules(path, manifest.sha256.get(MODULES, ""))
+
+
+def read_modules(path: Location, sha256: str = "") -> ModulesReader:
+    """Open a file of modules.
 
     Raises:
         NodeStartError: they cannot be read.
         StorageFailure: the storage fails for too long.
     """
     try:
-        return None if path is None else Patience().run(lambda: ModulesReader(path, sha256))
+        return Patience().run(lambda: ModulesReader(path, sha256))
     except (OSError, RunFolderError, UnsafeRunFolder) as error:
         if status_of(error) is not None:
             raise named(error) from error

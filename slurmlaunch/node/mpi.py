@@ -30,7 +30,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.errors import NodeStartError, OutOfMemory, StorageFailure, WorkerDied, signal_name
+from slurmlaunch.errors import SIGNALLED, NodeStartError, OutOfMemory, StorageFailure, WorkerDied, signal_name
 from slurmlaunch.node import system
 from slurmlaunch.node.rank import RANK, RANKS
 from slurmlaunch.node.system import kill_descendants, log_size, log_tail
@@ -53,8 +53,6 @@ _LAUNCH_TRIES = 2
 
 _LAUNCHER_PATIENCE = 10.0
 """Seconds for a launcher to end its ranks, more than srun takes, before it is killed itself."""
-
-_SIGNALLED = 128
 
 _TICK = 0.25
 _READS_PER_SECOND = 200
@@ -393,5 +391,5 @@ def _launcher_error(ranks: RanksPlan, processes: RankProcesses, *, began: bool) 
 
 def _signal_in(status: int) -> int | None:
     """Return the signal that a status stands for: its negative, or as srun and shells write it, 128 more."""
-    number = -status if status < 0 else status - _SIGNALLED
+    number = -status if status < 0 else status - SIGNALLED
     return number if number in signal.valid_signals() else None

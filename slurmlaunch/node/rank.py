@@ -33,7 +33,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch import caps, context
-from slurmlaunch.errors import MissingPackage, NodeStartError, SlurmlaunchError, StorageFailure
+from slurmlaunch.errors import SIGNALLED, MissingPackage, NodeStartError, SlurmlaunchError, StorageFailure
 from slurmlaunch.node import finder, main_module, system
 from slurmlaunch.node.channel import Connection
 from slurmlaunch.node.events import Events, Signals
@@ -43,7 +43,7 @@ from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
 from slurmlaunch.runfolder.changes import latency_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
-from slurmlaunch.runfolder.layout import MODULES, Manifest, RunFolder, Status
+from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
 from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile, Times
 from slurmlaunch.runfolder.output import MAX_LOG, OutputWriter
 from slurmlaunch.runfolder.records import Damage, Kind
@@ -73,7 +73,6 @@ _FLUSH_EVERY = 1.0
 _NOTE_PATIENCE, _NOTE_TICK = 70.0, 0.1
 """How long a network file system may hide the supervisor's note on the launch, and how often to look for it."""
 
-_SIGNALLED = 128
 _ARGUMENTS = 5
 
 
@@ -227,10 +226,7 @@ class _Caller:
         folder, manifest = self._rank.folder, self._rank.manifest
         main_module.install(manifest.function_in(folder))
         try:
-            finder.install(
-                finder.read_modules(manifest.source(folder, MODULES), manifest.sha256.get(MODULES, "")),
-                manifest.created,
-            )
+            finder.install(finder.modules_of(folder, manifest), manifest.created)
             work = Work(folder, manifest, self._checkpoints())
         except (NodeStartError, StorageFailure) as error:
             system.end_if_interrupted(self._task.item)
@@ -452,7 +448,7 @@ class _Monitor:
         }
         self._writer.note(launch=self._rank.launch.number, died=death)
         self._writer.close()
-        return _SIGNALLED - code if code < 0 else code or 1
+        return SIGNALLED - code if code < 0 else code or 1
 
 
 def main(arguments: list[str]) -> int:

@@ -26,7 +26,6 @@ from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.node.worker import Worker
 from slurmlaunch.runfolder.function import Work, read_function
 from slurmlaunch.runfolder.interpreter import Interpreter
-from slurmlaunch.runfolder.layout import MODULES
 from slurmlaunch.runfolder.output import MAX_LOG, OutputWriter
 from slurmlaunch.runfolder.plan import Pace
 
@@ -122,9 +121,7 @@ class Supervisor(TaskSupervisor):
             for _ in self._function.check():
                 if self._signals.terminated:
                     return
-            self._modules = finder.read_modules(
-                self._manifest.source(self._folder, MODULES), self._manifest.sha256.get(MODULES, "")
-            )
+            self._modules = finder.modules_of(self._folder, self._manifest)
         except (NodeStartError, StorageFailure) as error:
             self._give_up(self._dump(error))
             return

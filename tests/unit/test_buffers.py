@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from slurmlaunch.client.pickling import pickle_arguments
 from slurmlaunch.errors import NodeStartError, ResultLost
-from slurmlaunch.outcome import APART, Bundle, Value, pickle_apart
+from slurmlaunch.outcome import APART, Apart, Bundle, Value
 from slurmlaunch.runfolder import outcomes
 from slurmlaunch.runfolder.buffers import SharedBuffers, bundle_parts, read_bundle, write_shared
 from slurmlaunch.runfolder.items import ItemReader, write_items
@@ -64,7 +64,7 @@ def test_a_large_array_is_not_copied(dumps: Any) -> None:
     """A buffer outside the pickle is the array's own memory, and loading gives an array on that memory."""
     array = np.arange(LARGE, dtype="f8")
 
-    bundle = pickle_apart({"array": array, "small": np.ones(3)}, dumps)
+    bundle = Apart().dumps({"array": array, "small": np.ones(3)}, dumps)
 
     assert isinstance(bundle, Bundle)
     (buffer,) = bundle.buffers
@@ -90,7 +90,7 @@ def test_a_large_array_is_not_copied(dumps: Any) -> None:
 )
 def test_small_and_other_buffers_stay_in_the_pickle(value: Any) -> None:
     """Small or non-contiguous arrays, odd memory and objects without buffers are pickled as usual."""
-    pickled = pickle_apart(value)
+    pickled = Apart().dumps(value)
 
     assert isinstance(pickled, bytes)
     assert repr(value) == repr(pickle.loads(pickled))
@@ -101,7 +101,7 @@ def test_both_orders_of_an_array(order: Any) -> None:
     """An array in Fortran order is still in Fortran order when it is read back."""
     array = np.asarray(np.arange(2.0 * LARGE).reshape(2, -1), order=order)
 
-    bundle = pickle_apart(array)
+    bundle = Apart().dumps(array)
 
     assert isinstance(bundle, Bundle)
     loaded = pickle.loads(bundle.pickled, buffers=bundle.buffers)
@@ -113,7 +113,7 @@ def test_a_buffer_with_gaps_is_refused_as_pickle_refuses_it() -> None:
     gaps = pickle.PickleBuffer(memoryview(bytes(2 * APART))[::2])
 
     with pytest.raises(pickle.PicklingError, match="contiguous"):
-        pickle_apart(gaps)
+        Apart().dumps(gaps)
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import ArrayJob
     from slurmlaunch.runfolder.files import Location
 
-_CPU_COUNT = "PYTHON_CPU_COUNT"  # read as Python starts: too early for the node to set it
-
 _CLIENT_ENDED = TaskRecord(TaskState.NODE_FAIL, reason="the client process that ran it has ended")
 
 _ELEMENT = "ELEMENT"
@@ -220,9 +218,9 @@ def task_environment(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, s
 def added_variables(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that the tasks have in addition to the client's."""
     env = dict(job.env)
-    if _CPU_COUNT not in env and _CPU_COUNT not in inherited:
-        ours = filter(None, (env.get(caps.OURS), _CPU_COUNT))
-        env |= {_CPU_COUNT: str(job.threads), caps.OURS: ":".join(ours)}
+    if caps.PYTHON_CPU_COUNT not in env and caps.PYTHON_CPU_COUNT not in inherited:
+        ours = filter(None, (env.get(caps.OURS), caps.PYTHON_CPU_COUNT))
+        env |= {caps.PYTHON_CPU_COUNT: str(job.threads), caps.OURS: ":".join(ours)}
     return env
 
 

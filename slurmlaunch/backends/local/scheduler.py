@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from slurmlaunch import caps, context
 from slurmlaunch.backends.base import TaskRecord, TaskState, parse_memory, parse_time
 from slurmlaunch.backends.local.process import LIFELINE_FD, STATUS_UNKNOWN, Sessions, TaskProcess
-from slurmlaunch.errors import OptionError, RunFolderError
+from slurmlaunch.errors import SIGNALLED, OptionError, RunFolderError
 from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.files import create
@@ -48,7 +48,6 @@ KILL_WAIT = 5.0
 """Seconds between SIGTERM and SIGKILL; the name is Slurm's."""
 
 _PENDING = TaskRecord(TaskState.PENDING)
-_SIGNALLED = 128
 _STORAGE_PAUSE = 0.2
 _PROGRAM_OR_LOG = frozenset({None, Status.STORAGE})  # permissions among them, which the program may lack
 _CANNOT_START: int = 126  # a shell's status for a program that exists and cannot be run
@@ -262,8 +261,8 @@ class LocalTask:
         ended = self.ending or TaskRecord(TaskState.FAILED if code else TaskState.COMPLETED)
         if code == STATUS_UNKNOWN:
             ended = replace(ended, reason=ended.reason or "its exit status is not known")
-        exit_code, status = (f"{code}:0", code) if code >= 0 else (f"0:{-code}", 128 - code)
-        if self.ending and status > _SIGNALLED:  # clients may read the mark before the state: it must not say less
+        exit_code, status = (f"{code}:0", code) if code >= 0 else (f"0:{-code}", SIGNALLED - code)
+        if self.ending and status > SIGNALLED:  # clients may read the mark before the state: it must not say less
             status = Status.OUT_OF_MEMORY if self.ending.state is TaskState.OUT_OF_MEMORY else Status.STOPPED
         self.job.running -= 1
         self.job.settle(self.element, replace(ended, exit_code=exit_code, node=os.uname().nodename), status)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.container import OF_THE_HOST
-from slurmlaunch.caps import OURS
+from slurmlaunch.caps import OURS, PYTHON_CPU_COUNT
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import STARTED_VARIABLE, EndMark, RunFolder, Status
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import ArrayJob
     from slurmlaunch.runfolder.files import Location
 
-_CPU_COUNT = "PYTHON_CPU_COUNT"
 _TASK = "${slurmlaunch_task}"
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+*^~-]+")
 # Joins conditions by OR; Slurm cannot mix it with the AND that our own condition needs.
@@ -247,9 +246,8 @@ _SETUP_BEGINS = (
 
 
 def _python_cpu_count(job: ArrayJob) -> Iterator[str]:
-    # Python 3.13 reads it at its start: later is too late to set it.
-    yield f"if [ -z ${{{_CPU_COUNT}+set}} ]; then"
-    yield f"    export {_CPU_COUNT}={job.threads} {OURS}=${{{OURS}:+${OURS}:}}{_CPU_COUNT}"
+    yield f"if [ -z ${{{PYTHON_CPU_COUNT}+set}} ]; then"
+    yield f"    export {PYTHON_CPU_COUNT}={job.threads} {OURS}=${{{OURS}:+${OURS}:}}{PYTHON_CPU_COUNT}"
     yield "fi"
 
 
