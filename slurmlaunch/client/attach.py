@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.container import own_folders
 from slurmlaunch.client.default_folder import folder_of_runs
-from slurmlaunch.client.differences import time_of
 from slurmlaunch.client.options import TOKEN_LENGTH, job_name
 from slurmlaunch.client.run import Run
 from slurmlaunch.client.state import ReadEnds, ReadTasks, SchedulerReported
 from slurmlaunch.client.watcher import Watch, current_client
+from slurmlaunch.client.wording import time_of
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.changes import is_on_network
 from slurmlaunch.runfolder.clients import ClientId

@@ -20,9 +20,10 @@ from slurmlaunch.backends.base import parse_time
 from slurmlaunch.client.attach import inspect, manifests_in
 from slurmlaunch.client.default_folder import folder_of_runs
 from slurmlaunch.client.ledger import ItemStatus
-from slurmlaunch.client.runs import may_be_submitted, readable, usage_of
+from slurmlaunch.client.runs import may_be_submitted, usage_of
 from slurmlaunch.client.sbatch_options import as_time, refused
 from slurmlaunch.client.watcher import current_client
+from slurmlaunch.client.wording import readable
 from slurmlaunch.errors import RunFolderError, SchedulerError
 from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import ClientId

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurmlaunch.client.versions import commits
+from slurmlaunch.client.wording import time_of
 from slurmlaunch.errors import RunFolderError, UnsafeRunFolder
 from slurmlaunch.runfolder.layout import MODULES
 from slurmlaunch.runfolder.modules import DELETED, ModulesReader, changes_between
@@ -40,12 +41,6 @@ def joined(found: list[str]) -> str:
     """Return the first of some changes as one text, and how many more there are."""
     more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     return "; ".join([*found[:_SHOWN], *more])
-
-
-def time_of(seconds: float) -> str:
-    """Return a time for people: with its date, unless it was today."""
-    then, now = time.localtime(seconds), time.localtime()
-    return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
 
 
 def _of_modules(folder: RunFolder, manifest: Manifest) -> Iterator[str]:

@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from slurmlaunch.client.status import Status, status_of
-from slurmlaunch.client.wording import duration
+from slurmlaunch.client.wording import pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -184,11 +184,3 @@ def _surface(*, wanted: bool | None) -> _Surface | None:
 def _line(status: Status, pace: str) -> str:
     reason = "" if status.counts["running"] or not status.reasons else status.reasons[0]
     return "; ".join(filter(None, (f"{status.name}: {status.summary()}", pace, reason)))
-
-
-def pace(rate: float, left: int) -> str:
-    """Return a rate, in items a second, and the time that is left, in words; nothing while they are unknown."""
-    if not rate or not left:
-        return ""
-    per, unit = next((pair for pair in ((rate, "s"), (rate * 60, "min")) if pair[0] >= 1), (rate * 3600, "h"))
-    return f"{per:.1f}/{unit}, {duration(left / rate)} left"

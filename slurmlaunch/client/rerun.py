@@ -16,7 +16,6 @@ from slurmlaunch.client.arguments import bound_arguments
 from slurmlaunch.client.attach import open_view
 from slurmlaunch.client.call_checks import check_function
 from slurmlaunch.client.code import Snapshot
-from slurmlaunch.client.differences import time_of
 from slurmlaunch.client.environment import record, with_secrets_of
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.options import LIVE, SUBMITTED, Options, refuse_fixed
@@ -25,6 +24,7 @@ from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.state import RoundAdded, TasksBeganAgain
 from slurmlaunch.client.submission import Program, Submission, add_round, close_tasks
 from slurmlaunch.client.watcher import current_client
+from slurmlaunch.client.wording import time_of
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import ClientId

@@ -15,7 +15,7 @@ from slurmlaunch.client.arguments import bound_arguments
 from slurmlaunch.client.attach import announce, open_view
 from slurmlaunch.client.cleaning import unless_removed
 from slurmlaunch.client.definitions import changes_of
-from slurmlaunch.client.differences import differences_of_code, joined, time_of
+from slurmlaunch.client.differences import differences_of_code, joined
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.matching import are_equal, key_of, match
 from slurmlaunch.client.options import TOKEN_LENGTH, job_name
@@ -31,6 +31,7 @@ from slurmlaunch.client.rerun import (
 )
 from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.watcher import current_client
+from slurmlaunch.client.wording import time_of
 from slurmlaunch.errors import RunFolderError, StorageFailure
 from slurmlaunch.runfolder.files import Location, can_link, sha256_of
 from slurmlaunch.runfolder.function import load_function

@@ -17,13 +17,13 @@ import time
 from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
 from slurmlaunch.client.code import Code
 from slurmlaunch.client.environment import Environments
 from slurmlaunch.client.explanations import Explanations
-from slurmlaunch.client.ledger import ItemStatus, common
-from slurmlaunch.client.notifier import Notifier
+from slurmlaunch.client.futures_registry import FuturesRegistry, Notifier
+from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.state import (
     CancelJobs,
     CancellationsRecorded,
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from slurmlaunch.backends.base import Backend
+    from slurmlaunch.client.futures_registry import Batch
     from slurmlaunch.client.ledger import Ledger
-    from slurmlaunch.client.notifier import Batch
     from slurmlaunch.client.state import Effect, Event
     from slurmlaunch.outcome import Outcome
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
@@ -70,88 +70,6 @@ _LOOK_AGAIN = 0.5
 
 F = TypeVar("F")
 """The class of futures. A run has one, which this module does not know: `slurmlaunch.client.futures.Future`."""
-
-
-class FuturesRegistry:
-    """The futures of one run: one per item, made when it is first requested.
-
-    A future is kept while its item is open and until it has its outcome, and from then on
-    only as long as somebody else holds it. Callers hold the lock of the run.
-    """
-
-    _FEWEST = 1024
-
-    def __init__(self) -> None:
-        self._waiting: dict[int, Any] = {}
-        self._notifying: dict[int, Any] = {}
-        # Not a WeakValueDictionary, which calls back for each object that goes, and costs several times as much.
-        self._settled: dict[int, ref[Any]] = {}
-        self._sweep_at = self._FEWEST
-
-    def find(self, item: int) -> Any:
-        """Return the future of an item, if somebody holds one."""
-        found = self._waiting.get(item)
-        settled = self._settled.get(item)  # in one step: another thread may replace the dictionary
-        return settled() if found is None and settled is not None else found
-
-    def add(self, item: int, future: Any, *, settled: bool) -> None:
-        """Add the future of an item; if this has *settled*, the caller notifies it next."""
-        if settled:
-            self._remember(item, future)
-            self._notifying[item] = future
-        else:
-            self._waiting[item] = future
-
-    def _remember(self, item: int, future: Any) -> None:
-        self._settled[item] = ref(future)
-        if len(self._settled) > self._sweep_at:
-            self._settled = {number: each for number, each in self._settled.items() if each() is not None}
-            self._sweep_at = max(self._FEWEST, 2 * len(self._settled))
-
-    def add_done(self, first: int, values: Iterable[Any], make: Callable[[int], F]) -> list[F]:
-        """Return the futures of consecutive items that have settled with these values."""
-        futures: list[F] = []
-        for item, value in enumerate(values, first):
-            future: Any = self._settled[item]() if item in self._settled else None
-            if future is None:
-                future = make(item)
-                future.settle(value)
-                self._remember(item, future)
-            futures.append(future)
-        return futures
-
-    def take(self, ranges: Iterable[range]) -> list[tuple[int, Any]]:
-        """Return the waiting futures of items that have settled, for the caller to notify."""
-        taken = [(item, self._waiting[item]) for items in ranges for item in common(self._waiting, items)]
-        for item, future in taken:
-            self.add(item, future, settled=True)
-            del self._waiting[item]  # after that: a child forked in between disowns it all the same
-        return taken
-
-    def notified(self, futures: Iterable[tuple[int, Any]]) -> None:
-        """Keep these no longer: they have been notified."""
-        for item, _ in futures:
-            self._notifying.pop(item, None)
-
-    @property
-    def in_use(self) -> bool:
-        """Whether somebody holds a future, or one has yet to be notified."""
-        return bool(self._waiting or self._notifying) or any(each() is not None for each in self._settled.values())
-
-    def all_notified(self, items: Collection[int] | None = None) -> bool:
-        """Whether no future of settled items, of these or of all, has yet to be notified."""
-        return all(future.done() for item, future in self._notifying.items() if items is None or item in items)
-
-    def all_called_back(self) -> bool:
-        """Whether no callback of a future that is done has yet to return."""
-        return not self._notifying
-
-    def disown_all(self, error: BaseException) -> None:
-        """Have all futures that are not done raise this error."""
-        for future in [*self._waiting.values(), *self._notifying.values()]:
-            future.disown(error)
-        self._waiting.clear()
-        self._notifying.clear()
 
 
 class OutcomeReader:

@@ -18,6 +18,7 @@ from slurmlaunch.client.default_folder import folder_of_runs
 from slurmlaunch.client.status import counts_of, state_of
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import current_client
+from slurmlaunch.client.wording import readable
 from slurmlaunch.errors import RunFolderError, SchedulerError
 
 if TYPE_CHECKING:
@@ -271,12 +272,3 @@ def usage_of(folder: Path) -> tuple[int, float]:
             total += status.st_blocks * _BLOCK
             written = max(written, status.st_mtime)
     return total, written
-
-
-def readable(size: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:  # noqa: PLR2004
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

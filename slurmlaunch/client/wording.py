@@ -1,4 +1,4 @@
-"""Short texts for people: arguments in one line, durations.
+"""Short texts for people: arguments in one line, times, durations, rates, sizes.
 
 Errors, tables and the progress display use them. Nothing of a run is known here.
 """
@@ -6,6 +6,7 @@ Errors, tables and the progress display use them. Nothing of a run is known here
 from __future__ import annotations
 
 import reprlib
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,3 +46,26 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {int(seconds) % 60} s" if minutes else f"{seconds:.{0 if seconds >= 1 else 2}f} s"
+
+
+def time_of(seconds: float) -> str:
+    """Return a time, in seconds since the epoch: with its date, unless it was today."""
+    then, now = time.localtime(seconds), time.localtime()
+    return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+
+
+def pace(rate: float, left: int) -> str:
+    """Return a rate, in items a second, and the time that is left; nothing while they are unknown."""
+    if not rate or not left:
+        return ""
+    per, unit = next((pair for pair in ((rate, "s"), (rate * 60, "min")) if pair[0] >= 1), (rate * 3600, "h"))
+    return f"{per:.1f}/{unit}, {duration(left / rate)} left"
+
+
+def readable(size: float) -> str:
+    """Return a number of bytes."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:  # noqa: PLR2004
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

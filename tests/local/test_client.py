@@ -17,8 +17,9 @@ import pytest
 from slurmlaunch import Executor, SlurmlaunchError, attach
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client.futures import Future, FutureArray
+from slurmlaunch.client.futures_registry import FuturesRegistry
 from slurmlaunch.client.ledger import ItemStatus
-from slurmlaunch.client.run import FuturesRegistry, Run
+from slurmlaunch.client.run import Run
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import SAVED_VISITS, RateLimit, Watch, Watcher, current_client
 from slurmlaunch.errors import WorkerDied

@@ -6,7 +6,8 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.client.differences import differences, time_of
+from slurmlaunch.client.differences import differences
+from slurmlaunch.client.wording import time_of
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 
 if TYPE_CHECKING:

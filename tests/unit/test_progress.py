@@ -13,7 +13,7 @@ import pytest
 
 from slurmlaunch import Executor
 from slurmlaunch.client import progress
-from slurmlaunch.client.progress import pace
+from slurmlaunch.client.wording import pace
 from tests.support.waiting import Gate, wait_until
 
 if TYPE_CHECKING:

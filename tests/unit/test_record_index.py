@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slurmlaunch.client.futures_registry import FuturesRegistry
 from slurmlaunch.client.ledger import ItemStatus, Ledger, RecordIndex, consecutive
-from slurmlaunch.client.run import FuturesRegistry
 from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.records import Header, Kind
