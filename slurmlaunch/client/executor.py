@@ -1,7 +1,7 @@
 """`Executor`: from a function and its items to a submitted run.
 
-Users create it, and the integrations and the command line submit through it. It decides the plan, writes the run
-folder and hands the run to the watcher; how results come back is no concern of it.
+Users create it, and the integrations and the command line submit through it. It checks a call, has a `NewRun` made of
+it or an earlier run resumed, submits that and hands it to the watcher. It does not collect results.
 """
 
 from __future__ import annotations
@@ -9,11 +9,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import platform
-import secrets
 import threading
 import time
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
@@ -31,45 +28,20 @@ from slurmlaunch.client.call_checks import (
     zip_shortest,
 )
 from slurmlaunch.client.cleaning import await_removal, discard, unless_removed
-from slurmlaunch.client.code import Snapshot
 from slurmlaunch.client.configuration import DEFAULT, OF_YOURS, options_of, path_of, settings_for, values_of_profile
 from slurmlaunch.client.default_folder import warn_of_place
-from slurmlaunch.client.environment import record
 from slurmlaunch.client.futures import Future, FutureArray
-from slurmlaunch.client.options import (
-    LIVE,
-    TOKEN_LENGTH,
-    check_cluster,
-    is_option,
-    job_name,
-    misplaced_option,
-    with_options_listed,
-)
-from slurmlaunch.client.pickling import description_of, pickle_arguments, pickle_function, sources_of, travelling
-from slurmlaunch.client.plan import Call, How, LongSlices
+from slurmlaunch.client.new_run import NewRun
+from slurmlaunch.client.options import check_cluster, is_option, misplaced_option, with_options_listed
+from slurmlaunch.client.plan import Call, How
 from slurmlaunch.client.resuming import check_place, place_of, resume
-from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import Submission, array_job, make_plan
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError, SubmissionError
-from slurmlaunch.messages import say, warn
+from slurmlaunch.messages import say
 from slurmlaunch.outcome import BARE, BARE_IF_OURS
-from slurmlaunch.runfolder import files, runs_folder
-from slurmlaunch.runfolder.function import shared_bytes, write_function
-from slurmlaunch.runfolder.interpreter import Interpreter
-from slurmlaunch.runfolder.items import write_items
-from slurmlaunch.runfolder.layout import (
-    FOLDERS,
-    FUNCTION,
-    ITEMS_INDEX,
-    MODULES,
-    UNGUESSABLE,
-    Manifest,
-    RunFolder,
-    salt_of,
-)
+from slurmlaunch.runfolder import runs_folder
 from slurmlaunch.runfolder.plan import AUTO
-from slurmlaunch.runfolder.rounds import Round
 
 if TYPE_CHECKING:
     import os
@@ -78,8 +50,7 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import Backend
     from slurmlaunch.client.options import Shape
     from slurmlaunch.client.plan import Cost
-    from slurmlaunch.runfolder.environment import Environment
-    from slurmlaunch.runfolder.plan import RoundPlan
+    from slurmlaunch.client.run import Run
 
 __all__ = ["Executor"]
 
@@ -88,8 +59,6 @@ T = TypeVar("T")
 
 _JOBLIB = "slurmlaunch.integrations.joblib"
 """Loaded by name when it is asked for, because the client knows none of its neighbours."""
-
-_SECRET_BYTES = 16
 
 _CONCURRENT_TASKS = 100
 """How many tasks are assumed to run at once on a cluster without a throttle, for callers that ask for a number."""
@@ -256,7 +225,7 @@ class Executor(concurrent.futures.Executor):
             cost: the cost of each item in any unit: a function of the item's arguments, or one number per item.
                 Static slices are then packed so that each costs about the same.
             name: the run's name; by default the function's.
-            resume: go on with the newest run of this *name* in the folder of runs, or make it: items that are done keep
+            resume: resume the newest run of this *name* in the folder of runs, or make it: items that are done keep
                 their results, those that run are waited for, and only what failed, is missing or is new is submitted.
                 Items are the same if their arguments pickle alike or are equal. A line on stderr says how many are
                 done, and which code has changed since; ``"strict"`` raises if any has.
@@ -338,20 +307,7 @@ class Executor(concurrent.futures.Executor):
         call = self._mapped(function, zip_equal(fn, iterables), how)
         if not iterables:
             call = Call(function, [()], call.options)
-        count = sum(1 for _ in call.rows)
-        backend, token = self._backend(), "0" * TOKEN_LENGTH
-        folder = self._folder_of(call, token, self._folder.resolve())
-        manifest = self._manifest(call, token, count)
-        environment = record(call.options)
-        can_share = functools.partial(runs_folder.can_link, self._folder)
-        plan, about = self._plan(call, backend, manifest, environment, can_share)
-        first = Round(folder, 0, plan)
-        run = Run(folder, manifest, backend, [first])
-        run.environments.add(0, environment)
-        jobs = (array_job(run, first, i) for i in range(len(first.plan.arrays)))
-        scripts = "\n".join(backend.script(replace(job, recognized_by=f"{UNGUESSABLE}{token}")) for job in jobs)
-        shebang, newline, rest = scripts.partition("\n")
-        return shebang + newline + "".join(f"# {line}\n" for line in (about or "").splitlines()) + rest
+        return NewRun(call, self._backend(), self._folder.resolve(), is_shown=True).script()
 
     def _mapped(
         self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How, *, bound: Iterable[str] = ()
@@ -389,16 +345,14 @@ class Executor(concurrent.futures.Executor):
     def _new(self, call: Call) -> Run | None:
         """Make a run and submit it; return it, watched, or None if it is made, and is to be resumed."""
         place = place_of(call.name, self._folder.resolve()) if call.resume else None
-        backend = self._backend()
-        token = secrets.token_hex(TOKEN_LENGTH // 2)
-        folder = self._make_folder(call, token, place)
+        new = self._made(call, place)
         run: Run | None = None
         try:
-            run = self._write(call, backend, folder, token)
-            if place is not None and not _take_place(folder, place):
+            run = new.write()
+            if not new.take_place():
                 return None
             with self._runs.submission():
-                submitted = self._submitted(run, call)
+                submitted = _submitted(run, call, new)
                 if submitted is None:
                     return None
                 run = submitted
@@ -407,128 +361,25 @@ class Executor(concurrent.futures.Executor):
             # If sbatch cannot have accepted a job, no folder stays behind. After Ctrl-C it may have.
             doubtful = getattr(error, "ambiguous", False) or not isinstance(error, Exception)
             if run is None or not (run.job_ids or doubtful):
-                discard(run) if run is not None and folder.path == place else folder.root.remove()
+                discard(run) if run is not None and new.folder.path == place else new.folder.root.remove()
             raise
         current_client().watch(run)
         return run
 
-    def _submitted(self, run: Run, call: Call) -> Run | None:
-        """Submit a run; in shorter arrays, if its first is longer than the queue of the user may be.
-
-        None if the call is to resume it for that: other processes may have seen its first round.
-        """
-        try:
-            Submission(run).submit(run.rounds[0])
-        except SubmissionError as error:
-            if error.limit is None or run.rounds[0].plan.arrays[0].length <= error.limit:
-                raise
-            if call.resume:
-                return None
-            run.folder.round(0).remove()
-            environment = run.environments.of_round(0)
-            run = self._run(run.folder, run.manifest, call, run.backend, environment)
-            Submission(run).submit(run.rounds[0])
-        return run
-
-    def _backend(self) -> Backend:
-        return current_client().backend(self._cluster, self._clusters)
-
-    @property
-    def _clusters(self) -> str | None:
-        clusters = self._options.slurm.get("clusters")
-        return clusters if isinstance(clusters, str) else None
-
-    def _folder_of(self, call: Call, token: str, runs: Path, place: Path | None = None) -> RunFolder:
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{job_name(call.name, token)}"
-        folder = RunFolder(runs / (name if place is None else f"{place.name}.{token}.new"))
-        folder.salt = salt_of(token)
-        return folder
-
-    def _make_folder(self, call: Call, token: str, place: Path | None) -> RunFolder:
+    def _made(self, call: Call, place: Path | None) -> NewRun:
+        """Make the folder of a new run."""
         try:
             if self._is_default_folder:
                 warn_of_place(self._folder, self._cluster)
-            folder = self._folder_of(call, token, runs_folder.make_private(self._folder), place)
-            with files.undisturbed():
-                for each in (folder.root, *(folder.root / part for part in FOLDERS)):
-                    each.mkdir()
+            new = NewRun(call, self._backend(), runs_folder.make_private(self._folder), place=place)
+            new.make_folder()
         except OSError as error:
             message = f"the folder for the run folders, {self._folder}, cannot be used: {_reason(error)}; {OF_YOURS}"
             raise RunFolderError(message, path=str(self._folder)) from error
-        return folder
+        return new
 
-    def _write(self, call: Call, backend: Backend, folder: RunFolder, token: str) -> Run:
-        """Write everything that tasks read; the manifest last, because it makes the folder a run."""
-        with travelling(call.options.by_value) as noted:
-            pickled = pickle_function(call.function, single=call.single)
-            sha256 = {FUNCTION: write_function(folder.function, pickled)}
-            count = write_items(folder, call.rows, pickle_arguments)
-            sha256[ITEMS_INDEX] = folder.index_sha256
-            code = self._write_code(call, folder, sha256)
-        manifest = self._manifest(call, token, count)._replace(
-            cells=sources_of(noted),
-            shared=shared_bytes(pickled),
-            secret=secrets.token_hex(_SECRET_BYTES),
-            sha256=sha256,
-            **code,
-        )
-        environment = record(call.options)
-        with files.undisturbed():
-            environment.write(folder.environment(0))
-        run = self._run(folder, manifest, call, backend, environment)
-        with files.undisturbed():
-            manifest.write(folder)
-        return run
-
-    def _run(
-        self, folder: RunFolder, manifest: Manifest, call: Call, backend: Backend, environment: Environment
-    ) -> Run:
-        """Make the first round; return a view of the run."""
-        plan, _ = self._plan(call, backend, manifest, environment, functools.partial(files.can_link, folder.function))
-        with files.undisturbed():
-            first = Round.make(folder, 0, plan)
-        run = Run(folder, manifest, backend, [first])
-        run.environments.add(0, environment)
-        return run
-
-    def _write_code(self, call: Call, folder: RunFolder, sha256: dict[str, str]) -> dict[str, Any]:
-        """Write the user's modules, and note their hash; return what the manifest says of the code."""
-        files = {FUNCTION: FUNCTION}
-        snapshot = Snapshot(call.options.code_exclude, live=call.options.code == LIVE)
-        if snapshot:
-            if self._cluster != "inline":  # which runs what this process has imported
-                snapshot.warn_of_changes(call.function)
-            sha256[MODULES] = snapshot.write(folder.root / MODULES)
-            files[MODULES] = MODULES
-        return {"files": files, "code": snapshot.identity()}
-
-    def _manifest(self, call: Call, token: str, items: int) -> Manifest:
-        return Manifest(
-            run=token,
-            name=call.name,
-            items=items,
-            single=call.single,
-            backend=self._cluster,
-            clusters=self._clusters,
-            cwd=str(Path.cwd()),
-            client=platform.node(),
-            seed=call.options.seed or 0,
-            interpreter=Interpreter.current().to_json(),
-            bound=call.bound,
-            **description_of(call.function, call.options),
-        )
-
-    def _plan(
-        self, call: Call, backend: Backend, manifest: Manifest, environment: Environment, can_share: Callable[[], bool]
-    ) -> tuple[RoundPlan, str | None]:
-        """Return the plan of the first round, and what a person should know about it."""
-        limits = backend.limits()
-        shape = call.options.shape(single_item=call.single, available=limits.cpus)
-        planned, items = call.plan(manifest.items, limits, shape, can_share)
-        if planned.notice:
-            warn(planned.notice, LongSlices)
-        made = make_plan(planned, call.options, environment, manifest, 0, shape, backend)
-        return made._replace(items=items), planned.about
+    def _backend(self) -> Backend:
+        return current_client().backend(self._cluster, self._options.clusters)
 
     # The end.
 
@@ -615,14 +466,22 @@ class _Runs:
             return [run for run in self._runs if not run.over]
 
 
-def _take_place(folder: RunFolder, place: Path) -> bool:
-    """Give a run folder the path by which other processes find it; remove it and return False if one was first."""
+def _submitted(run: Run, call: Call, new: NewRun) -> Run | None:
+    """Submit a run; in shorter arrays, if its first is longer than the queue of the user may be.
+
+    None if the call is to resume it for that: other processes may have seen its first round.
+    """
     try:
-        folder.move(place)
-    except FileExistsError:
-        folder.root.remove()
-        return False
-    return True
+        Submission(run).submit(run.rounds[0])
+    except SubmissionError as error:
+        if error.limit is None or run.rounds[0].plan.arrays[0].length <= error.limit:
+            raise
+        if call.resume:
+            return None
+        run.folder.round(0).remove()
+        run = new.make_round()
+        Submission(run).submit(run.rounds[0])
+    return run
 
 
 def _reason(error: OSError) -> str:

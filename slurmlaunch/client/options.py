@@ -349,6 +349,12 @@ class Options:
         return Shape.resolve(cpus, self.processes, self.threads, single_item=single_item).clipped(available)
 
     @property
+    def clusters(self) -> str | None:
+        """The clusters that sbatch submits to (its ``--clusters``), if any are named."""
+        clusters = self.slurm.get("clusters")
+        return clusters if isinstance(clusters, str) else None
+
+    @property
     def ranks(self) -> int:
         """How many processes srun starts with these options; they call the function of a task together."""
         if "ntasks" in self.slurm:
