@@ -1,7 +1,7 @@
 """Removing runs: `slurmlaunch.clean`, and `FutureArray.remove`.
 
 A run is removed only if nothing may still write to it or read it: the scheduler lists none of its jobs, and no other
-client that lives has made it, goes on with it or attached to it. The removal first takes the place of the next round
+running client has made it, resumed it or attached to it. The removal first takes the place of the next round
 (`slurmlaunch.runfolder.rounds.claim_removal`), and looks at all this once more. The manifest goes last, so that what
 is left of a removal that was interrupted is recognized.
 """
@@ -100,7 +100,7 @@ def clean(
 def remove_old(
     folder: str | os.PathLike[str] | None, seconds: float, *, keep_failed: bool = True, dry_run: bool = False
 ) -> Cleaned:
-    """Remove runs as `clean` does, without a word."""
+    """Remove runs as `clean` does, but print nothing."""
     before = time.time() - seconds
     jobs, old, rests = _Jobs(), [], []
     removed: dict[Path, int] = {}
@@ -153,7 +153,7 @@ def remove(run: Run) -> Cleaned:
 
 
 def discard(run: Run) -> None:
-    """Remove a run of this process that no scheduler accepted, unless another process goes on with it."""
+    """Remove a run of this process that no scheduler accepted, unless another process has resumed it."""
     with contextlib.suppress(_Kept, SchedulerError, OSError, RunFolderError):
         _remove_ours(run.folder.path)
 

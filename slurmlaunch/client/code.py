@@ -2,8 +2,8 @@
 
 The files of the modules are read at the call, not the objects in memory; a warning says so if the submitted function
 differs. The executor takes a `Snapshot` for each run. `own_modules` says which modules are the user's. The format of
-the file is `runfolder.modules`'s, and `node.finder` imports from it in the tasks; what else identifies the code (git,
-installed distributions) is `versions`'s matter.
+the file is `runfolder.modules`'s, and `node.finder` imports from it in the tasks. `versions` finds what else identifies
+the code: git commits and installed distributions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The folder that holds the run folders, as the user names it or by default.
 
-The executor makes its runs there; the list of runs, `attach` and `clean` look for them there. How the folder is made is
-the matter of `slurmlaunch.runfolder.runs_folder`.
+The executor makes its runs there; the list of runs, `attach` and `clean` look for them there.
+`slurmlaunch.runfolder.runs_folder` makes the folder.
 """
 
 from __future__ import annotations

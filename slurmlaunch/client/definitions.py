@@ -1,8 +1,8 @@
 """What has changed in a function that travels by value: in a script or notebook, whose code no file of modules holds.
 
 A resumed run compares the function of the call with the one that it has stored, each with all that it refers to.
-Functions that both import from one module are the same object here: how modules have changed is told by
-`runfolder.modules`. It reads nothing and knows no run.
+Functions that both import from one module are the same object here: `runfolder.modules` finds changes of modules. This
+module reads no file and knows no run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What has changed since the code of a run was recorded, in words.
 
-`rerun` and `attach` say it to the user. What is recorded, and how it is compared, is the matter of `code`, `versions`
-and `runfolder.modules`.
+`rerun` and `attach` tell the user. `code` and `versions` record it, and `runfolder.modules` compares the files.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ class Future(concurrent.futures.Future[T]):
         return [first, *values_of_further_ranks(self._run, self._index)]
 
     def _wait(self, timeout: float | None) -> None:
-        """Wait, and raise what the base class raises without a word if there is neither a value nor an error."""
+        """Wait; raise what the base class raises if there is neither a value nor an error, with a message."""
         if not self.done():
             with advice_on_interrupt(self._run):
                 self._run.wait_for_future(self, timeout)
@@ -759,7 +759,7 @@ def attach(
 
 
 def open_run(run_folder: str | os.PathLike[str]) -> FutureArray[Any]:
-    """Return the futures of a run, as `attach` does, without a word."""
+    """Return the futures of a run, as `attach` does, but print nothing."""
     return _held(find_run(run_folder))
 
 

@@ -1,7 +1,7 @@
 """Pickling of functions and arguments, and errors that name the part that does not pickle.
 
-The executor uses it, and other parts of the client for the name of a function. It knows no run and no folder;
-how large buffers are stored apart is `outcome`'s matter, and which modules travel by value `byvalue`'s.
+New runs and retries use it, and other parts of the client for the name of a function. It knows no run and no folder.
+`outcome` takes large buffers out of a pickle, and `byvalue` decides which modules travel by value.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A round that a person asks for: a retry, or a run that is resumed. Which items it has, and what they run.
 
-Futures and `resuming` use it. Making the round and submitting it is up to `submission`, as for automatic retries
-(`retries`), and both report it to the run as `RoundAdded`. It polls nothing.
+Futures and `resuming` use it. `submission` makes the round and submits it, as for automatic retries (`retries`), and
+both report it to the run as `RoundAdded`. It polls nothing.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ _ANSWER_WITHIN, _TICK = 40.0, 0.05
 def await_states(run: Run) -> None:
     """Wait until the states of the tasks of another process's run are known, if any item is missing.
 
-    Otherwise a task that was cancelled overnight would be taken for one that runs.
+    Otherwise a task that was cancelled overnight would count as running.
     """
     client = run.rounds[-1].plan.client
     if not run.ledger.open or client is None or client == ClientId.current():

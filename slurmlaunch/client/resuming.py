@@ -1,4 +1,4 @@
-"""A run that a call goes on with: ``resume=True`` of `Executor.map_array`.
+"""A run that a call resumes: ``resume=True`` of `Executor.map_array`.
 
 The executor uses it. The items of the call are matched with those of the run by their arguments (`matching`). What is
 done is taken, what runs is watched, and a round runs what failed, is missing or is new (`rerun`).
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
 
 def resume(path: Path, call: Call, rows: Sequence[tuple[Any, ...]], backend: Backend) -> tuple[Run, Sequence[int]]:
-    """Go on with a run; return a view of it, which is watched, and the item that each row of arguments is.
+    """Resume a run; return a view of it, which is watched, and the item that each row of arguments is.
 
     Args:
         path: the run folder.
-        call: the call that goes on with it.
+        call: the call that resumes it.
         rows: the arguments of its items.
         backend: where it submits.
 
@@ -113,7 +113,7 @@ def check_place(name: str, folder: Path) -> None:
 
 
 class _Resumption:
-    """One call that goes on with a run.
+    """One call that resumes a run.
 
     Attributes:
         items: the item that each row is, once `missing` was called.

@@ -1,6 +1,6 @@
 """The status of a run at one moment: how many items are where, what its tasks do, and why some wait.
 
-`FutureArray.status` makes it, the progress display and notebooks show it. Making one asks nobody, and reads nothing but
+`FutureArray.status` makes it, the progress display and notebooks show it. Making one asks no scheduler, and reads only
 the first failures, once: everything else is what this process knows already.
 """
 
