@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.errors import SIGNALLED, NodeStartError, OutOfMemory, StorageFailure, WorkerDied, signal_name
 from slurmlaunch.node import system
-from slurmlaunch.node.rank import RANK, RANKS
+from slurmlaunch.node.rank_environment import RANK, RANKS
 from slurmlaunch.node.system import kill_descendants, log_size, log_tail
 from slurmlaunch.node.task import CONFIRM_SECONDS, TaskSupervisor
 from slurmlaunch.runfolder.outcomes import Launch, OutcomeFile, make_rank_files

@@ -20,7 +20,7 @@ from slurmlaunch import Executor, FunctionExited, NodeStartError, OptionError, W
 from slurmlaunch.backends.base import ArrayJob
 from slurmlaunch.backends.slurm.batch_script import sbatch_words
 from slurmlaunch.node.mpi import RankProcesses, _free_port, _launcher_error
-from slurmlaunch.node.rank import RankEnvironment, first_host
+from slurmlaunch.node.rank_environment import RankEnvironment, first_host
 from slurmlaunch.runfolder.claims import ClaimReader
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.plan import RanksPlan
