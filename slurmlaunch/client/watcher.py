@@ -262,13 +262,15 @@ class Watcher:
             return
         with self._news:
             self._watches[run] = watch
+            # Noted once they have started: if there are too many threads now, the next run to be watched tries again.
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="slurmlaunch-watcher", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="slurmlaunch-watcher", daemon=True)
+                thread.start()
+                self._thread = thread
             if run.backend not in self._queried:
-                self._queried.add(run.backend)
                 name = f"slurmlaunch-{run.backend.name}"
                 threading.Thread(target=self._query_states, args=(run.backend,), name=name, daemon=True).start()
+                self._queried.add(run.backend)
             self._news.notify_all()
 
     def _run(self) -> None:

@@ -386,6 +386,25 @@ def test_a_fault_in_one_run(tmp_path: Path) -> None:
         watch.run.cancel(range(4))
 
 
+def test_watching_after_too_many_threads(tmp_path: Path) -> None:
+    """If no thread can be started, the next run to be watched tries again, and the first one is watched, too."""
+    watcher, first, second = Watcher(), watch_of(tmp_path / "first"), watch_of(tmp_path / "second")
+
+    def refuse(_: object) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            watcher.keep_watching(first)
+    watcher.keep_watching(second)
+    with OutcomeWriter(first.run.folder, 0) as writer:
+        write_value(writer, 0, "a")
+    wait_until(lambda: not first.run.ledger.is_open(0))
+    for watch in (first, second):
+        watch.run.cancel(range(4))
+
+
 def test_a_retry_without_work_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a retry has nothing to run, the run is still watched while its array is referenced."""
     watch = watch_of(tmp_path / "run")
