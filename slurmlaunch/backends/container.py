@@ -202,7 +202,7 @@ def own_folders(search_path: Iterable[str]) -> list[str]:
 def folders_inside(run_folder: Path, cwd: Path, search_path: Iterable[str]) -> tuple[Path, ...]:
     """Return the folders of the host that a node needs in its container, none of them inside another."""
     wanted = [cwd, run_folder, *(Path(entry) for entry in own_folders(search_path))]
-    there = [folder for folder in dict.fromkeys(wanted) if folder == run_folder or folder.is_dir()]
+    there = [each for each in dict.fromkeys(wanted) if each == run_folder or os.path.isdir(each)]  # noqa: PTH112  (never raises)
     there = [folder for folder in there if folder != Path("/")]  # which an image has of its own
     return tuple(folder for folder in there if not any(other in folder.parents for other in there))
 

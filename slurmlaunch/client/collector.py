@@ -283,6 +283,8 @@ def _damage_in(file: OutcomeFile, task: int, damage: Damage) -> state.DamageSeen
 def _tail(log: Location) -> str:
     try:
         lines = log.read_from(-_LOG_BYTES).decode(errors="replace").splitlines(keepends=True)
-    except OSError:  # the task wrote none
+    except FileNotFoundError:  # the task wrote none
         return ""
+    except OSError as error:
+        return f"(it cannot be read: {error})"
     return "".join(lines[-_LOG_LINES:]).rstrip()

@@ -6,6 +6,7 @@ The executor makes its runs there; the list of runs, `attach` and `clean` look f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -39,7 +40,10 @@ _LITTLE = 1 << 30
 @functools.cache
 def warn_of_place(folder: Path, cluster: str) -> None:
     """Print, once for a folder that nobody chose, that it is a bad place for runs, and a better one."""
-    problem = _problem_of(folder, cluster)
+    try:
+        problem = _problem_of(folder, cluster)
+    except OSError:  # the run folder is made next, and if that fails, the error says more
+        return
     better = next((place for place in _SHARED if _is_better(os.environ.get(place), cluster)), None)
     if problem and better:
         say(f'{folder} {problem}. A better place: export {FOLDER_VARIABLE}="${better}/{DEFAULT_NAME}"')
@@ -49,7 +53,9 @@ def warn_of_place(folder: Path, cluster: str) -> None:
 
 def _is_better(place: str | None, cluster: str) -> bool:
     path = Path(place or "")
-    return path.is_absolute() and path.is_dir() and not _problem_of(path, cluster)
+    with contextlib.suppress(OSError):  # a file system that is away
+        return path.is_absolute() and path.is_dir() and not _problem_of(path, cluster)
+    return False
 
 
 def _problem_of(folder: Path, cluster: str) -> str:

@@ -6,6 +6,7 @@ the run folder, and otherwise knows what the client knows anyway.
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -92,7 +93,7 @@ class Explanations:
         if not isinstance(error, ItemError):  # which says it itself
             where = str(place._replace(item=None))
             lines += [] if is_shared else [f"{where}; log: {place.log}" if place.log else where]
-        is_gone = isinstance(error, ResultLost) and not self._folder.path.exists()
+        is_gone = isinstance(error, ResultLost) and not os.path.exists(self._folder.path)  # noqa: PTH110  (never raises)
         if status != ItemStatus.VALUE and not is_gone:  # a value that does not load here
             lines.append(self._again(error, changes))
         _add(error, "\n".join(filter(None, lines)))

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import io
 import linecache
+import os
 import pickle
 import sys
 import threading
@@ -174,7 +175,8 @@ def travelling(names: Sequence[str]) -> Iterator[set[str]]:
 
 def sources_of(files: Iterable[str]) -> dict[str, str]:
     """Return the source of code that lies in no file, such as a notebook's cells, by the names that code has for it."""
-    sources = {file: "".join(linecache.getlines(file)) for file in sorted(files) if not Path(file).exists()}
+    unknown = (file for file in sorted(files) if not os.path.exists(file))  # noqa: PTH110  (any text: this never raises)
+    sources = {file: "".join(linecache.getlines(file)) for file in unknown}
     return {file: source for file, source in sources.items() if source and len(source) < _LONGEST_CELL}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -278,6 +279,20 @@ class TestPlace:
         Executor(cluster="inline").map_array(abs, [1])
 
         assert "*\n" == (tmp_path / "slurmlaunch-runs/.gitignore").read_text()
+
+    def test_away(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A file system that is away, of which advice would speak, does not fail a call."""
+
+        def fail(_: object) -> NoReturn:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        monkeypatch.setattr(shutil, "disk_usage", fail)
+        default_folder.warn_of_place(tmp_path, "local")
+        of_another = default_folder._problem_of  # noqa: SLF001
+        known = {tmp_path: "is full"}
+        monkeypatch.setattr(default_folder, "_problem_of", lambda path, on: known.get(path) or of_another(path, on))
+        monkeypatch.setenv("SCRATCH", "/")
+        default_folder.warn_of_place(tmp_path, "slurm")
 
     def test_bad(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         """A default folder that nodes cannot share, or that is nearly full, is said once, with a better one."""

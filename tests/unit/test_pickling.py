@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import linecache
 import pickle
 import random
 import sys
@@ -23,6 +24,7 @@ from slurmlaunch.client.pickling import (
     name_of,
     pickle_arguments,
     pickle_function,
+    sources_of,
     travelling,
 )  # fmt: skip
 from slurmlaunch.errors import NotPicklable, SlurmlaunchError
@@ -351,6 +353,13 @@ def test_a_name_of_main(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotPicklable, match=r"__main__\.SINGLE") as caught:
         pickle_arguments((1, {"key": module.SINGLE}))
     assert caught.value.path == "argument 1 → key 'key'"
+
+
+def test_sources() -> None:
+    """The source of code that lies in no file is found, whatever the name of that file is."""
+    linecache.cache["<cell 1>"] = (1, None, ["x = 1\n"], "<cell 1>")
+
+    assert sources_of({"<cell 1>", "x" * 5000, __file__}) == {"<cell 1>": "x = 1\n"}
 
 
 def test_full_name() -> None:
