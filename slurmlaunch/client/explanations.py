@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from slurmlaunch.client.arguments import ArgumentsReader
-from slurmlaunch.client.differences import differences
+from slurmlaunch.client.code import differences
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import MEMORY, Cause, more_for

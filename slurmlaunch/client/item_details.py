@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.base import TaskState
-from slurmlaunch.client import failure_reasons as reasons
+from slurmlaunch.client import ends
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.errors import ResultLost, RunFolderError, UnsafeRunFolder
 from slurmlaunch.runfolder.changes import latency_of
@@ -217,7 +217,7 @@ def _starts_of(run: Run, view: TaskView, item: int) -> Iterator[Attempt]:
         yield Attempt(
             state=_last_state(run, view, item, marks.get(start)) if last else TaskState.REQUEUED,
             node=own.get("node") or (final.node if final else None),
-            exit_code=reasons.exit_code_of(marks[start]) if start in marks else final.exit_code if final else None,
+            exit_code=ends.exit_code_of(marks[start]) if start in marks else final.exit_code if final else None,
             peak_memory=own.get("peak"),
             duration=ended - started if started is not None and ended is not None else None,
             job_id=view.full_id,
@@ -228,7 +228,7 @@ def _last_state(run: Run, view: TaskView, item: int, status: int | None) -> Task
     state = view.state
     if state is None or not state.is_final:
         requeued = state is not None and state.is_queued and bool(run.tasks.open_items(view.index))
-        state = reasons.state_of_status(status, requeued=requeued) or run.tasks.state_of(view.index)
+        state = ends.state_of_status(status, requeued=requeued) or run.tasks.state_of(view.index)
     if state is TaskState.FAILED and status in {None, Status.FAILURES} and _returned_in(run, view.index, item):
         return TaskState.COMPLETED  # only another item of the task failed
     return state

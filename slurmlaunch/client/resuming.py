@@ -1,6 +1,6 @@
 """A run that a call resumes: ``resume=True`` of `Executor.map_array`.
 
-The executor uses it. The items of the call are matched with those of the run by their arguments (`matching`). What is
+The executor uses it. The items of the call are matched with those of the run by their arguments (`comparison`). What is
 done is taken, what runs is watched, and a round runs what failed, is missing or is new (`rerun`).
 """
 
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from slurmlaunch.client.arguments import bound_arguments
 from slurmlaunch.client.attach import announce, open_view
 from slurmlaunch.client.cleaning import unless_removed
-from slurmlaunch.client.definitions import changes_of
-from slurmlaunch.client.differences import differences_of_code, joined
+from slurmlaunch.client.code import differences_of_code, joined
+from slurmlaunch.client.comparison import are_equal, changes_of, key_of, match
 from slurmlaunch.client.ledger import ItemStatus
-from slurmlaunch.client.matching import are_equal, key_of, match
 from slurmlaunch.client.options import TOKEN_LENGTH, job_name
 from slurmlaunch.client.pickling import full_name_of, pickle_arguments
 from slurmlaunch.client.plan import STRICT

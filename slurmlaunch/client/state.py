@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.backends.pending_reasons import explain
-from slurmlaunch.client import failure_reasons as reasons
+from slurmlaunch.client import ends
 from slurmlaunch.client.ledger import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import Cause, PendingRetries, is_left, next_options
@@ -416,7 +416,7 @@ class RunState:
         view = self.tasks.view(event.mark.task)
         if view.end_mark is None or event.mark.start >= view.end_mark.start:
             view.end_mark = event.mark
-            if view.missing_record is None or reasons.explains_end(event.mark, view.attempts):
+            if view.missing_record is None or ends.explains_end(event.mark, view.attempts):
                 self._not_missing(view)  # else the scheduler's report stays, which it may never repeat
             self._ended.add(view.index)
 
@@ -452,7 +452,7 @@ class RunState:
                     unclear = known and not known.closed and known.began_again < taken
                     record = event.snapshot.get(job_id, element) if known is None or unclear else None
                     if record is not None:
-                        record = reasons.as_ended(record)
+                        record = ends.as_ended(record)
                         self._update_record(known or self.tasks.view(task), record)
                         if record.state.is_queued and record.reason:
                             waiting[record.reason] = job_id
@@ -499,9 +499,9 @@ class RunState:
             if not self.tasks.has_open(task):
                 self._ended.discard(task)
                 view.closed = True
-            elif view.missing_since is None and view.end_mark and reasons.explains_end(view.end_mark, view.attempts):
+            elif view.missing_since is None and view.end_mark and ends.explains_end(view.end_mark, view.attempts):
                 self._set_missing(view, None)
-                if not reasons.recorded_everything(view.end_mark):  # else its outcomes may not be visible yet
+                if not ends.recorded_everything(view.end_mark):  # else its outcomes may not be visible yet
                     view.missing_since = -math.inf
         if not self._ends_known and self._now >= self._began + SCHEDULER_SILENT_FOR:
             self._effects.append(ReadEnds())  # again after each tick, until they can be read
@@ -518,7 +518,7 @@ class RunState:
 
     def _is_late(self, task: int) -> bool:
         view = self.tasks.view(task)
-        runs_again = view.missing_record is None and not reasons.explains_end(view.end_mark, view.attempts)
+        runs_again = view.missing_record is None and not ends.explains_end(view.end_mark, view.attempts)
         if runs_again or not self.tasks.has_open(task):
             self._not_missing(view)
         return view.missing_since is not None and self._now - view.missing_since >= self.latency
@@ -556,7 +556,7 @@ class RunState:
                     view.index, view.attempts, record.state.value, record.exit_code, record.node, record.reason
                 )
                 to_record.setdefault(view.round.number, []).append(end)
-                if reasons.is_held(record):
+                if ends.is_held(record):
                     self._cancel_jobs(_jobs_of([view]), "its node could not launch it")
         self._effects += [RecordEnds(number, tuple(some)) for number, some in to_record.items()]
 
@@ -570,11 +570,11 @@ class RunState:
     def _reason_of_end(self, task: int, log_tail: str) -> ItemError:
         view, place = self.tasks.view(task), self.tasks.place_of(task)
         mark, record = view.end_mark, view.missing_record
-        explained = reasons.explains_end(mark, view.attempts, record)
-        if mark is not None and (record is None or (explained and not reasons.names_cause(record))):
-            return reasons.error_of_status(mark.status, place, log_tail, started=view.attempts > 0)
+        explained = ends.explains_end(mark, view.attempts, record)
+        if mark is not None and (record is None or (explained and not ends.names_cause(record))):
+            return ends.error_of_status(mark.status, place, log_tail, started=view.attempts > 0)
         record = record or TaskRecord(TaskState.UNKNOWN)
-        return reasons.error_of_state(record, place, started=view.attempts > 0, log_tail=log_tail)
+        return ends.error_of_state(record, place, started=view.attempts > 0, log_tail=log_tail)
 
     def _with_file(self, view: TaskView, error: ItemError, size: int) -> ItemError:
         """Have an error about a lost outcome name the file that should hold it."""
@@ -603,7 +603,7 @@ class RunState:
             late = self._now - max(view.ended_since for view, _ in stopped) >= self.latency
             if late or not any(view.started for view, _ in stopped):
                 telling = [error for _, error in stopped if not isinstance(error, ResultLost)]
-                error = reasons.error_of_unclaimed(telling[-1] if telling else round_.gave_up)
+                error = ends.error_of_unclaimed(telling[-1] if telling else round_.gave_up)
                 self._end(self.tasks.unclaimed_items(round_), error)
 
     def _count_death(self, task: int, error: BaseException) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from slurmlaunch.client.differences import differences
+from slurmlaunch.client.code import differences
 from slurmlaunch.client.wording import time_of
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slurmlaunch.client.definitions import changes_of
+from slurmlaunch.client.comparison import changes_of
 
 SCRIPT = """
     import dataclasses, functools

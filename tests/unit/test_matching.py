@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slurmlaunch.client.matching import match
+from slurmlaunch.client.comparison import match
 
 
 class Odd:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
-from slurmlaunch.client import failure_reasons as reasons
+from slurmlaunch.client import ends
 from slurmlaunch.errors import (
     ItemError,
     NodeFailure,
@@ -47,7 +47,7 @@ BY_STATE: dict[TaskState, type[ItemError]] = {
 @pytest.mark.parametrize("state", [state for state in TaskState if state.is_final])
 def test_states(state: TaskState) -> None:
     """Every final state has its own error class, which names the place and pickles."""
-    error = reasons.error_of_state(TaskRecord(state), PLACE)
+    error = ends.error_of_state(TaskRecord(state), PLACE)
     again = pickle.loads(pickle.dumps(error))
 
     assert BY_STATE[state] is type(error)
@@ -58,12 +58,12 @@ def test_states(state: TaskState) -> None:
 def test_the_error_quotes_slurm() -> None:
     """The exception keeps Slurm's state of the end, and passes its reason on."""
     record = TaskRecord(TaskState.OUT_OF_MEMORY, exit_code="0:125", reason="OutOfMemory")
-    error = reasons.error_of_state(record, PLACE)
+    error = ends.error_of_state(record, PLACE)
 
     assert isinstance(error, TaskEnded)
     assert ("OUT_OF_MEMORY", "0:125") == (error.state, error.exit_code)
     assert "(OutOfMemory)" in str(error)
-    assert "(None)" not in str(reasons.error_of_state(TaskRecord(TaskState.TIMEOUT, reason="None"), PLACE))
+    assert "(None)" not in str(ends.error_of_state(TaskRecord(TaskState.TIMEOUT, reason="None"), PLACE))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_the_error_quotes_slurm() -> None:
 )
 def test_failed(exit_code: str | None, kind: type[ItemError], expected: str) -> None:
     """The exit code tells the causes of FAILED apart."""
-    error = reasons.error_of_state(TaskRecord(TaskState.FAILED, exit_code=exit_code), PLACE)
+    error = ends.error_of_state(TaskRecord(TaskState.FAILED, exit_code=exit_code), PLACE)
 
     assert kind is type(error)
     assert expected in str(error)
@@ -105,7 +105,7 @@ def test_failed(exit_code: str | None, kind: type[ItemError], expected: str) -> 
 )
 def test_statuses(status: int, kind: type[ItemError], expected: str) -> None:
     """So is an exit status that the task itself left."""
-    error = reasons.error_of_status(status, PLACE)
+    error = ends.error_of_status(status, PLACE)
 
     assert kind is type(error)
     assert expected in str(error)
@@ -114,17 +114,17 @@ def test_statuses(status: int, kind: type[ItemError], expected: str) -> None:
 def test_log() -> None:
     """If the node did not start, the error shows the end of its log, with advice on known messages."""
     log_tail = "line\n/usr/bin/python3: No module named slurmlaunch"
-    error = reasons.error_of_status(Status.FAILURES, PLACE, log_tail)
+    error = ends.error_of_status(Status.FAILURES, PLACE, log_tail)
 
     assert log_tail in str(error)
     assert "Install slurmlaunch for the Python that runs on the node" in str(error)
-    assert "its log is empty" in str(reasons.error_of_status(Status.FAILURES, PLACE))
+    assert "its log is empty" in str(ends.error_of_status(Status.FAILURES, PLACE))
 
 
 def test_a_program_that_is_not_there() -> None:
     """If a node did not find the command to start, the error names the options that give it."""
-    assert "python=[...]" in str(reasons.error_of_status(127, Place()))
-    assert "Container(..., runtime=...)" in str(reasons.error_of_status(127, Place(image="/images/python.sif")))
+    assert "python=[...]" in str(ends.error_of_status(127, Place()))
+    assert "Container(..., runtime=...)" in str(ends.error_of_status(127, Place(image="/images/python.sif")))
 
 
 @pytest.mark.parametrize("state", list(TaskState))
@@ -132,7 +132,7 @@ def test_names_cause(state: TaskState) -> None:
     """A state names a cause if it means more than the end of the task."""
     expected = state is not TaskState.FAILED and issubclass(BY_STATE.get(state, ResultLost), TaskEnded)
 
-    assert expected == reasons.names_cause(TaskRecord(state))
+    assert expected == ends.names_cause(TaskRecord(state))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_names_cause(state: TaskState) -> None:
 )
 def test_explains_end(status: int, start: int, attempts: int, *, expected: bool) -> None:
     """Only the mark of the last start describes a task's end, unless it refers to the scheduler."""
-    assert expected == reasons.explains_end(EndMark(0, start, status), attempts)
+    assert expected == ends.explains_end(EndMark(0, start, status), attempts)
 
 
 @pytest.mark.parametrize(("state", "expected"), [(TaskState.FAILED, True), (TaskState.TIMEOUT, False)])
@@ -158,23 +158,23 @@ def test_a_signal_that_the_scheduler_knows_nothing_of(state: TaskState, *, expec
     """After a SIGTERM that somebody sent, the scheduler only knows that the task failed; the mark names the signal."""
     mark = EndMark(0, 0, Status.STOPPED)
 
-    assert expected == reasons.explains_end(mark, 1, TaskRecord(state))
-    assert not reasons.explains_end(mark, 2, TaskRecord(state))
-    assert "the task's supervisor was killed by SIGTERM (15)" in str(reasons.error_of_status(mark.status, PLACE))
+    assert expected == ends.explains_end(mark, 1, TaskRecord(state))
+    assert not ends.explains_end(mark, 2, TaskRecord(state))
+    assert "the task's supervisor was killed by SIGTERM (15)" in str(ends.error_of_status(mark.status, PLACE))
 
 
 def test_batch_script_killed() -> None:
     """FAILED without an exit code, from the queue alone: the batch script left no end mark, so it was killed."""
     record = TaskRecord(TaskState.FAILED)
 
-    assert "batch script was killed" in str(reasons.error_of_state(record, PLACE, started=True))
+    assert "batch script was killed" in str(ends.error_of_state(record, PLACE, started=True))
     reported = replace(record, exit_code="1:0", reason="JobLaunchFailure")
-    assert "before the start of its node (JobLaunchFailure)" in str(reasons.error_of_state(reported, PLACE))
+    assert "before the start of its node (JobLaunchFailure)" in str(ends.error_of_state(reported, PLACE))
 
 
 def test_the_signal_in_a_reason() -> None:
     """Where squeue gives no exit code, a newer Slurm's reason names the signal."""
-    error = reasons.error_of_state(TaskRecord(TaskState.FAILED, reason="RaisedSignal:9(Killed)"), PLACE)
+    error = ends.error_of_state(TaskRecord(TaskState.FAILED, reason="RaisedSignal:9(Killed)"), PLACE)
     assert isinstance(error, WorkerDied)
     assert error.signal == 9
 
@@ -183,19 +183,19 @@ def test_the_signal_in_a_reason() -> None:
 def test_killed_after_its_start(exit_code: str, who: str) -> None:
     """Slurm's signal is that of the batch script, whose exit status tells the supervisor's."""
     record = TaskRecord(TaskState.FAILED, exit_code=exit_code)
-    assert f"{who} was killed by SIGKILL (9)" in str(reasons.error_of_state(record, PLACE, started=True))
+    assert f"{who} was killed by SIGKILL (9)" in str(ends.error_of_state(record, PLACE, started=True))
 
 
 def test_unclaimed() -> None:
     """The error of unclaimed items names no task, and describes how the tasks ended."""
-    lost = reasons.error_of_unclaimed(None)
-    ended = reasons.error_of_unclaimed(NodeFailure(place=PLACE))
+    lost = ends.error_of_unclaimed(None)
+    ended = ends.error_of_unclaimed(NodeFailure(place=PLACE))
 
     assert (ResultLost, "all tasks ended, and none had claimed the item") == (type(lost), lost.args[0])
     assert isinstance(ended, NodeFailure)
     assert (None, "no task was left to take the item: the node failed") == (ended.task, ended.what)
     refused = ValueError()
-    assert refused is reasons.error_of_unclaimed(refused)
+    assert refused is ends.error_of_unclaimed(refused)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_unclaimed() -> None:
 )
 def test_who_cancelled(reason: str, said: str) -> None:
     """The error of a task that somebody cancelled says who did, as far as Slurm tells."""
-    error = reasons.error_of_state(TaskRecord(TaskState.CANCELLED, reason=reason), PLACE)
+    error = ends.error_of_state(TaskRecord(TaskState.CANCELLED, reason=reason), PLACE)
 
     assert isinstance(error, TaskCancelled)
 
