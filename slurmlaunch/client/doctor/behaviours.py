@@ -70,10 +70,17 @@ if __name__ == "__main__":
 _WORD = secrets.token_hex(4)
 
 
+def _needs_arrays(trial: Trial) -> None:
+    if trial.site.backend.limits().max_array_size == 0:
+        raise NotAvailable("the cluster has job arrays switched off (MaxArraySize=0)")
+
+
 # One run whose items return, print, raise and die: several behaviours look at it.
 
 
 def _mixed(trial: Trial) -> FutureArray[Any]:
+    _needs_arrays(trial)
+
     def make() -> FutureArray[Any]:
         executor = trial.site.executor("mixed", cpus_per_task=2, processes=2)
         return executor.map_array(items.mixed, range(_ITEMS), tasks=2)
@@ -153,6 +160,7 @@ def _retry(trial: Trial) -> str:
 
 
 def _in_order(trial: Trial, schedule: str) -> str:
+    _needs_arrays(trial)
     array = trial.executor().map_array(items.clock, range(_MANY), tasks=2, schedule=schedule)
     values = array.results(progress=False)
     expect([item for item, _ in values] == list(range(_MANY)), f"other items than 0 to {_MANY - 1}, or another order")
@@ -181,7 +189,7 @@ def _large(trial: Trial) -> str:
 
 
 def _time_limit(trial: Trial) -> str:
-    executor = trial.executor(time="1" if trial.site.cluster == "slurm" else "3s", requeues=0)
+    executor = trial.executor(time="1" if trial.site.backend.name == "slurm" else "3s", requeues=0)
     array = executor.map_array(items.stay, [0.0, _HOUR], tasks=1)
     began = time.monotonic()
     error = array[1].exception()
@@ -191,6 +199,7 @@ def _time_limit(trial: Trial) -> str:
 
 
 def _cancel(trial: Trial) -> str:
+    _needs_arrays(trial)
     files = trial.files()
     array = trial.executor(throttle=1).map_array(items.linger, [0, 1], [str(files)] * 2, [0] * 2, tasks=2)
     _await_name(files, items.BEGAN, array)
@@ -204,6 +213,7 @@ def _cancel(trial: Trial) -> str:
 
 
 def _throttle(trial: Trial) -> str:
+    _needs_arrays(trial)
     array = trial.executor(throttle=1).map_array(items.doze, range(3), [2.0] * 3, tasks=3)
     times = sorted(array.results(progress=False))
     overlaps = [before[1] - after[0] for before, after in itertools.pairwise(times)]
@@ -213,7 +223,7 @@ def _throttle(trial: Trial) -> str:
 
 def _requeue(trial: Trial) -> str:
     files = trial.files()
-    executor = trial.executor(**({"requeue": True} if trial.site.cluster == "slurm" else {}))
+    executor = trial.executor(**({"requeue": True} if trial.site.backend.name == "slurm" else {}))
     array = executor.map_array(items.linger, [0, 1], [str(files)] * 2, [1] * 2, tasks=1)
     _await_name(files, items.BEGAN, array)
     array[0].result()
@@ -278,7 +288,8 @@ def _mpi(trial: Trial) -> str:
         raise NotAvailable("mpi4py is not installed")
     values = _on_two_ranks(trial, items.sum_of_ranks)
     if isinstance(values[0], str):
-        raise NotAvailable(f"mpi4py does not load on the node: {values[0]}")
+        why, *_ = values[0].splitlines()
+        raise NotAvailable(f"mpi4py does not load on the node: {why}")
     expect(values == [(2, 3)] * 2, f"(size of the communicator, sum of the ranks + 1) were {values}")
     return "one communicator of two processes"
 
@@ -287,7 +298,7 @@ def _on_two_ranks(trial: Trial, function: Any) -> list[Any]:
     try:
         return trial.executor(ntasks=2).submit(function).ranks()
     except NodeStartError as error:
-        raise NotAvailable(str(error)) from error
+        raise NotAvailable(error.what) from error
 
 
 # Files.

@@ -24,7 +24,6 @@ from slurmlaunch.client.doctor import items
 from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, Check, ok
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.client.futures import open_run
-from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError, SlurmlaunchError
 
 if TYPE_CHECKING:
@@ -81,15 +80,14 @@ class Site:
 
     Attributes:
         folder: holds a folder for each behaviour.
-        cluster: the kind of backend, as of an `Executor`.
+        backend: the backend of all runs.
         measured: figures by name, most of them in seconds.
         node: the versions on the node, once they are known.
     """
 
-    def __init__(self, folder: Location, profile: str | None, options: Mapping[str, Any]) -> None:
-        """Begin with an empty folder; *options* are those of an `Executor`, its cluster included."""
-        self.folder = Path(folder)
-        self.cluster = str(options["cluster"])
+    def __init__(self, folder: Location, profile: str | None, options: Mapping[str, Any], backend: Backend) -> None:
+        """Begin with an empty folder; *profile* and *options* are those of an `Executor`."""
+        self.folder, self.backend = Path(folder), backend
         self.measured: dict[str, float] = {}
         self.node: dict[str, str] = {}
         self._place, self._profile = folder, profile
@@ -98,11 +96,6 @@ class Site:
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self.stopped = False
-
-    @property
-    def backend(self) -> Backend:
-        """The backend of all runs."""
-        return current_client().backend(self.cluster, self._options.get("clusters"))
 
     def executor(self, name: str, **changes: Any) -> Executor:
         """Return an executor whose runs lie in the folder of that name; its tasks have one CPU."""

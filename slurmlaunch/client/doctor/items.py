@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +76,17 @@ def system(folder: str) -> dict[str, str]:
     kind, options = mount_of(Path(folder))
     shown = harmless(options)
     return {
-        "slurmlaunch": metadata.version("slurmlaunch"),
+        "slurmlaunch": version(),
         "Python": platform.python_version(),
         "operating system": release.get("PRETTY_NAME", "unknown"),
         "kernel": platform.release(),
         "file system": f"{kind or 'unknown'} ({shown})",
     }
+
+
+def version() -> str:
+    """Return slurmlaunch's version, also where it is found by a path and not installed."""
+    return str(sys.modules["slurmlaunch"].__version__)
 
 
 def harmless(options: str) -> str:

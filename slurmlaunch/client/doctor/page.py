@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from slurmlaunch.client.doctor.behaviours import BEHAVIOURS
 from slurmlaunch.client.doctor.findings import ERROR
-from slurmlaunch.client.doctor.here import version_of
+from slurmlaunch.client.doctor.items import version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ def page_of(checks: Sequence[Check], waiting: str | None) -> str:
     by_name = {check.name: check for check in checks}
     tried = sorted((check for check in checks if "promise" in check.data), key=lambda check: _ORDER.index(check.name))
     others = [check for check in checks if check not in tried and check.name not in {"system", "measurements"}]
-    parts = [f"# slurmlaunch {version_of('slurmlaunch')}: a full check, {now:%d %B %Y, %H:%M %Z}", _ABOUT]
+    parts = [f"# slurmlaunch {version()}: a full check, {now:%d %B %Y, %H:%M %Z}", _ABOUT]
     parts += [waiting] if waiting else []
     parts += ["## Versions", _table(("", "here", "on the node"), _versions(by_name))]
     if tried:
@@ -68,7 +68,7 @@ def _versions(checks: Mapping[str, Check]) -> list[_Row]:
     rows: list[_Row] = [(name, value, system["node"].get(name, "")) for name, value in system.get("here", {}).items()]
     if not rows:
         there = _data(checks, "node python").get("version", "")
-        rows = [("slurmlaunch", version_of("slurmlaunch"), ""), ("Python", platform.python_version(), there)]
+        rows = [("slurmlaunch", version(), ""), ("Python", platform.python_version(), there)]
     return [*rows, ("Slurm", _data(checks, "slurm").get("version", "none"), "")]
 
 

@@ -23,6 +23,7 @@ from slurmlaunch.client.doctor.on_node import look_around
 from slurmlaunch.client.doctor.page import page_of
 from slurmlaunch.client.doctor.scheduler import check_request, check_slurm
 from slurmlaunch.client.executor import Executor
+from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import runs_folder
 from slurmlaunch.runfolder.files import Location
@@ -142,7 +143,10 @@ def doctor(
         given.update(_ONE_PROCESS, folder=Path(place), cluster=cluster, time=chosen.slurm.get("time", _TIME))
         _try_job(Executor(profile=profile, **given), place, checks, _How(dry, wait, tuple(imports)))
         if behaviours:
-            _try_behaviours(Site(place, profile, given), behaviours, checks, longest=None if wait else LONGEST)
+            clusters = chosen.slurm.get("clusters")
+            backend = current_client().backend(cluster, str(clusters) if clusters else None)
+            site = Site(place, profile, given, backend)
+            _try_behaviours(site, behaviours, checks, longest=None if wait else LONGEST)
         return checks.report()
     finally:
         if place is not None and not checks.keep:
