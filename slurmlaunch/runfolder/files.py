@@ -93,6 +93,11 @@ class Opened:
             self.status, self._section = status, section
         return True
 
+    def close(self) -> None:
+        """Close the descriptor, unless the user's function has: another file may have its number."""
+        if self.is_there(anew=True):
+            os.close(self.number)
+
 
 class _Held(Opened):
     """The descriptor of a folder. It is closed with its last reference: a thread may use one that others let go."""
@@ -101,8 +106,7 @@ class _Held(Opened):
 
     def __del__(self) -> None:
         _recent.pop(id(self), None)
-        if self.is_there():
-            os.close(self.number)
+        self.close()
 
 
 _recent: OrderedDict[int, ref[Location]] = OrderedDict()

@@ -183,7 +183,7 @@ class ItemReader:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._items)
+        self._opened.close()
 
     def __getitem__(self, item: int) -> Arguments:
         """Return the arguments of an item.
@@ -233,8 +233,10 @@ class ItemReader:
             try:
                 return work()
             except OSError as error:
-                if error.errno == errno.ESTALE:
-                    self._open()  # only a new handle can work again
+                if error.errno == errno.ESTALE:  # only a new handle can work again
+                    stale = self._opened
+                    self._open()
+                    stale.close()
                 raise
 
         try:
@@ -268,7 +270,7 @@ class ItemReader:
         """Return the header of the block that holds the item, and its offset."""
         files = self._folder.items_of(item) if self._folder.further else self._files
         is_open = self._opened.is_there()
-        if files[0] != self._files[0] and is_open:
+        if files[0] != self._files[0]:
             self.close()
         if files[0] != self._files[0] or not is_open:  # the user's function may have closed it
             self._files, self._index = files, None

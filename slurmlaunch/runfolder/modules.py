@@ -11,7 +11,6 @@ imports, and no source unless a traceback needs it.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from contextlib import suppress
 from functools import partial
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.runfolder import forms, records
-from slurmlaunch.runfolder.files import open_owned, read_at, sha256_of, write_whole
+from slurmlaunch.runfolder.files import Opened, open_owned, read_at, sha256_of, write_whole
 from slurmlaunch.runfolder.records import HEADER_SIZE, Kind, parse_header
 from slurmlaunch.runfolder.storage import Patience
 
@@ -110,7 +109,7 @@ class ModulesReader:
         """
         self.path, self._is_known = path, bool(sha256)
         try:
-            self._descriptor, _ = open_owned(path)
+            self._opened = Opened(*open_owned(path))
         except FileNotFoundError as error:
             raise forms.damaged(path, "it is missing") from error
         try:
@@ -123,7 +122,7 @@ class ModulesReader:
 
     def _read_index(self, sha256: str) -> tuple[Any, int]:
         """Return the content of the index, and the position behind it."""
-        header = parse_header(read_at(self._descriptor, HEADER_SIZE, 0))
+        header = parse_header(read_at(self._opened.number, HEADER_SIZE, 0))
         if header is None:
             raise forms.damaged(self.path, "no index of the modules is there")
         content = forms.parse(self._read(0, header.length, sha256), _INDEX, self.path)
@@ -175,19 +174,20 @@ class ModulesReader:
 
     def _read_anew(self, position: int, length: int) -> bytes | None:
         """Read through another descriptor: the user's function may have closed this one, or a server lost it."""
-        self._descriptor, _ = open_owned(self.path)
+        opened = Opened(*open_owned(self.path))
+        self._opened.close()
+        self._opened = opened
         return self._payload(position, length)
 
     def _payload(self, position: int, length: int) -> bytes | None:
-        data = memoryview(read_at(self._descriptor, HEADER_SIZE + length, position))
+        data = memoryview(read_at(self._opened.number, HEADER_SIZE + length, position))
         header, payload = parse_header(data), data[HEADER_SIZE:]
         whole = header is not None and header.length == length and zlib.crc32(payload) == header.payload_crc
         return bytes(payload) if whole else None
 
     def close(self) -> None:
         """Close the file."""
-        with suppress(OSError):
-            os.close(self._descriptor)
+        self._opened.close()
 
 
 _INDEX = forms.Keys(

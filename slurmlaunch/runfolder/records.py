@@ -263,7 +263,7 @@ class RecordWriter:
         if not self._opened.is_there():
             again = Opened(self._open(0))
             if not again.is_same(self._opened):
-                os.close(again.number)
+                again.close()
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self.path))
             self._opened = again
         return self._opened.number

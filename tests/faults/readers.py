@@ -11,6 +11,7 @@ import pickle
 import traceback
 from array import array
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.slurm.shared_states import Content
@@ -53,7 +54,6 @@ from slurmlaunch.runfolder.user_classes import Definitions, write_definition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
     from random import Random
 
 ITEMS = 24
@@ -419,6 +419,7 @@ def read_damaged(folder: Path, target: Target, random: Random) -> None:
     except SPECIFIED as error:
         _check(str(folder) in str(error), error)
     finally:
+        _check_closed(folder)
         for each in folder.rglob("*"):
             if each.is_file() and each not in whole:
                 each.unlink()
@@ -426,6 +427,13 @@ def read_damaged(folder: Path, target: Target, random: Random) -> None:
             if each.read_bytes() != content:
                 each.write_bytes(content)
                 os.utime(each, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _check_closed(folder: Path) -> None:
+    """Check that no file of the folder is left open; folders are held."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the descriptor of the listing
+            assert descriptor.is_dir() or not descriptor.readlink().is_relative_to(folder), descriptor.readlink()
 
 
 def read_snapshot(random: Random) -> None:

@@ -96,8 +96,10 @@ def test_damage(tmp_path: Path, part: bytes) -> None:
     data[data.index(part)] ^= 1
     path.write_bytes(data)
 
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208 - a list of numbers, not of paths
     with pytest.raises(RunFolderError, match=f"{path} is damaged, at byte"):
         read_all(path)
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208 - as above
 
 
 OLD = b"one\ntwo\nthree\nfour\n"
