@@ -251,7 +251,7 @@ class Executor(concurrent.futures.Executor):
             raise TypeError("map_array(fn, items) runs the function on each item: give the items, or use submit(fn)")
         how = How(tasks, chunksize, throttle, schedule, cost, name, resume)
         with BARE_IF_OURS:
-            return self._submit(self._mapped(function, zip_equal(fn, iterables), how, bound=kwargs or ()))
+            return self._submit(self._call(function, zip_equal(fn, iterables), how, bound=kwargs or ()))
 
     def starmap_array(  # noqa: PLR0913  (as many as map_array)
         self, fn: Callable[..., T], argument_tuples: Iterable[Iterable[Any]], *,
@@ -264,7 +264,7 @@ class Executor(concurrent.futures.Executor):
         how = How(tasks, chunksize, throttle, schedule, cost, name, resume)
         function = with_kwargs(fn, kwargs)
         with BARE_IF_OURS:
-            return self._submit(self._mapped(function, rows_of(argument_tuples), how, bound=kwargs or ()))
+            return self._submit(self._call(function, rows_of(argument_tuples), how, bound=kwargs or ()))
 
     def map(
         self,
@@ -288,7 +288,7 @@ class Executor(concurrent.futures.Executor):
         _refuse(misplaced)
         check_function(fn)
         deadline = None if timeout is None else time.monotonic() + timeout
-        call = self._mapped(fn, zip_shortest(fn, iterables), How(chunksize=chunksize))
+        call = self._call(fn, zip_shortest(fn, iterables), How(chunksize=chunksize))
         with BARE_IF_OURS:
             return _results_of(self._submit(call), deadline)
 
@@ -304,12 +304,12 @@ class Executor(concurrent.futures.Executor):
         """
         _refuse(misplaced)
         function, how = with_kwargs(fn, kwargs, len(iterables)), How(tasks, chunksize, throttle, schedule, cost, name)
-        call = self._mapped(function, zip_equal(fn, iterables), how)
+        call = self._call(function, zip_equal(fn, iterables), how)
         if not iterables:
             call = Call(function, [()], call.options)
         return NewRun(call, self._backend(), self._folder.resolve(), is_shown=True).script()
 
-    def _mapped(
+    def _call(
         self, fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], how: How, *, bound: Iterable[str] = ()
     ) -> Call:
         given = {key: value for key in ("throttle", "name") if (value := getattr(how, key)) is not None}
@@ -323,15 +323,15 @@ class Executor(concurrent.futures.Executor):
         self._runs.check_open()
         array: FutureArray[Any] | None = None
         while array is None:
-            array = self._resumed(call) if call.resume else None
-            if array is None and (run := self._new(call)) is not None:
+            array = self._resume(call) if call.resume else None
+            if array is None and (run := self._start(call)) is not None:
                 array = FutureArray(run)
         if self._cluster == "inline":
             array.wait()  # automatic retries run during the call, too
         return array
 
-    def _resumed(self, call: Call) -> FutureArray[Any] | None:
-        """Go on with the newest run of the call's name; None if there is none."""
+    def _resume(self, call: Call) -> FutureArray[Any] | None:
+        """Resume the newest run of the call's name; None if there is none."""
         rows, folder = call.collected(), self._folder.resolve()
         while (path := newest_of(call.name, folder)) is not None:
             if not await_removal(path):
@@ -342,17 +342,17 @@ class Executor(concurrent.futures.Executor):
         check_place(call.name, folder)
         return None
 
-    def _new(self, call: Call) -> Run | None:
+    def _start(self, call: Call) -> Run | None:
         """Make a run and submit it; return it, watched, or None if it is made, and is to be resumed."""
         place = place_of(call.name, self._folder.resolve()) if call.resume else None
-        new = self._made(call, place)
+        new = self._make_folder(call, place)
         run: Run | None = None
         try:
             run = new.write()
             if not new.take_place():
                 return None
             with self._runs.submission():
-                submitted = _submitted(run, call, new)
+                submitted = _submit_first_round(run, call, new)
                 if submitted is None:
                     return None
                 run = submitted
@@ -366,7 +366,7 @@ class Executor(concurrent.futures.Executor):
         current_client().watch(run)
         return run
 
-    def _made(self, call: Call, place: Path | None) -> NewRun:
+    def _make_folder(self, call: Call, place: Path | None) -> NewRun:
         """Make the folder of a new run."""
         try:
             if self._is_default_folder:
@@ -466,7 +466,7 @@ class _Runs:
             return [run for run in self._runs if not run.over]
 
 
-def _submitted(run: Run, call: Call, new: NewRun) -> Run | None:
+def _submit_first_round(run: Run, call: Call, new: NewRun) -> Run | None:
     """Submit a run; in shorter arrays, if its first is longer than the queue of the user may be.
 
     None if the call is to resume it for that: other processes may have seen its first round.

@@ -121,7 +121,7 @@ class MpiSupervisor(TaskSupervisor):
             if done_at is None and not self._left:
                 done_at = monotonic()
                 self._writer.flush()
-            if self._is_over(results, failed_at, done_at):
+            if self._decide_end(results, failed_at, done_at):
                 if not (self._left or failed_at or self._stop_at or results.ending):
                     system.log(system.describe_end("a rank", -signal.SIGALRM))
                 results.ending = True
@@ -151,7 +151,8 @@ class MpiSupervisor(TaskSupervisor):
         self._left.remove(item)
         self._writer.copy(outcome, item)
 
-    def _is_over(self, results: RankResults, failed_at: float | None, done_at: float | None) -> bool:
+    def _decide_end(self, results: RankResults, failed_at: float | None, done_at: float | None) -> bool:
+        """Return whether the launch is to be ended now; if the time limit is why, no further items are begun."""
         now = monotonic()
         if self._stop_at is not None:
             return now >= self._stop_at

@@ -130,7 +130,7 @@ class Supervisor(TaskSupervisor):
         gc.freeze()  # else each worker's first collection visits, and so copies, every page of what is imported
 
     def _loop(self) -> None:
-        while self._has_work():
+        while self._find_work():
             self._pool.fill(self._slots)
             self._pool.feed()
             self._events.wait(self._timeout())
@@ -140,10 +140,11 @@ class Supervisor(TaskSupervisor):
             self._keep_up()
             if self._stop_at is not None and (monotonic() > self._stop_at or not self._pool.busy):
                 return
-            if self._limit.may_requeue and self._is_out_of_time():
+            if self._limit.may_requeue and self._apply_time_limit():
                 return
 
-    def _has_work(self) -> bool:
+    def _find_work(self) -> bool:
+        """Claim more items if processes are idle; return whether there is anything left to do."""
         pace = Pace(processes=len(self._slots), seconds=self._pool.seconds_per_item, left=self._limit.left)
         if self._queue.refill(len(self._slots) - self._pool.busy, pace):
             self._cancel()  # items that were cancelled before any task claimed them are not started
@@ -156,7 +157,7 @@ class Supervisor(TaskSupervisor):
             return tick  # deaths that are due cannot be recorded yet: do not spin for them
         return min([tick, *(max(0.0, each.due - monotonic()) for each in self._unconfirmed)])
 
-    def _is_out_of_time(self) -> bool:
+    def _apply_time_limit(self) -> bool:
         """Start no more items that may not end in time; return True when no time is left for the running ones."""
         limit, pool = self._limit, self._pool
         near = limit.is_near and (pool.can_checkpoint or not limit.of_each_item)
