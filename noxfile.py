@@ -20,7 +20,7 @@ INSTALLED = [version for version in nox.project.python_versions(PYPROJECT) if sh
 USUAL = [version for version in PYTHONS if version in {*INSTALLED[-1:], HERE}]
 
 # The kinds of `tests/support/clusters`.
-CLUSTERS = ("default", "modern", "newest", "strict", "two", "cached")
+CLUSTERS = ("default", "modern", "newest", "strict", "two", "cached", "crowd")
 
 nox.options.sessions = ["lint", "typing", *(f"tests-{version}" for version in USUAL)]
 nox.options.error_on_missing_interpreters = False

@@ -1,11 +1,11 @@
 """How many calls of the controller a run costs on a busy cluster, counted by the controller itself.
 
-    python benchmarks/crowd.py                      # 10^4 items in ten minutes by slurmlaunch; 400 in a minute by all
-    python benchmarks/crowd.py --short              # 400 items in a minute by all
+    python benchmarks/crowd.py                      # 400 items in a minute by all systems
+    python benchmarks/crowd.py --full               # also 10^4 items in ten minutes by slurmlaunch
 
-As root. It starts a throwaway Slurm with 64 nodes, on which another user's jobs wait. The client is an ordinary user of
-this machine, so that `sdiag` counts its calls apart from those of Slurm's daemons: the client's own, and those that its
-tasks make on the nodes. A system that is not installed is left out.
+As root, with pytest installed. It starts a throwaway Slurm with 64 nodes, on which another user's jobs wait. The client
+is an ordinary user of this machine, so that `sdiag` counts its calls apart from those of Slurm's daemons: the client's
+own, and those that its tasks make on the nodes. A system that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -23,9 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.support.clusters.strict import Start
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 SLOTS = 64
-OTHERS = 300
 
 
 class Measured(NamedTuple):
@@ -71,7 +71,10 @@ def by_executorlib(nap: Nap, items: range, folder: Path) -> list[Any]:
     """Submit a job for each item."""
     from executorlib import SlurmClusterExecutor
 
-    with SlurmClusterExecutor(cache_directory=str(folder), disable_dependencies=True) as executor:
+    # Its own script names an empty partition, and has the environment of a login, which system users lack.
+    script = "#!/bin/bash\n#SBATCH --output=time.out --chdir={{working_directory}} --ntasks={{cores}}\n\n{{command}}\n"
+    options = {"cache_directory": str(folder), "disable_dependencies": True}
+    with SlurmClusterExecutor(resource_dict={"submission_template": script}, **options) as executor:
         return [future.result() for future in [executor.submit(nap, item) for item in items]]
 
 
@@ -107,7 +110,7 @@ def client(system: str, items: int, seconds: float, folder: str) -> None:
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description="Count the calls of the controller.")
-    parser.add_argument("--short", action="store_true", help="only 400 items, in about a minute")
+    parser.add_argument("--full", action="store_true", help="also 10^4 items, in ten minutes")
     parser.add_argument("--only", choices=SYSTEMS, help="one system")
     parser.add_argument("--client", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -118,7 +121,7 @@ def main() -> None:
     sys.path.append(str(CHECKOUT))
     names = [arguments.only] if arguments.only else [*SYSTEMS]
     sizes = [(name, 400, 60.0) for name in names if importlib.util.find_spec(SYSTEMS[name][0])]
-    if not arguments.short and "slurmlaunch" in names:
+    if arguments.full and "slurmlaunch" in names:
         sizes.append(("slurmlaunch", 10_000, 600.0))
     print("| system | items | seconds | calls of the controller |\n| --- | --- | --- | --- |")
     for name, items, length in sizes:
@@ -126,37 +129,35 @@ def main() -> None:
         print(f"| {row.system} | {row.items} | {row.seconds:.0f} | {row.calls} |", flush=True)
 
 
-def measure(system: str, items: int, length: float) -> Measured:
-    """Run so many items, of *length* seconds in all on 64 CPUs, on a cluster of their own."""
-    from tests.support.cluster import Cluster, ClusterSpec
-    from tests.support.users import two_users
+def measure(system: str, items: int, length: float, start: Start | None = None) -> Measured:
+    """Run so many items, of *length* seconds in all on 64 CPUs, on a cluster of their own.
 
-    lines = ("JobAcctGatherType=jobacct_gather/none",)  # sampling by all nodes would take the machine's time
-    # Each node is this machine, whose memory they all claim.
-    spec = ClusterSpec(nodes=SLOTS, cpus_per_node=1, memory=1000, users=True, accounting=False, lines=lines)
-    with two_users() as users, Cluster(spec) as cluster:
-        waiting = ["sbatch", f"--array=0-{OTHERS - 1}", "--nodes=64", "--nice=1000000", "--output=/dev/null"]
-        users.rival.run(*waiting, "--hold", "--wrap", "true", cwd=users.rival.home, **cluster.env).communicate()
-        folder = users.victim.home / "runs"
-        script = [users.victim.python, str(Path(__file__).resolve()), "--client", system, items]
-        cluster.run("sdiag", "--reset")
-        seconds = SLOTS * length / items
-        started = users.victim.run(*script, seconds, folder, cwd=users.victim.home, **cluster.env, **_variables())
+    Args:
+        system: which of `SYSTEMS`.
+        items: how many items.
+        length: for how many seconds they keep all CPUs busy.
+        start: starts a cluster for a block; `Cluster` by default.
+
+    Raises:
+        AssertionError: a value is wrong, or the client failed.
+    """
+    from tests.support.cluster import Cluster
+    from tests.support.clusters.crowd import crowded_site
+
+    with crowded_site(start or Cluster) as site:
+        user = site.user
+        each, folder = SLOTS * length / items, user.home / "runs"
+        script = [user.python, str(Path(__file__).resolve()), "--client", system, items, each, folder]
+        started = user.run(*script, cwd=user.home, **site.cluster.env, **_variables())
         out, err = started.communicate()
         if started.returncode:
             raise AssertionError(err)
-        return Measured(system, items, json.loads(out.splitlines()[-1]), calls(cluster.run("sdiag"), users.victim.name))
+        return Measured(system, items, json.loads(out.splitlines()[-1]), site.calls())
 
 
 def _variables() -> dict[str, str]:
     """Return the variables of the client: what this process can import, and the usual interval of queries."""
     return {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), *filter(None, sys.path)]), "SLURMLAUNCH_QUERY_INTERVAL": "30"}
-
-
-def calls(statistics: str, user: str) -> int:
-    """Return how many calls of a user the controller has counted."""
-    found = re.search(rf"^\s+{user}\s+\(\s*\d+\) count:(\d+)", statistics, re.MULTILINE)
-    return int(found[1]) if found else 0
 
 
 if __name__ == "__main__":

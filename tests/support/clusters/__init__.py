@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 
 from tests.support.clusters.cached import Cached
+from tests.support.clusters.crowd import Crowd
 from tests.support.clusters.debian import Debian
 from tests.support.clusters.kind import INSIDE, Kind
 from tests.support.clusters.strict import Strict
@@ -27,6 +28,7 @@ KINDS: dict[str, Kind] = {
         Strict("strict", "small arrays, few jobs, no accounting, nodes without Slurm's commands; an ordinary user"),
         Two("two", "two clusters under one slurmdbd, for clusters="),
         Cached("cached", "run folders on GlusterFS, seen by the client and by the nodes up to 10 s late"),
+        Crowd("crowd", "64 nodes of one CPU, where another user's jobs wait: how often the controller is called"),
     )
 }
 """Every kind, by name."""

@@ -65,7 +65,7 @@ def _parse_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _run(kind: Kind, suite: str, options: Iterable[str]) -> tuple[int, str, str]:
     """Run a suite; return pytest's exit status, the versions that it tested, and its counts."""
-    command = kind.command("pytest", f"tests/{suite}", "-m", "slurm and not long", *options)
+    command = kind.command("pytest", f"tests/{suite}", "-m", kind.marks, *options)
     environment = os.environ | {"SLURMLAUNCH_TEST_CLUSTER": kind.name, "SLURMLAUNCH_REQUIRE_SLURM": "1"}
     about = counts = ""
     with subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True) as tests:

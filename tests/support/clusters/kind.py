@@ -31,12 +31,14 @@ class Kind:
         name: its name in SLURMLAUNCH_TEST_CLUSTER and ``nox -s cluster-NAME``.
         summary: what it is, in one line.
         suites: the folders of tests that say something about it.
+        marks: which of the suites' tests run, by their marks.
         latency: how many seconds a new file may be invisible to other machines, at most.
         skipped: tests that cannot pass on it, by the end of pytest's name for them, each with the reason.
         is_here: whether the tests run in this process's own world; otherwise `command` starts them in another.
     """
 
     suites: tuple[str, ...] = ("contract", "faults", "slurm")
+    marks = "slurm and not long"
     latency = 1.0
     skipped: Mapping[str, str] = MappingProxyType({})
     is_here = True
