@@ -28,9 +28,12 @@ nox.options.download_python = "never"
 
 
 def install(session: nox.Session, *groups: str, package: bool = True) -> None:
-    """Install the dependency groups, and the package as its users would."""
+    """Install the dependency groups, and the package as its users would.
+
+    Not compiled: that takes as long again, and the tests import a small part of it.
+    """
     project = ["."] if package else []
-    session.install(*project, *nox.project.dependency_groups(PYPROJECT, *groups))
+    session.install("--no-compile", *project, *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
 def scripts_in(folder: str) -> list[str]:
