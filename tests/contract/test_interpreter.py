@@ -39,6 +39,7 @@ FOLDER = """
 """
 
 
+@pytest.mark.anywhere  # tests of two users have such a file on Slurm
 @elsewhere
 def test_a_file_in_the_clients_folder_hides_no_module(backend: str, tmp_path: Path) -> None:
     """No process of a task imports from the folder in which the client was started, unless the client does, too."""
@@ -120,6 +121,7 @@ def test_the_clients_settings_are_the_tasks(backend: str, tmp_path: Path) -> Non
     assert said[1].count("INFO:mine:said by an item") == 2
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_some_settings_stay(backend: str, tmp_path: Path) -> None:
     """An isolated client has tasks that are not, and a level of a logger without a handler stays where it is."""

@@ -70,6 +70,7 @@ def test_mpi(mpi: None, ranked: Executor, backend: str) -> None:
     assert attach(future.run.folder)[0].ranks() == values
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_map(mpi: None, ranked: Executor) -> None:
     """All ranks go through the items of a slice, in order."""
@@ -92,6 +93,7 @@ def test_tasks_share_the_items(make_executor: ExecutorFactory, how: dict[str, An
     assert claims == dict.fromkeys(blocks, 0)
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_large_arrays(ranked: Executor) -> None:
     """Values stored beside their pickle come back too, from every rank."""
@@ -140,6 +142,7 @@ def test_rendezvous(ranked: Executor) -> None:
     assert [future.ranks(PATIENCE) for future in futures] == [[46] * 4, [86] * 4]
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_streams(ranked: Executor) -> None:
     """Each rank draws from its own random stream, which a seed reproduces."""
@@ -237,6 +240,7 @@ def test_output(ranked: Executor, backend: str) -> None:
     )
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_output_while_it_runs(ranked: Executor, gate: Gate) -> None:
     """What a rank has printed is there while its item runs; what it prints into the log at its end is of no item."""
@@ -279,6 +283,7 @@ def test_a_rank_dies(mpi: None, ranked: Executor, backend: str, deed: str, said:
         futures[1].ranks()
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_a_rank_dies_while_it_writes(ranked: Executor) -> None:
     """A rank's torn record is cut off, its death is reported, and later records in its file are read."""
@@ -320,6 +325,7 @@ def test_a_rank_raises(mpi: None, ranked: Executor, deed: str, kind: type[BaseEx
     assert vars(error)["__notes__"][-2].startswith("on rank 2 of 4, node ")
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_all_ranks_raise(mpi: None, ranked: Executor) -> None:
     """If several ranks raise, the item's failure is that of the lowest rank."""
@@ -330,6 +336,7 @@ def test_all_ranks_raise(mpi: None, ranked: Executor) -> None:
     assert str(error) == "0 1"
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_a_function_that_does_not_load(ranked: Executor) -> None:
     """A function that no rank can load fails all items with the reason."""
@@ -356,6 +363,7 @@ def test_without_mpi4py(tmp_path: Path) -> None:
     assert f"mpi4py: install it with {sys.executable} -m pip install mpi4py" in error.__dict__["__notes__"][-2]
 
 
+@pytest.mark.anywhere
 @elsewhere
 @pytest.mark.parametrize("launcher", ["false", "no-such-launcher"])
 def test_a_launcher_that_fails(make_executor: ExecutorFactory, launcher: str) -> None:
@@ -387,6 +395,7 @@ def test_a_launcher_that_a_signal_ends(end: str, signal: int | None, expected: s
     assert (error.signal, error.what) == (signal, f"the ranks ended too early: {expected}")
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_the_message_of_the_launcher(make_executor: ExecutorFactory, tmp_path: Path) -> None:
     """The launcher's reason for starting nothing is part of the error; its earlier output is not."""
@@ -492,6 +501,7 @@ def test_time_limit(ranked: Executor, gate: Gate, nodes: int) -> None:
     assert len(future.attempts) == 2
 
 
+@pytest.mark.anywhere
 @elsewhere
 def test_retry(mpi: None, ranked: Executor) -> None:
     """A retry runs the failed items again, on all ranks."""
@@ -536,10 +546,10 @@ def test_the_client_is_killed(tmp_path: Path) -> None:
     [
         ({}, 1),
         ({"ntasks": 1}, 1),
-        ({"ntasks": 20, "nodes": 2}, 20),
-        ({"ntasks": 20, "nodes": "2-4"}, 20),
+        ({"ntasks": 6, "nodes": 2}, 6),
+        ({"ntasks": 6, "nodes": "2-4"}, 6),
         ({"ntasks_per_node": 4}, 4),
-        ({"ntasks_per_node": 4, "nodes": 3}, 12),
+        ({"ntasks_per_node": 2, "nodes": 3}, 6),
         ({"nodes": 2}, 2),
         ({"nodes": "1-1"}, 1),
     ],

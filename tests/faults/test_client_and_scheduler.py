@@ -103,18 +103,19 @@ SQUARES = """
 class TestKilledClient:
     """A client that is killed, and another that attaches to its run."""
 
-    def test_at_any_moment(self, wrapped: Wrapped, tmp_path: Path) -> None:
-        """Killed at twenty random moments, a run has one outcome per item, and a retry gives the others."""
+    @pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.long)])
+    def test_at_any_moment(self, wrapped: Wrapped, tmp_path: Path, kills: int) -> None:
+        """Killed at random moments, a run has one outcome per item, and a retry gives the others."""
         slow = 'sleep 0.$((RANDOM % 7)); "$real" "$@"; status=$?; sleep 0.$((RANDOM % 7)); exit $status'
         wrapped.behave("sbatch", lines=slow)
         moments = random.Random(3)
-        delays = [0.0, 0.02, 0.05, *(moments.uniform(0.0, 2.5) for _ in range(17))]
+        delays = [0.0, 0.02, 0.05, *(moments.uniform(0.0, 2.5) for _ in range(kills - 3))]
         with ThreadPoolExecutor(4) as threads:
-            stories = list(threads.map(self._killed, [tmp_path / str(i) for i in range(20)], delays))
+            stories = list(threads.map(self._killed, [tmp_path / str(i) for i in range(kills)], delays))
 
-        assert [Counter(range(6))] * 20 == [Counter(set(story)) for story in stories]
+        assert [Counter(range(6))] * kills == [Counter(set(story)) for story in stories]
         # Only running, unrecorded items may have been called twice: no task was killed.
-        assert [6] * 20 == [len(story) for story in stories]
+        assert [6] * kills == [len(story) for story in stories]
 
     def _killed(self, folder: Path, delay: float) -> list[int]:
         folder.mkdir()
@@ -533,8 +534,9 @@ class TestMany:
     """Many clients at once."""
 
     @pytest.mark.usefixtures("wrapped")
-    def test_executors(self, tmp_path: Path) -> None:
-        """Twenty executors in ten processes: every one gets its own values."""
+    @pytest.mark.parametrize("number", [4, pytest.param(10, marks=pytest.mark.long)])
+    def test_executors(self, tmp_path: Path, number: int) -> None:
+        """Two executors in each of several processes: every one gets its own values."""
         script = """
             import sys
             from concurrent.futures import ThreadPoolExecutor
@@ -547,7 +549,7 @@ class TestMany:
             with ThreadPoolExecutor(2) as threads:
                 print(list(threads.map(one, (int(sys.argv[2]), int(sys.argv[2]) + 1000))))
             """
-        processes = [client(tmp_path / "client", script, tmp_path / "runs", 10 * i) for i in range(10)]
+        processes = [client(tmp_path / "client", script, tmp_path / "runs", 10 * i) for i in range(number)]
 
         for i, process in enumerate(processes):
             expected = [[n + 10 * i for n in range(4)], [n + 10 * i + 1000 for n in range(4)]]

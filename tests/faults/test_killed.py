@@ -154,7 +154,9 @@ def test_many_processes_at_once(faulty: Cluster, launch: Launch, deed: Callable[
     print(f"{number} killed processes were seen after {time.monotonic() - start:.2f} s")  # noqa: T201
 
 
-@pytest.mark.parametrize("number", [1, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [1, pytest.param(20, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.long)]
+)
 def test_many_supervisors_at_once(faulty: Cluster, launch: Launch, deed: Callable[..., Any], number: int) -> None:
     """The deaths of a hundred supervisors are noticed as fast as one."""
     work = deed(Deed, *range(number))

@@ -273,6 +273,7 @@ MARKS = {
         pytest.mark.skipif(find_spec("ray") is None, reason="needs ray, which is large: pip install ray"),
         pytest.mark.skipif(caps.usable_cpus() < 2, reason="its two nodes need two CPUs"),
     ],
+    "postprocess.py": [pytest.mark.long],  # the whole standard library
     "torch_all_reduce.py": [pytest.mark.long],
     "lightning_training.py": [pytest.mark.long],
 }
@@ -325,6 +326,7 @@ def text_of(output: Any) -> str:
     return output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"]  # type: ignore[no-any-return]
 
 
+@pytest.mark.anywhere
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook(name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A notebook that runs from its first cell to its last shows the output that its text describes."""

@@ -133,13 +133,14 @@ def test_no_more_than_some_are_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many_submissions(tmp_path: Path) -> None:
-    """Two thousand runs fit into a process that may have 256 descriptors."""
+@pytest.mark.parametrize("runs", [400, pytest.param(2000, marks=pytest.mark.long)])
+def test_many_submissions(tmp_path: Path, runs: int) -> None:
+    """Hundreds and thousands of runs fit into a process that may have 256 descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (few_more(), hard))
     try:
         with Executor(tmp_path, cluster="inline") as executor:
-            assert list(range(2000)) == [executor.submit(abs, number).result(PATIENCE) for number in range(2000)]
+            assert list(range(runs)) == [executor.submit(abs, number).result(PATIENCE) for number in range(runs)]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

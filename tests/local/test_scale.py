@@ -167,18 +167,18 @@ def test_long_arrays(
     start_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run with more tasks than an array or the queue may have is submitted step by step."""
-    cluster = start_cluster(ClusterSpec(lines=("AccountingStorageEnforce=limits", "MaxArraySize=11")))
+    cluster = start_cluster(ClusterSpec(lines=("AccountingStorageEnforce=limits", "MaxArraySize=6")))
     user = f"user={os.environ.get('USER', 'root')}"
-    cluster.run("sacctmgr", "-i", "modify", "user", "where", user, "set", "MaxSubmitJobs=25")
+    cluster.run("sacctmgr", "-i", "modify", "user", "where", user, "set", "MaxSubmitJobs=13")
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr("slurmlaunch.client.waiting_line.SHORTEST_WAIT", 0.5)
 
     executor = Executor(tmp_path / "runs", cluster="slurm")
-    array = executor.map_array(lambda item: (item, item * item), range(10_000), tasks=40)
+    array = executor.map_array(lambda item: (item, item * item), range(10_000), tasks=20)
 
     assert [(item, item * item) for item in range(10_000)] == array.results(timeout=240)
     # A limit that was hit half-way may have sent one array again, but never twice into the queue.
     assert 4 == len(array.job_ids) == len(set(array.job_ids))
-    wait_until(lambda: len(list((array.folder / "ended").iterdir())) == 40)  # a task leaves its mark after its results
+    wait_until(lambda: len(list((array.folder / "ended").iterdir())) == 20)  # a task leaves its mark after its results
