@@ -84,6 +84,11 @@ def recorded_everything(mark: EndMark) -> bool:
     return mark.status in {Status.VALUES, Status.FAILURES}
 
 
+def left_items(mark: EndMark) -> bool:
+    """Whether the node left items in good time, after it had recorded the others and the time of its end."""
+    return mark.status in {Status.RESUBMIT, Status.REQUEUE, Status.NOT_REQUEUED}
+
+
 def as_ended(record: TaskRecord) -> TaskRecord:
     """Return the record of a task as ended if Slurm holds it, until somebody releases it, after a failed launch."""
     return replace(record, state=TaskState.LAUNCH_FAILED) if record.state.is_queued and is_held(record) else record

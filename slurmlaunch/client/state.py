@@ -501,8 +501,6 @@ class RunState:
                 view.closed = True
             elif view.missing_since is None and view.end_mark and ends.explains_end(view.end_mark, view.attempts):
                 self._set_missing(view, None)
-                if not ends.recorded_everything(view.end_mark):  # else its outcomes may not be visible yet
-                    view.missing_since = -math.inf
         if not self._ends_known and self._now >= self._began + SCHEDULER_SILENT_FOR:
             self._effects.append(ReadEnds())  # again after each tick, until they can be read
         late = tuple(task for task in sorted(self._missing) if self._is_late(task))
@@ -521,7 +519,17 @@ class RunState:
         runs_again = view.missing_record is None and not ends.explains_end(view.end_mark, view.attempts)
         if runs_again or not self.tasks.has_open(task):
             self._not_missing(view)
-        return view.missing_since is not None and self._now - view.missing_since >= self.latency
+        if view.missing_since is None:
+            return False
+        return self._now - view.missing_since >= self.latency or self._is_all_visible(view)
+
+    @staticmethod
+    def _is_all_visible(view: TaskView) -> bool:
+        """Whether the end mark of a task says that none of its outcomes can be on disk and not visible yet."""
+        mark = view.end_mark
+        if mark is None or not ends.explains_end(mark, view.attempts) or ends.recorded_everything(mark):
+            return False
+        return "ended" in view.last_notes or not (view.attempts and ends.left_items(mark))
 
     def _set_missing(self, view: TaskView, record: TaskRecord | None) -> None:
         if view.missing_since is None:
@@ -545,7 +553,7 @@ class RunState:
             error, record = self._with_file(view, self._error_of_end(files.task, files.log_tail), files.size), None
             if not view.end_recorded:
                 record = view.missing_record
-            view.ended_since = self._now if view.missing_since in (None, -math.inf) else view.missing_since
+            view.ended_since = self._now if view.missing_since is None else view.missing_since
             self._not_missing(view)
             self._end(self.tasks.open_items(view.index), error)
             if view.round.claims:

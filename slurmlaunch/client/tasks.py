@@ -48,7 +48,7 @@ class TaskView:
         end_mark: the mark of the last start that has ended, once its outcomes were read.
         notes: the notes of each attempt about itself.
         checkpoints: the checkpoints that each attempt recorded, by item.
-        missing_since: since when it is known to have ended while outcomes are missing; -inf if none can appear later.
+        missing_since: since when it is known to have ended while outcomes are missing.
         ended_since: since when it was known to have ended when its open items were ended.
         missing_record: the scheduler's record that says so; None where the end mark does.
         left_at: how many of its attempts were known when its last end became known, if one has.

@@ -118,12 +118,12 @@ EVERYDAY = [
     law(
         "a refused requeue costs what was not done, at once",
         at(0, values(0, 0), settles={0: "VALUE"}),
-        at(50, mark(0, Status.NOT_REQUEUED), settles={1: "TimeLimitExceeded"}),
+        at(50, notes(0, ended=49.0), mark(0, Status.NOT_REQUEUED), settles={1: "TimeLimitExceeded"}),
     ),
     law(
         "what a node without scontrol left is submitted again, as after a requeue",
         at(0, values(0, 0), settles={0: "VALUE"}),
-        at(50, mark(0, Status.RESUBMIT)),
+        at(50, notes(0, ended=49.0), mark(0, Status.RESUBMIT)),
         at(111, submits=[1]),
     ),
     law(

@@ -32,6 +32,7 @@ from tests.support.state_tables import (
     made,
     mark,
     new_state,
+    notes,
     play,
     raised,
     recorded,
@@ -76,6 +77,14 @@ OUTCOMES = [
         at(40, values(1, 2), settles={2: "VALUE"}),
         at(69.9),
         at(70, settles=items("ResultLost", 3, 4, 5)),
+    ),
+    law(
+        "an outcome of a task that left items at its limit counts, also if the end mark is visible first",
+        at(0, attempt(0), attempt(1)),
+        at(5, mark(0, Status.NOT_REQUEUED), mark(1, Status.NOT_REQUEUED)),
+        at(15, values(0, 0), notes(0, ended=4.0), settles={0: "VALUE", 1: "TimeLimitExceeded"}),
+        at(74.9),
+        at(75, settles=items("TimeLimitExceeded", 2, 3)),
     ),
     law(
         "of two records of an item the first that is seen counts",
@@ -132,7 +141,7 @@ END_MARKS = [
     *(
         law(
             f"a task with end mark {status} has ended at once, without the scheduler and without a wait",
-            at(0, attempt(1)),
+            at(0, attempt(1), notes(1, ended=5.0)),
             at(5, mark(1, status), settles=items(error, 2, 3)),
         )
         for status, error in [
