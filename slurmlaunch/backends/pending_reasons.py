@@ -29,6 +29,7 @@ class Kind(Enum):
 
 
 _RELEASE = "scontrol release"
+_NEEDS_RELEASE = re.compile(r"scontrol (-M \S+ )?release")
 _LEADS = {
     Kind.LATER: "it starts later",
     Kind.OWN: "it waits by your own words",
@@ -56,7 +57,13 @@ class Reason(NamedTuple):
     @property
     def never_starts(self) -> bool:
         """Whether the job does not start unless somebody acts: it asks for what it cannot have, or is held."""
-        return self.kind is Kind.REQUEST or _RELEASE in self.advice
+        return self.kind is Kind.REQUEST or _NEEDS_RELEASE.search(self.advice) is not None
+
+    def of_job(self, job_id: str | None, clusters: str | None) -> Reason:
+        """Return the reason of a job, with the whole command where the advice names one."""
+        number, _, cluster = (job_id or "").partition(";")
+        words = ["scontrol", *(["-M", cluster or clusters] if cluster or clusters else []), "release", number]
+        return self._replace(advice=self.advice.replace(_RELEASE, " ".join(filter(None, words))))
 
     def __str__(self) -> str:
         if self.kind is Kind.UNKNOWN:
@@ -80,11 +87,14 @@ def explain(text: str) -> Reason:
     return first._replace(word=text)
 
 
-def in_words(record: TaskRecord) -> str | None:
-    """Return why a task waits, with the time at which Slurm expects to start it; None if nothing is known."""
+def in_words(record: TaskRecord, job_id: str | None = None, clusters: str | None = None) -> str | None:
+    """Return why a task waits, with the time at which Slurm expects to start it; None if nothing is known.
+
+    The id of its job, and the cluster of jobs whose id names none, complete the commands that the text names.
+    """
     if not record.state.is_queued or not record.reason:
         return None
-    reason = explain(record.reason)
+    reason = explain(record.reason).of_job(job_id, clusters)
     if record.starts is None or reason.never_starts:
         return str(reason)
     return f"{reason}; Slurm expects its start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(record.starts))}"

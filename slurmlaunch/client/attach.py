@@ -27,7 +27,7 @@ from slurmlaunch.runfolder.layout import MANIFEST, Manifest, RunFolder
 from slurmlaunch.runfolder.rounds import check_kept, read_rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from slurmlaunch.client.state import Effect
 
@@ -172,15 +172,36 @@ def _named(name: str, found: _Found) -> Path | None:
 
 
 def _of_job(job_id: str, found: _Found) -> Path | None:
-    """Return the newest run with a job, or with the job of an element such as ``123_4``."""
-    wanted = {job_id, job_id.partition("_")[0]}
+    """Return the newest run with a job, or with the job of an element such as ``123_4``.
+
+    Raises:
+        RunFolderError: jobs of several clusters have that id.
+    """
+    on: dict[str, Path] = {}
     for path, manifest in found if any(map(str.isdigit, job_id)) else ():
-        folder = RunFolder(path)
-        with contextlib.suppress(OSError, RunFolderError):
-            ids = {each for round_ in read_rounds(folder) for each in round_.job_ids().values()}
-            if not wanted.isdisjoint(ids | {each.partition(";")[0] for each in ids if manifest.backend == "slurm"}):
-                return path
-    return None
+        if (manifest.clusters or "") not in on:  # of one cluster the newest counts
+            folder = RunFolder(path)
+            with contextlib.suppress(OSError, RunFolderError):
+                ids = {each for round_ in read_rounds(folder) for each in round_.job_ids().values()}
+                for cluster in _clusters_with(job_id, ids, manifest):
+                    on.setdefault(cluster, path)
+    if len(set(on.values())) > 1:
+        listed = "".join(f"\n    {path}{f' on {cluster}' if cluster else ''}" for cluster, path in on.items())
+        first = str(next(iter(on.values())))
+        raise RunFolderError(f"several clusters have a job {job_id}; give the run folder:{listed}", path=first)
+    return next(iter(on.values()), None)
+
+
+def _clusters_with(job_id: str, ids: Collection[str], manifest: Manifest) -> set[str]:
+    """Return the clusters on which a job of a run has that id, which may name its cluster, as in ``123_4;other``."""
+    if manifest.backend != "slurm":
+        return {""} if not {job_id, job_id.partition("_")[0]}.isdisjoint(ids) else set()
+    number, _, wanted = job_id.partition(";")
+    jobs = [each.partition(";") for each in ids]
+    clusters = {
+        cluster or manifest.clusters or "" for each, _, cluster in jobs if each in {number, number.partition("_")[0]}
+    }
+    return {cluster for cluster in clusters if wanted in {"", cluster}}
 
 
 def _beginning(text: str, parent: Path, found: _Found) -> Path:

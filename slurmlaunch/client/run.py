@@ -186,6 +186,7 @@ class Run:
             clock_offset=time.time() - clock(),
         )
         self.ledger, self.tasks = self.state.ledger, self.state.tasks
+        self.tasks.clusters = manifest.clusters
         self.changed = _Changed()
         self.environments = Environments(folder)
         self.on_demand = False

@@ -457,14 +457,13 @@ class RunState:
                         if record.state.is_queued and record.reason:
                             waiting[record.reason] = job_id
         for text, job_id in waiting.items():
-            reason = explain(text)
+            reason = explain(text).of_job(job_id, self.tasks.clusters)
             if text not in self._warned and reason.never_starts:
                 self._warned.add(text)
-                advice = reason.advice.replace("scontrol release", f"scontrol release {job_id}")
                 self._effects.append(
                     Warn(
                         f"Slurm says {reason.word} of job {job_id}: {reason.meaning}; unless the request or the site "
-                        f"changes, the job will not start. To change it: {advice}; or cancel the job"
+                        f"changes, the job will not start. To change it: {reason.advice}; or cancel the job"
                     )
                 )
 

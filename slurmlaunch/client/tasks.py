@@ -93,9 +93,9 @@ class TaskView:
 
     @property
     def full_id(self) -> str | None:
-        """The id of the task as Slurm writes it: ``123_4``."""
-        job_id = self.job_id
-        return f"{job_id}_{self.element}" if job_id else None
+        """The id of the task as Slurm writes it: ``123_4``, with a semicolon and its cluster as the job's id has it."""
+        number, separator, cluster = (self.job_id or "").partition(";")
+        return f"{number}_{self.element}{separator}{cluster}" if number else None
 
     @property
     def last_notes(self) -> Mapping[str, Any]:
@@ -219,7 +219,15 @@ class Claims:
 
 
 class Tasks:
-    """The rounds and tasks of one view of a run; *views* has the record of each task of which anything is known."""
+    """The rounds and tasks of one view of a run.
+
+    Attributes:
+        rounds: its rounds.
+        views: the record of each task of which anything is known.
+        clusters: the Slurm cluster of jobs whose id names none, if it is not the client's own.
+    """
+
+    clusters: str | None = None
 
     def __init__(self, folder: RunFolder, ledger: Ledger, pending: Container[int]) -> None:
         """Begin without rounds; the folder names logs, and *pending* are the items that wait for a retry."""
@@ -438,12 +446,15 @@ class Tasks:
         """
         never_ran = self._ledger.status(item) in {ItemStatus.OPEN, ItemStatus.CANCELLED}
         view = self.views.get(self.task_of(item)) if never_ran else None
-        return in_words(view.record) if view and view.record and not view.started else None
+        return self._in_words(view) if view and not view.started else None
 
     def why_tasks_wait(self) -> list[str]:
         """Return why tasks of the run are pending, in words, the most frequent reason first."""
-        records = [view.record for view in list(self.views.values()) if view.record and not view.closed]
-        return [text for text, _ in Counter(filter(None, map(in_words, records))).most_common()]
+        waiting = (self._in_words(view) for view in list(self.views.values()) if not view.closed)
+        return [text for text, _ in Counter(filter(None, waiting)).most_common()]
+
+    def _in_words(self, view: TaskView) -> str | None:
+        return in_words(view.record, view.job_id, self.clusters) if view.record else None
 
     def place_of(self, task: int) -> Place:
         """Return where a task ran, as errors say it."""

@@ -27,7 +27,7 @@ from slurmlaunch.caps import usable_cpus
 from slurmlaunch.client.watcher import current_client
 from tests.conftest import SLURM, elsewhere, several_cpus
 from tests.support import scripts
-from tests.support.waiting import Gate, is_alive, wait_until
+from tests.support.waiting import Gate, is_alive, show_to_nodes, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -266,6 +266,7 @@ class TestRetry:
         array = executor.map_array(work, range(5), chunksize=2)
         before = shown(array.results(return_exceptions=True))
         (tmp_path / "repaired").touch()
+        show_to_nodes()
         again = array.retry()
 
         assert [0, -1, -2, -3, -4] == again.results()
@@ -335,6 +336,7 @@ class TestRetry:
         future = executor.submit((tmp_path / "there").read_text)
         assert isinstance(future.exception(), FileNotFoundError)
         (tmp_path / "there").write_text("now")
+        show_to_nodes()
 
         assert "now" == future.run.retry()[0].result()
         assert isinstance(future.exception(), FileNotFoundError)
@@ -398,6 +400,7 @@ class TestRetry:
         array[0].cancel()
         assert isinstance(array[2].exception(), WorkerDied)
         (tmp_path / "repaired").touch()
+        show_to_nodes()
         gate.open()
 
         again = array.retry()
@@ -419,6 +422,7 @@ class TestRetry:
         gate.await_arrival("b")
         process = gate.process_of("b")
         (tmp_path / "repaired").touch()
+        show_to_nodes()
         gate.open("a")
 
         again = array.retry()

@@ -14,7 +14,7 @@ from slurmlaunch import Executor, Future, FutureArray, OptionError, SubmissionEr
 from slurmlaunch.client.plan import LongSlices
 from tests.conftest import elsewhere, several_cpus
 from tests.support.deeds import SlowToLoad
-from tests.support.waiting import wait_until
+from tests.support.waiting import show_to_nodes, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,6 +130,7 @@ class TestMapArray:
         array = executor.map_array(look_up, range(3), kwargs={"table": table, "fail": str(fail)}, tasks=1)
         found = array.results(return_exceptions=True)
         fail.touch()
+        show_to_nodes()
 
         assert [0, KeyError, KeyError] == [found[0], *map(type, found[1:])]
         assert [0, 1, 2] == attach(array.folder).retry().results()

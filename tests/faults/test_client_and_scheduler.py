@@ -26,7 +26,7 @@ from slurmlaunch.client.watcher import Client, current_client
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from tests.faults.wrapped import HANGS, IS_AWAY, TIMES_OUT, TIMES_OUT_AFTERWARDS, Wrapped
 from tests.support.cluster import ClusterSpec
-from tests.support.waiting import Gate, Story, wait_until
+from tests.support.waiting import PATIENCE, Gate, Story, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -326,7 +326,7 @@ class TestSchedulerAway:
         wait_until(lambda: len(wrapped.calls(["squeue"])) >= before + 2)
         gate.open("a")
 
-        assert "a" == array[0].result(timeout=5)
+        assert "a" == array[0].result(PATIENCE)
         assert squares(0) == attach(array.folder)[:0].results(timeout=5)
         wrapped.behave()
         cluster.run("scancel", array[1].job_id or "")

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("_quick_answers")]
 
 ITEMS = 24
+LATER_WAIT = ["[ $SLURM_ARRAY_TASK_ID -lt 6 ] || sleep 600"]
+"""Set-up lines with which only the first tasks start before the client has seen how they ended, however late."""
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -62,6 +65,7 @@ def test_another_python(cluster: Cluster, tmp_path: Path) -> None:
         tmp_path / "runs",
         cluster="slurm",
         cpus_per_task=4,
+        setup=LATER_WAIT,
         python=[another_python()],
         env={"PYTHONPATH": f"{REPOSITORY}:{packages}"},
     )
@@ -88,6 +92,7 @@ def test_without(cluster: Cluster, tmp_path: Path, missing: str, monkeypatch: py
         tmp_path / "runs",
         cluster="slurm",
         cpus_per_task=4,
+        setup=LATER_WAIT,
         python=[bare, "-S"],
         env={"PYTHONPATH": str(tmp_path / "packages")},
     )

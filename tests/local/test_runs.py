@@ -16,10 +16,11 @@ import pytest
 import slurmlaunch
 from slurmlaunch import Executor, OptionError, RunFolderError, attach
 from slurmlaunch.client import default_folder
-from slurmlaunch.client.attach import manifests_in
+from slurmlaunch.client.attach import locate, manifests_in
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.layout import RunFolder
-from slurmlaunch.runfolder.rounds import claim_removal
+from slurmlaunch.runfolder.rounds import Round, claim_removal
+from tests.support.tasks import OneRun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,6 +157,19 @@ class TestAttach:
             attach(executor.folder)
         with pytest.raises(RunFolderError, match=r"no run folder at .*nowhere$"):
             attach(tmp_path / "nowhere")
+
+    def test_jobs_of_two_clusters(self, executor: Executor) -> None:
+        """Where two clusters have a job of one number, only the number with its cluster finds a run."""
+        executor.folder.mkdir(exist_ok=True)
+        for place, clusters, job_id in (("a", None, "7"), ("b", "other", "7"), ("c", "one,other", "8;one")):
+            run = OneRun(executor.folder / place, abs, [(1,)], backend="slurm", clusters=clusters)
+            Round.read(run.folder, 0).submitted(0, job_id)
+
+        with pytest.raises(RunFolderError, match=r"(?s)clusters have a job 7_0; give the run folder:.*b on other"):
+            locate("7_0", executor.folder)
+        assert ["b", "c", "c", "c"] == [
+            locate(job, executor.folder).name for job in ("7;other", "8", "8;one", "8_0;one")
+        ]
 
 
 class TestRemoval:

@@ -263,6 +263,15 @@ def test_a_job_that_may_be_there_is_named(job: ArrayJob, end: Finished) -> None:
     with pytest.raises(SubmissionError, match="squeue --name=law") as caught:
         SlurmBackend(run=FakeSlurm(sbatch=end)).submit(job)
     assert vars(caught.value)["ambiguous"]
+    with pytest.raises(SubmissionError, match="`squeue --clusters=one,other --name=law"):
+        SlurmBackend("one,other", run=FakeSlurm(sbatch=end)).submit(replace(job, options={"clusters": "one,other"}))
+
+
+def test_advice_on_another_cluster(job: ArrayJob) -> None:
+    """The command that lists what may be given asks the cluster of the job."""
+    refusal = failed("sbatch: error: invalid partition specified: nope")
+    with pytest.raises(SubmissionError, match="`sinfo --clusters=other --summarize` lists them"):
+        SlurmBackend("other", run=FakeSlurm(sbatch=refusal)).submit(job)
 
 
 def test_a_doubt_outlives_a_refusal(job: ArrayJob) -> None:

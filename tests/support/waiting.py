@@ -38,6 +38,11 @@ def is_alive(process: int) -> bool:
         return False
 
 
+def show_to_nodes() -> None:
+    """Wait until the nodes see what this test has written into files that items looked for before."""
+    time.sleep(float(os.environ.get(SEEN_LATE, "0")))
+
+
 class Gate:
     """A place where items wait until the test lets them through.
 
@@ -102,5 +107,5 @@ class Story:
     @property
     def lines(self) -> list[str]:
         """The lines that have been logged so far."""
-        time.sleep(float(os.environ.get(SEEN_LATE, "0")))
+        show_to_nodes()  # what they have written is visible here then, too
         return self.path.read_text(encoding="utf-8").splitlines()

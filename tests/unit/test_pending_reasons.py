@@ -101,5 +101,10 @@ def test_in_words() -> None:
         "it does not start as asked (PartitionTimeLimit): its time limit is above its partition's maximum; "
         "change time= or partition="
     )
+    held = TaskRecord(TaskState.PENDING, reason="JobHeldUser")
+    told = {(None, None): "release when", ("7", None): "release 7 when", ("7", "other"): "-M other release 7 when"}
+    told["8;one", "one,other"] = "-M one release 8 when"
+    for of, command in told.items():
+        assert f"run scontrol {command} it is to start" in str(in_words(held, *of))
     assert in_words(TaskRecord(TaskState.RUNNING, reason="None")) is None
     assert in_words(TaskRecord(TaskState.PENDING)) is None

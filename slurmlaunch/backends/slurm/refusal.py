@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.slurm.commands import SHORT
@@ -154,20 +155,22 @@ def submission_error(
         in_doubt: whether an earlier try got no answer.
     """
     name = job.name
+    where = [f"--clusters={job.options['clusters']}"] if "clusters" in job.options else []
+    look = f"`{shlex.join(['squeue', *where, f'--name={name}'])}`"
     stderr = done.stderr.strip()
     if done.missing:
         what = f"there is no {command.words[0]} on PATH: is this a machine of the cluster?"
         advice = "Executor(cluster='local') runs the same tasks on this machine."
     elif is_ambiguous(done):
         what = f"sbatch did not say whether Slurm took the job: {stderr or 'no job id'}"
-        advice = f"The job may still be in the queue: `squeue --name={name}` shows it."
+        advice = f"The job may still be in the queue: {look} shows it."
     elif in_doubt:
         what = f"sbatch refused the job: {done.error}"
-        advice = f"An earlier try got no answer: `squeue --name={name}` shows whether the job is in the queue."
+        advice = f"An earlier try got no answer: {look} shows whether the job is in the queue."
     else:
         what = f"sbatch refused the job: {done.error}"
         advice = advice_on(stderr)
-        advice += _values(advice, job, cluster)
+        advice = _on(cluster, advice) + _values(advice, job, cluster)
     return SubmissionError(
         "\n".join(filter(None, (what, advice))),
         command=command.words,
@@ -178,6 +181,11 @@ def submission_error(
         no_room=advice_on(stderr) == _TASKS or advice_on(stderr) == _ADVICE[_ANY_LIMIT],
         transient=is_transient(done),
     )
+
+
+def _on(cluster: Cluster, advice: str) -> str:
+    """Return an advice whose commands ask the cluster; accounts are the same on all."""
+    return re.sub(r"`(sinfo|scontrol)\b", lambda found: f"`{' '.join(cluster.words(found[1]))}", advice)
 
 
 def _values(advice: str, job: ArrayJob, cluster: Cluster) -> str:
