@@ -52,7 +52,7 @@ class Collector:
 
     def __init__(self, run: Run, *, network: bool | None = None) -> None:
         """Begin with nothing seen; *network* overrides the system's list of mounts."""
-        self.network = is_on_network(run.folder.path) if network is None else network
+        self.network = is_on_network(run.folder.path.parent) if network is None else network
         self.visits: Counter[str] = Counter()
         self.unchanged = 0
         self._run, self._state = run, run.state

@@ -182,7 +182,7 @@ class Run:
             folder,
             self.manifest.items,
             [(each.number, each.plan) for each in self.rounds],
-            latency=latency_of(folder.path),
+            latency=latency_of(folder.path.parent),  # the folder of runs: looked up once, not for each run
             clock_offset=time.time() - clock(),
         )
         self.ledger, self.tasks = self.state.ledger, self.state.tasks

@@ -33,7 +33,7 @@ def make_private(folder: Path) -> Path:
     perhaps for several users.
     """
     folder.mkdir(0o700, parents=True, exist_ok=True)
-    path = folder.resolve()
+    path = folder.resolve(strict=True)  # else Python would look at it once more
     if path.name != DEFAULT_NAME:
         return path
     with suppress(OSError), (path / ".gitignore").open("x", encoding="utf-8") as file:  # it exists, or may not be made

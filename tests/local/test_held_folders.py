@@ -92,8 +92,8 @@ def test_one_module_opens_files() -> None:
 
 # Descriptors.
 
-WITHOUT_DESCRIPTORS, SLACK = 197, 10
-"""The calls of an inline submission when everything was opened by its path; for paths of more parts, other Pythons."""
+WITHOUT_DESCRIPTORS = 197
+"""The calls of an inline submission, in a folder such as ``/tmp/a/runs``, when everything was opened by its path."""
 
 
 @pytest.fixture
@@ -234,7 +234,8 @@ with slurmlaunch.Executor({str(tmp_path / "runs")!r}, cluster="inline") as execu
     command = ["strace", "-qq", "-o", str(log), "-e", "trace=%file,%desc", sys.executable]
     subprocess.run([*command, str(tmp_path / "program.py")], check=True)
     _, _, second, _ = re.split(r"access\(\"/mark.*", log.read_text(errors="replace"))
-    assert second.count("\n") <= WITHOUT_DESCRIPTORS + 2 * (len(FOLDERS) + 1 + 1) + SLACK
+    looks = len((tmp_path / "runs").parents) - 3  # one at each folder above, to resolve links
+    assert second.count("\n") <= WITHOUT_DESCRIPTORS + 2 * (len(FOLDERS) + 1 + 1) + looks
 
 
 def close_all(number: int, other: str) -> str:
