@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cloudpickle
 import pytest
 
+from tests.support import clusters
 from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def two_users(mode: int = 0o777) -> Iterator[Machine]:
     """Make the home folders of two users and their project folder, and remove all at the end."""
     if os.geteuid() != 0:
         pytest.skip("only root can be two users")
-    place = Path(tempfile.mkdtemp(prefix="slurmlaunch-users-", dir="/tmp"))
+    place = Path(tempfile.mkdtemp(prefix="slurmlaunch-users-", dir=clusters.chosen().place))
     try:
         place.chmod(0o755)
         (place / "shared").mkdir()

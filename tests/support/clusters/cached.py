@@ -91,7 +91,7 @@ exit $status
 class Cached(Kind):
     """Run folders on a file system that caches names and attributes."""
 
-    suites = ("contract", "faults", "slurm/test_cached.py")
+    suites = ("contract", "faults", "slurm/test_cached.py", "slurm/test_two_users.py")
     latency = _SECONDS + 2.0
     skipped: Mapping[str, str] = MappingProxyType(
         {
@@ -116,6 +116,7 @@ class Cached(Kind):
     def command(self, *arguments: str) -> list[str]:
         """Return the command that runs Python where both are mounted."""
         place = Path(tempfile.mkdtemp(prefix="gluster-", dir="/var/tmp"))
+        place.chmod(0o755)  # for tests of ordinary users
         for name in ("brick", "shared", "nodes"):
             (place / name).mkdir()
         with socket.socket() as free:
@@ -134,6 +135,11 @@ class Cached(Kind):
         own = ["unshare", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "--propagation=slave"]
         enter = _ENTER.replace("{caches}", caches)
         return [*own, "sh", "-c", enter, "sh", str(place), *environment, sys.executable, "-m", *arguments]
+
+    @property
+    def place(self) -> Path:
+        """The client's mount."""
+        return Path(os.environ[_PLACE], "shared")
 
     def adapt(self, spec: ClusterSpec) -> ClusterSpec:
         """Give each node the other mount."""

@@ -67,6 +67,11 @@ class Kind:
         return spec
 
     @property
+    def place(self) -> Path:
+        """The folder in which the folders of ordinary users are made."""
+        return Path("/tmp")
+
+    @property
     def folder(self) -> Path:
         """The folder that holds all that `install` installs."""
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
