@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from slurmlaunch.backends.container import asks_for_gpus
 from slurmlaunch.errors import SchedulerError
 from slurmlaunch.runfolder.environment import Environment
+from slurmlaunch.runfolder.layout import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -128,6 +129,12 @@ class ArrayJob:
     alone: bool = False  # a single job of one task, since the cluster has no arrays
     recognized_by: str = ""  # in the run folder: nobody else knows its name (`RunFolder.secret_file`)
     exposed: bool = False  # whether another user may exchange the run folder, or a folder above it
+    held: RunFolder | None = field(default=None, compare=False, repr=False)  # the folder as the client holds it
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder, for a backend of this process: by its path it may be another one by now."""
+        return self.held or RunFolder(self.run_folder)
 
     def command(self, task: str) -> tuple[str, ...]:
         """Return the node's command line; its last word is *task*, a task index or the shell word for one.

@@ -22,7 +22,7 @@ from slurmlaunch.outcome import Bundle, Failure
 from slurmlaunch.runfolder.claims import Claimer
 from slurmlaunch.runfolder.files import create, undisturbed
 from slurmlaunch.runfolder.function import Work
-from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder, Status
+from slurmlaunch.runfolder.layout import EndMark, Manifest, Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter, Times
 from slurmlaunch.runfolder.plan import Pace
 from slurmlaunch.runfolder.records import Kind
@@ -31,6 +31,8 @@ from slurmlaunch.runfolder.rounds import Round
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from types import FrameType
+
+    from slurmlaunch.runfolder.layout import RunFolder
 
 _RECORD_BYTES = 1 << 18
 
@@ -56,7 +58,7 @@ class InlineBackend(Backend):
 
     def submit(self, job: ArrayJob) -> str:
         """Run the tasks of the array to their end; return its job id."""
-        folder = RunFolder(job.run_folder)
+        folder = job.folder
         with undisturbed():
             manifest = Manifest.read(folder)
             round_ = Round.read(folder, job.round)

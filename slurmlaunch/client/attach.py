@@ -47,7 +47,7 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
     if rounds is not None and known is not None:
         return known
     watch = open_view(path, rounds)
-    announce(path)
+    announce(watch.run.folder)
     if rounds is not None:
         client.views[path, rounds] = watch.run
     client.watcher.keep_watching(watch)
@@ -56,9 +56,12 @@ def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> R
     return watch.run
 
 
-def open_view(path: Path, rounds: int | None = None) -> Watch:
-    """Return a new view of a run, with everything that its folder shows now."""
-    run = _view(path, rounds)
+def open_view(where: Path | RunFolder, rounds: int | None = None) -> Watch:
+    """Return a new view of a run, with everything that its folder shows now.
+
+    Of a run that this process knows give its folder: by its path it may be another one by now.
+    """
+    run = _view(where, rounds)
     current_client().runs.add(run)
     watch = Watch(run)
     watch.submission.read_refusals()
@@ -66,12 +69,12 @@ def open_view(path: Path, rounds: int | None = None) -> Watch:
     return watch
 
 
-def inspect(path: Path, *, ask: bool = False) -> Run:
+def inspect(where: Path | RunFolder, *, ask: bool = False) -> Run:
     """Return a view of a run as its folder shows it now, which nobody watches; nothing is written or submitted.
 
-    With *ask* it has the scheduler's states of tasks, too, if items are open.
+    With *ask* it has the scheduler's states of tasks, too, if items are open. See `open_view`.
     """
-    run = _view(path)
+    run = _view(where)
     latency, run.state.latency = run.state.latency, 0.0  # what is not visible yet is not there now
     inspection = _Inspection(run)
     inspection.submission.read_refusals()
@@ -79,7 +82,7 @@ def inspect(path: Path, *, ask: bool = False) -> Run:
         inspection.first_poll()
     if ask and run.ledger.open and run.job_ids:
         # But an item of a job that ended a moment ago has not failed because a network file system is slow.
-        run.state.latency = latency if is_on_network(path) else 0.0
+        run.state.latency = latency if is_on_network(run.folder.path) else 0.0
         snapshot = run.backend.query(dict.fromkeys(run.job_ids, run.manifest.created))
         if snapshot is not None:
             inspection.handle(SchedulerReported(snapshot))
@@ -101,26 +104,25 @@ class _Inspection(Watch):
             super()._execute(effect)
 
 
-def _view(path: Path, rounds: int | None = None) -> Run:
-    folder = RunFolder(path)
+def _view(where: Path | RunFolder, rounds: int | None = None) -> Run:
+    folder = where.unread() if isinstance(where, RunFolder) else RunFolder(where)
     manifest = Manifest.read(folder)
     folder.check_folders()
     backend = current_client().backend(manifest.backend, manifest.clusters)
     return Run(folder, manifest, backend, list(read_rounds(folder))[:rounds])
 
 
-def announce(path: Path) -> None:
+def announce(folder: RunFolder) -> None:
     """Record that this process uses a run, so that no other one removes it; see `slurmlaunch.client.cleaning`.
 
     Raises:
         RunFolderError: a process removes it.
     """
     announced = current_client().announced
-    if path not in announced:
-        folder = RunFolder(path)
+    if folder.path not in announced:
         with contextlib.suppress(OSError, RunFolderError):  # a folder that may only be read is not removed, either
             folder.announce(str(ClientId.current()))
-            announced.add(path)
+            announced.add(folder.path)
         check_kept(folder)
 
 

@@ -20,14 +20,14 @@ from slurmlaunch.backends.base import parse_time
 from slurmlaunch.client.attach import inspect, manifests_in
 from slurmlaunch.client.default_folder import folder_of_runs
 from slurmlaunch.client.ledger import ItemStatus
-from slurmlaunch.client.runs import may_be_submitted, usage_of
+from slurmlaunch.client.runs import may_be_submitted
 from slurmlaunch.client.sbatch_options import as_time, refused
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.client.wording import readable
 from slurmlaunch.errors import RunFolderError, SchedulerError
 from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import ClientId
-from slurmlaunch.runfolder.layout import MANIFEST, RunFolder
+from slurmlaunch.runfolder.layout import MANIFEST, Manifest, RunFolder
 from slurmlaunch.runfolder.rounds import check_kept, claim_removal, give_up_removal, remover_of
 
 if TYPE_CHECKING:
@@ -106,14 +106,15 @@ def remove_old(
     removed: dict[Path, int] = {}
     kept: dict[Path, str] = {}
     for path, _ in sorted(manifests_in(folder_of_runs(folder))):
-        size, written = usage_of(path)
+        found = RunFolder(path)  # one, so that what was seen is what is removed
+        size, written = found.root.usage()
         with _keeping(path, kept):
-            if _is_rest(path):
-                rests.append((path, size))
+            if _is_rest(found):
+                rests.append((found, size))
             elif written > before:
                 raise _Kept("written to since")
             else:
-                old.append((path, size, inspect(path)))
+                old.append((path, size, inspect(found)))
     jobs.ask(run for *_, run in old)
     for path, size, run in old:
         with _keeping(path, kept):
@@ -123,11 +124,11 @@ def remove_old(
             if not dry_run:
                 _remove(run, jobs)
             removed[path] = size
-    for path, size in rests:
-        with _keeping(path, kept):
+    for rest, size in rests:
+        with _keeping(rest.path, kept):
             if not dry_run:
-                _remove_files(RunFolder(path))
-            removed[path] = size
+                _remove_files(rest)
+            removed[rest.path] = size
     return Cleaned(tuple(removed), sum(removed.values()), kept, dry_run)
 
 
@@ -143,9 +144,9 @@ def _keeping(path: Path, kept: dict[Path, str]) -> Iterator[None]:
 def remove(run: Run) -> Cleaned:
     """Remove a run, for `FutureArray.remove`, which says what this raises."""
     path = run.folder.path
-    size, _ = usage_of(path)
+    size, _ = run.folder.root.usage()
     try:
-        _remove_ours(path)
+        _remove_ours(run.folder)
     except (_Kept, SchedulerError) as error:
         raise RunFolderError(f"{path} is not removed: {_why(error)}", path=str(path)) from error
     say(f"removed {path}, {readable(size)} freed")
@@ -155,11 +156,11 @@ def remove(run: Run) -> Cleaned:
 def discard(run: Run) -> None:
     """Remove a run of this process that no scheduler accepted, unless another process has resumed it."""
     with contextlib.suppress(_Kept, SchedulerError, OSError, RunFolderError):
-        _remove_ours(run.folder.path)
+        _remove_ours(run.folder)
 
 
-def _remove_ours(path: Path) -> None:
-    now, jobs = inspect(path), _Jobs()
+def _remove_ours(folder: RunFolder) -> None:
+    now, jobs = inspect(folder), _Jobs()
     _check_unused(now, jobs, ours=True)
     _remove(now, jobs, ours=True)
 
@@ -172,10 +173,11 @@ def await_removal(path: Path) -> bool:
     """
     until = time.monotonic() + _LONGEST_REMOVAL
     while path.exists():
-        with contextlib.suppress(_Kept, FileNotFoundError):
-            if not _is_rest(path):
+        folder = RunFolder(path)  # one, so that what was seen is what is removed
+        with contextlib.suppress(_Kept, FileNotFoundError), unless_removed(path):
+            if not _is_rest(folder):
                 return False
-            _remove_files(RunFolder(path))
+            _remove_files(folder)
             return True
         if time.monotonic() > until:
             check_kept(RunFolder(path))
@@ -217,13 +219,14 @@ def seconds_of(older_than: timedelta | str | float) -> float:
     return older_than
 
 
-def _is_rest(path: Path) -> bool:
+def _is_rest(folder: RunFolder) -> bool:
     """Whether a removal was interrupted, whose client has ended.
 
     Raises:
         _Kept: the client that removes it may live.
+        RunFolderError: the folder is no run.
     """
-    folder = RunFolder(path)
+    Manifest.of(folder.root)
     if not folder.rounds.is_dir():
         return True
     remover = remover_of(folder)
@@ -308,7 +311,7 @@ def _remove(run: Run, jobs: _Jobs, *, ours: bool = False) -> None:
     except FileExistsError:
         raise _Kept("another process goes on with it, or removes it") from None
     try:
-        _check_unused(inspect(folder.path), jobs, ours=ours)
+        _check_unused(inspect(folder), jobs, ours=ours)
     except BaseException:
         give_up_removal(folder, number)
         raise

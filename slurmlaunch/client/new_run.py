@@ -131,7 +131,7 @@ class NewRun:
         """Move it to its place, if it has one; remove it and return False if another process was first."""
         try:
             if self._place is not None:
-                self.folder.move(self._place)
+                self.folder.move(self._place.name)
         except FileExistsError:
             self.folder.root.remove()
             return False

@@ -54,7 +54,7 @@ def retry(run: Run, what: Retry) -> Run:
     """
     what.check(Options.from_json(run.rounds[-1].plan.options))
     await_states(run)
-    again = submit_missing(open_view(run.folder.path), run, what)
+    again = submit_missing(open_view(run.folder), run, what)
     if again.submitting and run.keep is not None:
         run.keep(again)
     return again

@@ -63,7 +63,7 @@ def resume(path: Path, call: Call, rows: Sequence[tuple[Any, ...]], backend: Bac
         SubmissionError: the scheduler refused the round.
     """
     watch = open_view(path)
-    announce(path)
+    announce(watch.run.folder)
     if not watch.run.rounds:
         raise RunFolderError(f"{path} has no round", path=str(path))
     run, resumption = watch.run, _Resumption(call, rows, watch.run)
@@ -74,7 +74,7 @@ def resume(path: Path, call: Call, rows: Sequence[tuple[Any, ...]], backend: Bac
         current_client().watcher.keep_watching(watch)
         watch.submission.take_over()
         await_states(run)
-        watch = open_view(path)
+        watch = open_view(run.folder)
     again = submit_missing(watch, run, resumption)
     return again, resumption.items
 
@@ -95,14 +95,15 @@ def check_place(name: str, folder: Path) -> None:
     """
     place, what = place_of(name, folder), ""
     with unless_removed(place):
-        names = set(Location(place).names())
+        there = Location(place)  # one, so that what was seen is what is removed
+        names = set(there.names())
         if MANIFEST in names:
-            found = Manifest.of(Location(place)).name
+            found = Manifest.of(there).name
             what = "" if found == name else f"is of the run {found!r}"
         elif names - {"clients"}:
             what = "is no run folder"
         else:
-            Location(place).remove()
+            there.remove()
     if what:
         msg = f"{place} {what}, and is the place of the run {name!r}. Move it away, or give another name="
         raise RunFolderError(msg, path=str(place))

@@ -6,7 +6,6 @@ when it is asked for, and then for the rows that are shown. It watches, submits 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -20,8 +19,10 @@ from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.client.wording import readable
 from slurmlaunch.errors import RunFolderError, SchedulerError
+from slurmlaunch.runfolder.files import Location
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
@@ -32,9 +33,6 @@ __all__ = ["RunList", "RunSummary", "runs"]
 
 _SHOWN = 20
 """How many runs are printed; the others can be had by slices."""
-
-_BLOCK = 512
-"""Bytes of a block as ``st_blocks`` counts them."""
 
 
 class _Content(NamedTuple):
@@ -98,7 +96,7 @@ class RunSummary:
     @cached_property
     def size(self) -> int:
         """The bytes that the run folder takes on disk."""
-        return usage_of(self.folder)[0]
+        return Location(self.folder).usage()[0]
 
     @property
     def state(self) -> str:
@@ -260,15 +258,3 @@ def _ask(some: Iterable[RunSummary]) -> None:
             run._listed = listed.intersection(run.job_ids)  # noqa: SLF001
 
 
-def usage_of(folder: Path) -> tuple[int, float]:
-    """Return the bytes that a folder takes on disk, and when it was last written to, as far as it can be read."""
-    total, written = 0, 0.0
-    for path, _, names in os.walk(folder):
-        for name in (".", *names):
-            try:
-                status = os.lstat(os.path.join(path, name))  # noqa: PTH118  (a Path for each costs more)
-            except OSError:
-                continue
-            total += status.st_blocks * _BLOCK
-            written = max(written, status.st_mtime)
-    return total, written

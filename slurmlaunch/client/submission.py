@@ -296,6 +296,7 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
         ranks=plan.ranks.number if plan.ranks else 1,
         exposed=manifest.backend == "slurm" and others_may_exchange(run.folder.path),
         shares=isinstance(plan.blocks, Measured),
+        held=run.folder.unread(),
     )
 
 

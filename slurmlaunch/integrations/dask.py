@@ -26,7 +26,7 @@ from slurmlaunch.backends.base import parse_memory
 from slurmlaunch.context import cpu_count, current_task
 from slurmlaunch.errors import MissingPackage, OptionError, SlurmlaunchError
 from slurmlaunch.runfolder.files import read_owned, write_whole
-from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from slurmlaunch.runfolder.rounds import round_of_task
 
 if TYPE_CHECKING:
@@ -187,7 +187,9 @@ async def _serve_scheduler(client_timeout: float, *, dashboard: bool, **options:
 
     pages = {"dashboard": dashboard, "dashboard_address": _HERE_ONLY}
     async with Scheduler(**options, **pages, protocol="tls") as scheduler:
-        write_whole(RunFolder(current_task().run_folder).root / _ADDRESS, [scheduler.address.encode()])
+        folder = RunFolder(current_task().run_folder)
+        Manifest.read_in_task(folder)  # by its path it may be another one by now
+        write_whole(folder.root / _ADDRESS, [scheduler.address.encode()])
         worker = asyncio.create_task(_serve_worker(scheduler.address, **options))
         await _await_last_client(scheduler, client_timeout)
         await scheduler.close(reason="the client is gone")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 MOST_HELD = 64
 """How many folders a process holds, whatever the number of its runs: many systems allow 256 descriptors."""
 
+_BLOCK = 512
+"""Bytes of a block as ``st_blocks`` counts them."""
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK  # to open a named pipe would else wait for a writer
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -244,19 +247,30 @@ class Location:
 
     # As a folder.
 
-    def move(self, path: str) -> None:
-        """Give a run folder another path, in one step.
+    def move(self, name: str) -> None:
+        """Give a run folder another name in the folder above, in one step.
 
         Raises:
-            FileExistsError: something is there.
+            FileExistsError: something has it.
         """
+        above, before = os.path.split(self.name)
         try:
-            os.rename(self.name, path)  # noqa: PTH104  (would replace an empty folder, but not one with a file)
+            with self._above() as number:  # would replace an empty folder, but not one with a file
+                os.rename(before, name, src_dir_fd=number, dst_dir_fd=number)
         except OSError as error:
             if error.errno in TAKEN:
                 raise FileExistsError(*error.args) from error
             raise
-        self.name = path
+        self.name = f"{above}/{name}"
+
+    @contextmanager
+    def _above(self) -> Iterator[int]:
+        """Open the folder above a run folder, where that is: its path may lead elsewhere by now."""
+        descriptor = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._hold().number)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def mkdir(self) -> None:
         """Make the folder, for its owner alone.
@@ -318,7 +332,23 @@ class Location:
                     shutil.rmtree(name, dir_fd=folder.number)
                     continue
                 os.unlink(name, dir_fd=folder.number)
-            self._call(os.rmdir)
+            if self.parent is not None:
+                self._call(os.rmdir)
+                return
+            with self._above() as number:
+                os.rmdir(os.path.basename(self.name), dir_fd=number)  # noqa: PTH119  (a Path is not needed)
+
+    def usage(self) -> tuple[int, float]:
+        """Return the bytes that the folder takes on disk, and when it was last written to, as far as it can be read."""
+        total, written = 0, 0.0
+        with suppress(OSError, RunFolderError), self._opened() as descriptor:
+            for _, _, names, here in os.fwalk(".", dir_fd=descriptor):
+                for name in (".", *names):
+                    with suppress(OSError):
+                        status = os.stat(name, dir_fd=here, follow_symlinks=False)
+                        total += status.st_blocks * _BLOCK
+                        written = max(written, status.st_mtime)
+        return total, written
 
     def _hold(self, *, anew: bool = False) -> _Held:
         """Return the descriptor of the folder; keep a reference as long as you use it. *anew* reads its status."""

@@ -84,9 +84,9 @@ class RunFolder:
             index.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Location | None = None) -> None:
         self.path = path
-        self.root = root = Location(path)
+        self.root = root = root or Location(path)
         self.salt = 0
         self.number_of_items: int | None = None
         self.identity = self.index_sha256 = ""
@@ -102,15 +102,19 @@ class RunFolder:
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
+    def unread(self) -> RunFolder:
+        """Return the same folder, of which nothing is known yet: by its path it may be another one by now."""
+        return RunFolder(self.path, self.root)
+
     def check_folders(self) -> None:
         """Refuse unsafe folders now, not when something is read from them; raises as `Location.check` does."""
         for each in (self.rounds, self.outcomes, self.ended, self.cancelled, self.logs):
             each.check()
 
-    def move(self, path: Path) -> None:
-        """Give the run folder another path, in one step; FileExistsError if something is there."""
-        self.root.move(os.fspath(path))
-        self.path = path
+    def move(self, name: str) -> None:
+        """Give the run folder another name, in one step; FileExistsError if something has it."""
+        self.root.move(name)
+        self.path = self.path.with_name(name)
 
     def round(self, number: int) -> Location:
         """Return the folder of a submission round."""

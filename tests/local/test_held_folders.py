@@ -12,13 +12,17 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import slurmlaunch
 from slurmlaunch import Executor, SlurmlaunchError
+from slurmlaunch.client.resuming import place_of
 from slurmlaunch.errors import RunFolderError, UnsafeRunFolder
 from slurmlaunch.runfolder import files
 from slurmlaunch.runfolder.files import Location, create, read_owned, undisturbed, write_whole
@@ -48,7 +52,7 @@ ELSEWHERE = {
     "cli/map.py": ("open(sys.stdin",),
     "client/code.py": ("open(file", "open(cache_from_source(", "os.stat(file)"),
     "client/pickling.py": ("pickler.file.truncate(",),
-    "client/runs.py": ("os.scandir(folder)", "os.walk(folder)", "os.lstat(os.path.join(path, name))"),  # sizes
+    "client/runs.py": ("os.scandir(folder)",),
     "client/versions.py": ("",),
     "integrations/submitit/job.py": ("fixed_part(folder).glob('*/manifest.json')",),
     "node/debug.py": ("Path(file).stat()",),
@@ -256,37 +260,150 @@ def test_items_that_close_all_descriptors(tmp_path: Path) -> None:
     assert list(other.iterdir()) == []
 
 
+def waiting_run(place: Path, witness: Path) -> None:
+    """Make a run folder whose item has not run."""
+    OneRun(place, witness.touch, [()], name="other")
+
+
+def touch(witness: Path, *, fails: bool) -> None:
+    """Make a file; fail."""
+    witness.touch()
+    assert not fails
+
+
+def ended_run(place: Path, witness: Path, *, fails: bool = False) -> None:
+    """Make a run folder whose item has run, and perhaps failed."""
+    with Executor(place.with_name("others"), cluster="inline") as executor:
+        array = executor.map_array(touch, [witness], kwargs={"fails": fails})
+    array.folder.rename(place)
+    witness.unlink()
+
+
+def folder_of_files(place: Path, _: Path) -> None:
+    """Make a folder that has nothing to do with runs."""
+    (place / "chapters").mkdir(parents=True, mode=0o700)
+    (place / "chapters" / "one").write_text("precious")
+
+
+class Decoy:
+    """Another folder of the user's, as after unpacking somebody's archive, that takes the place of a run folder."""
+
+    def __init__(self, place: Path, make: Callable[[Path, Path], None]) -> None:
+        self._place, self._witness = place, place.with_name("witness")
+        make(place, self._witness)
+        place.chmod(0o700)
+        self._before = self._content()
+
+    def takes(self, path: Path) -> None:
+        """Put it into the place of another folder, which moves beside it."""
+        path.rename(self._place.with_name("away"))
+        self._place.rename(path)
+        self._place = path
+
+    def is_untouched(self) -> bool:
+        """Whether nothing of it has changed, and nothing of it ran."""
+        return self._before == self._content() and not self._witness.exists()
+
+    def _content(self) -> dict[str, bytes]:
+        return {
+            path.relative_to(self._place).as_posix(): path.read_bytes() if path.is_file() else b""
+            for path in self._place.rglob("*")
+        }
+
+
+class Exchange:
+    """Before some step that a process takes in a run folder, a decoy takes its place."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, below: Path, decoy: Decoy, step: int) -> None:
+        """Count the steps in run folders below a folder."""
+        self.steps, self._step, self._below, self._decoy = 0, step, below, decoy
+        self._really = Location._call  # noqa: SLF001
+        monkeypatch.setattr(Location, "_call", self._call_of())
+
+    def _call_of(self) -> Callable[..., Any]:
+        def call(place: Location, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            path = Path(place.root)
+            ours = path.is_relative_to(self._below) and path.is_dir()  # no run before, whose files may be linked
+            if self.steps == self._step and ours:
+                self._decoy.takes(path)
+            self.steps += ours
+            return self._really(place, function, *arguments, **options)
+
+        return call
+
+
 @pytest.mark.parametrize("step", range(0, 60, 3))
 def test_an_exchange_at_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Whenever a run folder is exchanged for another folder of the user's, no file of that changes."""
-    decoy = tmp_path / "decoy"
-    decoy.mkdir(0o700)
-    for name in ("items", "function", "manifest.json", "items.index"):
-        (decoy / name).write_bytes(b"precious")
-        (decoy / name).chmod(0o600)
-    calls, really = 0, Location._call  # noqa: SLF001
-
-    def call(place: Location, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        path = Path(place.root)
-        ours = path.is_relative_to(tmp_path) and path.is_dir()  # not the run before, whose environment may be linked
-        if calls == step and ours:
-            path.rename(tmp_path / "away")
-            decoy.rename(path)
-        calls += ours
-        return really(place, function, *arguments, **options)
-
-    monkeypatch.setattr(Location, "_call", call)
+    """Whenever a run folder is exchanged for another run of the user's, nothing of that is run or changed."""
+    decoy = Decoy(tmp_path / "decoy", waiting_run)
+    exchange = Exchange(monkeypatch, tmp_path / "runs", decoy, step)
     executor = Executor(tmp_path / "runs", cluster="inline")
     try:
         assert executor.submit(abs, -7).result(PATIENCE) == 7
     except (SlurmlaunchError, OSError):
-        assert step < calls
-    monkeypatch.undo()
-    there = decoy if decoy.exists() else next(path for path in (tmp_path / "runs").iterdir() if path.name != "away")
-    assert {path.name: path.read_bytes() for path in there.iterdir()} == dict.fromkeys(
-        ("items", "function", "manifest.json", "items.index"), b"precious"
-    )
+        assert step < exchange.steps
+    assert decoy.is_untouched()
+
+
+@pytest.mark.parametrize("cluster", ["inline", "local"])
+def test_an_exchange_before_a_retry(tmp_path: Path, cluster: str) -> None:
+    """A process that has a run runs nothing of another one in its place, and writes nothing there."""
+    decoy = Decoy(tmp_path / "decoy", partial(ended_run, fails=True))
+    with Executor(tmp_path / "runs", cluster=cluster) as executor:
+        futures = executor.map_array(int, ["no number"])
+        futures.wait(PATIENCE)
+        decoy.takes(futures.folder)
+        with suppress(SlurmlaunchError):
+            futures.retry().wait(PATIENCE)
+    assert decoy.is_untouched()
+
+
+def removals(folder: Path) -> dict[str, Callable[[], object]]:
+    """Return what removes, or may remove, a run folder; the run is made first, so that only the removal is left."""
+    with Executor(folder, cluster="inline") as executor:
+        array = executor.map_array(abs, [-7], name="run")
+    return {
+        "remove": array.remove,
+        "clean": lambda: slurmlaunch.clean(folder, older_than="1h"),
+        "rest": lambda: slurmlaunch.clean(folder, older_than="1h"),
+    }
+
+
+@pytest.mark.parametrize("how", ["remove", "clean", "rest"])
+def test_an_exchange_during_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Whenever a run folder that is removed is exchanged for another folder of the user's, that stays as it is."""
+    step, happened = 0, True
+    while happened:
+        place = tmp_path / str(step)
+        place.mkdir()
+        act = removals(place / "runs")[how]
+        (run,) = (path for path in (place / "runs").iterdir() if path.is_dir())
+        if how == "rest":
+            shutil.rmtree(run / "rounds")
+        for path in (run, *run.rglob("*")):
+            os.utime(path, (0, 0), follow_symlinks=False)
+        decoy = Decoy(place / "decoy", folder_of_files if how == "rest" else ended_run)
+        with monkeypatch.context() as patch:
+            exchange = Exchange(patch, place, decoy, step)
+            with suppress(SlurmlaunchError, OSError):
+                act()
+        assert decoy.is_untouched(), step
+        step, happened = step + (1 if how == "rest" else 5), step < exchange.steps
+    assert step > 10
+
+
+def test_an_exchange_before_a_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put in the place of the rest of a run, where a new one goes, is not removed."""
+    for step in range(12):
+        runs = tmp_path / str(step) / "runs"
+        place_of("run", runs).mkdir(parents=True, mode=0o700)
+        decoy = Decoy(tmp_path / str(step) / "decoy", folder_of_files)
+        with monkeypatch.context() as patch:
+            exchange = Exchange(patch, runs, decoy, step)
+            with suppress(SlurmlaunchError, OSError), Executor(runs, cluster="inline") as executor:
+                executor.map_array(abs, [-7], name="run", resume=True)
+        assert step < exchange.steps
+        assert decoy.is_untouched(), step
 
 
 def test_a_named_pipe_in_a_files_place(tmp_path: Path) -> None:

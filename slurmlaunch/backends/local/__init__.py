@@ -226,8 +226,8 @@ def added_variables(job: ArrayJob, inherited: Mapping[str, str]) -> dict[str, st
 
 def _check(job: ArrayJob, env: Mapping[str, str]) -> None:
     """Refuse at once an array with a missing folder or program: all its tasks would fail later."""
-    if not RunFolder(job.run_folder).logs.exists():
-        raise refusal(job, f"there is no folder {RunFolder(job.run_folder).logs}")
+    if not job.folder.logs.exists():
+        raise refusal(job, f"there is no folder {job.folder.logs}")
     if not _cwd(job).is_dir():
         raise refusal(job, f"there is no folder {_cwd(job)}")
     if _shell(job) is None:

@@ -35,7 +35,7 @@ from slurmlaunch.errors import SIGNALLED, OptionError, RunFolderError
 from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.files import create
-from slurmlaunch.runfolder.layout import STARTED_VARIABLE, EndMark, RunFolder, Status
+from slurmlaunch.runfolder.layout import STARTED_VARIABLE, EndMark, Status
 from slurmlaunch.runfolder.storage import PATIENCE, status_of
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class LocalJob:
         self._starts = [0] * self.array.length
         self.start_after = -math.inf  # while the storage refuses the logs
         self._refused_since: float | None = None
-        self._folder = RunFolder(self.array.run_folder)
+        self._folder = self.array.folder
 
     @property
     def ended(self) -> bool:

@@ -69,7 +69,7 @@ class Kind:
     @property
     def place(self) -> Path:
         """The folder in which the folders of ordinary users are made."""
-        return Path("/tmp")
+        return Path("/tmp")  # noqa: S108  (the tests make folders of random names there)
 
     @property
     def folder(self) -> Path:
