@@ -629,7 +629,13 @@ def make_for_another(folder: Path) -> None:
     os.chown(folder, 12345, -1)
 
 
-@pytest.mark.parametrize("make", [open_to_others, link_elsewhere, make_for_another])
+def make_where_others_may_rename(folder: Path) -> None:
+    """Make a private folder in one that others may write to."""
+    folder.mkdir(mode=0o700)
+    folder.parent.chmod(0o777)
+
+
+@pytest.mark.parametrize("make", [open_to_others, link_elsewhere, make_for_another, make_where_others_may_rename])
 def test_a_folder_that_is_not_ours_alone_is_not_used(
     slurm: FakeSlurm,
     tmp_path: Path,
@@ -639,9 +645,10 @@ def test_a_folder_that_is_not_ours_alone_is_not_used(
 ) -> None:
     """A folder that others may write to is not used, but one of the user's own, of which a warning tells once."""
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / f"slurmlaunch-{os.geteuid()}"
+    folder = tmp_path / "temporary" / f"slurmlaunch-{os.geteuid()}"
     make(folder)
     slurm.squeue = "9_0|RUNNING|n1|N/A|None"
     for process in (slurm.process(), slurm.process()):

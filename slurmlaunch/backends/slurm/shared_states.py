@@ -31,6 +31,7 @@ from slurmlaunch.backends.slurm.queries import sacct, squeue
 from slurmlaunch.errors import OptionError, RunFolderError
 from slurmlaunch.runfolder import forms
 from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.runs_folder import others_may_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -364,7 +365,7 @@ _said: set[Path] = set()
 
 
 def _folder() -> Path:
-    """Return a folder that only the user may read: of this machine, or else in the user's home."""
+    """Return a folder that only the user may read and rename: of this machine, or else in the user's home."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and _is_private(Path(runtime)):
         first = Path(runtime, "slurmlaunch")
@@ -375,17 +376,17 @@ def _folder() -> Path:
     for folder in (first, own):
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=folder is own)
-        if _is_private(folder):
+        if _is_private(folder) and not others_may_exchange(there := folder.resolve()):
             if folder is own and first not in _said:
                 _said.add(first)
                 _log.warning(
-                    "%s is not a folder that only you can open: another user may have made it. slurmlaunch keeps the "
-                    "states of your jobs in %s instead",
+                    "%s is not a folder that only you can open and rename: another user may have made it. slurmlaunch "
+                    "keeps the states of your jobs in %s instead",
                     first,
                     own,
                 )
-            return folder
-    raise _UnsharableError(f"neither {first} nor {own} is a folder that only you can open")
+            return there
+    raise _UnsharableError(f"neither {first} nor {own} is a folder that only you can open and rename")
 
 
 def _is_private(folder: Path) -> bool:
