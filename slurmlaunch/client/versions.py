@@ -80,7 +80,9 @@ def _root_of(folder: str) -> str | None:
 
 
 def _start_git(root: str) -> subprocess.Popen[str] | None:
-    command = ["git", "-C", root, "--no-optional-locks", "-c", "core.fsmonitor=false", "status"]
+    # Without safe.directory git leaves alone what another user owns, as it may say which programs git is to run.
+    settings = ("-c", "core.fsmonitor=false", "-c", "safe.directory=")
+    command = ["git", "-C", root, "--no-optional-locks", *settings, "status"]
     command += ["--porcelain=v2", "--branch", "--untracked-files=no"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:

@@ -82,6 +82,26 @@ class TestDebug:
         assert "(7, 2.0)" in shown
         assert f"(7, {recorded.args[1]})" in shown
 
+    def test_commands_of_others(
+        self,
+        drawn_numbers: FutureArray[float],
+        typed: Callable[[str], None],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """Commands in the working directory, where others may write, are not run; those in the home folder are."""
+        for name in ("home", "work"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / ".pdbrc").write_text(f"p 'commands in ' + {name!r}\n")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.chdir(tmp_path / "work")
+        typed("q\n")
+        with pytest.raises(ValueError, match="7"):
+            drawn_numbers[7].debug()
+        shown = capsys.readouterr().out
+        assert ("commands in home" in shown, "commands in work" in shown) == (True, False)
+
     def test_other_debugger(
         self, drawn_numbers: FutureArray[float], monkeypatch: pytest.MonkeyPatch, beside: Callable[[str], Any]
     ) -> None:

@@ -333,6 +333,45 @@ def test_a_module_in_the_clients_folder(backend: str, request: pytest.FixtureReq
         assert not witness.exists()
 
 
+REPOSITORY = """
+    import os, subprocess, sys
+    git = lambda *words: subprocess.run(["git", *words], check=True, capture_output=True)
+    git("init")
+    git("config", "filter.theirs.clean", f"touch {sys.argv[1]}; cat")
+    open(".gitattributes", "w").write("bait filter=theirs")
+    open("bait", "w").close()
+    git("add", ".")
+    git("-c", "user.name=R", "-c", "user.email=r", "commit", "-m", "bait")
+    os.utime("bait", (0, 0))  # git has to look at it
+    os.remove(sys.argv[1])
+"""
+
+VERSIONS = """
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    import own
+    from slurmlaunch import Executor
+
+    array = Executor(cluster="inline").map_array(own.double, [1])
+    print(array.results(), array.code.commits)
+"""
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_repository_of_another_user() -> None:
+    """No program runs that a repository names in which another user has put the user's modules."""
+    with two_users() as (victim, rival, shared):
+        own = shared / "own"
+        own.mkdir()
+        (own / "own.py").write_text("def double(x):\n    return 2 * x\n")
+        (victim.home / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
+        victim.owns(own, own / "own.py", victim.home / ".gitconfig")
+        rival.owns(shared)
+        rival.does(REPOSITORY, shared / "witness", cwd=shared)
+        assert victim.does(VERSIONS, own, cwd=victim.home) == "[2] {}\n"
+        assert not (shared / "witness").exists()
+
+
 CONTAINED = """
     import sys
     from slurmlaunch import Container, Executor
