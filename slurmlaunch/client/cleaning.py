@@ -29,6 +29,7 @@ from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.layout import MANIFEST, Manifest, RunFolder
 from slurmlaunch.runfolder.rounds import check_kept, claim_removal, give_up_removal, remover_of
+from slurmlaunch.runfolder.runs_folder import others_may_exchange
 
 if TYPE_CHECKING:
     import os
@@ -105,10 +106,14 @@ def remove_old(
     jobs, old, rests = _Jobs(), [], []
     removed: dict[Path, int] = {}
     kept: dict[Path, str] = {}
-    for path, _ in sorted(manifests_in(folder_of_runs(folder))):
+    given = folder_of_runs(folder)
+    exposed = [str(each) for each in {given, given.resolve()} if others_may_exchange(each / MANIFEST)]
+    for path, manifest in sorted(manifests_in(given)):
         found = RunFolder(path)  # one, so that what was seen is what is removed
         size, written = found.root.usage()
         with _keeping(path, kept):
+            if any(each != manifest.made_in for each in exposed):  # others would choose what is removed
+                raise _Kept("others may have put it here: it was made in another folder")
             if _is_rest(found):
                 rests.append((found, size))
             elif written > before:
@@ -227,12 +232,13 @@ def _is_rest(folder: RunFolder) -> bool:
         RunFolderError: the folder is no run.
     """
     Manifest.of(folder.root)
-    if not folder.rounds.is_dir():
-        return True
-    remover = remover_of(folder)
-    if remover is not None and not remover.may_be_replaced(folder.rounds.status().st_mtime):
-        raise _Kept("another process removes it")
-    return remover is not None
+    if folder.rounds.is_dir():
+        remover = remover_of(folder)
+        if remover is None:
+            return False
+        if not remover.may_be_replaced(folder.rounds.status().st_mtime):
+            raise _Kept("another process removes it")
+    return True
 
 
 class _Jobs:

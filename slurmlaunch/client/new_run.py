@@ -160,6 +160,7 @@ class NewRun:
             backend=self._backend.name,
             clusters=call.options.clusters,
             cwd=str(Path.cwd()),
+            made_in=str(self._runs),
             client=platform.node(),
             seed=call.options.seed or 0,
             interpreter=Interpreter.current().to_json(),

@@ -45,14 +45,15 @@ renamed), or one writer appends records to it. A reader uses whole records and i
 the folder a run, and only then is anything submitted. Everything that a task reads is on disk before, except
 cancellations and claims.
 
-**Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 2, or 1 in a run folder of 0.1.0, which has none of
-the keys and files that came with 2; a reader refuses other numbers and ignores unknown keys. ``python`` is the minor
+**Manifest** (`layout.Manifest`). A JSON object. ``protocol`` is 2, or 1 in a run folder of 0.1.0, which has none of the
+keys and files that came with 2; a reader refuses other numbers and ignores unknown keys. ``python`` is the minor
 version that pickled the function, as ``"3.11"``: the pickle holds bytecode, and a node of another version must not
 unpickle it. ``items`` is the number of items at first, ``shared`` the number of bytes of buffers that the function
 refers to, ``seed`` the seed of the items' random streams, and ``interpreter`` the settings of the client's Python that
-tasks take over (`interpreter.Interpreter`). Since protocol 2, ``files`` has the paths in the run folder of the files
-that the tasks read besides their items, by name: ``{"function": "function"}`` if the key is missing. ``cells`` has the
-source of pickled code that lies in no file, such as a notebook's cells, by the code's file name, for tracebacks.
+tasks take over (`interpreter.Interpreter`). ``made_in`` is the folder of runs at that time. Since protocol 2, ``files``
+has the paths in the run folder of the files that the tasks read besides their items, by name: ``{"function":
+"function"}`` if the key is missing. ``cells`` has the source of pickled code that lies in no file, such as a notebook's
+cells, by the code's file name, for tracebacks.
 
 A round may have other values for some keys: they are in the key ``manifest`` of its plan. So a round that runs another
 function has ``function``, ``python``, ``cloudpickle``, ``sys_path``, ``shared``, ``cells`` and ``created`` of that

@@ -219,6 +219,7 @@ class Manifest(NamedTuple):
     repeated: float | None = None  # the `created` of the function, if a person has it run again
     code: Mapping[str, Any] = {}  # what identifies the code besides the stored modules; for clients only
     secret: str = ""  # 128 random bits that stand in no name, script or command line
+    made_in: str = ""  # the folder of runs in which it was made, without symbolic links
     sha256: Mapping[str, str] = {}  # by name, of the function, the index of the items, and the index of the modules
     protocol: int = PROTOCOL
 
@@ -362,6 +363,7 @@ _OPTIONAL: Mapping[str, forms.Form] = {
     "cells": forms.mapping(forms.text),
     "repeated": forms.null_or(forms.seconds),
     "secret": forms.text,
+    "made_in": forms.text,
     "sha256": forms.mapping(forms.text),
     "code": forms.Keys(
         optional={

@@ -91,6 +91,8 @@ def others_may_exchange(path: Path) -> bool:
             return True
         if status.st_uid not in trusted:
             return True
+        if stat.S_ISLNK(status.st_mode):  # whose permissions mean nothing
+            continue
         sticky = status.st_mode & stat.S_ISVTX
         if each != path and status.st_mode & _OTHERS_MAY_WRITE and not sticky:
             return True

@@ -392,6 +392,23 @@ def test_an_exchange_during_a_removal(tmp_path: Path, monkeypatch: pytest.Monkey
     assert step > 10
 
 
+@pytest.mark.parametrize("how", ["made", "moved", "linked"])
+def test_others_do_not_choose_what_is_cleaned(tmp_path: Path, how: str) -> None:
+    """Where others may put another folder of the user's runs, `clean` removes runs only where they were made."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    named, private = shared / "slurmlaunch-runs", tmp_path / "private" / "runs"
+    with Executor(named if how == "made" else private, cluster="inline") as executor:
+        executor.submit(abs, -7)
+    if how == "moved":
+        private.rename(named)
+    elif how == "linked":
+        named.symlink_to(private)
+    cleaned = slurmlaunch.clean(named, older_than=0)
+    assert (len(cleaned.removed), len(cleaned.kept)) == ((1, 0) if how == "made" else (0, 1))
+
+
 def test_an_exchange_before_a_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is put in the place of the rest of a run, where a new one goes, is not removed."""
     for step in range(12):
