@@ -48,6 +48,7 @@ ELSEWHERE = {
     "client/configuration.py": ("",),
     "client/debug.py": ("Path(file).read_bytes(",),
     "client/doctor/on_node.py": ("Path('/proc/", "Path(f'/proc/", "Path('/sys/", "file.open("),
+    "debugger.py": ("Path('~/.pdbrc').",),
     "cli/main.py": ("os.open(os.devnull",),
     "cli/map.py": ("open(sys.stdin",),
     "client/code.py": ("open(file", "open(cache_from_source(", "os.stat(file)"),
