@@ -256,5 +256,3 @@ def _ask(some: Iterable[RunSummary]) -> None:
             continue
         for run in those:
             run._listed = listed.intersection(run.job_ids)  # noqa: SLF001
-
-
