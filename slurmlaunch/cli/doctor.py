@@ -79,7 +79,8 @@ def main(arguments: Sequence[str]) -> int:
 def _write(page: str) -> Path:
     """Write a page into a new file of the working directory, and return its path."""
     path = Path.cwd() / f"slurmlaunch-doctor-{dt.datetime.now():%Y-%m-%d-%H%M%S}.md"  # noqa: DTZ005  (the user's day)
-    path.write_text(page, encoding="utf-8")
+    with path.open("x", encoding="utf-8") as file:  # nothing is overwritten, also not through a link of another user's
+        file.write(page)
     return path
 
 

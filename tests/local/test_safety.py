@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import resource
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from slurmlaunch.cli import doctor as cli_doctor
+from slurmlaunch.client.doctor import behaviours
+from slurmlaunch.client.doctor.full import NotAvailable
 from slurmlaunch.errors import RunFolderError, UnknownProtocol, UnsafeRunFolder
 from slurmlaunch.runfolder.files import Location, open_owned, read_owned, write_whole
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder
@@ -230,3 +235,26 @@ def test_a_manifest_says_which_protocol_it_follows(tmp_path: Path) -> None:
 def test_only_an_end_mark_is_read_as_one(name: str, expected: EndMark | None) -> None:
     """A file name is an end mark, or it is none; no name is an error."""
     assert EndMark.parse(name) == expected
+
+
+def test_a_page_of_the_doctor_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link in the working directory, where the page would go, is not followed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_doctor, "dt", SimpleNamespace(datetime=SimpleNamespace(now=lambda: dt.date(2026, 1, 2))))
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "slurmlaunch-doctor-2026-01-02-000000.md").symlink_to("precious")
+    with pytest.raises(FileExistsError):
+        cli_doctor._write("page")  # noqa: SLF001
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_the_doctor_runs_no_script_that_others_may_exchange(tmp_path: Path) -> None:
+    """The doctor's script is neither written nor run in a folder that another user may rename."""
+    tmp_path.chmod(0o777)
+    (tmp_path / "doctor").mkdir(mode=0o700)
+    ran: list[object] = []
+    site = SimpleNamespace(folder=tmp_path / "doctor", script=lambda *given: ran.append(given))
+    trial = SimpleNamespace(site=site)
+    with pytest.raises(NotAvailable, match="another user may exchange"):
+        behaviours._run_script(cast("Any", trial), 1)  # noqa: SLF001
+    assert (ran, list(site.folder.iterdir())) == ([], [])

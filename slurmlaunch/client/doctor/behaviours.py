@@ -23,6 +23,7 @@ from slurmlaunch.client.doctor.full import Behaviour, Broken, NotAvailable, expe
 from slurmlaunch.client.futures import open_run
 from slurmlaunch.errors import NodeStartError, SchedulerError, TimeLimitExceeded, WorkerDied
 from slurmlaunch.runfolder.files import create
+from slurmlaunch.runfolder.runs_folder import others_may_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -248,6 +249,8 @@ def _of_a_script(trial: Trial) -> FutureArray[Any]:
 
 def _run_script(trial: Trial, number: int) -> str:
     folder = trial.site.folder / "script"
+    if others_may_exchange(folder):
+        raise NotAvailable("another user may exchange the folder of runs, from which a script would run")
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / "of_the_doctor.py").write_text(_SCRIPT, encoding="utf-8")
     return trial.site.script(folder / "of_the_doctor.py", number, {"DOCTOR_WORD": _WORD}, _UMASK)
