@@ -179,6 +179,14 @@ def test_a_refusal_names_valid_values(job: ArrayJob, stderr: str, answers: dict[
     assert [given.timeout for given in slurm.commands[1:]] == [1.0]
 
 
+def test_a_refusal_on_another_cluster(job: ArrayJob) -> None:
+    """The account is looked up without naming the cluster, since sacctmgr knows no option for that."""
+    slurm = FakeSlurm(sbatch=failed("Invalid account"), sacctmgr=Finished(0, "test\n"))
+    with pytest.raises(SubmissionError, match=r"Your accounts: test\."):
+        SlurmBackend("other", run=slurm).submit(job)
+    assert "--clusters=other" not in slurm.words()[-1]
+
+
 _POLICY = (
     "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
     "(job submit limit, user's size and/or time limits)"

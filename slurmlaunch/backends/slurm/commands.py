@@ -135,7 +135,8 @@ class Cluster:
 
     def words(self, program: str, *arguments: str) -> tuple[str, ...]:
         """Return the command line."""
-        return (program, *([f"--clusters={self.name}"] if self.name else []), *arguments)
+        named = self.name and program != "sacctmgr"  # which asks the one database of all clusters
+        return (program, *([f"--clusters={self.name}"] if named else []), *arguments)
 
 
 def scheduler_error(words: tuple[str, ...], done: Finished) -> SchedulerError:
