@@ -60,6 +60,7 @@ _EXCHANGED = (
     "the batch script did not find the run folder at its path, or could not open the log there: another user may have "
     "moved it, or a folder above it, or the node does not see that storage"
 )
+_SHARED_FOLDER = "Put run folders on storage that all nodes see and can write to: Executor(folder=...)."
 _OWN_FOLDER = "Put the run folders where nobody else may write to a folder above them: Executor(folder)."
 _NOT_FOUND = 127
 """The status of a shell that has not found the command."""
@@ -124,7 +125,8 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
         # squeue gives no exit status. A batch script that ended by itself would have left an end mark.
         what = "the task's batch script was killed" if started else "the task was killed before the start of its node"
         reason = f" ({record.reason})" if record.reason not in {None, "NonZeroExitCode"} else ""  # which would mislead
-        return WorkerDied(f"{what}{reason}", state=record.state.value, place=place)
+        advice = "" if started else f"This happens if the node does not see the run folder. {_SHARED_FOLDER}"
+        return WorkerDied(f"{what}{reason}", state=record.state.value, place=place, advice=advice)
     if code.isdigit() and int(code):
         return error_of_status(int(code), place, log_tail, started=started)
     return _not_started(None, place, log_tail)
@@ -165,9 +167,8 @@ def error_of_status(status: int, place: Place, log_tail: str = "", *, started: b
 
 def _killed(number: int, place: Place, state: TaskState, who: str | None) -> ItemError:
     if number == _NO_LOG:
-        return StorageFailure(
-            "Slurm could not open the task's log or working directory", state=state.value, place=place
-        )
+        what = "Slurm could not open the task's log or working directory on the node"
+        return StorageFailure(what, state=state.value, place=place, advice=_SHARED_FOLDER)
     error = WorkerDied.of(number, None, who or "the task", state=state.value, place=place)
     if who is None:
         error.what += " before the start of its node"

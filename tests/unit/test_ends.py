@@ -71,6 +71,7 @@ def test_the_error_quotes_slurm() -> None:
     [
         ("0:9", WorkerDied, "the task was killed by SIGKILL (9) before the start of its node"),
         ("0:53", StorageFailure, "Slurm could not open the task's log"),
+        ("0:53", StorageFailure, "Put run folders on storage that all nodes see"),
         ("81:0", StorageFailure, "Read-only file system: the task could not write into the run folder"),
         ("78:0", StorageFailure, "the task could not write into the run folder"),
         ("1:0", NodeStartError, "the node ended with status 1"),
@@ -170,6 +171,7 @@ def test_batch_script_killed() -> None:
     assert "batch script was killed" in str(ends.error_of_state(record, PLACE, started=True))
     reported = replace(record, exit_code="1:0", reason="JobLaunchFailure")
     assert "before the start of its node (JobLaunchFailure)" in str(ends.error_of_state(reported, PLACE))
+    assert "if the node does not see the run folder" in str(ends.error_of_state(reported, PLACE))
 
 
 def test_the_signal_in_a_reason() -> None:
