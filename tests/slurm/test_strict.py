@@ -103,6 +103,33 @@ def test_several_arrays(site: Site) -> None:
     assert result_of(site, SEVERAL_ARRAYS) == [[*range(12)], 3]
 
 
+DOCTOR = """
+    import json, os
+    from slurmlaunch import doctor
+
+    report = doctor()
+    del os.environ["SBATCH_ACCOUNT"]
+    refused = doctor()
+    print(json.dumps([{each.name: f"{each.found} {each.advice}" for each in made} for made in
+                      (report.errors, report.warnings, refused.errors)]))
+"""
+
+
+@only_here
+def test_the_doctor(site: Site) -> None:
+    """It names what differs here, and nothing else; of a refused job it says what the site does."""
+    errors, warnings, refused = result_of(site, DOCTOR)
+
+    assert errors == {}
+    assert warnings.keys() == {"folders above", "accounting", "arrays", "node commands", "threads"}
+    assert "at most 5 tasks" in warnings["arrays"]
+    assert "scontrol, sbatch, scancel, srun (not on PATH)" in warnings["node commands"]
+    assert "OMP_NUM_THREADS=1" in warnings["threads"]
+    assert refused.keys() == {"request"}
+    assert "Please give an account (-A)" in refused["request"]
+    assert "account=" in refused["request"]
+
+
 FAULTS = """
     import json, os, signal, subprocess, sys, time
     import slurmlaunch

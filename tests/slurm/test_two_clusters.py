@@ -165,3 +165,14 @@ def test_retry(two: Two, executor: Executor) -> None:
     again = slurmlaunch.attach(array.folder).retry(lambda item: (item, os.environ["SLURM_CLUSTER_NAME"]))
 
     assert again.results() == [(2, two.other.name), (3, two.other.name)]
+
+
+def test_the_doctor(two: Two, tmp_path: Path) -> None:
+    """It checks the other cluster, and finds nothing wrong; a cluster that does not exist is named, with advice."""
+    report = slurmlaunch.doctor(tmp_path / "runs", clusters=two.other.name)
+    assert {check.level for check in report.checks} == {"ok"}, str(report)
+    assert two.other.name in next(check.found for check in report.checks if check.name == "slurm")
+
+    wrong = slurmlaunch.doctor(tmp_path / "runs", clusters="mars")
+    assert [check.name for check in wrong.errors] == ["slurm"]
+    assert "clusters=" in wrong.errors[0].advice

@@ -61,6 +61,13 @@ def accounts_of(cluster: Cluster, name: str, account: str | None, qos: str | Non
     return Accounts(names, chosen, [row for row in known if row["Name"] in wanted])
 
 
+def default_account(cluster: Cluster, name: str) -> str | None:
+    """Ask for the account of this user's jobs that give none, on a cluster of that name."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    rows = _rows(cluster, "user", (user, "withassoc", f"cluster={name}"), "DefaultAccount") or []
+    return next((row["DefaultAccount"] for row in rows if row["DefaultAccount"]), None)
+
+
 def asked(option: str, given: Mapping[str, str | bool], variables: Mapping[str, str]) -> str | None:
     """Return the account or the QOS that a job asks for, by an option or by sbatch's variable."""
     value = given.get(option) or variables.get(f"SBATCH_{option.upper()}")

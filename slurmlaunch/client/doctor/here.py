@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.client.doctor.findings import error, ok, warning
 from slurmlaunch.runfolder.changes import file_system_of, is_on_network
-from slurmlaunch.runfolder.files import beside, write_whole
+from slurmlaunch.runfolder.files import beside, create, write_whole
 from slurmlaunch.runfolder.runs_folder import others_may_exchange
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 _GIB = 1 << 30
 _LITTLE_SPACE, _FEW_FILES = 1 * _GIB, 10_000
-_WRITTEN = 16 << 20
-"""Bytes that are written to see whether there is room: a quota does not show in the free space of a file system."""
+_WRITTEN, _CREATED = 16 << 20, 100
+"""Bytes and files that are written to see whether there is room: a quota does not show in what a file system has free.
+"""
 
 _ANOTHER_FOLDER = "Give another folder with --folder=... (Executor(folder=...)), or make room there."
 
@@ -35,7 +36,7 @@ _ANOTHER_FOLDER = "Give another folder with --folder=... (Executor(folder=...)),
 def check_python() -> Check:
     """Return which Python and which packages this is."""
     versions = {name: version_of(name) for name in ("slurmlaunch", "cloudpickle")}
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    packages = ", ".join(f"{name} {version or 'without a version'}" for name, version in versions.items())
     found = f"Python {platform.python_version()} ({sys.executable}), {packages}, on {platform.node()}"
     return ok("python", found, version=platform.python_version(), executable=sys.executable, packages=versions)
 
@@ -51,7 +52,7 @@ def check_folder(place: Location) -> Iterator[Check]:
     """Yield what this machine says of an empty folder below that of the run folders."""
     folder = Path(place)
     kind = file_system_of(folder)
-    nature = "a network file system" if is_on_network(folder) else "of this machine, as far as it can say"
+    nature = "a network file system" if is_on_network(folder) else "which looks like a disk of this machine"
     yield ok(
         "folder",
         f"{folder.parent}, on {kind or 'an unknown file system'}, {nature}",
@@ -69,19 +70,24 @@ def _check_space(folder: Path, room: Location) -> Check:
     try:
         _write(room)
     except OSError as failure:
-        found = f"{folder.parent} has no room for {_WRITTEN >> 20} MiB: {failure.strerror}"
+        found = f"{folder.parent} has no room for {_WRITTEN >> 20} MiB in {_CREATED} files: {failure.strerror}"
         return error("space", found, f"{_ANOTHER_FOLDER} `quota -s` (on Lustre `lfs quota`) shows your limits.", **data)
-    found = f"{free / _GIB:.1f} GiB free" + (f", {files} files" if status.f_files else "")
+    found = f"{free / _GIB:.1f} GiB" + (f" and {files} files" if status.f_files else "") + " free"
     if free < _LITTLE_SPACE or (status.f_files and files < _FEW_FILES):
         return warning("space", f"only {found} in {folder.parent}", _ANOTHER_FOLDER, **data)
-    return ok("space", f"{found}; {_WRITTEN >> 20} MiB could be written", **data)
+    return ok("space", f"{found}; {_WRITTEN >> 20} MiB in {_CREATED} files could be written", **data)
 
 
 def _write(room: Location) -> None:
-    file = beside(room)
-    # A file system that compresses must store it, too.
-    write_whole(file, (os.urandom(1 << 20) for _ in range(_WRITTEN >> 20)))
-    file.unlink()
+    files = [beside(room) for _ in range(_CREATED)]
+    try:
+        # A file system that compresses must store it, too.
+        write_whole(files[0], (os.urandom(1 << 20) for _ in range(_WRITTEN >> 20)))
+        for file in files[1:]:
+            create(file, b"")
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 def _check_folders_above(folder: Path) -> Check:

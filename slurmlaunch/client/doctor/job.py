@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import itertools
 import os
 import platform
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch import caps
 from slurmlaunch.client.doctor import on_node
-from slurmlaunch.client.doctor.findings import error, ok, skipped, warning
+from slurmlaunch.client.doctor.findings import WARNING, error, ok, skipped, warning
 from slurmlaunch.client.doctor.here import version_of
-from slurmlaunch.errors import SlurmlaunchError, SubmissionError
+from slurmlaunch.client.submission import leave_quietly
+from slurmlaunch.errors import ItemError, RunFolderError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.files import create
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ _STEP = 0.01
 _SLOW_STORAGE = 5.0
 _CLOCK = 5.0
 _SHOWN = 5
-_LOG_LINES = 5
+_LOG_LINES = 10
 
 
 class Waiting(NamedTuple):
@@ -52,7 +54,7 @@ class _Watched(NamedTuple):
     submitted: float
     accepted: float
     ended: float
-    round_trip: float | None  # seconds from the client's file to the node's answer
+    exchange: tuple[float, float] | None  # when the client made its file, and when it saw the node's answer
 
 
 def check_job(
@@ -72,41 +74,60 @@ def check_job(
     create(files[on_node.APPENDED], b"client\n")
     here, submitted = on_node.packages(), time.time()
     try:
-        arguments = (str(folder), secret, imports, caps.VARIABLES, caps.OURS)
-        future = executor.submit(on_node.look_around, *arguments)
+        future = _submit(executor, str(folder), secret, imports, caps.VARIABLES, caps.OURS)
     except SubmissionError as refusal:
         yield error("job", str(refusal))
         return
     accepted = time.time()
     try:
-        round_trip = _exchange(future, files, None if wait else START_WITHIN)
-    except KeyboardInterrupt:
-        future.run.cancel()
-        raise
+        exchange = _exchange(future, files, None if wait else START_WITHIN)
+        seen = future.result()
     except TimeoutError:
         reason = future.reason or "Slurm has not said why"
         future.run.cancel()
         yield Waiting(future.job_id or "", reason)
         return
-    try:
-        seen = future.result()
+    except KeyboardInterrupt:
+        future.run.cancel()
+        raise
     except (Exception, concurrent.futures.CancelledError) as failure:  # noqa: BLE001  (whatever it is, it is the finding)
         yield _failed(future, failure)
         return
-    watched = _Watched(submitted, accepted, time.time(), round_trip)
-    yield ok("job", f"{future.job_id} ran on {seen['host']}", job_id=future.job_id, host=seen["host"])
+    watched = _Watched(submitted, accepted, time.time(), exchange)
+    yield _ran(future, seen)
     yield _check_storage(files, seen, watched)
     yield _check_python(seen)
-    yield _check_packages(seen, here, imports)
-    yield _check_clock(seen, watched)
+    yield _check_packages(seen, here)
+    clock = _check_clock(files, seen, watched)
+    yield clock
     yield _check_commands(seen, executor.cluster)
     yield _check_cpus(seen, executor)
     yield _check_threads(seen)
-    yield _timing(seen, watched)
+    yield _timing(seen, watched, ahead=clock.data["difference"] if clock.level == WARNING else 0.0)
 
 
-def _exchange(future: Future[Any], files: on_node.Files, within: float | None) -> float | None:
-    """Wait for the task's file, make ours, and return the seconds until its answer is seen.
+def _submit(executor: Executor, *arguments: Any) -> Future[dict[str, Any]]:
+    """Submit the item from another thread, which Ctrl-C does not interrupt: the job is known then, and cancelled."""
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        submission = threads.submit(executor.submit, on_node.look_around, *arguments)
+        try:
+            future = submission.result()
+        except KeyboardInterrupt:
+            submission.result().run.cancel()
+            raise
+    leave_quietly(future.run.folder)
+    return future
+
+
+def _ran(future: Future[Any], seen: dict[str, Any]) -> Check:
+    found = f"{future.job_id} ran on {seen['host']}"
+    if seen["host"] == platform.node():
+        found += ", which is this machine: it does not show what other nodes see of the folder"
+    return ok("job", found, job_id=future.job_id, host=seen["host"])
+
+
+def _exchange(future: Future[Any], files: on_node.Files, within: float | None) -> tuple[float, float] | None:
+    """Wait for the task's file, make ours, and return when that was and when the answer was seen.
 
     Returns:
         None if the task has ended without it.
@@ -118,27 +139,32 @@ def _exchange(future: Future[Any], files: on_node.Files, within: float | None) -
     while files.names().isdisjoint({on_node.STARTED, on_node.RENAMED}):  # the task renames its first file
         if future.done():
             return None
-        if until is not None and time.monotonic() > until and future.state.is_queued:
+        if until is not None and time.monotonic() > until and not future.state.has_begun:
             raise TimeoutError
         time.sleep(_STEP)
-    began = time.monotonic()
+    began = time.time()
     create(files[on_node.PING], b"")
     while on_node.PONG not in files.names():
         if future.done():
             return None
         time.sleep(_STEP)
-    return time.monotonic() - began
+    return began, time.time()
 
 
 def _failed(future: Future[Any], failure: BaseException) -> Check:
+    """Return what the error says; its log is removed with the folder."""
     log = ""
-    try:
-        log = "\n".join(future.stderr().rstrip().splitlines()[-_LOG_LINES:])
-    except (SlurmlaunchError, OSError):  # there is none
-        log = ""
-    found = "\n".join(filter(None, (f"it failed: {failure}", log)))
-    advice = "See the log for what the node lacks: the folder, the Python (--python=...), a module, a line of --setup."
-    return error("job", found, advice, job_id=future.job_id, error=type(failure).__name__)
+    with contextlib.suppress(SlurmlaunchError, OSError):  # there is none
+        log = future.stderr().rstrip()
+    end = "\n".join(log.splitlines()[-_LOG_LINES:])
+    advice = "Check what the node lacks: the folder, the Python (python=...), a module, a line of setup=..."
+    what = str(failure)
+    if isinstance(failure, ItemError):
+        what, advice = failure.what, failure.advice or advice
+    where = f" on {node}" if (node := getattr(failure, "node", None)) else ""
+    found = f"{future.job_id} failed{where}: {what.rstrip()}"
+    found += f"\nthe end of its log:\n{end}" if end and end.splitlines()[-1] not in what else ""
+    return error("job", found, advice, job_id=future.job_id, error=type(failure).__name__, log=log)
 
 
 def _check_storage(files: on_node.Files, seen: dict[str, Any], watched: _Watched) -> Check:
@@ -153,7 +179,7 @@ def _check_storage(files: on_node.Files, seen: dict[str, Any], watched: _Watched
         found = "; ".join(f"{operation}: {reason}" for operation, reason in failed.items())
         advice = "Run folders need this: give a folder on storage that nodes share: Executor(folder=...)."
         return error("storage", f"on the node and here, these fail: {found}", advice, failed=failed)
-    delay = None if watched.round_trip is None else watched.round_trip / 2
+    delay = None if watched.exchange is None else (watched.exchange[1] - watched.exchange[0]) / 2
     found = "hard links, O_EXCL, append and rename work on the node and here"
     found += f"; a new file is seen after {delay:.2f} s" if delay is not None else ""
     if delay is not None and delay > _SLOW_STORAGE:
@@ -166,45 +192,52 @@ def _check_storage(files: on_node.Files, seen: dict[str, Any], watched: _Watched
 def _check_python(seen: dict[str, Any]) -> Check:
     here, there = platform.python_version(), seen["python"]["version"]
     found = f"Python {there} ({seen['python']['executable']})"
-    if there != here:
-        advice = "What one pickles the other may not read: name the same Python with --python=... (python=...)."
-        return warning("node python", f"{found}, and {here} here", advice, **seen["python"])
+    found += "" if there == here else f", and {here} here, which read each other's pickles"  # else the job has failed
     return ok("node python", found, **seen["python"])
 
 
-def _check_packages(seen: dict[str, Any], here: dict[str, str], imports: tuple[str, ...]) -> Check:
+def _check_packages(seen: dict[str, Any], here: dict[str, str]) -> Check:
     there = seen["packages"]
     missing = sorted(here.keys() - there.keys())
     other = sorted(
         f"{name} {there[name]} ({here[name]} here)" for name in here.keys() & there.keys() if here[name] != there[name]
     )
-    data = {"missing": missing, "other": other, "not_importable": seen["missing"]}
+    failed = {name: answer for name, answer in seen["imports"].items() if isinstance(answer, str)}
+    imported = {name: answer for name, answer in seen["imports"].items() if name not in failed}
+    data = {"missing": missing, "other": other, "not_importable": failed, "imported": imported}
     advice = "Install them for the node's Python, or name the Python of this environment with python=..."
-    if seen["missing"] or there.get("slurmlaunch") != version_of("slurmlaunch"):
-        lost = ", ".join(seen["missing"]) or f"slurmlaunch {version_of('slurmlaunch')}"
+    if failed:
+        lost = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        advice += " If a library is missing, load its module with modules=[...]."
         return error("packages", f"the node cannot import {lost}", advice, **data)
+    if there.get("slurmlaunch") != (mine := version_of("slurmlaunch")):
+        return error("packages", f"slurmlaunch is {there.get('slurmlaunch')} on the node, {mine} here", advice, **data)
     if missing or other:
         shown = [*missing, *other]
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         return warning(
             "packages", f"missing on the node, or of another version: {', '.join(shown[:_SHOWN])}{more}", advice, **data
         )
-    named = f"; it finds {', '.join(imports)}" if imports else ""
+    named = "".join(f"; {name} is imported in {seconds:.1f} s" for name, seconds in imported.items())
     return ok("packages", f"the node has the {len(here)} packages of this machine{named}", **data)
 
 
-def _check_clock(seen: dict[str, Any], watched: _Watched) -> Check:
-    # The item began after the submission and ended before its result was seen, by any right clock.
-    early, late = watched.submitted - seen["began"], seen["ended"] - watched.ended
-    wrong = max(early, late)
-    if wrong > _CLOCK:
-        found = f"the node's clock is {'behind' if early > late else 'ahead'} by {wrong:.0f} s or more"
+def _check_clock(files: on_node.Files, seen: dict[str, Any], watched: _Watched) -> Check:
+    """Compare the clocks: the node answered between two moments that the client has measured."""
+    moment, (earliest, latest) = seen["began"], (watched.submitted, watched.ended)
+    if watched.exchange is not None and on_node.PONG not in dict(seen["storage"]):
+        with contextlib.suppress(OSError, RunFolderError, ValueError):
+            moment, (earliest, latest) = float(files[on_node.PONG].read()), watched.exchange
+    least, most = moment - latest, moment - earliest
+    data = {"difference": (least + most) / 2, "within": (most - least) / 2}
+    if least > _CLOCK or most < -_CLOCK:
+        found = f"the node's clock is {'ahead' if least > 0 else 'behind'} by {abs(data['difference']):.0f} s"
         advice = (
             "Tell your site. slurmlaunch does not need equal clocks, but make and other tools that compare times do."
         )
-        return warning("clock", found, advice, difference=wrong)
-    window = watched.ended - watched.submitted
-    return ok("clock", f"the clocks of node and client differ by less than {max(window, _CLOCK):.0f} s", difference=0.0)
+        return warning("clock", found, advice, **data)
+    bound = max(abs(least), abs(most))
+    return ok("clock", f"the clocks of the node and of this machine differ by less than {bound + 0.05:.1f} s", **data)
 
 
 def _check_commands(seen: dict[str, Any], cluster: str) -> Check:
@@ -213,24 +246,25 @@ def _check_commands(seen: dict[str, Any], cluster: str) -> Check:
         return skipped("node commands", f"tasks of cluster={cluster!r} call none of Slurm's commands")
     if not failed:
         return ok("node commands", f"{', '.join(seen['slurm'])} work on the node", failed={})
-    found = "; ".join(f"{name}: {complaint}" for name, complaint in failed.items())
+    complaints: dict[str, list[str]] = {}
+    for name, complaint in failed.items():
+        complaints.setdefault(complaint, []).append(name)
+    found = "; ".join(f"{', '.join(names)} ({complaint})" for complaint, names in complaints.items())
     uses = {
-        "scontrol": "tasks that reach their time limit are not requeued",
+        "scontrol": "tasks that reach their time limit start again only while a client runs",
         "srun": "ranks (ntasks=) need launcher=...",
         "sbatch": "tasks cannot submit runs of their own",
         "scancel": "tasks cannot cancel jobs",
     }
     advice = "; ".join(uses[name] for name in failed)
-    return warning(
-        "node commands", f"on the node these fail: {found}", advice[0].upper() + advice[1:] + ".", failed=failed
-    )
+    return warning("node commands", f"these fail on the node: {found}", f"Without them: {advice}.", failed=failed)
 
 
 def _check_cpus(seen: dict[str, Any], executor: Executor) -> Check:
     cpus = executor.shape(single_item=True).cpus_per_task
     memory = seen["memory"]
-    found = f"a task with cpus_per_task={cpus} may run on {seen['cpus']} of the node's"
-    found += "" if seen["cpus"] == cpus else " (Slurm does not bind it: thread variables alone limit it)"
+    found = f"a task with cpus_per_task={cpus} may run on {seen['cpus']} of the node's {seen['all_cpus']} CPUs"
+    found += "" if seen["cpus"] <= cpus else ", as Slurm does not bind it: only thread variables limit its threads"
     found += (
         f"; its control group limits memory to {memory / (1 << 30):.1f} GiB"
         if memory
@@ -249,8 +283,8 @@ def _check_threads(seen: dict[str, Any]) -> Check:
             ", ".join(f"{name}={value}" for name, value in foreign.items())
             + " on the node, set by a prolog or a module"
         )
-        names = " ".join(foreign)
-        advice = f"Items keep it, whatever threads= says. Remove it with --setup='unset {names}' (setup=[...])."
+        line = f"unset {' '.join(foreign)}"
+        advice = f"Items keep it, whatever threads= says. The set-up line `{line}` removes it: setup=[...]"
         return warning("threads", found, advice, variables=foreign)
     own = {name: value for name, value in seen["variables"].items() if name not in foreign}
     shown = ", ".join(f"{name}={value}" for name, value in own.items())
@@ -258,18 +292,22 @@ def _check_threads(seen: dict[str, Any]) -> Check:
     return ok("threads", found, variables=own)
 
 
-def _timing(seen: dict[str, Any], watched: _Watched) -> Check:
-    """Return how long each stage took, as far as its beginning and its end are known."""
-    starts = seen["starts"]
-    moments = [
-        ("submission", watched.submitted), ("queue", watched.accepted), ("prolog", starts.get("job")),
-        ("batch script", starts.get("script") if "job" in starts else None),
-        ("Python", starts.get("supervisor")), ("imports", starts.get("process")), ("item", seen["began"]),
-        ("result", seen["ended"]), ("", watched.ended),
+def _timing(seen: dict[str, Any], watched: _Watched, *, ahead: float) -> Check:
+    """Return how long each stage took, as far as its beginning is known; *ahead* is how far the node's clock is."""
+    starts = {name: moment - ahead for name, moment in seen["starts"].items() if name != "job"}
+    by_node = [
+        ("batch script", starts.get("script") if seen["starts"].get("job") else None),
+        ("Python", starts.get("supervisor")), ("imports", starts.get("process")), ("item", seen["began"] - ahead),
+        ("result", seen["ended"] - ahead),
     ]  # fmt: skip
-    known = [(name, moment) for name, moment in moments if moment is not None]
-    # Slurm gives the start of a job in whole seconds.
-    stages = {name: max(0.0, end - start) for (name, start), (_, end) in itertools.pairwise(known)}
+    later = [(name, moment) for name, moment in by_node if moment is not None]
+    moments = [("submission", watched.submitted), ("queue", watched.accepted)]
+    if "job" in seen["starts"]:  # by Slurm's clock, in whole seconds
+        moments.append(("prolog", min(seen["starts"]["job"] + 0.5, later[0][1])))
+    moments += [*later, ("", watched.ended)]
+    # In this order, also where clocks differ by less than a second.
+    times = [min(watched.ended, time) for time in itertools.accumulate((time for _, time in moments), max)]
+    stages = {name: end - start for (name, _), (start, end) in zip(moments, itertools.pairwise(times), strict=False)}
     total = watched.ended - watched.submitted
     shown = ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items())
     return ok("timing", f"{total:.1f} s from submission to result: {shown}", total=total, stages=stages)

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib import metadata, util
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slurmlaunch.backends.outer_job import outside_jobs
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder.files import Location, create
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STARTED, PING, PONG = "started", "ping", "pong"
+"""The node creates the first, waits for the second, the client's, and answers by the third, which has its time."""
 TAKEN, RENAMED, APPENDED, LINKED = "taken", "renamed", "appended", "linked"
 """Files in the folder that the client has made, in which both try what run folders need; see `Files`."""
 
@@ -59,11 +61,12 @@ def look_around(
     Args:
         folder: the folder in which client and node try the storage.
         secret: what only they know; see `Files`.
-        imports: the names of modules to look for.
+        imports: the names of modules to import.
         variables: the names of variables whose values are returned.
         ours: the name of the variable that lists those which slurmlaunch itself has set.
     """
     began = time.time()
+    storage = _storage(Files(Location(folder), secret))  # first, since the client waits for the answer
     set_here = os.environ.get(ours, "").split(":")
     commands = _slurm() if "SLURM_JOB_ID" in os.environ else {}
     return {
@@ -71,14 +74,14 @@ def look_around(
         "host": platform.node(),
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "packages": packages(),
-        "missing": [name for name in imports if not _is_there(name)],
+        "imports": {name: _import(name) for name in imports},
         "variables": {name: os.environ[name] for name in variables if name in os.environ and name not in set_here},
         "cpus": len(os.sched_getaffinity(0)),
-        "granted": os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE"),
+        "all_cpus": os.sysconf("SC_NPROCESSORS_ONLN"),  # os.cpu_count() follows PYTHON_CPU_COUNT
         "memory": _memory_limit(),
         "starts": _starts(commands.get("scontrol", _Answer()).text),
         "slurm": {name: answer.complaint for name, answer in commands.items()},
-        "storage": _storage(Files(Location(folder), secret)),
+        "storage": storage,
         "ended": time.time(),
     }
 
@@ -88,11 +91,14 @@ def packages() -> dict[str, str]:
     return {each.metadata["Name"]: each.version for each in metadata.distributions() if each.metadata["Name"]}
 
 
-def _is_there(name: str) -> bool:
+def _import(name: str) -> float | str:
+    """Import a module; return the seconds that it took, or the error: one may be there, and lack a library."""
+    began = time.monotonic()
     try:
-        return util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
+        import_module(name)
+    except Exception as error:  # noqa: BLE001  (a module may raise anything)
+        return f"{type(error).__name__}: {error}"
+    return time.monotonic() - began
 
 
 def _memory_limit() -> int | None:
@@ -143,18 +149,26 @@ def _slurm() -> dict[str, _Answer]:
     job = os.environ["SLURM_JOB_ID"]
     commands = {
         "scontrol": ("scontrol", "show", "job", job),
-        "sbatch": ("sbatch", "--version"),
+        "sbatch": ("sbatch", "--test-only", "--time=1", *_like_this_job(), "--output=/dev/null", "--wrap=true"),
         "scancel": ("scancel", "--version"),
         "srun": ("srun", "--version"),
     }
     return {name: _answer(words) for name, words in commands.items()}
 
 
+def _like_this_job() -> list[str]:
+    """Return the options of a job that is allowed where this one is."""
+    given = {option: os.environ.get(f"SLURM_JOB_{option.upper()}") for option in ("account", "partition", "qos")}
+    return [f"--{option}={value}" for option, value in given.items() if value]
+
+
 def _answer(words: tuple[str, ...]) -> _Answer:
     if shutil.which(words[0]) is None:
-        return _Answer(complaint="it is not on PATH")
+        return _Answer(complaint="not on PATH")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(
+            words, env=outside_jobs(os.environ), capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return _Answer(complaint=str(error))
     complaint = done.stderr.strip() or f"exit status {done.returncode}"
@@ -167,7 +181,7 @@ def _storage(files: Files) -> dict[str, str]:
     operations: dict[str, Callable[[], object]] = {
         "create a file": lambda: create(files[STARTED], b""),
         "see a file of the client": lambda: _await(files, PING),
-        "answer": lambda: create(files[PONG], b""),
+        "answer": lambda: create(files[PONG], str(time.time()).encode()),
         "create a file of a name that the client has taken": lambda: _refuse_taken(files[TAKEN]),
         "append": lambda: _append(files[APPENDED]),
         "make a hard link": lambda: files[LINKED].link_to(files[APPENDED]),

@@ -40,7 +40,7 @@ _MARKS = {OK: "ok", WARNING: "warning", ERROR: "ERROR", SKIPPED: "skipped"}
 _TIME = "5"  # minutes
 _ONE_PROCESS = {"ntasks": False, "ntasks_per_node": False, "nodes": False, "retries": 0}
 """The options of the job, since the check of the storage is made by one process."""
-_WIDTH = 110
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Report:
 
     def summary(self) -> str:
         """Return the number of errors and warnings in words."""
-        return f"{len(self.errors)} errors, {len(self.warnings)} warnings"
+        counts = {"error": len(self.errors), "warning": len(self.warnings)}
+        return ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items())
 
 
 def line_of(check: Check) -> str:
@@ -165,7 +166,7 @@ class _Checks:
     def __init__(self, on_check: Callable[[Check], object] | None) -> None:
         self._on_check = on_check
         self._made: list[Check] = []
-        self.keep = False  # the folder, with the logs of a job that failed
+        self.keep = False  # the folder, with the runs of a behaviour that is not as promised
         self.waiting: str | None = None
 
     def add(self, found: Iterable[Check | Waiting]) -> None:
@@ -175,13 +176,13 @@ class _Checks:
                 self.waiting = self._in_words(check)
                 continue
             self._made.append(check)
-            self.keep = self.keep or (check.level == ERROR and (check.name == "job" or "promise" in check.data))
+            self.keep = self.keep or (check.level == ERROR and "promise" in check.data)
             if self._on_check is not None:
                 self._on_check(check)
 
     def _in_words(self, waiting: Waiting) -> str:
-        estimate = next((each.data["estimate"] for each in self._made if each.data.get("estimate")), None)
-        expected = f" Before that, sbatch --test-only said: {estimate}." if estimate else ""
+        estimate = next((each.data["start"] for each in self._made if each.name == "request"), None)
+        expected = f" At its submission Slurm expected it to start at {estimate}." if estimate else ""
         return (
             f"Job {waiting.job_id} has not started after {job.START_WITHIN:.0f} s and was cancelled: {waiting.reason}."
             f"{expected} The doctor waits for it with --wait (wait=True)."

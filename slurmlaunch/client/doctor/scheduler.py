@@ -12,7 +12,7 @@ import shutil
 import socket
 from typing import TYPE_CHECKING
 
-from slurmlaunch.backends.slurm.accounts import accounts_of, asked
+from slurmlaunch.backends.slurm.accounts import accounts_of, asked, default_account
 from slurmlaunch.backends.slurm.commands import Cluster, Command, for_submission, run
 from slurmlaunch.backends.slurm.refusal import advice_on
 from slurmlaunch.client.doctor.findings import error, ok, skipped, warning
@@ -22,6 +22,7 @@ from slurmlaunch.errors import SchedulerError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from slurmlaunch.backends.base import Limits
     from slurmlaunch.backends.slurm.accounts import Accounts
     from slurmlaunch.client.doctor.findings import Check
     from slurmlaunch.client.options import Options
@@ -49,15 +50,18 @@ def check_slurm(options: Options) -> Iterator[Check]:
     try:
         settings = getattr(backend, "settings")()  # noqa: B009  (of the Slurm backend alone)
     except SchedulerError as failure:
-        yield error("slurm", str(failure), f"Does `scontrol ping` answer on {socket.gethostname()}? Ask your site.")
+        advice = advice_on(str(failure)) or f"Does `scontrol ping` answer on {socket.gethostname()}? Ask your site."
+        yield error("slurm", str(failure), advice)
         return
     version = settings.get("SLURM_VERSION", "unknown")
-    yield ok("slurm", f"version {version}, cluster {settings.get('ClusterName')}", version=version)
+    found = f"version {version}, cluster {settings.get('ClusterName')}"
+    found += f"; of {clusters}, this one is checked" if clusters and "," in clusters else ""
+    yield ok("slurm", found, version=version)
     yield _check_accounting(cluster, settings)
-    yield _check_arrays(settings)
-    yield _check_partition(cluster, given)
+    yield _check_arrays(backend.limits(), settings)
+    yield from _check_partition(cluster, given, settings)
     yield from _check_account(cluster, given, settings)
-    yield _check_mpi(cluster)
+    yield _check_mpi(cluster, settings)
 
 
 def check_request(script: str) -> Check:
@@ -67,9 +71,10 @@ def check_request(script: str) -> Check:
     done = run(command)
     if not done.ok:
         return error("request", f"sbatch --test-only refuses the job: {done.error}", advice_on(done.stderr))
-    lines = [line.removeprefix("sbatch: ") for line in done.stderr.splitlines() if " to start at " in line]
-    estimate = lines[-1] if lines else "sbatch --test-only accepts the job"
-    return ok("request", re.sub(r"^Job \d+ to", "a job would", estimate), estimate=estimate)
+    # Slurm 26.05 puts a stray word between the two parts.
+    start = re.search(r"\bto start at (\S+).*?( using .*)", done.stderr)
+    found = f"a job would start at {start[1]},{start[2]}" if start else "sbatch --test-only accepts the job"
+    return ok("request", found, start=start and start[1])
 
 
 def _check_programs() -> Iterator[Check]:
@@ -94,46 +99,86 @@ def _check_accounting(cluster: Cluster, settings: Mapping[str, str]) -> Check:
     return ok("accounting", f"sacct answers ({kind})", kind=kind)
 
 
-def _check_arrays(settings: Mapping[str, str]) -> Check:
-    size = settings.get("MaxArraySize", "1001")
-    tasks = re.search(r"\bmax_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
-    longest = max(0, int(size) - 1) if size.isdigit() else 1000
-    longest = min(longest, int(tasks[1])) if tasks else longest
-    found = f"an array has at most {longest} tasks (MaxArraySize={size}" + (f", {tasks[0]})" if tasks else ")")
+def _check_arrays(limits: Limits, settings: Mapping[str, str]) -> Check:
+    size = settings.get("MaxArraySize", "unknown")
     if size == "0":
         advice = "submit works, and map_array does with tasks=1; ask your site for arrays."
-        return error("arrays", "arrays are switched off (MaxArraySize=0)", advice, longest=longest)
+        return error("arrays", "arrays are switched off (MaxArraySize=0)", advice, longest=0)
+    reasons = [f"MaxArraySize={size}"]
+    if limits.max_array_tasks is not None:
+        reasons.append(f"max_array_tasks={limits.max_array_tasks}")
+    sizes = (limits.max_array_size, limits.max_array_tasks)
+    longest = min(each for each in sizes if each is not None)
+    found = f"an array has at most {longest} tasks, with indices from 0 to {longest - 1} ({', '.join(reasons)})"
     if longest < _FEW_ELEMENTS:
-        advice = "A run with more tasks needs several arrays: give map_array a larger chunksize=, or fewer tasks=."
+        advice = "A run has no more tasks than that by default; more tasks=... make several arrays."
         return warning("arrays", found, advice, longest=longest)
     return ok("arrays", found, longest=longest)
 
 
-def _check_partition(cluster: Cluster, given: Mapping[str, str | bool]) -> Check:
+def _check_partition(cluster: Cluster, given: Mapping[str, str | bool], settings: Mapping[str, str]) -> Iterator[Check]:
     done = cluster.call("scontrol", "--oneliner", "show", "partition")
     if not done.ok:
-        return warning("partition", f"scontrol show partition fails: {done.error}", "Ask your site.")
+        yield warning("partition", f"scontrol show partition fails: {done.error}", "Ask your site.")
+        return
     rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in done.stdout.splitlines()]
     partitions = {row["PartitionName"]: row for row in rows if "PartitionName" in row}
     default = next((name for name, row in partitions.items() if row.get("Default") == "YES"), None)
-    chosen = [*str(given["partition"]).split(",")] if "partition" in given else [default] if default else []
-    known = ", ".join(sorted(partitions))
+    wanted = asked("partition", given, os.environ) or default
+    chosen = wanted.split(",") if wanted else []
     data = {"partitions": sorted(partitions), "default": default}
+    if problem := _partition_problem(chosen, partitions, asked("reservation", given, os.environ)):
+        found, advice = problem
+        yield error("partition", found, advice, **data)
+        return
+    row = partitions[chosen[0]]
+    of_all = f"the default partition is {default}" if default else "there is no default partition"
+    named = f"{chosen[0]}, the default partition" if chosen == [default] else f"{', '.join(chosen)} ({of_all})"
+    limit, usual = row.get("MaxTime", "unknown"), row.get("DefaultTime", "NONE")
+    usual = limit if usual == "NONE" else usual
+    without = "also without time=..." if usual == limit else f"{_time_limit(usual)} without time=..."
+    yield ok("partition", f"{named}: {_time_limit(limit)}, {without}", time_limit=limit, default_time=usual, **data)
+    yield _check_memory(row, given, settings)
+
+
+def _partition_problem(
+    chosen: list[str], partitions: Mapping[str, Mapping[str, str]], reservation: str | None
+) -> tuple[str, str] | None:
+    """Return why jobs cannot start in the partitions, and what to do; None if they can."""
+    known = ", ".join(sorted(partitions))
     if not chosen:
-        found = "there is no default partition, and none is given"
-        return error("partition", found, f"Give one with --partition=...; partitions: {known}.", **data)
+        return "there is no default partition, and none is given", f"Give one with partition=...: {known}."
     unknown = [name for name in chosen if name not in partitions]
     if unknown:
-        found = f"there is no partition {', '.join(unknown)}"
-        return error("partition", found, f"Give another with --partition=...; partitions: {known}.", **data)
-    down = [name for name in chosen if partitions[name].get("State") != "UP"]
-    if down:
-        found = f"the partition {down[0]} is {partitions[down[0]].get('State')}"
-        return error("partition", found, "Jobs in it do not start: give another with --partition=...", **data)
-    row = partitions[chosen[0]]
-    limit, usual = row.get("MaxTime", "?"), row.get("DefaultTime", "?")
-    found = f"{', '.join(chosen)}: time limit {limit}, {usual if usual != 'NONE' else limit} without time=..."
-    return ok("partition", f"{found}; default partition: {default or 'none'}", **data)
+        return f"there is no partition {', '.join(unknown)}", f"Give another with partition=...: {known}."
+    for name in chosen:
+        state = partitions[name].get("State")
+        if state != "UP":
+            return f"the partition {name} is {state}", f"Jobs do not start there: give another: {known}."
+    if partitions[chosen[0]].get("ReqResv") == "YES" and not reservation:
+        advice = "Give it with reservation=...; `scontrol show reservations` lists them."
+        return f"jobs in the partition {chosen[0]} need a reservation", advice
+    return None
+
+
+def _time_limit(limit: str) -> str:
+    return "no time limit" if limit == "UNLIMITED" else f"a time limit of {limit}"
+
+
+def _check_memory(partition: Mapping[str, str], given: Mapping[str, str | bool], settings: Mapping[str, str]) -> Check:
+    """Return how much memory a task has that asks for none."""
+    if "MEMORY" not in settings.get("SelectTypeParameters", "").upper():
+        return ok("memory", "Slurm does not count memory: the tasks on a node share it", default=None)
+    asks = next((option for option in ("mem", "mem_per_cpu", "mem_per_gpu") if option in given), None)
+    if asks:
+        return ok("memory", f"your tasks have {asks}={given[asks]}", default=None)
+    for option, of_what in (("DefMemPerCPU", "for each CPU"), ("DefMemPerNode", "on a node")):
+        size = next((text for row in (partition, settings) if (text := row.get(option, "")).isdigit()), "0")
+        if int(size):
+            found = f"a task has {int(size)} MB {of_what} ({option}), if mem=... or mem_per_cpu=... asks for no other"
+            return ok("memory", found, default=int(size), setting=option)
+    advice = "No other task shares its node then: give mem=... or mem_per_cpu=..."
+    return warning("memory", "a task takes all memory of its node if it does not ask for less", advice, default=None)
 
 
 def _check_account(cluster: Cluster, given: Mapping[str, str | bool], settings: Mapping[str, str]) -> Iterator[Check]:
@@ -141,31 +186,42 @@ def _check_account(cluster: Cluster, given: Mapping[str, str | bool], settings: 
         yield skipped("account", "this Slurm keeps no accounts")
         return
     account, qos = (asked(option, given, os.environ) for option in ("account", "qos"))
-    found = accounts_of(cluster, settings.get("ClusterName", ""), account, qos)
+    name = settings.get("ClusterName", "")
+    default = default_account(cluster, name)
+    found = accounts_of(cluster, name, account or default, qos)
     if found is None:
         yield skipped("account", "sacctmgr does not answer")
         return
-    accounts = found.names
-    enforced = "associations" in settings.get("AccountingStorageEnforce", "")
+    yield _check_association(
+        account, default, found.names, enforced="associations" in settings.get("AccountingStorageEnforce", "")
+    )
+    yield _check_limits(cluster, found)
+
+
+def _check_association(account: str | None, default: str | None, accounts: list[str], *, enforced: bool) -> Check:
+    data = {"accounts": accounts, "default": default}
     known = f"you may use {', '.join(accounts)}" if accounts else "you are in no account"
     if account and account not in accounts:
-        advice = f"Give one with --account=...: {known}."
-        yield error("account", f"{account!r} is no account of yours", advice, accounts=accounts)
-    elif not accounts and enforced:
-        yield error("account", known, "Ask your site for an account.", accounts=accounts)
-    else:
-        yield ok("account", f"{account or 'the default'}; {known}", accounts=accounts)
-    yield _check_limits(cluster, found)
+        text = f"{account!r} is no account of yours"
+        text += "" if enforced else "; Slurm does not check accounts here, and jobs run"
+        return error("account", text, f"Give one with account=...: {known}.", **data)
+    if not accounts:
+        if enforced:
+            return error("account", known, "Ask your site for an account.", **data)
+        return ok("account", f"{known}, and Slurm does not ask for one", **data)
+    used = account or (f"{default}, your default" if default else "you have no default account")
+    return ok("account", f"{used}; {known}", **data)
 
 
 def _check_limits(cluster: Cluster, accounts: Accounts) -> Check:
     submit, jobs, walls = accounts.submit, accounts.jobs, accounts.walls
     queued = cluster.call("squeue", "--noheader", "--array", "--format=%i", f"--user={os.geteuid()}")
     mine = len(queued.stdout.split()) if queued.ok else 0
-    limits = [f"{submit} tasks in the queue" if submit is not None else "", f"{jobs} run at once" if jobs else ""]
-    limits += [f"a time of {', '.join(walls)}"] if walls else []
-    shown = ", ".join(filter(None, limits))
-    found = (f"you may have {shown}" if shown else "no limit of your own") + f"; in the queue now: {mine}"
+    limits = [f"you may have {submit} tasks in the queue"] if submit is not None else []
+    limits += [f"{jobs} may run at once"] if jobs else []
+    limits += [f"the time limit is at most {', '.join(walls)}"] if walls else []
+    shown = ", ".join(limits) or "your accounts and QOS set no limit of tasks in the queue"
+    found = f"{shown}; in the queue now: {mine}"
     data = {"submit": submit, "jobs": jobs, "queued": mine, "qos": sorted(row["Name"] for row in accounts.qos)}
     if submit is not None and mine >= submit:
         return error("limits", found, "sbatch refuses more: wait for your other jobs, or cancel some.", **data)
@@ -175,10 +231,12 @@ def _check_limits(cluster: Cluster, accounts: Accounts) -> Check:
     return ok("limits", found, **data)
 
 
-def _check_mpi(cluster: Cluster) -> Check:
+def _check_mpi(cluster: Cluster, settings: Mapping[str, str]) -> Check:
     done = cluster.call("srun", "--mpi=list")
     if not done.ok:
         return skipped("mpi", f"srun --mpi=list: {done.error}")
     lines = (done.stdout + done.stderr).splitlines()
     kinds = sorted({line.strip() for line in lines if re.fullmatch(r"\s*(?:none|cray\w*|pm\w+|openmpi)\s*", line)})
-    return ok("mpi", f"srun knows {', '.join(kinds) or 'no type of MPI'}", kinds=kinds)
+    usual = settings.get("MpiDefault")
+    default = f"; {usual} is the default" if usual else ""
+    return ok("mpi", f"srun knows {', '.join(kinds) or 'no type of MPI'}{default}", kinds=kinds, default=usual)
