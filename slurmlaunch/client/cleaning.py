@@ -230,15 +230,17 @@ def _is_rest(folder: RunFolder) -> bool:
     Raises:
         _Kept: the client that removes it may live.
         RunFolderError: the folder is no run.
+        OSError: the storage does not say.
     """
     Manifest.of(folder.root)
-    if folder.rounds.is_dir():
-        remover = remover_of(folder)
-        if remover is None:
-            return False
-        if not remover.may_be_replaced(folder.rounds.status().st_mtime):
-            raise _Kept("another process removes it")
-    return True
+    try:
+        changed_at = folder.rounds.status().st_mtime
+    except FileNotFoundError:
+        return True
+    remover = remover_of(folder)
+    if remover is not None and not remover.may_be_replaced(changed_at):
+        raise _Kept("another process removes it")
+    return remover is not None
 
 
 class _Jobs:
@@ -303,10 +305,12 @@ def _clients_of(run: Run) -> Iterator[tuple[ClientId, float]]:
         for client in (round_.plan.client, *round_.successors()):
             if client is not None:
                 yield client, wrote
-    if run.folder.clients.is_dir():
-        for name in run.folder.clients.names():
-            if (client := ClientId.parse(name)) is not None:
-                yield client, (run.folder.clients / name).status().st_mtime
+    names: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        names = run.folder.clients.names()
+    for name in names:
+        if (client := ClientId.parse(name)) is not None:
+            yield client, (run.folder.clients / name).status().st_mtime
 
 
 def _remove(run: Run, jobs: _Jobs, *, ours: bool = False) -> None:

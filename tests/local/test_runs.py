@@ -9,7 +9,7 @@ import re
 import shutil
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
 
@@ -18,17 +18,22 @@ from slurmlaunch import Executor, OptionError, RunFolderError, attach
 from slurmlaunch.client import default_folder
 from slurmlaunch.client.attach import locate, manifests_in
 from slurmlaunch.runfolder.clients import ClientId
+from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.rounds import Round, claim_removal
 from tests.support.tasks import OneRun
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from slurmlaunch import FutureArray
     from tests.support.waiting import Gate
 
 pytestmark = pytest.mark.parametrize("backend", ["local"], indirect=True)
+
+
+T = TypeVar("T")
 
 
 def copied(finished: FutureArray[int], folder: Path, *, without: tuple[str, ...] = (), name: str = "copy") -> Path:
@@ -250,6 +255,25 @@ class TestRemoval:
             attach(begun)
         assert (begun, late) == slurmlaunch.clean(executor.folder, older_than="100d").removed
         assert [] == list(executor.folder.iterdir())
+
+    def test_storage_away(
+        self, executor: Executor, finished: FutureArray[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run is kept while the storage does not say whether it has rounds, and which clients use it."""
+        run = copied(finished, executor.folder)
+        status, names = Location.status, Location.names
+
+        def fail_at(name: str, location: Location, method: Callable[[Location], T]) -> T:
+            if location.name == name:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return method(location)
+
+        for name in ("rounds", "clients"):
+            with monkeypatch.context() as patch:
+                patch.setattr(Location, "status", lambda each, name=name: fail_at(name, each, status))
+                patch.setattr(Location, "names", lambda each, name=name: fail_at(name, each, names))
+                cleaned = slurmlaunch.clean(executor.folder, older_than=0, keep_failed=False)
+            assert (cleaned.removed, [*cleaned.kept], run.exists()) == ((), [run], True)
 
     def test_race(self, executor: Executor, finished: FutureArray[int]) -> None:
         """A retry and a removal exclude each other: whichever takes the next round first."""
