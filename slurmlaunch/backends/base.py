@@ -239,6 +239,10 @@ class Backend(Protocol):
             SchedulerError: the scheduler failed.
         """
 
+    def disown(self) -> None:
+        """Leave the tasks that this process runs itself, if any, to the parent of this forked child."""
+        return
+
     def requeue(self, job_id: str, element: int) -> None:
         """End a running element and start it again.
 

@@ -10,7 +10,6 @@ import functools
 import re
 import time
 from enum import Enum
-from importlib import resources
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -105,6 +104,8 @@ _ORDER = {kind: position for position, kind in enumerate(Kind)}
 
 @functools.cache
 def _table() -> dict[str, Reason]:
+    from importlib import resources  # here, since most runs have no pending job
+
     table = resources.files(__package__).joinpath("pending_reasons.tsv").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in table.splitlines() if not line.startswith("#")]
     return {word: Reason(word, Kind(kind), *rest) for word, kind, *rest in rows}

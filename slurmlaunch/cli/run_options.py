@@ -10,7 +10,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.container import Container
-from slurmlaunch.backends.slurm.commands import SHORT
+from slurmlaunch.backends.sbatch_tables import SHORT
 from slurmlaunch.cli.flag_errors import flag_of, in_flags
 from slurmlaunch.cli.parsers import RUNS_FOLDER, VerbParser
 from slurmlaunch.client.options import CLUSTERS, OURS

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.byvalue import refuse_coroutines
-from slurmlaunch.client.pickling import name_of
+from slurmlaunch.client.wording import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

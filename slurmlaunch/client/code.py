@@ -9,7 +9,6 @@ the code: git commits and installed distributions.
 from __future__ import annotations
 
 import functools
-import hashlib
 import marshal
 import os
 import sys
@@ -23,10 +22,8 @@ from pathlib import Path
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cloudpickle
-
 from slurmlaunch.client.own_modules import Found, chosen, own_modules
-from slurmlaunch.client.versions import Commit, Distribution, commits, distributions
+from slurmlaunch.client.versions import Commit, Distribution, commits, distributions, version_of
 from slurmlaunch.client.wording import time_of
 from slurmlaunch.errors import OptionError, RunFolderError, UnsafeRunFolder
 from slurmlaunch.messages import warn
@@ -120,6 +117,8 @@ def _read(file: str, *, may_compile: bool = True) -> tuple[_Stamp, Source] | Non
     except OSError:
         return None
     pyc = _valid_pyc(file, stamp) or (_compiled(file, stamp, text) if may_compile else b"")
+    import hashlib  # here, since a look at recorded code needs none
+
     return stamp, Source(text, pyc, hashlib.sha256(text).hexdigest())
 
 
@@ -194,6 +193,8 @@ class Snapshot:
         Raises:
             OptionError: they have too much source.
         """
+        import cloudpickle  # here, since a look at recorded code needs none
+
         found = own_modules() if imported else []
         names = {each.name for each in found}
         found += [Found.of(each) for each in earlier if each.name not in names]
@@ -394,21 +395,11 @@ def _of_modules(folder: RunFolder, manifest: Manifest) -> Iterator[str]:
 def _of_distributions(manifest: Manifest) -> Iterator[str]:
     for folder, recorded in manifest.code.get("distributions", {}).items():
         for name, version in recorded.items():
-            here = _version_of(name, folder)
+            here = version_of(name, folder)
             if here is None:
                 yield f"{name} {version} is not installed here"
             elif here != version:
                 yield f"{name} is {here}, and was {version}"
-
-
-def _version_of(name: str, folder: str) -> str | None:
-    """Return the version of a distribution where it was, or else where this process would import it from."""
-    from importlib import metadata
-
-    for path in ([folder], sys.path):
-        for found in metadata.distributions(name=name, path=path):
-            return found.version
-    return None
 
 
 def _of_commits(manifest: Manifest) -> Iterator[str]:

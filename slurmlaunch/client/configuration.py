@@ -91,9 +91,9 @@ class File:
             UnknownOption: it holds a name that is no option.
             OSError: it cannot be read.
         """
+        text = _read_safely(path)
         import tomllib  # here, since most users have no such file
 
-        text = _read_safely(path)
         try:
             file = cls(path, text, tomllib.loads(text))
         except tomllib.TOMLDecodeError as error:

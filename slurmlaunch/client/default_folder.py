@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from slurmlaunch.client.configuration import FOLDER_VARIABLE, path_of, settings_for
@@ -59,6 +58,8 @@ def _is_better(place: str | None, cluster: str) -> bool:
 
 
 def _problem_of(folder: Path, cluster: str) -> str:
+    import tempfile  # here, since only a submission asks
+
     there = next(path for path in (folder, *folder.parents) if path.exists()).resolve()
     if cluster == "slurm" and any(there.is_relative_to(path) for path in (*_TEMPORARY, tempfile.gettempdir())):
         return "is temporary, and each machine has its own: jobs on other nodes do not find it"

@@ -7,9 +7,7 @@ asked for.
 from __future__ import annotations
 
 import re
-import site
-import sysconfig
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["FailedItem", "Failures"]
 
 _FRAME = re.compile(r'^[ |+]*File "(.+)", line (\d+)', re.MULTILINE)
-_LIBRARIES = tuple({*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), *site.getsitepackages()})
 _FIRST = 3
 _CELL = re.compile(r"<ipython-input|ipykernel_\d+")
 
@@ -134,10 +131,18 @@ def first_failures(run: Run, items: Sequence[int]) -> tuple[str, ...]:
     return tuple(run.failures[item] for item in first)
 
 
+@cache
+def _libraries() -> tuple[str, ...]:
+    import site  # here, since most runs have no failures
+    import sysconfig
+
+    return tuple({*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), *site.getsitepackages()})
+
+
 def _place_in(traceback: str) -> str:
     """Return the file and line of the user's code that raised, from a traceback's text."""
     frames = _FRAME.findall(traceback)
-    own = [frame for frame in frames if not frame[0].startswith(_LIBRARIES)] or frames
+    own = [frame for frame in frames if not frame[0].startswith(_libraries())] or frames
     if not own:
         return ""
     file, line = own[-1]

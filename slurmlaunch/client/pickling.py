@@ -26,6 +26,7 @@ import cloudpickle
 
 from slurmlaunch import byvalue
 from slurmlaunch.backends.container import own_folders
+from slurmlaunch.client.wording import full_name_of, name_of
 from slurmlaunch.errors import NotPicklable, SlurmlaunchError
 from slurmlaunch.messages import warn
 from slurmlaunch.outcome import APART, PICKLE_PROTOCOL, Apart, Bundle
@@ -113,20 +114,6 @@ def _path_to(wanted: set[int], parts: Iterator[_Part], depth: int, seen: set[int
 
 
 _MOST_SEEN = 10_000
-
-
-def full_name_of(function: Callable[..., Any]) -> str:
-    """Return module and name of a function, or of the function that a partial wraps."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return f"{getattr(function, '__module__', '?')}.{name_of(function)}"
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """Return the name of a function, or of the function that a partial wraps."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__qualname__", None) or type(function).__qualname__
 
 
 def description_of(function: Callable[..., Any], options: Options) -> dict[str, Any]:

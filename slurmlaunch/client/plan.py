@@ -16,8 +16,8 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.base import Limits
-from slurmlaunch.client.pickling import name_of
 from slurmlaunch.client.sbatch_options import as_count, refused
+from slurmlaunch.client.wording import name_of
 from slurmlaunch.errors import OptionError, SubmissionError
 from slurmlaunch.runfolder.plan import AUTO, SCHEDULES, Blocks, Measured, PackedSlices, Slices, compact
 

@@ -18,7 +18,7 @@ from slurmlaunch.client.code import differences_of_code, joined
 from slurmlaunch.client.comparison import are_equal, changes_of, key_of, match
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.options import TOKEN_LENGTH, job_name
-from slurmlaunch.client.pickling import full_name_of, pickle_arguments
+from slurmlaunch.client.pickling import pickle_arguments
 from slurmlaunch.client.plan import STRICT
 from slurmlaunch.client.rerun import (
     await_states,
@@ -30,7 +30,7 @@ from slurmlaunch.client.rerun import (
 )
 from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.watcher import current_client
-from slurmlaunch.client.wording import time_of
+from slurmlaunch.client.wording import full_name_of, time_of
 from slurmlaunch.errors import RunFolderError, StorageFailure
 from slurmlaunch.runfolder.files import Location, can_link, sha256_of
 from slurmlaunch.runfolder.function import load_function

@@ -7,7 +7,6 @@ newer Slurm or of a plugin is given as ``sbatch=["--flag=value"]`` and needs no 
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import os
@@ -16,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import parse_memory, parse_time
-from slurmlaunch.backends.slurm.commands import EXCLUSIVE, SHORT
+from slurmlaunch.backends.sbatch_tables import EXCLUSIVE, SHORT
 from slurmlaunch.errors import OptionError, UnknownOption
 
 if TYPE_CHECKING:
@@ -368,6 +367,8 @@ def _nearest(word: str, names: Collection[str]) -> tuple[str, ...]:
     if word in names:
         return (word,)
     exact = [name for name, habits in _HABITS.items() if word in habits]
+    import difflib  # here, since only an unknown name needs it
+
     close = difflib.get_close_matches(word, names)
     part_of = [name for name in names if word in name.split("_")]
     return tuple(dict.fromkeys(exact + close + part_of))[:3]

@@ -132,6 +132,18 @@ def _imported() -> Iterator[tuple[str, str | None]]:
             yield name, site_of(file if isinstance(file, str) else next(iter(search_of(attributes) or ()), ""))
 
 
+def version_of(name: str, folder: str) -> str | None:
+    """Return the version of a distribution in a folder, or else where this process would import it from."""
+    found = (_site(each, _changed(each)).version_of(name) for each in (folder, *sys.path))
+    return next((version for version in found if version is not None), None)
+
+
+def _changed(folder: str) -> int:
+    with suppress(OSError):
+        return os.stat(folder).st_mtime_ns  # noqa: PTH116
+    return 0
+
+
 @functools.lru_cache(maxsize=1 << 12)
 def site_of(file: str) -> str | None:
     """Return the ``site-packages`` or ``dist-packages`` folder that a file is in."""
@@ -169,6 +181,11 @@ class _Site:
                 if dot and ending in {"dist-info", "egg-info"}:
                     self._by_name[_normalized(name)] = name, version.partition("-")[0], Path(entry.path)
 
+    def version_of(self, name: str) -> str | None:
+        """Return the version of a distribution, by its own name."""
+        known = self._by_name.get(_normalized(name))
+        return known and known[1]
+
     def of(self, module: str, *, anywhere: bool) -> list[tuple[str, str]]:
         """Return name and version of the distributions with a top-level module; *anywhere*: also of another name."""
         known = self._by_name.get(_normalized(module))
@@ -182,6 +199,13 @@ class _Site:
                 for top in _modules_of(folder):
                     self._by_module.setdefault(top, []).append((name, version))
         return self._by_module.get(module, [])
+
+
+@functools.lru_cache(maxsize=64)
+def _site(folder: str, changed: int) -> _Site:
+    """Return the distributions in a folder as they are at a time of its last change."""
+    del changed
+    return _Site(folder)
 
 
 def _normalized(name: str) -> str:

@@ -19,11 +19,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
-from slurmlaunch.backends.allocation import AllocationBackend
 from slurmlaunch.backends.base import OF_THE_CLIENT
-from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.backends.local import LocalBackend
-from slurmlaunch.backends.slurm import SlurmBackend
 from slurmlaunch.client import state
 from slurmlaunch.client.collector import Collector
 from slurmlaunch.client.submission import Submission, add_round, close_tasks, say_how_to_come_back
@@ -392,11 +388,9 @@ class Client:
 
     def backend(self, name: str, clusters: str | None = None) -> Backend:
         """Return the backend of that name: one for all runs, which share its queries."""
-        kinds: dict[str, Callable[[], Backend]] = {"allocation": AllocationBackend, "local": LocalBackend}
         with self._lock:
             if (name, clusters) not in self.backends:
-                make = kinds.get(name, InlineBackend)
-                self.backends[name, clusters] = SlurmBackend(clusters) if name == "slurm" else make()
+                self.backends[name, clusters] = _new_backend(name, clusters)
             return self.backends[name, clusters]
 
     def watch(self, run: Run) -> None:
@@ -405,6 +399,25 @@ class Client:
         watch = Watch(run)
         watch.first_poll()
         self.watcher.keep_watching(watch)
+
+
+def _new_backend(name: str, clusters: str | None) -> Backend:
+    """Return a backend; only its own module is imported, so that a command line starts fast."""
+    if name == "slurm":
+        from slurmlaunch.backends.slurm import SlurmBackend
+
+        return SlurmBackend(clusters)
+    if name == "allocation":
+        from slurmlaunch.backends.allocation import AllocationBackend
+
+        return AllocationBackend()
+    if name == "local":
+        from slurmlaunch.backends.local import LocalBackend
+
+        return LocalBackend()
+    from slurmlaunch.backends.inline import InlineBackend
+
+    return InlineBackend()
 
 
 _client = Client()
@@ -423,8 +436,7 @@ def _start_anew() -> None:
     for run in list(_client.runs):
         run.disown()
     for backend in inherited.backends.values():
-        if isinstance(backend, LocalBackend):
-            backend.disown()
+        backend.disown()
 
 
 os.register_at_fork(after_in_child=_start_anew)

@@ -1,16 +1,17 @@
-"""Short texts for people: arguments in one line, times, durations, rates, sizes.
+"""Short texts for people: names of functions, arguments in one line, times, durations, rates, sizes.
 
 Errors, tables and the progress display use them. Nothing of a run is known here.
 """
 
 from __future__ import annotations
 
+import functools
 import reprlib
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _LONGEST_VALUE, _MOST_VALUES = 100, 8
 
@@ -69,3 +70,17 @@ def readable(size: float) -> str:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+def full_name_of(function: Callable[..., Any]) -> str:
+    """Return module and name of a function, or of the function that a partial wraps."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return f"{getattr(function, '__module__', '?')}.{name_of(function)}"
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function, or of the function that a partial wraps."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__qualname__", None) or type(function).__qualname__

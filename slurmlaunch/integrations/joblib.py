@@ -195,7 +195,7 @@ class SlurmlaunchBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib s
 
     def _submit(self, batches: Sequence[Any]) -> FutureArray[Any]:
         """Submit the batches of a window as one run."""
-        from slurmlaunch.client.pickling import name_of
+        from slurmlaunch.client.wording import name_of
 
         shared = _shared_values(batches)
         numbers = {id(value): number for number, value in enumerate(shared)}

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 
-from slurmlaunch.client.pickling import name_of, pickle_arguments, pickle_function, travelling
+from slurmlaunch.client.pickling import pickle_arguments, pickle_function, travelling
+from slurmlaunch.client.wording import name_of
 from slurmlaunch.outcome import Failure, Value
 from slurmlaunch.runfolder.function import shared_bytes, write_function
 from slurmlaunch.runfolder.items import write_items

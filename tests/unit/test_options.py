@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from slurmlaunch import Executor
 from slurmlaunch.backends.base import parse_time
-from slurmlaunch.backends.slurm.commands import SHORT
+from slurmlaunch.backends.sbatch_tables import SHORT
 from slurmlaunch.cli.run_options import RunOptionParser
 from slurmlaunch.client.options import JOB_NAME_LENGTH, OURS, Options, Shape, check_cluster, job_name, refuse_fixed
 from slurmlaunch.client.sbatch_options import FLAGS, NAMES, OPTIONAL, OURS_TO_SET, VALUED

@@ -20,13 +20,12 @@ import pytest
 import tests.support.deeds
 from slurmlaunch.client.pickling import (
     SharedGenerator,
-    full_name_of,
-    name_of,
     pickle_arguments,
     pickle_function,
     sources_of,
     travelling,
-)  # fmt: skip
+)
+from slurmlaunch.client.wording import full_name_of, name_of
 from slurmlaunch.errors import NotPicklable, SlurmlaunchError
 
 if TYPE_CHECKING:

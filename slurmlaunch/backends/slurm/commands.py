@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.outer_job import outside_jobs
+from slurmlaunch.backends.sbatch_tables import EXCLUSIVE, SHORT
 from slurmlaunch.backends.soft_limits import set_soft_limits
 from slurmlaunch.errors import SchedulerError
 
@@ -164,29 +165,11 @@ _OPTION_OF = {
     "SBATCH_WAIT4SWITCH": "switches",
     "SLURM_CLUSTERS": "clusters",
 }
-# One given option drops the others of its group, and their variables: sbatch would refuse them together, or let the
-# wrong one win.
-EXCLUSIVE = (
-    {"mem", "mem-per-cpu", "mem-per-gpu"},
-    {"requeue", "no-requeue"},
-    {"bb", "bbf"},
-    {"cpus-per-gpu", "cpus-per-task"},
-)
 # No user's default may change these: whether sbatch waits for the job's end, its input, its signals.
 _NEVER = frozenset({"wait", "input", "signal"})
 
 # Variables that change which rows a query prints, and how.
 _OF_QUERIES = re.compile(r"(SQUEUE|SACCT|SCANCEL|SCONTROL)_.*|SLURM_TIME_FORMAT|SLURM_CLUSTERS")
-
-SHORT = {
-    "A": "account", "B": "extra_node_info", "C": "constraint", "D": "chdir", "F": "nodefile", "G": "gpus",
-    "H": "hold", "J": "job_name", "L": "licenses", "M": "clusters", "N": "nodes", "O": "overcommit",
-    "Q": "quiet", "S": "core_spec", "V": "version", "W": "wait", "a": "array", "b": "begin",
-    "c": "cpus_per_task", "d": "dependency", "e": "error", "h": "help", "i": "input", "k": "no_kill",
-    "m": "distribution", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "s": "oversubscribe",
-    "t": "time", "v": "verbose", "w": "nodelist", "x": "exclude",
-}  # fmt: skip
-"""The options of sbatch that have a short name, by its letter."""
 
 
 def for_submission(environ: Mapping[str, str], words: Collection[str]) -> dict[str, str]:

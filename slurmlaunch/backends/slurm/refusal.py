@@ -10,7 +10,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from slurmlaunch.backends.slurm.commands import SHORT
+from slurmlaunch.backends.sbatch_tables import SHORT
 from slurmlaunch.errors import SubmissionError
 
 if TYPE_CHECKING:

@@ -158,7 +158,7 @@ class SlurmlaunchExecutor(core.Executor):
         return self._executor.options(**options)
 
     def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[core.Job[Any]]:
-        from slurmlaunch.client.pickling import name_of
+        from slurmlaunch.client.wording import name_of
 
         submissions = list(delayed_submissions)
         for each in submissions:
