@@ -35,6 +35,7 @@ import functools
 import math
 import os
 import re
+import selectors
 import shlex
 import signal
 import subprocess
@@ -42,6 +43,8 @@ import threading
 import time
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
+
+from slurmlaunch.context import is_in_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -57,6 +60,9 @@ _SHELL = "/bin/sh"
 _ONLY_OUTSIDE_SINGLE_QUOTES = "';;;;'"
 
 _NOTED_LINES = 10
+
+_PIECE = 1 << 16
+"""The bytes that are read at once."""
 
 _GUARD = "trap '' HUP INT TERM USR1 USR2; read -r _; kill -KILL 0"
 
@@ -79,19 +85,24 @@ class Command:
     children are killed when the item is cancelled or its task ends.
 
     A call returns a `subprocess.CompletedProcess` with ``args`` (the command as a person would type it),
-    ``returncode``, and ``stdout`` and ``stderr`` as text; bytes that are not UTF-8 are replaced. The output
-    travels like any result: a program that prints a lot should write to a file of its own (``> {.}.log``).
+    ``returncode``, and ``stdout`` and ``stderr`` as text; bytes that are not UTF-8 are replaced. In a task the
+    output is also the item's (`Future.stdout`, the task's log), as it comes. As a result it travels like any other:
+    a program that prints a lot should write to a file of its own (``> {.}.log``).
 
     Args:
         command: a text, or a list of words.
         check: raise if the exit status is not 0.
         timeout: seconds after which the command is killed, or None.
-        capture: return the output; if False it goes to the task's log.
+        capture: return the output; if False it goes to the task's log alone.
+        log: in a task, write the output to its log, too; False for a program that prints so much that once is enough.
 
     Raises:
         TypeError: *command* is neither a text nor a list of words.
         ValueError: it is empty or contains ``{0}``, or *timeout* is not above 0.
     """
+
+    log = True
+    """Commands that an earlier version has pickled have none of their own."""
 
     def __init__(
         self,
@@ -100,6 +111,7 @@ class Command:
         check: bool = True,
         timeout: float | None = None,
         capture: bool = True,
+        log: bool = True,
     ) -> None:
         self._words = command if isinstance(command, str) else [_word(word) for word in command]
         text = self._words if isinstance(self._words, str) else "\n".join(self._words)
@@ -110,12 +122,13 @@ class Command:
                 raise ValueError(f"{found[0]} stands for no argument, they are counted from 1: write {{}} or {{1}}")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout must be a number of seconds above 0, or None, not {timeout!r}")
-        self.check, self.timeout, self.capture = check, timeout, capture
+        self.check, self.timeout, self.capture, self.log = check, timeout, capture, log
         self.__qualname__ = _name(self._words)
 
     def __repr__(self) -> str:
-        changed = {"check": (self.check, True), "timeout": (self.timeout, None), "capture": (self.capture, True)}
-        shown = "".join(f", {name}={value!r}" for name, (value, default) in changed.items() if value != default)
+        defaults = {"check": True, "timeout": None, "capture": True, "log": True}
+        given = {name: getattr(self, name) for name in defaults}
+        shown = "".join(f", {name}={value!r}" for name, value in given.items() if value != defaults[name])
         return f"Command({self._words!r}{shown})"
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -130,7 +143,8 @@ class Command:
         shown, variables = self.fill(*args, **kwargs), _Variables()
         command = self._fill(args, kwargs, variables.reference)
         words = [_SHELL, "-c", "--", command] if isinstance(command, str) else command
-        done = _run(words, variables, self.timeout, shown=shown, capture=self.capture)
+        copied = self.log and is_in_task()
+        done = _run(words, variables, self.timeout, shown=shown, capture=self.capture, copied=copied)
         if self.check and done.returncode:
             error = subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
             last = done.stderr.rstrip().splitlines()[-_NOTED_LINES:]
@@ -263,44 +277,103 @@ def _name(words: str | Sequence[str]) -> str:
 
 
 def _run(
-    words: Sequence[str], variables: Mapping[str, str], timeout: float | None, *, shown: str | list[str], capture: bool
+    words: Sequence[str],
+    variables: Mapping[str, str],
+    timeout: float | None,
+    *,
+    shown: str | list[str],
+    capture: bool,
+    copied: bool,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, and kill the processes that it leaves running; results and errors say *shown*."""
-    output = subprocess.PIPE if capture else None
+    pipe = subprocess.PIPE if capture else None
     with _termination() as wait_for_own_end, _process_group() as group:
         program = subprocess.Popen(
             words,
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=pipe,
+            stderr=pipe,
             process_group=group,
         )
         program.args = shown
         with program:
             try:
-                out, err = _output_of(program, group, timeout)
+                output = _output_of(program, group, timeout, copied=copied)
             except BaseException:
                 os.killpg(group, signal.SIGKILL)  # else leaving the block would wait for it
                 raise
         wait_for_own_end(program.returncode)
-    return subprocess.CompletedProcess(shown, program.returncode, _decoded(out), _decoded(err))
+    return subprocess.CompletedProcess(shown, program.returncode, _decoded(output.of(1)), _decoded(output.of(2)))
 
 
-def _output_of(program: subprocess.Popen[bytes], group: int, timeout: float | None) -> tuple[bytes, bytes]:
+def _output_of(program: subprocess.Popen[bytes], group: int, timeout: float | None, *, copied: bool) -> _Output:
     """Return the program's output up to its end, even if a child of it holds the pipe open."""
     until = math.inf if timeout is None else time.monotonic() + timeout
-    while True:
-        left = max(0.0, until - time.monotonic())
-        try:
-            return program.communicate(timeout=min(_DRAIN_SECONDS, left))
-        except subprocess.TimeoutExpired as error:
+    look = time.monotonic() + _DRAIN_SECONDS
+    with contextlib.closing(_Output(program, copied=copied)) as output:
+        while output.is_open or program.poll() is None:
+            if not output.read(min(look, until) - time.monotonic()):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    program.wait(max(0.0, min(look, until) - time.monotonic()))
+            now = time.monotonic()
+            if now < min(look, until):
+                continue
             if program.poll() is not None:
                 os.killpg(group, signal.SIGKILL)  # the children that it left; then its output ends
-                return program.communicate()
-            if time.monotonic() >= until:
-                error.timeout = timeout or 0.0
-                raise
+            elif now >= until:
+                raise subprocess.TimeoutExpired(program.args, timeout or 0.0, output.of(1), output.of(2))
+            look, until = now + _DRAIN_SECONDS, until if now < until else math.inf
+    return output
+
+
+class _Output:
+    """What a program writes to its pipes, if it has any.
+
+    Attributes:
+        is_open: whether more may come.
+    """
+
+    def __init__(self, program: subprocess.Popen[bytes], *, copied: bool) -> None:
+        """Begin to read; *copied*: what comes goes to the same stream of this process, too."""
+        self._copied = copied
+        self._data: dict[int, bytearray] = {}
+        self._reading = selectors.DefaultSelector()
+        for stream, pipe in ((1, program.stdout), (2, program.stderr)):
+            if pipe is not None:
+                self._data[stream] = bytearray()
+                self._reading.register(pipe, selectors.EVENT_READ, stream)
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._reading.get_map())
+
+    def read(self, seconds: float) -> bool:
+        """Wait for output, and read it; return False at once if none can come."""
+        if not self.is_open:
+            return False
+        for key, _ in self._reading.select(max(0.0, seconds)):
+            data = os.read(key.fd, _PIECE)
+            self._data[key.data] += data
+            if not data:
+                self._reading.unregister(key.fileobj)
+            elif self._copied:
+                _write(key.data, data)
+        return True
+
+    def of(self, stream: int) -> bytes | None:
+        """Return what came on a stream, 1 or 2; None if that has no pipe, as `subprocess` does."""
+        return bytes(self._data[stream]) if stream in self._data else None
+
+    def close(self) -> None:
+        self._reading.close()
+
+
+def _write(stream: int, data: bytes) -> None:
+    view = memoryview(data)
+    with contextlib.suppress(OSError):  # the function may have closed it
+        while view:
+            view = view[os.write(stream, view) :]
 
 
 def _decoded(output: bytes | None) -> str:

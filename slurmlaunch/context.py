@@ -101,6 +101,11 @@ def swap(task: Task | None) -> Task | None:
     return before
 
 
+def is_in_task() -> bool:
+    """Return True where `current_task` returns a task."""
+    return (_current.task or _Current.task) is not None
+
+
 def current_task() -> Task:
     """Return the task that this code runs in.
 

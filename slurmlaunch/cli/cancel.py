@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.cli.exit_status import OK
 from slurmlaunch.cli.parsers import ITEMS, RunParser, chosen, find
-from slurmlaunch.cli.printing import print_json
+from slurmlaunch.cli.printing import counted, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +40,6 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print_json({"folder": str(futures.folder), "cancelled": number, "counts": futures.counts()})
     else:
-        what = f"{number} item{'s' * (number != 1)} cancelled" if number else "nothing to cancel"
+        what = f"{counted(number, 'item')} cancelled" if number else "nothing to cancel"
         print(f"{what}; {futures.status().summary()}")
     return OK

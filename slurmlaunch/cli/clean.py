@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_json()
     given = parser.read(arguments)
     one = given.older_than is None
+    if not one and given.older_than.isdecimal() and int(given.older_than):  # which sbatch takes for minutes
+        parser.error(f"--older-than {given.older_than}: write the unit, as in {given.older_than}d")
     if one and (given.failed or given.dry_run):
         parser.error("--failed and --dry-run go with --older-than")
     from slurmlaunch.cli.flag_errors import in_flags

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = VerbParser("config", "[--profile NAME] [--json]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("--profile", metavar="NAME", help="with the values of this profile")
     parser.add_json()
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     files = read_files()
     settings = settings_for(given.profile).used
     options_of(settings)  # refuses values that do not fit together

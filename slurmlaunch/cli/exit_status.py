@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from slurmlaunch.errors import RunFolderError, SchedulerError
+from slurmlaunch.errors import RunFolderError, SchedulerError, SubmissionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,4 +51,5 @@ def status_of(error: Exception) -> int:
         return error.status
     if isinstance(error, RunFolderError):
         return NOT_FOUND
-    return NO_ANSWER if isinstance(error, SchedulerError) else USAGE
+    is_away = isinstance(error, SubmissionError) and (error.transient or error.ambiguous)
+    return NO_ANSWER if is_away or isinstance(error, SchedulerError) else USAGE

@@ -28,8 +28,11 @@ _OPTION = re.compile(
 _PREFIX = re.compile(rf"\A({'|'.join(_FLAGS)}):(?= )")
 _BARE = re.compile(rf"(?<![\w./'-])({'|'.join(name for name in _FLAGS if '_' in name)})(?![\w=(.])")
 _CALLS = (
-    (re.compile(r"(?:with )?\.retry\(([^)]+)\)"), r"\1"),  # the command runs again, with another option
-    (re.compile(r"(?:with |Call )?\.retry\(\)"), "by another slurmlaunch map"),
+    (re.compile(r"\bslurmlaunch\.attach\('([^']*)'\)\.retry\(([^)]*)\)"), r"slurmlaunch retry \1 \2"),
+    (re.compile(r"(?:with )?\.retry\(((?:\w+=|\.\.\.)[^)]*)\)"), r"with slurmlaunch retry RUN \1"),
+    (re.compile(r"\bCall \.retry\(\)"), "Use slurmlaunch retry RUN"),
+    (re.compile(r"(?:with )?\.retry\(\)"), "slurmlaunch retry RUN"),
+    (re.compile(r"\bslurmlaunch\.runs\('([^']*)'\)"), r"slurmlaunch runs --folder \1"),
     (re.compile(r"\b(?:ex\.options|Executor)\(([^)]*)\)(?:\.map_array\(\.\.\.\))?"), r"\1"),
     (re.compile(r"\b(?:ex\.)?map_array\((?:\.\.\.|fn, items), ([^)]*)\)"), r"\1"),
     (re.compile(r"\bgive map_array "), "give "),

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from slurmlaunch.cli.exit_status import INTERRUPTED, OK, READER_ENDED, USAGE, VerbError, status_of
+from slurmlaunch.cli.parsers import VerbParser, did_you_mean
 from slurmlaunch.errors import SlurmlaunchError
 
 if TYPE_CHECKING:
@@ -47,10 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The verb's exit status; see `slurmlaunch.cli.exit_status`.
     """
-    parser, words = _parser(), list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     # Those of the verb, "--" included, which argparse would take out.
     own = next((place for place, word in enumerate(words) if not word.startswith("-")), len(words)) + 1
-    given = parser.parse_args(words[:own])
+    parser = _parser()
+    given = _read(parser, words[:own])
     if given.version:
         from importlib import metadata
 
@@ -63,11 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # output of items is printed as it was, whatever the locale is
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"slurmlaunch: {_in_flags(message)}\n"
-    verb = import_module(f"slurmlaunch.cli.{given.verb}")
     try:
-        status: int = verb.main(words[own:])
+        status: int = import_module(f"slurmlaunch.cli.{given.verb}").main(words[own:])
         sys.stdout.flush()
     except KeyboardInterrupt:
+        if sys.stderr.isatty():  # which shows ^C
+            print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as head(1), has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,16 +89,19 @@ def _in_flags(error: object) -> str:
     return in_flags(error)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _read(parser: VerbParser, words: Sequence[str]) -> argparse.Namespace:
+    given, unknown = parser.parse_known_args(words)
+    if unknown and given.verb:
+        parser.error(f"{unknown[0]} comes after the command: slurmlaunch {given.verb} {unknown[0]}")
+    if given.verb is not None and given.verb not in VERBS:
+        parser.error(f"there is no command {given.verb!r}{did_you_mean(given.verb, VERBS)}")
+    return parser.refusing_unknown(given, unknown)
+
+
+def _parser() -> VerbParser:
     listed = "\n".join(f"  {name:<9}{what}" for name, what in VERBS.items())
-    parser = argparse.ArgumentParser(
-        prog="slurmlaunch",
-        usage="slurmlaunch COMMAND ...",
-        description="Launch work on Slurm, or on this machine.",
-        epilog=f"commands:\n{listed}\n\nslurmlaunch COMMAND --help shows more.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    about = "Launch work on Slurm, or on this machine."
+    parser = VerbParser("", "COMMAND ...", about, f"commands:\n{listed}\n\nslurmlaunch COMMAND --help shows more.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    parser.add_argument("verb", metavar="COMMAND", nargs="?", choices=VERBS, help=argparse.SUPPRESS)
+    parser.add_argument("verb", metavar="COMMAND", nargs="?", help=argparse.SUPPRESS)
     return parser

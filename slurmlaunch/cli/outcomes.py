@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.cli.exit_status import FAILED, OK
 from slurmlaunch.cli.flag_errors import in_flags
+from slurmlaunch.cli.printing import counted
 from slurmlaunch.errors import SlurmlaunchError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def show_all(futures: Iterable[Future[Any]], names: Sequence[str]) -> int:
 def tell_failures(failed: Mapping[str, Sequence[str]], items: int) -> None:
     """Print on standard error why items failed: the lines for each, by its name."""
     if failed:
-        print(f"slurmlaunch: {len(failed)} of {items} items failed:", file=sys.stderr)
+        print(f"slurmlaunch: {len(failed)} of {counted(items, 'item')} failed:", file=sys.stderr)
     for name, reason in list(failed.items())[:_SHOWN_FAILURES]:
         print(f"  {name}: " + "\n      ".join(reason), file=sys.stderr)
     if len(failed) > _SHOWN_FAILURES:

@@ -53,6 +53,11 @@ def coloured(word: str) -> str:
     return f"\033[{colour}m{word}\033[0m"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things in words: ``1 item``, ``2 items``."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def print_text(text: str) -> None:
     """Print text that others wrote; a last line without an end gets one."""
     sys.stdout.write(text if text.endswith("\n") or not text else f"{text}\n")

@@ -10,12 +10,13 @@ from slurmlaunch.cli.exit_status import VerbError, of_counts
 from slurmlaunch.cli.outcomes import show, tell_failures
 from slurmlaunch.cli.parsers import ITEMS, RunParser, chosen, look
 from slurmlaunch.cli.plain import NotPlainError, plain, row
-from slurmlaunch.cli.printing import print_json, print_line
+from slurmlaunch.cli.printing import counted, print_json, print_line
 from slurmlaunch.errors import ResultLost, UnpicklableResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from slurmlaunch.client.failures import FailedItem
     from slurmlaunch.client.futures import Future, FutureArray
 
 _DESCRIPTION = """\
@@ -88,11 +89,12 @@ def _error_of(future: Future[Any]) -> BaseException | None:
 
 
 def _as_dicts(futures: FutureArray[Any]) -> Iterator[dict[str, Any]]:
+    failed = {each.index: each for each in futures.failures()}
     for future in futures:
-        yield {"item": future.index, **_outcome(future)}
+        yield {"item": future.index, **_outcome(future, failed.get(future.index))}
 
 
-def _outcome(future: Future[Any]) -> dict[str, Any]:
+def _outcome(future: Future[Any], failed: FailedItem | None) -> dict[str, Any]:
     if not future.done():
         return {"status": "running" if future.running() else "pending", "value": None, "error": None}
     if future.cancelled():
@@ -100,7 +102,12 @@ def _outcome(future: Future[Any]) -> dict[str, Any]:
     error = _error_of(future)
     if error is None:
         return {"status": "done", "value": _plain(future), "error": None}
-    told = {"type": type(error).__qualname__, "message": str(error), "log": str(future.log("err"))}
+    told = {
+        "type": type(error).__qualname__,
+        "message": str(error),
+        "traceback": failed.traceback if failed else "",
+        "log": str(future.log("err")),
+    }
     return {"status": "failed", "value": None, "error": told}
 
 
@@ -126,5 +133,5 @@ def _tell_rest(futures: FutureArray[Any]) -> int:
     counts = futures.counts()
     left = counts["pending"] + counts["running"]
     if left:
-        print(f"slurmlaunch: {left} of {len(futures)} items have not ended", file=sys.stderr)
+        print(f"slurmlaunch: {left} of {counted(len(futures), 'item')} have not ended", file=sys.stderr)
     return of_counts(counts)

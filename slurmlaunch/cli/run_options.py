@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.container import Container
@@ -52,7 +53,16 @@ class RunOptionParser(VerbParser):
         words = list(arguments[end:])
         if "--" in words[:2]:
             words.remove("--")
+        elif not getattr(given, "quiet", False):
+            self._warn_of_options_in(words[1:])
         return given, words
+
+    def _warn_of_options_in(self, items: Sequence[str]) -> None:
+        flags = {flag for action in self._actions for flag in action.option_strings if flag.startswith("--")}
+        late = [word for word in items if word.partition("=")[0] in flags]
+        if late:
+            what = f"{late[0]} comes after the command, and is an item: options come before it"
+            print(f"slurmlaunch: {what}; -- before the items says that it is meant", file=sys.stderr)
 
     def _first_word(self, arguments: Sequence[str]) -> int:
         """Return the number of arguments that are options or their values."""

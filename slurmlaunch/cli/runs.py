@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         "-n", "--number", metavar="N", type=positive, help=f"the newest N; by default {_SHOWN}, with --json all"
     )
     parser.add_json()
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     from slurmlaunch.client.runs import runs
 
     found = runs(given.folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slurmlaunch.cli.map import new_parser, run
+from slurmlaunch.cli.map import new_parser, print_script, read_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,9 +16,10 @@ submit. Nothing is submitted or written.
 _EXAMPLES = """\
 examples:
   slurmlaunch script -p small --time=00:10:00 'python process.py {}' data_*.nc
+  slurmlaunch script --json 'wc {}' *.txt | jq -r .script
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the script; return 0."""
-    return run(new_parser("script", _DESCRIPTION, _EXAMPLES), arguments, dry=True)
+    return print_script(read_call(new_parser("script", _DESCRIPTION, _EXAMPLES), arguments))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from slurmlaunch.client.failures import Cause, FailedItem
     from slurmlaunch.client.futures import FutureArray
+    from slurmlaunch.client.status import Status
 
 _DESCRIPTION = """\
 Show how many items of a run are done, failed, running or pending, the states of
@@ -44,41 +45,56 @@ def main(arguments: Sequence[str]) -> int:
     if given.watch:
         return _watch(find(given), given)
     futures = look(given)
-    _show(futures, futures.summary().state, given)
+    state, status = futures.summary().state, futures.status()
+    if given.json:
+        print_json(_values(futures, status, state, given))
+    else:
+        _print(state, _lines(futures, status, state, given))
     return OK
 
 
 def _watch(futures: FutureArray[Any], given: argparse.Namespace) -> int:
     """Show the status as it changes: in the same place of a terminal, otherwise one below the other."""
-    shown, known = 0, None
+    shown: list[str] = []
+    known = None
     while True:
         over, status = futures.done(), futures.status()
         if status != known:
-            if shown and sys.stdout.isatty():
-                sys.stdout.write(f"\033[{shown}F\033[J")
-            shown = _show(futures, status.state, given)
-            sys.stdout.flush()
+            if given.json:
+                print_line(_values(futures, status, status.state, given))
+            else:
+                shown = _print_again(shown, status.state, _lines(futures, status, status.state, given))
         if over:
             return of_counts(status.counts)
         known = status
         futures.wait(_EVERY, progress=False)
 
 
-def _show(futures: FutureArray[Any], state: str, given: argparse.Namespace) -> int:
-    """Print the status, with the state in a word; return the number of lines on a terminal."""
-    status = futures.status()
-    failures = futures.failures() if given.failures else None
-    if given.json:
-        causes = {} if failures is None else {"causes": [_as_dict(*each) for each in failures.groups()]}
-        values = {**status.to_dict(), "state": state, **causes}
-        print_line(values) if given.watch else print_json(values)
-        return 1
-    lines = f"{state}  {status}".splitlines() + (str(failures).splitlines() if failures else [])
-    if given.watch and sys.stdout.isatty():  # a line that wraps would take two
-        width = shutil.get_terminal_size().columns - 1
-        lines = [line[:width] for line in lines]
+def _print_again(shown: list[str], state: str, lines: list[str]) -> list[str]:
+    """Print lines, on a terminal in place of those that are *shown*; return what was printed."""
+    if sys.stdout.isatty():
+        width, height = shutil.get_terminal_size()
+        if shown:  # the terminal may have become narrower, and then has wrapped them
+            rows = sum(max(1, -(-len(line) // width)) for line in shown)
+            sys.stdout.write(f"\033[{rows}F\033[J")
+        lines = [line[: width - 1] for line in lines[: height - 1]]
+    _print(state, lines)
+    sys.stdout.flush()
+    return lines
+
+
+def _print(state: str, lines: list[str]) -> None:
     print(coloured(state) + lines[0][len(state) :], *lines[1:], sep="\n")
-    return len(lines)
+
+
+def _lines(futures: FutureArray[Any], status: Status, state: str, given: argparse.Namespace) -> list[str]:
+    failures = futures.failures() if given.failures else None
+    return f"{state}  {status}".splitlines() + (str(failures).splitlines() if failures else [])
+
+
+def _values(futures: FutureArray[Any], status: Status, state: str, given: argparse.Namespace) -> dict[str, Any]:
+    causes = {"causes": [_as_dict(*each) for each in futures.failures().groups()]} if given.failures else {}
+    return {**status.to_dict(), "state": state, **causes}
 
 
 def _as_dict(cause: Cause, items: Sequence[FailedItem]) -> dict[str, Any]:

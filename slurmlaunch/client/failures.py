@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache, cached_property
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.client import html
@@ -72,15 +73,21 @@ class FailedItem:
         return Path(self._run.tasks.log(self._run.tasks.task_of(self.index), "err"))
 
     @cached_property
-    def cause(self) -> Cause:
-        """Why it failed, in short."""
+    def _failure(self) -> Failure:
         failure = self._run.reader.outcome(self.index)
         assert isinstance(failure, Failure)  # noqa: S101  (as above)
-        error = failure.error
-        text = shown([error], {})[0]
-        if isinstance(error, ItemError):
-            text = f"{type(error).__name__}: {error.what.partition(chr(10))[0]}"
-        return Cause(type(error).__qualname__, _place_in(failure.traceback), text)
+        return failure
+
+    @property
+    def traceback(self) -> str:
+        """The traceback of its error in the task, as text; empty if the function did not raise it."""
+        return self._failure.traceback
+
+    @cached_property
+    def cause(self) -> Cause:
+        """Why it failed, in short."""
+        error = self._failure.error
+        return Cause(type(error).__qualname__, _place_in(self._failure.traceback), _in_short(error))
 
     @property
     def name(self) -> str:
@@ -129,6 +136,16 @@ def first_failures(run: Run, items: Sequence[int]) -> tuple[str, ...]:
         if item not in run.failures:
             run.failures[item] = FailedItem(run, item).text
     return tuple(run.failures[item] for item in first)
+
+
+def _in_short(error: BaseException) -> str:
+    if isinstance(error, ItemError):
+        return f"{type(error).__name__}: {error.what.partition(chr(10))[0]}"
+    if isinstance(error, CalledProcessError):  # whose repr() holds the whole command and its output
+        how = f"exit status {error.returncode}" if error.returncode > 0 else f"signal {-error.returncode}"
+        last = error.stderr.rstrip().rpartition("\n")[2] if isinstance(error.stderr, str) else ""
+        return f"{how}: {last}" if last else how
+    return shown([error], {})[0]
 
 
 @cache

@@ -65,7 +65,8 @@ class Status:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the status as a dict of numbers, strings, lists and dicts, ready for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {**values, "state": self.state}
 
     def summary(self) -> str:
         """Return the counts in one line: ``312 of 1000 done, 3 failed, 16 running``."""
