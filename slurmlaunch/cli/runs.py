@@ -26,7 +26,7 @@ examples:
   slurmlaunch runs --json | jq -r '.runs[] | select(.state == "failed") | .name'
 """
 _SHOWN = 20
-_SPARE = ("code", "function", "cluster", "size", "name")
+_SPARE = ("code", "function", "cluster", "size", "submitted", "name")  # a run folder's name begins with the time
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import os
 import pickle
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.waiting import Gate, wait_until
+from tests.support.waiting import PATIENCE, Gate, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,8 +71,9 @@ class Terminal:
         """Read until something matches behind the last match, and return the text up to its end."""
         while not (found := re.compile(pattern).search(self.text, self.position)):
             try:
+                assert select.select([self.ours], [], [], PATIENCE)[0], "nothing comes"
                 self.text += os.read(self.ours, 4096).decode()
-            except OSError:  # the program has ended
+            except (AssertionError, OSError):  # the program has ended
                 pytest.fail(f"{pattern!r} is not in {self.text[self.position :]!r}")
         start, self.position = self.position, found.end()
         return self.text[start : self.position]
@@ -128,7 +130,7 @@ def test_an_interrupt(terminal: Terminal, tmp_path: Path) -> None:
 
 @pytest.fixture
 def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a folder in which another process runs two items, which print something and wait for ``go-a`` and ``-b``."""
+    """Return a folder in which another process runs two items, which print and wait for ``go-a`` and ``go-b``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURMLAUNCH_CLUSTER", "local")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -144,12 +146,17 @@ def verb(*words: str, **streams: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen((sys.executable, "-c", VERB, *words), **streams)
 
 
-def on_terminal(terminal: Terminal, *words: str) -> subprocess.Popen[bytes]:
-    """Start a verb in a terminal."""
-    monkey = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "COLUMNS", "LINES"}}
-    program = verb(*words, stdout=terminal.theirs, stderr=terminal.theirs, env={**monkey, "TERM": "xterm"})
-    os.close(terminal.theirs)
-    return program
+@contextlib.contextmanager
+def on_terminal(terminal: Terminal, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a verb in a terminal, and wait for its end."""
+    environment = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "COLUMNS", "LINES"}}
+    with verb(*words, stdout=terminal.theirs, stderr=terminal.theirs, env={**environment, "TERM": "xterm"}) as program:
+        os.close(terminal.theirs)
+        try:
+            yield program
+        except BaseException:
+            program.kill()
+            raise
 
 
 def test_a_status_that_changes(terminal: Terminal, growing: Path) -> None:
@@ -159,10 +166,10 @@ def test_a_status_that_changes(terminal: Terminal, growing: Path) -> None:
         terminal.read_until(r"submitted [^\n]{1,49}\r\n")
         terminal.resize(20)
         (growing / "go-a").touch()
-        rows = terminal.read_until(r"\x1b\[\d+F\x1b\[J\x1b\[34mrunning\x1b\[0m  letters: 1 \r\n")
+        rows = terminal.read_until(r"\x1b\[\d+F\x1b\[J\x1b\[34mrunning\x1b\[0m  letters: 1\r\n")
         assert int(re.findall(r"\[(\d+)F", rows)[0]) >= 7  # the lines before, of which the narrow terminal wraps most
         (growing / "go-b").touch()
-        text = terminal.read_until(r"failed\x1b\[0m  letters: 1 o\r\n(.|\n)*submitted[^\n]*\r\n")
+        text = terminal.read_until(r"failed\x1b\[0m  letters: 1 \r\n(.|\n)*submitted[^\n]*\r\n")
     assert program.returncode == 1
     assert all(len(line.rstrip("\r")) <= 19 for line in re.sub(r"\x1b\[\d*[FJm]", "", text).split("\n"))
 
@@ -205,10 +212,8 @@ def test_logs_that_grow(growing: Path) -> None:
     assert out.startswith(b"begun a\nended a\nbegun b\n")
     assert b"ended b\n" in out
     assert (whole.returncode, second.returncode, err) == (0, 0, b"")
-    shown = subprocess.run(
-        (sys.executable, "-m", "slurmlaunch", "logs", "--newest", "1"), check=True, capture_output=True
-    )
-    assert shown.stdout == b"begun b\nended b\n"
+    with verb("logs", "--newest", "1", **streams) as one:
+        assert one.communicate() == (b"begun b\nended b\n", b"")
 
 
 def test_a_narrow_list(terminal: Terminal, growing: Path) -> None:
@@ -216,9 +221,10 @@ def test_a_narrow_list(terminal: Terminal, growing: Path) -> None:
     del growing
     piped = subprocess.run((sys.executable, "-m", "slurmlaunch", "runs"), check=True, capture_output=True, text=True)
     assert "function" in piped.stdout
+    terminal.resize(75)
     with on_terminal(terminal, "runs"):
         text = terminal.read_until(r"in /[^\n]*\n")
     head, row, _ = re.sub(r"\x1b\[\d*m", "", text).split("\r\n")[:3]
     assert "function" not in head
     assert "run folder" in head
-    assert len(row) <= 60
+    assert len(row) <= 75
