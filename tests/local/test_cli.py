@@ -15,6 +15,7 @@ import pytest
 
 import slurmlaunch
 from slurmlaunch.cli.flag_errors import in_flags
+from slurmlaunch.cli.main import main
 from tests.conftest import several_cpus
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -120,6 +121,9 @@ def test_items_of_the_command_line(run: Callable[..., tuple[int, str, str]]) -> 
     assert run("map", "--quiet", "--", "echo {}", "--")[1] == "--\n"
     assert run("map", "--quiet", "echo {}.", "--", "-n", "--")[1] == "-n.\n--.\n"
     assert "-no: not found" in run("map", "--", "-no", "a")[2]
+    status, out, err = run("map", "echo", "a", "--tasks=3")
+    assert (status, out) == (0, "a\n--tasks=3\n")
+    assert "--tasks=3 comes after the command, and is an item" in err
 
 
 def test_items_that_are_read(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -206,7 +210,10 @@ def test_advice_speaks_of_flags(run: Callable[..., tuple[int, str, str]]) -> Non
         ("as map_array(..., tasks=..., throttle=...)", "as --tasks=..., --throttle=..."),
         ("sbatch=['--flag=value'] passes it", "--sbatch=--flag=value passes it"),
         ("processes: too many, and cpus_per_task is 2", "--processes: too many, and --cpus-per-task is 2"),
-        ("Run them again with .retry(time=...)", "Run them again --time=..."),
+        ("Run them again with .retry(time=...)", "Run them again with slurmlaunch retry RUN --time=..."),
+        ("; .retry() runs the item again.", "; slurmlaunch retry RUN runs the item again."),
+        ("slurmlaunch.attach('/r/fit').retry(mem='8G')", "slurmlaunch retry /r/fit --mem=8G"),
+        ("Call .retry() to submit it.", "Use slurmlaunch retry RUN to submit it."),
         (
             "log: /runs/time=3/mem=4.err\nsbatch: error: --time=x",
             "log: /runs/time=3/mem=4.err\nsbatch: error: --time=x",
@@ -227,7 +234,7 @@ def test_detach(run: Callable[..., tuple[int, str, str]]) -> None:
     """A detached run prints its folder, and on stderr how to come back; its results can be fetched from there."""
     status, out, err = run("map", "--detach", "echo {}", "a", "b")
     assert status == 0
-    assert repr(out.removesuffix("\n")) in err
+    assert f"slurmlaunch results {out}" in err
     results = slurmlaunch.attach(out.removesuffix("\n")).results(PATIENCE)
     assert [done.stdout for done in results] == ["a\n", "b\n"]
 
@@ -247,7 +254,7 @@ def test_interrupted(
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
     (folder,) = (tmp_path / "slurmlaunch-runs").glob("[!.]*")
-    assert (f"attach({str(folder)!r})" in err) == (where == "slurm")
+    assert (f"slurmlaunch cancel {folder}\n" in err) == (where == "slurm")
     if where == "slurm":
         (tmp_path / "go").touch()
         assert slurmlaunch.attach(folder)[0].result(PATIENCE).stdout == "end\n"
@@ -322,7 +329,30 @@ def test_help(run: Callable[..., tuple[int, str, str]]) -> None:
     status, out, err = run("map", "--help")
     assert (status, err) == (0, "")
     assert "slurmlaunch map 'python process.py {}' data_*.nc" in out
-    assert run("mpa")[0] == 2
+    assert run("help", "map") == run("map", "--help")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mpa"], "there is no command 'mpa'; did you mean map?"),
+        (["--newest", "status"], "--newest comes after the command: slurmlaunch status --newest"),
+        (["--verison"], "there is no option --verison; did you mean --version?"),
+        (["retry", "fit", "--memory=8G"], "there is no option --memory; did you mean --mem?"),
+        (["results", "--cvs"], "there is no option --cvs; did you mean --csv?"),
+        (["runs", "foo"], "'foo' is too much"),
+        (["status", ""], "RUN or ITEMS is empty"),
+        (["clean", "--older-than", "30"], "write the unit, as in 30d"),
+    ],
+)
+def test_mistyped(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped command line has status 2 and two lines: what is wrong, and where help is."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    first, second = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert message in first
+    assert second.startswith("Try slurmlaunch ")
 
 
 def test_the_script_is_the_module() -> None:

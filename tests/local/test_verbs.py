@@ -15,10 +15,13 @@ import pytest
 
 from slurmlaunch.cli.main import VERBS, main
 from tests.conftest import SLURM
+from tests.faults.wrapped import IS_AWAY, Wrapped
 from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "for-programs.md").read_text(encoding="utf-8")
@@ -82,8 +85,9 @@ class Shell:
     def __call__(self, *arguments: str) -> Ran:
         """Run a verb."""
         self._capture.readouterr()
+        folder = () if arguments[0] == "config" else ("--folder", str(self.folder / "runs"))
         try:
-            status = main([*arguments[:1], "--folder", str(self.folder / "runs"), *arguments[1:]])
+            status = main([*arguments[:1], *folder, *arguments[1:]])
         except SystemExit as ended:
             status = int(ended.code or 0)
         return Ran(status, *self._capture.readouterr())
@@ -238,6 +242,7 @@ def test_results_of_a_class(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> No
     ("arguments", "status", "said"),
     [
         (["status", "nope"], 3, "has the name, folder or job 'nope'; there are:"),
+        (["logs", "3"], 3, "For items of the newest run: --newest 3"),
         (["results", "plain", "9"], 3, "has no item 9: its items are 0 to 5"),
         (["results", "plain", "x"], 2, "'x' names no items"),
         (["results", "plain", "3-1"], 2, "1 comes before 3"),
@@ -249,7 +254,7 @@ def test_results_of_a_class(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> No
         (["clean", "plain", "--dry-run"], 2, "go with --older-than"),
         (["clean", "plain", "--older-than", "1d"], 2, "give a run, or --newest or --older-than"),
         (["clean", "--older-than", "soon"], 2, "--older-than: 'soon' is no time"),
-        (["wait", "--timeout", "soon"], 2, "is no number of seconds"),
+        (["wait", "--timeout", "soon"], 2, "is no time: write seconds"),
         (["runs", "-n", "0"], 2, "is no number of at least 1"),
         (["logs", "plain", "1-2", "-f"], 2, "takes one item"),
         (["retry", "plain", "--mem=lots"], 2, "--mem: 'lots' is no amount"),
@@ -263,6 +268,83 @@ def test_mistakes(shell: Shell, arguments: list[str], status: int, said: str) ->
     assert "Traceback" not in ran.err
 
 
+@pytest.fixture
+def where(made: Path) -> str:
+    """Return the backend of the runs."""
+    name: str = json.loads(next(made.glob("runs/*/manifest.json")).read_text())["backend"]
+    return name
+
+
+def test_facts_without_a_run(shell: Shell, where: str, tmp_path: Path) -> None:
+    """``script``, ``config``, ``doctor`` and ``map`` print their facts as JSON, too."""
+    words = ("--cluster", where, "--json", "exit {}", "0", "1")
+    script = shell("script", *words)
+    check_keys("script", script.json)
+    assert (script.status, script.json["items"], script.json["cluster"]) == (0, 2, where)
+    assert script.json["script"].startswith("#!")
+    assert not list(shell.folder.glob("runs/*exit*"))
+    config = shell("config", "--json")
+    check_keys("config", config.json)
+    assert config.status == 0
+    assert all(each.keys() == {"value", "source", "line", "table"} for each in config.json["settings"].values())
+    doctor = shell("doctor", "--dry", "--json", "--cluster", where)
+    check_keys("doctor", doctor.json)
+    mapped = shell("map", "--folder", str(tmp_path / "runs"), *words)
+    check_keys("status", mapped.json, without="causes")
+    assert (mapped.status, mapped.json["state"], mapped.json["counts"]["done"]) == (1, "failed", 1)
+
+
+def test_debug(made: Path) -> None:
+    """``debug`` runs one item of the run of another process again; its end is in the exit status."""
+    command = [sys.executable, "-m", "slurmlaunch", "debug", "--folder", str(made / "runs"), "plain"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for item, status, said in (("1", 0, "{'x': 1, 'y': 0.5}"), ("3", 1, "ValueError: bad 3")):
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        ran = subprocess.run([*command, item], check=False, env=env, **options)
+        assert ran.returncode == status
+        assert said in ran.stdout + ran.stderr
+
+
+def test_a_verb_that_reads_imports_little(made: Path, where: str) -> None:
+    """A look at runs loads neither what pickles and submits, nor a backend that has none of the runs."""
+    code = "import sys; from slurmlaunch.cli.main import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, "runs", "--folder", str(made / "runs")]
+    ran = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
+    loaded = set(ran.stderr.split())
+    others = {"slurm": "local", "local": "slurm"}
+    never = {"cloudpickle", "difflib", "importlib.metadata", "importlib.resources", "tempfile", "tomllib"}
+    never |= {f"slurmlaunch.{name}" for name in ("byvalue", "client.executor", "client.pickling", "backends.inline")}
+    assert loaded & {*never, f"slurmlaunch.backends.{others[where]}"} <= ({"tempfile"} if where == "slurm" else set())
+
+
+@pytest.mark.slurm
+def test_slurm_does_not_answer(cluster: Cluster, tmp_path: Path) -> None:
+    """What needs Slurm ends with status 5 while Slurm does not answer; what reads the run folder works."""
+    del cluster
+    wrapped = Wrapped(tmp_path / "wrapped")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "SLURMLAUNCH_FOLDER": str(tmp_path / "runs")}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "slurmlaunch", *words]
+        path = {"PATH": wrapped.path}
+        return subprocess.run(command, check=False, cwd=tmp_path, env=env | path, capture_output=True, text=True)
+
+    mapped = run("map", "--cluster=slurm", "--detach", "--hold", "echo {}", "a")
+    assert mapped.returncode == 0, mapped.stderr
+    wrapped.behave(lines=IS_AWAY)
+    listed = run("runs", "--json")
+    assert (listed.returncode, [each["state"] for each in json.loads(listed.stdout)["runs"]]) == (0, ["unknown"])
+    assert run("status", "--json").returncode == 0
+    refused = run("map", "--cluster=slurm", "echo {}", "a")
+    assert (refused.returncode, refused.stdout) == (5, "")
+    told = run("cancel", "echo")
+    assert told.returncode == 5
+    assert "Traceback" not in refused.stderr + told.stderr
+    wrapped.behave()
+    assert run("wait").returncode == 1
+
+
 # Verbs that act, in one test, as each needs what the one before left.
 
 
@@ -271,6 +353,7 @@ def test_acting(shell: Shell, made: Path) -> None:
     wait_until(lambda: shell("logs", "waiting", "0").out == "begun a\n")
     late = shell("wait", "waiting", "--timeout", "0.05", "--json")
     assert (late.status, late.json["state"]) == (4, "running")
+    check_keys("status", late.json, without="causes")
     cancelled = shell("cancel", "--newest", "2", "--json")
     assert (cancelled.status, cancelled.json["cancelled"]) == (0, 1)
     check_keys("cancel", cancelled.json)
@@ -308,7 +391,8 @@ def test_clean(shell: Shell) -> None:
 def test_of_the_page() -> None:
     """The page has a section for each verb that prints facts."""
     assert all(
-        documented(f"{verb} --json") for verb in ("runs", "status", "logs", "results", "cancel", "retry", "clean")
+        documented(f"{verb} --json") or f"`slurmlaunch {verb} --json` prints the object of `status`" in PAGE
+        for verb in VERBS.keys() - {"debug"}
     )
 
 

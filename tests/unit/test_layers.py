@@ -29,7 +29,7 @@ STANDS_ON = {
     "context": ("taskpool",),
     "messages": (),
     "debugger": ("outcome", "messages"),
-    "command": (),
+    "command": ("context",),
     "runfolder": ("context", "debugger"),
     "backends": ("runfolder",),
     "node": ("runfolder",),
