@@ -82,17 +82,6 @@ def test_default_cluster(tmp_path: Path, cluster: Cluster) -> None:
     assert cluster.run("squeue", "--noheader", "--name=doctor") == ""
 
 
-@pytest.mark.slurm
-@pytest.mark.long
-@pytest.mark.usefixtures("cluster")
-def test_all_behaviours(tmp_path: Path) -> None:
-    """All promises are kept on every kind of cluster, or the page says why one could not be tried."""
-    report = doctor(tmp_path / "runs", full=True)
-
-    assert levels(report).keys() == BEHAVIOURS.keys()
-    assert report.errors == (), str(report)
-
-
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the name of a behaviour whose item sleeps for an hour."""

@@ -47,7 +47,7 @@ ELSEWHERE = {
     "client/attach.py": ("os.scandir(folder)", "os.path.lexists(path / MANIFEST)"),  # the folder of runs
     "client/configuration.py": ("",),
     "client/debug.py": ("Path(file).read_bytes(",),
-    "client/doctor/behaviours.py": ("(folder / 'of_the_doctor.py').write_text(",),  # where nobody may exchange it
+    "client/doctor/full.py": ("path.open('x'", "shutil.rmtree(self._scripts"),  # where nobody may exchange it
     "client/doctor/items.py": ("(place / GROWING).open(",),
     "client/doctor/on_node.py": ("Path('/proc/", "Path(f'/proc/", "Path('/sys/", "file.open("),
     "debugger.py": ("Path('~/.pdbrc').",),

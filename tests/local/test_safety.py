@@ -6,18 +6,20 @@ import datetime as dt
 import json
 import os
 import resource
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
 from slurmlaunch.cli import doctor as cli_doctor
-from slurmlaunch.client.doctor import behaviours
-from slurmlaunch.client.doctor.full import NotAvailable
+from slurmlaunch.client.doctor.full import NotAvailable, Site
+from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, UnknownProtocol, UnsafeRunFolder
 from slurmlaunch.runfolder.files import Location, open_owned, read_owned, write_whole
 from slurmlaunch.runfolder.layout import EndMark, Manifest, RunFolder
+from slurmlaunch.runfolder.runs_folder import others_may_exchange
 from tests.support.files import located
 from tests.support.tasks import OneRun, rows
 
@@ -248,13 +250,20 @@ def test_a_page_of_the_doctor_overwrites_nothing(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_the_doctor_runs_no_script_that_others_may_exchange(tmp_path: Path) -> None:
+def test_the_doctor_runs_no_script_that_others_may_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor's script is neither written nor run in a folder that another user may rename."""
     tmp_path.chmod(0o777)
     (tmp_path / "doctor").mkdir(mode=0o700)
-    ran: list[object] = []
-    site = SimpleNamespace(folder=tmp_path / "doctor", script=lambda *given: ran.append(given))
-    trial = SimpleNamespace(site=site)
+    text = "open('ran', 'w'); print(__file__)"
+    site = Site(Location(tmp_path / "doctor"), None, {}, current_client().backend("inline"))
+    ran = Path(site.script("script", text, 1, {}, 0o077))
+    assert not others_may_exchange(ran.parent)
+    site.clear([])
+    assert (ran.parent.exists(), list(site.folder.iterdir())) == (False, [])
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    site = Site(Location(tmp_path / "doctor"), None, {}, current_client().backend("inline"))
     with pytest.raises(NotAvailable, match="another user may exchange"):
-        behaviours._run_script(cast("Any", trial), 1)  # noqa: SLF001
-    assert (ran, list(site.folder.iterdir())) == ([], [])
+        site.script("script", text, 1, {}, 0o077)
+    assert list(tmp_path.rglob("*.py")) == list(site.folder.iterdir()) == []
+    site.clear([])

@@ -188,6 +188,25 @@ def test_time_limit(site: Site) -> None:
     assert result_of(site, TIME_LIMIT) == [[0, 0], [1, 0], [2, 1]]
 
 
+BEHAVIOURS = """
+    import json
+    from slurmlaunch import doctor
+    from slurmlaunch.client.doctor.behaviours import BEHAVIOURS
+
+    names = [name for name in BEHAVIOURS if name != "time limit"]
+    tried = [check for check in doctor(full=names).checks if "promise" in check.data]
+    print(json.dumps({check.name: check.found for check in tried if check.level != "ok"}))
+"""
+
+
+@only_here
+def test_behaviours(site: Site) -> None:
+    """All behaviours are as documented, but for ranks, for which the nodes lack srun."""
+    lacking = result_of(site, BEHAVIOURS)
+    assert lacking.keys() == {"ranks", "mpi4py"}
+    assert all(found.startswith("not available: the ranks cannot be launched") for found in lacking.values())
+
+
 WITHOUT_ARRAYS = """
     import json, os, signal, sys, time
     from concurrent.futures import wait

@@ -10,8 +10,10 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,6 +27,7 @@ from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, Check, ok
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.client.futures import open_run
 from slurmlaunch.errors import RunFolderError, SchedulerError, SlurmlaunchError
+from slurmlaunch.runfolder.runs_folder import others_may_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -43,7 +46,7 @@ _SIDE_BY_SIDE = 10
 
 _TASKS_EACH = 3
 _STOP_EVERY = 1.0
-_LEAVES_WITHIN = 90.0
+_LEAVES_WITHIN = 120.0
 """Seconds for which cancelled jobs may stay in the queue."""
 
 _LOG_LINES = 20
@@ -94,6 +97,7 @@ class Site:
         self._options = {name: value for name, value in options.items() if name != "folder"}
         self._shared: dict[str, concurrent.futures.Future[Any]] = {}
         self._processes: set[subprocess.Popen[bytes]] = set()
+        self._scripts = ""  # a folder of this machine, once there is a script
         self._lock = threading.Lock()
         self.stopped = False
 
@@ -124,13 +128,25 @@ class Site:
         result: T = future.result()
         return result
 
-    def script(self, path: Path, words: object, environment: Mapping[str, str], umask: int) -> str:
-        """Run a Python script to its end, with its executor and *words* on its standard input; return what it printed.
+    def script(self, name: str, text: str, words: object, environment: Mapping[str, str], umask: int) -> str:
+        """Run a Python script to its end in the folder of that name, and return what it printed.
+
+        Its executor and *words* are pickled on its standard input. A second call runs the file of the first, which is
+        on this machine: a folder of runs may be one that another user can exchange.
 
         Raises:
             Broken: it failed.
         """
-        executor = (str(path.parent), self._profile, self._options)
+        with self._lock:
+            self._scripts = self._scripts or tempfile.mkdtemp(prefix="slurmlaunch-doctor-")
+        folder, path = self.folder / name, Path(self._scripts) / f"{name}.py"
+        if others_may_exchange(path.parent):
+            raise NotAvailable(f"another user may exchange {path.parent}, from which a script would run")
+        with contextlib.suppress(FileExistsError):
+            (self._place / name).mkdir()
+        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(text)
+        executor = (str(folder), self._profile, self._options)
         with self._lock:
             if self.stopped:
                 raise NotAvailable("stopped")
@@ -139,7 +155,7 @@ class Site:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                cwd=path.parent,
+                cwd=folder,
                 env={**os.environ, **environment},
                 umask=umask,
                 start_new_session=True,  # a Ctrl-C is for the doctor, which stops it
@@ -177,21 +193,30 @@ class Site:
         lines = [line for array in self._runs(name) for line in array.logs().splitlines()]
         return "\n".join(lines[-_LOG_LINES:])
 
+    def left_in_queue(self, job_ids: Iterable[str]) -> set[str]:
+        """Wait until jobs have left the queue; return those that are there after a time for which Slurm may need them.
+
+        Raises:
+            SchedulerError: Slurm does not answer.
+        """
+        ids, until, pause = set(job_ids), time.monotonic() + _LEAVES_WITHIN, 0.5
+        while (left := self.backend.listed(ids)) and time.monotonic() < until:
+            time.sleep(pause)
+            pause *= 1.5
+        return left
+
     def clear(self, kept: Iterable[Path]) -> None:
         """Wait until all jobs have left the queue, and remove all folders but those that are kept."""
-        self._await_ends()
+        with contextlib.suppress(SchedulerError):
+            self.left_in_queue(
+                job_id for name in self._names() for array in self._runs(name) for job_id in array.job_ids
+            )
         names = {path.name for path in kept}
         for name in self._names():
             if name not in names:
                 (self._place / name).remove()
-
-    def _await_ends(self) -> None:
-        until, pause = time.monotonic() + _LEAVES_WITHIN, 0.5
-        left = {job_id for name in self._names() for array in self._runs(name) for job_id in array.job_ids}
-        with contextlib.suppress(SchedulerError):
-            while (left := self.backend.listed(left)) and time.monotonic() < until:
-                time.sleep(pause)
-                pause *= 1.5
+        if self._scripts:
+            shutil.rmtree(self._scripts, ignore_errors=True)
 
     def _names(self) -> list[str]:
         with contextlib.suppress(OSError, RunFolderError):

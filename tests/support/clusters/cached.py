@@ -91,7 +91,7 @@ exit $status
 class Cached(Kind):
     """Run folders on a file system that caches names and attributes."""
 
-    suites = ("contract", "faults", "slurm/test_cached.py", "slurm/test_two_users.py")
+    suites = ("contract", "faults", *(f"slurm/test_{name}.py" for name in ("cached", "two_users", "behaviours")))
     latency = _SECONDS + 2.0
     skipped: Mapping[str, str] = MappingProxyType(
         {
