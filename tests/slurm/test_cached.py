@@ -5,6 +5,9 @@ They run with ``SLURMLAUNCH_TEST_CLUSTER=cached``, whose nodes and client see ea
 
 from __future__ import annotations
 
+import sys
+import time
+from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,3 +47,27 @@ def test_hundreds_of_blocks(
         futures = executor.map_array(square, range(ITEMS), tasks=2, schedule=schedule, chunksize=chunksize)
         assert futures.results(timeout=100) == [number * number for number in range(ITEMS)]
     assert len(wrapped.calls(["squeue"])) <= 3
+
+
+def end(_: int) -> float:
+    """Work for a second; return when that was over."""
+    time.sleep(1.0)
+    return time.time()
+
+
+def test_lateness(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A result is late by the file system's caches once, however many items and tasks end at that time."""
+    assert cluster.name
+    seen: dict[int, float] = {}
+    with Executor(tmp_path / "runs", cluster="slurm", by_value=__name__) as executor:
+        array = executor.map_array(end, range(60), tasks=20, schedule="static")
+        for future in array:
+            future.add_done_callback(lambda each: seen.setdefault(each.index, time.time()))
+        ended = array.results(timeout=200)
+    late = sorted(seen[item] - when for item, when in enumerate(ended))
+
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nseconds from the end of an item to its result: {median(late):.1f}, at most {late[-1]:.1f}\n"
+        )
+    assert late[-1] < 2 * chosen().latency

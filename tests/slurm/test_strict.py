@@ -169,6 +169,52 @@ def test_faults(site: Site) -> None:
     assert result_of(site, FAULTS) == [["WorkerDied", "TaskCancelled"], "again", True]
 
 
+AGAIN = """
+    import json, os, signal, sys
+    from slurmlaunch import Executor, attach
+
+    def mendable(item):
+        if item == 1 and not os.path.exists("mended"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == 2 and not os.path.exists("mended"):
+            raise ValueError(item)
+        return item
+
+    with Executor(setup=["exec 2>&1"]) as executor:
+        array = executor.map_array(mendable, range(4))
+        errors = [type(future.exception()).__name__ for future in array]
+    open("mended", "w").close()
+    again = attach(array.job_ids[0]).retry()
+    print(json.dumps([errors, again.results(), attach(array.folder).results()]))
+"""
+
+
+@only_here
+def test_again(site: Site) -> None:
+    """Another process finds the run by its job id, and runs again what was killed and what raised."""
+    assert result_of(site, AGAIN) == [["NoneType", "WorkerDied", "ValueError", "NoneType"], [*range(4)], [*range(4)]]
+
+
+RANKS = """
+    import json
+    from slurmlaunch import Executor
+
+    with Executor(ntasks=2) as executor:
+        error = executor.submit(abs, -1).exception()
+        print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+@only_here
+def test_ranks_without_srun(site: Site) -> None:
+    """Where the nodes have no srun to start ranks, the error says so, and what to give instead."""
+    kind, said = result_of(site, RANKS)
+
+    assert kind == "NodeStartError"
+    assert "srun" in said
+    assert "launcher=" in said
+
+
 TIME_LIMIT = """
     import json, time
     from slurmlaunch import Executor, current_task
@@ -243,6 +289,37 @@ def test_without_arrays() -> None:
         assert refused.startswith("SubmissionError: this cluster has job arrays switched off")
         assert in_one_task == [0, 1, 2]
         wait_until(lambda: not site.cluster.run("squeue", "--noheader", f"--user={site.machine.victim.name}"))
+
+
+MANY_RUNS = """
+    import json, logging, threading
+    from slurmlaunch import Executor
+
+    said = []
+    logger = logging.getLogger("slurmlaunch")
+    logger.addFilter(lambda record: said.append(record.getMessage()) or True)
+    most = 0
+    with Executor() as executor:
+        futures = []
+        for item in range(40):
+            futures.append(executor.submit(abs, -item))
+            lines = [each for each in threading.enumerate() if each.name == "slurmlaunch-submit"]
+            most = max(most, len(lines))
+        values = [future.result() for future in futures]
+    print(json.dumps([values, most, [text for text in said if "room" in text]]))
+"""
+
+
+@only_here
+def test_many_runs() -> None:
+    """Forty submits behind a QOS of eight jobs wait in one thread, with one warning at most, which counts them."""
+    with strict_site(started_cluster, submit_limit=8) as site:
+        values, threads, said = result_of(site, MANY_RUNS)
+
+        assert values == [*range(40)]
+        assert threads == 1
+        assert len(said) <= 1
+        assert all("room in the queue to submit" in text for text in said)
 
 
 FEW_JOBS = """
