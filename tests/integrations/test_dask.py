@@ -57,6 +57,7 @@ def processes_of(client: distributed.Client) -> set[int]:
     return {*nannies, *client.run(os.getpid).values()}
 
 
+@pytest.mark.anywhere
 @elsewhere
 class TestCluster:
     """A cluster, and its end."""

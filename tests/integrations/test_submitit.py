@@ -127,6 +127,7 @@ def test_batch(run: Callable[[str], str]) -> None:
     assert printed == "not yet\n[0, 1, 2, (3, 1)] 1\n[[], {}]\n"
 
 
+@pytest.mark.anywhere
 def test_concurrent_jobs(run: Callable[[str], str]) -> None:
     """Several jobs, polled with done() and awaited with result()."""
     printed = run("""
@@ -145,6 +146,7 @@ def test_concurrent_jobs(run: Callable[[str], str]) -> None:
     assert "All jobs finished, jobs with indices [] failed" in monitored
 
 
+@pytest.mark.anywhere
 def test_asyncio(run: Callable[[str], str]) -> None:
     """A job can be awaited, alone and with others."""
     printed = run("""
