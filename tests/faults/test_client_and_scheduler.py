@@ -20,7 +20,7 @@ import pytest
 
 from slurmlaunch import Executor, RunFolderError, SchedulerError, SubmissionError, TaskCancelled, WorkerDied, attach
 from slurmlaunch.backends.slurm import SlurmBackend, commands
-from slurmlaunch.client import state, submission
+from slurmlaunch.client import state, submission, waiting_line
 from slurmlaunch.client.attach import find_run
 from slurmlaunch.client.watcher import Client, current_client
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
@@ -409,7 +409,7 @@ class TestSubmission:
             "set",
             "MaxSubmitJobs=5",
         )
-        monkeypatch.setattr(submission, "_SHORTEST_WAIT", 0.5)
+        monkeypatch.setattr(waiting_line, "SHORTEST_WAIT", 0.5)
         story = Story(tmp_path / "story")
         executor = Executor(tmp_path / "runs", cluster="slurm")
         array = executor.map_array(told_square(story), range(9), tasks=9)
