@@ -251,17 +251,24 @@ def newest_of(name: str, folder: Path) -> Path | None:
 _SOME_TOKEN = "0" * TOKEN_LENGTH
 
 
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
 def manifests_in(folder: Path, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the run folders in a folder that can be read, and their manifests; *wanted* chooses by name."""
+    """Yield the run folders in a folder that this user may read, and their manifests; *wanted* chooses by name.
+
+    Raises:
+        OSError: the storage fails. A run that is not seen may be submitted again.
+    """
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if wanted(entry.name) and entry.is_dir(follow_symlinks=False)]
-    except OSError:
+    except _NOT_THERE:
         return
     parent = folder.resolve()
     for name in names:
         try:
             manifest = Manifest.of(Location(parent / name))
-        except (OSError, RunFolderError):  # no run, another user's, or one that is being removed
+        except (*_NOT_THERE, RunFolderError):  # no run, another user's, or one that is being removed
             continue
         yield parent / name, manifest

@@ -279,4 +279,4 @@ class Claimer:
         return claim
 
     def _is_claimed(self, block: int) -> bool:
-        return (self._folder / str(block)).exists()
+        return self._patience.run((self._folder / str(block)).exists)

@@ -193,19 +193,23 @@ class Location:
         return found
 
     def exists(self) -> bool:
-        """Whether there is anything of this name, as far as the system says."""
+        """Whether there is anything of this name.
+
+        Raises:
+            OSError: the system cannot say, as on a failing storage; so `is_file` and `is_dir`.
+        """
         return bool(self._mode())
 
     def is_file(self) -> bool:
-        """Whether a file has this name, as far as the system says."""
+        """Whether a file has this name."""
         return stat.S_ISREG(self._mode())
 
     def is_dir(self) -> bool:
-        """Whether a folder has this name, as far as the system says."""
+        """Whether a folder has this name."""
         return stat.S_ISDIR(self._mode())
 
     def _mode(self) -> int:
-        with suppress(OSError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             return self.status().st_mode
         return 0
 

@@ -239,7 +239,7 @@ class OutcomeWriter(AttemptWriter):
                     return
                 patience.run(partial(create, path, b""))
             except FileExistsError:
-                if path.is_dir():
+                if patience.run(path.is_dir):
                     raise TaskClosed from None
 
 

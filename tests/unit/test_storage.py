@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from slurmlaunch.client.attach import newest_of
 from slurmlaunch.errors import NodeStartError, StorageFailure
 from slurmlaunch.runfolder import storage
-from slurmlaunch.runfolder.layout import RunFolder, Status
-from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter
+from slurmlaunch.runfolder.files import Location
+from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
+from slurmlaunch.runfolder.outcomes import OutcomeFile, OutcomeWriter, TaskClosed, close_task
 from slurmlaunch.runfolder.records import Damage, Kind
 from slurmlaunch.runfolder.storage import Patience
 
@@ -133,3 +135,37 @@ def test_a_record_is_whole_after_a_failure_half_way(tmp_path: Path, monkeypatch:
     found = list(OutcomeFile(folder.outcome_file(0, 0), 0).read(final=True))
     assert not any(isinstance(each, Damage) for each in found)
     assert [each.header.first for each in found if not isinstance(each, Damage)] == [0, 1, 2]
+
+
+def test_a_closed_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task whose end the storage cannot show for a moment does not begin again: a later round runs its items."""
+    folder = RunFolder(tmp_path)
+    folder.outcomes.mkdir()
+    assert close_task(folder, 0, 0)
+    status, failures = Location.status, [OSError(errno.EIO, os.strerror(errno.EIO))]
+
+    def fail_once(location: Location) -> os.stat_result:
+        if location.name == "0.0" and failures:
+            raise failures.pop()
+        return status(location)
+
+    monkeypatch.setattr(Location, "status", fail_once)
+
+    with pytest.raises(TaskClosed):
+        OutcomeWriter(folder, 0)
+    assert not failures
+
+
+def test_no_run_is_overlooked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose manifest the storage cannot show is no missing run, which a call would submit again."""
+    run = tmp_path / "20260131-101500-sweep-1f2e3d4c"
+    run.mkdir(mode=0o700)
+    assert newest_of("sweep", tmp_path) is None
+
+    def fail(_: Location) -> Manifest:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Manifest, "of", fail)
+
+    with pytest.raises(OSError, match="Stale"):
+        newest_of("sweep", tmp_path)

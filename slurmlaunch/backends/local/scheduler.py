@@ -204,10 +204,10 @@ class LocalJob:
     def settle(self, element: int, record: TaskRecord, status: int) -> None:
         """Record how an element ended, on disk and then in memory; queue it again if it asks for that."""
         task = self.array.first_task + element
-        if self.array.container and status <= Status.FAILURES and not self._folder.outcome_file(task, 0).exists():
-            status = Status.NODE  # the container did not start, or has no slurmlaunch
         # With a full disk or a removed folder, the state alone has to say it.
         with contextlib.suppress(OSError, RunFolderError):
+            if self.array.container and status <= Status.FAILURES and not self._folder.outcome_file(task, 0).exists():
+                status = Status.NODE  # the container did not start, or has no slurmlaunch
             create(self._folder.ended / EndMark(task, self._starts[element], status).filename, b"")
         self.records[element] = record
         if status == Status.REQUEUE and self.array.may_requeue:
