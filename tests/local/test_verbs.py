@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from slurmlaunch.cli.exit_status import status_of
 from slurmlaunch.cli.main import VERBS, main
+from slurmlaunch.errors import OptionError, RunFolderError, SchedulerError, SubmissionError
 from tests.conftest import SLURM
 from tests.faults.wrapped import IS_AWAY, Wrapped
 from tests.support.waiting import PATIENCE, wait_until
@@ -318,31 +320,66 @@ def test_a_verb_that_reads_imports_little(made: Path, where: str) -> None:
     assert loaded & {*never, f"slurmlaunch.backends.{others[where]}"} <= ({"tempfile"} if where == "slurm" else set())
 
 
-@pytest.mark.slurm
-def test_slurm_does_not_answer(cluster: Cluster, tmp_path: Path) -> None:
-    """What needs Slurm ends with status 5 while Slurm does not answer; what reads the run folder works."""
+class Wrapping:
+    """Runs verbs as processes whose Slurm commands are wrapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.wrapped = folder, Wrapped(folder / "wrapped")
+
+    def __call__(self, *words: str) -> Ran:
+        """Run a verb."""
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": self.wrapped.path}
+        command = [sys.executable, "-m", "slurmlaunch", words[0], "--folder", "runs", *words[1:]]
+        ran = subprocess.run(command, check=False, cwd=self.folder, env=env, capture_output=True, text=True)
+        assert "Traceback" not in ran.stderr
+        return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+@pytest.fixture
+def wrapping(cluster: Cluster, tmp_path: Path) -> Wrapping:
+    """Return what runs verbs on the session's cluster."""
     del cluster
-    wrapped = Wrapped(tmp_path / "wrapped")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "SLURMLAUNCH_FOLDER": str(tmp_path / "runs")}
+    return Wrapping(tmp_path)
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "slurmlaunch", *words]
-        path = {"PATH": wrapped.path}
-        return subprocess.run(command, check=False, cwd=tmp_path, env=env | path, capture_output=True, text=True)
 
-    mapped = run("map", "--cluster=slurm", "--detach", "--hold", "echo {}", "a")
-    assert mapped.returncode == 0, mapped.stderr
-    wrapped.behave(lines=IS_AWAY)
-    listed = run("runs", "--json")
-    assert (listed.returncode, [each["state"] for each in json.loads(listed.stdout)["runs"]]) == (0, ["unknown"])
-    assert run("status", "--json").returncode == 0
-    refused = run("map", "--cluster=slurm", "echo {}", "a")
-    assert (refused.returncode, refused.stdout) == (5, "")
-    told = run("cancel", "echo")
-    assert told.returncode == 5
-    assert "Traceback" not in refused.stderr + told.stderr
-    wrapped.behave()
-    assert run("wait").returncode == 1
+@pytest.mark.slurm
+def test_slurm_does_not_answer(wrapping: Wrapping) -> None:
+    """What needs Slurm ends with status 5 while Slurm does not answer; what reads the run folder works."""
+    mapped = wrapping("map", "--cluster=slurm", "--detach", "--hold", "echo {}", "a")
+    assert mapped.status == 0, mapped.err
+    wrapping.wrapped.behave(lines=IS_AWAY)
+    listed = wrapping("runs", "--json")
+    assert (listed.status, [each["state"] for each in listed.json["runs"]]) == (0, ["unknown"])
+    assert wrapping("status", "--json").status == 0
+    assert wrapping("cancel", "echo").status == 5
+    wrapping.wrapped.behave()
+    assert wrapping("wait").status == 1
+
+
+@pytest.mark.slurm
+@pytest.mark.long  # a submission waits for half a minute before it gives up
+def test_sbatch_does_not_answer(wrapping: Wrapping) -> None:
+    """A submission that Slurm does not answer ends with status 5."""
+    wrapping.wrapped.behave(lines=IS_AWAY)
+    refused = wrapping("map", "--cluster=slurm", "echo {}", "a")
+    assert (refused.status, refused.out) == (5, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SubmissionError("no such partition"), 2),
+        (SubmissionError("no answer", transient=True), 5),
+        (SubmissionError("perhaps submitted", ambiguous=True), 5),
+        (SchedulerError("no answer"), 5),
+        (RunFolderError("no run"), 3),
+        (OptionError("no time"), 2),
+        (OSError("no room"), 2),
+    ],
+)
+def test_status_of(error: Exception, status: int) -> None:
+    """Each kind of error has its exit status."""
+    assert status_of(error) == status
 
 
 # Verbs that act, in one test, as each needs what the one before left.
@@ -372,8 +409,10 @@ def test_acting(shell: Shell, made: Path) -> None:
     assert shell("cancel", "waiting").out == "nothing to cancel; 3 of 3 done\n"
 
 
-def test_clean(shell: Shell) -> None:
+def test_clean(shell: Shell, made: Path) -> None:
     """One run is removed, or those that are old, with a dry run first."""
+    for name in "abc":
+        (made / name).touch()
     wait_until(lambda: "kept" not in shell("clean", "--older-than", "0", "--dry-run", "--failed").err)
     dry = shell("clean", "--older-than", "0", "--dry-run", "--json")
     assert (len(dry.json["removed"]), dry.json["dry_run"]) == (2, True)
