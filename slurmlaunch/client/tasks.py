@@ -420,7 +420,9 @@ class Tasks:
         view = self.view(task)
         if view.state is not None and view.state.is_final:
             return view.state
-        if not all(map(self._ledger.all_settled, self._parts_of(view))):
+        parts, claims = list(self._parts_of(view)), view.round.claims
+        may_claim = not parts and not view.closed and claims is not None and claims.unclaimed and self._ledger.open
+        if may_claim or not all(map(self._ledger.all_settled, parts)):
             return TaskState.RUNNING if view.started else view.state or TaskState.PENDING
         return self._state_of_settled(self.items_of(task))
 

@@ -345,8 +345,9 @@ def wrapping(cluster: Cluster, tmp_path: Path) -> Wrapping:
 @pytest.mark.slurm
 def test_slurm_does_not_answer(wrapping: Wrapping) -> None:
     """What needs Slurm ends with status 5 while Slurm does not answer; what reads the run folder works."""
-    mapped = wrapping("map", "--cluster=slurm", "--detach", "--hold", "echo {}", "a")
+    mapped = wrapping("map", "--cluster=slurm", "--detach", "--hold", "echo {}", "a", "b")
     assert mapped.status == 0, mapped.err
+    assert wrapping("status", "--json").json["tasks"] == {"PENDING": 2}
     wrapping.wrapped.behave(lines=IS_AWAY)
     listed = wrapping("runs", "--json")
     assert (listed.status, [each["state"] for each in listed.json["runs"]]) == (0, ["unknown"])
