@@ -20,9 +20,6 @@ from typing import TYPE_CHECKING, Any
 import nbclient
 import nbformat
 import pytest
-from sklearn.datasets import load_iris
-from sklearn.model_selection import GridSearchCV
-from sklearn.svm import SVC
 
 from slurmlaunch import Executor, caps
 from tests.support.waiting import PATIENCE, wait_until
@@ -184,6 +181,11 @@ def check_site(printed: str, where: str) -> None:
 
 def check_grid_search(printed: str, where: str) -> None:
     """Search again, with two processes of joblib's own."""
+    # Here, since this import takes a second of each process that collects tests.
+    from sklearn.datasets import load_iris
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import SVC
+
     flowers, species = load_iris(return_X_y=True)
     search = GridSearchCV(SVC(), {"C": [0.1, 1, 10], "gamma": [0.01, 0.1, 1]}, cv=3, n_jobs=2)
     search.fit(flowers, species)
