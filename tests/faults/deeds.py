@@ -104,6 +104,8 @@ class Counts(Deed):
 
     def __call__(self, number: int) -> int:
         """Count on, and wait at each step until the test allows it."""
+        import submitit.helpers  # noqa: F401 - not at the end, when a busy machine may need more than the time for it
+
         self.story.tell(f"from {self.start}")
         for step in range(self.start, number):
             self.reached = step
