@@ -383,7 +383,7 @@ def test_terminated_for_itself(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_in_tasks(make_executor: ExecutorFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items are arguments, outputs are results; a bad one costs no other; thread caps are inherited."""
+    """Items are arguments, outputs are results and logged; a bad one costs no other; thread caps are inherited."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     executor = make_executor()
     futures = executor.map_array(Command("echo {1}; exit {2}"), ["a b", "c"], [0, 7])
@@ -393,7 +393,10 @@ def test_in_tasks(make_executor: ExecutorFactory, monkeypatch: pytest.MonkeyPatc
     assert (error.returncode, error.stdout) == (7, "c\n")
     assert "echo" in futures.folder.name
     if executor.cluster != "inline":
-        assert executor.submit(Command(["printenv", "OMP_NUM_THREADS"])).result(PATIENCE).stdout == "1\n"
+        assert futures[1].stdout() == "c\n"
+        future = executor.submit(Command(["printenv", "OMP_NUM_THREADS"], log=False))
+        assert future.result(PATIENCE).stdout == "1\n"
+        assert future.stdout() == ""
 
 
 def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
