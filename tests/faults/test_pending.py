@@ -25,6 +25,7 @@ LINES = (
     "AccountingStorageEnforce=limits",
     "PartitionName=debug Nodes=ALL Default=YES DefaultTime=5 MaxTime=INFINITE",
     "PartitionName=short Nodes=ALL DefaultTime=5 MaxTime=10",
+    "PartitionName=narrow Nodes=ALL DefaultTime=5 MaxNodes=1",
 )
 
 
@@ -39,7 +40,9 @@ def test_reasons(
     busy = launch(cluster, exclusive=True).submit(sleep, 60)
     wait_until(busy.running)
     cases = {
-        r"not start as asked \(Part\w+\): .*nodes": launch(cluster, nodes=5).submit(sleep, 600),
+        r"not start as asked \(PartitionNodeLimit\): .*change nodes=": launch(
+            cluster, partition="narrow", nodes=2
+        ).submit(sleep, 600),
         r"not start as asked \(PartitionTimeLimit\): .*change time=": launch(
             cluster, partition="short", time=30
         ).submit(sleep, 600),
@@ -56,7 +59,7 @@ def test_reasons(
         wait_until(lambda: not wrong(), 30)
     assert wrong() == []
     warned = [each.getMessage() for each in caplog.records if "will not start" in each.getMessage()]
-    assert sorted(re.findall(r"Slurm says (\w+)", " ".join(warned))) == ["PartitionConfig", "PartitionTimeLimit"]
+    assert sorted(re.findall(r"Slurm says (\w+)", " ".join(warned))) == ["PartitionNodeLimit", "PartitionTimeLimit"]
     asked = cases[r"not start as asked \(PartitionTimeLimit\): .*change time="]
     with pytest.raises(concurrent.futures.TimeoutError, match=r"PartitionTimeLimit.*change time="):
         asked.result(timeout=0.1)

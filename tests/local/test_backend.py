@@ -689,6 +689,19 @@ def test_a_wait_at_exit_says_what_goes_on(folder: Path, end: str) -> None:
     assert line.endswith("Python waits for them; Ctrl-C ends them.\n")
 
 
+def test_a_wait_at_exit_for_cancelled_tasks_says_nothing(folder: Path) -> None:
+    """A script that has cancelled its tasks waits for their end without a message."""
+    process = client(
+        folder,
+        """
+        job_id = submit("trap 'sleep 2; exit 1' TERM; touch \\"$4/started\\"; while :; do sleep 0.05; done")
+        until((folder / "started").exists)
+        backend.cancel(job_id)
+        """,
+    )
+    assert said(process) == ("", "", 0)
+
+
 # Plays the node: ends when its parent does.
 WATCHER = """\
 import os, pathlib, sys

@@ -56,8 +56,8 @@ _MEMORY_INTERVAL = 0.2
 _MEMORY_SHARE = 20
 """Memory is measured no sooner than so many times what the last measurement took."""
 
-_SILENT_SECONDS = 1.0
-"""How long the interpreter waits for tasks at its exit before it says so."""
+_SILENT_SECONDS, _SILENT_FOR_ENDING = 1.0, 10.0
+"""How long the interpreter waits for tasks at its exit before it says so; the second for tasks that are being ended."""
 
 _DAY = 86400.0
 _POLL_PAUSE = 0.01
@@ -387,11 +387,16 @@ class LocalScheduler:
         """Wait until all tasks have ended, and say so; an interrupt ends them, a second one kills them."""
         patience = 0.0 if hasattr(sys, "last_type") else _SILENT_SECONDS  # an exception ended the script
         try:
-            if not self.wait(patience):
+            if not self.wait(patience) and (self._goes_on() or not self.wait(_SILENT_FOR_ENDING)):
                 say(f"{self._tasks_left()}. Python waits for them; Ctrl-C ends them.")
             self.wait()
         except KeyboardInterrupt:
             self._end_or_kill()
+
+    def _goes_on(self) -> bool:
+        """Whether there is work, and not only tasks that were cancelled or are at their time limit."""
+        with self._changed:
+            return any(job.pending for job in self._queue) or any(task.ending is None for task in self._running)
 
     def _tasks_left(self) -> str:
         with self._changed:
