@@ -56,6 +56,9 @@ _NO_LOG = 53
 """The number of the signal that Slurm reports if it cannot open a log."""
 _LAUNCH_FAILURE = "JobLaunchFailure"
 """Slurm's reason for the end of a batch script by a signal, too."""
+_NO_LAUNCH = "the node could not start the task, as after a failed prolog"
+_OVER_MEMORY = re.compile(r"error: \S+ exceeded memory limit \((\d+) > (\d+)\), being killed")
+"""The line, with both amounts in bytes, that slurmstepd leaves in the log when it kills a task for its memory."""
 _EXCHANGED = (
     "the batch script did not find the run folder at its path, or could not open the log there: another user may have "
     "moved it, or a folder above it, or the node does not see that storage"
@@ -114,9 +117,21 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
     if kind is not None:
         reason = _in_words(record.reason)
         where = {"state": record.state.value, "exit_code": record.exit_code}
-        return kind(f"{kind.what}{reason}", place=place, **where)
+        what = _NO_LAUNCH if record.state is TaskState.LAUNCH_FAILED else kind.what
+        return kind(f"{what}{reason}", place=place, **where)
     if record.state is TaskState.COMPLETED:
         return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
+    if over := _OVER_MEMORY.search(log_tail):
+        # With OverMemoryKill and no control groups, Slurm itself reports a signal alone.
+        used, limit = (int(amount) >> 20 for amount in over.groups())
+        what = f"Slurm killed the task, which used {used} MiB of memory and may use {limit} MiB"
+        state = TaskState.OUT_OF_MEMORY.value
+        return OutOfMemory(what, state=state, exit_code=record.exit_code, place=place)
+    return _error_of_exit(record, place, log_tail, started=started)
+
+
+def _error_of_exit(record: TaskRecord, place: Place, log_tail: str, *, started: bool) -> ItemError:
+    """Return the error of a task whose state says no more than that its batch script failed."""
     raised = re.match(r"RaisedSignal:(\d+)", record.reason or "")  # a newer Slurm's squeue
     code, _, number = (record.exit_code or (f"0:{raised[1]}" if raised else "0:0")).partition(":")
     if number.isdigit() and int(number):

@@ -28,7 +28,15 @@ from slurmlaunch.client.ledger import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import Cause, PendingRetries, is_left, next_options
 from slurmlaunch.client.tasks import RoundView, Tasks
-from slurmlaunch.errors import FunctionExited, ItemError, NodeStartError, ResultLost, StorageFailure, TimeLimitExceeded
+from slurmlaunch.errors import (
+    FunctionExited,
+    ItemError,
+    NodeStartError,
+    ResultLost,
+    StorageFailure,
+    TimeLimitExceeded,
+    WorkerDied,
+)
 from slurmlaunch.outcome import add_note
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.records import Kind
@@ -505,7 +513,7 @@ class RunState:
         late = tuple(task for task in sorted(self._missing) if self._is_late(task))
         self._reading = set(late)  # files that could not be read after the last tick are requested again
         if late:
-            logged = NodeStartError, StorageFailure
+            logged = NodeStartError, StorageFailure, WorkerDied
             logs = tuple(task for task in late if isinstance(self._error_of_end(task), logged))
             self._effects.append(ReadTasks(late, logs))
         if self._claims_fresh:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
@@ -18,7 +19,6 @@ from tests.support.cluster import ClusterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.support.cluster import Cluster
 
@@ -40,6 +40,22 @@ class Launch(Protocol):
         """Make it."""
 
 
+def lacking_controllers(*names: str, version: int | None = None) -> str:
+    """Say which controllers this machine lacks, of control groups of one version or of any; empty if it has all."""
+    found: dict[str, int] = {}
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+        _, place, kind, options, *_ = line.split()
+        if kind == "cgroup":
+            found |= dict.fromkeys(options.split(","), 1)
+        elif kind == "cgroup2":
+            with contextlib.suppress(OSError):
+                found |= dict.fromkeys(Path(place, "cgroup.controllers").read_text(encoding="utf-8").split(), 2)
+    if lacks := [name for name in names if found.get(name, 0) not in ({version} if version else {1, 2})]:
+        where = ", ".join(f"{name}: {f'version {found[name]}' if name in found else 'none'}" for name in lacks)
+        return f"needs control groups of version {version or '1 or 2'}; this machine has {where}"
+    return ""
+
+
 @pytest.fixture(scope="package")
 def faulty() -> Iterator[Cluster]:
     """Start the cluster that most faults happen on, with partitions whose jobs are preempted."""
@@ -52,6 +68,8 @@ def strict() -> Iterator[Cluster]:
     """Start a cluster that enforces the jobs' memory limits, which takes root."""
     if os.getuid() != 0:
         pytest.skip("only root can start a cluster that holds jobs to their memory")
+    if lacks := lacking_controllers("memory"):
+        pytest.skip(lacks)
     with started_cluster(ClusterSpec(nodes=1, cgroup=True)) as cluster:
         yield cluster
 

@@ -74,6 +74,28 @@ class Hungry(Deed):
             del taken
 
 
+class Greedy(Deed):
+    """Some of its items have 300 MB for as long as nothing kills them, at most half a minute."""
+
+    def act(self, number: int) -> None:
+        """Use memory, and wait to be killed."""
+        if number in self.waits and len(self.story.lines) <= len(set(self.story.lines)):
+            taken = bytes(os.urandom(1)) * (300 * MEGABYTE)
+            time.sleep(30)
+            del taken
+
+
+class Widens(Deed):
+    """Returns the CPUs that its process may use, before and after it asks for all."""
+
+    def __call__(self, number: int) -> tuple[list[int], list[int]]:  # type: ignore[override]
+        """Run an item."""
+        before = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        self.act(number)
+        return before, sorted(os.sched_getaffinity(0))
+
+
 class Offers(Deed):
     """Some of its items use memory so that the kernel kills their supervisor, and not them."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -153,34 +152,6 @@ def test_processes_have_cpus_of_their_own(
     masks = [each["mask"] for each in found]
     assert sorted(cpu for mask in masks for cpu in mask) == sorted(os.sched_getaffinity(0))
     assert all(masks)
-
-
-def widened() -> tuple[list[int], list[int]]:
-    """Ask for all CPUs; return those that this process could use before and after."""
-    before = sorted(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    return before, sorted(os.sched_getaffinity(0))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(MACHINE < 2, reason="needs two CPUs")
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a cluster that constrains cores")
-@pytest.mark.skipif(not os.access("/sys/fs/cgroup", os.W_OK), reason="may not make control groups")
-def test_constrained_cores(
-    start_cluster: Callable[[ClusterSpec], Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where control groups constrain cores, an item counts those of its task, and cannot have more."""
-    cluster = start_cluster(ClusterSpec(nodes=1, cpus_per_node=MACHINE, accounting=False, cgroup=True))
-    for name, value in cluster.env.items():
-        monkeypatch.setenv(name, value)
-    with Executor(tmp_path / "runs", cluster="slurm", by_value=__name__) as executor:
-        before, after = executor.submit(widened).result()
-        found = executor.submit(read_back, 1).result()
-
-    assert len(before) == 1
-    assert after == before
-    assert (found["cpu_count"], len(found["mask"])) == (1, 1)
 
 
 # Signals and deaths.

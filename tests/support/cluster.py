@@ -94,8 +94,7 @@ class ClusterSpec:
         gpus: how many GPUs each claims. Jobs see them in CUDA_VISIBLE_DEVICES alone.
         accounting: with slurmdbd and its database, where the user belongs to the account ``test``. Limits are set
             with sacctmgr, and hold where a line says so: ``AccountingStorageEnforce=limits``.
-        cgroup: jobs are really held to their ``--mem``, and to their cores if a node has no more CPUs than this
-            machine. Needs root.
+        cgroup: jobs are really held to their ``--mem``. Needs root.
         node: more properties of each node, as in slurm.conf: ``Features=fast ThreadsPerCore=2``.
         lines: more lines for slurm.conf, settings and partitions; each replaces ours of the same name.
         users: all users of this machine may be its clients. Needs root.
@@ -341,8 +340,7 @@ class _Site:
             # Files, since a mere count is taken for 0 and drains the node. No job opens them.
             _write_private(self.folder / "gres.conf", f"Name=gpu File=/dev/tty[1-{self.spec.gpus}]\n".encode())
         if self.spec.cgroup:
-            cores = self.spec.cpus_per_node <= len(os.sched_getaffinity(0))  # else Slurm finds no core for some tasks
-            _write_private(self.folder / "cgroup.conf", (_CGROUP_CONF + "ConstrainCores=yes\n" * cores).encode())
+            _write_private(self.folder / "cgroup.conf", _CGROUP_CONF.encode())
         if self.spec.accounting and self.beside is None:
             _write_private(self.folder / "slurmdbd.conf", _slurmdbd_conf(self).encode())
             _write_private(self.folder / "database.sql", _DATABASE_SQL.encode())
