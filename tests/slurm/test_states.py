@@ -188,6 +188,16 @@ def test_a_bracket_may_be_final() -> None:
     assert states.get(6) == TaskRecord(TaskState.CANCELLED)
 
 
+@pytest.mark.parametrize("others", ["", "9_0|RUNNING|n1|N/A|None\n"])
+def test_the_rest_of_an_array_may_have_no_numbers(others: str) -> None:
+    """Slurm 26.05 names the job alone once its last pending elements are cancelled: no other element has ended."""
+    states = JobStates().after_squeue(squeue_rows("9_0|RUNNING|n1|N/A|None\n9_[1-2]|PENDING|n/a|N/A|x"), START)
+    states = states.after_squeue(squeue_rows(f"{others}9|CANCELLED|n/a|N/A|JobArrayTaskLimit"), START)
+    assert states_of(states, 3) == ["RUNN", "CANC", "CANC"]
+    states = states.after_squeue(squeue_rows(f"{others}9|CANCELLED|n/a|N/A|JobArrayTaskLimit"), START)
+    assert states_of(states, 3) == ["RUNN", "CANC", "CANC"]
+
+
 @pytest.mark.parametrize("name", ["9_0", "9_[0-1%2]"])
 @pytest.mark.parametrize(
     ("state", "reason", "kept"),

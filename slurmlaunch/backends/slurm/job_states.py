@@ -140,6 +140,7 @@ class Row:
     record: TaskRecord
     shared: bool = False  # the row of all pending elements; an element's own row outranks it
     elided: bool = False  # Slurm printed only a part of a long list of elements
+    unnumbered: bool = False  # it names the job alone: as that of a single job, whose only element is 0
     step: str | None = None  # the name of the job step, or None for the task as a whole
 
     @property
@@ -200,7 +201,7 @@ class JobStates:
 
     def after_squeue(self, rows: Iterable[Row], now: float) -> JobStates:
         """Return the states after squeue answered with these rows of the job."""
-        rows = list(rows)
+        rows = self._numbered(list(rows))
         alive, ended = _split(rows)
         # squeue repeats what sacct has explained since.
         explained = _only(self.ended, _all(group for group in ended if _is_unexplained(group.record)))
@@ -223,6 +224,16 @@ class JobStates:
             absent=0.0 if rows else self.absent or now,
             gone=self.gone and not rows,
         )
+
+    def _numbered(self, rows: list[Row]) -> list[Row]:
+        """Return the rows, with the elements of what Slurm 26.05 lists when the last pending ones are cancelled.
+
+        It names the job of the array alone then, as it names a single job. The elements are those that were pending.
+        """
+        if not self.seen - Elements.of([0]) and all(row.unnumbered for row in rows):
+            return rows  # a single job, or an array of one element
+        pending = _all(group for group in self.alive if group.record.state.is_queued)
+        return [replace(row, elements=pending, shared=True) if row.unnumbered else row for row in rows]
 
     def after_sacct_alone(self, rows: Iterable[Row]) -> JobStates:
         """Return the states after sacct answered and squeue failed."""

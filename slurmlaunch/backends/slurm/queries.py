@@ -159,7 +159,8 @@ def _row(name: str, record: TaskRecord) -> Iterator[Row]:
         text = text.partition(_ELIDED)[0].rpartition(",")[0]
     elements = Elements.parse(text) if text else Elements()
     if elements is not None:
-        yield Row(found["job"], elements, record, shared, elided, found["step"])
+        unnumbered = found["one"] is None and not shared
+        yield Row(found["job"], elements, record, shared, elided, unnumbered, found["step"])
 
 
 def _known(field: str) -> str | None:
