@@ -41,7 +41,7 @@ def test_a_kind_that_is_missing_is_named_and_not_installed(
     status = main(["modern"])
 
     assert status == 1
-    assert "| modern |  |  | not run: " in capsys.readouterr().out
+    assert "| modern | not run: " in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

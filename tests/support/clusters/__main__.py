@@ -7,6 +7,7 @@ of its own. Other options go to pytest.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime as dt
 import os
 import re
@@ -26,21 +27,31 @@ _COUNT = re.compile(r"\d+ (?:passed|failed|skipped|errors?|xfailed|xpassed)")
 _NO_TESTS = 5  # pytest's exit status
 
 
+@dataclasses.dataclass
+class Row:
+    """A kind's row of the table: its versions, or why it did not run, and pytest's counts for each suite."""
+
+    kind: str
+    about: str = ""
+    counts: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
 def main(words: list[str]) -> int:
     """Do what the command line says; return 1 if a test failed, or if the only kind could not run."""
     arguments, options = _parse_arguments(words)
-    rows: list[tuple[str, str, str, str]] = []
+    rows: list[Row] = []
     failed = False
     for kind in [KINDS[name] for name in arguments.names]:
         if kind.missing() and arguments.install:
             kind.install()
+        row = Row(kind.name)
+        rows.append(row)
         if problems := kind.missing():
-            rows.append((kind.name, "", "", f"not run: {' '.join(problems)}"))
+            row.about = f"not run: {' '.join(problems)}"
             failed |= len(arguments.names) == 1
             continue
         for suite in arguments.suite or kind.suites:
-            status, about, counts = _run(kind, suite, options)
-            rows.append((kind.name, about, suite, counts))
+            status, row.about, row.counts[suite] = _run(kind, suite, options)
             failed |= status not in {0, _NO_TESTS}
     _print_table(rows)
     return int(failed)
@@ -79,11 +90,12 @@ def _run(kind: Kind, suite: str, options: Iterable[str]) -> tuple[int, str, str]
     return tests.returncode, about, counts or f"pytest ended with {tests.returncode}"
 
 
-def _print_table(rows: list[tuple[str, str, str, str]]) -> None:
-    day = dt.datetime.now(dt.UTC).date()
-    lines = ["| cluster | what it is | suite | tests |", "| --- | --- | --- | --- |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    sys.stdout.write("\n".join(["", str(day), "", *lines, ""]))
+def _print_table(rows: list[Row]) -> None:
+    suites = list(dict.fromkeys(suite for row in rows for suite in row.counts))
+    cells = [["cluster", "what it is", *suites], ["---"] * (2 + len(suites))]
+    cells += [[row.kind, row.about, *(row.counts.get(suite, "") for suite in suites)] for row in rows]
+    lines = [f"| {' | '.join(line)} |" for line in cells]
+    sys.stdout.write("\n".join(["", str(dt.datetime.now(dt.UTC).date()), "", *lines, ""]))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 A brick on this machine serves both mounts. The tests' temporary folders lie on the client's; the slurmds, in namespaces
 of their own, have the nodes' mount in its place. So a new file, a longer file and a removed one are seen on the other
-side up to ten seconds later, as on a site's file system.
+side up to ten seconds later, as on a site's file system. GlusterFS itself runs in a Debian's folder, where the folder
+of both mounts is `/mnt`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from tests.support.clusters.debian import DebianFolder
 from tests.support.clusters.kind import INSIDE, Kind
 from tests.support.waiting import SEEN_LATE
 
@@ -31,13 +32,13 @@ _PLACE = "SLURMLAUNCH_TEST_GLUSTER"  # the variable that names the folder with b
 _BRICK = """\
 volume posix
   type storage/posix
-  option directory {place}/brick
+  option directory /mnt/brick
 end-volume
 volume locks
   type features/locks
   subvolumes posix
 end-volume
-volume {place}/brick
+volume /mnt/brick
   type performance/io-threads
   subvolumes locks
 end-volume
@@ -46,8 +47,8 @@ volume server
   option transport-type tcp
   option transport.socket.bind-address 127.0.0.1
   option transport.socket.listen-port {port}
-  option auth.addr.{place}/brick.allow 127.0.0.1
-  subvolumes {place}/brick
+  option auth.addr./mnt/brick.allow 127.0.0.1
+  subvolumes /mnt/brick
 end-volume
 """
 
@@ -58,7 +59,7 @@ volume client
   option transport-type tcp
   option remote-host 127.0.0.1
   option remote-port {port}
-  option remote-subvolume {place}/brick
+  option remote-subvolume /mnt/brick
 end-volume
 volume write-behind
   type performance/write-behind
@@ -72,19 +73,22 @@ end-volume
 
 _ENTER = """\
 set -eu
-place=$1; shift
-trap 'rm -rf "$place"' EXIT
-glusterfsd --no-daemon --volfile="$place/brick.vol" --log-file="$place/brick.log" &
+root=$1; place=$2; shift 2
+trap 'umount --lazy --recursive "$place"; rm -rf "$place"' EXIT
+mount --bind "$place" "$place"
+mount --make-shared "$place"  # what is mounted on the folder's /mnt is mounted here, too
+mount --bind "$place" "$root/mnt"
+mount --rbind /dev "$root/dev"
+mount -t proc proc "$root/proc"
+chroot "$root" glusterfsd --no-daemon --volfile=/mnt/brick.vol --log-file=/mnt/brick.log &
 for side in shared nodes; do
-    until glusterfs {caches} --volfile="$place/client.vol" --log-file="$place/$side.log" "$place/$side" &&
+    until chroot "$root" glusterfs {caches} --volfile=/mnt/client.vol --log-file="/mnt/$side.log" "/mnt/$side" &&
         ls "$place/$side" > /dev/null 2>&1; do  # the brick may not listen yet
         umount --lazy "$place/$side"
         sleep 0.2
     done
 done
-status=0; "$@" || status=$?
-umount --lazy "$place/shared" "$place/nodes"
-exit $status
+"$@"
 """
 
 
@@ -104,14 +108,15 @@ class Cached(Kind):
 
     def missing(self) -> list[str]:
         """Return what this machine lacks."""
-        lacks = super().missing()
-        if os.geteuid() != 0:
-            lacks.append("Only root can mount GlusterFS.")
-        if not shutil.which("glusterfsd") or not shutil.which("glusterfs"):
-            lacks.append("There is no GlusterFS. On Debian: apt-get install glusterfs-server glusterfs-client")
+        lacks = [*super().missing(), *self._debian.missing()]
         if not Path("/dev/fuse").exists():
             lacks.append("This kernel has no FUSE.")
         return lacks
+
+    def install(self) -> None:
+        """Install GlusterFS."""
+        self._debian.make()
+        self._debian.installed.touch()
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command that runs Python where both are mounted."""
@@ -122,8 +127,8 @@ class Cached(Kind):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        (place / "brick.vol").write_text(_BRICK.format(place=place, port=port), encoding="utf-8")
-        (place / "client.vol").write_text(_CLIENT.format(place=place, port=port), encoding="utf-8")
+        (place / "brick.vol").write_text(_BRICK.format(port=port), encoding="utf-8")
+        (place / "client.vol").write_text(_CLIENT.format(port=port), encoding="utf-8")
         caches = " ".join(f"--{what}-timeout={_SECONDS}" for what in ("attribute", "entry", "negative"))
         variables = {
             _PLACE: place,
@@ -134,7 +139,8 @@ class Cached(Kind):
         environment = ["env", *(f"{name}={value}" for name, value in variables.items())]
         own = ["unshare", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "--propagation=slave"]
         enter = _ENTER.replace("{caches}", caches)
-        return [*own, "sh", "-c", enter, "sh", str(place), *environment, sys.executable, "-m", *arguments]
+        folders = [str(self.folder), str(place)]
+        return [*own, "sh", "-c", enter, "sh", *folders, *environment, sys.executable, "-m", *arguments]
 
     @property
     def place(self) -> Path:
@@ -146,3 +152,7 @@ class Cached(Kind):
         mount = 'mount --bind "$0/nodes" "$0/shared" && exec "$@"'
         command = ("unshare", "--mount", "--propagation=private", "sh", "-c", mount, os.environ[_PLACE])
         return dataclasses.replace(spec, node_command=command)
+
+    @property
+    def _debian(self) -> DebianFolder:
+        return DebianFolder(self.folder, "bookworm", "glusterfs-server glusterfs-client")

@@ -1,4 +1,4 @@
-"""The Slurm and the Python of another Debian, in a folder that debootstrap makes.
+"""Another Debian in a folder that debootstrap makes, and the kinds of cluster that have the Slurm and Python of one.
 
 The tests run inside: their client, Slurm's daemons and the jobs. They are in namespaces of their own, so that all
 mounts and processes are gone when they end, also when they are killed. The checkout is `/checkout` there.
@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tests.support.clusters.kind import CHECKOUT, INSIDE, Kind
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _MIRROR = "http://deb.debian.org/debian"
 # The scripts of debootstrap are the same for all Debians of today, and an old one has none for the newest.
-_SCRIPT = "/usr/share/debootstrap/scripts/sid"
-_BASE = (
+_SCRIPT = Path("/usr/share/debootstrap/scripts/sid")
+_PACKAGES = (
     "slurmctld slurmd slurmdbd slurm-client slurm-wlm-mysql-plugin munge python3 python3-venv hostname procps strace"
     " ca-certificates"
 )
@@ -46,8 +44,44 @@ chroot . "$@"
 """
 
 
+class DebianFolder:
+    """A Debian in a folder.
+
+    Attributes:
+        path: the folder.
+        installed: a file that is there once all has been installed.
+    """
+
+    def __init__(self, path: Path, suite: str, packages: str) -> None:
+        """Describe the Debian of this *suite* with *packages*, whose names are separated by blanks."""
+        self.path = path
+        self.installed = path / "installed"
+        self._suite = suite
+        self._packages = packages
+
+    def missing(self) -> list[str]:
+        """Return what this machine lacks, a sentence each."""
+        if os.geteuid() != 0:
+            return ["Only root can make another Debian's folder and enter it."]
+        if self.installed.exists():
+            return []
+        lacks = [f"There is no Debian {self._suite} in {self.path}; --install makes one, of up to 2 GB, in minutes."]
+        if not shutil.which("debootstrap") or not _SCRIPT.exists():
+            lacks.append("--install needs debootstrap. On Debian: apt-get install debootstrap")
+        return lacks
+
+    def make(self) -> None:
+        """Make it, unless it has been made."""
+        unfinished = self.path / "debootstrap"
+        if unfinished.exists() or not (self.path / "usr").exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            include = f"--include={self._packages.replace(' ', ',')}"
+            command = ["debootstrap", "--variant=minbase", include, self._suite, str(self.path), _MIRROR, str(_SCRIPT)]
+            subprocess.run(command, check=True)
+
+
 class Debian(Kind):
-    """A Debian in a folder."""
+    """The Slurm and the Python of another Debian."""
 
     is_here = False
 
@@ -57,26 +91,18 @@ class Debian(Kind):
 
     def missing(self) -> list[str]:
         """Return what this machine lacks."""
-        if os.geteuid() != 0:
-            return ["Only root can enter another Debian's folder."]
-        if not self._installed.exists():
-            return [f"There is no Debian {self._suite} in {self.folder}; --install makes one, of 2 GB, in minutes."]
-        return []
+        return self._debian.missing()
 
     def install(self) -> None:
         """Install the Debian with its Slurm, and the tests' requirements in a virtual environment inside."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "usr" / "sbin" / "slurmctld").exists():
-            include = f"--include={_BASE.replace(' ', ',')}"
-            command = ["debootstrap", "--variant=minbase", include, self._suite, str(self.folder), _MIRROR, _SCRIPT]
-            subprocess.run(command, check=True)
+        self._debian.make()
         # A suite that is no release yet may have a list of packages that is older than it says it will be.
         self._run("apt-get", "-o", "Acquire::Check-Valid-Until=false", "update", "-q")
         self._run("apt-get", "install", "-qy", "--no-install-recommends", *_MORE.split())
         self._run("python3", "-m", "venv", "/venv")
         self._run("/venv/bin/pip", "install", "--upgrade", "pip")  # for --group
         self._run("sh", "-c", "cd /checkout && /venv/bin/pip install --editable . --group test")
-        self._installed.touch()
+        self._debian.installed.touch()
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command that runs Python there."""
@@ -84,8 +110,8 @@ class Debian(Kind):
         return self._inside("sh", "-c", f"cd /checkout && exec {python}")
 
     @property
-    def _installed(self) -> Path:
-        return self.folder / "installed"
+    def _debian(self) -> DebianFolder:
+        return DebianFolder(self.folder, self._suite, _PACKAGES)
 
     def _run(self, *command: str) -> None:
         subprocess.run(self._inside(*command), check=True)
