@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -153,67 +152,6 @@ def test_another_pythons_pickle_is_not_read(tmp_path: Path, story: Story, minor:
     assert f"Python {sys.version_info.major}.{sys.version_info.minor}" in str(error)
     assert "python=[" in str(error)
     assert story.lines == []
-
-
-CLIENT = """\
-import sys
-from slurmlaunch import Executor
-
-class Marks:
-    def __init__(self, path):
-        self.path = path
-
-    def __setstate__(self, state):
-        self.path = state["path"]
-        open(self.path, "a").close()
-
-    def __call__(self, item):
-        return item
-
-folder, mark, *pythons = sys.argv[1:]
-for python in pythons:
-    with Executor(folder, cluster="local", python=[python]) as executor:
-        found = executor.map_array(Marks(mark), [7]).results(timeout=60, return_exceptions=True)
-        print(*(f"{type(each).__name__} {each}".replace("\\n", " ") for each in found))
-"""
-"""A client of any Python, whose function leaves a mark where it is unpickled."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("client", range(11, 15))
-def test_pairs_of_pythons(tmp_path: Path, client: int) -> None:
-    """Whichever Python the client has, a node with another one names both, and unpickles nothing."""
-    pythons = {minor: path for minor in range(11, 15) if (path := python_of(minor))}
-    if len(pythons) < 2 or client not in pythons:
-        pytest.skip(f"Python 3.{client} or another one to pair it with is not installed")
-    others = [minor for minor in pythons if minor != client]
-    # cloudpickle is pure Python: every version can import this one's.
-    path = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(cloudpickle.__file__).parents[1])))
-    arguments = [str(tmp_path / "runs"), str(tmp_path / "mark"), *(pythons[minor] for minor in others)]
-
-    def call(*arguments: str) -> list[str]:
-        command = [pythons[client], "-c", CLIENT, *arguments]
-        variables = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
-
-    for minor, line in zip(others, call(*arguments), strict=True):
-        assert line.startswith("NodeStartError"), line
-        assert f"Python 3.{client}" in line
-        assert f"Python 3.{minor} " in line
-    assert not (tmp_path / "mark").exists()
-    assert call(*arguments[:2], pythons[client]) == ["int 7"]
-    assert (tmp_path / "mark").exists()
-
-
-def python_of(minor: int) -> str | None:
-    """Return a Python of this minor version, if one is installed."""
-    if minor == sys.version_info.minor:
-        return sys.executable
-    found = shutil.which(f"python3.{minor}")
-    command = [found or "false", "-c", "import sys; print(sys.executable)"]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False).stdout.strip() or None
 
 
 def test_another_cloudpickles_pickle_is_not_read(tmp_path: Path, story: Story) -> None:
