@@ -1,7 +1,7 @@
 """Two commits compared: 10^6 no-op items in one local task, in turns.
 
-    python benchmarks/commits.py HEAD~1            # HEAD~1 beside HEAD, five rounds, about two minutes
-    python benchmarks/commits.py v0.1.0 HEAD --rounds 3 --items 10000000
+    python benchmarks/commits.py                   # HEAD~1 beside HEAD, two rounds
+    python benchmarks/commits.py v0.1.0 HEAD --full --items 10000000
 
 It checks both commits out into a temporary folder. The CPU time is that of the client and of the task together. How
 long something takes never decides the exit status; a wrong result does.
@@ -61,9 +61,9 @@ def _cpu_seconds() -> float:
 def main() -> None:
     """Print the medians of both commits, and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old")
+    parser.add_argument("old", nargs="?", default="HEAD~1")
     parser.add_argument("new", nargs="?", default="HEAD")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--full", action="store_true", help="five rounds")
     parser.add_argument("--items", type=int, default=10**6)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def main() -> None:
             subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, commit], cwd=_REPOSITORY, check=True)
         try:
             costs: dict[str, list[Cost]] = {commit: [] for commit in trees}
-            for _ in range(arguments.rounds):
+            for _ in range(5 if arguments.full else 2):
                 for commit, tree in trees.items():
                     costs[commit].append(measure(tree, arguments.items))
         finally:

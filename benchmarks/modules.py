@@ -1,7 +1,7 @@
 """The cost of storing the user's modules: at a call, and at the start of a task.
 
     python benchmarks/modules.py                  # 50 and 3000 modules, a good minute
-    python benchmarks/modules.py --repeat 9       # medians of more calls
+    python benchmarks/modules.py --full           # medians of nine calls, rather than of five
 
 Each figure is given beside the same with ``code="live"``, which stores nothing, or
 as a ratio to it. Seconds are CPU time of the calling thread, which other work on
@@ -167,7 +167,7 @@ class _Start:
 
 def _main() -> int:
     parser = argparse.ArgumentParser(description="Measure the cost of storing the user's modules.")
-    parser.add_argument("--repeat", type=int, default=5, help="how many further calls and starts")
+    parser.add_argument("--full", action="store_true", help="nine further calls and starts, rather than five")
     parser.add_argument("--calls", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.calls:
@@ -175,7 +175,7 @@ def _main() -> int:
         print(json.dumps(calls(Path(folder), int(count), code, int(repeat))))
         return 0
     with tempfile.TemporaryDirectory() as within:
-        parts = [part(Path(within), arguments.repeat) for part in (call_lines, start_lines)]
+        parts = [part(Path(within), 9 if arguments.full else 5) for part in (call_lines, start_lines)]
     print("\n\n".join("\n".join(lines) for lines in parts))
     return 0
 
