@@ -1,7 +1,7 @@
 """sbatch's options: their names, how values are read, and the advice for names that are no option.
 
 `options` and the command line use it; the readers of values serve our own options, too. It knows no run. The tables
-hold the long options of Slurm 22.05 to 24.11, from sbatch(1) and Slurm's ``src/common/slurm_opt.c``. An option of a
+hold the long options of Slurm 22.05 to 26.05, from sbatch(1) and Slurm's ``src/common/slurm_opt.c``. An option of a
 newer Slurm or of a plugin is given as ``sbatch=["--flag=value"]`` and needs no entry here.
 """
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # Bare flags.
 FLAGS = frozenset({
-    "contiguous", "hold", "no_requeue", "overcommit", "oversubscribe", "reboot", "spread_job", "stepmgr",
-    "use_min_nodes",
+    "consolidate_segments", "contiguous", "hold", "no_requeue", "overcommit", "oversubscribe", "reboot", "spread_job",
+    "spread_segments", "stepmgr", "use_min_nodes",
 })  # fmt: skip
 
 # Options with an optional value.
@@ -34,15 +34,15 @@ OPTIONAL = frozenset({
 
 VALUED = frozenset({
     "account", "acctg_freq", "batch", "bb", "bbf", "begin", "cluster_constraint", "clusters", "comment",
-    "constraint", "container_id", "context", "core_spec", "cores_per_socket", "cpu_freq", "cpus_per_gpu",
-    "cpus_per_task", "deadline", "delay_boot", "dependency", "distribution", "exclude", "extra",
-    "extra_node_info", "gid", "gpu_bind", "gpu_freq", "gpus", "gpus_per_node", "gpus_per_socket",
+    "constraint", "container_id", "container_type", "context", "core_spec", "cores_per_socket", "cpu_freq",
+    "cpus_per_gpu", "cpus_per_task", "deadline", "delay_boot", "dependency", "distribution", "exclude",
+    "extra", "extra_node_info", "gid", "gpu_bind", "gpu_freq", "gpus", "gpus_per_node", "gpus_per_socket",
     "gpus_per_task", "gres", "gres_flags", "hint", "kill_on_invalid_dep", "licenses", "mail_type",
     "mail_user", "mcs_label", "mem", "mem_bind", "mem_per_cpu", "mem_per_gpu", "mincpus", "network",
     "nodefile", "nodelist", "nodes", "ntasks", "ntasks_per_core", "ntasks_per_gpu", "ntasks_per_node",
-    "ntasks_per_socket", "ntasks_per_tres", "partition", "power", "prefer", "priority", "qos",
-    "reservation", "segment", "sockets_per_node", "switches", "thread_spec", "threads_per_core", "time",
-    "time_min", "tmp", "tres_bind", "tres_per_task", "uid", "wait_all_nodes", "wckey",
+    "ntasks_per_socket", "ntasks_per_tres", "partition", "power", "prefer", "priority", "qos", "reservation",
+    "segment", "sockets_per_node", "switches", "thread_spec", "threads_per_core", "time", "time_min", "tmp",
+    "tres_bind", "tres_per_task", "uid", "wait_all_nodes", "wckey",
 })  # fmt: skip
 
 NAMES = FLAGS | OPTIONAL | VALUED

@@ -23,12 +23,7 @@ def test_installed_sbatch(tmp_path: Path) -> None:
     """Every option that the installed sbatch lists is in the table, or one that is ours to set."""
     (tmp_path / "slurm.conf").write_text("ClusterName=none\nSlurmctldHost=localhost\n")
     env = {**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")}
-    version, listed = (
-        subprocess.run(["sbatch", f], env=env, check=True, capture_output=True, text=True).stdout
-        for f in ("--version", "--help")
-    )
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) > (24, 11):
-        pytest.skip("the table ends with Slurm 24.11")
+    listed = subprocess.run(["sbatch", "--help"], env=env, check=True, capture_output=True, text=True).stdout
     names = {n.replace("-", "_") for n in re.findall(r"^ {2,6}(?:-\w,? )? *--([a-z-]+)", listed, re.MULTILINE)}
 
     assert len(names) > 90
