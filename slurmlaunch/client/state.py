@@ -27,7 +27,7 @@ from slurmlaunch.client import ends
 from slurmlaunch.client.ledger import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import Cause, PendingRetries, is_left, next_options
-from slurmlaunch.client.tasks import RoundView, Tasks
+from slurmlaunch.client.tasks import End, RoundView, Stopped, Tasks
 from slurmlaunch.errors import (
     FunctionExited,
     ItemError,
@@ -338,8 +338,7 @@ class RunState:
         self._began = math.inf
         self._ends_known = self._claims_fresh = self._cancelled_rest = False
         self._ended: set[int] = set()
-        self._missing: set[int] = set()
-        self._reading: set[int] = set()
+        self._missing: dict[int, End] = {}  # the tasks that have ended and whose outcomes may yet appear
         self._retrying: dict[int, Cause] | None = None
         self._recording = 0
         self._deferred: list[Event] = []
@@ -424,8 +423,9 @@ class RunState:
         view = self.tasks.view(event.mark.task)
         if view.end_mark is None or event.mark.start >= view.end_mark.start:
             view.end_mark = event.mark
-            if view.missing_record is None or ends.explains_end(event.mark, view.attempts):
-                self._not_missing(view)  # else the scheduler's report stays, which it may never repeat
+            end = self._missing.get(view.index)
+            if end is not None and (end.record is None or ends.explains_end(event.mark, view.attempts)):
+                del self._missing[view.index]  # else the scheduler's report stays, which it may never repeat
             self._ended.add(view.index)
 
     def _claims_seen(self, event: ClaimsSeen) -> None:
@@ -476,16 +476,16 @@ class RunState:
                 )
 
     def _update_record(self, view: TaskView, record: TaskRecord) -> None:
-        view.record, view.end_recorded = record, False
+        view.record = record
         if record.state.is_final:
             if self.tasks.has_open(view.index):
                 self._set_missing(view, record)
             return
         if record.state.has_begun:
             view.started = True
-        self._not_missing(view)
-        if view.error is not None:  # it was taken for ended, and may claim more after all
-            view.error = None
+        self._missing.pop(view.index, None)
+        if view.stopped is not None:  # it was taken for ended, and may claim more after all
+            view.stopped = None
             if view.end_mark is not None:
                 self._ended.add(view.index)
 
@@ -495,8 +495,7 @@ class RunState:
             view = self.tasks.view(end.task) if end.task in self.tasks and self.tasks.has_open(end.task) else None
             if view is not None and view.attempts <= end.attempts and view.record is None:
                 view.record = TaskRecord(TaskState.parse(end.state), end.exit_code, end.node, end.reason)
-                view.end_recorded = True
-                self._set_missing(view, view.record)
+                self._set_missing(view, view.record, is_recorded=True)
 
     # Tasks that have ended without all of their outcomes.
 
@@ -506,29 +505,29 @@ class RunState:
             if not self.tasks.has_open(task):
                 self._ended.discard(task)
                 view.closed = True
-            elif view.missing_since is None and view.end_mark and ends.explains_end(view.end_mark, view.attempts):
+            elif task not in self._missing and view.end_mark and ends.explains_end(view.end_mark, view.attempts):
                 self._set_missing(view, None)
         if not self._ends_known and self._now >= self._began + SCHEDULER_SILENT_FOR:
             self._effects.append(ReadEnds())  # again after each tick, until they can be read
-        late = tuple(task for task in sorted(self._missing) if self._is_late(task))
-        self._reading = set(late)  # files that could not be read after the last tick are requested again
-        if late:
+        for task, end in list(self._missing.items()):
+            self._check_end(self.tasks.view(task), end)
+        late = {task: end for task, end in sorted(self._missing.items()) if end.is_late}
+        if late:  # files that could not be read after the last tick are requested again
             logged = NodeStartError, StorageFailure, WorkerDied
-            logs = tuple(task for task in late if isinstance(self._error_of_end(task), logged))
-            self._effects.append(ReadTasks(late, logs))
+            errors = {task: self._error_of_end(self.tasks.view(task), end) for task, end in late.items()}
+            logs = tuple(task for task, error in errors.items() if isinstance(error, logged))
+            self._effects.append(ReadTasks(tuple(late), logs))
         if self._claims_fresh:
             self._claims_fresh = False
             self._check_claims()
         self._check_retries()
 
-    def _is_late(self, task: int) -> bool:
-        view = self.tasks.view(task)
-        runs_again = view.missing_record is None and not ends.explains_end(view.end_mark, view.attempts)
-        if runs_again or not self.tasks.has_open(task):
-            self._not_missing(view)
-        if view.missing_since is None:
-            return False
-        return self._now - view.missing_since >= self.latency or self._is_all_visible(view)
+    def _check_end(self, view: TaskView, end: End) -> None:
+        runs_again = end.record is None and not ends.explains_end(view.end_mark, view.attempts)
+        if runs_again or not self.tasks.has_open(view.index):
+            del self._missing[view.index]
+        else:
+            end.is_late = self._now - end.since >= self.latency or self._is_all_visible(view)
 
     @staticmethod
     def _is_all_visible(view: TaskView) -> bool:
@@ -538,16 +537,11 @@ class RunState:
             return False
         return "ended" in view.last_notes or not (view.attempts and ends.left_items(mark))
 
-    def _set_missing(self, view: TaskView, record: TaskRecord | None) -> None:
-        if view.missing_since is None:
-            view.missing_since, view.left_at = self._now, view.attempts
-        view.missing_record = record
-        self._missing.add(view.index)
-
-    def _not_missing(self, view: TaskView) -> None:
-        view.missing_since = view.missing_record = None
-        self._missing.discard(view.index)
-        self._reading.discard(view.index)
+    def _set_missing(self, view: TaskView, record: TaskRecord | None, *, is_recorded: bool = False) -> None:
+        if view.index not in self._missing:
+            view.end = self._missing[view.index] = End(self._now, view.attempts)
+        end = self._missing[view.index]
+        end.record, end.is_recorded = record, is_recorded
 
     def _tasks_read(self, event: TasksRead) -> None:
         if self._recording:
@@ -555,36 +549,33 @@ class RunState:
         to_record: dict[int, list[SchedulerEnd]] = {}
         for files in event.tasks:
             view = self.tasks.view(files.task)
-            if view.index not in self._reading:
+            end = self._missing.get(view.index)
+            if end is None or not end.is_late:
                 continue  # it runs again, as the scheduler said meanwhile
-            error, record = self._with_file(view, self._error_of_end(files.task, files.log_tail), files.size), None
-            if not view.end_recorded:
-                record = view.missing_record
-            view.ended_since = self._now if view.missing_since is None else view.missing_since
-            self._not_missing(view)
+            error, record = self._with_file(view, self._error_of_end(view, end, files.log_tail), files.size), end.record
+            del self._missing[view.index]
             self._end(self.tasks.open_items(view.index), error)
             if view.round.claims:
-                view.error = error
+                view.stopped = Stopped(error, end.since)
             self._count_death(view.index, error)
-            if record is not None:
-                end = SchedulerEnd(
+            if record is not None and not end.is_recorded:
+                new = SchedulerEnd(
                     view.index, view.attempts, record.state.value, record.exit_code, record.node, record.reason
                 )
-                to_record.setdefault(view.round.number, []).append(end)
+                to_record.setdefault(view.round.number, []).append(new)
                 if ends.is_held(record):
                     self._cancel_jobs(_jobs_of([view]), "its node could not launch it")
         self._effects += [RecordEnds(number, tuple(some)) for number, some in to_record.items()]
 
-    def _error_of_end(self, task: int, log_tail: str = "") -> ItemError:
+    def _error_of_end(self, view: TaskView, end: End, log_tail: str = "") -> ItemError:
         """Return the error of the open items of a task that has ended, by its end mark or the scheduler's record."""
-        error, plan = self._reason_of_end(task, log_tail), self.tasks.view(task).round.plan
+        error = self._reason_of_end(view, end.record, log_tail)
         if isinstance(error, TimeLimitExceeded) and error.state != TaskState.DEADLINE.value:
-            return error.with_limit(plan.time_limit)
+            return error.with_limit(view.round.plan.time_limit)
         return error
 
-    def _reason_of_end(self, task: int, log_tail: str) -> ItemError:
-        view, place = self.tasks.view(task), self.tasks.place_of(task)
-        mark, record = view.end_mark, view.missing_record
+    def _reason_of_end(self, view: TaskView, record: TaskRecord | None, log_tail: str) -> ItemError:
+        mark, place = view.end_mark, self.tasks.place_of(view.index)
         explained = ends.explains_end(mark, view.attempts, record)
         if mark is not None and (record is None or (explained and not ends.names_cause(record))):
             return ends.error_of_status(mark.status, place, log_tail, started=view.attempts > 0)
@@ -607,17 +598,17 @@ class RunState:
             if round_.claims is None:
                 continue
             views = [view for view in map(self.tasks.views.get, round_.plan.tasks) if view is not None]
-            stopped = [(view, view.error) for view in views if view.error is not None]
-            for view, error in stopped:
-                self._end(self.tasks.open_items(view.index), error)
+            stopped = {view: view.stopped for view in views if view.stopped is not None}
+            for view, why in stopped.items():
+                self._end(self.tasks.open_items(view.index), why.error)
             if not round_.claims.unclaimed:
                 self._cancel_surplus(round_)
             if not round_.claims.unclaimed or len(stopped) < len(round_.plan.tasks):
                 continue
             # The last claim of a task is visible as late as its last outcome, for which the wait has been as long.
-            late = self._now - max(view.ended_since for view, _ in stopped) >= self.latency
-            if late or not any(view.started for view, _ in stopped):
-                telling = [error for _, error in stopped if not isinstance(error, ResultLost)]
+            late = self._now - max(why.since for why in stopped.values()) >= self.latency
+            if late or not any(view.started for view in stopped):
+                telling = [why.error for why in stopped.values() if not isinstance(why.error, ResultLost)]
                 error = ends.error_of_unclaimed(telling[-1] if telling else round_.gave_up)
                 self._end(self.tasks.unclaimed_items(round_), error)
 
@@ -665,7 +656,7 @@ class RunState:
         round_.given_up.add(event.array)
         for task in round_.tasks_of(event.array):
             if round_.claims:
-                self.tasks.view(task).error = event.error  # other tasks may claim its items
+                self.tasks.view(task).stopped = Stopped(event.error)  # other tasks may claim its items
             else:
                 self._end(self.tasks.items_of(task), event.error)
 
@@ -697,9 +688,9 @@ class RunState:
         """Leave to the tasks what they had left: it waits for no retry any more."""
         for task, attempts in event.attempts.items():
             view = self.tasks.view(task)
-            self._not_missing(view)
+            self._missing.pop(task, None)
             view.attempts, view.began_again = max(view.attempts, attempts), self._now
-            view.record = view.error = view.left_at = None
+            view.record = view.stopped = view.end = None
             view.started, view.closed, view.settled_items = True, False, 0
             self.pending.forget(self.tasks.items_of(task))
             self.pending.forget(self.tasks.unclaimed_in(view.round))

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from operator import itemgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.backends.pending_reasons import in_words
@@ -38,6 +38,32 @@ _FIRST = itemgetter(0)
 
 
 @dataclass(slots=True, eq=False)
+class End:
+    """An end of a task that left items open, as long as it may be one.
+
+    Attributes:
+        since: when it became known.
+        attempts: how many attempts of the task were known then.
+        record: the scheduler's record that says so; None where the end mark does.
+        is_recorded: whether that record comes from the run folder.
+        is_late: whether the outcomes of the task had their time to appear, and are read for the last time.
+    """
+
+    since: float
+    attempts: int
+    record: TaskRecord | None = None
+    is_recorded: bool = False
+    is_late: bool = False
+
+
+class Stopped(NamedTuple):
+    """Why a task of a dynamic round claims no more items, and since when."""
+
+    error: BaseException
+    since: float = -math.inf
+
+
+@dataclass(slots=True, eq=False)
 class TaskView:
     """Everything that this process knows about one task.
 
@@ -48,13 +74,9 @@ class TaskView:
         end_mark: the mark of the last start that has ended, once its outcomes were read.
         notes: the notes of each attempt about itself.
         checkpoints: the checkpoints that each attempt recorded, by item.
-        missing_since: since when it is known to have ended while outcomes are missing.
-        ended_since: since when it was known to have ended when its open items were ended.
-        missing_record: the scheduler's record that says so; None where the end mark does.
-        left_at: how many of its attempts were known when its last end became known, if one has.
+        end: its last end that left items open; it may run again since.
+        stopped: why it takes no more items, in a dynamic round.
         began_again: since when it is known that another attempt has begun although it was taken for ended.
-        end_recorded: whether that record comes from the run folder.
-        error: why it takes no more items, in a dynamic round.
         damage: the file and offset of its first damaged record.
         closed: whether it has ended and none of its items is open.
         settled_items: how many of its first items need no further check.
@@ -70,13 +92,9 @@ class TaskView:
     end_mark: EndMark | None = None
     notes: Mapping[int, Mapping[str, Any]] = field(default_factory=lambda: _NOTHING)
     checkpoints: Mapping[int, Mapping[int, Recorded]] = field(default_factory=lambda: _NOTHING)
-    missing_since: float | None = None
-    ended_since: float = -math.inf
-    missing_record: TaskRecord | None = None
-    left_at: int | None = None
+    end: End | None = None
+    stopped: Stopped | None = None
     began_again: float = -math.inf
-    end_recorded: bool = False
-    error: BaseException | None = None
     damage: tuple[Location, int] | None = None
     closed: bool = False
     settled_items: int = 0
@@ -332,7 +350,8 @@ class Tasks:
     def _attempts_at_end(self, task: int, known: Tasks | None) -> int:
         view = self.view(task)
         earlier = known.views.get(task, view) if known else view
-        return next((at for at in (view.left_at, earlier.left_at) if at is not None), view.attempts)
+        end = view.end or earlier.end
+        return end.attempts if end else view.attempts
 
     # Open items.
 
@@ -362,7 +381,7 @@ class Tasks:
             return False
         view = self.view(task)
         claims = view.round.claims
-        if claims and claims.unclaimed and view.error is None:
+        if claims and claims.unclaimed and view.stopped is None:
             return True
         start, settled = 0, view.settled_items  # read once: other threads may write it
         for part in self._planned_parts(view):
