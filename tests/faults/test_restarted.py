@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from slurmlaunch import Preempted, TaskCancelled, TaskState, attach
+from tests.conftest import started_cluster
 from tests.faults.deeds import Deed, nap
 from tests.faults.test_killed import ONCE, outcomes, squares
+from tests.support.cluster import Cluster, ClusterSpec
 from tests.support.waiting import PATIENCE, is_alive, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from slurmlaunch import Future, FutureArray
     from tests.faults.conftest import Launch
-    from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 
@@ -74,34 +75,82 @@ def test_requeued_and_held(
     assert work.runs == {**ONCE, 1: 2}
 
 
-def preempt(launch: Launch, cluster: Cluster) -> Future[int]:
-    """Submit a job that preempts all nodes of the cluster at once."""
-    return launch(cluster, partition="debug", nodes=2, exclusive=True).submit(nap, 1)
+class Preemption(NamedTuple):
+    """A cluster whose jobs are preempted.
+
+    Attributes:
+        cluster: the cluster.
+        option: the option of the executor that decides it: jobs with ``requeued`` start again, with ``cancelled`` not.
+        urgent: the value of the option for the jobs that preempt these.
+    """
+
+    cluster: Cluster
+    option: str
+    urgent: str
+
+    def begin(self, launch: Launch, work: Deed, value: str, **options: Any) -> FutureArray[int]:
+        """Do as `begin`, with jobs that others preempt."""
+        return begin(launch, self.cluster, work, **{self.option: value}, **options)
+
+    def preempt(self, launch: Launch) -> Future[int]:
+        """Submit a job that preempts all nodes of the cluster at once."""
+        return launch(self.cluster, nodes=2, exclusive=True, **{self.option: self.urgent}).submit(nap, 1)
 
 
-def test_preempted_and_requeued(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+@pytest.fixture(scope="module", params=["partition", pytest.param("qos", marks=pytest.mark.long)])
+def preemption(request: pytest.FixtureRequest) -> Iterator[Preemption]:
+    """Return a cluster that preempts by partition, or another by QOS."""
+    if request.param == "partition":
+        yield Preemption(request.getfixturevalue("faulty"), "partition", "debug")
+        return
+    settings = ("PreemptType=preempt/qos", "PreemptMode=REQUEUE")
+    with started_cluster(ClusterSpec(cpus_per_node=64, lines=settings)) as cluster:
+        sacctmgr = ("sacctmgr", "--immediate")
+        cluster.run(*sacctmgr, "add", "qos", "requeued", "PreemptMode=requeue")
+        cluster.run(*sacctmgr, "add", "qos", "cancelled", "PreemptMode=cancel")
+        cluster.run(*sacctmgr, "add", "qos", "urgent", "Preempt=requeued,cancelled")
+        # slurmdbd tells slurmctld a moment later.
+        wait_until(lambda: "QOS=urgent" in cluster.run("scontrol", "show", "assoc_mgr", "flags=qos"))
+        yield Preemption(cluster, "qos", "urgent")
+
+
+def test_preempted_and_requeued(preemption: Preemption, launch: Launch, deed: Callable[..., Any]) -> None:
     """A preempted and requeued task continues after the other job; recorded items do not run again."""
     work = deed(Deed, 1, 3)
-    futures = begin(launch, faulty, work, partition="requeued")
+    futures = preemption.begin(launch, work, "requeued")
     work.forget(1)
     work.forget(3)
-    assert preempt(launch, faulty).result(PATIENCE) == 1
+    assert preemption.preempt(launch).result(PATIENCE) == 1
     work.gate.open()
     assert outcomes(futures) == squares()
     assert work.runs == {**ONCE, 1: 2, 3: 2}
 
 
-def test_preempted_and_cancelled(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
+def test_preempted_and_cancelled(preemption: Preemption, launch: Launch, deed: Callable[..., Any]) -> None:
     """The unfinished items of a preempted and cancelled task end as Preempted."""
     work = deed(Deed, 1, 3)
-    futures = begin(launch, faulty, work, partition="cancelled")
-    assert preempt(launch, faulty).result(PATIENCE) == 1
+    futures = preemption.begin(launch, work, "cancelled")
+    assert preemption.preempt(launch).result(PATIENCE) == 1
     error = futures[1].exception(PATIENCE)
     assert isinstance(error, Preempted)
     assert (error.state, error.job_id) == ("PREEMPTED", futures[1].job_id)
     assert outcomes(futures) == squares(1, 2, 3, 4, 5, kind=Preempted)
     assert work.runs == {0: 1, 1: 1, 3: 1}
     assert [attempt.state for attempt in futures[1].attempts] == [TaskState.PREEMPTED]
+
+
+@pytest.mark.long
+def test_preempted_and_submitted_again(preemption: Preemption, launch: Launch, deed: Callable[..., Any]) -> None:
+    """With retries=1 a preempted and cancelled task is submitted again, and all its items have values."""
+    work = deed(Deed, 1, 3)
+    futures = preemption.begin(launch, work, "cancelled", retries=1)
+    work.forget(1)
+    work.forget(3)
+    assert preemption.preempt(launch).result(PATIENCE) == 1
+    work.gate.open()
+    assert outcomes(futures) == squares()
+    assert work.runs == {**ONCE, 1: 2, 3: 2}
+    assert len(futures.job_ids) == 2
 
 
 def test_cancelled_by_someone_else(faulty: Cluster, launch: Launch, deed: Callable[..., Any]) -> None:
