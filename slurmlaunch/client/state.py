@@ -143,7 +143,6 @@ class RoundAdded(NamedTuple):
 
     round: int
     plan: RoundPlan
-    ours: bool = False
     reopen: bool = False
 
 

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import math
 import sys
-import threading
 import time
 from array import array
 from dataclasses import replace
@@ -28,7 +27,7 @@ from slurmlaunch.client.options import Options, job_name
 from slurmlaunch.client.plan import STATIC, plan
 from slurmlaunch.client.sbatch_options import as_count
 from slurmlaunch.client.state import ArrayNotNeeded, ArrayRefused, CancelJobs, CancellationSeen, JobsSeen
-from slurmlaunch.client.waiting_line import LONGEST_WAIT, SHORTEST_WAIT, Obstacle, jittered, line_of
+from slurmlaunch.client.waiting_line import Obstacle, line_of
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId
 from slurmlaunch.runfolder.interpreter import Interpreter
@@ -362,6 +361,7 @@ class Submission:
         self.run = run
         self._unanswered: dict[str, float] = {}
         self._follow_at = 0.0
+        self._search_again = False
 
     @property
     def _line(self) -> WaitingLine:
@@ -533,24 +533,15 @@ class Submission:
     def take_over(self) -> None:
         """Find the jobs of clients that have ended, and submit the arrays that they left.
 
-        While the scheduler does not answer this goes on in a thread: no array is called
-        "never submitted" before its job was searched for.
+        If the scheduler does not answer, `follow` does this later: no array is called "never submitted" before its
+        job was searched for.
         """
         try:
             self._submit_left()
         except SchedulerError as error:
+            self._search_again = True
             where = self.run.folder.path
             _log.warning("slurmlaunch cannot search for the jobs of %s, and keeps trying: %s", where, error)
-            threading.Thread(target=self._take_over_later, name="slurmlaunch-find", daemon=True).start()
-
-    def _take_over_later(self) -> None:
-        pause = SHORTEST_WAIT
-        while self.run.ledger.open:
-            time.sleep(jittered(pause))
-            pause = min(LONGEST_WAIT, pause * 2)
-            with contextlib.suppress(SchedulerError):
-                self._submit_left()
-                return
 
     def follow(self) -> None:
         """Check, at intervals, whether arrays that other clients should submit were refused or left."""
@@ -558,9 +549,10 @@ class Submission:
             return
         self._follow_at = time.monotonic() + _FOLLOW_EVERY
         self.read_refusals()
-        if any(map(self._is_left, self.run.rounds)):
+        if self._search_again or any(map(self._is_left, self.run.rounds)):
             with contextlib.suppress(SchedulerError):  # the next check asks it again
                 self._submit_left()
+                self._search_again = False
 
     def _missing(self, round_: Round) -> list[int]:
         """Return the arrays of a round that may yet be submitted, as far as this client knows."""

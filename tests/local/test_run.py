@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -64,8 +64,10 @@ class Backend(InlineBackend):
         return str(20 + len(self.submitted))
 
     def find(self, name: str, since: float) -> str | None:
-        """Return the job of that name."""
+        """Return the job of that name, or raise the prepared error."""
         del since
+        if self.error is not None:
+            raise self.error
         self.asked.append(name)
         return self.jobs.get(name)
 
@@ -280,6 +282,21 @@ class TestLeft:
         Submission(run).follow()
 
         assert ({3, 6}, ("12",)) == (self.ended(run), run.job_ids)
+
+    def test_a_scheduler_that_is_away(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
+        """A search that failed is repeated, also while the client lives that should submit the array."""
+        run = self.attached(folder, client.pid)
+        following, backend = Submission(run), cast("Backend", run.backend)
+        backend.jobs["third-0"], backend.error = "12", SchedulerError("away")
+        following.take_over()
+        following.follow()
+        assert not run.job_ids
+
+        backend.error = None
+        following.follow()
+        following.follow()
+
+        assert (("12",), ["third-0"]) == (run.job_ids, backend.asked)
 
     def test_retried_by_itself(self, folder: RunFolder, client: subprocess.Popen[bytes]) -> None:
         """An unsubmitted automatic retry is submitted by one of the other clients."""
