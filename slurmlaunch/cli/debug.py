@@ -71,10 +71,9 @@ def main(arguments: Sequence[str]) -> int:
     (item,) = items
     task = run.tasks.task_of(item)
     view = run.tasks.view(task)
-    round_ = next(each for each in run.rounds if each.number == view.round.number)
-    manifest = run.manifest.changed(round_.plan.manifest)
-    job = replace(array_job(run, round_, view.array), module="slurmlaunch.node.debug")
-    _become(_on_this_machine(job, manifest, given.python), task, item)
+    number = view.round.number
+    job = replace(array_job(run, run.rounds[number], view.array), module="slurmlaunch.node.debug")
+    _become(_on_this_machine(job, run.manifest_of(number), given.python), task, item)
     raise AssertionError  # this process is another program by now
 
 

@@ -151,8 +151,8 @@ class Collector:
         yield from (state.CancellationSeen(number, items) for number, items in self._cancellations.new())
 
     def _new_jobs(self) -> Iterator[Event]:
-        for round_, view in zip(self._run.rounds, self._state.tasks.rounds, strict=False):
-            if len(view.jobs) < len(view.plan.arrays):
+        for round_ in self._run.rounds:
+            if len(self._state.tasks.rounds[round_.number].jobs) < len(round_.plan.arrays):
                 self.visits["folders"] += 2
                 yield state.JobsSeen(round_.number, round_.job_ids())
 

@@ -316,7 +316,6 @@ def _is_unfinished(run: Run, item: int, earlier: Run, may_come: Callable[[Round,
     round_ = view.round
     arrays = range(len(round_.plan.arrays)) if tasks.claimant_of(item) is None else [view.array]
     if round_.jobs.keys().isdisjoint(arrays):
-        on_disk = next(each for each in run.rounds if each.number == round_.number)
-        return not any(may_come(on_disk, number) for number in arrays)
+        return not any(may_come(run.rounds[round_.number], number) for number in arrays)
     ended = earlier.ledger.status(item) == ItemStatus.ENDED
     return ended and earlier.tasks.round_of(item).number == round_.number

@@ -154,6 +154,7 @@ class Run:
     """One view of a run.
 
     Attributes:
+        rounds: its rounds on disk, by number; `tasks.rounds` has what is known of each.
         clock: returns the seconds by which it is watched.
         state: the state machine, with its ledger and tasks; changed under the lock.
         changed: the lock, and a condition that is notified whenever items settle.
@@ -225,9 +226,9 @@ class Run:
     def handle(self, event: Event) -> list[Effect]:
         """Update the state and notify futures; return the effects that are left for the caller to execute."""
         with self.changed:
-            if isinstance(event, RoundAdded) and event.round == len(self.rounds):
-                self.rounds.append(Round(self.folder, event.round, event.plan))
             effects = self.state.handle(event, self.clock())
+            if isinstance(event, RoundAdded) and event.round == len(self.rounds):
+                self.rounds.append(Round(self.folder, event.round, event.plan))  # so that `tasks.rounds` has each
             if self.ledger.items != self.manifest.items:
                 self.manifest = self.manifest._replace(items=self.ledger.items)
             settled = [effect.items for effect in effects if isinstance(effect, Settle)]

@@ -233,13 +233,8 @@ def runs(folder: str | os.PathLike[str] | None = None) -> RunList:
 
 def may_be_submitted(run: Run) -> bool:
     """Whether a client that runs may submit some array of a run yet."""
-    submission = Submission(run)
-    missing = [
-        (each, number)
-        for each, view in zip(run.rounds, run.tasks.rounds, strict=True)
-        for number in view.missing_arrays
-    ]
-    return any(submission.may_be_submitted(each, number) for each, number in missing)
+    may_be, views = Submission(run).may_be_submitted, run.tasks.rounds
+    return any(may_be(each, number) for each in run.rounds for number in views[each.number].missing_arrays)
 
 
 def _ask(some: Iterable[RunSummary]) -> None:

@@ -260,9 +260,9 @@ def array_job(run: Run, round_: Round, number: int) -> ArrayJob:
     environment = run.environments.for_submission(round_.number)
     variables = dict(environment.variables)
     throttle = round_.throttle
-    jobs = next(each.jobs for each in run.tasks.rounds if each.number == round_.number)
+    jobs = run.tasks.rounds[round_.number].jobs
     earlier = [jobs[each] for each in sorted(jobs) if each < number]
-    manifest = run.manifest.changed(plan.manifest)
+    manifest = run.manifest_of(round_.number)
     folders = folders_inside(run.folder.path, Path(manifest.cwd), manifest.sys_path) if options.container else ()
     return ArrayJob(
         run_folder=run.folder.path,
@@ -556,7 +556,7 @@ class Submission:
 
     def _missing(self, round_: Round) -> list[int]:
         """Return the arrays of a round that may yet be submitted, as far as this client knows."""
-        return next((each.missing_arrays for each in self.run.tasks.rounds if each.number == round_.number), [])
+        return self.run.tasks.rounds[round_.number].missing_arrays
 
     def _is_left(self, round_: Round) -> bool:
         """Whether no running client will submit the missing arrays of a round."""
@@ -583,9 +583,9 @@ class Submission:
 
     def _find_lost_jobs(self) -> None:
         """Find the jobs that a client submitted without recording their ids."""
-        for each, view in zip(self.run.rounds, self.run.tasks.rounds, strict=False):
+        for each in self.run.rounds:
             intents = {entry["intent"]: entry["time"] for entry in each.journal() if "intent" in entry}
-            known = each.refusals().keys() | each.job_ids().keys() | view.jobs.keys()
+            known = each.refusals().keys() | each.job_ids().keys() | self.run.tasks.rounds[each.number].jobs.keys()
             for number in intents.keys() - known:
                 job_id = self._find_lost(each, number, intents[number])
                 if job_id is not None:
