@@ -1,13 +1,14 @@
-"""Thread caps: how many threads a process may use, and its share of the CPUs and GPUs.
+"""What a process that runs user code may use: its threads, its share of the CPUs and GPUs, the seconds of its end.
 
-Three means, since no single one reaches every library: environment variables, which a library reads when it is loaded;
-`threadpoolctl`, for libraries that are loaded already; and the CPU affinity mask, for everything else. Used by the
-node, the task pool and the backends; knows nothing of tasks.
+Three means cap the threads, since no single one reaches every library: environment variables, which a library reads
+when it is loaded; `threadpoolctl`, for libraries that are loaded already; and the CPU affinity mask, for everything
+else. Used by the node, the task pool and the backends; knows nothing of tasks.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -170,3 +171,14 @@ def _cpu_list(text: str) -> list[int]:
         first, _, last = part.partition("-")
         cpus.extend(range(int(first), int(last or first) + 1))
     return cpus
+
+
+END_SECONDS = 10
+"""How long a process may take to end as Python does: threads are joined, and functions of `atexit` are called."""
+
+
+def limit_end() -> None:
+    """Have the kernel end this process by SIGALRM if it does not end by itself."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.alarm(END_SECONDS)

@@ -11,7 +11,6 @@ import io
 import multiprocessing
 import os
 import pickle
-import signal
 import weakref
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -69,8 +68,7 @@ def _leave_to_parent() -> None:
 
 def _end() -> None:
     """End as Python ends: multiprocessing leaves a forked process by `os._exit`."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(_END_SECONDS)
+    caps.limit_end()
     atexit._run_exitfuncs()  # noqa: SLF001
     for each in gc.get_objects():  # without those of the parent
         if _FILE in type(each).__mro__:
@@ -80,7 +78,6 @@ def _end() -> None:
 
 _FILE = io.IOBase.__base__
 _LAST = -100
-_END_SECONDS = 10
 
 
 def _end_with(sentinel: int) -> None:

@@ -30,6 +30,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from slurmlaunch import caps
 from slurmlaunch.errors import SIGNALLED, NodeStartError, OutOfMemory, StorageFailure, WorkerDied, signal_name
 from slurmlaunch.node import system
 from slurmlaunch.node.rank_environment import RANK, RANKS
@@ -157,7 +158,7 @@ class MpiSupervisor(TaskSupervisor):
         if self._stop_at is not None:
             return now >= self._stop_at
         if done_at is not None and failed_at is None:
-            return now >= done_at + system.END_SECONDS
+            return now >= done_at + caps.END_SECONDS
         if self._limit.of_each_item and self._limit.is_due and not self._resumable:
             self._overdue = not self._recorded
             self._queue.closed = True

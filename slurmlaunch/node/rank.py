@@ -39,7 +39,7 @@ from slurmlaunch.node.output import Output, Streams, renew_streams
 from slurmlaunch.node.rank_environment import RANK, RANKS, RankEnvironment
 from slurmlaunch.node.report import FailureLog, Reporter
 from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
-from slurmlaunch.runfolder.changes import latency_of
+from slurmlaunch.runfolder.changes import NETWORK_LATENCY, latency_of
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
 from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
@@ -58,8 +58,8 @@ _GRACE_SECONDS = 1.0
 """How long an item may continue after SIGTERM."""
 
 _FLUSH_EVERY = 1.0
-_NOTE_PATIENCE, _NOTE_TICK = 70.0, 0.1
-"""How long a network file system may hide the supervisor's note on the launch, and how often to look for it."""
+_NOTE_TICK = 0.1
+"""How often to look for the supervisor's note on the launch, which a network file system may hide."""
 
 _ARGUMENTS = 5
 
@@ -94,7 +94,7 @@ class _Rank:
 
 
 def _read_launch(file: OutcomeFile, number: int, items: int) -> Launch:
-    deadline = monotonic() + _NOTE_PATIENCE
+    deadline = monotonic() + NETWORK_LATENCY
     while (launch := Launch.read(file, number, items)) is None:
         if monotonic() > deadline:
             raise NodeStartError(f"launch {number} is not recorded in {file.path}")

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 _TICK, _LONG_TICK = 0.1, 0.5
 _LOADING_TRIES = 3
-_SOON, _SOON_KILLED, _LATE_KILLED = 0.2, 2.0, system.END_SECONDS + 1.0
+_SOON, _SOON_KILLED, _LATE_KILLED = 0.2, 2.0, caps.END_SECONDS + 1.0
 """Seconds for workers to end: before what is recorded is flushed; before they are killed if the task is being ended,
-and if it is not (`system.limit_end` comes first)."""
+and if it is not (`caps.limit_end` comes first)."""
 
 _FLUSHES_PER_SECOND = 200
 """The load that all running tasks together may put on the file system."""

@@ -15,7 +15,7 @@ from _thread import get_ident
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from slurmlaunch import context
+from slurmlaunch import caps, context
 from slurmlaunch.errors import amount, signal_name
 from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.files import identity
@@ -205,9 +205,6 @@ _masks: dict[int, set[int | signal.Signals]] = {}
 
 # The end of a process that runs user code.
 
-END_SECONDS = 10
-"""How long a process may take to end as Python does: threads are joined, and functions of `atexit` are called."""
-
 
 def leave(*, status: int) -> NoReturn:
     """End this process at once."""
@@ -221,17 +218,11 @@ def wait_for_term() -> None:
     signal.sigwait({signal.SIGTERM})
 
 
-def limit_end() -> None:
-    """Have the kernel end this process by SIGALRM if it does not end by itself."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    signal.alarm(END_SECONDS)
-
-
 def describe_end(who: str, code: int) -> str:
     """Return a line about a process that did not end well after its last item; *code* is negative for a signal."""
     if code == -signal.SIGALRM:
-        how = f"did not end within {END_SECONDS} s (a function of atexit, or a thread that an item left) and was killed"
+        seconds = caps.END_SECONDS
+        how = f"did not end within {seconds} s (a function of atexit, or a thread that an item left) and was killed"
     else:
         how = f"was killed by {signal_name(-code)} while it ended" if code < 0 else f"ended with exit status {code}"
     return f"slurmlaunch: {who} {how}: this changes no outcome"

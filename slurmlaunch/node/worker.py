@@ -124,7 +124,7 @@ class Worker:
         except BaseException:  # noqa: BLE001  (nothing may pass: above is the supervisor's stack)
             sys.excepthook(*sys.exc_info())
             system.leave(status=70)
-        system.limit_end()
+        caps.limit_end()
 
     def _set_up(self, mask: frozenset[int] | None) -> None:
         task = self._task

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LATENCY_VARIABLE = "SLURMLAUNCH_LATENCY"
 
-_NETWORK_LATENCY = 70.0
+NETWORK_LATENCY = 70.0
 """Seconds for which an existing file may be invisible: NFS caches absent names for up to a minute."""
 
 _LOCAL_LATENCY = 1.0
@@ -134,7 +134,7 @@ def latency_of(folder: Path) -> float:
     given = os.environ.get(LATENCY_VARIABLE)
     if given:
         return float(given)
-    return _NETWORK_LATENCY if is_on_network(folder) else _LOCAL_LATENCY
+    return NETWORK_LATENCY if is_on_network(folder) else _LOCAL_LATENCY
 
 
 @functools.lru_cache(maxsize=256)
