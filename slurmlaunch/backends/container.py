@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slurmlaunch.backends.installed import is_installed
 from slurmlaunch.errors import OptionError
 from slurmlaunch.runfolder.layout import Status
 
@@ -28,7 +29,6 @@ OF_THE_HOST = ("PYTHONPATH", "PYTHONHOME")
 """Variables that describe the client's Python, and would mislead the image's."""
 
 _FILES = (".sif", ".simg", ".img", ".sqfs", ".squashfs", ".sqsh")
-_INSTALLED = re.compile(r"/(site|dist)-packages(/|$)|/lib(64)?/python\d[\d.]*(/|$)|/python\d+\.zip$")
 _GPU_OPTIONS = frozenset({"gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"})
 _GRES_OPTIONS = ("gres", "tres-per-task")
 
@@ -196,7 +196,7 @@ def asks_for_gpus(options: Mapping[str, str | bool], flags: Collection[str]) -> 
 
 def own_folders(search_path: Iterable[str]) -> list[str]:
     """Return the user's own entries of a module search path: neither standard library nor installed packages."""
-    return [entry for entry in search_path if not _INSTALLED.search(entry)]
+    return [entry for entry in search_path if not is_installed(entry)]
 
 
 def folders_inside(run_folder: Path, cwd: Path, search_path: Iterable[str]) -> tuple[Path, ...]:

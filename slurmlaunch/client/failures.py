@@ -7,11 +7,12 @@ asked for.
 from __future__ import annotations
 
 import re
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slurmlaunch.backends.installed import is_installed
 from slurmlaunch.client import html
 from slurmlaunch.client.wording import shown
 from slurmlaunch.errors import ItemError
@@ -148,18 +149,10 @@ def _in_short(error: BaseException) -> str:
     return shown([error], {})[0]
 
 
-@cache
-def _libraries() -> tuple[str, ...]:
-    import site  # here, since most runs have no failures
-    import sysconfig
-
-    return tuple({*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), *site.getsitepackages()})
-
-
 def _place_in(traceback: str) -> str:
     """Return the file and line of the user's code that raised, from a traceback's text."""
     frames = _FRAME.findall(traceback)
-    own = [frame for frame in frames if not frame[0].startswith(_libraries())] or frames
+    own = [frame for frame in frames if not is_installed(frame[0])] or frames
     if not own:
         return ""
     file, line = own[-1]

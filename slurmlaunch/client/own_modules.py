@@ -13,6 +13,8 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slurmlaunch.backends.installed import site_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
@@ -120,12 +122,11 @@ def _classify(name: str, attributes: dict[str, Any], search: tuple[str, ...] | N
 
 
 _OF_PYTHON = (f"{os.path.dirname(os.__file__)}/", f"{sys.base_exec_prefix}/{sys.platlibdir}/python")  # noqa: PTH120
-_INSTALLED = ("/site-packages/", "/dist-packages/")
 
 
 def _is_installed(file: str) -> bool:
-    """Return whether a file is Python's own, or of an installed distribution."""
-    return any(folder in f"{file}/" for folder in _INSTALLED) or file.startswith(_OF_PYTHON)
+    """Return whether a file is this Python's own, or of an installed distribution."""
+    return site_of(file) is not None or file.startswith(_OF_PYTHON)
 
 
 _LOADING = ("create_module", "exec_module", "get_code", "get_data", "source_to_code")

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from slurmlaunch.backends.installed import site_of
 from slurmlaunch.client.own_modules import attributes_of, search_of
 
 if TYPE_CHECKING:
@@ -144,21 +145,11 @@ def _changed(folder: str) -> int:
     return 0
 
 
-@functools.lru_cache(maxsize=1 << 12)
-def site_of(file: str) -> str | None:
-    """Return the ``site-packages`` or ``dist-packages`` folder that a file is in."""
-    found = _SITE.match(file)
-    return found and found[1]
-
-
-_SITE = re.compile(r"(.*/(?:site|dist)-packages)/")
-
-
 @functools.lru_cache(maxsize=1)
 def _distributions(imported: frozenset[tuple[str, str | None]]) -> tuple[tuple[str, Distribution], ...]:
     sites = {site for _, site in imported if site is not None}
     found: dict[str, Distribution] = {}
-    for site in sites | {entry for entry in sys.path if entry.endswith(("/site-packages", "/dist-packages"))}:
+    for site in sites | {entry for entry in sys.path if site_of(entry) == entry}:
         known = _Site(site)
         for name, place in imported:
             # An editable install has its modules elsewhere.

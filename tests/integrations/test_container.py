@@ -164,6 +164,7 @@ def test_own_folders() -> None:
     """Of the search path the user's own folders are bound, and nothing that belongs to the host's Python."""
     path = [
         "/home/me/code", "/opt/py/lib/python311.zip", "/opt/py/lib/python3.11", "/opt/py/lib/python3.11/lib-dynload",
+        "/opt/py/lib/python3.14t", "/opt/py/lib/python314t.zip",
         "/home/me/.venv/lib/python3.11/site-packages", "/usr/lib/python3/dist-packages", "/home/me/lib/python",
     ]  # fmt: skip
     assert own_folders(path) == ["/home/me/code", "/home/me/lib/python"]
