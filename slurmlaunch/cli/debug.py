@@ -20,7 +20,7 @@ from slurmlaunch.cli.exit_status import VerbError
 from slurmlaunch.cli.parsers import RunParser, items_in
 from slurmlaunch.client.attach import inspect, locate
 from slurmlaunch.client.futures import FutureArray
-from slurmlaunch.client.submission import array_job
+from slurmlaunch.client.rounds import array_job
 from slurmlaunch.messages import say
 from slurmlaunch.runfolder.interpreter import Interpreter
 

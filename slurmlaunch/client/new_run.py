@@ -19,8 +19,8 @@ from slurmlaunch.client.environment import record
 from slurmlaunch.client.options import LIVE, TOKEN_LENGTH, job_name
 from slurmlaunch.client.pickling import description_of, pickle_arguments, pickle_function, sources_of, travelling
 from slurmlaunch.client.plan import LongSlices
+from slurmlaunch.client.rounds import array_job, make_plan
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.submission import array_job, make_plan
 from slurmlaunch.messages import warn
 from slurmlaunch.runfolder import files, runs_folder
 from slurmlaunch.runfolder.function import shared_bytes, write_function

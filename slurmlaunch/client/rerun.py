@@ -20,9 +20,10 @@ from slurmlaunch.client.environment import record, with_secrets_of
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.options import LIVE, SUBMITTED, Options, refuse_fixed
 from slurmlaunch.client.pickling import description_of, pickle_function, sources_of, travelling
+from slurmlaunch.client.rounds import Program, add_round, close_tasks
 from slurmlaunch.client.sbatch_options import refused
 from slurmlaunch.client.state import RoundAdded, TasksBeganAgain
-from slurmlaunch.client.submission import Program, Submission, add_round, close_tasks
+from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.client.wording import time_of
 from slurmlaunch.errors import RunFolderError
@@ -37,8 +38,8 @@ from slurmlaunch.runfolder.rounds import Round, check_kept
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from slurmlaunch.client.rounds import Planning
     from slurmlaunch.client.run import Run
-    from slurmlaunch.client.submission import Planning
     from slurmlaunch.client.watcher import Watch
 
 

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from slurmlaunch.backends.base import Backend, Limits
     from slurmlaunch.client.options import Options, Shape
     from slurmlaunch.client.plan import Call, Plan
+    from slurmlaunch.client.rounds import Program
     from slurmlaunch.client.run import Run
-    from slurmlaunch.client.submission import Program
 
 
 def resume(path: Path, call: Call, rows: Sequence[tuple[Any, ...]], backend: Backend) -> tuple[Run, Sequence[int]]:

@@ -22,7 +22,8 @@ from weakref import WeakSet, WeakValueDictionary
 from slurmlaunch.backends.base import OF_THE_CLIENT
 from slurmlaunch.client import state
 from slurmlaunch.client.collector import Collector
-from slurmlaunch.client.submission import Submission, add_round, close_tasks, say_how_to_come_back
+from slurmlaunch.client.rounds import add_round, close_tasks
+from slurmlaunch.client.submission import Submission, say_how_to_come_back
 from slurmlaunch.errors import ResultLost, SchedulerError
 from slurmlaunch.messages import say
 from slurmlaunch.runfolder.clients import writer_name

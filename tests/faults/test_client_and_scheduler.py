@@ -22,6 +22,7 @@ from slurmlaunch import Executor, RunFolderError, SchedulerError, SubmissionErro
 from slurmlaunch.backends.slurm import SlurmBackend, commands
 from slurmlaunch.client import state, submission, waiting_line
 from slurmlaunch.client.attach import find_run
+from slurmlaunch.client.rounds import array_job
 from slurmlaunch.client.watcher import Client, current_client
 from slurmlaunch.runfolder.layout import Manifest, RunFolder
 from tests.faults.wrapped import HANGS, IS_AWAY, TIMES_OUT, TIMES_OUT_AFTERWARDS, Wrapped
@@ -182,7 +183,7 @@ class TestKilledClient:
 
         array = Executor(tmp_path / "runs", cluster="slurm").map_array(enter, range(4), tasks=2)
         run = find_run(array.folder)
-        second = run.backend.submit(submission.array_job(run, run.rounds[0], 0))
+        second = run.backend.submit(array_job(run, run.rounds[0], 0))
         gate.await_arrival(0, 2)
         gate.open()
 

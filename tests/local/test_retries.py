@@ -17,7 +17,7 @@ import pytest
 from slurmlaunch import Executor
 from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
 from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.client import rerun, submission, waiting_line
+from slurmlaunch.client import rerun, rounds, submission, waiting_line
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.item_details import attempts_of
 from slurmlaunch.client.run import Run
@@ -335,7 +335,7 @@ def test_a_retry_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_round_that_the_view_has_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A manual retry proceeds if the competing round is an automatic retry of its own view."""
-    really = submission.add_round
+    really = rounds.add_round
 
     def late(run: Run, *args: Any, **options: Any) -> Round:
         monkeypatch.setattr(rerun, "add_round", really)
