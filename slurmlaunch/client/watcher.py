@@ -305,7 +305,8 @@ class Watcher:
         try:
             watch.poll(self._limit)
         except OSError as error:
-            watch.report_trouble(error)
+            if self._watches.get(run) is watch:  # else its folder may have been removed meanwhile
+                watch.report_trouble(error)
         except Exception as error:  # noqa: BLE001  (a fault of slurmlaunch must not be an endless wait)
             _log.exception("slurmlaunch cannot watch %s", run.folder.path)
             watch.handle(state.RunLost(error))
@@ -314,6 +315,12 @@ class Watcher:
                 self._watches.pop(run, None)
         if not run.ledger.open:
             watch.handle(state.WatchEnded())
+
+    def stop_watching(self, folder: Path) -> None:
+        """Watch no run below a folder any more: its caller has cancelled all of them, and removes it."""
+        with self._news:
+            for run in [run for run in self._watches if run.folder.path.is_relative_to(folder)]:
+                del self._watches[run]
 
     def finish(self) -> None:
         """Settle the items of tasks that this process ran: nothing polls later."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pwd
+import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -11,18 +14,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurmlaunch import Check, doctor
+from slurmlaunch.cli import doctor as cli_doctor
 from slurmlaunch.cli.main import main
-from slurmlaunch.client.doctor import report as reports
+from slurmlaunch.client.doctor import full
 from slurmlaunch.client.doctor.behaviours import BEHAVIOURS
-from slurmlaunch.client.doctor.full import Behaviour
+from slurmlaunch.client.doctor.full import Behaviour, Site, check_behaviours
 from slurmlaunch.client.doctor.items import harmless, stay
 from slurmlaunch.client.doctor.page import page_of
 from slurmlaunch.client.watcher import current_client
+from slurmlaunch.runfolder.files import Location
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from slurmlaunch import Report
+    from slurmlaunch.client.doctor.full import Trial
     from tests.support.cluster import Cluster
 
 
@@ -105,20 +111,81 @@ def test_interrupted(tmp_path: Path, endless: str) -> None:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_time_is_up(tmp_path: Path, endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has not ended in time is stopped, and the report says so."""
-    monkeypatch.setattr(reports, "LONGEST", 0.3)
-    report = doctor(tmp_path / "runs", cluster="local", full=[endless])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_signals(
+    number: int, status: int, tmp_path: Path, endless: str, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A kill, and a terminal that closes, end the command as Ctrl-C does, and leave nothing; nor does a second one."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(number)
 
-    (check,) = (each for each in report.checks if each.name == endless)
-    assert check.level != "ok"
-    assert "not done after 0 s" in check.found
+    def send(check: Check) -> None:
+        if check.name == "auto":
+            os.kill(os.getpid(), number)
+
+    def clear(site: Site, kept: Iterable[Path]) -> None:
+        os.kill(os.getpid(), number)
+        really(site, kept)
+
+    really = Site.clear
+    monkeypatch.setattr(Site, "clear", clear)
+    monkeypatch.setattr(cli_doctor, "_print", send)
+    only = ["--only", endless, "--only", "auto"]
+    assert main(["doctor", "--cluster=local", "--folder=runs", *only]) == status
+    assert signal.getsignal(number) is before
+    assert [*(tmp_path / "runs").iterdir()] == []
+    assert [*tmp_path.glob("*.md")] == []
+    assert capfd.readouterr().err.endswith("slurmlaunch: cancelling its jobs and removing their files\n")
+    assert caplog.messages == []
+
+
+def test_nowhere_for_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A working directory that takes no page is an error before anything is submitted."""
+    monkeypatch.chdir("/proc")
+    assert main(["doctor", "--cluster=local", "--folder", str(tmp_path / "runs"), "--only=caps"]) == 2
+    assert "error: the page cannot be written into /proc: " in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What has not ended in time is stopped: what runs is an error; what is pending, or has not begun, is not."""
+    began = threading.Event()
+
+    def run(trial: Trial) -> str:
+        future = trial.executor().submit(stay, 3600.0)
+        began.set()
+        return str(future.result())
+
+    def wait(trial: Trial) -> str:
+        began.wait()
+        cpus = len(os.sched_getaffinity(0))
+        return str(trial.executor(cpus_per_task=cpus, threads=cpus).submit(stay, 0.0).result())
+
+    behaviours = [Behaviour("runs", "", run), Behaviour("waits", "", wait), Behaviour("not begun", "", run)]
+    monkeypatch.setattr(full, "_SIDE_BY_SIDE", 2)
+    monkeypatch.setattr(Site, "left_in_queue", lambda *_: {"7", "8"})
+    place = Location(tmp_path / "site")
+    place.mkdir()
+    site = Site(place, None, {"cluster": "local"}, current_client().backend("local"))
+    checks = {each.name: each for each in check_behaviours(site, behaviours, room=None, longest=1.0)}
+
+    assert {name: checks[name].level for name in ("runs", "waits", "not begun")} == {
+        "runs": "error", "waits": "skipped", "not begun": "skipped"
+    }  # fmt: skip
+    assert "not done after 1 s" in checks["runs"].found
+    assert "not done after 1 s, and a task is pending: " in checks["waits"].found
+    assert "not tried within 1 s" in checks["not begun"].found
+    assert caplog.messages == ["slurmlaunch has not seen these jobs leave the queue: scancel 7 8"]
 
 
 def test_no_tasks(tmp_path: Path) -> None:
     """Where no job runs, nothing is tried."""
     report = doctor(tmp_path / "runs", cluster="inline", full=True)
     skipped = {each.name: each.found for each in report.checks if each.level == "skipped"}
+    assert levels(report) == dict.fromkeys(BEHAVIOURS, "skipped")
     assert skipped == {
         "job": "cluster='inline' has no tasks of its own",
         **dict.fromkeys(BEHAVIOURS, "not tried, because the job above did not run"),
@@ -140,11 +207,25 @@ def test_names_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     anna = SimpleNamespace(pw_uid=1000, pw_name="anna", pw_dir="/home/anna")
     monkeypatch.setattr(pwd, "getpwuid", lambda _: anna)
     job = Check("job", "ok", "7_0 ran on n17.site", data={"host": "n17.site"})
-    folder = Check("folder", "ok", "/home/anna/runs, of anna, not annas | /scratch/anna on n17")
-    page = page_of([job, folder], None)
+    account = Check(
+        "account", "ok", "lab_a; you may use lab_a, lab", data={"accounts": ["lab_a", "lab"], "asked": None}
+    )
+    seen = Check("folder", "ok", "/home/anna/runs, of anna, not annas | /scratch/anna_data on n17, <lambda>")
+    node = {
+        "promise": "",
+        "seconds": 1,
+        "seen": "",
+        "nodes": ["n18.site"],
+        "log": "```\nCANCELLED ON n18",
+        "folder": "",
+    }
+    page = page_of([job, account, seen, Check("caps", "error", "seen: <function>", data=node)], None)
     assert "7_0 ran on HOST" in page
-    assert "~/runs, of USER, not annas \\| /scratch/USER on HOST" in page
-    assert not {"n17", "anna"} & set(page.replace("/", " ").split())
+    assert "~/runs, of USER, not annas \\| /scratch/USER_data on HOST, &lt;lambda&gt;" in page
+    assert "ACCOUNT; you may use ACCOUNT, ACCOUNT" in page
+    assert "seen: &lt;function&gt;" in page
+    assert "````text\n```\nCANCELLED ON HOST" in page
+    assert not {"n17", "n18", "anna", "lab"} & set(page.replace("/", " ").split())
 
 
 def test_options_of_a_mount() -> None:

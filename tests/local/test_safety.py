@@ -245,9 +245,10 @@ def test_a_page_of_the_doctor_overwrites_nothing(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(cli_doctor, "dt", SimpleNamespace(datetime=SimpleNamespace(now=lambda: dt.date(2026, 1, 2))))
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "slurmlaunch-doctor-2026-01-02-000000.md").symlink_to("precious")
-    with pytest.raises(FileExistsError):
-        cli_doctor._write("page")  # noqa: SLF001
+    with cli_doctor._new_page() as page:  # noqa: SLF001
+        page.write("page")
     assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / "slurmlaunch-doctor-2026-01-02-000000-2.md").read_text() == "page"
 
 
 def test_the_doctor_runs_no_script_that_others_may_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import os
 import shutil
 import subprocess
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import cloudpickle
 
+from slurmlaunch.backends.base import TaskState
 from slurmlaunch.client.attach import manifests_in
 from slurmlaunch.client.doctor import items
 from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, Check, ok
 from slurmlaunch.client.executor import Executor
-from slurmlaunch.client.futures import open_run
+from slurmlaunch.client.futures import open_run, read_run
+from slurmlaunch.client.watcher import current_client
 from slurmlaunch.errors import RunFolderError, SchedulerError, SlurmlaunchError
 from slurmlaunch.runfolder.runs_folder import others_may_exchange
 
@@ -52,6 +55,8 @@ _LEAVES_WITHIN = 120.0
 _LOG_LINES = 20
 _ISSUES = "https://github.com/slurmlaunch/slurmlaunch/issues"
 
+_log = logging.getLogger("slurmlaunch")
+
 
 class NotAvailable(Exception):
     """A behaviour cannot be tried here; the text says why."""
@@ -70,6 +75,10 @@ class Behaviour(NamedTuple):
     name: str
     promise: str
     check: Callable[[Trial], str]
+
+    def skipped(self, why: str, advice: str = "", seconds: float = 0.0) -> Check:
+        """Return that it was not tried, or not to its end."""
+        return Check(self.name, SKIPPED, why, advice, {"promise": self.promise, "seconds": seconds})
 
 
 def expect(kept: object, seen: object) -> None:
@@ -168,10 +177,11 @@ class Site:
 
     def cancel(self, name: str) -> None:
         """Cancel the open runs of a folder."""
-        for array in self._runs(name):
-            if not array.done():
-                with contextlib.suppress(SchedulerError):
-                    array.cancel()
+        with contextlib.suppress(SlurmlaunchError, OSError):
+            for array in self._runs(name):
+                if not array.done():
+                    with contextlib.suppress(SchedulerError):
+                        array.cancel()
 
     def stop(self) -> None:
         """Have all behaviours end: their scripts are killed, their runs cancelled; and no other script starts."""
@@ -184,14 +194,23 @@ class Site:
             self.cancel(name)
 
     def why_pending(self, name: str) -> str | None:
-        """Return why a task of the folder's runs is pending; None if none is."""
-        reasons = (reason for array in self._runs(name) for reason in array.status().reasons)
-        return next(reasons, None)
+        """Ask Slurm why items of the folder's runs are pending; return None if none is, or if a task runs."""
+        with contextlib.suppress(SlurmlaunchError, OSError):
+            for path, _ in manifests_in(self.folder / name):
+                status = read_run(path).status()
+                states = {name for name, number in status.tasks.items() if number}
+                if status.counts["pending"] and TaskState.PENDING in states and TaskState.RUNNING not in states:
+                    return next(iter(status.reasons), "Slurm has not said why")
+        return None
 
     def log(self, name: str) -> str:
         """Return the last lines of the logs of a folder's runs."""
         lines = [line for array in self._runs(name) for line in array.logs().splitlines()]
         return "\n".join(lines[-_LOG_LINES:])
+
+    def nodes(self, name: str) -> set[str]:
+        """Return the machines on which items of a folder's runs were."""
+        return {node for array in self._runs(name) for future in array if (node := future.node)}
 
     def left_in_queue(self, job_ids: Iterable[str]) -> set[str]:
         """Wait until jobs have left the queue; return those that are there after a time for which Slurm may need them.
@@ -207,10 +226,12 @@ class Site:
 
     def clear(self, kept: Iterable[Path]) -> None:
         """Wait until all jobs have left the queue, and remove all folders but those that are kept."""
+        left = {job_id for name in self._names() for array in self._runs(name) for job_id in array.job_ids}
         with contextlib.suppress(SchedulerError):
-            self.left_in_queue(
-                job_id for name in self._names() for array in self._runs(name) for job_id in array.job_ids
-            )
+            left = self.left_in_queue(left)
+        if left:
+            _log.warning("slurmlaunch has not seen these jobs leave the queue: scancel %s", " ".join(sorted(left)))
+        current_client().watcher.stop_watching(self.folder)
         names = {path.name for path in kept}
         for name in self._names():
             if name not in names:
@@ -239,7 +260,7 @@ class Trial:
 
     def __init__(self, site: Site, behaviour: Behaviour) -> None:
         self.site, self.folder = site, site.folder / behaviour.name
-        self._behaviour = behaviour
+        self._behaviour, self._began = behaviour, False
 
     def executor(self, **changes: Any) -> Executor:
         """Return an executor for runs of this behaviour, with some options changed."""
@@ -256,36 +277,40 @@ class Trial:
 
     def run(self) -> Check:
         """Try the behaviour, and return what came of it."""
-        began = time.monotonic()
+        began, self._began = time.monotonic(), True
         try:
             check = self._check(OK, self._behaviour.check(self))
         except NotAvailable as why:
-            check = self._check(SKIPPED, f"not available: {why}")
+            check = self._behaviour.skipped(f"not available: {why}")
         except (Exception, concurrent.futures.CancelledError) as error:  # noqa: BLE001  (whatever it is, it was seen)
             seen = str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
             check = self._failed(seen)
         if self.site.stopped:
-            check = self._check(SKIPPED, "stopped before it had ended")
+            check = self._behaviour.skipped("stopped before it had ended")
         self.site.cancel(self._behaviour.name)
         check.data["seconds"] = round(time.monotonic() - began, 1)
         return check
 
     def late(self, seconds: float) -> Check:
         """Return what is known of a behaviour that has not ended in so many seconds."""
-        if why := self.site.why_pending(self.folder.name):
-            found = f"not available: not done after {seconds:.0f} s, and a task is pending: {why}"
-            return self._check(SKIPPED, found, "Give it more time with --wait (wait=True).", seconds=seconds)
+        why = f"not tried within {seconds:.0f} s, as others had not ended" if not self._began else None
+        if why is None and (pending := self.site.why_pending(self.folder.name)):
+            why = f"not done after {seconds:.0f} s, and a task is pending: {pending}"
+        if why is not None:
+            return self._behaviour.skipped(
+                f"not available: {why}", "Give it more time with --wait (wait=True).", seconds
+            )
         check = self._failed(f"it was not done after {seconds:.0f} s")
         check.data["seconds"] = seconds
         return check
 
     def _failed(self, seen: str) -> Check:
-        log = ""
+        log, nodes = "", set()
         with contextlib.suppress(SlurmlaunchError, OSError):
-            log = self.site.log(self.folder.name)
+            log, nodes = self.site.log(self.folder.name), self.site.nodes(self.folder.name)
         found = f"promised: {self._behaviour.promise}\nseen: {seen}\nkept: {self.folder}"
         advice = f"Attach the page to a report at {_ISSUES}."
-        return self._check(ERROR, found, advice, seen=seen, log=log, folder=str(self.folder))
+        return self._check(ERROR, found, advice, seen=seen, log=log, nodes=sorted(nodes), folder=str(self.folder))
 
     def _check(self, level: str, found: str, advice: str = "", **data: Any) -> Check:
         return Check(self._behaviour.name, level, found, advice, {"promise": self._behaviour.promise, **data})
@@ -307,8 +332,10 @@ def check_behaviours(
     threads = _SIDE_BY_SIDE if room is None else min(_SIDE_BY_SIDE, max(1, room // _TASKS_EACH))
     try:
         with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="slurmlaunch-doctor") as pool:
-            trials = {pool.submit(trial.run): trial for trial in (Trial(site, each) for each in chosen)}
+            trials: dict[concurrent.futures.Future[Check], Trial] = {}
             try:
+                for trial in (Trial(site, each) for each in chosen):
+                    trials[pool.submit(trial.run)] = trial
                 for check in _as_they_end(trials, longest):
                     if check.level == ERROR:
                         kept.append(Path(check.data["folder"]))
@@ -337,10 +364,11 @@ def _stop(site: Site, trials: Iterable[concurrent.futures.Future[Check]]) -> Non
 
 
 def _as_they_end(trials: Mapping[concurrent.futures.Future[Check], Trial], longest: float | None) -> Iterator[Check]:
+    left = dict(trials)
     try:
         for done in concurrent.futures.as_completed(trials, longest):
+            del left[done]
             yield done.result()
     except TimeoutError:
-        for done, trial in trials.items():
-            if not done.done():
-                yield trial.late(longest or 0.0)
+        for future, trial in left.items():
+            yield future.result() if future.done() else trial.late(longest or 0.0)

@@ -78,8 +78,8 @@ def check_job(
     except SubmissionError as refusal:
         yield error("job", str(refusal))
         return
-    accepted = time.time()
     try:
+        accepted = time.time()
         exchange = _exchange(future, files, None if wait else START_WITHIN)
         seen = future.result()
     except TimeoutError:
@@ -112,10 +112,10 @@ def _submit(executor: Executor, *arguments: Any) -> Future[dict[str, Any]]:
         submission = threads.submit(executor.submit, on_node.look_around, *arguments)
         try:
             future = submission.result()
+            leave_quietly(future.run.folder)
         except KeyboardInterrupt:
             submission.result().run.cancel()
             raise
-    leave_quietly(future.run.folder)
     return future
 
 

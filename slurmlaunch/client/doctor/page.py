@@ -1,16 +1,18 @@
 """The page of ``slurmlaunch doctor --full``: a report in Markdown that can be attached to a bug report.
 
-`report` calls it. Names of the user and of machines are replaced; it says what it contains.
+`report` calls it. Names of the user, accounts and machines are replaced; the page says what it contains.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import html
 import os
 import platform
 import pwd
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from slurmlaunch.client.doctor.behaviours import BEHAVIOURS
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 
 _ABOUT = """\
 This page was written by `slurmlaunch doctor --full`. It has versions, the file system of the run folders, what was
-found, and the ends of logs of what failed. Your user name, your home folder, this machine's name and that of the first
-job's node are replaced; partitions, accounts and other paths are not. Please read it before you publish it."""
+found, and the ends of logs of what failed. Your user name, home folder and accounts, this machine's name and those of
+the nodes where something failed are replaced by USER, ~, ACCOUNT and HOST. Before you publish it, look for other names
+that should stay private: the cluster, partitions and QOS, paths, packages, and what the site prints into logs."""
 
 _LABELS = {
     "no_op_items_per_second": "no-op items per second, in one process",
@@ -37,6 +40,7 @@ _LABELS = {
     "seconds": "all behaviours, s",
 }
 _ORDER = list(BEHAVIOURS)
+_FENCE = "`" * 8  # which no log has
 _Row: TypeAlias = "tuple[object, ...]"
 
 
@@ -54,13 +58,21 @@ def page_of(checks: Sequence[Check], waiting: str | None) -> str:
         parts += ["## Behaviours", _table(("behaviour", "promise", "seconds", "result"), rows)]
     for check in tried:
         if check.level == ERROR:
-            parts += [f"### {check.name}", check.found.replace("\n", "  \n")]
-            parts += [f"```text\n{check.data['log']}\n```"] if check.data.get("log") else []
-    parts += ["## Measurements", _table(("", "measured"), _measurements(by_name))]
+            parts += [f"### {check.name}", html.escape(check.found, quote=False).replace("\n", "  \n")]
+            parts += [f"{_FENCE}text\n{check.data['log']}\n{_FENCE}"] if check.data.get("log") else []
+    if measured := _measurements(by_name):
+        parts += ["## Measurements", _table(("", "measured"), measured)]
     rows = [(check.name, check.level, _join(check.found, check.advice)) for check in others]
     parts += ["## Checks", _table(("check", "result", "found"), rows)]
-    machines = {platform.node(), _data(by_name, "job").get("host", "")}
-    return _without_names("\n\n".join(parts) + "\n", machines)
+    nodes = [node for check in checks for node in check.data.get("nodes", ())]
+    machines = {platform.node(), _data(by_name, "job").get("host", ""), *nodes}
+    accounts = _data(by_name, "account")
+    names = {
+        **dict.fromkeys((accounts.get("asked"), accounts.get("default"), *accounts.get("accounts", ())), "ACCOUNT"),
+        **dict.fromkeys((part for name in machines for part in (name, name.partition(".")[0])), "HOST"),
+        **_names_of_the_user(),
+    }
+    return _replace("\n\n".join(parts) + "\n", {name: other for name, other in names.items() if name})
 
 
 def _versions(checks: Mapping[str, Check]) -> list[_Row]:
@@ -94,20 +106,25 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
+    return " ".join(html.escape(str(value), quote=False).replace("|", "\\|").split())
 
 
 def _join(*texts: str) -> str:
     return " → ".join(filter(None, texts))
 
 
-def _without_names(text: str, machines: Iterable[str]) -> str:
-    """Replace the home folder, the user's name and the names of machines, but for those of root."""
-    others = dict.fromkeys(filter(None, (part for name in machines for part in (name, name.partition(".")[0]))), "HOST")
+def _names_of_the_user() -> dict[str, str]:
+    """Return the user's name and home folder, each with what stands for it; none for root."""
     with contextlib.suppress(KeyError):  # a user without an entry has no name
         user = pwd.getpwuid(os.geteuid())
         if user.pw_uid:
-            others = {user.pw_dir: "~", user.pw_name: "USER", **others}
-    for name, other in others.items():
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", other, text)
+            homes = {user.pw_dir, os.path.realpath(user.pw_dir), str(Path.home())}
+            return {user.pw_name: "USER", **{home.rstrip("/"): "~" for home in homes}}
+    return {}
+
+
+def _replace(text: str, others: Mapping[str, str]) -> str:
+    """Replace names, where they are words or parts of names between other signs, by others; long ones first."""
+    for name in sorted(others, key=len, reverse=True):
+        text = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", others[name], text)
     return text

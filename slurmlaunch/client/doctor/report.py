@@ -151,6 +151,7 @@ def doctor(
         return checks.report()
     finally:
         if place is not None and not checks.keep:
+            current_client().watcher.stop_watching(Path(place))
             place.remove()
 
 
@@ -183,8 +184,9 @@ class _Checks:
     def _in_words(self, waiting: Waiting) -> str:
         estimate = next((each.data["start"] for each in self._made if each.name == "request"), None)
         expected = f" At its submission Slurm expected it to start at {estimate}." if estimate else ""
+        which = f"Job {waiting.job_id}" if waiting.job_id else "The job"
         return (
-            f"Job {waiting.job_id} has not started after {job.START_WITHIN:.0f} s and was cancelled: {waiting.reason}."
+            f"{which} has not started after {job.START_WITHIN:.0f} s and was cancelled: {waiting.reason}."
             f"{expected} The doctor waits for it with --wait (wait=True)."
         )
 
@@ -234,7 +236,7 @@ def _try_job(executor: Executor, place: Location, checks: _Checks, how: _How) ->
 
 def _try_behaviours(site: Site, behaviours: list[Behaviour], checks: _Checks, *, longest: float | None) -> None:
     if not checks.job_ran:
-        checks.add(skipped(each.name, "not tried, because the job above did not run") for each in behaviours)
+        checks.add(each.skipped("not tried, because the job above did not run") for each in behaviours)
         return
     with contextlib.closing(check_behaviours(site, behaviours, room=checks.room, longest=longest)) as made:
         checks.add(made)

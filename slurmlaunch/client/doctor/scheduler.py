@@ -199,7 +199,7 @@ def _check_account(cluster: Cluster, given: Mapping[str, str | bool], settings: 
 
 
 def _check_association(account: str | None, default: str | None, accounts: list[str], *, enforced: bool) -> Check:
-    data = {"accounts": accounts, "default": default}
+    data = {"accounts": accounts, "default": default, "asked": account}
     known = f"you may use {', '.join(accounts)}" if accounts else "you are in no account"
     if account and account not in accounts:
         text = f"{account!r} is no account of yours"
