@@ -34,16 +34,16 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent dies, however that happens."""
     parent = os.getppid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _call_c("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
 
 
-def _prctl(option: int, argument: int) -> None:
+def _call_c(function: str, *arguments: int) -> None:
     import _ctypes  # in less than a millisecond; ctypes itself would take ten of a task's start
 
     program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # as dlopen(3), it takes NULL for the program itself
-    _ctypes.call_function(_ctypes.dlsym(program, "prctl"), (option, argument))
+    _ctypes.call_function(_ctypes.dlsym(program, function), arguments)
 
 
 def client_pipe() -> int | None:
@@ -75,7 +75,7 @@ def adopt_orphans() -> None:
 
     Workers do so for the cancellation of an item, supervisors for the end of a worker.
     """
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _call_c("prctl", _PR_SET_CHILD_SUBREAPER, 1)
 
 
 def reap_orphans(ours: Collection[int]) -> None:
@@ -110,8 +110,7 @@ def kill_trees(roots: Collection[int]) -> None:
 
 def kill_descendants() -> None:
     """Kill what this process started or adopted, and is left."""
-    with contextlib.suppress(ChildProcessError):  # there is nothing, in the common case
-        os.waitid(os.P_ALL, 0, _ENDED)
+    if has_children():  # none, in the common case
         kill_trees(_children_of({os.getpid()}))
 
 
@@ -279,9 +278,7 @@ def flush_streams() -> None:
 def flush_all_streams() -> None:
     """Flush standard output and standard error, and what C code of this process has printed."""
     flush_streams()
-    import _ctypes  # as for `_prctl`
-
-    _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "fflush"), (0,))  # type: ignore[arg-type]
+    _call_c("fflush", 0)
 
 
 def replace_streams(writing: list[int]) -> None:
