@@ -109,21 +109,18 @@ class MpiSupervisor(TaskSupervisor):
         except OSError as error:
             self._fail(NodeStartError(f"the ranks cannot be launched: {error}", advice=_LAUNCHER_ADVICE), None)
             return
-        failed_at: float | None = None
         done_at: float | None = None
         while processes.alive:
             self._events.wait(self._tick)
             self._read(results)
             self._cancel()
-            if failed_at is None and results.failed:
-                failed_at = monotonic()
             if self._limit.is_near and self._limit.may_requeue:
                 processes.warn()
             if done_at is None and not self._left:
                 done_at = monotonic()
                 self._writer.flush()
-            if self._decide_end(results, failed_at, done_at):
-                if not (self._left or failed_at or self._stop_at or results.ending):
+            if self._decide_end(results, done_at):
+                if not (self._left or results.failed_at or self._stop_at or results.ending):
                     system.log(system.describe_end("a rank", -signal.SIGALRM))
                 results.ending = True
                 processes.end()
@@ -152,9 +149,9 @@ class MpiSupervisor(TaskSupervisor):
         self._left.remove(item)
         self._writer.copy(outcome, item)
 
-    def _decide_end(self, results: RankResults, failed_at: float | None, done_at: float | None) -> bool:
+    def _decide_end(self, results: RankResults, done_at: float | None) -> bool:
         """Return whether the launch is to be ended now; if the time limit is why, no further items are begun."""
-        now = monotonic()
+        now, failed_at = monotonic(), results.failed_at
         if self._stop_at is not None:
             return now >= self._stop_at
         if done_at is not None and failed_at is None:
@@ -193,7 +190,7 @@ class MpiSupervisor(TaskSupervisor):
             if failure is not None and item not in self._resumable:  # else the end of rank 0 may have caused it
                 self._copy(failure, item)
         self._left = [item for item in self._left if item not in self._queue.cancelled]
-        if len(self._left) < before or self._queue.closed or results.failed:
+        if len(self._left) < before or self._queue.closed or results.failed_at:
             return
         # The ranks ended without a report. If none had started, they get another launch.
         began = results.began
@@ -241,7 +238,7 @@ class RankResults:
     """The outcomes and notes that the ranks of one launch have recorded so far.
 
     Attributes:
-        failed: whether a rank has failed an item.
+        failed_at: when a rank was first seen to have failed an item, if one has.
         death: the report on the rank that died first, or None; others may have died because of it.
         ending: the supervisor ends the ranks: deaths from now on are its own doing.
     """
@@ -249,7 +246,7 @@ class RankResults:
     def __init__(self, files: list[OutcomeFile], launch: int) -> None:
         """Read the files from where earlier launches ended."""
         self._files, self._launch = files, launch
-        self.failed = False
+        self.failed_at: float | None = None
         self.death: dict[str, Any] | None = None
         self.ending = False
         self._outcomes: list[dict[int, Recorded]] = [{} for _ in files]
@@ -260,7 +257,8 @@ class RankResults:
             for found in file.read(final=final):
                 if not isinstance(found, Damage):
                     outcomes[found.header.first] = found  # a rank's records have one item each
-                    self.failed |= found.header.kind == Kind.FAILURE
+                    if found.header.kind == Kind.FAILURE and self.failed_at is None:
+                        self.failed_at = monotonic()
         if self.death is None and not self.ending:
             deaths = [note["died"] for file in self._files for note in self._notes(file) if "died" in note]
             self.death = min(deaths, key=lambda death: float(death["time"]), default=None)
