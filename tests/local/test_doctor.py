@@ -182,7 +182,10 @@ def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: 
     started.send_signal(signal.SIGINT)
     _, complaints = started.communicate(timeout=PATIENCE)
     assert started.returncode == INTERRUPTED
-    assert complaints == "slurmlaunch: this submits one small job; --dry submits none\n"
+    assert complaints.splitlines() == [
+        "slurmlaunch: this submits one small job; --dry submits none",
+        "slurmlaunch: cancelling its jobs and removing their files",
+    ]
     assert states() == ["CANCELLED"]
     assert list(runs.iterdir()) == []
 
