@@ -184,7 +184,7 @@ def _of_job(job_id: str, found: _Found) -> Path | None:
         if (manifest.clusters or "") not in on:  # of one cluster the newest counts
             folder = RunFolder(path)
             with contextlib.suppress(OSError, RunFolderError):
-                ids = {each for round_ in read_rounds(folder) for each in round_.job_ids().values()}
+                ids = {each for round_ in read_rounds(folder) for each in round_.journal().job_ids.values()}
                 for cluster in _clusters_with(job_id, ids, manifest):
                     on.setdefault(cluster, path)
     if len(set(on.values())) > 1:

@@ -154,7 +154,7 @@ class Collector:
         for round_ in self._run.rounds:
             if len(self._state.tasks.rounds[round_.number].jobs) < len(round_.plan.arrays):
                 self.visits["folders"] += 2
-                yield state.JobsSeen(round_.number, round_.job_ids())
+                yield state.JobsSeen(round_.number, round_.journal().job_ids)
 
     def _next_round(self) -> Iterator[Event]:
         """Yield a round that another client made, perhaps of the items that wait for a retry here."""

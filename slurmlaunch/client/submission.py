@@ -269,18 +269,18 @@ class Submission:
         """Report the arrays that were refused to other clients, as the journals say."""
         for each in self.run.rounds:
             if each.number not in self.run.submitting:  # this client reports its own refusals itself
-                for number, error in each.refusals().items():
+                journal = each.journal()
+                for number, error in journal.refusals.items():
                     self.run.handle(ArrayRefused(each.number, number, SubmissionError(error)))
-                for number in each.not_needed_arrays():
+                for number in journal.not_needed:
                     self.run.handle(ArrayNotNeeded(each.number, number))
 
     def may_be_submitted(self, round_: Round, number: int) -> bool:
         """Whether a client that runs may yet submit an array."""
-        if number in round_.refusals() or number in round_.abandonments():
+        journal, client = round_.journal(), round_.plan.client
+        if number in journal.refusals or number in journal.abandoned:
             return False
-        if round_.plan.client is None:
-            return True
-        return not all(map(round_.may_replace, (round_.plan.client, *round_.waits().values())))
+        return client is None or not all(map(round_.may_replace, (client, *journal.waits.values())))
 
     def take_over(self) -> None:
         """Find the jobs of clients that have ended, and submit the arrays that they left.
@@ -315,9 +315,10 @@ class Submission:
         missing = self._missing(round_)
         if not missing or round_.plan.client is None:
             return False
-        if round_.abandonments().issuperset(missing):
+        journal = round_.journal()
+        if journal.abandoned.issuperset(missing):
             return True
-        waits = [who for number, who in round_.waits().items() if number in missing]
+        waits = [who for number, who in journal.waits.items() if number in missing]
         return all(map(round_.may_replace, (round_.plan.client, *waits)))
 
     def _submit_left(self) -> None:
@@ -326,7 +327,7 @@ class Submission:
         self.read_refusals()
         for each in filter(self._is_left, self.run.rounds):
             missing = self._missing(each)
-            if not (each.plan.automatic or each.waits()):
+            if not (each.plan.automatic or each.journal().waits):
                 for number in missing:
                     self.run.handle(ArrayRefused(each.number, number, SubmissionError(_NEVER_SUBMITTED)))
             elif each.take_over(ClientId.current()):
@@ -336,10 +337,9 @@ class Submission:
     def _find_lost_jobs(self) -> None:
         """Find the jobs that a client submitted without recording their ids."""
         for each in self.run.rounds:
-            intents = {entry["intent"]: entry["time"] for entry in each.journal() if "intent" in entry}
-            known = each.refusals().keys() | each.job_ids().keys() | self.run.tasks.rounds[each.number].jobs.keys()
-            for number in intents.keys() - known:
-                job_id = self._find_lost(each, number, intents[number])
+            journal, jobs = each.journal(), self.run.tasks.rounds[each.number].jobs
+            for number in journal.intents.keys() - journal.refusals.keys() - journal.job_ids.keys() - jobs.keys():
+                job_id = self._find_lost(each, number, journal.intents[number])
                 if job_id is not None:
                     each.submitted(number, job_id)
                     self.run.handle(JobsSeen(each.number, {number: job_id}))

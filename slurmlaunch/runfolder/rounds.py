@@ -50,6 +50,40 @@ class SchedulerEnd(NamedTuple):
     reason: str | None
 
 
+class Journal(list[dict[str, Any]]):
+    """The entries of a round's journal, in order, and what they say of its arrays by number."""
+
+    @property
+    def intents(self) -> dict[int, float]:
+        """When each was about to be submitted, in seconds since the epoch."""
+        return {entry["intent"]: entry["time"] for entry in self if "intent" in entry}
+
+    @property
+    def job_ids(self) -> dict[int, str]:
+        """The job ids of those that were submitted, as far as it says."""
+        return {entry["submitted"]: entry["job_id"] for entry in self if "submitted" in entry}
+
+    @property
+    def refusals(self) -> dict[int, str]:
+        """The errors of those that were refused for good."""
+        return {entry["refused"]: entry["error"] for entry in self if "refused" in entry}
+
+    @property
+    def abandoned(self) -> set[int]:
+        """Those that may not have been submitted, and whose client does not try again."""
+        return {entry["abandoned"] for entry in self if "abandoned" in entry}
+
+    @property
+    def not_needed(self) -> set[int]:
+        """Those for which no item was left."""
+        return {entry["not_needed"] for entry in self if "not_needed" in entry}
+
+    @property
+    def waits(self) -> dict[int, ClientId]:
+        """Those that wait for room in the queue, and the client that will submit each."""
+        return {entry["waiting"]: ClientId(*entry["client"]) for entry in self if "waiting" in entry}
+
+
 class Round:
     """One round on disk; rounds are counted from 0."""
 
@@ -178,31 +212,11 @@ class Round:
         with undisturbed(), RecordWriter(self._path / "journal") as writer:
             writer.note(**content, time=time.time())
 
-    def journal(self) -> list[dict[str, Any]]:
-        """Return the entries of the journal, in order."""
+    def journal(self) -> Journal:
+        """Return the journal as it is now."""
         with suppress(FileNotFoundError):
-            return list(read_notes(self._path / "journal", _entry_of(len(self.plan.arrays))))
-        return []
-
-    def job_ids(self) -> dict[int, str]:
-        """Return the job ids of the arrays that were submitted, as far as the journal says."""
-        return {entry["submitted"]: entry["job_id"] for entry in self.journal() if "submitted" in entry}
-
-    def refusals(self) -> dict[int, str]:
-        """Return the errors of the arrays that were refused for good."""
-        return {entry["refused"]: entry["error"] for entry in self.journal() if "refused" in entry}
-
-    def abandonments(self) -> set[int]:
-        """Return the arrays that may not have been submitted, and whose client does not try again."""
-        return {entry["abandoned"] for entry in self.journal() if "abandoned" in entry}
-
-    def not_needed_arrays(self) -> set[int]:
-        """Return the arrays for which no item was left."""
-        return {entry["not_needed"] for entry in self.journal() if "not_needed" in entry}
-
-    def waits(self) -> dict[int, ClientId]:
-        """Return the arrays that wait for room in the queue, and the client that will submit each."""
-        return {entry["waiting"]: ClientId(*entry["client"]) for entry in self.journal() if "waiting" in entry}
+            return Journal(read_notes(self._path / "journal", _entry_of(len(self.plan.arrays))))
+        return Journal()
 
     @property
     def throttle(self) -> int | None:

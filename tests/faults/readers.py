@@ -248,10 +248,10 @@ def _damaged_records(data: bytes, random: Random) -> bytes:
 def _read_all_rounds(folder: RunFolder) -> None:
     Manifest.read(folder)
     for each in read_rounds(folder):
-        each.journal()
+        journal = each.journal()
         each.checkpoints()
         list(each.ends())
-        _ = each.job_ids(), each.refusals(), each.abandonments(), each.waits(), each.throttle
+        _ = journal.intents, journal.job_ids, journal.refusals, journal.abandoned, journal.waits, each.throttle
         for task in list(each.plan.tasks)[:50]:
             list(each.plan.items_of(task))
             each.plan.element_of(task)

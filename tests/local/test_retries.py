@@ -265,14 +265,14 @@ def test_many_runs_wait_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFix
     wait_until(lambda: len(full.asked) > 5)
     assert len(threads) == 1
     assert {"0"} == {*full.asked}
-    assert all(each.rounds[0].waits() for each in runs)
+    assert all(each.rounds[0].journal().waits for each in runs)
 
     full.asked.clear()
     full.room = True
     wait_until(lambda: all(each.job_ids for each in (*runs[:1], *runs[2:])))
     threads[0].join(PATIENCE)
     assert [str(number) for number in range(40) if number != 1] == [name for name, _ in groupby(full.asked)]
-    assert runs[1].rounds[0].not_needed_arrays() == {0}
+    assert runs[1].rounds[0].journal().not_needed == {0}
     assert ["to submit 40 runs" in each.message for each in caplog.records if "room" in each.message] == [True]
 
 

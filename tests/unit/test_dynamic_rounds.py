@@ -270,5 +270,5 @@ def test_an_array_without_items(shared: Shared) -> None:
     shared.run.backend = InlineBackend()
     Submission(shared.run).submit(shared.run.rounds[0], ended=lambda _: None)
 
-    assert next(iter(read_rounds(shared.folder))).not_needed_arrays() == {0}
+    assert next(iter(read_rounds(shared.folder))).journal().not_needed == {0}
     assert shared.run.tasks.rounds[0].given_up == {0}

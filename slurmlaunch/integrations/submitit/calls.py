@@ -137,7 +137,7 @@ class SlurmlaunchJobEnvironment(SlurmJobEnvironment):
         array, element = round_.plan.element_of(task.task)
         deadline = time.monotonic() + self._PATIENCE
         # The first task may start before the client has recorded the job's id.
-        while (job_id := round_.job_ids().get(array)) is None and time.monotonic() < deadline:
+        while (job_id := round_.journal().job_ids.get(array)) is None and time.monotonic() < deadline:
             time.sleep(0.01)
         return job_id, str(element)
 

@@ -157,7 +157,7 @@ def _find(folder: Path | str, job_id: str) -> Future[Any]:
     number, _, element = job_id.rpartition("_")
     for manifest in sorted(fixed_part(folder).glob("*/manifest.json"), reverse=True):
         for each in read_rounds(RunFolder(manifest.parent)):
-            for array, known in each.job_ids().items():
+            for array, known in each.journal().job_ids.items():
                 if known == number and element.isdigit():
                     task = each.plan.arrays[array].first_task + int(element)
                     return open_run(manifest.parent)[each.plan.items_of(task)[0]]
