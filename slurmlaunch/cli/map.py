@@ -95,7 +95,9 @@ def _run(call: Call) -> int:
 
 def _say_how_to_come_back(futures: FutureArray[Any]) -> None:
     name = shlex.quote(str(futures.folder))
-    jobs = f"job {', '.join(futures.job_ids)} goes on" if futures.job_ids else "sbatch may have submitted a job"
+    jobs = f"job {', '.join(futures.job_ids)} goes on"
+    if not futures.job_ids:
+        jobs = "the queue has no room for a job yet, and slurmlaunch wait submits it when it has"
     lines = [f"slurmlaunch {verb} {name}" for verb in ("wait", "results", "cancel")]
     start = "\n" if sys.stderr.isatty() else ""  # the terminal may show ^C
     print(f"{start}slurmlaunch: {jobs}; to come back to it, or end it:", *lines, sep="\n    ", file=sys.stderr)

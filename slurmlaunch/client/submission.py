@@ -400,9 +400,12 @@ def say_how_to_come_back(run: Run) -> None:
     _SAID.add(run.folder.path)
     folder, jobs = str(run.folder.path), ", ".join(run.job_ids)
     what = f"The jobs {jobs} go on." if jobs else "sbatch may have submitted a job, which then goes on."
+    if not jobs and line_of(run.backend).holds(run.folder.path):
+        what = "No job of this run is submitted yet."
+    it = "them" if jobs else "it"
     print(  # noqa: T201  (where the user presses Ctrl-C, or ends a script)
-        f"\n{what} Come back to them, from any process, with\n"
+        f"\n{what} Come back to {it}, from any process, with\n"
         f"    fs = slurmlaunch.attach({folder!r})\n"
-        "or end them with fs.cancel().",
+        f"or end {it} with fs.cancel().",
         file=sys.stderr,
     )

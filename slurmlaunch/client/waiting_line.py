@@ -173,8 +173,8 @@ class WaitingLine:
                     soonest = min(soonest, until)
                 if not self._sleep(soonest):
                     break
-            left, self._thread = list(self._waiting), None
-            for each in left:
+            left, self._thread = [each for each in self._waiting if each.is_needed()], None
+            for each in list(self._waiting):
                 self._remove(each)
         _say_what_is_left(left)
         return None

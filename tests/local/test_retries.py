@@ -276,6 +276,31 @@ def test_many_runs_wait_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert ["to submit 40 runs" in each.message for each in caplog.records if "room" in each.message] == [True]
 
 
+def test_exit_while_runs_wait(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At the exit, the runs that wait are named, but for one that was cancelled; none is said to have a job."""
+    monkeypatch.setattr(waiting_line, "SHORTEST_WAIT", 60.0)
+    full, runs = Full(), []
+    for number in range(2):
+        folder = OneRun(tmp_path / str(number), len, rows(range(2))).folder
+        runs.append(Run(folder, Manifest.read(folder), full, list(read_rounds(folder))))
+        submission.Submission(runs[-1]).submit(runs[-1].rounds[0])
+    submission.say_how_to_come_back(runs[0])
+    assert "No job of this run is submitted yet." in capsys.readouterr().err
+
+    runs[1].cancel(range(2))
+    (thread,) = [each for each in threading.enumerate() if each.name == "slurmlaunch-submit"]
+    monkeypatch.setattr(threading, "main_thread", threading.Thread)
+    thread.join(PATIENCE)
+    assert [each.message for each in caplog.records if "exits" in each.message] == [
+        f"slurmlaunch exits before all arrays are submitted: slurmlaunch.attach({str(tmp_path / '0')!r}) continues"
+    ]
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_without_an_answer(tmp_path: Path, *, there: bool) -> None:
     """A submission that got no answer is searched for by its name before it is repeated."""
