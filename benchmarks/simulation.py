@@ -39,11 +39,11 @@ from slurmlaunch.backends.slurm.commands import Finished
 from slurmlaunch.backends.slurm.job_states import Elements
 from slurmlaunch.backends.slurm.shared_states import Intervals
 from slurmlaunch.client.environment import record
+from slurmlaunch.client.events import SchedulerReported
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.plan import plan
 from slurmlaunch.client.rounds import make_plan
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import SchedulerReported
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import RateLimit, Watch
 from slurmlaunch.runfolder import records

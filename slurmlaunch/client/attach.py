@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from slurmlaunch.backends.container import own_folders
 from slurmlaunch.client.default_folder import folder_of_runs
+from slurmlaunch.client.events import ReadEnds, ReadTasks, SchedulerReported
 from slurmlaunch.client.options import TOKEN_LENGTH, job_name
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import ReadEnds, ReadTasks, SchedulerReported
 from slurmlaunch.client.watcher import Watch, current_client
 from slurmlaunch.client.wording import time_of
 from slurmlaunch.errors import RunFolderError
@@ -29,7 +29,7 @@ from slurmlaunch.runfolder.rounds import check_kept, read_rounds
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from slurmlaunch.client.state import Effect
+    from slurmlaunch.client.events import Effect
 
 
 def find_run(run_folder: str | os.PathLike[str], rounds: int | None = None) -> Run:

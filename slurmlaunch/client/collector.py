@@ -11,7 +11,7 @@ from collections import ChainMap, Counter
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from slurmlaunch.client import state
+from slurmlaunch.client import events
 from slurmlaunch.errors import ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.changes import NewNames, is_on_network
@@ -25,8 +25,8 @@ from slurmlaunch.runfolder.rounds import CancellationReader, Round
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from slurmlaunch.client.events import Event, ReadTasks
     from slurmlaunch.client.run import Run
-    from slurmlaunch.client.state import Event, ReadTasks
     from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.outcomes import Recorded
 
@@ -96,7 +96,7 @@ class Collector:
         yield from self._read_ended(ended)
         if self._state.adopts_round:
             yield from self._next_round()
-        yield state.Tick()
+        yield events.Tick()
         if before != self.progress:
             yield from self._new_jobs()  # another client's job may be over before the next slow poll
 
@@ -123,12 +123,12 @@ class Collector:
             last = self._run.folder.outcome_file(task, max(0, view.attempts - 1))
             size = last.status().st_size if last.exists() else 0
             log_tail = _tail(self._state.tasks.log(task, "err")) if task in request.logs else ""
-            files.append(state.TaskFiles(task, size, log_tail))
-        yield state.TasksRead(tuple(files))
+            files.append(events.TaskFiles(task, size, log_tail))
+        yield events.TasksRead(tuple(files))
 
-    def read_ends(self) -> state.EndsRead:
+    def read_ends(self) -> events.EndsRead:
         """Return the ends that earlier clients recorded."""
-        return state.EndsRead(tuple(end for each in self._run.rounds for end in each.ends()))
+        return events.EndsRead(tuple(end for each in self._run.rounds for end in each.ends()))
 
     # Folders.
 
@@ -148,13 +148,13 @@ class Collector:
 
     def _new_cancellations(self) -> Iterator[Event]:
         self.visits["folders"] += 1
-        yield from (state.CancellationSeen(number, items) for number, items in self._cancellations.new())
+        yield from (events.CancellationSeen(number, items) for number, items in self._cancellations.new())
 
     def _new_jobs(self) -> Iterator[Event]:
         for round_ in self._run.rounds:
             if len(self._state.tasks.rounds[round_.number].jobs) < len(round_.plan.arrays):
                 self.visits["folders"] += 2
-                yield state.JobsSeen(round_.number, round_.journal().job_ids)
+                yield events.JobsSeen(round_.number, round_.journal().job_ids)
 
     def _next_round(self) -> Iterator[Event]:
         """Yield a round that another client made, perhaps of the items that wait for a retry here."""
@@ -163,7 +163,7 @@ class Collector:
             added = Round.read(self._run.folder, len(self._run.rounds))
         except FileNotFoundError:
             return
-        yield state.RoundAdded(added.number, added.plan)
+        yield events.RoundAdded(added.number, added.plan)
 
     def _new_claims(self) -> Iterator[Event]:
         for view in self._state.tasks.rounds:
@@ -176,7 +176,7 @@ class Collector:
                 blocks = view.plan.blocks if isinstance(view.plan.blocks, Blocks) else None
                 reader = self._claims.setdefault(view.number, ClaimReader(folder, blocks, self._run.clock))
                 claims = tuple((claim.positions, claim.task) for claim in reader.new())
-            yield state.ClaimsSeen(view.number, claims)
+            yield events.ClaimsSeen(view.number, claims)
 
     def _list_end_marks(self) -> None:
         self.visits["folders"] += 1
@@ -200,7 +200,7 @@ class Collector:
                 key = task, attempt = numbers[0], numbers[1]
                 self._files[key] = OutcomeFile(self._run.folder.outcome_file(task, attempt), self._run.folder.salt)
                 self._growing[key] = None
-                yield state.AttemptSeen(task, attempt)
+                yield events.AttemptSeen(task, attempt)
 
     # Outcome files.
 
@@ -230,7 +230,7 @@ class Collector:
             self.visits["ended"] += 1
             yield from self._read(task, attempt)
             self._drop_finished((task, attempt))
-        yield state.EndMarkSeen(self._unread.pop(task))
+        yield events.EndMarkSeen(self._unread.pop(task))
 
     def _drop_finished(self, key: tuple[int, int]) -> None:
         if not self._state.tasks.has_open(key[0]):
@@ -247,18 +247,18 @@ class Collector:
                 return
             for found in chain(file.read(final=final), [None]):  # after the last record there may be notes, too
                 if len(file.notes) > known:
-                    yield state.AttemptSeen(task, attempt, dict(ChainMap(*reversed(file.notes[known:]))))
+                    yield events.AttemptSeen(task, attempt, dict(ChainMap(*reversed(file.notes[known:]))))
                     known = len(file.notes)
                 if isinstance(found, Damage):
                     yield _damage_in(file, task, found)
                 elif found is not None:
-                    yield state.OutcomesSeen(task, found, self._error_in(found))
+                    yield events.OutcomesSeen(task, found, self._error_in(found))
         except UnsafeRunFolder as error:
-            yield state.UnsafeSeen(task, file.path, str(error))
+            yield events.UnsafeSeen(task, file.path, str(error))
         except FileNotFoundError:
             return  # a listing may be ahead of the file, or behind it
         if file.checkpoints and file.position != before:
-            yield state.AttemptSeen(task, attempt, checkpoints=file.checkpoints)
+            yield events.AttemptSeen(task, attempt, checkpoints=file.checkpoints)
 
     def _error_in(self, recorded: Recorded) -> BaseException | None:
         if recorded.header.kind != Kind.FAILURE or not self._state.wants_errors:
@@ -273,11 +273,11 @@ class Collector:
         return outcome.error if isinstance(outcome, Failure) else None
 
 
-def _damage_in(file: OutcomeFile, task: int, damage: Damage) -> state.DamageSeen:
+def _damage_in(file: OutcomeFile, task: int, damage: Damage) -> events.DamageSeen:
     items = None  # of a torn tail: the record was never finished
     if damage.header is not None and damage.stop <= file.path.status().st_size:
         items = range(damage.header.first, damage.header.stop)
-    return state.DamageSeen(task, file.path, damage.offset, items)
+    return events.DamageSeen(task, file.path, damage.offset, items)
 
 
 def _tail(log: Location) -> str:

@@ -17,12 +17,12 @@ from slurmlaunch.client.attach import open_view
 from slurmlaunch.client.call_checks import check_function
 from slurmlaunch.client.code import Snapshot
 from slurmlaunch.client.environment import record, with_secrets_of
+from slurmlaunch.client.events import RoundAdded, TasksBeganAgain
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.options import LIVE, SUBMITTED, Options, refuse_fixed
 from slurmlaunch.client.pickling import description_of, pickle_function, sources_of, travelling
 from slurmlaunch.client.rounds import Program, add_round, close_tasks
 from slurmlaunch.client.sbatch_options import refused
-from slurmlaunch.client.state import RoundAdded, TasksBeganAgain
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import current_client
 from slurmlaunch.client.wording import time_of

@@ -21,19 +21,19 @@ from weakref import WeakSet
 
 from slurmlaunch.client.code import Code
 from slurmlaunch.client.environment import Environments
-from slurmlaunch.client.explanations import Explanations
-from slurmlaunch.client.futures_registry import FuturesRegistry, Notifier
-from slurmlaunch.client.ledger import ItemStatus
-from slurmlaunch.client.state import (
+from slurmlaunch.client.events import (
     CancelJobs,
     CancellationsRecorded,
     CancelRequested,
     RecordCancellations,
     RoundAdded,
-    RunState,
     Settle,
     ranges_in,
 )
+from slurmlaunch.client.explanations import Explanations
+from slurmlaunch.client.futures_registry import FuturesRegistry, Notifier
+from slurmlaunch.client.ledger import ItemStatus
+from slurmlaunch.client.state import RunState
 from slurmlaunch.errors import (
     ResultLost,
     SchedulerError,
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from slurmlaunch.backends.base import Backend
+    from slurmlaunch.client.events import Effect, Event
     from slurmlaunch.client.futures_registry import Batch
     from slurmlaunch.client.ledger import Ledger
-    from slurmlaunch.client.state import Effect, Event
     from slurmlaunch.outcome import Outcome
     from slurmlaunch.runfolder.layout import Manifest, RunFolder
     from slurmlaunch.runfolder.outcomes import Content

@@ -1,11 +1,9 @@
-"""The state machine of one run: events in, effects out.
+"""The state machine of one run: events in, effects out (`events` lists both).
 
 `RunState.handle(event, now)` makes every decision about a run: which items have settled,
 why a task left items without outcomes, which items to retry, which jobs to cancel.
 It is pure: it reads no file and no clock, starts no thread, takes no lock and writes no
-log, so that tests are tables of events and effects. The collector makes events from the
-run folder, `Run` and `Submission` those of this process; `Run` and the watcher execute
-the effects while nothing is locked.
+log, so that tests are tables of events and effects.
 
 Files are the truth; scheduler states only explain a missing outcome. A task that has
 ended, as its end mark or the scheduler says, gets the time that the file system takes to
@@ -18,12 +16,11 @@ import functools
 import math
 import re
 from itertools import groupby
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.backends.base import TaskRecord, TaskState
 from slurmlaunch.backends.pending_reasons import explain
-from slurmlaunch.client import ends
+from slurmlaunch.client import ends, events
 from slurmlaunch.client.ledger import ItemStatus, Ledger, consecutive
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.retries import Cause, PendingRetries, is_left, next_options
@@ -43,13 +40,10 @@ from slurmlaunch.runfolder.records import Kind
 from slurmlaunch.runfolder.rounds import SchedulerEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from slurmlaunch.backends.base import Snapshot
     from slurmlaunch.client.tasks import TaskView
-    from slurmlaunch.runfolder.files import Location
-    from slurmlaunch.runfolder.layout import EndMark, RunFolder
-    from slurmlaunch.runfolder.outcomes import Recorded
+    from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.plan import RoundPlan
 
 SAME_DEATHS = 3
@@ -63,240 +57,6 @@ RETRY_AFTER = 60.0
 
 SCHEDULER_SILENT_FOR = 30.0
 """Seconds after which ends that earlier clients recorded count for tasks of which the scheduler says nothing."""
-
-
-# Events from the run folder, made by the collector.
-
-
-class AttemptSeen(NamedTuple):
-    """A task has started: the outcome file of an attempt exists.
-
-    *notes* are new notes of the attempt about itself (``started``, ``ended``, ``node``, ``peak``), *checkpoints* all
-    that it has recorded so far, by item.
-    """
-
-    task: int
-    attempt: int
-    notes: Mapping[str, Any] = MappingProxyType({})
-    checkpoints: Mapping[int, Recorded] = MappingProxyType({})
-
-
-class OutcomesSeen(NamedTuple):
-    """A record of outcomes of consecutive items; *error* stands for the failure that it holds, if that was read."""
-
-    task: int
-    recorded: Recorded
-    error: BaseException | None = None
-
-
-class DamageSeen(NamedTuple):
-    """A damaged record; *items* are those whose outcomes it held, if its header is readable."""
-
-    task: int
-    file: Location
-    offset: int
-    items: range | None = None
-
-
-class UnsafeSeen(NamedTuple):
-    """The outcome file of a task may have been written by others, and is not read."""
-
-    task: int
-    file: Location
-    reason: str
-
-
-class EndMarkSeen(NamedTuple):
-    """A start of a task has ended, and everything that it recorded has been read."""
-
-    mark: EndMark
-
-
-class ClaimsSeen(NamedTuple):
-    """The claims folder of a dynamic round was read; *claims* are new positions and the tasks that have them."""
-
-    round: int
-    claims: tuple[tuple[range, int], ...] = ()
-
-
-class CancellationSeen(NamedTuple):
-    """Items of a round were cancelled, by whichever client."""
-
-    round: int
-    items: range
-
-
-class JobsSeen(NamedTuple):
-    """Job ids of arrays of a round, as its journal says; or *ours*: this client has submitted them."""
-
-    round: int
-    jobs: Mapping[int, str]
-    ours: bool = False
-
-
-class RoundAdded(NamedTuple):
-    """A round was added to the run, by a manual or an automatic retry.
-
-    *reopen*: its items, which have failed or are new, are open; only for a view of which nobody holds futures yet.
-    Other views have no items that are new.
-    """
-
-    round: int
-    plan: RoundPlan
-    reopen: bool = False
-
-
-class TaskFiles(NamedTuple):
-    """A task whose files were read to the end: the size of the last file, and the end of its log."""
-
-    task: int
-    size: int = 0
-    log_tail: str = ""
-
-
-class TasksRead(NamedTuple):
-    """Answer to `ReadTasks`: everything that these tasks recorded has been reported."""
-
-    tasks: tuple[TaskFiles, ...]
-
-
-class EndsRead(NamedTuple):
-    """Answer to `ReadEnds`: the ends that earlier clients recorded."""
-
-    ends: tuple[SchedulerEnd, ...]
-
-
-class RunLost(NamedTuple):
-    """The run cannot be watched any more: its folder is gone, or there is a fault in slurmlaunch."""
-
-    error: BaseException
-
-
-class Tick(NamedTuple):
-    """Time has passed, and everything in the run folder has been reported."""
-
-
-# Events from this process and the scheduler.
-
-
-class SchedulerReported(NamedTuple):
-    """One answer of the scheduler, about all tasks at once."""
-
-    snapshot: Snapshot
-
-
-class ArrayRefused(NamedTuple):
-    """Nobody will submit an array any more."""
-
-    round: int
-    array: int
-    error: BaseException
-
-
-class TasksBeganAgain(NamedTuple):
-    """Another attempt of these tasks has begun, after the given number, although they were taken for ended."""
-
-    attempts: Mapping[int, int]
-
-
-class ArrayNotNeeded(NamedTuple):
-    """No item is left for an array that was not submitted."""
-
-    round: int
-    array: int
-
-
-class RetryEnded(NamedTuple):
-    """Answer to `SubmitRound`: it was submitted, or another client made the round; or *error* says why not."""
-
-    error: Exception | None = None
-
-
-RangesByRound: TypeAlias = tuple[tuple[int, tuple[range, ...]], ...]
-
-
-class CancelRequested(NamedTuple):
-    """The user cancels items; *only_queued* leaves out those whose tasks have started."""
-
-    items: Sequence[int]
-    only_queued: bool = False
-
-
-class CancellationsRecorded(NamedTuple):
-    """Answer to `RecordCancellations`: which of the ranges are on disk, by round, and which could not be written."""
-
-    written: RangesByRound
-    failed: RangesByRound = ()
-
-
-class WatchEnded(NamedTuple):
-    """Nothing is open any more, and the watcher stops watching the run."""
-
-
-Event: TypeAlias = tuple[Any, ...]
-"""One of the classes above. The method of `RunState` that handles it has the same name."""
-
-
-# Effects.
-
-
-class Settle(NamedTuple):
-    """Items have settled with this status: notify their futures."""
-
-    items: range
-    status: ItemStatus
-
-
-class ReadTasks(NamedTuple):
-    """Read the files of tasks that have ended to the end, and the end of the log of some; answer `TasksRead`."""
-
-    tasks: tuple[int, ...]
-    logs: tuple[int, ...] = ()
-
-
-class ReadEnds(NamedTuple):
-    """Read the ends that earlier clients recorded; answer `EndsRead`."""
-
-
-class RecordEnds(NamedTuple):
-    """Write ends that the scheduler reported to a round: it forgets them, and a copied folder has no scheduler."""
-
-    round: int
-    ends: tuple[SchedulerEnd, ...]
-
-
-class RecordCancellations(NamedTuple):
-    """Write the cancellation of items to disk, by round; answer `CancellationsRecorded`."""
-
-    ranges: RangesByRound
-
-
-class SubmitRound(NamedTuple):
-    """Make and submit a round that retries items; report `RoundAdded`, then `RetryEnded`."""
-
-    items: tuple[int, ...]
-    options: Options
-
-
-Jobs: TypeAlias = tuple[tuple[str, tuple[int, ...] | None], ...]
-"""Jobs, each with elements of it; None stands for all elements."""
-
-
-class CancelJobs(NamedTuple):
-    """Cancel jobs, or elements of jobs; *why* is for the log."""
-
-    jobs: Jobs
-    why: str
-
-
-class Warn(NamedTuple):
-    """Log a warning."""
-
-    message: str
-
-
-Effect: TypeAlias = tuple[Any, ...]
-"""One of the classes above, from `Settle` on."""
 
 
 class RunState:
@@ -333,20 +93,20 @@ class RunState:
         self._called = False  # as far as is known: the function has raised something
         self._folder, self._clock_offset = folder, clock_offset
         self._now = 0.0
-        self._effects: list[Effect] = []
+        self._effects: list[events.Effect] = []
         self._began = math.inf
         self._ends_known = self._claims_fresh = self._cancelled_rest = False
-        self._ended: set[int] = set()
-        self._missing: dict[int, End] = {}  # the tasks that have ended and whose outcomes may yet appear
-        self._retrying: dict[int, Cause] | None = None
-        self._recording = 0
-        self._deferred: list[Event] = []
-        self._warned: set[str] = set()
-        self._deaths: dict[str, set[int]] = {}
+        self._ended: set[int] = set()  # tasks with an end mark, until all of their items have settled
+        self._missing: dict[int, End] = {}  # by task: ends after which outcomes may yet appear
+        self._retrying: dict[int, Cause] | None = None  # the items of the round that is being submitted
+        self._recording = 0  # how many requests to cancel are being written
+        self._deferred: list[events.Event] = []  # to be handled again after that
+        self._warned: set[str] = set()  # the reasons of pending jobs that were warned of
+        self._deaths: dict[str, set[int]] = {}  # tasks that could not start, by why
         for number, plan in rounds:
             self._add_round(number, plan)
 
-    def handle(self, event: Event, now: float) -> list[Effect]:
+    def handle(self, event: events.Event, now: float) -> list[events.Effect]:
         """Update the state; return the effects to execute. *now* is in seconds of a clock that never goes back."""
         self._now, self._began = now, min(self._began, now)
         _handler(type(event))(self, event)
@@ -373,7 +133,7 @@ class RunState:
 
     # The run folder.
 
-    def _attempt_seen(self, event: AttemptSeen) -> None:
+    def _attempt_seen(self, event: events.AttemptSeen) -> None:
         view, attempt = self.tasks.view(event.task), event.attempt
         view.started = True
         view.attempts = max(view.attempts, attempt + 1)
@@ -382,7 +142,7 @@ class RunState:
         if event.checkpoints:
             view.checkpoints = {**view.checkpoints, attempt: dict(event.checkpoints)}
 
-    def _outcomes_seen(self, event: OutcomesSeen) -> None:
+    def _outcomes_seen(self, event: events.OutcomesSeen) -> None:
         recorded, error = event.recorded, event.error
         items = self._within(range(recorded.header.first, recorded.header.stop))
         if not items:
@@ -404,10 +164,10 @@ class RunState:
         if isinstance(error, FunctionExited) or not isinstance(error, ItemError):
             self._called = True
         elif round_.claims:
-            round_.gave_up = error
+            round_.start_error = error
         self._count_death(event.task, error)
 
-    def _damage_seen(self, event: DamageSeen) -> None:
+    def _damage_seen(self, event: events.DamageSeen) -> None:
         view = self.tasks.view(event.task)
         view.damage = view.damage or (event.file, event.offset)
         if event.items is not None:
@@ -415,10 +175,10 @@ class RunState:
             for part in self.tasks.still_in(view.round.number, [self._within(event.items)]):
                 self._end(part, ResultLost(what, file=str(event.file), offset=event.offset))
 
-    def _unsafe_seen(self, event: UnsafeSeen) -> None:
+    def _unsafe_seen(self, event: events.UnsafeSeen) -> None:
         self._end(self.tasks.open_items(event.task), ResultLost(event.reason, file=str(event.file)))
 
-    def _end_mark_seen(self, event: EndMarkSeen) -> None:
+    def _end_mark_seen(self, event: events.EndMarkSeen) -> None:
         view = self.tasks.view(event.mark.task)
         if view.end_mark is None or event.mark.start >= view.end_mark.start:
             view.end_mark = event.mark
@@ -427,29 +187,29 @@ class RunState:
                 del self._missing[view.index]  # else the scheduler's report stays, which it may never repeat
             self._ended.add(view.index)
 
-    def _claims_seen(self, event: ClaimsSeen) -> None:
+    def _claims_seen(self, event: events.ClaimsSeen) -> None:
         claims = self.tasks.rounds[event.round].claims
         if claims is not None:
             for positions, task in event.claims:
                 claims.add(positions, task)
         self._claims_fresh = True
 
-    def _cancellation_seen(self, event: CancellationSeen) -> None:
+    def _cancellation_seen(self, event: events.CancellationSeen) -> None:
         for part in self.tasks.still_in(event.round, [self._within(event.items)]):
             for each in consecutive(part):
                 self._settle(ItemStatus.CANCELLED, self.ledger.cancel(each))
 
-    def _jobs_seen(self, event: JobsSeen) -> None:
+    def _jobs_seen(self, event: events.JobsSeen) -> None:
         self.tasks.rounds[event.round].jobs.update(event.jobs)
         if event.ours and not self.ledger.open:
             self._cancel_jobs(_whole(event.jobs.values()), "its items settled while it was submitted")
 
-    def _run_lost(self, event: RunLost) -> None:
+    def _run_lost(self, event: events.RunLost) -> None:
         self._end(range(self.ledger.items), event.error, final=True)
 
     # The scheduler.
 
-    def _scheduler_reported(self, event: SchedulerReported) -> None:
+    def _scheduler_reported(self, event: events.SchedulerReported) -> None:
         waiting: dict[str, str] = {}
         taken = event.snapshot.taken - self._clock_offset
         for round_ in self.tasks.rounds:
@@ -468,7 +228,7 @@ class RunState:
             if text not in self._warned and reason.never_starts:
                 self._warned.add(text)
                 self._effects.append(
-                    Warn(
+                    events.Warn(
                         f"Slurm says {reason.word} of job {job_id}: {reason.meaning}; unless the request or the site "
                         f"changes, the job will not start. To change it: {reason.advice}; or cancel the job"
                     )
@@ -488,7 +248,7 @@ class RunState:
             if view.end_mark is not None:
                 self._ended.add(view.index)
 
-    def _ends_read(self, event: EndsRead) -> None:
+    def _ends_read(self, event: events.EndsRead) -> None:
         self._ends_known = True
         for end in event.ends:
             view = self.tasks.view(end.task) if end.task in self.tasks and self.tasks.has_open(end.task) else None
@@ -498,7 +258,7 @@ class RunState:
 
     # Tasks that have ended without all of their outcomes.
 
-    def _tick(self, _: Tick) -> None:
+    def _tick(self, _: events.Tick) -> None:
         for task in sorted(self._ended):
             view = self.tasks.view(task)
             if not self.tasks.has_open(task):
@@ -507,7 +267,7 @@ class RunState:
             elif task not in self._missing and view.end_mark and ends.explains_end(view.end_mark, view.attempts):
                 self._set_missing(view, None)
         if not self._ends_known and self._now >= self._began + SCHEDULER_SILENT_FOR:
-            self._effects.append(ReadEnds())  # again after each tick, until they can be read
+            self._effects.append(events.ReadEnds())  # again after each tick, until they can be read
         for task, end in list(self._missing.items()):
             self._check_end(self.tasks.view(task), end)
         late = {task: end for task, end in sorted(self._missing.items()) if end.is_late}
@@ -515,7 +275,7 @@ class RunState:
             logged = NodeStartError, StorageFailure, WorkerDied
             errors = {task: self._error_of_end(self.tasks.view(task), end) for task, end in late.items()}
             logs = tuple(task for task, error in errors.items() if isinstance(error, logged))
-            self._effects.append(ReadTasks(tuple(late), logs))
+            self._effects.append(events.ReadTasks(tuple(late), logs))
         if self._claims_fresh:
             self._claims_fresh = False
             self._check_claims()
@@ -542,7 +302,7 @@ class RunState:
         end = self._missing[view.index]
         end.record, end.is_recorded = record, is_recorded
 
-    def _tasks_read(self, event: TasksRead) -> None:
+    def _tasks_read(self, event: events.TasksRead) -> None:
         if self._recording:
             return  # items that are being cancelled may need their end after all: the next tick requests it again
         to_record: dict[int, list[SchedulerEnd]] = {}
@@ -564,7 +324,7 @@ class RunState:
                 to_record.setdefault(view.round.number, []).append(new)
                 if ends.is_held(record):
                     self._cancel_jobs(_jobs_of([view]), "its node could not launch it")
-        self._effects += [RecordEnds(number, tuple(some)) for number, some in to_record.items()]
+        self._effects += [events.RecordEnds(number, tuple(some)) for number, some in to_record.items()]
 
     def _error_of_end(self, view: TaskView, end: End, log_tail: str = "") -> ItemError:
         """Return the error of the open items of a task that has ended, by its end mark or the scheduler's record."""
@@ -608,7 +368,7 @@ class RunState:
             late = self._now - max(why.since for why in stopped.values()) >= self.latency
             if late or not any(view.started for view in stopped):
                 telling = [why.error for why in stopped.values() if not isinstance(why.error, ResultLost)]
-                error = ends.error_of_unclaimed(telling[-1] if telling else round_.gave_up)
+                error = ends.error_of_unclaimed(telling[-1] if telling else round_.start_error)
                 self._end(self.tasks.unclaimed_items(round_), error)
 
     def _count_death(self, task: int, error: BaseException) -> None:
@@ -635,7 +395,7 @@ class RunState:
         self.tasks.add(RoundView(number, plan))
         self.pending.add_round(plan)
 
-    def _round_added(self, event: RoundAdded) -> None:
+    def _round_added(self, event: events.RoundAdded) -> None:
         if event.round < len(self.tasks.rounds):
             return
         if event.reopen:
@@ -647,10 +407,10 @@ class RunState:
             self._called = self._cancelled_rest = False
             self._deaths.clear()
 
-    def _array_not_needed(self, event: ArrayNotNeeded) -> None:
+    def _array_not_needed(self, event: events.ArrayNotNeeded) -> None:
         self.tasks.rounds[event.round].given_up.add(event.array)
 
-    def _array_refused(self, event: ArrayRefused) -> None:
+    def _array_refused(self, event: events.ArrayRefused) -> None:
         round_ = self.tasks.rounds[event.round]
         round_.given_up.add(event.array)
         for task in round_.tasks_of(event.array):
@@ -666,9 +426,9 @@ class RunState:
         if self._now - pending.since > RETRY_AFTER or self.ledger.open == len(pending):
             self._retrying = dict(pending)
             options = next_options(pending.options, self._retrying.values())
-            self._effects.append(SubmitRound(tuple(sorted(self._retrying)), options))
+            self._effects.append(events.SubmitRound(tuple(sorted(self._retrying)), options))
 
-    def _retry_ended(self, event: RetryEnded) -> None:
+    def _retry_ended(self, event: events.RetryEnded) -> None:
         if self._recording:
             self._deferred.append(event)  # the items of a cancellation that fails need an end
             return
@@ -683,7 +443,7 @@ class RunState:
                 add_note(error, note)
             self._end(items, error, final=True)
 
-    def _tasks_began_again(self, event: TasksBeganAgain) -> None:
+    def _tasks_began_again(self, event: events.TasksBeganAgain) -> None:
         """Leave to the tasks what they had left: it waits for no retry any more."""
         for task, attempts in event.attempts.items():
             view = self.tasks.view(task)
@@ -718,7 +478,7 @@ class RunState:
 
     # Cancelling.
 
-    def _cancel_requested(self, event: CancelRequested) -> None:
+    def _cancel_requested(self, event: events.CancelRequested) -> None:
         by_round: dict[int, list[int]] = {}
         for item in self.ledger.open_among(event.items):
             if not (event.only_queued and self.tasks.is_started(item)):
@@ -726,15 +486,15 @@ class RunState:
         ranges = tuple((number, tuple(consecutive(sorted(some)))) for number, some in by_round.items())
         if ranges:
             self._recording += 1
-            self._effects.append(RecordCancellations(ranges))
-            for each in ranges_in(ranges):
+            self._effects.append(events.RecordCancellations(ranges))
+            for each in events.ranges_in(ranges):
                 self.ledger.reserve(each)
 
-    def _cancellations_recorded(self, event: CancellationsRecorded) -> None:
+    def _cancellations_recorded(self, event: events.CancellationsRecorded) -> None:
         self._recording -= 1
-        for each in ranges_in(event.written):
+        for each in events.ranges_in(event.written):
             self._settle(ItemStatus.CANCELLED, self.ledger.cancel(each))
-        for each in ranges_in(event.failed):
+        for each in events.ranges_in(event.failed):
             self.ledger.release(each)
         deferred, self._deferred = self._deferred, []
         for missed in deferred if event.failed or not self._recording else ():
@@ -742,11 +502,11 @@ class RunState:
         if self._recording:
             self._deferred = deferred  # the items of the other cancellations may need them, too
         if event.written:
-            tasks = sorted({self.tasks.task_of(item) for each in ranges_in(event.written) for item in each})
+            tasks = sorted({self.tasks.task_of(item) for each in events.ranges_in(event.written) for item in each})
             idle = _jobs_of(self.tasks.without_work(tasks)) if self.ledger.open else _whole(self.tasks.job_ids)
             self._cancel_jobs(idle, "all of its items were cancelled")
 
-    def _watch_ended(self, _: WatchEnded) -> None:
+    def _watch_ended(self, _: events.WatchEnded) -> None:
         for each in self.tasks.rounds:
             if each.claims:
                 self._cancel_surplus(each)
@@ -760,7 +520,7 @@ class RunState:
         mean = sum(seconds) / len(seconds) if seconds else math.inf
         if mean < SHORT_TASK:
             self._effects.append(
-                Warn(
+                events.Warn(
                     f"the {len(notes)} tasks of {self._folder.path} worked for {mean:.2f} s each, which is less than a "
                     "task takes to start: without chunksize=1 they share the items"
                 )
@@ -782,9 +542,9 @@ class RunState:
         surplus = [view for i, view in enumerate(views) if not (begun[i] or ended[i])]
         self._cancel_jobs(_jobs_of(surplus), "no item is left for it")
 
-    def _cancel_jobs(self, jobs: Jobs, why: str) -> None:
+    def _cancel_jobs(self, jobs: events.Jobs, why: str) -> None:
         if jobs:
-            self._effects.append(CancelJobs(jobs, why))
+            self._effects.append(events.CancelJobs(jobs, why))
 
     # Settling.
 
@@ -801,7 +561,7 @@ class RunState:
     def _settle(self, status: ItemStatus, ranges: Iterable[range]) -> None:
         for each in ranges:
             self.pending.discard(each)
-            self._effects.append(Settle(each, status))
+            self._effects.append(events.Settle(each, status))
 
 
 def _for_item(error: BaseException, item: int) -> BaseException:
@@ -815,16 +575,11 @@ def _handler(event: type) -> Callable[[RunState, Any], None]:
     return method
 
 
-def ranges_in(by_round: RangesByRound) -> list[range]:
-    """Return the ranges of items of all rounds."""
-    return [each for _, ranges in by_round for each in ranges]
-
-
-def _whole(job_ids: Iterable[str]) -> Jobs:
+def _whole(job_ids: Iterable[str]) -> events.Jobs:
     return tuple((job_id, None) for job_id in job_ids)
 
 
-def _jobs_of(views: Iterable[TaskView]) -> Jobs:
+def _jobs_of(views: Iterable[TaskView]) -> events.Jobs:
     """Return the elements of tasks by job; None stands for all elements of a job."""
     elements: dict[str, list[TaskView]] = {}
     for view in views:
@@ -836,4 +591,4 @@ def _jobs_of(views: Iterable[TaskView]) -> Jobs:
     )
 
 
-_SETTLING = (OutcomesSeen, DamageSeen, UnsafeSeen, ArrayRefused, RunLost)
+_SETTLING = (events.OutcomesSeen, events.DamageSeen, events.UnsafeSeen, events.ArrayRefused, events.RunLost)

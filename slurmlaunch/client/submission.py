@@ -16,10 +16,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from slurmlaunch.client.events import ArrayNotNeeded, ArrayRefused, CancelJobs, CancellationSeen, JobsSeen
 from slurmlaunch.client.options import Options
 from slurmlaunch.client.rounds import array_job
 from slurmlaunch.client.sbatch_options import as_count
-from slurmlaunch.client.state import ArrayNotNeeded, ArrayRefused, CancelJobs, CancellationSeen, JobsSeen
 from slurmlaunch.client.waiting_line import Obstacle, line_of
 from slurmlaunch.errors import SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.clients import ClientId

@@ -135,7 +135,7 @@ class RoundView:
         given_up: the arrays that nobody will submit any more.
         claims: which task has claimed which items; None in a static round.
         needed: whether its tasks may find items, in a dynamic round; its arrays need no submission otherwise.
-        gave_up: the error with which tasks recorded that they cannot run items, in a dynamic round.
+        start_error: the error with which tasks recorded that they cannot run items, in a dynamic round.
     """
 
     def __init__(self, number: int, plan: RoundPlan) -> None:
@@ -144,7 +144,7 @@ class RoundView:
         self.given_up: set[int] = set()
         self.claims = None if plan.blocks is None else Claims(plan)
         self.needed = True
-        self.gave_up: ItemError | None = None
+        self.start_error: ItemError | None = None
 
     @property
     def missing_arrays(self) -> list[int]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
 from slurmlaunch.backends.base import OF_THE_CLIENT
-from slurmlaunch.client import state
+from slurmlaunch.client import events
 from slurmlaunch.client.collector import Collector
 from slurmlaunch.client.rounds import add_round, close_tasks
 from slurmlaunch.client.submission import Submission, say_how_to_come_back
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slurmlaunch.backends.base import Backend, Snapshot
+    from slurmlaunch.client.events import Effect, Event
     from slurmlaunch.client.run import Run
-    from slurmlaunch.client.state import Effect, Event
 
 _log = logging.getLogger("slurmlaunch")
 
@@ -124,9 +124,9 @@ class Watch:
         collector, clock = self.collector, self.run.clock
         before, visits, unchanged = collector.progress, Counter(collector.visits), collector.unchanged
         ended = "last" if collector.all_ended else "ended"
-        events = collector.poll(limit.left("growing"), limit.left(ended)) if collector.network else collector.poll()
+        new = collector.poll(limit.left("growing"), limit.left(ended)) if collector.network else collector.poll()
         reading, began = 0.0, clock()
-        for event in events:
+        for event in new:
             reading += clock() - began
             self.handle(event)
             began = clock()
@@ -163,21 +163,21 @@ class Watch:
 
     def _execute(self, effect: Effect) -> None:
         match effect:
-            case state.ReadTasks():
+            case events.ReadTasks():
                 for event in self.collector.read_tasks(effect):
                     self.handle(event)
-            case state.ReadEnds():
+            case events.ReadEnds():
                 self.handle(self.collector.read_ends())
-            case state.RecordEnds():
+            case events.RecordEnds():
                 self._record_ends(effect)
-            case state.SubmitRound():
+            case events.SubmitRound():
                 self._in_thread("retry", self._retry, effect)
-            case state.CancelJobs():
+            case events.CancelJobs():
                 self._in_thread("cancel", self._cancel_jobs, effect)
-            case state.Warn():
+            case events.Warn():
                 _log.warning("%s", effect.message)
 
-    def _record_ends(self, effect: state.RecordEnds) -> None:
+    def _record_ends(self, effect: events.RecordEnds) -> None:
         try:
             self.run.rounds[effect.round].record_ends(writer_name(), effect.ends)
         except OSError as error:  # the folder may only be read: then later clients have to ask the scheduler
@@ -191,26 +191,26 @@ class Watch:
         except RuntimeError as error:  # there are too many threads, or the interpreter exits
             _log.warning("slurmlaunch cannot %s jobs of %s: %s", name, self.run.folder.path, error)
             if name == "retry":
-                self.handle(state.RetryEnded(error))
+                self.handle(events.RetryEnded(error))
 
-    def _cancel_jobs(self, effect: state.CancelJobs) -> None:
+    def _cancel_jobs(self, effect: events.CancelJobs) -> None:
         try:
             self.run.cancel_jobs(effect)
         except SchedulerError as error:
             _log.warning("slurmlaunch could not cancel jobs of %s (%s): %s", self.run.folder.path, effect.why, error)
 
-    def _retry(self, effect: state.SubmitRound) -> None:
+    def _retry(self, effect: events.SubmitRound) -> None:
         """Make and submit a round for items that failed for an external reason."""
         run = self.run
         with run.changed:
             left = [item for item in effect.items if item in run.state.pending and not run.state.pending[item].recorded]
         try:
             if began := Patience().run(lambda: close_tasks(run, left)):
-                run.handle(state.TasksBeganAgain(began))
+                run.handle(events.TasksBeganAgain(began))
                 self._retry_ended()
                 return
             added = Patience().run(lambda: add_round(run, effect.items, effect.options))
-            run.handle(state.RoundAdded(added.number, added.plan))
+            run.handle(events.RoundAdded(added.number, added.plan))
             self.submission.submit(added, ended=self._retry_ended)
             _log.info("slurmlaunch retries %d items of %s", len(effect.items), run.folder.path)
         except FileExistsError:
@@ -221,7 +221,7 @@ class Watch:
     def _retry_ended(self, error: Exception | None = None) -> None:
         if error is not None:
             _log.warning("slurmlaunch could not submit a retry: %s", error)
-        self.run.handle(state.RetryEnded(error))
+        self.run.handle(events.RetryEnded(error))
 
     def report_trouble(self, error: OSError) -> None:
         """Poll again later; if the folder is gone for good, so are the outcomes."""
@@ -230,7 +230,7 @@ class Watch:
             self._trouble_since = now
             _log.warning("slurmlaunch cannot look into %s (%s); it keeps trying", path, error)
         elif isinstance(error, FileNotFoundError) and now - self._trouble_since > self.run.state.latency:
-            self.handle(state.RunLost(ResultLost(f"the run folder is gone: {path}", advice=_GONE)))
+            self.handle(events.RunLost(ResultLost(f"the run folder is gone: {path}", advice=_GONE)))
         self.due = now + LONGEST
 
     def follow(self) -> None:
@@ -281,7 +281,7 @@ class Watcher:
             for watch, snapshot in reports:
                 if self._watches.get(watch.run) is watch:
                     with _faults_logged(f"use the states of {watch.run.folder.path}"):
-                        watch.handle(state.SchedulerReported(snapshot))
+                        watch.handle(events.SchedulerReported(snapshot))
                     due.append(watch)
             for watch in dict.fromkeys(due):
                 try:
@@ -309,12 +309,12 @@ class Watcher:
                 watch.report_trouble(error)
         except Exception as error:  # noqa: BLE001  (a fault of slurmlaunch must not be an endless wait)
             _log.exception("slurmlaunch cannot watch %s", run.folder.path)
-            watch.handle(state.RunLost(error))
+            watch.handle(events.RunLost(error))
         if not run.ledger.open or not run.is_wanted:
             with self._news:
                 self._watches.pop(run, None)
         if not run.ledger.open:
-            watch.handle(state.WatchEnded())
+            watch.handle(events.WatchEnded())
 
     def stop_watching(self, folder: Path) -> None:
         """Watch no run below a folder any more: its caller has cancelled all of them, and removes it."""

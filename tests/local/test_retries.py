@@ -18,10 +18,17 @@ from slurmlaunch import Executor
 from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client import rerun, rounds, submission, waiting_line
+from slurmlaunch.client.events import (
+    EndMarkSeen,
+    JobsSeen,
+    OutcomesSeen,
+    RoundAdded,
+    SchedulerReported,
+    Tick,
+)
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.item_details import attempts_of
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import EndMarkSeen, JobsSeen, OutcomesSeen, RoundAdded, SchedulerReported, Tick
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import SubmissionError, WorkerDied
 from slurmlaunch.runfolder.files import Location

@@ -12,11 +12,11 @@ import pytest
 
 from slurmlaunch.backends.inline import InlineBackend
 from slurmlaunch.client import submission
+from slurmlaunch.client.events import JobsSeen
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.rerun import unfinished
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import JobsSeen
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import NodeStartError, SchedulerError, SubmissionError

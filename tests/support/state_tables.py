@@ -17,8 +17,7 @@ import pytest
 
 from slurmlaunch import errors
 from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
-from slurmlaunch.client.ledger import ItemStatus
-from slurmlaunch.client.state import (
+from slurmlaunch.client.events import (
     ArrayRefused,
     AttemptSeen,
     CancelJobs,
@@ -38,7 +37,6 @@ from slurmlaunch.client.state import (
     RetryEnded,
     RoundAdded,
     RunLost,
-    RunState,
     SchedulerReported,
     Settle,
     SubmitRound,
@@ -50,6 +48,8 @@ from slurmlaunch.client.state import (
     Warn,
     WatchEnded,
 )
+from slurmlaunch.client.ledger import ItemStatus
+from slurmlaunch.client.state import RunState
 from slurmlaunch.runfolder.layout import EndMark, RunFolder
 from slurmlaunch.runfolder.outcomes import Recorded
 from slurmlaunch.runfolder.plan import ArrayPlan, Blocks, RoundPlan, Slices
@@ -58,7 +58,7 @@ from slurmlaunch.runfolder.records import Header, Kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from slurmlaunch.client.state import Effect, Event
+    from slurmlaunch.client.events import Effect, Event
     from slurmlaunch.runfolder.rounds import SchedulerEnd
 
 LATENCY = 70.0

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from slurmlaunch.backends.base import Snapshot, TaskRecord, TaskState
+from slurmlaunch.client.events import JobsSeen, ReadTasks, RecordEnds, SchedulerReported, Tick
 from slurmlaunch.client.futures import Future
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.plan import pack
 from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import JobsSeen, ReadTasks, RecordEnds, SchedulerReported, Tick
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import (
     ItemError,

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from slurmlaunch.client.state import AttemptSeen, EndMarkSeen, OutcomesSeen, RoundAdded, Tick
+from slurmlaunch.client.events import AttemptSeen, EndMarkSeen, OutcomesSeen, RoundAdded, Tick
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeWriter
 from slurmlaunch.runfolder.plan import ArrayPlan, Slices
@@ -21,7 +21,7 @@ from slurmlaunch.runfolder.rounds import Round, write_cancellations
 from tests.unit.test_collector import Watched, poll, write_value
 
 if TYPE_CHECKING:
-    from slurmlaunch.client.state import Event
+    from slurmlaunch.client.events import Event
 
 
 @pytest.fixture

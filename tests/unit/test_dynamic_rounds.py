@@ -13,18 +13,18 @@ import pytest
 
 from slurmlaunch.backends.base import TaskState
 from slurmlaunch.backends.inline import InlineBackend
-from slurmlaunch.client.run import Run
-from slurmlaunch.client.state import (
+from slurmlaunch.client.events import (
     ArrayRefused,
     AttemptSeen,
     CancelJobs,
     ClaimsSeen,
     JobsSeen,
-    RunState,
     Tick,
     Warn,
     WatchEnded,
 )
+from slurmlaunch.client.run import Run
+from slurmlaunch.client.state import RunState
 from slurmlaunch.client.submission import Submission
 from slurmlaunch.client.watcher import Watch
 from slurmlaunch.errors import (

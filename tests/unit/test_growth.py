@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
+from slurmlaunch.client.events import RoundAdded
 from slurmlaunch.client.ledger import ItemStatus
 from slurmlaunch.client.pickling import pickle_arguments
-from slurmlaunch.client.state import RoundAdded
 from slurmlaunch.runfolder.items import ItemReader, write_further, write_items
 from slurmlaunch.runfolder.layout import RunFolder
 from slurmlaunch.runfolder.plan import ArrayPlan, RoundPlan, Slices

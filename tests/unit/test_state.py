@@ -13,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurmlaunch.backends.base import TaskState
-from slurmlaunch.client.ledger import ItemStatus
-from slurmlaunch.client.retries import Cause
-from slurmlaunch.client.state import (
+from slurmlaunch.client.events import (
     AttemptSeen,
     CancellationsRecorded,
     EndsRead,
@@ -28,6 +26,8 @@ from slurmlaunch.client.state import (
     SubmitRound,
     Tick,
 )
+from slurmlaunch.client.ledger import ItemStatus
+from slurmlaunch.client.retries import Cause
 from slurmlaunch.errors import ItemError, NodeStartError, OutOfMemory, ResultLost, SubmissionError, WorkerDied
 from slurmlaunch.runfolder.files import Location
 from slurmlaunch.runfolder.layout import Status
@@ -62,7 +62,8 @@ from tests.support.state_tables import (
 )
 
 if TYPE_CHECKING:
-    from slurmlaunch.client.state import Event, RunState
+    from slurmlaunch.client.events import Event
+    from slurmlaunch.client.state import RunState
     from tests.support.state_tables import Happening
 
 KILLED = 128 + 9

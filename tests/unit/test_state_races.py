@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from slurmlaunch.client.state import AttemptSeen, SchedulerReported, TaskFiles, TasksRead, Tick
+from slurmlaunch.client.events import AttemptSeen, SchedulerReported, TaskFiles, TasksRead, Tick
 from slurmlaunch.errors import NodeStartError, SubmissionError, WorkerDied
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.rounds import SchedulerEnd
