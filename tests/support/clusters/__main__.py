@@ -21,7 +21,7 @@ from tests.support.clusters.kind import CHECKOUT, Kind
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_ABOUT = re.compile(r"^cluster: (.*)$")
+_ABOUT = re.compile(r"^cluster: \w+ \((.*)\)$")
 _SUMMARY = re.compile(r"^=+ (.*) in [\d.]+s")
 _COUNT = re.compile(r"\d+ (?:passed|failed|skipped|errors?|xfailed|xpassed)")
 _NO_TESTS = 5  # pytest's exit status
