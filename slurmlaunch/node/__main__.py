@@ -23,10 +23,9 @@ from pathlib import Path
 from slurmlaunch.errors import SlurmlaunchError
 from slurmlaunch.node.supervisor import Supervisor
 from slurmlaunch.node.system import flush_streams, log
-from slurmlaunch.runfolder.changes import latency_of
-from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
+from slurmlaunch.runfolder.layout import RunFolder, Status
 from slurmlaunch.runfolder.outcomes import TaskClosed
-from slurmlaunch.runfolder.rounds import round_of_task
+from slurmlaunch.runfolder.rounds import read_task
 from slurmlaunch.runfolder.storage import Patience, status_of
 
 
@@ -52,10 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(folder: RunFolder, task: int) -> int:
-    patience = Patience()
-    manifest = patience.run(lambda: Manifest.read_in_task(folder))
-    round_ = patience.run(lambda: round_of_task(folder, task, lambda: latency_of(folder.path)))
-    manifest = manifest.changed(round_.plan.manifest)
+    manifest, round_ = read_task(folder, task, Patience())
     if round_.plan.ranks is None:
         return Supervisor(folder, manifest, round_, task).run()
     from slurmlaunch.node.mpi import MpiSupervisor  # late, since most tasks have no ranks

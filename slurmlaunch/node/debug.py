@@ -21,8 +21,9 @@ from slurmlaunch.node.task import cloudpickle_version
 from slurmlaunch.outcome import users_frames
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
-from slurmlaunch.runfolder.layout import Manifest, RunFolder
-from slurmlaunch.runfolder.rounds import round_of_task
+from slurmlaunch.runfolder.layout import RunFolder
+from slurmlaunch.runfolder.rounds import read_task
+from slurmlaunch.runfolder.storage import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _debug(folder: RunFolder, task: int, item: int) -> int:
-    manifest = Manifest.read_in_task(folder)
-    round_ = round_of_task(folder, task)
-    manifest = manifest.changed(round_.plan.manifest)
+    manifest, round_ = read_task(folder, task, Patience())
     manifest.check_versions(cloudpickle_version())
     context.swap(_task(folder, task, item, round_.plan.threads, manifest.seed))
     if round_.plan.ranks is not None:

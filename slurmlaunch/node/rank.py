@@ -39,14 +39,14 @@ from slurmlaunch.node.output import Output, Streams, renew_streams
 from slurmlaunch.node.rank_environment import RANK, RANKS, RankEnvironment
 from slurmlaunch.node.report import FailureLog, Reporter
 from slurmlaunch.outcome import Bundle, Failure, add_note, failure_of
-from slurmlaunch.runfolder.changes import NETWORK_LATENCY, latency_of
+from slurmlaunch.runfolder.changes import NETWORK_LATENCY
 from slurmlaunch.runfolder.function import Work
 from slurmlaunch.runfolder.interpreter import Interpreter
-from slurmlaunch.runfolder.layout import Manifest, RunFolder, Status
+from slurmlaunch.runfolder.layout import RunFolder, Status
 from slurmlaunch.runfolder.outcomes import AttemptWriter, Launch, OutcomeFile, Times
 from slurmlaunch.runfolder.output import MAX_LOG, OutputWriter
 from slurmlaunch.runfolder.records import Damage, Kind
-from slurmlaunch.runfolder.rounds import round_of_task
+from slurmlaunch.runfolder.rounds import read_task
 from slurmlaunch.runfolder.storage import STORAGE, Patience, status_of
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ class _Rank:
     def __init__(self, path: str, task: int, attempt: int, launch: int) -> None:
         self.folder, self.task = RunFolder(Path(path).absolute()), task
         patience = Patience()
-        manifest = patience.run(lambda: Manifest.read_in_task(self.folder))
-        self.round = patience.run(lambda: round_of_task(self.folder, task, lambda: latency_of(self.folder.path)))
-        self.manifest = manifest.changed(self.round.plan.manifest)
+        self.manifest, self.round = read_task(self.folder, task, patience)
         self.environment = RankEnvironment.of(os.environ)
         number, ranks = self.environment.rank, self.environment.ranks
         wanted = self.round.plan.ranks.number if self.round.plan.ranks else 1

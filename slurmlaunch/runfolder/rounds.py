@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slurmlaunch.errors import RunFolderError
 from slurmlaunch.runfolder import forms, records
-from slurmlaunch.runfolder.changes import NewNames
+from slurmlaunch.runfolder.changes import NewNames, latency_of
 from slurmlaunch.runfolder.clients import CLIENT, ClientId
 from slurmlaunch.runfolder.files import TAKEN, beside, opened, read_at, read_owned, undisturbed, write_once, write_whole
+from slurmlaunch.runfolder.layout import Manifest
 from slurmlaunch.runfolder.outcomes import OutcomeFile
 from slurmlaunch.runfolder.plan import PLAN, RoundPlan, compact
 from slurmlaunch.runfolder.records import Entry, Kind, Record, RecordWriter, read_records
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from slurmlaunch.runfolder.files import Location
     from slurmlaunch.runfolder.layout import RunFolder
     from slurmlaunch.runfolder.outcomes import Recorded
+    from slurmlaunch.runfolder.storage import Patience
 
 
 class SchedulerEnd(NamedTuple):
@@ -377,6 +379,17 @@ def check_kept(folder: RunFolder) -> None:
 def items_of_later_rounds(folder: RunFolder, number: int) -> set[int]:
     """Return the items that belong to later rounds: a task of this round that starts late leaves them alone."""
     return {item for later in read_rounds(folder, number + 1) for item in later.plan.items or ()}
+
+
+def read_task(folder: RunFolder, task: int, patience: Patience) -> tuple[Manifest, Round]:
+    """Return the manifest as it applies to a task, in a process of the task, and the round that has the task.
+
+    Raises:
+        OSError, RunFolderError: as `Manifest.read_in_task` and `round_of_task` do.
+    """
+    manifest = patience.run(lambda: Manifest.read_in_task(folder))
+    found = patience.run(lambda: round_of_task(folder, task, lambda: latency_of(folder.path)))
+    return manifest.changed(found.plan.manifest), found
 
 
 def round_of_task(folder: RunFolder, task: int, within: Callable[[], float] | None = None) -> Round:
