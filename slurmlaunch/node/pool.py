@@ -67,16 +67,36 @@ class Death(NamedTuple):
     """When the item began and for how long it ran."""
 
 
+class Assignment:
+    """The items that a worker has, and how far it has got with them.
+
+    Attributes:
+        items: the items, without those that were taken back; none while the worker is idle.
+        since: when they were handed over.
+        recorded: how many of them have been recorded.
+        wrote: whether anything was written while they ran.
+        ended: whether the worker has said that it is done.
+        seen: the position of the running item, and when it was seen first.
+        slow: the position of an item behind which no further item is begun, since it takes long.
+    """
+
+    def __init__(self, items: array[int]) -> None:
+        self.items, self.since, self.recorded = items, monotonic(), 0
+        self.wrote = self.ended = False
+        self.seen = (-1, self.since)
+        self.slow: int | None = None
+
+
+_IDLE = array("Q")
+
+
 class WorkerHandle:
     """The supervisor's view of one worker.
 
     Attributes:
         pid: its process, once it is started.
-        items: its assignment; empty while it is idle.
+        assignment: its items.
         streams: its standard output and standard error.
-        wrote: whether anything was written during its assignment.
-        ended: whether it has said that its assignment is done.
-        recorded: how many of these items have been recorded.
         failure: why it could not load the function, pickled.
         checkpoint: the checkpoint of the running item, pickled.
         shared_bytes: the most bytes of files that it was seen to map, which other workers may share.
@@ -84,11 +104,8 @@ class WorkerHandle:
 
     def __init__(self, slot: int, connection: Connection, channel: Channel, output: Output) -> None:
         self.slot, self.pid, self.connection, self._channel = slot, 0, connection, channel
-        self.wrote = self.ended = False
-        self.items = array("Q")
+        self.assignment = Assignment(_IDLE)
         self.streams = Streams(output, self._writers)
-        self.recorded, self.since, self._seen = 0, 0.0, (-1, 0.0)
-        self._slow: int | None = None
         self.ready = self.killed = self.can_checkpoint = False
         self.failure: bytes | None = None
         self.checkpoint: bytes | None = None
@@ -97,27 +114,27 @@ class WorkerHandle:
     @property
     def busy(self) -> bool:
         """True while it has an assignment."""
-        return bool(self.items)
+        return bool(self.assignment.items)
 
     @property
     def running(self) -> int | None:
         """The position of the running item in the assignment, as far as is known."""
-        current, finished = self._channel.current, self.recorded + self._channel.new
-        return current if current is not None and finished <= current < len(self.items) else None
+        current, finished = self._channel.current, self.assignment.recorded + self._channel.new
+        return current if current is not None and finished <= current < len(self.assignment.items) else None
 
     @property
     def running_item(self) -> int | None:
         """The running item, as far as is known."""
         position = self.running
-        return None if position is None else self.items[position]
+        return None if position is None else self.assignment.items[position]
 
     @property
     def running_since(self) -> float:
         """When the running item began, or later."""
-        position = self.running
+        position, seen = self.running, self.assignment.seen
         if not position:
-            return self.since
-        return self._seen[1] if self._seen[0] == position else monotonic()
+            return self.assignment.since
+        return seen[1] if seen[0] == position else monotonic()
 
     def note(self, message: bytes) -> None:
         """Note a message of the worker about itself."""
@@ -133,9 +150,7 @@ class WorkerHandle:
 
     def assign(self, items: array[int]) -> None:
         """Send it items; it must be idle."""
-        self.items, self.recorded, self.since = items, 0, monotonic()
-        self.wrote = self.ended = False
-        self._seen, self._slow = (-1, self.since), None
+        self.assignment = Assignment(items)
         self._channel.assign(len(items))
         self._send(LENGTH.pack(len(items)) + items.tobytes())
 
@@ -154,7 +169,8 @@ class WorkerHandle:
         if not lengths:
             return 0
         self.streams.empty()  # before the outcomes: with an outcome there is all of the output
-        items = self.items[self.recorded : self.recorded + len(lengths)]
+        recorded = self.assignment.recorded
+        items = self.assignment.items[recorded : recorded + len(lengths)]
         times = self.times(len(lengths))
         for start, stop in _records(items, lengths):
             alike = lengths[start:stop]
@@ -166,25 +182,27 @@ class WorkerHandle:
                 writer.failure(items[start], data, ran)
             else:
                 writer.packed(Kind.SERIES, items[start], alike, data, ran)
-        self.recorded += len(lengths)
+        self.assignment.recorded += len(lengths)
         return len(lengths)
 
     def times(self, number: int) -> Times:
         """Return when the next items ran that have not been recorded; the last of them may be running."""
-        return self._channel.times(self.recorded, self.recorded + number)
+        recorded = self.assignment.recorded
+        return self._channel.times(recorded, recorded + number)
 
     def _writers(self) -> Sequence[range]:
         """Return the items of which one has just written something; none while it is idle.
 
         From then on items are handed over one by one (`Pool._size`), so that each has its own output.
         """
-        running = None if self.ended else self.running  # once, since the worker may finish the item meanwhile
-        begun = self.recorded + self._channel.new if running is None else running + 1
-        if begun and not self.wrote:
-            self.wrote = True
-            if len(self.items) > 1:
+        work = self.assignment
+        running = None if work.ended else self.running  # once, since the worker may finish the item meanwhile
+        begun = work.recorded + self._channel.new if running is None else running + 1
+        if begun and not work.wrote:
+            work.wrote = True
+            if len(work.items) > 1:
                 self.take_back()
-        return list(ranges_of(sorted(self.items[:begun])))
+        return list(ranges_of(sorted(work.items[:begun])))
 
     def take_back_behind_slow(self, patience: float) -> array[int]:
         """Take back the items behind one that has run for longer than *patience*; return them.
@@ -192,23 +210,23 @@ class WorkerHandle:
         It takes two calls: one lowers the limit, and the next, a tick later,
         sees whether the worker continued before it could know.
         """
-        position, now, taken = self.running, monotonic(), array("Q")
-        if position is None or position + 1 >= len(self.items):
+        work, position, now = self.assignment, self.running, monotonic()
+        if position is None or position + 1 >= len(work.items):
+            return _IDLE
+        if work.slow == position:
+            taken, work.items = work.items[position + 1 :], work.items[: position + 1]
             return taken
-        if self._slow == position:
-            taken = self.items[position + 1 :]
-            self.items = self.items[: position + 1]
-        elif self._seen[0] != position:
-            self._seen = (position, now)
-        elif now - self._seen[1] > patience:
+        if work.seen[0] != position:
+            work.seen = (position, now)
+        elif now - work.seen[1] > patience:
             self._channel.limit(position + 1)
-            self._slow = position
-        return taken
+            work.slow = position
+        return _IDLE
 
     def take_back(self) -> None:
         """Have it end its assignment after the running item."""
         position = self.running
-        self._channel.limit(self.recorded + self._channel.new if position is None else position + 1)
+        self._channel.limit(self.assignment.recorded + self._channel.new if position is None else position + 1)
 
 
 _KINDS = {INTEGER: Kind.INTEGERS, FLOAT: Kind.FLOATS}
@@ -307,7 +325,7 @@ class Pool:
                 items = self._queue.take(self._size())
                 if items:
                     worker.assign(items)
-                    self.began = min(self.began, worker.since)
+                    self.began = min(self.began, worker.assignment.since)
 
     def _size(self) -> int:
         """Return how many items to assign at once."""
@@ -357,7 +375,7 @@ class Pool:
             self._writer.cut()
             self._release()
         else:
-            worker.ended = message == b"E"
+            worker.assignment.ended = message == b"E"
             worker.streams.empty()
             self.progress += worker.drain(self._writer, self._log)
             if message == b"E":
@@ -369,24 +387,26 @@ class Pool:
 
     def _end_assignment(self, worker: WorkerHandle) -> None:
         self._measure_shared(worker)
-        self._quiet = 0 if worker.wrote else self._quiet + len(worker.items)
-        self._last_size, seconds = max(1, len(worker.items)), monotonic() - worker.since
+        work = worker.assignment
+        self._quiet = 0 if work.wrote else self._quiet + len(work.items)
+        self._last_size, seconds = max(1, len(work.items)), monotonic() - work.since
         self._recent_seconds += seconds
         self._recent_items += self._last_size
         self.seconds_per_item = max(self._recent_seconds / self._recent_items, 1e-7)
         if self._recent_seconds > 2 * ASSIGNMENT_SECONDS:  # so that items that become shorter count soon
             self._recent_seconds, self._recent_items = self._recent_seconds / 2, self._recent_items / 2
         self.longest = max(self.longest, seconds)  # of one item, or of several that were expected to be short
-        self._queue.put_back(worker.items[worker.recorded :])
-        worker.items = array("Q")
+        self._queue.put_back(work.items[work.recorded :])
+        worker.assignment = Assignment(_IDLE)
 
     def _adopt(self, worker: WorkerHandle, *, failed: bool) -> None:
-        item, offset = worker.items[worker.recorded], self._writer.end
+        work = worker.assignment
+        item, offset = work.items[work.recorded], self._writer.end
         if self._writer.adopt(failed=failed):
             if failed:
                 self._show_appended(item, offset)
             self._writer.times(item, worker.times(1))
-        worker.recorded += 1
+        work.recorded += 1
         self.progress += 1
 
     def _show_appended(self, item: int, offset: int) -> None:
@@ -463,8 +483,8 @@ class Pool:
             self._writer.checkpoint(item, worker.checkpoint)
             self.progress += 1
             item = None  # it returns to the queue, to be resumed
-        rest = worker.recorded if running is None else running + (item is not None)
-        self._queue.put_back(worker.items[rest:])
+        rest = worker.assignment.recorded if running is None else running + (item is not None)
+        self._queue.put_back(worker.assignment.items[rest:])
         self._events.remove(worker.connection.reading)
         worker.connection.close()
         if self.appending is worker:

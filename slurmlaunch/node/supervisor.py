@@ -151,7 +151,7 @@ class Supervisor(TaskSupervisor):
         return bool(self._queue or self._pool.busy or self._unconfirmed)
 
     def _timeout(self) -> float:
-        several = any(len(worker.items) > 1 for worker in self._pool.workers.values())
+        several = any(len(worker.assignment.items) > 1 for worker in self._pool.workers.values())
         tick = _TICK if several or self._stop_at else _LONG_TICK
         if self._pool.appending:
             return tick  # deaths that are due cannot be recorded yet: do not spin for them

@@ -21,7 +21,7 @@ import pytest
 
 from slurmlaunch import current_task
 from slurmlaunch.errors import StorageFailure, WorkerDied
-from slurmlaunch.node.pool import WorkerHandle
+from slurmlaunch.node.pool import Assignment, WorkerHandle
 from slurmlaunch.node.queue import Queue
 from slurmlaunch.runfolder.layout import Status
 from slurmlaunch.runfolder.outcomes import OutcomeFile, Recorded
@@ -55,7 +55,8 @@ class OnceRunning:
 def test_output_of_an_item_that_ends_meanwhile() -> None:
     """Output is an item's also if that ends while its supervisor looks for the item."""
     worker = WorkerHandle.__new__(WorkerHandle)
-    worker.recorded, worker.ended, worker.wrote, worker.items = 0, False, True, array("Q", [7, 8])
+    worker.assignment = Assignment(array("Q", [7, 8]))
+    worker.assignment.wrote = True
     worker._channel = OnceRunning()  # type: ignore[assignment]  # noqa: SLF001
 
     assert list(worker._writers()) == [range(7, 8)]  # noqa: SLF001
