@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     if words:
         parser.error(f"{words[0]!r} is no option")
     full = given.only or given.full
-    if not (given.dry or given.json):
+    if not given.dry:
         jobs = _FULL if given.full else "a few small jobs" if full else "one small job; --dry submits none"
         print(f"slurmlaunch: this submits {jobs}", file=sys.stderr)
     try:

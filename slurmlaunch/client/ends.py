@@ -57,8 +57,13 @@ _NO_LOG = 53
 _LAUNCH_FAILURE = "JobLaunchFailure"
 """Slurm's reason for the end of a batch script by a signal, too."""
 _NO_LAUNCH = "the node could not start the task, as after a failed prolog"
-_OVER_MEMORY = re.compile(r"error: \S+ exceeded memory limit \((\d+) > (\d+)\), being killed")
-"""The line, with both amounts in bytes, that slurmstepd leaves in the log when it kills a task for its memory."""
+_OVER_MEMORY = re.compile(
+    r"slurmstepd\S*: error: StepId=[\d+]+\.batch exceeded memory limit \((\d+) > (\d+)\), being killed"
+)
+"""The message, with both amounts in bytes, that slurmstepd leaves in the log when it kills a task for its memory.
+
+A step that the user's function starts with srun leaves one, too, without the end of the task: it is not the batch step.
+"""
 _EXCHANGED = (
     "the batch script did not find the run folder at its path, or could not open the log there: another user may have "
     "moved it, or a folder above it, or the node does not see that storage"
@@ -121,13 +126,17 @@ def error_of_state(record: TaskRecord, place: Place, *, started: bool = False, l
         return kind(f"{what}{reason}", place=place, **where)
     if record.state is TaskState.COMPLETED:
         return ResultLost("the task ended well, but the item's outcome is not on disk", place=place)
-    if over := _OVER_MEMORY.search(log_tail):
-        # With OverMemoryKill and no control groups, Slurm itself reports a signal alone.
-        used, limit = (int(amount) >> 20 for amount in over.groups())
-        what = f"Slurm killed the task, which used {used} MiB of memory and may use {limit} MiB"
-        state = TaskState.OUT_OF_MEMORY.value
-        return OutOfMemory(what, state=state, exit_code=record.exit_code, place=place)
-    return _error_of_exit(record, place, log_tail, started=started)
+    return _unless_over_memory(_error_of_exit(record, place, log_tail, started=started), record.exit_code, log_tail)
+
+
+def _unless_over_memory(error: ItemError, exit_code: str | None, log_tail: str) -> ItemError:
+    """Return the error, but for a kill that Slurm's own sampling of memory explains, in the log alone."""
+    over = _OVER_MEMORY.search(log_tail) if isinstance(error, WorkerDied) else None
+    if over is None:
+        return error
+    used, limit = (int(amount) >> 20 for amount in over.groups())
+    what = f"Slurm killed the task, which used {used} MiB of memory and may use {limit} MiB"
+    return OutOfMemory(what, state=TaskState.OUT_OF_MEMORY.value, exit_code=exit_code, place=error.place)
 
 
 def _error_of_exit(record: TaskRecord, place: Place, log_tail: str, *, started: bool) -> ItemError:
@@ -163,7 +172,8 @@ def _in_words(reason: str | None) -> str:
 def error_of_status(status: int, place: Place, log_tail: str = "", *, started: bool = True) -> ItemError:
     """Return the error of items without outcomes whose task ended with this exit status."""
     if status > SIGNALLED:
-        return _killed(status - SIGNALLED, place, TaskState.FAILED, "the task's supervisor" if started else None)
+        error = _killed(status - SIGNALLED, place, TaskState.FAILED, "the task's supervisor" if started else None)
+        return _unless_over_memory(error, None, log_tail)
     if status in STORAGE:
         what = "the task could not write into the run folder, or read from it"
         end = f"; the end of its log:\n{log_tail}" if log_tail else ""

@@ -122,6 +122,33 @@ def test_log() -> None:
     assert "its log is empty" in str(ends.error_of_status(Status.FAILURES, PLACE))
 
 
+OVER = "50%slurmstepd-n1: error: StepId=7.batch exceeded memory limit (320274432 > 104857600), being killed\n"
+"""What a newer Slurm leaves in a log, here behind a line without an end."""
+
+
+@pytest.mark.parametrize(
+    ("log_tail", "kind"),
+    [
+        (OVER, OutOfMemory),
+        (OVER.replace("slurmstepd-n1", "slurmstepd"), OutOfMemory),
+        (OVER.replace("7.batch", "7.0"), WorkerDied),  # a step that the user's function has started
+        (OVER.replace("slurmstepd-n1: ", ""), WorkerDied),
+        ("", WorkerDied),
+    ],
+)
+def test_killed_for_its_memory(log_tail: str, kind: type[ItemError]) -> None:
+    """The end of the log tells why Slurm killed a task, also where an end mark came through; no other step's does."""
+    killed = TaskRecord(TaskState.FAILED, exit_code="0:9")
+    errors = [
+        ends.error_of_state(killed, PLACE, started=True, log_tail=log_tail),
+        ends.error_of_status(128 + signal.SIGKILL, PLACE, log_tail),
+    ]
+    assert [type(each) for each in errors] == [kind] * 2
+    assert all("305 MiB of memory and may use 100 MiB" in str(each) for each in errors) == (kind is OutOfMemory)
+    ended = TaskRecord(TaskState.FAILED, exit_code="1:0")
+    assert type(ends.error_of_state(ended, PLACE, started=True, log_tail=log_tail)) is NodeStartError
+
+
 def test_a_program_that_is_not_there() -> None:
     """If a node did not find the command to start, the error names the options that give it."""
     assert "python=[...]" in str(ends.error_of_status(127, Place()))
