@@ -219,7 +219,7 @@ class Run:
 
     def manifest_of(self, number: int) -> Manifest:
         """Return the manifest as it applies to a round; -1 is the last one."""
-        return self.manifest.changed(self.rounds[number].plan.manifest)
+        return self.manifest.changed(self.tasks.rounds[number].plan.manifest)
 
     # Events.
 
