@@ -45,6 +45,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from slurmlaunch.context import is_in_task
+from slurmlaunch.errors import SIGNALLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -72,8 +73,6 @@ _SIGTERM_GRACE_SECONDS = 1.0
 _SUPERVISOR_END_SECONDS = 10.0
 # After so long a program that has ended counts as ended, even if a child of it holds its output open.
 _DRAIN_SECONDS = 1.0
-# A shell's exit status for a command ended by a signal is this plus the signal's number.
-_SHELL_SIGNAL_STATUS = 128
 
 
 class Command:
@@ -413,7 +412,7 @@ def _termination() -> Iterator[Callable[[int], None]]:
         before(number, frame)
 
     def wait_for_own_end(status: int) -> None:
-        if status in {-signal.SIGTERM, _SHELL_SIGNAL_STATUS + signal.SIGTERM}:
+        if status in {-signal.SIGTERM, SIGNALLED + signal.SIGTERM}:
             until = time.monotonic() + _SIGTERM_GRACE_SECONDS
             while not received and time.monotonic() < until:
                 time.sleep(_SIGTERM_GRACE_SECONDS / 20)

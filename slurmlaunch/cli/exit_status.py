@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from slurmlaunch.errors import RunFolderError, SchedulerError, SubmissionError
+from slurmlaunch.errors import SIGNALLED, RunFolderError, SchedulerError, SubmissionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +26,8 @@ NOT_DONE = 4
 """Items have not ended yet."""
 NO_ANSWER = 5
 """Slurm does not answer; the same command may work later."""
-INTERRUPTED = 128 + signal.SIGINT
-READER_ENDED = 128 + signal.SIGPIPE
+INTERRUPTED = SIGNALLED + signal.SIGINT
+READER_ENDED = SIGNALLED + signal.SIGPIPE
 
 
 def of_counts(counts: Mapping[str, int]) -> int:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slurmlaunch.errors import amount
+from slurmlaunch.errors import SIGNALLED, amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MOST = 1000
 """How many variables are looked at."""
 
-_TOO_LARGE = {-signal.SIGXFSZ, 128 + signal.SIGXFSZ}
+_TOO_LARGE = {-signal.SIGXFSZ, SIGNALLED + signal.SIGXFSZ}
 """The exit statuses of a program that wrote more to a file than it may."""
 
 
