@@ -353,6 +353,9 @@ _DEATH_ADVICE: dict[int, str] = {
 SIGNALLED = 128
 """What a shell, or a launcher, adds to the number of a signal that ended a program for its exit status."""
 
+LOG_LINES = 12
+"""How many of the last lines of a log an error shows."""
+
 
 def signal_name(number: int) -> str:
     """Return ``SIGKILL (9)`` for 9, or ``signal 99`` for a signal without a name."""

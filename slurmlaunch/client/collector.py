@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from slurmlaunch.client import events
-from slurmlaunch.errors import ResultLost, UnsafeRunFolder
+from slurmlaunch.errors import LOG_LINES, ResultLost, UnsafeRunFolder
 from slurmlaunch.outcome import Failure
 from slurmlaunch.runfolder.changes import NewNames, is_on_network
 from slurmlaunch.runfolder.claims import ClaimReader
@@ -36,7 +36,7 @@ _SLOW_EVERY = 1.0
 _FIRST_GAP = 0.02
 """Seconds after which a folder that has just changed is listed again."""
 
-_LOG_LINES, _LOG_BYTES = 12, 1 << 16
+_LOG_BYTES = 1 << 16
 _UNBOUNDED = 1 << 40
 _OUR_ERRORS = f"{ResultLost.__module__}."
 
@@ -287,4 +287,4 @@ def _tail(log: Location) -> str:
         return ""
     except OSError as error:
         return f"(it cannot be read: {error})"
-    return "".join(lines[-_LOG_LINES:]).rstrip()
+    return "".join(lines[-LOG_LINES:]).rstrip()

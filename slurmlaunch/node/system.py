@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from slurmlaunch import caps, context
-from slurmlaunch.errors import amount, signal_name
+from slurmlaunch.errors import LOG_LINES, amount, signal_name
 from slurmlaunch.runfolder.clients import stat_fields
 from slurmlaunch.runfolder.files import identity
 from slurmlaunch.runfolder.layout import PARENT_DEATH_VARIABLE
@@ -289,7 +289,7 @@ def replace_streams(writing: list[int]) -> None:
             _streams[descriptor] = identity(descriptor)
 
 
-_SHOWN_LINES, _SHOWN_BYTES = 12, 4096
+_SHOWN_BYTES = 4096
 
 
 def log_size() -> int:
@@ -310,7 +310,7 @@ def log_tail(start: int) -> str:
             lines = file.read(size - start).decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    return "\n".join(lines[-_SHOWN_LINES:]).rstrip()
+    return "\n".join(lines[-LOG_LINES:]).rstrip()
 
 
 # Memory. The OOM killer ends one process, not the task, and only the cgroup tells.
