@@ -189,7 +189,7 @@ def attempts_of(run: Run, item: int) -> tuple[Attempt, ...]:
     """Return every start of the tasks that had an item, over requeues and rounds."""
     tasks = run.tasks
     rounds = [each for each in tasks.rounds if each.plan.items is None or item in each.plan.items]
-    claimants = [(each.number, task) for each in rounds if (task := each.task_of(item)) is not None]
+    claimants = [(each.number, task) for each in rounds if (task := each.claimant_of(item)) is not None]
     return tuple(
         attempt._replace(code=_code_of(run, number))
         for number, task in claimants

@@ -151,9 +151,9 @@ class RoundView:
         """The arrays that may yet be submitted, as far as is known."""
         return [n for n in range(len(self.plan.arrays)) if n not in self.jobs and n not in self.given_up]
 
-    def task_of(self, item: int) -> int | None:
+    def claimant_of(self, item: int) -> int | None:
         """Return the task that has an item of the round; None while it is unclaimed."""
-        return self.claims.owner_of(item) if self.claims else self.plan.task_of(item)
+        return self.claims.claimant_of(item) if self.claims else self.plan.task_of(item)
 
     def has_claimed(self, task: int) -> bool:
         """Whether a task of a dynamic round is known to have claimed anything."""
@@ -168,7 +168,7 @@ class RoundView:
 class Claims:
     """Which task has claimed which positions of a dynamic round, as far as this process knows.
 
-    A claim is never taken back. *unclaimed* is the number of positions without a known owner. The memory grows with
+    A claim is never taken back. *unclaimed* is the number of positions without a known claimant. The memory grows with
     the claims and not with the items.
     """
 
@@ -181,7 +181,7 @@ class Claims:
         self.unclaimed = plan.slices.items
 
     def add(self, positions: range, task: int) -> None:
-        """Add a claim, except for positions that have an owner; a task of another round claims nothing here."""
+        """Add a claim, except for positions that have a claimant; a task of another round claims nothing here."""
         if task not in self._plan.tasks:
             return
         start, end = positions.start, min(positions.stop, self._plan.slices.items)
@@ -213,7 +213,7 @@ class Claims:
         first, last = (self._plan.position_of(item) for item in (items.start, items.stop - 1))
         self.add(range(first, last + 1), task)
 
-    def owner_of(self, item: int) -> int | None:
+    def claimant_of(self, item: int) -> int | None:
         """Return the task that has claimed an item, or None."""
         position, known = self._plan.position_of(item), self._known
         i = bisect_right(known, position, key=_FIRST) - 1
@@ -302,7 +302,7 @@ class Tasks:
 
     def claimant_of(self, item: int) -> int | None:
         """Return the last task of an item; None while it is unclaimed, in a dynamic round."""
-        return self.round_of(item).task_of(item)
+        return self.round_of(item).claimant_of(item)
 
     def task_of(self, item: int) -> int:
         """Return the last task of an item; for an unclaimed item the one that would have it in a static round."""
