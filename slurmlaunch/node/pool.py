@@ -193,7 +193,7 @@ class WorkerHandle:
     def _writers(self) -> Sequence[range]:
         """Return the items of which one has just written something; none while it is idle.
 
-        From then on items are handed over one by one (`Pool._size`), so that each has its own output.
+        From then on items are handed over one by one (`Durations.size`), so that each has its own output.
         """
         work = self.assignment
         running = None if work.ended else self.running  # once, since the worker may finish the item meanwhile
@@ -249,6 +249,44 @@ def _records(items: array[int], lengths: array[int]) -> Iterator[tuple[int, int]
             start = i
 
 
+class Durations:
+    """How long items take, and so how many are handed over at once.
+
+    Attributes:
+        began: when the first item began.
+        longest: an upper bound, in seconds, for the longest item so far.
+        seconds_per_item: how long the items of the last assignments took, each; 0 before the first has ended.
+    """
+
+    def __init__(self) -> None:
+        self.began = math.inf
+        self.seconds_per_item = self.longest = 0.0
+        self._recent_seconds = self._recent_items = 0.0
+        self._last_size = 0
+        self._quiet = _QUIET
+
+    def size(self, left: int, workers: int) -> int:
+        """Return how many of the items that are left to hand over at once to one of so many workers."""
+        if not self.seconds_per_item or self._quiet < _QUIET:
+            return 1
+        size = int(ASSIGNMENT_SECONDS / self.seconds_per_item)
+        # Several workers end together; the last assignments of one that is alone would be ever shorter for nothing.
+        share = -(-left // (2 * workers)) if workers > 1 else left
+        return max(1, min(size, _GROWTH * self._last_size, share, MAX_ITEMS))
+
+    def add(self, ended: Assignment) -> None:
+        """Count an assignment that has just ended."""
+        number, seconds = max(1, len(ended.items)), monotonic() - ended.since
+        self._quiet = 0 if ended.wrote else self._quiet + len(ended.items)
+        self._last_size = number
+        self._recent_seconds += seconds
+        self._recent_items += number
+        self.seconds_per_item = max(self._recent_seconds / self._recent_items, 1e-7)
+        if self._recent_seconds > 2 * ASSIGNMENT_SECONDS:  # so that items that become shorter count soon
+            self._recent_seconds, self._recent_items = self._recent_seconds / 2, self._recent_items / 2
+        self.longest = max(self.longest, seconds)  # of one item, or of several that were expected to be short
+
+
 class Pool:
     """The workers of one task.
 
@@ -256,9 +294,7 @@ class Pool:
         workers: the live ones, by process id.
         appending: the worker that appends to the outcome file itself, or None: nobody else may then.
         progress: how many outcomes and checkpoints have been recorded.
-        began: when the first item began.
-        longest: an upper bound, in seconds, for the longest item so far.
-        seconds_per_item: how long the items of the last assignments took, each; 0 before the first has ended.
+        durations: how long items take.
     """
 
     def __init__(self, events: Events, sinks: Sinks, queue: Queue, child: _Child, *, shares: bool) -> None:
@@ -272,11 +308,7 @@ class Pool:
         self.progress = 0
         self._events, self._queue, self._child, self._shares = events, queue, child, shares
         self._writer, self._output, self._log = sinks
-        self._quiet = _QUIET
-        self.seconds_per_item = self.longest = 0.0
-        self.began = math.inf
-        self._recent_seconds = self._recent_items = 0.0
-        self._last_size = 0
+        self.durations = Durations()
         self._deferred: list[tuple[WorkerHandle, bytes]] = []
         self._peaks: dict[int, int] = {}
         self._shared_bytes = 0
@@ -322,19 +354,10 @@ class Pool:
         """Assign items to every idle worker."""
         for worker in self.workers.values():
             if worker.ready and not worker.busy:
-                items = self._queue.take(self._size())
+                items = self._queue.take(self.durations.size(len(self._queue), len(self.workers)))
                 if items:
                     worker.assign(items)
-                    self.began = min(self.began, worker.assignment.since)
-
-    def _size(self) -> int:
-        """Return how many items to assign at once."""
-        if not self.seconds_per_item or self._quiet < _QUIET:
-            return 1
-        size = int(ASSIGNMENT_SECONDS / self.seconds_per_item)
-        # Several workers end together; the last assignments of one that is alone would be ever shorter for nothing.
-        share = -(-len(self._queue) // (2 * len(self.workers))) if len(self.workers) > 1 else len(self._queue)
-        return max(1, min(size, _GROWTH * self._last_size, share, MAX_ITEMS))
+                    self.durations.began = min(self.durations.began, worker.assignment.since)
 
     def take_back(self) -> None:
         """Take back all items that are not running; they return to the queue when their assignment ends."""
@@ -388,14 +411,7 @@ class Pool:
     def _end_assignment(self, worker: WorkerHandle) -> None:
         self._measure_shared(worker)
         work = worker.assignment
-        self._quiet = 0 if work.wrote else self._quiet + len(work.items)
-        self._last_size, seconds = max(1, len(work.items)), monotonic() - work.since
-        self._recent_seconds += seconds
-        self._recent_items += self._last_size
-        self.seconds_per_item = max(self._recent_seconds / self._recent_items, 1e-7)
-        if self._recent_seconds > 2 * ASSIGNMENT_SECONDS:  # so that items that become shorter count soon
-            self._recent_seconds, self._recent_items = self._recent_seconds / 2, self._recent_items / 2
-        self.longest = max(self.longest, seconds)  # of one item, or of several that were expected to be short
+        self.durations.add(work)
         self._queue.put_back(work.items[work.recorded :])
         worker.assignment = Assignment(_IDLE)
 

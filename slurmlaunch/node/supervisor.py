@@ -145,7 +145,7 @@ class Supervisor(TaskSupervisor):
 
     def _find_work(self) -> bool:
         """Claim more items if processes are idle; return whether there is anything left to do."""
-        pace = Pace(processes=len(self._slots), seconds=self._pool.seconds_per_item, left=self._limit.left)
+        pace = Pace(processes=len(self._slots), seconds=self._pool.durations.seconds_per_item, left=self._limit.left)
         if self._queue.refill(len(self._slots) - self._pool.busy, pace):
             self._cancel()  # items that were cancelled before any task claimed them are not started
         return bool(self._queue or self._pool.busy or self._unconfirmed)
@@ -159,9 +159,9 @@ class Supervisor(TaskSupervisor):
 
     def _apply_time_limit(self) -> bool:
         """Start no more items that may not end in time; return True when no time is left for the running ones."""
-        limit, pool = self._limit, self._pool
+        limit, pool, durations = self._limit, self._pool, self._pool.durations
         near = limit.is_near and (pool.can_checkpoint or not limit.of_each_item)
-        if not self._queue.closed and (near or limit.is_too_short(pool.longest)):
+        if not self._queue.closed and (near or limit.is_too_short(durations.longest)):
             self._queue.closed = True
             pool.take_back()
             system.log("slurmlaunch: the time limit is near, no further items are begun")
@@ -171,7 +171,9 @@ class Supervisor(TaskSupervisor):
         if not limit.is_due:
             return False
         if limit.of_each_item:
-            self._overdue = pool.running_items(lambda began: not pool.progress or limit.is_whole(began, pool.began))
+            self._overdue = pool.running_items(
+                lambda began: not pool.progress or limit.is_whole(began, durations.began)
+            )
             return True
         # Without an outcome or a checkpoint of this attempt, the next one would get no further:
         # then the item exceeds the time limit, and the scheduler will say so.
