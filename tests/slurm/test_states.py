@@ -478,9 +478,18 @@ sys.stdin.readline()
     assert (tmp_path / "asked").read_text() == "squeue\n"
 
 
-def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm) -> None:
-    """The interval of queries grows to three minutes, and is short again after an end."""
-    slurm.squeue = "9_0|RUNNING|n1|N/A|None\n9_1|RUNNING|n1|N/A|None"
+@pytest.mark.parametrize(
+    ("squeue", "sacct"),
+    [
+        ("9_0|RUNNING|n1|N/A|None\n9_1|RUNNING|n1|N/A|None", ""),
+        (DOWN, "9_0|RUNNING|0:0|n1\n9_1|RUNNING|0:0|n1"),
+        (DOWN, DOWN),
+    ],
+    ids=["up", "no controller", "neither"],
+)
+def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm, squeue: str | Finished, sacct: str | Finished) -> None:
+    """The interval of queries grows to three minutes, also while Slurm is away, and is short again after an end."""
+    slurm.squeue, slurm.sacct = squeue, sacct
     process = slurm.process()
 
     def gaps(seconds: int) -> list[float]:
@@ -489,7 +498,7 @@ def test_the_age_grows_while_nothing_ends(slurm: FakeSlurm) -> None:
             slurm.now += 1
             before = len(slurm.asked)
             process.query({"9": START})
-            times += [slurm.now] * (len(slurm.asked) - before)
+            times += [slurm.now] * (len(slurm.asked) > before)
         return [later - earlier for earlier, later in itertools.pairwise(times)]
 
     growing = gaps(1200)
