@@ -170,6 +170,31 @@ class TestKilledClient:
         ]
         assert 2 == len(again.job_ids)
 
+    @pytest.mark.long
+    @pytest.mark.usefixtures("wrapped")
+    def test_after_the_waiting_items_were_cancelled(self, cluster: Cluster, tmp_path: Path) -> None:
+        """A client that comes after someone cancelled all pending elements learns so while the others still run."""
+        text = """
+            import os, sys, time
+            from slurmlaunch import Executor
+
+            def wait(item, file=f"{sys.argv[1]}/open"):
+                while not os.path.exists(file):
+                    time.sleep(0.1)
+                return item
+
+            array = Executor(sys.argv[1], cluster="slurm").map_array(wait, range(5), tasks=5, throttle=2)
+            print(array.folder, array.job_ids[0])
+            """
+        folder, job = ended(client(tmp_path / "client", text, tmp_path)).split()
+        wait_until(lambda: Counter(line.split()[1] for line in queue(job))["RUNNING"] == 2)
+        cluster.run("scancel", f"{job}_[2-4]")
+        array: FutureArray[int] = attach(folder)
+
+        assert [TaskCancelled] * 3 == [type(each) for each in array[2:].results(timeout=60, return_exceptions=True)]
+        (tmp_path / "open").touch()
+        assert [0, 1] == array[:2].results(timeout=60)
+
     @pytest.mark.usefixtures("wrapped")
     def test_two_jobs_of_one_name(self, tmp_path: Path) -> None:
         """A second job of a run waits for the first, and then has no work."""

@@ -198,6 +198,30 @@ def test_the_rest_of_an_array_may_have_no_numbers(others: str) -> None:
     assert states_of(states, 3) == ["RUNN", "CANC", "CANC"]
 
 
+@pytest.mark.parametrize(
+    ("accounts", "known_after"), [("9_0|RUNNING|0:0|n1\n9_[1-2%1]|CANCELLED by 0|0:0|None assigned", 0), (None, 70)]
+)
+def test_the_rest_of_an_array_may_never_have_been_seen(
+    slurm: FakeSlurm, accounts: str | None, known_after: int
+) -> None:
+    """A client that comes after the cancellation learns the elements from sacct, or after a while by themselves."""
+    slurm.squeue, slurm.sacct = "9|CANCELLED|n/a|N/A|JobArrayTaskLimit\n9_0|RUNNING|n1|N/A|None", accounts or DISABLED
+    process = slurm.process()
+    found: list[list[str | None]] = []
+    for seconds in (0, 60, 160):
+        slurm.now = START + seconds
+        content = process.query({"9": 0.0})
+        found.append([state(content, "9", element) for element in range(3)])
+    late = [seconds < known_after for seconds in (0, 60, 160)]
+    assert found == [["RUNNING", *[None if unknown else "CANCELLED"] * 2] for unknown in late]
+    slurm.squeue = slurm.squeue.replace("RUNNING", "COMPLETED")
+    for _ in range(3):
+        slurm.now += 200
+        content = process.query({"9": 0.0})
+    assert [state(content, "9", element) for element in range(3)] == ["COMPLETED", "CANCELLED", "CANCELLED"]
+    assert slurm.asked.count("sacct") <= 3
+
+
 @pytest.mark.parametrize("name", ["9_0", "9_[0-1%2]"])
 @pytest.mark.parametrize(
     ("state", "reason", "kept"),

@@ -148,6 +148,10 @@ class Row:
         """Whether the state is final."""
         return self.record.state.is_final
 
+    def is_unnamed(self) -> bool:
+        """Whether it names the job of an array, and nobody knows of which elements."""
+        return self.unnumbered and not self.elements
+
 
 @dataclass(frozen=True)
 class Group:
@@ -156,6 +160,10 @@ class Group:
     elements: Elements
     record: TaskRecord
     since: float = 0.0  # when they were first missing, in seconds since the epoch; 0.0 if they are not
+
+    def never_began(self) -> bool:
+        """Whether the elements were cancelled while they were pending."""
+        return self.record.state is TaskState.CANCELLED and self.record.node is None
 
     def to_json(self) -> list[Any]:
         """Return the group as stored in the shared file."""
@@ -176,8 +184,8 @@ class JobStates:
     ended: tuple[Group, ...] = ()  # with a final state
     lost: tuple[Group, ...] = ()  # neither command lists them; with their last record
     seen: Elements = _NONE  # ever listed
-    absent: float = 0.0  # since when squeue has listed nothing of the job; 0.0 while it does
-    gone: bool = False  # the job is over: an element not in *ended* never started
+    absent: float = 0.0  # since when squeue has left out elements that nobody has listed; 0.0 while it does not
+    gone: bool = False  # no element can start any more: one that nobody has listed was cancelled
 
     def get(self, element: int) -> TaskRecord | None:
         """Return the record of an element; None if Slurm has not listed it yet."""
@@ -197,7 +205,7 @@ class JobStates:
 
     def is_over(self) -> bool:
         """Whether all elements seen so far have ended."""
-        return self.gone or (bool(self.seen) and not self.alive and not self.lost and not self.absent)
+        return not self.alive and (self.gone or (bool(self.seen) and not self.lost and not self.absent))
 
     def after_squeue(self, rows: Iterable[Row], now: float) -> JobStates:
         """Return the states after squeue answered with these rows of the job."""
@@ -215,14 +223,16 @@ class JobStates:
         before = _only(self.lost, missing)
         fresh = missing - _all(before)
         just_lost = tuple(replace(group, since=now) for group in _only((*self.alive, *self.ended), fresh))
+        # Slurm 26.05 does not name the last pending elements of an array once they are cancelled.
+        silent = not rows or (any(map(Row.is_unnamed, rows)) and not any(map(Group.never_began, self.ended)))
         never_seen = Group(fresh - _all(just_lost), _NOT_SEEN, now)
         return JobStates(
             alive=alive,
             ended=_join((*ended, *remembered)),
             lost=tuple(group for group in (*before, *just_lost, never_seen) if group.elements),
             seen=seen,
-            absent=0.0 if rows else self.absent or now,
-            gone=self.gone and not rows,
+            absent=self.absent or now if silent else 0.0,
+            gone=self.gone and silent,
         )
 
     def _numbered(self, rows: list[Row]) -> list[Row]:
@@ -250,7 +260,7 @@ class JobStates:
         states = self._with_ended(_without(ended, _all(self.alive)))
         undecided = _all(
             Group(row.elements, row.record) for row in rows if not (row.shared or row.step or row.is_final)
-        )
+        ) - _all(self.alive)
         longer = patience * _SACCT_PATIENCE
 
         def overdue(group: Group) -> Elements:
