@@ -22,6 +22,7 @@ from slurmlaunch.client.doctor.full import Behaviour, Site, check_behaviours
 from slurmlaunch.client.doctor.items import harmless, stay
 from slurmlaunch.client.doctor.page import page_of
 from slurmlaunch.client.watcher import current_client
+from slurmlaunch.errors import SubmissionError
 from slurmlaunch.runfolder.files import Location
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def test_nowhere_for_the_page(
 
 
 def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """What has not ended in time is stopped: what runs is an error; what is pending, or has not begun, is not."""
+    """What has not ended in time is stopped: what runs is an error; what is pending, or found no room, is not."""
     began = threading.Event()
 
     def run(trial: Trial) -> str:
@@ -164,7 +165,15 @@ def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pyt
         cpus = len(os.sched_getaffinity(0))
         return str(trial.executor(cpus_per_task=cpus, threads=cpus).submit(stay, 0.0).result())
 
-    behaviours = [Behaviour("runs", "", run), Behaviour("waits", "", wait), Behaviour("not begun", "", run)]
+    def refuse(_: Trial) -> str:
+        raise SubmissionError("too many tasks", no_room=True)
+
+    behaviours = [
+        Behaviour("too many", "", refuse),
+        Behaviour("runs", "", run),
+        Behaviour("waits", "", wait),
+        Behaviour("not begun", "", run),
+    ]
     monkeypatch.setattr(full, "_SIDE_BY_SIDE", 2)
     monkeypatch.setattr(Site, "left_in_queue", lambda *_: {"7", "8"})
     place = Location(tmp_path / "site")
@@ -172,8 +181,8 @@ def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pyt
     site = Site(place, None, {"cluster": "local"}, current_client().backend("local"))
     checks = {each.name: each for each in check_behaviours(site, behaviours, room=None, longest=1.0)}
 
-    assert {name: checks[name].level for name in ("runs", "waits", "not begun")} == {
-        "runs": "error", "waits": "skipped", "not begun": "skipped"
+    assert {name: check.level for name, check in checks.items() if "promise" in check.data} == {
+        "too many": "skipped", "runs": "error", "waits": "skipped", "not begun": "skipped"
     }  # fmt: skip
     assert "not done after 1 s" in checks["runs"].found
     assert "not done after 1 s, and a task is pending: " in checks["waits"].found

@@ -29,7 +29,7 @@ from slurmlaunch.client.doctor.findings import ERROR, OK, SKIPPED, Check, ok
 from slurmlaunch.client.executor import Executor
 from slurmlaunch.client.futures import open_run, read_run
 from slurmlaunch.client.watcher import current_client
-from slurmlaunch.errors import RunFolderError, SchedulerError, SlurmlaunchError
+from slurmlaunch.errors import RunFolderError, SchedulerError, SlurmlaunchError, SubmissionError
 from slurmlaunch.runfolder.runs_folder import others_may_exchange
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Behaviour(NamedTuple):
     check: Callable[[Trial], str]
 
     def skipped(self, why: str, advice: str = "", seconds: float = 0.0) -> Check:
-        """Return that it was not tried, or not to its end."""
+        """Return the check of a behaviour that was not tried, or was stopped."""
         return Check(self.name, SKIPPED, why, advice, {"promise": self.promise, "seconds": seconds})
 
 
@@ -280,16 +280,18 @@ class Trial:
         began, self._began = time.monotonic(), True
         try:
             check = self._check(OK, self._behaviour.check(self))
-        except NotAvailable as why:
-            check = self._behaviour.skipped(f"not available: {why}")
         except (Exception, concurrent.futures.CancelledError) as error:  # noqa: BLE001  (whatever it is, it was seen)
-            seen = str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
-            check = self._failed(seen)
+            check = self._failed_with(error)
         if self.site.stopped:
             check = self._behaviour.skipped("stopped before it had ended")
         self.site.cancel(self._behaviour.name)
         check.data["seconds"] = round(time.monotonic() - began, 1)
         return check
+
+    def _failed_with(self, error: BaseException) -> Check:
+        if isinstance(error, NotAvailable) or (isinstance(error, SubmissionError) and error.no_room):
+            return self._behaviour.skipped(f"not available: {error}")
+        return self._failed(str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}")
 
     def late(self, seconds: float) -> Check:
         """Return what is known of a behaviour that has not ended in so many seconds."""
