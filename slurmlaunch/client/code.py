@@ -68,6 +68,11 @@ class Code(NamedTuple):
     commits: dict[str, Commit]
     distributions: dict[str, Distribution]
 
+    def __repr__(self) -> str:
+        # What is in them fills a screen, and `attempts` shows this for each attempt.
+        counts = (f"{len(getattr(self, name))} {name}" for name in ("modules", "live", "commits", "distributions"))
+        return f"<Code of {self.function}, recorded {self.recorded:%Y-%m-%d %H:%M:%S}: {', '.join(counts)}>"
+
     @classmethod
     def read(cls, folder: RunFolder, manifest: Manifest) -> Code:
         """Read it from a run folder.

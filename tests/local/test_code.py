@@ -395,6 +395,7 @@ def test_module_that_replaces_itself(executor: Executor, gate: Gate, project: Pr
 
     assert ["old", "old"] == array.results(60)
     assert "replaced" in array.code.modules
+    assert f": {len(array.code.modules)} modules, " in repr(array.code)
     del sys.modules["replaced"]  # the project finds no module in it
 
 

@@ -147,6 +147,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("sbatch: error: AssocMaxSubmitJobLimit", "tasks="),
         ("sbatch: error: Memory specification can not be satisfied", "mem="),
         ("sbatch: error: Batch job submission failed: Requested node configuration is not available", "cpus_per_task="),
+        ("sbatch: error: Batch job submission failed: Invalid node name specified", "nodelist="),
         ("sbatch: error: Invalid generic resource (gres) specification", "gres="),
         ("sbatch: unrecognized option '--nope'", "sbatch="),
     ],

@@ -80,6 +80,7 @@ _ADVICE = {
     r"threads per core": _CPUS,
     r"generic resource|trackable resource|gres|\bgpus?\b": _GPUS,
     r"(invalid|preferred) feature|features not subset": _FEATURES,
+    r"invalid node name": "Check nodelist=... and exclude=...; `sinfo --Node` lists the nodes.",
     r"node configuration is not available|node count specification|invalid node|number of nodes": (
         "No node has all that was asked for: check cpus_per_task=, mem=, gpus=, constraint= and nodes=."
     ),
