@@ -56,7 +56,8 @@ def pickle_function(function: Callable[..., Any], *, single: bool = False) -> by
     """
     generators: list[object] = []
     dumps = functools.partial(_dumps_noting, generators=generators)
-    pickled = _dumps(function, f"the function {name_of(function)}", _parts(function), dumps, at_least=SHARED)
+    what = f"{'the call of' if single else 'the function'} {name_of(function)}"
+    pickled = _dumps(function, what, _parts(function), dumps, at_least=SHARED)
     if generators:
         called = function.func if single and isinstance(function, functools.partial) else function
         warn_of_generators(called, generators)

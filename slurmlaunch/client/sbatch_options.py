@@ -85,6 +85,9 @@ _EXECUTOR = "a new Executor takes this as a parameter; ex.options(...) keeps it"
 _ELSEWHERE: Mapping[str, _Advice] = {
     **{name: (_CALL.format(name), ()) for name in OF_A_CALL},
     **dict.fromkeys(_OF_A_POOL, (_AT_ONCE, ("throttle", "tasks", "processes"))),
+    **dict.fromkeys(
+        ("fn", "func", "function"), ("the function is given first and without a name, as in retry(fn)", ())
+    ),
     "cluster": (_EXECUTOR + "; Slurm's own clusters are given as clusters=", ("clusters",)),
     "folder": (_EXECUTOR, ()),
     "profile": ("this names a profile of the configuration; sbatch's own goes as sbatch=['--profile=...']", ()),

@@ -256,6 +256,7 @@ class TestUnknownNames:
             ("test_only", "ex.script("),
             ("ignore_pbs", "setup="),
             ("help", "in a shell"),
+            ("fn", "retry(fn)"),
             ("tasks", "map_array(fn, items, tasks=...)"),
             ("folder", "new Executor"),
         ],

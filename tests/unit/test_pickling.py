@@ -118,6 +118,12 @@ def test_path_in_a_function(function: Callable[..., Any], expected: str) -> None
     assert name_of(function) in str(caught.value)
 
 
+def test_argument_of_a_single_call() -> None:
+    """What does not pickle is the call, not its function."""
+    with pytest.raises(NotPicklable, match="the call of id does not pickle: argument 0 "):
+        pickle_function(functools.partial(id, LOCK), single=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
