@@ -58,11 +58,12 @@ _LAUNCH_FAILURE = "JobLaunchFailure"
 """Slurm's reason for the end of a batch script by a signal, too."""
 _NO_LAUNCH = "the node could not start the task, as after a failed prolog"
 _OVER_MEMORY = re.compile(
-    r"slurmstepd\S*: error: StepId=[\d+]+\.batch exceeded memory limit \((\d+) > (\d+)\), being killed"
+    r"(?:slurmstepd\S*:|\[\S+\]) error: StepId=[\d+]+\.batch exceeded memory limit \((\d+) > (\d+)\), being killed"
 )
 """The message, with both amounts in bytes, that slurmstepd leaves in the log when it kills a task for its memory.
 
-A step that the user's function starts with srun leaves one, too, without the end of the task: it is not the batch step.
+Slurm 26.05 has the time in place of the program. A step that the user's function starts with srun leaves such a
+message, too, without the end of the task: it is not the batch step.
 """
 _EXCHANGED = (
     "the batch script did not find the run folder at its path, or could not open the log there: another user may have "

@@ -131,6 +131,7 @@ OVER = "50%slurmstepd-n1: error: StepId=7.batch exceeded memory limit (320274432
     [
         (OVER, OutOfMemory),
         (OVER.replace("slurmstepd-n1", "slurmstepd"), OutOfMemory),
+        (OVER.replace("slurmstepd-n1:", "[2026-11-29T06:18:28.360]"), OutOfMemory),  # Slurm 26.05
         (OVER.replace("7.batch", "7.0"), WorkerDied),  # a step that the user's function has started
         (OVER.replace("slurmstepd-n1: ", ""), WorkerDied),
         ("", WorkerDied),
