@@ -289,7 +289,7 @@ def test_every_flag_reaches_slurm(site: Callable[[ClusterSpec], Cluster], tmp_pa
     told = cluster.run("scontrol", "show", "job", number)
     for expected in ("Features=fast", "Comment=of mine", "Nice=7", "Account=project_42", "QOS=quick"):
         assert expected in told
-    wait_until(mails.exists)
+    wait_until(lambda: mails.exists() and mails.stat().st_size)  # the shell makes it before it writes
     assert re.search(r"Slurm .*Ended.*me@example\.org", mails.read_text(encoding="utf-8"))
 
 
