@@ -97,6 +97,9 @@ class Code(NamedTuple):
 # The content of the modules.
 
 
+_PYC_HEAD = 16
+_PYC_TIME = 8  # where, in that head, the time of the source begins
+
 _Stamp = tuple[int, int, int, int]
 """What tells that a file has changed: the times of its content and of its status, its size, its inode."""
 
@@ -114,17 +117,45 @@ def _stamp(file: str | None) -> _Stamp | None:
         return None
 
 
-def _read(file: str, *, may_compile: bool = True) -> tuple[_Stamp, Source] | None:
+class _Read(NamedTuple):
+    """A module's file as it was read, and whether a process imports other code than it has imported before."""
+
+    stamp: _Stamp
+    source: Source
+    is_edited: bool
+
+
+def _read(file: str, *, may_compile: bool = True) -> _Read | None:
     """Read a module; None if its file is gone."""
     try:
         with open(file, "rb", buffering=0) as opened:  # noqa: PTH123
             stamp, text = _stamp_of(os.fstat(opened.fileno())), opened.read()
     except OSError:
         return None
-    pyc = _valid_pyc(file, stamp) or (_compiled(file, stamp, text) if may_compile else b"")
+    pyc, other = _valid_pyc(file, stamp), b""
+    if not pyc:
+        other = _replaceable_pyc(file)
+        pyc = _compiled(file, stamp, text) if may_compile or other else b""
+    is_edited = bool(pyc and other) and marshal.loads(other[_PYC_HEAD:]) != marshal.loads(pyc[_PYC_HEAD:])  # noqa: S302
     import hashlib  # here, since a look at recorded code needs none
 
-    return stamp, Source(text, pyc, hashlib.sha256(text).hexdigest())
+    return _Read(stamp, Source(text, pyc, hashlib.sha256(text).hexdigest()), is_edited)
+
+
+def _replaceable_pyc(file: str) -> bytes:
+    """Return a ``.pyc`` file that an import replaces if it is not of its source; nothing if there is none, or it stays.
+
+    So where it is not of the source, no process has imported this source.
+    """
+    with suppress(OSError, NotImplementedError, EOFError, ValueError, TypeError):
+        folder = os.path.dirname(cache_from_source(file))  # noqa: PTH120
+        if not sys.dont_write_bytecode and os.access(folder, os.W_OK):
+            with open(cache_from_source(file), "rb", buffering=0) as opened:  # noqa: PTH123
+                content = opened.read()
+            marshal.loads(content[_PYC_HEAD:])  # noqa: S302  (a damaged one is none)
+            # One with a hash of the source may stay as it is.
+            return content if content.startswith(_pyc_head((0, 0, 0, 0))[:_PYC_TIME]) else b""
+    return b""
 
 
 def _pyc_head(stamp: _Stamp) -> bytes:
@@ -207,6 +238,7 @@ class Snapshot:
         self._earlier_live = [name for name in earlier_live if name not in names]
         self._is_live = live
         self._stamps = [_stamp(each.file) for each in self._found]
+        self._edited: list[str] = []  # files that have other code than this process has imported from them
         if not live:
             self._check_size()
 
@@ -272,18 +304,23 @@ class Snapshot:
             may_compile = monotonic() < until
             read = _read(each.file, may_compile=may_compile) if each.is_stored and each.file is not None else None
             if read is not None:
-                self._stamps[position] = read[0]  # it may have changed just now
+                self._stamps[position] = read.stamp  # it may have changed just now
+                if each.is_plain and read.is_edited:
+                    self._edited.append(Path(each.file or "").name)
             stamp = self._stamps[position]
             if not each.is_live and (read is not None or not each.is_stored):
                 mtime, _, size, _ = stamp or (0, 0, 0, 0)
-                modules.append((Module(each.name, each.file, each.search, mtime, size), read and read[1]))
+                modules.append((Module(each.name, each.file, each.search, mtime, size), read and read.source))
         modules += _parents({module.name for module, _ in modules})
         sha256 = write_modules(path, modules, sys.flags.optimize)
         _written = _Written(self._found, self._stamps, path, path.status(), sha256)
         return sha256
 
     def warn_of_changes(self, function: Callable[..., Any]) -> None:
-        """Warn if the code of a function in memory is not that of its file, or the file is gone."""
+        """Warn if the code of a function in memory, or of a module, is not that of its file, or the file is gone.
+
+        Modules are compared when they are written anew, so this comes after `write`.
+        """
         functions = list(_functions(function))
         modules = {each.__module__ for each in functions}
         found = {each.name: each for each in self._found if each.name in modules and each.is_plain}
@@ -298,6 +335,9 @@ class Snapshot:
                     )
                 warn(message, ModuleChanged)
                 return
+        if self._edited:
+            named = ", ".join(self._edited[:_SHOWN]) + (" and others" if len(self._edited) > _SHOWN else "")
+            warn(f"{named} changed after this process imported it; the tasks run the file", ModuleChanged)
 
 
 def _mebibytes(size: int) -> str:
@@ -347,11 +387,8 @@ def _is_in_file(code: types.CodeType, file: str, stamp: _Stamp | None) -> bool:
     read = _read(file)
     if read is None:
         return False
-    pyc = read[1].pyc
+    pyc = read.source.pyc
     return bool(pyc) and any(code == each for each in _codes(marshal.loads(pyc[_PYC_HEAD:])))  # noqa: S302  (just compiled)
-
-
-_PYC_HEAD = 16
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

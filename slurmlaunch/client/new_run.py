@@ -115,9 +115,9 @@ class NewRun:
         options, names = self._call.options, {FUNCTION: FUNCTION}
         snapshot = Snapshot(options.code_exclude, live=options.code == LIVE)
         if snapshot:
+            sha256[MODULES] = snapshot.write(self.folder.root / MODULES)
             if self._backend.name != "inline":  # which runs what this process has imported
                 snapshot.warn_of_changes(self._call.function)
-            sha256[MODULES] = snapshot.write(self.folder.root / MODULES)
             names[MODULES] = MODULES
         return {"files": names, "code": snapshot.identity()}
 

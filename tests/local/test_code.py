@@ -448,6 +448,27 @@ def test_changed_function(executor: Executor, project: Project) -> None:
     assert [("new", 1)] == array.results(60)
 
 
+def test_changed_constant(
+    executor: Executor, project: Project, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """If another module in memory than the function's is not its file, or only a constant, the call says so, once."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    project.write(
+        {"scale.py": "FACTOR = 'old'\n", "process.py": "import scale\ndef work(x):\n    return scale.FACTOR\n"}
+    )
+    work = project.load("process").work
+    assert ["old"] == executor.map_array(work, [1]).results(60)
+    assert not [each for each in recwarn if each.category is ModuleChanged]
+    project.edit()
+
+    with pytest.warns(
+        ModuleChanged, match=r"^scale.py changed after this process imported it; the tasks run the file$"
+    ):
+        array = executor.map_array(work, [1])
+    assert ["new"] == array.results(60)
+    assert ["new"] == executor.map_array(work, [1]).results(60)  # without a warning, which would be an error
+
+
 def test_deleted_before_the_call(executor: Executor, project: Project) -> None:
     """If the file of the submitted function is gone, the call says so, before tasks wait in a queue and fail."""
     project.write({"process.py": "def work(x):\n    return 'old', x\n"})
