@@ -112,7 +112,8 @@ class Explanations:
         if task is None or not isinstance(error, (OutOfMemory, TimeLimitExceeded)):
             return {}
         view = self._tasks.view(task)
-        options = Options.from_json(view.round.plan.options)
+        # The limits are for automatic retries; who reads the error may go beyond them.
+        options = Options.from_json(view.round.plan.options).changed(max_mem=None, max_time=None)
         peak = view.last_notes.get("peak")
         if isinstance(error, OutOfMemory):
             known = [f"held {amount(peak)}"] if peak else []

@@ -151,23 +151,23 @@ def _more_memory(options: Options, causes: list[Cause]) -> dict[str, str]:
     name = next((name for name in MEMORY if name in options.slurm), MEMORY[0])
     # The measured memory is that of the whole task.
     used = [cause.memory or 0.0 for cause in causes] if name == MEMORY[0] else [0.0]
-    wanted = options.grow.get("mem", 1.0) * _base(options.slurm.get(name), parse_memory, used)
-    limit = _parsed(options.max_mem, parse_memory)
-    return {name: f"{math.ceil(min(wanted, limit) / _MEBIBYTE)}M"} if wanted else {}
+    wanted = _grown(options.grow.get("mem", 1.0), options.slurm.get(name), used, options.max_mem, parse_memory)
+    return {name: f"{math.ceil(wanted / _MEBIBYTE)}M"} if wanted else {}
 
 
 def _more_time(options: Options, causes: list[Cause]) -> dict[str, str]:
     used = [cause.seconds or 0.0 for cause in causes]
-    wanted = options.grow.get("time", 1.0) * _base(options.slurm.get("time"), parse_time, used)
-    limit = _parsed(options.max_time, parse_time)
-    minutes, seconds = divmod(math.ceil(min(wanted, limit)), _MINUTE)
+    wanted = _grown(options.grow.get("time", 1.0), options.slurm.get("time"), used, options.max_time, parse_time)
+    minutes, seconds = divmod(math.ceil(wanted), _MINUTE)
     return {"time": f"{minutes}:{seconds:02}"} if wanted else {}
 
 
-def _base(requested: object, parse: Callable[[str], float], used: list[float]) -> float:
-    """Return the amount to grow from; 0 if none was requested or measured, or the request has no limit."""
+def _grown(factor: float, requested: object, used: list[float], limit: object, parse: Callable[[str], float]) -> float:
+    """Return the amount to ask for, at least what was requested; 0 if that is without limit, or nothing is known."""
     amount = 0.0 if requested is None else _parsed(requested, parse)
-    return max(amount, *used) if math.isfinite(amount) else 0.0
+    if not math.isfinite(amount):
+        return 0.0
+    return max(amount, min(factor * max(amount, *used), _parsed(limit, parse)))
 
 
 def _parsed(value: object, parse: Callable[[str], float]) -> float:

@@ -329,7 +329,7 @@ def test_attempts(executor: Executor) -> None:
 @pytest.mark.parametrize("backend", ["local"], indirect=True)
 def test_time_limit(make_executor: ExecutorFactory) -> None:
     """The error of an item that takes too long names the limit, how far the task came, and the line with more time."""
-    error = make_executor(time="1s").map_array(time.sleep, [0, 600], tasks=1)[1].exception()
+    error = make_executor(time="1s", max_time="1s").map_array(time.sleep, [0, 600], tasks=1)[1].exception()
 
     assert isinstance(error, TimeLimitExceeded)
     assert error.limit == 1.0

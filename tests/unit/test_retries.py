@@ -38,6 +38,7 @@ def changed_options(
         ({"mem": "3G"}, {"mem": "6144M"}),
         ({"mem": "3G", "grow": {"mem": 1.5}}, {"mem": "4608M"}),
         ({"mem": "3G", "max_mem": "5G"}, {"mem": "5120M"}),
+        ({"mem": "6G", "max_mem": "5G"}, {"mem": "6144M"}),  # as after a retry(mem="6G")
         ({}, {"mem": "2048M"}),
         ({"mem": "0"}, {"mem": "0"}),
         ({"mem_per_cpu": "1G"}, {"mem_per_cpu": "2048M"}),
@@ -55,6 +56,7 @@ def test_memory(options: dict[str, Any], expected: dict[str, str]) -> None:
         ({"time": "01:00:00"}, {"time": "90:00"}),
         ({"time": "01:00:00", "grow": {"time": 2.0}}, {"time": "120:00"}),
         ({"time": "01:00:00", "max_time": "01:10:00"}, {"time": "70:00"}),
+        ({"time": "01:20:00", "max_time": "01:10:00"}, {"time": "80:00"}),
         ({}, {"time": "15:00"}),
     ],
 )
