@@ -64,14 +64,14 @@ def pickle_function(function: Callable[..., Any], *, single: bool = False) -> by
     return pickled
 
 
-def pickle_arguments(arguments: tuple[Any, ...]) -> bytes | Bundle:
-    """Return the pickled arguments of an item, their large buffers apart.
+def pickle_arguments(arguments: tuple[Any, ...], item: int) -> bytes | Bundle:
+    """Return the pickled arguments of an item, whose number an error names, their large buffers apart.
 
     Raises:
         NotPicklable: they do not pickle; the error names the argument.
     """
     pickled = _pickled_data(arguments)
-    return _dumps(arguments, "an item", _arguments(arguments, {}), byvalue.dumps) if pickled is None else pickled
+    return _dumps(arguments, f"item {item}", _arguments(arguments, {}), byvalue.dumps) if pickled is None else pickled
 
 
 class SharedGenerator(UserWarning):

@@ -52,10 +52,10 @@ BLOCK_BYTES = 1 << 18
 """Bytes after which a block is closed, so that a slice reads little beside its own items."""
 
 
-def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled]) -> int:
+def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callable[[Arguments, int], Pickled]) -> int:
     """Write the items while iterating over their positional arguments; return how many there were.
 
-    *dumps* pickles the arguments of one item, large buffers apart or not.
+    *dumps* pickles the arguments of one item, whose number it gets, too, large buffers apart or not.
 
     Raises:
         OSError: they could not be written; neither file is left behind.
@@ -65,7 +65,7 @@ def write_items(folder: RunFolder, arguments: Iterable[Arguments], dumps: Callab
 
 
 def write_further(
-    file: Location, salt: int, arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled], *, first: int
+    file: Location, salt: int, arguments: Iterable[Arguments], dumps: Callable[[Arguments, int], Pickled], *, first: int
 ) -> str:
     """Write items that a round adds to a run, beginning with the number *first*; return the SHA-256 of their index."""
     return _write(file, file.beside(f"{file.name}.index"), salt, arguments, dumps, first=first)[1]
@@ -73,7 +73,7 @@ def write_further(
 
 def _write(
     file: Location, index_file: Location, salt: int, arguments: Iterable[Arguments],
-    dumps: Callable[[Arguments], Pickled], *, first: int = 0,
+    dumps: Callable[[Arguments, int], Pickled], *, first: int = 0,
 ) -> tuple[int, str]:  # fmt: skip
     index: list[bytes] = []
     total = first
@@ -81,7 +81,7 @@ def _write(
     def blocks() -> Iterator[Part]:
         nonlocal total
         offset = 0
-        for kind, count, parts in _blocks(arguments, dumps):
+        for kind, count, parts in _blocks(arguments, dumps, first):
             index.append(_ENTRY.pack(total, offset))
             header = Entry.of(kind, parts, first=total, number=count).header
             yield header.encode(salt)
@@ -96,18 +96,19 @@ def _write(
     return total - first, sha256_of(data)
 
 
-def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments], Pickled]) -> Iterator[Block]:
+def _blocks(arguments: Iterable[Arguments], dumps: Callable[[Arguments, int], Pickled], first: int) -> Iterator[Block]:
     rows = iter(arguments)
     number = 1
     while block := _next_items(rows, number):
         size = 0
         immutable = PLAIN.issuperset(map(type, chain.from_iterable(block)))
-        for kind, count, parts in _columns(block) if immutable else _item_by_item(block, dumps):
+        for kind, count, parts in _columns(block) if immutable else _item_by_item(block, dumps, first):
             size += sum(map(len, parts))
             yield kind, count, parts
             del parts
         # As many as fill a block of the last one's size, and no more: a generator may make large ones.
         number = max(1, min(BLOCK_ITEMS, _GROWTH * number, len(block) * BLOCK_BYTES // (2 * size)))
+        first += len(block)
         del block
 
 
@@ -137,11 +138,11 @@ def _columns(block: list[Arguments]) -> Iterator[Block]:
         yield from _columns(block[half:])
 
 
-def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments], Pickled]) -> Iterator[Block]:
+def _item_by_item(block: list[Arguments], dumps: Callable[[Arguments, int], Pickled], first: int) -> Iterator[Block]:
     parts: list[bytes] = []
     size = 0
-    for row in block:
-        part = dumps(row)
+    for number, row in enumerate(block, first):
+        part = dumps(row, number)
         if parts and (size + len(part) > BLOCK_BYTES or isinstance(part, Bundle)):
             yield Kind.ITEMS, len(parts), [records.pack(parts)]
             parts, size = [], 0

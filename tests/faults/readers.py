@@ -73,7 +73,7 @@ def write_sample(path: Path) -> None:
     write_function(folder.function, Bundle(pickle.dumps(len), [bytes(5000)]))
     large = Bundle(pickle.dumps((1,)), [bytes(300)])
     write_items(
-        folder, ((n if n < 8 else [n],) for n in range(ITEMS)), lambda row: large if row[0] == [9] else _dumps(row)
+        folder, ((n if n < 8 else [n],) for n in range(ITEMS)), lambda row, _: large if row[0] == [9] else _dumps(row)
     )
     found = (Module("a", str(path / "a.py"), None, 1, 5), Source(b"a = 1", b"pyc", "0" * 64))
     write_modules(folder.root / "modules", [found, (Module("space", None, ["/a"]), None)], optimize=0)

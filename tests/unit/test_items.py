@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurmlaunch.client.pickling import pickle_arguments
-from slurmlaunch.errors import ResultLost, UnsafeRunFolder
+from slurmlaunch.errors import NotPicklable, ResultLost, UnsafeRunFolder
 from slurmlaunch.runfolder import records
 from slurmlaunch.runfolder.items import BLOCK_BYTES, BLOCK_ITEMS, ItemReader, write_items
 from slurmlaunch.runfolder.layout import RunFolder
@@ -56,6 +56,13 @@ any_rows = st.lists(st.tuples(scalars), max_size=60) | st.lists(any_arguments, m
 
 
 # Order and slices.
+
+
+def test_number_of_an_item_that_does_not_pickle(folder: RunFolder) -> None:
+    """The error names the item, in whichever block it is."""
+    unpicklable = ((n if n != 700 else threading.Lock(),) for n in range(1000))
+    with pytest.raises(NotPicklable, match=r"^item 700 does not pickle: argument 0 "):
+        write_items(folder, unpicklable, pickle_arguments)
 
 
 @given(any_rows, st.integers(1, 9), st.randoms())

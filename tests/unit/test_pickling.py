@@ -138,15 +138,15 @@ def test_argument_of_a_single_call() -> None:
 def test_path_in_arguments(arguments: tuple[Any, ...], expected: str) -> None:
     """So is the way from an argument, as deep as one would care to read."""
     with pytest.raises(NotPicklable) as caught:
-        pickle_arguments(arguments)
+        pickle_arguments(arguments, 7)
 
     assert expected == caught.value.path
 
 
 def test_error() -> None:
     """The error is also pickle's own, and gives the reason and the remedy."""
-    with pytest.raises(pickle.PicklingError, match=r"cannot pickle '_thread.lock' object.*__getstate__") as caught:
-        pickle_arguments((LOCK,))
+    with pytest.raises(pickle.PicklingError, match=r"^item 7 does not.* '_thread.lock' object.*__getstate__") as caught:
+        pickle_arguments((LOCK,), 7)
 
     assert isinstance(caught.value, SlurmlaunchError)
     assert isinstance(caught.value.__cause__, TypeError)
@@ -155,7 +155,7 @@ def test_error() -> None:
 def test_reduce_of_the_user() -> None:
     """Any exception in a user's __reduce__ means that the object does not pickle."""
     with pytest.raises(NotPicklable, match="stays here") as caught:
-        pickle_arguments((1, [tests.support.deeds.Mute()]))
+        pickle_arguments((1, [tests.support.deeds.Mute()]), 7)
 
     assert "argument 1 → element 0" == caught.value.path
 
@@ -171,7 +171,7 @@ class Closed:
 def test_an_object_that_cannot_be_inspected() -> None:
     """An object that raises at any access to an attribute does not pickle, and is named."""
     with pytest.raises(NotPicklable, match="element 0"):
-        pickle_arguments(([Closed()],))
+        pickle_arguments(([Closed()],), 7)
     closed = Closed()
     with pytest.raises(NotPicklable, match="closure variable 'closed'"):
         pickle_function(lambda: closed)
@@ -198,7 +198,7 @@ def test_by_value() -> None:
     by_reference = pickle_function(tests.support.deeds.chain)
     with travelling(["tests.support.deeds"]):
         assert by_reference != pickle_function(tests.support.deeds.chain)
-        arguments = pickle_arguments((tests.support.deeds.chain,))
+        arguments = pickle_arguments((tests.support.deeds.chain,), 7)
         assert isinstance(arguments, bytes)
         assert b"words" in arguments
     assert by_reference == pickle_function(tests.support.deeds.chain)
@@ -230,7 +230,7 @@ def test_no_such_module() -> None:
 
 def pickled(row: tuple[Any, ...]) -> bytes:
     """Return the pickled arguments, which have no large buffers."""
-    data = pickle_arguments(row)
+    data = pickle_arguments(row, 7)
     assert isinstance(data, bytes)
     return data
 
@@ -245,9 +245,9 @@ def test_plain_arguments() -> None:
     ]
     for row in rows:
         for other in (Holder(row), local_function, print):
-            pickle_arguments((other, row))
+            pickle_arguments((other, row), 7)
         with pytest.raises(NotPicklable):
-            pickle_arguments((row, LOCK))
+            pickle_arguments((row, LOCK), 7)
         assert row == pickle.loads(pickled(row))
     loaded = pickle.loads(pickled(rows[1]))
     assert loaded[0][0] is loaded[0][1] is loaded[1]["key"][0]
@@ -271,7 +271,7 @@ def test_arguments_in_a_row_without_end() -> None:
     for _ in range(100_000):
         deep = [deep]
     with pytest.raises(NotPicklable):
-        pickle_arguments((deep,))
+        pickle_arguments((deep,), 7)
 
 
 # Random generators.
@@ -332,7 +332,7 @@ def test_a_shared_generator(function: Callable[..., Any], path: str) -> None:
 def test_generators_that_are_not_shared(recwarn: pytest.WarningsRecorder) -> None:
     """The arguments of a single call, the arguments of items and modules get no warning."""
     pickle_function(functools.partial(repr, generator), single=True)
-    pickle_arguments((generator,))
+    pickle_arguments((generator,), 7)
     pickle_function(lambda: [random.random(), np.random.default_rng()])
 
     assert not recwarn.list
@@ -356,7 +356,7 @@ def test_a_name_of_main(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.path == "partial's function → global variable 'helper' → global variable 'SINGLE'"
 
     with pytest.raises(NotPicklable, match=r"__main__\.SINGLE") as caught:
-        pickle_arguments((1, {"key": module.SINGLE}))
+        pickle_arguments((1, {"key": module.SINGLE}), 7)
     assert caught.value.path == "argument 1 → key 'key'"
 
 
