@@ -29,11 +29,11 @@ _NO_TESTS = 5  # pytest's exit status
 
 @dataclasses.dataclass
 class Row:
-    """A kind's row of the table: its versions, or why it did not run, and pytest's counts for each suite."""
+    """A kind's row of the table: its versions, or why it did not run, and pytest's counts in each folder of tests."""
 
     kind: str
     about: str = ""
-    counts: dict[str, str] = dataclasses.field(default_factory=dict)
+    counts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def main(words: list[str]) -> int:
@@ -51,7 +51,8 @@ def main(words: list[str]) -> int:
             failed |= len(arguments.names) == 1
             continue
         for suite in arguments.suite or kind.suites:
-            status, row.about, row.counts[suite] = _run(kind, suite, options)
+            status, row.about, counts = _run(kind, suite, options)
+            row.counts.setdefault(suite.partition("/")[0], []).append(counts)
             failed |= status not in {0, _NO_TESTS}
     _print_table(rows)
     return int(failed)
@@ -93,7 +94,7 @@ def _run(kind: Kind, suite: str, options: Iterable[str]) -> tuple[int, str, str]
 def _print_table(rows: list[Row]) -> None:
     suites = list(dict.fromkeys(suite for row in rows for suite in row.counts))
     cells = [["cluster", "what it is", *suites], ["---"] * (2 + len(suites))]
-    cells += [[row.kind, row.about, *(row.counts.get(suite, "") for suite in suites)] for row in rows]
+    cells += [[row.kind, row.about, *("; ".join(row.counts.get(suite, ())) for suite in suites)] for row in rows]
     lines = [f"| {' | '.join(line)} |" for line in cells]
     sys.stdout.write("\n".join(["", str(dt.datetime.now(dt.UTC).date()), "", *lines, ""]))
 
