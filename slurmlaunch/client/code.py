@@ -69,7 +69,7 @@ class Code(NamedTuple):
     distributions: dict[str, Distribution]
 
     def __repr__(self) -> str:
-        # What is in them fills a screen, and `attempts` shows this for each attempt.
+        # All modules and distributions would fill a screen, once for each of an item's `attempts`.
         counts = (f"{len(getattr(self, name))} {name}" for name in ("modules", "live", "commits", "distributions"))
         return f"<Code of {self.function}, recorded {self.recorded:%Y-%m-%d %H:%M:%S}: {', '.join(counts)}>"
 

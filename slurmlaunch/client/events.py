@@ -1,4 +1,4 @@
-"""What the state machine of a run is told and what it asks for: its events and its effects.
+"""The events that the state machine of a run handles, and the effects that it returns.
 
 The collector makes events from the run folder, `Run`, `Submission` and the watcher those of this process and of the
 scheduler. `RunState` handles events and returns effects, which the watcher and `Run` execute while nothing is locked.

@@ -163,7 +163,7 @@ def _more_time(options: Options, causes: list[Cause]) -> dict[str, str]:
 
 
 def _grown(factor: float, requested: object, used: list[float], limit: object, parse: Callable[[str], float]) -> float:
-    """Return the amount to ask for, at least what was requested; 0 if that is without limit, or nothing is known."""
+    """Return the next amount, never less than *requested*; 0 if that has no limit, or no amount is known."""
     amount = 0.0 if requested is None else _parsed(requested, parse)
     if not math.isfinite(amount):
         return 0.0

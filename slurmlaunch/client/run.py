@@ -154,7 +154,7 @@ class Run:
     """One view of a run.
 
     Attributes:
-        rounds: its rounds on disk, by number; `tasks.rounds` has what is known of each.
+        rounds: its rounds on disk, by number; `tasks.rounds` holds the state of each.
         clock: returns the seconds by which it is watched.
         state: the state machine, with its ledger and tasks; changed under the lock.
         changed: the lock, and a condition that is notified whenever items settle.

@@ -53,7 +53,7 @@ class SchedulerEnd(NamedTuple):
 
 
 class Journal(list[dict[str, Any]]):
-    """The entries of a round's journal, in order, and what they say of its arrays by number."""
+    """The entries of a round's journal, in order; its properties give facts about each array, by the array's number."""
 
     @property
     def intents(self) -> dict[int, float]:
